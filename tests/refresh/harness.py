@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 API_DOMAIN = "api-b.amocrm.ru"
 """Where the stand-in can be asked about a refresh token."""
 DAY = 86_400.0
+PATIENCE = 8.0
+"""Seconds that a forced refresh is waited for: a second more than AMO has, and eight at least."""
 
 
-class House:
+class RefreshHarness:
     """A process's custody, and one account that can be connected."""
 
     def __init__(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 
-class FakeKeeper:
+class FakeCoordinator:
     """A keeper that remembers whom it was asked for, and does as it is told."""
 
     def __init__(self, store: Store, clock: FakeClock) -> None:
@@ -67,7 +67,7 @@ class Loop:
 
     def __init__(self, store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> None:
         self.store, self.clock, self.witness, self.cipher = store, clock, witness, cipher
-        self.coordinator = FakeKeeper(store, clock)
+        self.coordinator = FakeCoordinator(store, clock)
         self.failing = FaultyStore(store, clock)
 
     @asynccontextmanager

@@ -1,0 +1,690 @@
+"""One refresh: what is written before, what is spent, and what is left when something goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.errors import (
+    AccountBlocked,
+    ClientMismatch,
+    IntrospectionUnavailable,
+    InvalidRefreshToken,
+    NeedsReauth,
+    NotFound,
+    NotYet,
+    ShuttingDown,
+    StoreUnavailable,
+    UnknownOutcome,
+    VendorRateLimited,
+)
+from amo_callback.events import Level
+from amo_callback.model import (
+    Reason,
+    RefreshRules,
+    RefreshTrigger,
+    Status,
+    TokenPair,
+    TokenResponse,
+    fingerprint,
+    short,
+)
+from tests.builders import a_claim, a_refreshed, save
+from tests.fakes import Override
+from tests.refresh.harness import API_DOMAIN, DAY
+
+if TYPE_CHECKING:
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.model import Claim, Connection, RefreshedPair
+    from tests.fakes import FakeClock
+    from tests.refresh.harness import RefreshHarness
+
+
+# --- a refresh that goes well ---------------------------------------------------------------------
+
+
+async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(harness: RefreshHarness) -> None:
+    """The new pair is stored, live, due at half of its life, and good for three months."""
+    connection = await harness.connect()
+    harness.clock.advance(43_200)
+    stored = await harness.refresh(connection)
+    pair = harness.pair(stored)
+    assert harness.amo.fake.live_account(pair.access_token) is harness.amo.account
+    assert stored == await harness.now(connection)
+    assert (stored.refreshed_at, stored.access_expires_at) == (
+        harness.clock.now(),
+        harness.clock.now() + timedelta(days=1),
+    )
+    assert stored.next_refresh_at == harness.clock.now() + timedelta(hours=12)
+    assert stored.refresh_expires_at == harness.clock.now() + timedelta(days=90)
+    assert (stored.pair_version, stored.attempt) == (2, None)
+    [event] = harness.witness.named("refresh.succeeded")
+    assert (event.level, event.connection_id) == (Level.INFO, connection.id)
+    assert event.fields == {
+        "domain": connection.domain,
+        "demand": "schedule",
+        "seconds": 0.0,
+        "token": short(fingerprint(harness.pair(connection).refresh_token)),
+        "next_token": short(fingerprint(pair.refresh_token)),
+        "request_id": event.fields["request_id"],  # whatever AMO calls it
+        "expires_at": stored.access_expires_at,
+        "next_refresh_at": stored.next_refresh_at,
+    }
+
+
+async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(harness: RefreshHarness) -> None:
+    """From before the claim to the answer, in milliseconds."""
+    connection = await harness.connect()
+
+    async def refresh(**request: Any) -> TokenResponse:
+        harness.clock.advance(1.23456)
+        return dataclasses.replace(await harness.client.refresh(**request), request_id="b6a3")
+
+    await harness.make_coordinator(amo=Override(harness.client, refresh=refresh)).refresh(
+        connection.id, demand=RefreshTrigger.FORCED
+    )
+    [event] = harness.witness.named("refresh.succeeded")
+    assert (event.fields["seconds"], event.fields["request_id"], event.fields["demand"]) == (1.235, "b6a3", "forced")
+
+
+async def test_a_refresh_keeps_the_api_host_that_amo_tells_or_else_the_one_before(harness: RefreshHarness) -> None:
+    """A token that names none says nothing of it."""
+    connection = await harness.connect(api_domain="api-a.amocrm.ru")
+
+    async def refresh(**request: Any) -> TokenResponse:
+        issued = await harness.client.refresh(**request)
+        return dataclasses.replace(issued, account=dataclasses.replace(issued.account, api_domain=None))
+
+    silent = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
+    assert (await silent.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)).api_domain == "api-a.amocrm.ru"
+    assert (await harness.refresh(connection)).api_domain == API_DOMAIN
+
+
+async def test_a_pair_is_stored_for_the_grant_that_it_comes_from(harness: RefreshHarness) -> None:
+    """The store is told which: after a database was put back, the version alone would not tell a newer grant."""
+    connection = await save(harness.store, harness.connection_of(await harness.exchange()), iat=7)
+    stored: list[RefreshedPair] = []
+    harness.failing.before["save_refreshed"] = lambda refreshed, **_: stored.append(refreshed)
+    await harness.refresh(connection)
+    assert [(one.grant_iat, one.pair_version) for one in stored] == [(7, 1)]
+
+
+async def test_callers_at_once_share_one_refresh(harness: RefreshHarness) -> None:
+    """Sixty callers make one request, and all get its pair."""
+    connection = await harness.connect()
+    stored = await asyncio.gather(*(harness.refresh(connection, demand=RefreshTrigger.HAND_OUT) for _ in range(60)))
+    assert {one.pair_version for one in stored} == {2}
+    assert len(harness.amo.fake.ledger.refreshes()) == 1
+
+
+async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(harness: RefreshHarness) -> None:
+    """What has ended is not joined, and its end takes nothing from the one that began meanwhile."""
+    connection = await harness.connect()
+    ended = asyncio.Event()
+
+    def satisfied(_connection: Connection) -> bool:
+        ended.set()
+        return True
+
+    async def come() -> Connection:
+        await ended.wait()
+        return await harness.refresh(connection)
+
+    harness.amo.sandbox.asked.clear()
+    harness.amo.sandbox.faults.add(Fault.SLOW)
+    coming = asyncio.create_task(come())
+    assert (await harness.refresh(connection, satisfied=satisfied)).pair_version == 1
+    await harness.amo.sandbox.asked.wait()
+    assert harness.coordinator.in_flight == 1
+    harness.amo.sandbox.go_on.set()
+    assert (await coming).pair_version == 2
+    assert harness.coordinator.in_flight == 0
+
+
+async def test_a_refresh_that_satisfies_nobody_is_made_once(harness: RefreshHarness) -> None:
+    """Whoever asked for it gets its pair, and may ask again."""
+    connection = await harness.connect()
+    assert (await harness.refresh(connection, satisfied=lambda now: now.pair_version > 2)).pair_version == 2
+    assert len(harness.amo.fake.ledger.refreshes()) == 1
+
+
+async def test_every_year_of_refreshes_spends_each_token_once(harness: RefreshHarness) -> None:
+    """Refresh after refresh, each token is presented once and the connection lives."""
+    connection = await harness.connect()
+    for _ in range(50):
+        harness.clock.advance(43_200)
+        connection = await harness.refresh(connection)
+    assert harness.amo.fake.ledger.doubles() == 0
+    assert len(harness.amo.fake.ledger.refreshes()) == 50
+
+
+# --- the claim ------------------------------------------------------------------------------------
+
+
+async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHarness) -> None:
+    """While the request is on its way, the store names attempt, lease and fingerprint."""
+    connection = await harness.connect()
+    harness.amo.sandbox.asked.clear()
+    harness.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(harness.refresh(connection))
+    await harness.amo.sandbox.asked.wait()
+    claimed = await harness.now(connection)
+    assert claimed.attempt is not None
+    assert claimed.lease_until == harness.clock.now() + timedelta(seconds=60)
+    assert claimed.spending == fingerprint(harness.pair(connection).refresh_token)
+    harness.amo.sandbox.go_on.set()
+    await refreshing
+
+
+async def test_a_store_that_takes_no_claim_keeps_the_token_unspent(harness: RefreshHarness) -> None:
+    """A full disk is met before the token is spent, not after."""
+    connection = await harness.connect()
+    harness.failing.away = {"claim"}
+    with pytest.raises(StoreUnavailable):
+        await harness.refresh(connection)
+    assert harness.amo.fake.ledger.refreshes() == []
+
+
+async def test_what_somebody_else_claimed_is_waited_for(harness: RefreshHarness) -> None:
+    """Another process's lease holds: nothing is sent, and its pair is returned once it is stored."""
+    connection = await harness.connect()
+    await harness.store.claim(a_claim(connection, owner="process-2"))
+    refreshing = asyncio.create_task(harness.refresh(connection, satisfied=lambda now: now.pair_version == 2))
+    for _ in range(3):
+        await harness.clock.until_sleeping(0.25)
+        harness.clock.advance(0.25)
+    await harness.clock.until_sleeping(0.25)
+    await harness.store.save_refreshed(a_refreshed(connection))
+    harness.clock.advance(0.25)
+    assert (await refreshing).pair_version == 2
+    assert harness.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_claim_that_took_too_long_is_given_back_unsent(harness: RefreshHarness) -> None:
+    """A process that was stopped during its claim does not spend on what is left of the lease: an answer has 5 s."""
+    connection = await harness.connect()
+    took = 55.1
+    harness.failing.after["claim"] = lambda *_, **__: harness.clock.advance(took)
+    with pytest.raises(NotYet) as raised:
+        await harness.refresh(connection)
+    assert raised.value.retry_after == 1
+    after = await harness.now(connection)
+    assert (after.attempt, after.spending, after.doubtful) == (None, None, None)
+    assert harness.amo.fake.ledger.refreshes() == []
+    took = 55.0
+    assert (await harness.refresh(connection)).pair_version == 2
+
+
+async def test_a_pair_granted_to_another_client_is_not_presented(harness: RefreshHarness) -> None:
+    """After the integration was changed, old tokens stay at home, and the configuration is told as the fault."""
+    connection = await harness.connect(client_id="the one before")
+    with pytest.raises(ClientMismatch):
+        await harness.refresh(connection)
+    after = await harness.now(connection)
+    assert (after.status, after.last_error) == (Status.ACTIVE, "client_mismatch")
+    assert harness.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_pair_that_no_key_opens_needs_its_person(harness: RefreshHarness) -> None:
+    """Rows swapped by hand, or sealed with a lost key, are noticed and not sent."""
+    other = Cipher([new_key()])
+    pair = TokenPair(access_token="a", refresh_token="r", issued_at=harness.clock.now(), expires_at=harness.clock.now())
+    for sealed in (other.seal_pair(pair, connection_id="x"), harness.cipher.seal_pair(pair, connection_id="another")):
+        connection = await harness.connect(sealed_pair=sealed)
+        with pytest.raises(NeedsReauth) as raised:
+            await harness.refresh(connection)
+        assert raised.value.reason is Reason.UNREADABLE
+        after = await harness.now(connection)
+        assert (after.status, after.reason, after.sealed_pair) == (Status.NEEDS_REAUTH, Reason.UNREADABLE, sealed)
+    assert harness.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_claim_of_what_no_key_opens_names_no_token(harness: RefreshHarness) -> None:
+    """Nothing goes out, so nothing can be in doubt; whose the claim is, and for how long, it tells all the same."""
+    connection = await harness.connect(sealed_pair=Cipher([new_key()]).seal(b"", bound_to=""))
+    claims: list[Claim] = []
+    harness.failing.before["claim"] = lambda claim, **_: claims.append(claim)
+    with pytest.raises(NeedsReauth):
+        await harness.refresh(connection)
+    [claim] = claims
+    assert (claim.fingerprint, claim.owner, claim.lease) == ("", "process-1", timedelta(seconds=60))
+
+
+async def test_what_does_not_exist_cannot_be_refreshed(harness: RefreshHarness) -> None:
+    """An unknown id is told as that, and so is one whose person has disconnected."""
+    connection = await harness.connect()
+    assert await harness.store.disconnect(connection, on_request=True)
+    for name in ("unknown", connection.id):
+        with pytest.raises(NotFound):
+            await harness.coordinator.refresh(name, demand=RefreshTrigger.HAND_OUT)
+    assert harness.amo.fake.ledger.refreshes() == []
+
+
+# --- cancelled, stopped, slow ---------------------------------------------------------------------
+
+
+async def test_a_caller_who_hangs_up_cancels_nothing(harness: RefreshHarness) -> None:
+    """The request goes on in its own task, and its pair is stored."""
+    connection = await harness.connect()
+    harness.amo.sandbox.asked.clear()
+    harness.amo.sandbox.faults.add(Fault.SLOW)
+    caller = asyncio.create_task(harness.refresh(connection))
+    await harness.amo.sandbox.asked.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    harness.amo.sandbox.go_on.set()
+    await harness.coordinator.drain()
+    assert (await harness.now(connection)).pair_version == 2
+
+
+async def test_stopping_finishes_what_is_claimed_and_begins_nothing(harness: RefreshHarness) -> None:
+    """After the stop signal a spent token's pair is stored, and who waits for a slot is sent away."""
+    connection = await harness.connect()
+    harness.amo.account.user_id += 1
+    other = await harness.connect()
+    harness.coordinator = harness.make_coordinator(rules=RefreshRules(concurrency=1))
+    harness.amo.sandbox.asked.clear()
+    harness.amo.sandbox.faults.add(Fault.SLOW)
+    first = asyncio.create_task(harness.refresh(connection))
+    await harness.amo.sandbox.asked.wait()
+    second = asyncio.create_task(harness.refresh(other))
+    await asyncio.sleep(0)
+    harness.lifecycle.core.stop.set()
+    harness.amo.sandbox.go_on.set()
+    await harness.coordinator.drain()
+    assert (await first).pair_version == 2
+    with pytest.raises(ShuttingDown):
+        await second
+    with pytest.raises(ShuttingDown):
+        await harness.refresh(other)
+    assert len(harness.amo.fake.ledger.refreshes()) == 1
+
+
+async def test_stopping_does_not_wait_for_the_lease_of_another_process(harness: RefreshHarness) -> None:
+    """Whoever looks for its pair from time to time is sent away at once."""
+    connection = await harness.connect()
+    await harness.store.claim(a_claim(connection, owner="process-2"))
+    refreshing = asyncio.create_task(harness.refresh(connection))
+    await harness.clock.until_sleeping(0.25)
+    harness.lifecycle.core.stop.set()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+
+
+async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness, clock: FakeClock) -> None:
+    """A refresh that has no slot yet ends at once, however long AMO has paused us."""
+    connection = await harness.connect()
+
+    class NoSlot:
+        client_id, timeout = harness.client.client_id, harness.client.timeout
+        base_url = harness.client.base_url
+
+        async def slot(self, _priority: object) -> None:
+            await clock.sleep(3600)
+
+    harness.coordinator = harness.make_coordinator(amo=cast("AmoClient", NoSlot()))
+    refreshing = asyncio.create_task(harness.refresh(connection))
+    await clock.until_sleeping(3600)
+    assert (await harness.now(connection)).attempt is None  # a claim must not age in a queue
+    harness.lifecycle.core.stop.set()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+
+
+# --- the store, away at the wrong moment -----------------------------------------------------------
+
+
+async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(harness: RefreshHarness) -> None:
+    """A received pair has been paid for: it is tried again, told once, and the caller gets it in the end."""
+    connection = await harness.connect()
+    harness.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(harness.refresh(connection))
+    await harness.witness.until("pair.write_pending")
+    for _ in range(3):
+        await harness.clock.until_sleeping(1)
+        harness.clock.advance(1)
+    await harness.clock.until_sleeping(1)
+    harness.failing.away = set()
+    harness.clock.advance(1)
+    assert (await refreshing).pair_version == 2
+    assert len(harness.witness.named("pair.write_pending")) == 1
+    assert harness.amo.fake.ledger.doubles() == 0
+
+
+async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(harness: RefreshHarness) -> None:
+    """Where even the failure cannot be written, the token counts as doubtful once the lease has ended."""
+    connection = await harness.connect()
+    harness.failing.away = {"save_verdict"}
+    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    with pytest.raises(UnknownOutcome):
+        await harness.refresh(connection)
+    harness.failing.away = set()
+    retry = asyncio.create_task(harness.refresh(connection))
+    await harness.clock.until_sleeping(0.25)
+    harness.clock.advance(60)
+    with pytest.raises(NeedsReauth) as raised:
+        await retry
+    assert raised.value.reason is Reason.IN_DOUBT
+
+
+async def test_a_new_grant_during_a_flight_wins(harness: RefreshHarness) -> None:
+    """The person connects again while a refresh is on its way: the grant's pair stays, the refreshed one is dropped."""
+    connection = await harness.connect()
+    harness.amo.sandbox.asked.clear()
+    harness.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(harness.refresh(connection))
+    await harness.amo.sandbox.asked.wait()
+    granted = await harness.connect()
+    harness.amo.sandbox.go_on.set()
+    assert await refreshing == granted
+    [told] = harness.witness.events
+    assert (told.name, told.level, told.fields["demand"]) == ("refresh.superseded", Level.WARNING, "schedule")
+    assert told.fields["token"] == short(fingerprint(harness.pair(connection).refresh_token))
+    assert await harness.now(connection) == granted
+
+
+async def test_a_connection_that_has_gone_with_its_pair_is_not_found(harness: RefreshHarness) -> None:
+    """Something newer was stored, and then all of it was erased, before the caller could be told."""
+    connection = await harness.connect()
+
+    async def replace_and_erase(*_: object, **__: object) -> None:
+        await harness.connect()
+        harness.failing.answers["connection"] = None
+
+    harness.failing.before["save_refreshed"] = replace_and_erase
+    with pytest.raises(NotFound):
+        await harness.refresh(connection)
+
+
+# --- what an answer means --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)])
+async def test_a_dead_refresh_token_is_told_once_and_kept(
+    harness: RefreshHarness, hint_after: str, reason: Reason
+) -> None:
+    """Only AMO's listed words are final; the sealed pair is kept, and AMO is not asked again."""
+    connection = await harness.connect()
+    if hint_after == "revoked":
+        harness.amo.account.disabled = True
+    else:
+        harness.clock.advance(90 * 86400)
+    for _ in range(2):
+        with pytest.raises(NeedsReauth) as raised:
+            await harness.refresh(connection)
+        assert raised.value.reason == reason
+    after = await harness.now(connection)
+    assert (after.status, after.reason, after.next_refresh_at) == (Status.NEEDS_REAUTH, reason, None)
+    assert after.sealed_pair == connection.sealed_pair
+    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert harness.witness.names().count("connection.needs_reauth") == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HUGE_AFTER, Fault.NOTHING_AFTER],
+)
+async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(harness: RefreshHarness, fault: Fault) -> None:
+    """After an open outcome the connection stays active; where the token then proves dead, we say we may be why."""
+    connection = await harness.connect()
+    harness.amo.sandbox.faults.add(fault)
+    with pytest.raises(UnknownOutcome):
+        await harness.refresh(connection)
+    after = await harness.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
+    assert after.spending == fingerprint(harness.pair(connection).refresh_token)
+    assert after.in_doubt
+    assert after.next_refresh_at is not None
+    assert after.next_refresh_at >= harness.clock.now() + timedelta(seconds=60)
+    harness.clock.advance(DAY)  # where the answer is kept its token waits for as long as its access token lives
+    with pytest.raises(NeedsReauth) as raised:
+        await harness.refresh(connection)
+    assert raised.value.reason is Reason.IN_DOUBT
+
+
+@pytest.mark.parametrize("fault", [Fault.HTTP_500, Fault.HTML, Fault.HTML_200, Fault.REDIRECT])
+async def test_a_token_that_was_not_spent_after_all_lives_on(harness: RefreshHarness, fault: Fault) -> None:
+    """An open outcome that spent nothing costs nothing: the next refresh works, and the doubt is gone."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.amo.sandbox.faults.add(fault)
+    with pytest.raises(UnknownOutcome):
+        await harness.refresh(connection)
+    harness.clock.advance(60)
+    stored = await harness.refresh(connection)
+    assert (stored.status, stored.in_doubt, stored.failures) == (Status.ACTIVE, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "wait"),
+    [
+        (Fault.UNPAID, AccountBlocked, 900),
+        (Fault.BLOCKED, AccountBlocked, 900),
+        (Fault.TOO_MANY, VendorRateLimited, 1),
+        (Fault.TEAPOT, Exception, 15),
+    ],
+)
+async def test_a_refusal_that_passes_is_waited_out(
+    harness: RefreshHarness, fault: Fault, error: type[Exception], wait: float
+) -> None:
+    """402 and 403 wait the longest, 429 as long as AMO asks, unknown words back off; the connection stays active."""
+    connection = await harness.connect()
+    harness.amo.sandbox.faults.add(fault)
+    with pytest.raises(error):
+        await harness.refresh(connection)
+    after = await harness.now(connection)
+    assert (after.status, after.failures, after.in_doubt) == (Status.ACTIVE, 1, False)
+    assert after.next_refresh_at == harness.clock.now() + timedelta(seconds=wait)
+
+
+async def test_a_patient_caller_respects_the_back_off(harness: RefreshHarness) -> None:
+    """Hand-outs do not hammer an ill AMO: until the next try is due, they are told to wait."""
+    connection = await harness.connect()
+    harness.amo.sandbox.faults.add(Fault.UNPAID)
+    with pytest.raises(AccountBlocked):
+        await harness.refresh(connection, demand=RefreshTrigger.HAND_OUT)
+    with pytest.raises(NotYet) as raised:
+        await harness.refresh(connection, demand=RefreshTrigger.HAND_OUT)
+    assert (raised.value.retry_after, raised.value.cause_code) == (900, "account_refused")
+    assert harness.amo.sandbox.requests == 2
+    harness.clock.advance(900)
+    assert (await harness.refresh(connection, demand=RefreshTrigger.HAND_OUT)).pair_version == 2
+
+
+async def test_the_end_of_the_service_is_told_before_anything_else(harness: RefreshHarness) -> None:
+    """Whoever would have to wait for the next try goes to another instance at once."""
+    connection = await harness.connect()
+    harness.amo.sandbox.faults.add(Fault.UNPAID)
+    with pytest.raises(AccountBlocked) as raised:
+        await harness.refresh(connection)
+    assert raised.value.__cause__ is None
+    harness.lifecycle.core.stop.set()
+    with pytest.raises(ShuttingDown):
+        await harness.refresh(connection)
+
+
+async def test_a_failure_tells_how_long_it_took(harness: RefreshHarness) -> None:
+    """Of AMO's as of ours: whoever reads the history sees whether AMO was slow."""
+    for error in (VendorRateLimited(7), ZeroDivisionError()):
+        connection = await harness.connect()
+
+        async def refresh(error: Exception = error, **_: object) -> TokenResponse:
+            harness.clock.advance(1.5)
+            raise error
+
+        with pytest.raises(type(error)):
+            await harness.make_coordinator(amo=Override(harness.client, refresh=refresh)).refresh(
+                connection.id, demand=RefreshTrigger.FORCED
+            )
+    told = harness.witness.named("refresh.failed")
+    assert [(event.fields["seconds"], event.fields["demand"]) for event in told] == [(1.5, "forced")] * 2
+
+
+async def test_a_bug_is_told_and_leaves_the_outcome_open(harness: RefreshHarness) -> None:
+    """An exception of a kind that nobody expected ends the claim with doubt, and reaches the log with its trace."""
+    connection = await harness.connect()
+
+    class Broken:
+        client_id, timeout = harness.client.client_id, harness.client.timeout
+        base_url = harness.client.base_url
+
+        async def slot(self, _priority: object) -> None:
+            return
+
+        async def refresh(self, **_: object) -> TokenResponse:
+            raise ZeroDivisionError
+
+    harness.coordinator = harness.make_coordinator(amo=cast("AmoClient", Broken()))
+    with pytest.raises(ZeroDivisionError):
+        await harness.refresh(connection)
+    after = await harness.now(connection)
+    assert (after.status, after.last_error, after.in_doubt) == (Status.ACTIVE, "outcome_open", True)
+    told = await harness.witness.until("refresh.bug")
+    assert isinstance(told.error, ZeroDivisionError)
+    assert (told.level, told.connection_id) == (Level.ERROR, connection.id)
+
+
+async def test_a_refresh_that_is_cancelled_is_no_bug(harness: RefreshHarness) -> None:
+    """The loop ends all its tasks at the very end: nothing is told of that, and nobody waits for it."""
+    connection = await harness.connect()
+    broken: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: broken.append(context))
+    harness.amo.sandbox.asked.clear()
+    harness.amo.sandbox.faults.add(Fault.SLOW)
+    caller = asyncio.create_task(harness.refresh(connection))
+    await harness.amo.sandbox.asked.wait()
+    [flight] = [task for task in asyncio.all_tasks() if task.get_name().startswith("refresh:")]
+    flight.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    harness.amo.sandbox.go_on.set()
+    assert (harness.coordinator.in_flight, broken) == (0, [])
+    assert harness.witness.named("refresh.bug") == []
+
+
+async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHarness) -> None:
+    """Whoever lost the claim to a new grant may not declare it dead, nor put it off."""
+    connection = await harness.connect()
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class Late:
+        client_id, timeout = harness.client.client_id, harness.client.timeout
+        base_url = harness.client.base_url
+
+        async def slot(self, _priority: object) -> None:
+            return
+
+        async def refresh(self, **_: object) -> TokenResponse:
+            asked.set()
+            await go_on.wait()
+            raise InvalidRefreshToken
+
+    harness.coordinator = harness.make_coordinator(amo=cast("AmoClient", Late()))
+    refreshing = asyncio.create_task(harness.refresh(connection, satisfied=lambda now: now.pair_version > 1))
+    await asked.wait()
+    granted = await harness.connect()
+    go_on.set()
+    assert await refreshing == granted
+    assert harness.witness.names() == ["refresh.superseded"]
+    assert await harness.now(connection) == granted
+
+
+async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(harness: RefreshHarness) -> None:
+    """The person connects again while a refresh waits for its slot: the new pair is the one presented."""
+    connection = await harness.connect()
+    slot = asyncio.Event()
+
+    class Waiting:
+        client_id, timeout = harness.client.client_id, harness.client.timeout
+        base_url = harness.client.base_url
+        waits = asyncio.Event()
+
+        async def slot(self, _priority: object) -> None:
+            self.waits.set()
+            await slot.wait()
+
+        async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
+            return await harness.client.refresh(refresh_token=refresh_token, domain=domain, not_after=not_after)
+
+    waiting = Waiting()
+    harness.coordinator = harness.make_coordinator(amo=cast("AmoClient", waiting))
+    refreshing = asyncio.create_task(harness.refresh(connection))
+    await waiting.waits.wait()
+    granted = await harness.connect()
+    slot.set()
+    assert (await refreshing).pair_version == granted.pair_version + 1
+    assert harness.amo.fake.ledger.refreshes()[0].presented == harness.pair(granted).refresh_token
+
+
+async def test_a_stop_during_the_claim_gives_it_back_unsent(harness: RefreshHarness) -> None:
+    """The signal comes while the claim is being written: nothing is spent."""
+    connection = await harness.connect()
+    harness.failing.after["claim"] = lambda *_, **__: harness.lifecycle.core.stop.set()
+    with pytest.raises(ShuttingDown):
+        await harness.refresh(connection)
+    after = await harness.now(connection)
+    assert (after.attempt, after.spending) == (None, None)
+    assert harness.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(harness: RefreshHarness) -> None:
+    """The caller hears that the person is needed, and not of a bug of ours."""
+    connection = await harness.connect()
+    harness.amo.account.disabled = True
+    harness.failing.away = {"save_verdict"}
+    with pytest.raises(NeedsReauth):
+        await harness.refresh(connection)
+
+
+async def test_each_doubt_is_looked_up_before_the_token_is_presented(harness: RefreshHarness) -> None:
+    """A look-up answers for the doubt that it was about: an attempt that was left open since then is asked about."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.store.claim(a_claim(connection, owner="process-2", attempt="dead"))
+    slots = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:  # the one for the refresh: another process is faster, and dies
+            now = await harness.now(connection)
+            await harness.store.claim(a_claim(now, owner="process-3", attempt="dead, too"))
+
+    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
+    refreshing = asyncio.create_task(harness.refresh(connection))
+    for looked_up in (0, 1):
+        await harness.clock.until_sleeping(0.25)
+        assert harness.amo.sandbox.look_ups == looked_up
+        harness.clock.advance(60)
+    assert (await refreshing).pair_version == 2
+    assert harness.amo.sandbox.look_ups == 2
+
+
+async def test_a_token_follows_its_account_whose_old_host_was_taken(harness: RefreshHarness) -> None:
+    """Where another account answers at the old host, its refusal is not believed before the look-up has told."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.amo.account.host = "renamed.amocrm.ru"
+    harness.amo.fake.open_account(connection.domain)
+    refreshed = await harness.refresh(connection)
+    assert (refreshed.status, refreshed.domain) == (Status.ACTIVE, "renamed.amocrm.ru")
+    [moved] = harness.witness.named("connection.moved")
+    assert moved.fields == {"domain": connection.domain, "moved_to": "renamed.amocrm.ru"}
+
+
+async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(harness: RefreshHarness) -> None:
+    """Moved, its old host taken by another account, and the look-up silent: its token may live where it is now."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    old = harness.amo.account.host
+    harness.amo.account.host = "renamed.amocrm.ru"
+    harness.amo.fake.open_account(old)
+    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    with pytest.raises(IntrospectionUnavailable):
+        await harness.refresh(connection)
+    assert (await harness.now(connection)).status is Status.ACTIVE
+    harness.clock.advance(901)
+    assert (await harness.refresh(connection)).domain == "renamed.amocrm.ru"
