@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from amo_callback.errors import NeedsReauth
+from amo_callback.errors import NeedsReauth, RequestNotSent
 from amo_callback.grant import GrantStatus, NewConnection
 from amo_callback.model import Connection, RefreshTrigger, TokenPair, TokenResponse, connection_id
 from amo_callback.tokens.lifecycle import TokenLifecycle
@@ -19,7 +19,7 @@ from tests.conftest import HOST, Amo
 from tests.fakes import FakeClock, FaultyStore, IdleTracker, MemoryRescue, RecordingObserver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
@@ -150,6 +150,10 @@ class RefreshHarness:
     async def refresh(self, connection: Connection, **more: Any) -> Connection:
         return await self.coordinator.refresh(connection.id, **{"demand": RefreshTrigger.SCHEDULE, **more})
 
+    def spent(self) -> int:
+        """Return how many refresh tokens AMO has taken."""
+        return sum(entry.spent for entry in self.amo.fake.ledger.refreshes())
+
     # --- what happens meanwhile ------------------------------------------------------------------
 
     def away(self, *calls: str) -> FaultyStore:
@@ -194,3 +198,52 @@ class RefreshHarness:
             step = min([left for left in self.clock.sleeping() if left > 0], default=600.0)
             self.clock.advance(max(step, 0.001))
         await self.traffic.until_quiet()
+
+
+class GatedClient:
+    """The client, with gates before and behind its refresh."""
+
+    def __init__(self, client: AmoClient) -> None:
+        self.client = client
+        self.asked, self.send = asyncio.Event(), asyncio.Event()
+        self.answered, self.go_on = asyncio.Event(), asyncio.Event()
+        self.send.set()
+        self.go_on.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    async def refresh(self, **request: Any) -> TokenResponse:
+        self.asked.set()
+        await self.send.wait()
+        issued = await self.client.refresh(**request)
+        self.answered.set()
+        await self.go_on.wait()
+        return issued
+
+
+class QueueingClient(GatedClient):
+    """The client, behind a rate limit that lets nobody go before it is told."""
+
+    def __init__(self, client: AmoClient) -> None:
+        super().__init__(client)
+        self.served = asyncio.Event()
+
+    async def slot(self, _priority: object) -> None:
+        self.asked.set()
+        await self.served.wait()
+
+
+class UnreachableClient(GatedClient):
+    """The client, whose first request does not reach AMO."""
+
+    async def refresh(self, **request: Any) -> TokenResponse:
+        if not self.asked.is_set():
+            self.asked.set()
+            raise RequestNotSent
+        return await self.client.refresh(**request)
+
+
+def newer_than(connection: Connection) -> Callable[[Connection], bool]:
+    """Return a condition that any pair after this one satisfies."""
+    return lambda now: now.pair_version != connection.pair_version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -21,15 +22,13 @@ from amo_callback.model import ConnectionCounts, RefreshTrigger, Status
 from amo_callback.refresh.breaker import is_epidemic
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.fakes import START, Override
-from tests.refresh.harness import API_DOMAIN, DAY
+from tests.refresh.harness import API_DOMAIN, DAY, GatedClient
 
 if TYPE_CHECKING:
     from tests.refresh.harness import RefreshHarness
 
 
 # --- what opens it ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("died", "living", "epidemic"), [(4, 0, False), (5, 0, True), (5, 19, True), (5, 20, False), (50, 300, False)]
 )
@@ -135,8 +134,6 @@ async def test_accounts_that_nobody_can_be_asked_about_are_no_fault_of_the_confi
 
 
 # --- while it is open -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("why", ["refused", "held"])
 async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(harness: RefreshHarness, why: str) -> None:
     """Where AMO has answered nobody, the probe is one of those without an answer, after its lease; and it closes."""
@@ -254,3 +251,61 @@ async def test_a_person_who_is_needed_is_no_reason_to_open_it(harness: RefreshHa
     with pytest.raises(NeedsReauth):
         await harness.refresh(connection)
     assert harness.lifecycle.breaker.reason is None
+
+
+async def test_a_success_lets_everyone_be_the_probe_again(harness: RefreshHarness) -> None:
+    """Who was tried the last time is not passed over the next time that it opens."""
+    breaker = harness.lifecycle.breaker
+    breaker.refuse("Check the `client_id` parameter")
+    breaker.enter("one")
+    await breaker.succeeded()
+    breaker.refuse("Check the `client_id` parameter")
+    harness.clock.advance(60)
+    assert breaker.refusal("one", demand=RefreshTrigger.FORCED) is None
+
+
+async def test_a_success_that_cannot_be_written_down_ends_no_hold(harness: RefreshHarness) -> None:
+    """Every process must hear of it: until the store takes it, verdicts are held here, too, and the next one tells."""
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    breaker = harness.lifecycle.breaker
+    await breaker.watch()
+    harness.failing.away = {"resume_terminal"}
+    await breaker.succeeded()
+    assert breaker.held
+    harness.failing.away = set()
+    await breaker.succeeded()
+    assert not (await harness.store.shared_state()).terminal_suspended
+    assert harness.witness.names() == ["terminal_failures.resumed"]
+
+
+async def test_verdicts_that_another_process_holds_are_held_before_the_loop_has_heard_of_it(
+    harness: RefreshHarness,
+) -> None:
+    """The refresh was under way when the other one held them: its connection is kept."""
+    connection = await harness.connect()
+    gated = GatedClient(harness.client)
+    gated.send.clear()
+    coordinator = harness.make_coordinator(amo=gated)
+    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await gated.asked.wait()
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    harness.amo.account.disabled = True
+    gated.send.set()
+    with pytest.raises(MassFailureSuspected):
+        await refreshing
+    after = await harness.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
+
+
+async def test_the_first_probe_comes_a_minute_after_verdicts_are_held(harness: RefreshHarness) -> None:
+    """What has just died with all the others is not tried again at once."""
+    for number in range(5):
+        dead = await save(harness.store, a_connection(number + 1))
+        await harness.store.claim(a_claim(dead))
+        verdict = a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, died_at=harness.clock.now())
+        await harness.store.save_verdict(verdict)
+    harness.clock.advance(60)
+    breaker = harness.lifecycle.breaker
+    assert breaker.probe_in == 0
+    assert not await breaker.believes()
+    assert breaker.probe_in == 60

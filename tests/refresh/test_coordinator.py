@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from amo_callback.errors import (
     NeedsReauth,
     NotFound,
     NotYet,
+    RequestNotSent,
     ShuttingDown,
     StoreUnavailable,
     UnknownOutcome,
@@ -26,6 +28,7 @@ from amo_callback.errors import (
 )
 from amo_callback.events import Level
 from amo_callback.model import (
+    Connection,
     Reason,
     RefreshRules,
     RefreshTrigger,
@@ -35,20 +38,17 @@ from amo_callback.model import (
     fingerprint,
     short,
 )
-from tests.builders import a_claim, a_refreshed, save
+from tests.builders import a_claim, a_refreshed, an_extension, save
 from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, DAY
+from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, UnreachableClient, newer_than
 
 if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.model import Claim, Connection, RefreshedPair
+    from amo_callback.model import Claim, RefreshedPair
     from tests.fakes import FakeClock
     from tests.refresh.harness import RefreshHarness
 
 
 # --- a refresh that goes well ---------------------------------------------------------------------
-
-
 async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(harness: RefreshHarness) -> None:
     """The new pair is stored, live, due at half of its life, and good for three months."""
     connection = await harness.connect()
@@ -165,8 +165,6 @@ async def test_every_year_of_refreshes_spends_each_token_once(harness: RefreshHa
 
 
 # --- the claim ------------------------------------------------------------------------------------
-
-
 async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHarness) -> None:
     """While the request is on its way, the store names attempt, lease and fingerprint."""
     connection = await harness.connect()
@@ -267,8 +265,6 @@ async def test_what_does_not_exist_cannot_be_refreshed(harness: RefreshHarness) 
 
 
 # --- cancelled, stopped, slow ---------------------------------------------------------------------
-
-
 async def test_a_caller_who_hangs_up_cancels_nothing(harness: RefreshHarness) -> None:
     """The request goes on in its own task, and its pair is stored."""
     connection = await harness.connect()
@@ -329,7 +325,7 @@ async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness
         async def slot(self, _priority: object) -> None:
             await clock.sleep(3600)
 
-    harness.coordinator = harness.make_coordinator(amo=cast("AmoClient", NoSlot()))
+    harness.coordinator = harness.make_coordinator(amo=NoSlot())
     refreshing = asyncio.create_task(harness.refresh(connection))
     await clock.until_sleeping(3600)
     assert (await harness.now(connection)).attempt is None  # a claim must not age in a queue
@@ -339,8 +335,6 @@ async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness
 
 
 # --- the store, away at the wrong moment -----------------------------------------------------------
-
-
 async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(harness: RefreshHarness) -> None:
     """A received pair has been paid for: it is tried again, told once, and the caller gets it in the end."""
     connection = await harness.connect()
@@ -404,8 +398,6 @@ async def test_a_connection_that_has_gone_with_its_pair_is_not_found(harness: Re
 
 
 # --- what an answer means --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)])
 async def test_a_dead_refresh_token_is_told_once_and_kept(
     harness: RefreshHarness, hint_after: str, reason: Reason
@@ -540,7 +532,7 @@ async def test_a_bug_is_told_and_leaves_the_outcome_open(harness: RefreshHarness
         async def refresh(self, **_: object) -> TokenResponse:
             raise ZeroDivisionError
 
-    harness.coordinator = harness.make_coordinator(amo=cast("AmoClient", Broken()))
+    harness.coordinator = harness.make_coordinator(amo=Broken())
     with pytest.raises(ZeroDivisionError):
         await harness.refresh(connection)
     after = await harness.now(connection)
@@ -585,7 +577,7 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHar
             await go_on.wait()
             raise InvalidRefreshToken
 
-    harness.coordinator = harness.make_coordinator(amo=cast("AmoClient", Late()))
+    harness.coordinator = harness.make_coordinator(amo=Late())
     refreshing = asyncio.create_task(harness.refresh(connection, satisfied=lambda now: now.pair_version > 1))
     await asked.wait()
     granted = await harness.connect()
@@ -613,7 +605,7 @@ async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(harn
             return await harness.client.refresh(refresh_token=refresh_token, domain=domain, not_after=not_after)
 
     waiting = Waiting()
-    harness.coordinator = harness.make_coordinator(amo=cast("AmoClient", waiting))
+    harness.coordinator = harness.make_coordinator(amo=waiting)
     refreshing = asyncio.create_task(harness.refresh(connection))
     await waiting.waits.wait()
     granted = await harness.connect()
@@ -688,3 +680,199 @@ async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(harness
     assert (await harness.now(connection)).status is Status.ACTIVE
     harness.clock.advance(901)
     assert (await harness.refresh(connection)).domain == "renamed.amocrm.ru"
+
+
+async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_again(harness: RefreshHarness) -> None:
+    """Another process was faster: its pair satisfies whoever waited, and is not spent."""
+    connection = await harness.connect()
+    queue = QueueingClient(harness.client)
+    coordinator = harness.make_coordinator(amo=queue)
+    refreshing = asyncio.create_task(
+        coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
+    )
+    await queue.asked.wait()
+    refreshed = await harness.make_coordinator(process="process-2").refresh(
+        connection.id, demand=RefreshTrigger.SCHEDULE
+    )
+    queue.served.set()
+    assert await refreshing == refreshed
+    assert harness.spent() == 1
+
+
+async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(harness: RefreshHarness) -> None:
+    """AMO has refused our credentials to another one meanwhile: all who waited stay at home."""
+    connection = await harness.connect()
+    queue = QueueingClient(harness.client)
+    lifecycle = harness.make_lifecycle(amo=queue)
+    refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await queue.asked.wait()
+    lifecycle.breaker.refuse("Check the `client_id` parameter")
+    queue.served.set()
+    with pytest.raises(NotYet) as raised:
+        await refreshing
+    assert raised.value.cause_code == "amo_credentials"
+    assert harness.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_store_that_was_away_during_the_wait_for_a_slot_gives_an_attempt_a_lease_more(
+    harness: RefreshHarness,
+) -> None:
+    """Looked up and about to be presented: its owner may hold a good pair, and could not store it just now."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.store.claim(a_claim(connection, owner="process-2"))
+    lifecycle = harness.make_lifecycle()
+    lifecycle.leases.left(await harness.now(connection))
+    harness.clock.advance(60)
+    slots = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:  # the one for the refresh
+            harness.failing.away = {"count"}
+            with pytest.raises(StoreUnavailable):
+                await harness.failing.count()
+
+    coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
+    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await harness.clock.until_sleeping(0.25)
+    harness.clock.advance(60)
+    await harness.clock.until_sleeping(0.25)
+    assert (harness.amo.sandbox.look_ups, harness.amo.fake.ledger.refreshes()) == (1, [])
+    harness.clock.advance(60)
+    assert (await refreshing).pair_version == 2
+    assert harness.amo.sandbox.look_ups == 1  # it is the same doubt
+
+
+async def test_whoever_has_what_he_wants_takes_no_slot(harness: RefreshHarness) -> None:
+    """Neither a freeze nor the end of the service keeps from him what is there already."""
+    connection = await harness.connect()
+    queue = QueueingClient(harness.client)
+    lifecycle = harness.make_lifecycle(amo=queue)
+    lifecycle.core.stop.set()
+    found = await lifecycle.coordinator.refresh(
+        connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=lambda _now: True
+    )
+    assert found == connection
+    assert not queue.asked.is_set()
+
+
+async def test_no_more_than_so_many_are_refreshed_at_once(harness: RefreshHarness) -> None:
+    """However many come: the others wait for a place, and take neither a slot nor a claim that would age meanwhile."""
+    connections = []
+    for _ in range(3):
+        connections.append(await harness.connect())
+        harness.amo.account.user_id += 1
+    slots = 0
+    two, third, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:
+            two.set()
+        await go_on.wait()
+
+    def satisfied(_connection: Connection) -> bool:
+        third.set()
+        return False
+
+    coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot), rules=RefreshRules(concurrency=2))
+    refreshing = [
+        asyncio.create_task(coordinator.refresh(one.id, demand=RefreshTrigger.SCHEDULE)) for one in connections[:2]
+    ]
+    await two.wait()
+    last = coordinator.refresh(connections[2].id, demand=RefreshTrigger.SCHEDULE, satisfied=satisfied)
+    refreshing.append(asyncio.create_task(last))
+    await third.wait()
+    assert [(await harness.now(one)).attempt for one in connections] == [None] * 3
+    assert (slots, coordinator.in_flight) == (2, 3)
+    go_on.set()
+    assert {stored.pair_version for stored in await asyncio.gather(*refreshing)} == {2}
+
+
+async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_in_it(harness: RefreshHarness) -> None:
+    """Where no process died at a connection, nothing of it can have been left there."""
+    connection = await harness.connect()
+
+    def read() -> Any:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    coordinator = harness.make_coordinator(rescue=Override(harness.rescue, read=read))
+    refreshed = await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    assert refreshed.pair_version == 2
+    await harness.store.claim(a_claim(refreshed, owner="process-2"))
+    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await harness.clock.until_sleeping(0.25)
+    harness.clock.advance(60)
+    with pytest.raises(StoreUnavailable) as raised:
+        await refreshing
+    assert connection.id in raised.value.detail
+
+
+async def test_an_attempt_that_got_more_time_is_looked_up_again(harness: RefreshHarness) -> None:
+    """Its owner presented the token once more after the look-up, and died: that look-up tells nothing of it."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.store.claim(a_claim(connection, owner="process-2"))
+    slots = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:  # the one for the refresh
+            await harness.store.extend(an_extension(connection, domain=connection.domain))
+
+    coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
+    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    for looked_up in (0, 1):
+        await harness.clock.until_sleeping(0.25)
+        assert harness.amo.sandbox.look_ups == looked_up
+        harness.clock.advance(60)
+    assert (await refreshing).pair_version == 2
+    assert harness.amo.sandbox.look_ups == 2
+
+
+async def test_whoever_joins_a_flight_is_not_content_with_what_contents_another(harness: RefreshHarness) -> None:
+    """A backend that met 401 joins one that takes any pair: it gets a new one, and not the one it came with."""
+    connection = await harness.connect()
+    claimed = await harness.store.claim(a_claim(connection, owner="process-2"))
+    assert claimed is not None
+    first = asyncio.create_task(harness.refresh(connection, satisfied=lambda now: now.attempt is None))
+    await harness.clock.until_sleeping(0.25)
+    second = asyncio.create_task(
+        harness.refresh(connection, demand=RefreshTrigger.FORCED, satisfied=newer_than(connection))
+    )
+    await asyncio.sleep(0)
+    await harness.store.release(connection_id=connection.id, attempt=claimed.attempt or "")
+    harness.clock.advance(0.25)
+    assert (await first).pair_version == 1
+    assert (await second).pair_version == 2
+
+
+async def test_whoever_joins_a_flight_that_has_to_wait_need_not(harness: RefreshHarness) -> None:
+    """A hand-out respects the back-off after a refused connection; a forced refresh of the same moment goes."""
+    connection = await harness.connect()
+
+    coordinator = harness.make_coordinator(amo=UnreachableClient(harness.client))
+    with pytest.raises(RequestNotSent):
+        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    handed_out, forced = await asyncio.gather(
+        coordinator.refresh(connection.id, demand=RefreshTrigger.HAND_OUT),
+        coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED),
+        return_exceptions=True,
+    )
+    assert isinstance(handed_out, NotYet)
+    assert isinstance(forced, Connection)
+    assert forced.pair_version == 2
+
+
+async def test_a_store_that_was_away_long_ago_shortens_no_lease(harness: RefreshHarness) -> None:
+    """An attempt that began since then has its whole lease: its token is under way."""
+    connection = await harness.connect()
+    leases = harness.make_lifecycle().leases
+    harness.failing.away = {"count"}
+    with pytest.raises(StoreUnavailable):
+        await harness.failing.count()
+    harness.clock.advance(3600)
+    await harness.store.claim(a_claim(connection, owner="process-2"))
+    assert leases.left(await harness.now(connection)) == 60

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,11 +11,9 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import Frozen
 from amo_callback.model import Connection, RefreshTrigger, Status
 from tests.builders import a_claim
-from tests.refresh.harness import API_DOMAIN, DAY
-from tests.refresh.test_interleavings import Queue
+from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient
 
 if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
     from amo_callback.tokens.lifecycle import TokenLifecycle
     from tests.refresh.harness import RefreshHarness
 
@@ -45,8 +43,8 @@ async def test_on_nobodys_demand_is_anything_spent_while_it_is_frozen(
 async def test_who_froze_during_the_wait_for_a_slot_is_heard(harness: RefreshHarness, *, everything: bool) -> None:
     """Free when the queue was joined, frozen when the slot came: the token stays at home."""
     connection = await harness.connect()
-    queue = Queue(harness)
-    coordinator = harness.make_coordinator(amo=cast("AmoClient", queue))
+    queue = QueueingClient(harness.client)
+    coordinator = harness.make_coordinator(amo=queue)
     refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await queue.asked.wait()
     await _freeze(harness, connection, everything=everything)

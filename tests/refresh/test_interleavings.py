@@ -26,65 +26,11 @@ from amo_callback.errors import (
 from amo_callback.model import Connection, Reason, RefreshTrigger, Status, TokenResponse
 from tests.builders import a_claim, a_refreshed, an_extension
 from tests.fakes import FaultyStore
-from tests.refresh.harness import API_DOMAIN, PATIENCE
+from tests.refresh.harness import API_DOMAIN, PATIENCE, GatedClient, QueueingClient, UnreachableClient, newer_than
 
 if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
     from amo_callback.store import Store
     from tests.refresh.harness import RefreshHarness
-
-
-class Gated:
-    """The client, with gates before and behind its refresh."""
-
-    def __init__(self, harness: RefreshHarness) -> None:
-        self._client = harness.client
-        self.asked, self.send = asyncio.Event(), asyncio.Event()
-        self.answered, self.go_on = asyncio.Event(), asyncio.Event()
-        self.send.set()
-        self.go_on.set()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    async def refresh(self, **request: Any) -> TokenResponse:
-        self.asked.set()
-        await self.send.wait()
-        issued = await self._client.refresh(**request)
-        self.answered.set()
-        await self.go_on.wait()
-        return issued
-
-
-class Queue(Gated):
-    """The client, behind a rate limit that lets nobody go before it is told."""
-
-    def __init__(self, harness: RefreshHarness) -> None:
-        super().__init__(harness)
-        self.served = asyncio.Event()
-
-    async def slot(self, _priority: object) -> None:
-        self.asked.set()
-        await self.served.wait()
-
-
-class Away(Gated):
-    """The client, whose first request does not reach AMO."""
-
-    async def refresh(self, **request: Any) -> TokenResponse:
-        if not self.asked.is_set():
-            self.asked.set()
-            raise RequestNotSent
-        return await self._client.refresh(**request)
-
-
-def _again(connection: Connection) -> Any:
-    """Be satisfied by any pair after this one."""
-    return lambda now: now.pair_version != connection.pair_version
-
-
-def _spent(harness: RefreshHarness) -> int:
-    return sum(entry.spent for entry in harness.amo.fake.ledger.refreshes())
 
 
 async def _until_waiting(harness: RefreshHarness, refreshing: asyncio.Task[Any], seconds: float) -> None:
@@ -99,9 +45,9 @@ async def _until_waiting(harness: RefreshHarness, refreshing: asyncio.Task[Any],
 async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
     """However long the rate limit or a place is waited for, the claim is written after, with its whole lease."""
     connection = await harness.connect()
-    queue = Queue(harness)
+    queue = QueueingClient(harness.client)
     refreshing = asyncio.create_task(
-        harness.make_coordinator(amo=cast("AmoClient", queue)).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        harness.make_coordinator(amo=queue).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     )
     await queue.asked.wait()
     harness.clock.advance(3600)
@@ -117,10 +63,10 @@ async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
 async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respected(harness: RefreshHarness) -> None:
     """Free when the queue was joined, claimed when the slot came: nothing is presented, and the lease is waited for."""
     connection = await harness.connect()
-    queue = Queue(harness)
-    coordinator = harness.make_coordinator(amo=cast("AmoClient", queue))
+    queue = QueueingClient(harness.client)
+    coordinator = harness.make_coordinator(amo=queue)
     refreshing = asyncio.create_task(
-        coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
+        coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
     )
     await queue.asked.wait()
     await harness.store.claim(a_claim(connection, owner="process-2"))
@@ -136,8 +82,8 @@ async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respecte
 async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harness: RefreshHarness) -> None:
     """Clean when the queue was joined; then another process died at it, and a third gave its claim back."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    queue = Queue(harness)
-    coordinator = harness.make_coordinator(amo=cast("AmoClient", queue))
+    queue = QueueingClient(harness.client)
+    coordinator = harness.make_coordinator(amo=queue)
     refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await queue.asked.wait()
     died = await harness.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0)))
@@ -152,11 +98,11 @@ async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harnes
 async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_is_over(harness: RefreshHarness) -> None:
     """Stopped between claim and request, another process refreshes; waked, the first one spends nothing."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    stopped = Gated(harness)
+    stopped = GatedClient(harness.client)
     stopped.send.clear()
-    first = harness.make_coordinator(amo=cast("AmoClient", stopped))
+    first = harness.make_coordinator(amo=stopped)
     late = asyncio.create_task(
-        first.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
+        first.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
     )
     await stopped.asked.wait()
     second = harness.make_coordinator(process="process-2")
@@ -165,7 +111,7 @@ async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_i
     refreshed = await other
     stopped.send.set()
     assert await late == refreshed
-    assert (_spent(harness), harness.amo.fake.ledger.doubles()) == (1, 0)
+    assert (harness.spent(), harness.amo.fake.ledger.doubles()) == (1, 0)
     assert await harness.now(connection) == refreshed
 
 
@@ -203,9 +149,9 @@ async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_it_is_rem
 async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHarness) -> None:
     """Stopped with the answer in hand, given up by another process: the late pair wins, for it is good."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    gated = Gated(harness)
+    gated = GatedClient(harness.client)
     gated.go_on.clear()
-    first = harness.make_coordinator(amo=cast("AmoClient", gated))
+    first = harness.make_coordinator(amo=gated)
     late = asyncio.create_task(first.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await gated.answered.wait()
     second = harness.make_coordinator(process="process-2")
@@ -229,9 +175,9 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHar
 async def test_a_pair_that_comes_after_a_disconnect_is_dropped(harness: RefreshHarness) -> None:
     """Forgotten on request while a refresh was on its way: nothing of it comes back."""
     connection = await harness.connect()
-    gated = Gated(harness)
+    gated = GatedClient(harness.client)
     gated.go_on.clear()
-    coordinator = harness.make_coordinator(amo=cast("AmoClient", gated))
+    coordinator = harness.make_coordinator(amo=gated)
     late = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await gated.answered.wait()
     assert await harness.store.disconnect(await harness.now(connection), on_request=True)
@@ -246,10 +192,10 @@ async def test_a_key_change_during_a_flight_loses_neither(harness: RefreshHarnes
     """The old pair is sealed anew while its successor is on its way: the successor is stored, and then sealed anew."""
     connection = await harness.connect()
     new = Cipher([new_key(), encryption_key])
-    gated = Gated(harness)
+    gated = GatedClient(harness.client)
     gated.go_on.clear()
     flight = asyncio.create_task(
-        harness.make_coordinator(amo=cast("AmoClient", gated)).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        harness.make_coordinator(amo=gated).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     )
     await gated.answered.wait()
     read = await harness.now(connection)
@@ -283,7 +229,7 @@ async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_pro
     await restarted.pending_writes.settle()
     assert (await harness.now(connection)).pair_version == 2
     assert (await restarted.coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)).pair_version == 3
-    assert (_spent(harness), harness.amo.fake.ledger.doubles(), harness.rescue.files) == (2, 0, {})
+    assert (harness.spent(), harness.amo.fake.ledger.doubles(), harness.rescue.files) == (2, 0, {})
 
 
 async def test_a_pair_in_anothers_rescue_file_is_found_before_its_predecessor_is_presented(
@@ -296,12 +242,12 @@ async def test_a_pair_in_anothers_rescue_file_is_found_before_its_predecessor_is
     await harness.witness.until("pair.write_pending")
     living = harness.make_lifecycle()
     other = asyncio.create_task(
-        living.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
+        living.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
     )
     await _until_waiting(harness, other, 60)
     stored = await other
     assert (stored.pair_version, stored.status, harness.rescue.files) == (2, Status.ACTIVE, {})
-    assert (_spent(harness), harness.amo.fake.ledger.doubles()) == (1, 0)
+    assert (harness.spent(), harness.amo.fake.ledger.doubles()) == (1, 0)
     flight.cancel()
 
 
@@ -329,12 +275,12 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_
     """Over when the queue was joined; then its owner could not store for a while: it is waited for once more."""
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    queue = Queue(harness)
+    queue = QueueingClient(harness.client)
     lifecycle = harness.make_lifecycle(amo=queue)
     lifecycle.leases.left(await harness.now(connection))
     harness.clock.advance(60)
     refreshing = asyncio.create_task(
-        lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
+        lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
     )
     await queue.asked.wait()
     harness.failing.away = {"count"}
@@ -356,16 +302,16 @@ async def test_a_process_stopped_before_its_second_post_sends_nothing_on_a_lease
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
 
-    class Stopped(Gated):
+    class Stopped(GatedClient):
         async def refresh(self, **request: Any) -> TokenResponse:
             if request["domain"] == "renamed.amocrm.ru":
                 harness.clock.advance(61)
-            return await self._client.refresh(**request)
+            return await self.client.refresh(**request)
 
-    coordinator = harness.make_coordinator(amo=cast("AmoClient", Stopped(harness)))
+    coordinator = harness.make_coordinator(amo=Stopped(harness.client))
     with pytest.raises(RequestNotSent):
         await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    assert _spent(harness) == 0
+    assert harness.spent() == 0
     assert (await harness.now(connection)).domain == "renamed.amocrm.ru"
 
 
@@ -496,10 +442,10 @@ async def test_a_pair_without_a_shard_to_ask_is_presented_once(harness: RefreshH
 async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(harness: RefreshHarness) -> None:
     """Killed with its request under way: after the lease the token is looked up, and a loss is told as in doubt."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    gated = Gated(harness)
+    gated = GatedClient(harness.client)
     gated.go_on.clear()
     killed = asyncio.create_task(
-        harness.make_coordinator(amo=cast("AmoClient", gated)).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        harness.make_coordinator(amo=gated).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     )
     await gated.answered.wait()  # and never goes on
     survivor = harness.make_coordinator(process="process-2")
@@ -535,13 +481,13 @@ async def test_the_second_request_of_a_moved_account_goes_on_a_lease_extended_in
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
 
-    class Slow(Gated):
+    class Slow(GatedClient):
         async def look_up(self, **question: Any) -> Any:
             harness.clock.advance(50)
-            return await self._client.look_up(**question)
+            return await self.client.look_up(**question)
 
     harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.SLOW)
-    coordinator = harness.make_coordinator(amo=cast("AmoClient", Slow(harness)))
+    coordinator = harness.make_coordinator(amo=Slow(harness.client))
     refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await harness.amo.sandbox.until_asked(3)
     claimed = await harness.now(connection)
@@ -558,12 +504,12 @@ async def test_after_a_stop_there_is_no_second_request(harness: RefreshHarness) 
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
 
-    class Stopping(Gated):
+    class Stopping(GatedClient):
         async def look_up(self, **question: Any) -> Any:
             lifecycle.core.stop.set()
-            return await self._client.look_up(**question)
+            return await self.client.look_up(**question)
 
-    lifecycle = harness.make_lifecycle(amo=cast("AmoClient", Stopping(harness)))
+    lifecycle = harness.make_lifecycle(amo=Stopping(harness.client))
     coordinator = lifecycle.coordinator
     with pytest.raises(ShuttingDown):
         await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
@@ -578,17 +524,17 @@ async def test_whoever_lost_the_attempt_during_the_look_up_sends_no_second_reque
     harness.amo.account.host = "renamed.amocrm.ru"
     granted: list[Connection] = []
 
-    class Losing(Gated):
+    class Losing(GatedClient):
         async def look_up(self, **question: Any) -> Any:
-            sighting = await self._client.look_up(**question)
+            sighting = await self.client.look_up(**question)
             harness.amo.account.host = "reforyou.amocrm.ru"
             granted.append(await harness.connect(api_domain=API_DOMAIN))
             harness.amo.account.host = "renamed.amocrm.ru"
             return sighting
 
-    coordinator = harness.make_coordinator(amo=cast("AmoClient", Losing(harness)))
+    coordinator = harness.make_coordinator(amo=Losing(harness.client))
     assert (
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
+        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
         == granted[0]
     )
     assert len(harness.amo.fake.ledger.refreshes()) == 1
@@ -609,7 +555,7 @@ async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(har
     """After a refused connection nothing is hammered: whoever asks by force need not wait for the back-off."""
     connection = await harness.connect()
 
-    coordinator = harness.make_coordinator(amo=cast("AmoClient", Away(harness)))
+    coordinator = harness.make_coordinator(amo=UnreachableClient(harness.client))
     with pytest.raises(RequestNotSent):
         await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     with pytest.raises(NotYet):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,7 @@ from tests.builders import a_connection, a_refreshed, save
 from tests.conftest import HOST
 from tests.fakes import MemoryRescue
 from tests.patience import PATIENCE
-from tests.refresh.harness import API_DOMAIN
-from tests.refresh.test_interleavings import Gated
+from tests.refresh.harness import API_DOMAIN, GatedClient
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection, RefreshedPair
@@ -39,8 +39,6 @@ async def _pending_writes(harness: RefreshHarness) -> tuple[Connection, asyncio.
 
 
 # --- while the store is away ------------------------------------------------------------------------
-
-
 async def test_an_unsaved_pair_is_held_and_in_its_file(harness: RefreshHarness) -> None:
     """It is told with whether it is in its file, readiness names it, and once it is stored nothing of it is left."""
     connection, refreshing = await _pending_writes(harness)
@@ -208,7 +206,7 @@ async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(harness
 async def test_a_bug_in_a_look_lets_go_of_no_pair(harness: RefreshHarness) -> None:
     """The store has not taken it, and whether it holds a newer one cannot be read, for a reason nobody expected."""
     connection = await harness.connect()
-    gated = Gated(harness)
+    gated = GatedClient(harness.client)
     gated.go_on.clear()
     lifecycle = harness.make_lifecycle(amo=gated)
     flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
@@ -243,8 +241,6 @@ async def test_an_observer_that_fails_costs_no_pair(harness: RefreshHarness) -> 
 
 
 # --- stopping --------------------------------------------------------------------------------------
-
-
 async def test_the_end_leaves_a_pair_in_its_file(harness: RefreshHarness) -> None:
     """A process that is to end waits no longer for the store; the next one stores what it finds."""
     connection, refreshing = await _pending_writes(harness)
@@ -340,8 +336,6 @@ async def test_a_pair_is_at_risk_from_the_request_to_the_store(harness: RefreshH
 
 
 # --- again, and only once ----------------------------------------------------------------------------
-
-
 async def test_settling_offers_every_pair_at_once(harness: RefreshHarness) -> None:
     """Before anything new is spent each pair has its try, without a wait; one that fails is held on."""
     _, refreshing = await _pending_writes(harness)
@@ -401,8 +395,6 @@ async def test_a_pair_that_a_newer_one_replaced_is_let_go(harness: RefreshHarnes
 
 
 # --- files that tell nothing ------------------------------------------------------------------------
-
-
 async def test_an_unreadable_file_is_told_and_keeps_its_pair_from_being_spent(harness: RefreshHarness) -> None:
     """Readiness names it, the file stays, and only the pair that it replaces is left alone: it has been spent."""
     connection = await harness.connect()
@@ -578,7 +570,7 @@ async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(harness: Ref
 async def test_a_superseded_pair_is_no_orphan_because_the_store_cannot_be_read(harness: RefreshHarness) -> None:
     """Whether a newer pair is stored cannot be told at the moment: it is asked again, and then let go."""
     connection = await harness.connect()
-    gated = Gated(harness)
+    gated = GatedClient(harness.client)
     gated.go_on.clear()
     lifecycle = harness.make_lifecycle(amo=gated)
     flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
@@ -596,7 +588,7 @@ async def test_a_superseded_pair_is_no_orphan_because_the_store_cannot_be_read(h
 async def test_an_orphan_is_held_until_it_has_a_file(harness: RefreshHarness) -> None:
     """No place for it in this database, nor on the disk: it is not let go before it has one."""
     connection = await harness.connect()
-    gated = Gated(harness)
+    gated = GatedClient(harness.client)
     gated.go_on.clear()
 
     class OldDatabase:
@@ -674,3 +666,52 @@ async def test_an_old_databases_pair_does_not_replace_a_new_grants(harness: Refr
     await harness.lifecycle.pending_writes.restore()
     assert await harness.now(connection) == again
     assert (harness.lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
+
+
+async def test_a_store_that_goes_away_before_it_tells_why_costs_no_pair(harness: RefreshHarness) -> None:
+    """Not taken, and nobody can be asked whether something newer is there: the file stays."""
+    pending_pair = a_refreshed(a_connection(7))
+    harness.rescue.files[name_of(pending_pair)] = seal_pending(pending_pair, harness.cipher)
+    harness.failing.away = {"connection"}
+    await harness.lifecycle.pending_writes.restore()
+    assert harness.rescue.files.keys() == {name_of(pending_pair)}
+
+
+async def test_what_a_person_has_erased_is_erased_from_the_rescue_folder_too(harness: RefreshHarness) -> None:
+    """Disconnected in an old database that was put back, whatever its pair's version: no file outlives that."""
+    connection = await harness.connect()
+    pending_pair = a_refreshed(connection, pair_version=connection.pair_version + 5)
+    harness.rescue.files[name_of(pending_pair)] = seal_pending(pending_pair, harness.cipher)
+    assert await harness.store.disconnect(connection, on_request=True)
+    await harness.lifecycle.pending_writes.restore()
+    assert harness.rescue.files == {}
+
+
+async def test_a_pair_whose_row_has_gone_while_it_was_paid_for_is_put_in_a_file(harness: RefreshHarness) -> None:
+    """Another database was put in the place of ours: the new pair is all that is left of its connection."""
+    connection = a_connection(7)
+    pending_pair = a_refreshed(connection)
+    assert await harness.lifecycle.pending_writes.save(pending_pair, connection=connection) is None
+    assert harness.rescue.files.keys() == {name_of(pending_pair)}
+    assert harness.witness.names() == ["pair.orphaned"]
+
+
+async def test_a_file_of_a_later_version_is_told_and_stops_nothing(harness: RefreshHarness) -> None:
+    """After a step back to the version before, what only the later one knows is unreadable, and the service starts."""
+    pending_pair = a_refreshed(a_connection(7))
+    name = name_of(pending_pair)
+    later = json.dumps({"refreshed": {"connection_id": pending_pair.connection_id, "scopes": "crm"}})
+    harness.rescue.files[name] = harness.cipher.seal(later.encode(), bound_to=f"rescue:{name}")
+    await harness.lifecycle.pending_writes.restore()
+    assert harness.lifecycle.pending_writes.names == [name]
+    assert harness.witness.names() == ["rescue.unreadable"]
+
+
+async def test_a_file_under_another_name_is_not_read(harness: RefreshHarness) -> None:
+    """Renamed by hand it would stand for another pair, and stay for ever: it is told instead."""
+    connection = await harness.connect()
+    pending_pair = a_refreshed(connection)
+    harness.rescue.files[f"{connection.id}-7"] = seal_pending(pending_pair, harness.cipher)
+    await harness.lifecycle.pending_writes.restore()
+    assert harness.witness.names() == ["rescue.unreadable"]
+    assert await harness.now(connection) == connection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,18 +14,16 @@ from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import NeedsReauth, NotYet, UnknownOutcome
 from amo_callback.model import IntrospectionResult, Reason, RefreshTrigger, Status, TokenState
 from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, DAY
-from tests.refresh.test_interleavings import Gated, Queue
+from tests.refresh.harness import API_DOMAIN, DAY, GatedClient, QueueingClient
 
 if TYPE_CHECKING:
     from tests.refresh.harness import RefreshHarness
+
 
 MINUTE = timedelta(minutes=1)
 
 
 # --- the hook --------------------------------------------------------------------------------------
-
-
 async def test_a_rejected_refresh_token_is_not_presented_again_for_an_accepted_access_token(
     harness: RefreshHarness,
 ) -> None:
@@ -217,8 +215,6 @@ async def test_a_hook_wakes_the_loop(harness: RefreshHarness) -> None:
 
 
 # --- given up --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("knows_spent", [True, False])
 async def test_a_connection_that_was_given_up_wrongly_heals(harness: RefreshHarness, *, knows_spent: bool) -> None:
     """AMO was ill: a day later it knows the token, which is tried and brings the connection back."""
@@ -384,7 +380,7 @@ async def test_a_process_that_died_at_a_trial_leaves_a_doubt_that_is_ours(harnes
     """Given up as revoked, tried because AMO seemed to know it, and killed with the answer in hand: `in_doubt`."""
     connection = await harness.given_up()
     harness.clock.advance(DAY)
-    gated = Gated(harness)
+    gated = GatedClient(harness.client)
     gated.go_on.clear()
     killed = asyncio.create_task(harness.look_up_due(harness.make_lifecycle(amo=gated, process="server-1")))
     await gated.answered.wait()
@@ -404,7 +400,7 @@ async def test_a_trial_does_not_spend_the_pair_of_a_new_grant(harness: RefreshHa
     connection = await harness.given_up()
     harness.clock.advance(DAY)
 
-    class SecondInQueue(Queue):
+    class SecondInQueue(QueueingClient):
         """Look-ups have their slot at once; the trial after them waits."""
 
         slots = 0
@@ -414,7 +410,7 @@ async def test_a_trial_does_not_spend_the_pair_of_a_new_grant(harness: RefreshHa
             if self.slots > 1:
                 await super().slot(priority)
 
-    queue = SecondInQueue(harness)
+    queue = SecondInQueue(harness.client)
     trying = asyncio.create_task(harness.look_up_due(harness.make_lifecycle(amo=queue)))
     await queue.asked.wait()
     again = await harness.connect(api_domain=API_DOMAIN)
@@ -441,3 +437,42 @@ async def test_a_hook_that_nobody_confirms_or_denies_is_asked_about_until_somebo
         harness.clock.advance((after.look_up_at - harness.clock.now()).total_seconds())
     await harness.look_up_due()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
+
+
+async def test_a_turn_that_another_process_has_taken_is_over(harness: RefreshHarness) -> None:
+    """Two processes find the same look-up due: whoever comes second asks nothing, and presents nothing."""
+    connection = await harness.given_up()
+    harness.clock.advance(DAY)
+    harness.amo.account.disabled = True
+    for lifecycle in (harness.lifecycle, harness.make_lifecycle(process="process-2")):
+        await lifecycle.rechecker.check(connection.id)
+    assert harness.amo.sandbox.look_ups == 1
+
+
+async def test_while_deaths_are_held_nothing_of_one_that_was_given_up_is_erased(harness: RefreshHarness) -> None:
+    """It was the first to die of what is not believed, and a hook that anybody may send again names its account."""
+    connection = await harness.given_up()
+    harness.amo.account.disabled = True
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    await harness.lifecycle.breaker.watch()
+    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.look_up_due()
+    after = await harness.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.NEEDS_REAUTH, connection.sealed_pair)
+
+
+async def test_of_two_processes_that_look_up_at_once_one_presents_the_token(harness: RefreshHarness) -> None:
+    """Both hear that AMO knows it: whoever finds the turn taken leaves it at that, for the trial is the last one."""
+    harness.amo.fake.quirks.look_up_knows_spent = True
+    connection = await harness.given_up()
+    harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
+    harness.clock.advance(DAY)
+
+    async def look_up(**question: Any) -> IntrospectionResult:
+        sighting = await harness.client.look_up(**question)
+        await harness.lifecycle.rechecker.check(connection.id)
+        return sighting
+
+    other = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up), process="process-2")
+    await other.rechecker.check(connection.id)
+    assert [entry.status for entry in harness.amo.fake.ledger.refreshes()] == [401, 200, 401]

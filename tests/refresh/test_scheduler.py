@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
-from amo_callback.model import RefreshRules, RefreshTrigger
+from amo_callback.model import IntrospectionResult, RefreshRules, RefreshTrigger, TokenState
 from amo_callback.refresh.maintenance import Maintenance
 from amo_callback.refresh.scheduler import RefreshScheduler
 from amo_callback.tokens.lifecycle import TokenLifecycle
-from tests.builders import a_connection, a_core, a_grant, a_refreshed, save
-from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, RecordingObserver
+from tests.builders import a_claim, a_connection, a_core, a_grant, a_refreshed, save
+from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
 from tests.patience import PATIENCE
+from tests.refresh.harness import API_DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from amo_callback.refresh.coordinator import RefreshCoordinator
     from amo_callback.refresh.rechecks import Rechecker
     from amo_callback.store import Store
+    from tests.refresh.harness import RefreshHarness
 
 
 class FakeCoordinator:
@@ -331,3 +334,79 @@ async def test_expired_grants_are_forgotten_in_passing(loop: Loop) -> None:
     stored = await loop.store.grant(grant.code_hash)
     assert stored is not None
     assert stored.sealed is None
+
+
+async def test_an_attempt_of_another_process_takes_no_place_of_the_loops(harness: RefreshHarness) -> None:
+    """Those whose owners have died are left aside until their leases have ended, and the others go meanwhile."""
+    claimed = await harness.connect(next_refresh_at=START)
+    await harness.store.claim(a_claim(claimed, owner="process-2"))
+    harness.amo.account.user_id += 1
+    free = await harness.connect(next_refresh_at=START)
+    async with harness.running(harness.make_lifecycle(rules=RefreshRules(concurrency=1))):
+        await harness.pass_time(30, step=5)
+        assert (await harness.now(free)).pair_version == 2
+
+
+async def test_while_one_probe_waits_for_its_slot_there_is_no_other(harness: RefreshHarness) -> None:
+    """A rate limit that is paused for an hour gathers no fleet of probes that would all go at its end."""
+    for _ in range(3):
+        harness.amo.account.user_id += 1
+        await harness.connect(next_refresh_at=START)
+    waiting = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal waiting
+        waiting += 1
+        await harness.clock.sleep(3600)
+
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=slot))
+    lifecycle.breaker.refuse("Check the `client_id` parameter")
+    harness.clock.advance(61)
+    async with harness.running(lifecycle):
+        for _ in range(3):
+            await harness.clock.until_sleeping(5)
+            harness.clock.advance(5)
+        await harness.clock.until_sleeping(5)
+        assert waiting == 1
+
+
+async def test_after_everyone_was_the_probe_a_new_round_begins(harness: RefreshHarness) -> None:
+    """The secret is mended after all have been tried: the next probe closes it, without anybody's help."""
+    connection = await harness.connect(next_refresh_at=START)
+    lifecycle = harness.make_lifecycle()
+    lifecycle.breaker.refuse("Check the `client_id` parameter")
+    harness.amo.sandbox.faults.add(Fault.NOT_LINKED, Fault.NOT_LINKED)
+    async with harness.running(lifecycle):
+        await harness.pass_time(300, step=5)
+    assert lifecycle.breaker.reason is None
+    assert (await harness.now(connection)).pair_version == 2
+
+
+async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(harness: RefreshHarness) -> None:
+    """However often the loop comes round meanwhile; and the store is not closed under it."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.store.schedule_recheck(connection, at=harness.clock.now())
+    asked, began, go_on = 0, asyncio.Event(), asyncio.Event()
+
+    async def look_up(**_: object) -> IntrospectionResult:
+        nonlocal asked
+        asked += 1
+        began.set()
+        await go_on.wait()
+        return IntrospectionResult(standing=TokenState.GOOD)
+
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up))
+    running = asyncio.create_task(lifecycle.scheduler.run())
+    await began.wait()
+    for _ in range(3):
+        await harness.clock.until_sleeping(5)
+        harness.clock.advance(5)
+    await harness.clock.until_sleeping(5)
+    assert asked == 1
+    lifecycle.core.stop.set()
+    await asyncio.wait({running}, timeout=0.1)
+    assert not running.done()
+    go_on.set()
+    await running
+    assert (await harness.now(connection)).look_up_at != harness.clock.now()
+    assert harness.witness.names() == ["hook.unconfirmed"]

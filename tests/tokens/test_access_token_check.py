@@ -394,3 +394,18 @@ async def test_a_refusal_is_asked_about_again_after_a_while(harness: RefreshHarn
     harness.amo.account.disabled = False
     harness.clock.advance(601)
     assert (await _token(harness, connection)).token.value == harness.pair(connection).access_token
+
+
+async def test_doubt_about_an_access_token_outlives_a_refusal_that_passes(harness: RefreshHarness) -> None:
+    """Its refresh was lost, and the next attempt was turned away: the token may be dead, and AMO is asked."""
+    harness.amo.fake.quirks.refresh_kills_access = True
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER, Fault.UNPAID)
+    with pytest.raises(UnknownOutcome):
+        await harness.refresh(connection)
+    harness.clock.advance(60)
+    with pytest.raises(AccountBlocked):
+        await harness.refresh(connection)
+    assert (await harness.now(connection)).attempt is None
+    with pytest.raises(RetryableError):
+        await harness.lifecycle.access_tokens.token(connection.id, min_ttl=0)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.refresh.harness import API_DOMAIN, PATIENCE
+from amo_callback.errors import NotFound, NotYet
+from amo_callback.model import RefreshTrigger, TokenResponse
+from tests.fakes import Override
+from tests.refresh.harness import API_DOMAIN, DAY, PATIENCE, QueueingClient
 
 if TYPE_CHECKING:
     from tests.refresh.harness import RefreshHarness
@@ -70,3 +76,57 @@ async def test_a_caller_waits_for_the_lease_of_another_process_and_takes_its_pai
     harness.clock.advance(0.25)
     assert (await second).connection.pair_version == 2
     assert len(harness.amo.fake.ledger.refreshes()) == 1
+
+
+async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(harness: RefreshHarness) -> None:
+    """This process waits for its slot in vain; the pair that another one has brought is no stale one."""
+    connection = await harness.connect()
+    harness.clock.advance(DAY - 100)
+    queue = QueueingClient(harness.client)
+    lifecycle = harness.make_lifecycle(amo=queue)
+    handing_out = asyncio.create_task(lifecycle.access_tokens.token(connection.id, min_ttl=300))
+    await queue.asked.wait()
+    refreshed = await harness.make_coordinator(process="process-2").refresh(
+        connection.id, demand=RefreshTrigger.SCHEDULE
+    )
+    harness.clock.advance(8)
+    handed_out = await handing_out
+    assert (handed_out.token.value, handed_out.stale, handed_out.reason) == (
+        harness.pair(refreshed).access_token,
+        False,
+        None,
+    )
+    lifecycle.core.stop.set()
+    await lifecycle.drain()
+
+
+async def test_an_unsaved_pair_of_one_that_was_disconnected_is_nobodys(harness: RefreshHarness) -> None:
+    """A person has erased the connection while its new pair waits for the store: it is not handed out any more."""
+    connection = await harness.connect()
+    harness.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(harness.refresh(connection))
+    await harness.witness.until("pair.write_pending")
+    assert await harness.store.disconnect(await harness.now(connection), on_request=True)
+    for selector in (connection.id, f"account:{connection.account_id}"):
+        with pytest.raises(NotFound):
+            await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
+    harness.failing.away = set()
+    await harness.lifecycle.pending_writes.settle()
+    with pytest.raises(NotFound):
+        await refreshing
+
+
+async def test_a_pair_that_is_dead_by_the_clock_when_it_comes_is_not_handed_out(harness: RefreshHarness) -> None:
+    """The machine slept, or its clock was set, with the answer in hand: whoever asked is told to come again."""
+    connection = await harness.connect()
+    harness.clock.advance(10)
+
+    async def refresh(**request: Any) -> TokenResponse:
+        issued = await harness.client.refresh(**request)
+        harness.clock.step(timedelta(days=2))
+        return issued
+
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, refresh=refresh))
+    with pytest.raises(NotYet):
+        await lifecycle.access_tokens.refresh(connection.id)
+    assert (await harness.now(connection)).pair_version == 2
