@@ -41,21 +41,6 @@ async def _fleet(harness: RefreshHarness, size: int, *, host: str | None = None,
     return connections
 
 
-async def _refresh(
-    lifecycle: TokenLifecycle, connection: Connection, demand: RefreshTrigger = RefreshTrigger.SCHEDULE
-) -> Connection:
-    return await lifecycle.coordinator.refresh(connection.id, demand=demand)
-
-
-async def _refused(
-    harness: RefreshHarness, lifecycle: TokenLifecycle, connection: Connection, fault: Fault = Fault.BLOCKED
-) -> None:
-    """Refresh a connection once; AMO answers with this fault."""
-    harness.amo.sandbox.faults.add(fault)
-    with pytest.raises(AmoCallbackError):
-        await _refresh(lifecycle, connection)
-
-
 async def _run(harness: RefreshHarness, lifecycle: TokenLifecycle, seconds: float = 5.0, *, step: float = 5.0) -> None:
     """Run a process for so long, and stop it."""
     async with harness.running(lifecycle):
@@ -66,16 +51,15 @@ async def _blocked(harness: RefreshHarness, lifecycle: TokenLifecycle, size: int
     """Have AMO block our address, and the block found."""
     connections = await _fleet(harness, size, **more)
     _block(harness)
-    await _find_block(lifecycle, connections)
+    await _find_block(harness, lifecycle, connections)
     return connections
 
 
-async def _find_block(lifecycle: TokenLifecycle, connections: list[Connection]) -> None:
+async def _find_block(harness: RefreshHarness, lifecycle: TokenLifecycle, connections: list[Connection]) -> None:
     """Have two connections refused, and the one connected last, which confirms the block."""
     demands = (RefreshTrigger.SCHEDULE, RefreshTrigger.SCHEDULE, RefreshTrigger.PROBE)
     for connection, demand in zip((*connections[:2], connections[-1]), demands, strict=True):
-        with pytest.raises(AccountBlocked):
-            await _refresh(lifecycle, connection, demand)
+        await harness.fail(connection, AccountBlocked, by=lifecycle.coordinator, demand=demand)
     assert _is_blocked(lifecycle)
 
 
@@ -105,7 +89,7 @@ def _left(harness: RefreshHarness) -> int:
 def _presented(harness: RefreshHarness, connections: list[Connection], since: int) -> list[int]:
     """Return whose refresh tokens were presented after so many refreshes, by their place in the list."""
     numbers = {harness.pair(connection).refresh_token: number for number, connection in enumerate(connections)}
-    return [numbers[entry.presented] for entry in harness.amo.fake.ledger.refreshes()[since:]]
+    return [numbers[entry.presented] for entry in harness.presented()[since:]]
 
 
 # --- a day of it -----------------------------------------------------------------------------------
@@ -115,11 +99,10 @@ async def test_a_blocked_address_sends_the_few_that_show_it_and_then_a_probe_per
     harness: RefreshHarness, record_property: Callable[[str, object], None]
 ) -> None:
     """Of 200 connections that are due, those under way and two more are sent, then 96 probes in a day."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 200, next_refresh_at=START)
     _block(harness)
     before = _left(harness)
-    async with harness.running(lifecycle):
+    async with harness.running(harness.lifecycle):
         await harness.pass_time(60, step=5)
         opened = _left(harness) - before
         await harness.pass_time(DAY, step=300)
@@ -137,136 +120,126 @@ async def test_a_blocked_address_sends_the_few_that_show_it_and_then_a_probe_per
 
 
 @pytest.mark.parametrize("fault", [Fault.BLOCKED, Fault.ACCOUNT_BLOCKED])
-async def test_enough_refusals_and_that_of_the_one_refreshed_last_are_a_block(
+async def test_enough_refusals_and_that_of_the_latest_success_are_a_block(
     harness: RefreshHarness, fault: Fault
 ) -> None:
     """Two hosts without problem+json, or three connections with it: one more request is sent, of the latest success."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 5)
     enough = 2 if fault is Fault.BLOCKED else 3
     for connection in connections[:enough]:
-        await _refused(harness, lifecycle, connection, fault)
-    assert _is_closed(lifecycle)
-    assert not _is_blocked(lifecycle)
+        await harness.fail(connection, AmoCallbackError, fault)
+    assert _is_closed(harness.lifecycle)
+    assert not _is_blocked(harness.lifecycle)
     harness.amo.sandbox.faults.standing = fault
-    await _run(harness, lifecycle)
+    await _run(harness, harness.lifecycle)
     assert _presented(harness, connections, 0) == [*range(enough), 4]
-    assert _is_blocked(lifecycle)
+    assert _is_blocked(harness.lifecycle)
     [started] = harness.witness.named("amo_blocked.started")
     assert set(started.fields) == {"since", "next_probe_at"}
 
 
 async def test_while_a_block_is_suspected_nothing_but_the_confirming_refresh_is_sent(harness: RefreshHarness) -> None:
     """Neither the schedule nor a caller refreshes meanwhile; callers wait a second."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 4)
     for connection in connections[:2]:
-        await _refused(harness, lifecycle, connection)
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
     for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
         with pytest.raises(NotYet) as raised:
-            await _refresh(lifecycle, connections[2], demand)
+            await harness.refresh(connections[2], demand=demand)
         assert (type(raised.value), raised.value.retry_after) == (NotYet, 1.0)
 
 
 async def test_a_block_is_not_suspected_before_enough_refusals(harness: RefreshHarness) -> None:
     """Two connections of one host, or two that AMO refuses in its own problem+json, are refused each for itself."""
-    lifecycle = harness.make_lifecycle()
     one, two = await _fleet(harness, 2, host="shared.amocrm.ru")
     for connection in (one, two, one):
         harness.clock.advance(_CAP)
-        await _refused(harness, lifecycle, connection)
-    assert not _is_closed(lifecycle)
-    await lifecycle.breaker.address_block.succeeded()
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
+    assert not _is_closed(harness.lifecycle)
+    await harness.lifecycle.breaker.address_block.succeeded()
     for connection in await _fleet(harness, 2):
-        await _refused(harness, lifecycle, connection, Fault.ACCOUNT_BLOCKED)
-    assert not _is_closed(lifecycle)
+        await harness.fail(connection, AmoCallbackError, Fault.ACCOUNT_BLOCKED)
+    assert not _is_closed(harness.lifecycle)
 
 
 async def test_a_success_between_the_refusals_forgets_them(harness: RefreshHarness) -> None:
     """A second host that refuses after a success is again the first."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 4)
-    await _refused(harness, lifecycle, connections[0])
-    await _refresh(lifecycle, connections[1])
-    await _refused(harness, lifecycle, connections[2])
-    assert not _is_closed(lifecycle)
-    await _refused(harness, lifecycle, connections[3])
-    assert _is_closed(lifecycle)
+    await harness.fail(connections[0], AmoCallbackError, Fault.BLOCKED)
+    await harness.refresh(connections[1])
+    await harness.fail(connections[2], AmoCallbackError, Fault.BLOCKED)
+    assert not _is_closed(harness.lifecycle)
+    await harness.fail(connections[3], AmoCallbackError, Fault.BLOCKED)
+    assert _is_closed(harness.lifecycle)
 
 
 @pytest.mark.parametrize("fault", [Fault.BLOCKED, Fault.ACCOUNT_BLOCKED])
 async def test_one_blocked_account_among_others_is_no_block(harness: RefreshHarness, fault: Fault) -> None:
     """It is refused once per retry cap for a day, while the others are refreshed."""
-    lifecycle = harness.make_lifecycle()
     blocked, *others = await _fleet(harness, 5, next_refresh_at=START)
     for _ in range(round(DAY / _CAP)):
-        await _refused(harness, lifecycle, blocked, fault)
+        await harness.fail(blocked, AmoCallbackError, fault)
         harness.clock.advance(_CAP)
     for other in others:
-        await _refresh(lifecycle, other)
+        await harness.refresh(other)
     assert harness.witness.named("amo_blocked.started") == []
-    assert not _is_closed(lifecycle)
+    assert not _is_closed(harness.lifecycle)
 
 
 @pytest.mark.parametrize("answer", [None, Fault.HTTP_500, Fault.UNPAID, Fault.TEAPOT])
-async def test_any_other_answer_to_the_confirming_refresh_drops_the_suspicion(
+async def test_any_other_answer_to_the_confirmation_drops_the_suspicion(
     harness: RefreshHarness, answer: Fault | None
 ) -> None:
     """Only a 403 confirms it; after a pair, or any other refusal, the others are refreshed again."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 4)
     for connection in connections[:2]:
-        await _refused(harness, lifecycle, connection)
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
     if answer is not None:
         harness.amo.sandbox.faults.add(answer)
     with suppress(AmoCallbackError):
-        await _refresh(lifecycle, connections[3], RefreshTrigger.PROBE)
-    assert len(harness.amo.fake.ledger.refreshes()) == 3
-    assert not _is_closed(lifecycle)
-    assert (await _refresh(lifecycle, connections[2])).pair_version == 2
+        await harness.refresh(connections[3], demand=RefreshTrigger.PROBE)
+    assert len(harness.presented()) == 3
+    assert not _is_closed(harness.lifecycle)
+    assert (await harness.refresh(connections[2])).pair_version == 2
     assert harness.witness.named("amo_blocked.started") == []
 
 
 async def test_a_suspicion_goes_on_where_the_confirming_refresh_was_not_sent(harness: RefreshHarness) -> None:
     """A pair of another client id is never presented: the next latest success confirms the block."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 3)
     harness.clock.advance(1)
     await _fleet(harness, 1, host="foreign.amocrm.ru", client_id="another")
     _block(harness)
     for connection in connections[:2]:
-        with pytest.raises(AccountBlocked):
-            await _refresh(lifecycle, connection)
-    await _run(harness, lifecycle, 15)
+        await harness.fail(connection, AccountBlocked)
+    await _run(harness, harness.lifecycle, 15)
     assert _presented(harness, connections, 0) == [0, 1, 2]
-    assert _is_blocked(lifecycle)
+    assert _is_blocked(harness.lifecycle)
 
 
 async def test_a_suspicion_that_no_connection_can_confirm_is_dropped(harness: RefreshHarness) -> None:
     """With every connection frozen nothing can be presented, and nothing stays suspected."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 2)
     for connection in connections:
-        await _refused(harness, lifecycle, connection)
-        await lifecycle.freeze_switch.freeze(await harness.now(connection))
-    await _run(harness, lifecycle, 10)
-    assert not _is_closed(lifecycle)
-    assert len(harness.amo.fake.ledger.refreshes()) == 2
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
+        await harness.lifecycle.freeze_switch.freeze(await harness.now(connection))
+    await _run(harness, harness.lifecycle, 10)
+    assert not _is_closed(harness.lifecycle)
+    assert len(harness.presented()) == 2
 
 
 async def test_refused_exchanges_and_questions_never_suspect_a_block(harness: RefreshHarness) -> None:
     """403 to codes, and to questions about tokens, says nothing of refreshes."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 4)
     _block(harness)
     for connection in connections:
         with pytest.raises(AccountBlocked):
             await harness.client.exchange(code=b"code", domain=connection.domain, not_after=math.inf)
-        found = open_connection(connection, lifecycle.core)
-        standing = await lifecycle.access_token_check.state_of(found, doubted=True)
+        found = open_connection(connection, harness.lifecycle.core)
+        standing = await harness.lifecycle.access_token_check.state_of(found, doubted=True)
         assert standing is TokenState.UNKNOWN
     assert harness.amo.sandbox.look_ups == 4
-    assert not _is_closed(lifecycle)
+    assert not _is_closed(harness.lifecycle)
 
 
 # --- while it lasts --------------------------------------------------------------------------------
@@ -274,67 +247,59 @@ async def test_refused_exchanges_and_questions_never_suspect_a_block(harness: Re
 
 async def test_while_blocked_callers_are_told_when_the_next_probe_leaves(harness: RefreshHarness) -> None:
     """Neither the schedule nor a hand-out is the probe; the token at hand is handed out as stale."""
-    lifecycle = harness.make_lifecycle()
-    connections = await _blocked(harness, lifecycle)
+    connections = await _blocked(harness, harness.lifecycle)
     sent = _left(harness)
     for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED, RefreshTrigger.TRIAL):
         with pytest.raises(AddressBlocked) as raised:
-            await _refresh(lifecycle, connections[2], demand)
+            await harness.refresh(connections[2], demand=demand)
         assert _CAP - 10 <= raised.value.retry_after <= _CAP
     harness.clock.advance(DAY / 2)
-    handed_out = await lifecycle.access_tokens.token(connections[2].id, min_ttl=DAY)
+    handed_out = await harness.lifecycle.access_tokens.token(connections[2].id, min_ttl=DAY)
     assert (handed_out.stale, handed_out.reason) == (True, "amo_blocked")
     harness.clock.advance(DAY)
     with pytest.raises(AddressBlocked):
-        await lifecycle.access_tokens.token(connections[2].id, min_ttl=0)
+        await harness.lifecycle.access_tokens.token(connections[2].id, min_ttl=0)
     assert _left(harness) == sent
 
 
 async def test_probes_go_to_the_latest_success_first_and_to_another_each_time(harness: RefreshHarness) -> None:
     """Each connection once in the order of their last successes, then the same again."""
-    lifecycle = harness.make_lifecycle()
-    connections = await _blocked(harness, lifecycle)
-    sent = len(harness.amo.fake.ledger.refreshes())
-    await _run(harness, lifecycle, 7.5 * _CAP, step=50)
+    connections = await _blocked(harness, harness.lifecycle)
+    sent = len(harness.presented())
+    await _run(harness, harness.lifecycle, 7.5 * _CAP, step=50)
     # The one refreshed last, 3, was presented to confirm the block.
     assert _presented(harness, connections, sent) == [2, 1, 0, 3, 2, 1, 0]
 
 
 async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_twice(harness: RefreshHarness) -> None:
     """It is sent when a probe may leave; then nothing is for a retry cap, and the next one is another."""
-    lifecycle = harness.make_lifecycle()
-    connections = await _blocked(harness, lifecycle)
+    connections = await _blocked(harness, harness.lifecycle)
     harness.clock.advance(_CAP)
     sent = _left(harness)
-    with pytest.raises(AccountBlocked):
-        await _refresh(lifecycle, connections[2], RefreshTrigger.FORCED)
-    with pytest.raises(AddressBlocked):
-        await _refresh(lifecycle, connections[1], RefreshTrigger.PROBE)
+    await harness.fail(connections[2], AccountBlocked, demand=RefreshTrigger.FORCED)
+    await harness.fail(connections[1], AddressBlocked, demand=RefreshTrigger.PROBE)
     harness.clock.advance(_CAP)
-    with pytest.raises(AddressBlocked):
-        await _refresh(lifecycle, connections[2], RefreshTrigger.FORCED)
+    await harness.fail(connections[2], AddressBlocked, demand=RefreshTrigger.FORCED)
     assert _left(harness) == sent + 1
 
 
 async def test_a_refresh_that_waited_while_the_block_was_found_is_not_the_probe(harness: RefreshHarness) -> None:
     """It was begun before, and is given up at its last look; the probe stays for the schedule."""
-    lifecycle = harness.make_lifecycle()
-    connections = await _blocked(harness, lifecycle)
+    connections = await _blocked(harness, harness.lifecycle)
     harness.clock.advance(_CAP)
     with pytest.raises(AddressBlocked):
-        await lifecycle.breaker.address_block.enter(connections[2].id, demand=RefreshTrigger.SCHEDULE)
-    assert lifecycle.breaker.address_block.probe_in == 0
+        await harness.lifecycle.breaker.address_block.enter(connections[2].id, demand=RefreshTrigger.SCHEDULE)
+    assert harness.lifecycle.breaker.address_block.probe_in == 0
 
 
 async def test_while_blocked_no_question_is_asked(harness: RefreshHarness) -> None:
     """Neither a daily look-up nor a question about a token in doubt leaves, which is handed out as stale."""
-    lifecycle = harness.make_lifecycle()
     given_up = await harness.given_up()
-    await _blocked(harness, lifecycle)
+    await _blocked(harness, harness.lifecycle)
     asked = harness.amo.sandbox.look_ups
-    handed_out = await lifecycle.access_tokens.token(given_up.id, min_ttl=0)
+    handed_out = await harness.lifecycle.access_tokens.token(given_up.id, min_ttl=0)
     assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
-    await _run(harness, lifecycle, 1.5 * DAY, step=450)
+    await _run(harness, harness.lifecycle, 1.5 * DAY, step=450)
     due = (await harness.now(given_up)).look_up_at
     assert due is not None
     assert due <= harness.clock.now()
@@ -343,13 +308,12 @@ async def test_while_blocked_no_question_is_asked(harness: RefreshHarness) -> No
 
 async def test_a_probe_in_doubt_asks_before_it_presents(harness: RefreshHarness) -> None:
     """The question is the probe: without an answer nothing is presented, and the next probe is another connection."""
-    lifecycle = harness.make_lifecycle()
     connections = await _fleet(harness, 4)
-    await _refused(harness, lifecycle, connections[2], Fault.HTTP_500)
+    await harness.fail(connections[2], AmoCallbackError, Fault.HTTP_500)
     _block(harness)
-    await _find_block(lifecycle, connections)
-    sent, asked = len(harness.amo.fake.ledger.refreshes()), harness.amo.sandbox.look_ups
-    async with harness.running(lifecycle):
+    await _find_block(harness, harness.lifecycle, connections)
+    sent, asked = len(harness.presented()), harness.amo.sandbox.look_ups
+    async with harness.running(harness.lifecycle):
         await harness.pass_time(1.5 * _CAP, step=15)
         assert _presented(harness, connections, sent) == []
         assert harness.amo.sandbox.look_ups == asked + 1
@@ -389,27 +353,25 @@ async def test_a_block_ends_where_no_connection_can_be_the_probe(harness: Refres
 
 async def test_an_answer_without_a_pair_does_not_end_the_block(harness: RefreshHarness) -> None:
     """A probe that is answered in another way is a failed one: the next leaves after a retry cap."""
-    lifecycle = harness.make_lifecycle()
-    await _blocked(harness, lifecycle)
+    await _blocked(harness, harness.lifecycle)
     harness.amo.sandbox.faults.standing = Fault.TEAPOT
     sent = _left(harness)
-    await _run(harness, lifecycle, 2 * _CAP, step=20)
-    assert _is_blocked(lifecycle)
+    await _run(harness, harness.lifecycle, 2 * _CAP, step=20)
+    assert _is_blocked(harness.lifecycle)
     assert _left(harness) == sent + 2
 
 
 async def test_a_block_that_cannot_be_ended_in_the_store_ends_with_the_next_success(harness: RefreshHarness) -> None:
     """While the store is away it stays, here as in the store."""
-    lifecycle = harness.make_lifecycle()
-    connections = await _blocked(harness, lifecycle)
+    connections = await _blocked(harness, harness.lifecycle)
     harness.failing.away = {"end_amo_block"}
-    await lifecycle.breaker.address_block.succeeded()
-    assert _is_blocked(lifecycle)
+    await harness.lifecycle.breaker.address_block.succeeded()
+    assert _is_blocked(harness.lifecycle)
     harness.failing.away = set()
     _unblock(harness)
     harness.clock.advance(_CAP)
-    await _refresh(lifecycle, connections[2], RefreshTrigger.PROBE)
-    assert not _is_blocked(lifecycle)
+    await harness.refresh(connections[2], demand=RefreshTrigger.PROBE)
+    assert not _is_blocked(harness.lifecycle)
     assert await harness.store.amo_block() is None
 
 
@@ -437,24 +399,21 @@ async def test_two_processes_share_the_one_probe(harness: RefreshHarness) -> Non
     assert 7 <= _left(harness) - sent <= 8
 
 
-async def test_the_second_process_finds_a_block_in_the_store_before_it_confirms_its_own(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_second_process_finds_a_block_in_the_store_before_it_confirms_its_own(harness: RefreshHarness) -> None:
     """It has seen two refusals, too: it presents nothing more."""
     lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2")
     connections = await _fleet(harness, 6)
     _block(harness)
     for connection in connections[2:4]:
-        with pytest.raises(AccountBlocked):
-            await _refresh(other, connection)
-    await _find_block(lifecycle, connections)
+        await harness.fail(connection, AccountBlocked, by=other.coordinator)
+    await _find_block(harness, lifecycle, connections)
     assert not _is_blocked(other)
     await _run(harness, other)
     assert _is_blocked(other)
-    assert len(harness.amo.fake.ledger.refreshes()) == 5
+    assert len(harness.presented()) == 5
 
 
-async def test_a_confirming_refresh_that_waited_while_another_process_found_the_block_is_not_sent(
+async def test_a_confirmation_that_waited_while_another_process_found_the_block_is_not_sent(
     harness: RefreshHarness,
 ) -> None:
     """It was begun while this process suspected a block: the probes of a known one are reserved in the store."""
@@ -471,13 +430,12 @@ async def test_a_confirming_refresh_that_waited_while_another_process_found_the_
     connections = await _fleet(harness, 6)
     _block(harness)
     for refused in connections[2:4]:
-        with pytest.raises(AccountBlocked):
-            await _refresh(other, refused)
+        await harness.fail(refused, AccountBlocked, by=other.coordinator)
     waiting.clear()
     again.clear()
-    confirming = asyncio.create_task(_refresh(other, connections[4], RefreshTrigger.PROBE))
+    confirming = harness.begin(connections[4], by=other.coordinator, demand=RefreshTrigger.PROBE)
     await waiting.wait()
-    await _find_block(lifecycle, connections)
+    await _find_block(harness, lifecycle, connections)
     await other.breaker.watch()
     sent = _left(harness)
     again.set()

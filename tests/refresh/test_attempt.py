@@ -30,11 +30,10 @@ async def test_a_stop_during_the_extension_sends_no_second_request(harness: Refr
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
     harness.failing.after["extend"] = lambda *_, **__: harness.lifecycle.core.stop.set()
-    with pytest.raises(ShuttingDown):
-        await harness.refresh(connection)
+    await harness.fail(connection, ShuttingDown)
     after = await harness.now(connection)
     assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert len(harness.presented()) == 1
 
 
 @pytest.mark.parametrize("during", ["extend", "refresh"])
@@ -50,9 +49,8 @@ async def test_a_second_request_that_would_outlive_its_lease_is_not_sent(harness
 
     amo = Override(harness.client, refresh=refresh)
     coordinator = harness.make_coordinator(amo=amo)
-    with pytest.raises(RequestNotSent):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    assert [entry.host for entry in harness.amo.fake.ledger.refreshes()] == [connection.domain]
+    await harness.fail(connection, RequestNotSent, by=coordinator)
+    assert [entry.host for entry in harness.presented()] == [connection.domain]
     assert not (await harness.now(connection)).in_doubt
 
 
@@ -81,7 +79,7 @@ async def _followed(
 
     amo = Override(harness.client, refresh=refresh, look_up=look_up, ask_about=ask_about)
     with pytest.raises(AmoCallbackError) as raised:
-        await harness.make_coordinator(amo=amo).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        await harness.refresh(connection, by=harness.make_coordinator(amo=amo))
     return type(raised.value), asked
 
 
@@ -128,8 +126,8 @@ async def test_whoever_comes_second_to_a_claim_spends_nothing(harness: RefreshHa
     """Between the last look and the claim another process was faster: its pair is taken, and told as nothing else."""
     connection = await harness.connect()
     faster = harness.make_coordinator(process="process-2", store=harness.store)
-    harness.failing.before["claim"] = lambda *_, **__: faster.refresh(
-        connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection)
+    harness.failing.before["claim"] = lambda *_, **__: harness.refresh(
+        connection, by=faster, satisfied=newer_than(connection)
     )
     refreshed = await harness.refresh(connection, satisfied=newer_than(connection))
     assert (refreshed.pair_version, refreshed.attempt, harness.spent()) == (2, None, 1)
@@ -147,8 +145,7 @@ async def test_whatever_a_success_means_for_others_its_pair_is_stored_first(harn
     lifecycle = harness.make_lifecycle(observer=observer)
     lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(60)
-    with pytest.raises(RuntimeError):
-        await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)
+    await harness.fail(connection, RuntimeError, by=lifecycle.coordinator, demand=RefreshTrigger.FORCED)
     assert (await harness.now(connection)).pair_version == 2
 
 
@@ -170,5 +167,5 @@ async def test_each_request_about_a_moved_account_has_a_slot_of_its_own(harness:
         return await harness.client.refresh(**request)
 
     amo = Override(harness.client, slot=slot, look_up=look_up, refresh=refresh)
-    await harness.make_coordinator(amo=amo).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    await harness.refresh(connection, by=harness.make_coordinator(amo=amo))
     assert order == ["slot", "refresh", "slot", "look-up", "slot", "refresh"]

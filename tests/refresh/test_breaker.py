@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -29,30 +28,39 @@ if TYPE_CHECKING:
 
 
 # --- what opens it ---------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("died", "living", "epidemic"), [(4, 0, False), (5, 0, True), (5, 19, True), (5, 20, False), (50, 300, False)]
+    ("died", "living", "epidemic"),
+    [
+        *((0, 0, False), (4, 0, False), (5, 0, True), (5, 19, True)),
+        *((5, 20, False), (20, 80, False), (21, 79, True), (50, 300, False)),
+    ],
 )
 def test_many_deaths_of_a_large_share_are_an_epidemic(died: int, living: int, *, epidemic: bool) -> None:
-    """Five deaths at least, and more than a fifth of all."""
+    """Five deaths at least, and more than a fifth of all, those who have died counted in."""
     assert is_epidemic(ConnectionCounts(living=living, fresh=living, died=died)) is epidemic
 
 
-async def test_the_deaths_of_a_whole_fleet_are_not_believed(harness: RefreshHarness) -> None:
-    """After five connections have died within ten minutes, the sixth is kept, and nothing more is refreshed."""
+async def _five_die(harness: RefreshHarness) -> None:
+    """Have five connections die at the same moment."""
     for number in range(5):
         dead = await save(harness.store, a_connection(number + 1))
         await harness.store.claim(a_claim(dead))
         verdict = a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, died_at=harness.clock.now())
         await harness.store.save_verdict(verdict)
+
+
+async def test_the_deaths_of_a_whole_fleet_are_not_believed(harness: RefreshHarness) -> None:
+    """After five connections have died within ten minutes, the sixth is kept, and nothing more is refreshed."""
+    await _five_die(harness)
     connection = await harness.connect()
     harness.amo.account.disabled = True
-    with pytest.raises(MassFailureSuspected):
-        await harness.refresh(connection)
+    await harness.fail(connection, MassFailureSuspected)
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert (await harness.witness.until("terminal_failures.suspended")).fields == {"died": 5, "living": 1}
-    with pytest.raises(NotYet) as raised:
-        await harness.refresh(await save(harness.store, a_connection(7)))
-    assert raised.value.cause_code == MassFailureSuspected.code
+    another = await save(harness.store, a_connection(7))
+    assert (await harness.fail(another, NotYet)).cause_code == MassFailureSuspected.code
 
 
 async def _suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
@@ -65,9 +73,7 @@ async def _suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
     return reasons
 
 
-async def test_the_breaker_opens_with_two_suspects_once_the_last_success_is_older_than_the_retry_cap(
-    harness: RefreshHarness,
-) -> None:
+async def test_two_suspects_open_it_once_the_last_success_is_older_than_the_retry_cap(harness: RefreshHarness) -> None:
     """One connection may have a trouble of its own, however often it is refused; a second one is no accident."""
     for number in range(10):
         await save(harness.store, a_connection(number))
@@ -77,9 +83,7 @@ async def test_the_breaker_opens_with_two_suspects_once_the_last_success_is_olde
     assert harness.lifecycle.breaker.refused == "AMO's words"
 
 
-async def test_the_breaker_opens_with_ten_suspects_in_a_row_however_recent_the_last_success_is(
-    harness: RefreshHarness,
-) -> None:
+async def test_ten_suspects_in_a_row_open_it_however_recent_the_last_success_is(harness: RefreshHarness) -> None:
     """The same connection twice counts once, and a success in between begins the count anew."""
     for number in range(20):
         await save(harness.store, a_connection(number))
@@ -114,14 +118,9 @@ async def test_the_breaker_opens_with_the_only_connection_that_can_be_refreshed(
     assert await harness.store.probe(apart_from=(connection.id,), turn=turn) is None
 
 
-async def test_accounts_that_nobody_can_be_asked_about_are_no_fault_of_the_configuration(
-    harness: RefreshHarness,
-) -> None:
+async def test_accounts_nobody_can_be_asked_about_are_no_fault_of_the_configuration(harness: RefreshHarness) -> None:
     """Moved, without an API host, their access tokens over: they are refused without a reason, and stop nobody else."""
-    connections = []
-    for _ in range(2):
-        harness.amo.account.user_id += 1
-        connections.append(await harness.connect())
+    connections = await harness.connect_users(2, api_domain=None)
     for number in range(10):
         await save(harness.store, a_connection(number + 1))
     harness.amo.account.host = "renamed.amocrm.ru"
@@ -129,18 +128,18 @@ async def test_accounts_that_nobody_can_be_asked_about_are_no_fault_of_the_confi
     for connection in connections:
         with suppress(AmoCallbackError):
             await harness.refresh(connection)
-    assert len(harness.amo.fake.ledger.refreshes()) == 2
+    assert len(harness.presented()) == 2
     assert harness.lifecycle.breaker.reason is None
 
 
 # --- while it is open -------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("why", ["refused", "held"])
 async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(harness: RefreshHarness, why: str) -> None:
     """Where AMO has answered nobody, the probe is one of those without an answer, after its lease; and it closes."""
     connection = await harness.connect()
-    harness.amo.sandbox.faults.add(Fault.HTTP_500)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, Fault.HTTP_500)
     if why == "held":
         await harness.store.suspend_terminal(now=harness.clock.now())
     else:
@@ -222,11 +221,10 @@ async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(harness: Re
     await harness.store.suspend_terminal(now=harness.clock.now())
     await harness.lifecycle.breaker.watch()
     harness.clock.advance(60)
-    with pytest.raises(MassFailureSuspected):
-        await harness.refresh(connection, demand=RefreshTrigger.PROBE)
+    await harness.fail(connection, MassFailureSuspected, demand=RefreshTrigger.PROBE)
     after = await harness.now(connection)
     assert (after.status, after.next_refresh_at) == (Status.ACTIVE, harness.clock.now() + timedelta(minutes=15))
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_one_success_closes_it_for_every_process(harness: RefreshHarness) -> None:
@@ -248,8 +246,7 @@ async def test_a_person_who_is_needed_is_no_reason_to_open_it(harness: RefreshHa
         await save(harness.store, a_connection(number + 1))
     connection = await harness.connect()
     harness.amo.account.disabled = True
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
     assert harness.lifecycle.breaker.reason is None
 
 
@@ -278,15 +275,12 @@ async def test_a_success_that_cannot_be_written_down_ends_no_hold(harness: Refre
     assert harness.witness.names() == ["terminal_failures.resumed"]
 
 
-async def test_verdicts_that_another_process_holds_are_held_before_the_loop_has_heard_of_it(
-    harness: RefreshHarness,
-) -> None:
+async def test_verdicts_that_another_process_holds_are_held_before_the_loop_hears(harness: RefreshHarness) -> None:
     """The refresh was under way when the other one held them: its connection is kept."""
     connection = await harness.connect()
-    gated = GatedClient(harness.client)
-    gated.send.clear()
+    gated = GatedClient(harness.client, hold_request=True)
     coordinator = harness.make_coordinator(amo=gated)
-    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    refreshing = harness.begin(connection, by=coordinator)
     await gated.asked.wait()
     await harness.store.suspend_terminal(now=harness.clock.now())
     harness.amo.account.disabled = True
@@ -299,11 +293,7 @@ async def test_verdicts_that_another_process_holds_are_held_before_the_loop_has_
 
 async def test_the_first_probe_comes_a_minute_after_verdicts_are_held(harness: RefreshHarness) -> None:
     """What has just died with all the others is not tried again at once."""
-    for number in range(5):
-        dead = await save(harness.store, a_connection(number + 1))
-        await harness.store.claim(a_claim(dead))
-        verdict = a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, died_at=harness.clock.now())
-        await harness.store.save_verdict(verdict)
+    await _five_die(harness)
     harness.clock.advance(60)
     breaker = harness.lifecycle.breaker
     assert breaker.probe_in == 0

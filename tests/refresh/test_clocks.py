@@ -60,9 +60,7 @@ async def test_a_connection_with_impossible_times_is_refreshed_by_the_scheduler(
     assert refreshed.pair_version == connection.pair_version + 1
 
 
-async def test_connections_with_impossible_times_come_first_and_the_others_earliest_due_first(
-    harness: RefreshHarness,
-) -> None:
+async def test_impossible_times_come_first_and_the_others_earliest_due_first(harness: RefreshHarness) -> None:
     """Then earliest expiry; those that back off are not impossible, whatever their due time."""
     now = harness.clock.now()
     rows = {

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 
 # --- a refresh that goes well ---------------------------------------------------------------------
+
+
 async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(harness: RefreshHarness) -> None:
     """The new pair is stored, live, due at half of its life, and good for three months."""
     connection = await harness.connect()
@@ -86,8 +88,10 @@ async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(harness: R
         harness.clock.advance(1.23456)
         return dataclasses.replace(await harness.client.refresh(**request), request_id="b6a3")
 
-    await harness.make_coordinator(amo=Override(harness.client, refresh=refresh)).refresh(
-        connection.id, demand=RefreshTrigger.FORCED
+    await harness.refresh(
+        connection,
+        by=harness.make_coordinator(amo=Override(harness.client, refresh=refresh)),
+        demand=RefreshTrigger.FORCED,
     )
     [event] = harness.witness.named("refresh.succeeded")
     assert (event.fields["seconds"], event.fields["request_id"], event.fields["demand"]) == (1.235, "b6a3", "forced")
@@ -102,7 +106,7 @@ async def test_a_refresh_keeps_the_api_host_that_amo_tells_or_else_the_one_befor
         return dataclasses.replace(issued, account=dataclasses.replace(issued.account, api_domain=None))
 
     silent = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
-    assert (await silent.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)).api_domain == "api-a.amocrm.ru"
+    assert (await harness.refresh(connection, by=silent)).api_domain == "api-a.amocrm.ru"
     assert (await harness.refresh(connection)).api_domain == API_DOMAIN
 
 
@@ -120,7 +124,7 @@ async def test_callers_at_once_share_one_refresh(harness: RefreshHarness) -> Non
     connection = await harness.connect()
     stored = await asyncio.gather(*(harness.refresh(connection, demand=RefreshTrigger.HAND_OUT) for _ in range(60)))
     assert {one.pair_version for one in stored} == {2}
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert len(harness.presented()) == 1
 
 
 async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(harness: RefreshHarness) -> None:
@@ -151,7 +155,7 @@ async def test_a_refresh_that_satisfies_nobody_is_made_once(harness: RefreshHarn
     """Whoever asked for it gets its pair, and may ask again."""
     connection = await harness.connect()
     assert (await harness.refresh(connection, satisfied=lambda now: now.pair_version > 2)).pair_version == 2
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert len(harness.presented()) == 1
 
 
 async def test_every_year_of_refreshes_spends_each_token_once(harness: RefreshHarness) -> None:
@@ -161,17 +165,16 @@ async def test_every_year_of_refreshes_spends_each_token_once(harness: RefreshHa
         harness.clock.advance(43_200)
         connection = await harness.refresh(connection)
     assert harness.amo.fake.ledger.doubles() == 0
-    assert len(harness.amo.fake.ledger.refreshes()) == 50
+    assert len(harness.presented()) == 50
 
 
 # --- the claim ------------------------------------------------------------------------------------
+
+
 async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHarness) -> None:
     """While the request is on its way, the store names attempt, lease and fingerprint."""
     connection = await harness.connect()
-    harness.amo.sandbox.asked.clear()
-    harness.amo.sandbox.faults.add(Fault.SLOW)
-    refreshing = asyncio.create_task(harness.refresh(connection))
-    await harness.amo.sandbox.asked.wait()
+    refreshing = await harness.begin_slow(connection)
     claimed = await harness.now(connection)
     assert claimed.attempt is not None
     assert claimed.lease_until == harness.clock.now() + timedelta(seconds=60)
@@ -184,16 +187,15 @@ async def test_a_store_that_takes_no_claim_keeps_the_token_unspent(harness: Refr
     """A full disk is met before the token is spent, not after."""
     connection = await harness.connect()
     harness.failing.away = {"claim"}
-    with pytest.raises(StoreUnavailable):
-        await harness.refresh(connection)
-    assert harness.amo.fake.ledger.refreshes() == []
+    await harness.fail(connection, StoreUnavailable)
+    assert harness.presented() == []
 
 
 async def test_what_somebody_else_claimed_is_waited_for(harness: RefreshHarness) -> None:
     """Another process's lease holds: nothing is sent, and its pair is returned once it is stored."""
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    refreshing = asyncio.create_task(harness.refresh(connection, satisfied=lambda now: now.pair_version == 2))
+    refreshing = harness.begin(connection, satisfied=lambda now: now.pair_version == 2)
     for _ in range(3):
         await harness.clock.until_sleeping(0.25)
         harness.clock.advance(0.25)
@@ -201,7 +203,7 @@ async def test_what_somebody_else_claimed_is_waited_for(harness: RefreshHarness)
     await harness.store.save_refreshed(a_refreshed(connection))
     harness.clock.advance(0.25)
     assert (await refreshing).pair_version == 2
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_a_claim_that_took_too_long_is_given_back_unsent(harness: RefreshHarness) -> None:
@@ -209,12 +211,10 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(harness: RefreshH
     connection = await harness.connect()
     took = 55.1
     harness.failing.after["claim"] = lambda *_, **__: harness.clock.advance(took)
-    with pytest.raises(NotYet) as raised:
-        await harness.refresh(connection)
-    assert raised.value.retry_after == 1
+    assert (await harness.fail(connection, NotYet)).retry_after == 1
     after = await harness.now(connection)
     assert (after.attempt, after.spending, after.doubtful) == (None, None, None)
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
     took = 55.0
     assert (await harness.refresh(connection)).pair_version == 2
 
@@ -222,11 +222,10 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(harness: RefreshH
 async def test_a_pair_granted_to_another_client_is_not_presented(harness: RefreshHarness) -> None:
     """After the integration was changed, old tokens stay at home, and the configuration is told as the fault."""
     connection = await harness.connect(client_id="the one before")
-    with pytest.raises(ClientMismatch):
-        await harness.refresh(connection)
+    await harness.fail(connection, ClientMismatch)
     after = await harness.now(connection)
     assert (after.status, after.last_error) == (Status.ACTIVE, "client_mismatch")
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_a_pair_that_no_key_opens_needs_its_person(harness: RefreshHarness) -> None:
@@ -235,12 +234,10 @@ async def test_a_pair_that_no_key_opens_needs_its_person(harness: RefreshHarness
     pair = TokenPair(access_token="a", refresh_token="r", issued_at=harness.clock.now(), expires_at=harness.clock.now())
     for sealed in (other.seal_pair(pair, connection_id="x"), harness.cipher.seal_pair(pair, connection_id="another")):
         connection = await harness.connect(sealed_pair=sealed)
-        with pytest.raises(NeedsReauth) as raised:
-            await harness.refresh(connection)
-        assert raised.value.reason is Reason.UNREADABLE
+        assert (await harness.fail(connection, NeedsReauth)).reason is Reason.UNREADABLE
         after = await harness.now(connection)
         assert (after.status, after.reason, after.sealed_pair) == (Status.NEEDS_REAUTH, Reason.UNREADABLE, sealed)
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_a_claim_of_what_no_key_opens_names_no_token(harness: RefreshHarness) -> None:
@@ -248,8 +245,7 @@ async def test_a_claim_of_what_no_key_opens_names_no_token(harness: RefreshHarne
     connection = await harness.connect(sealed_pair=Cipher([new_key()]).seal(b"", bound_to=""))
     claims: list[Claim] = []
     harness.failing.before["claim"] = lambda claim, **_: claims.append(claim)
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
     [claim] = claims
     assert (claim.fingerprint, claim.owner, claim.lease) == ("", "process-1", timedelta(seconds=60))
 
@@ -261,17 +257,16 @@ async def test_what_does_not_exist_cannot_be_refreshed(harness: RefreshHarness) 
     for name in ("unknown", connection.id):
         with pytest.raises(NotFound):
             await harness.coordinator.refresh(name, demand=RefreshTrigger.HAND_OUT)
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 # --- cancelled, stopped, slow ---------------------------------------------------------------------
+
+
 async def test_a_caller_who_hangs_up_cancels_nothing(harness: RefreshHarness) -> None:
     """The request goes on in its own task, and its pair is stored."""
     connection = await harness.connect()
-    harness.amo.sandbox.asked.clear()
-    harness.amo.sandbox.faults.add(Fault.SLOW)
-    caller = asyncio.create_task(harness.refresh(connection))
-    await harness.amo.sandbox.asked.wait()
+    caller = await harness.begin_slow(connection)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
@@ -286,11 +281,8 @@ async def test_stopping_finishes_what_is_claimed_and_begins_nothing(harness: Ref
     harness.amo.account.user_id += 1
     other = await harness.connect()
     harness.coordinator = harness.make_coordinator(rules=RefreshRules(concurrency=1))
-    harness.amo.sandbox.asked.clear()
-    harness.amo.sandbox.faults.add(Fault.SLOW)
-    first = asyncio.create_task(harness.refresh(connection))
-    await harness.amo.sandbox.asked.wait()
-    second = asyncio.create_task(harness.refresh(other))
+    first = await harness.begin_slow(connection)
+    second = harness.begin(other)
     await asyncio.sleep(0)
     harness.lifecycle.core.stop.set()
     harness.amo.sandbox.go_on.set()
@@ -298,16 +290,15 @@ async def test_stopping_finishes_what_is_claimed_and_begins_nothing(harness: Ref
     assert (await first).pair_version == 2
     with pytest.raises(ShuttingDown):
         await second
-    with pytest.raises(ShuttingDown):
-        await harness.refresh(other)
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    await harness.fail(other, ShuttingDown)
+    assert len(harness.presented()) == 1
 
 
 async def test_stopping_does_not_wait_for_the_lease_of_another_process(harness: RefreshHarness) -> None:
     """Whoever looks for its pair from time to time is sent away at once."""
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    refreshing = asyncio.create_task(harness.refresh(connection))
+    refreshing = harness.begin(connection)
     await harness.clock.until_sleeping(0.25)
     harness.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
@@ -318,15 +309,11 @@ async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness
     """A refresh that has no slot yet ends at once, however long AMO has paused us."""
     connection = await harness.connect()
 
-    class NoSlot:
-        client_id, timeout = harness.client.client_id, harness.client.timeout
-        base_url = harness.client.base_url
+    async def slot(_priority: object) -> None:
+        await clock.sleep(3600)
 
-        async def slot(self, _priority: object) -> None:
-            await clock.sleep(3600)
-
-    harness.coordinator = harness.make_coordinator(amo=NoSlot())
-    refreshing = asyncio.create_task(harness.refresh(connection))
+    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
+    refreshing = harness.begin(connection)
     await clock.until_sleeping(3600)
     assert (await harness.now(connection)).attempt is None  # a claim must not age in a queue
     harness.lifecycle.core.stop.set()
@@ -335,12 +322,12 @@ async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness
 
 
 # --- the store, away at the wrong moment -----------------------------------------------------------
+
+
 async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(harness: RefreshHarness) -> None:
     """A received pair has been paid for: it is tried again, told once, and the caller gets it in the end."""
     connection = await harness.connect()
-    harness.failing.away = {"save_refreshed"}
-    refreshing = asyncio.create_task(harness.refresh(connection))
-    await harness.witness.until("pair.write_pending")
+    refreshing = await harness.begin_unsaved(connection)
     for _ in range(3):
         await harness.clock.until_sleeping(1)
         harness.clock.advance(1)
@@ -356,11 +343,9 @@ async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(harn
     """Where even the failure cannot be written, the token counts as doubtful once the lease has ended."""
     connection = await harness.connect()
     harness.failing.away = {"save_verdict"}
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     harness.failing.away = set()
-    retry = asyncio.create_task(harness.refresh(connection))
+    retry = harness.begin(connection)
     await harness.clock.until_sleeping(0.25)
     harness.clock.advance(60)
     with pytest.raises(NeedsReauth) as raised:
@@ -371,10 +356,7 @@ async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(harn
 async def test_a_new_grant_during_a_flight_wins(harness: RefreshHarness) -> None:
     """The person connects again while a refresh is on its way: the grant's pair stays, the refreshed one is dropped."""
     connection = await harness.connect()
-    harness.amo.sandbox.asked.clear()
-    harness.amo.sandbox.faults.add(Fault.SLOW)
-    refreshing = asyncio.create_task(harness.refresh(connection))
-    await harness.amo.sandbox.asked.wait()
+    refreshing = await harness.begin_slow(connection)
     granted = await harness.connect()
     harness.amo.sandbox.go_on.set()
     assert await refreshing == granted
@@ -393,15 +375,14 @@ async def test_a_connection_that_has_gone_with_its_pair_is_not_found(harness: Re
         harness.failing.answers["connection"] = None
 
     harness.failing.before["save_refreshed"] = replace_and_erase
-    with pytest.raises(NotFound):
-        await harness.refresh(connection)
+    await harness.fail(connection, NotFound)
 
 
 # --- what an answer means --------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)])
-async def test_a_dead_refresh_token_is_told_once_and_kept(
-    harness: RefreshHarness, hint_after: str, reason: Reason
-) -> None:
+async def test_a_dead_token_is_told_once_and_kept(harness: RefreshHarness, hint_after: str, reason: Reason) -> None:
     """Only AMO's listed words are final; the sealed pair is kept, and AMO is not asked again."""
     connection = await harness.connect()
     if hint_after == "revoked":
@@ -409,13 +390,11 @@ async def test_a_dead_refresh_token_is_told_once_and_kept(
     else:
         harness.clock.advance(90 * 86400)
     for _ in range(2):
-        with pytest.raises(NeedsReauth) as raised:
-            await harness.refresh(connection)
-        assert raised.value.reason == reason
+        assert (await harness.fail(connection, NeedsReauth)).reason == reason
     after = await harness.now(connection)
     assert (after.status, after.reason, after.next_refresh_at) == (Status.NEEDS_REAUTH, reason, None)
     assert after.sealed_pair == connection.sealed_pair
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert len(harness.presented()) == 1
     assert harness.witness.names().count("connection.needs_reauth") == 1
 
 
@@ -426,9 +405,7 @@ async def test_a_dead_refresh_token_is_told_once_and_kept(
 async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(harness: RefreshHarness, fault: Fault) -> None:
     """After an open outcome the connection stays active; where the token then proves dead, we say we may be why."""
     connection = await harness.connect()
-    harness.amo.sandbox.faults.add(fault)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, fault)
     after = await harness.now(connection)
     assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
     assert after.spending == fingerprint(harness.pair(connection).refresh_token)
@@ -436,18 +413,14 @@ async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(harness:
     assert after.next_refresh_at is not None
     assert after.next_refresh_at >= harness.clock.now() + timedelta(seconds=60)
     harness.clock.advance(DAY)  # where the answer is kept its token waits for as long as its access token lives
-    with pytest.raises(NeedsReauth) as raised:
-        await harness.refresh(connection)
-    assert raised.value.reason is Reason.IN_DOUBT
+    assert (await harness.fail(connection, NeedsReauth)).reason is Reason.IN_DOUBT
 
 
 @pytest.mark.parametrize("fault", [Fault.HTTP_500, Fault.HTML, Fault.HTML_200, Fault.REDIRECT])
 async def test_a_token_that_was_not_spent_after_all_lives_on(harness: RefreshHarness, fault: Fault) -> None:
     """An open outcome that spent nothing costs nothing: the next refresh works, and the doubt is gone."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(fault)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, fault)
     harness.clock.advance(60)
     stored = await harness.refresh(connection)
     assert (stored.status, stored.in_doubt, stored.failures) == (Status.ACTIVE, False, 0)
@@ -462,14 +435,12 @@ async def test_a_token_that_was_not_spent_after_all_lives_on(harness: RefreshHar
         (Fault.TEAPOT, Exception, 15),
     ],
 )
-async def test_a_refusal_that_passes_is_waited_out(
+async def test_a_passing_refusal_is_waited_out(
     harness: RefreshHarness, fault: Fault, error: type[Exception], wait: float
 ) -> None:
     """402 and 403 wait the longest, 429 as long as AMO asks, unknown words back off; the connection stays active."""
     connection = await harness.connect()
-    harness.amo.sandbox.faults.add(fault)
-    with pytest.raises(error):
-        await harness.refresh(connection)
+    await harness.fail(connection, error, fault)
     after = await harness.now(connection)
     assert (after.status, after.failures, after.in_doubt) == (Status.ACTIVE, 1, False)
     assert after.next_refresh_at == harness.clock.now() + timedelta(seconds=wait)
@@ -478,9 +449,7 @@ async def test_a_refusal_that_passes_is_waited_out(
 async def test_a_patient_caller_respects_the_back_off(harness: RefreshHarness) -> None:
     """Hand-outs do not hammer an ill AMO: until the next try is due, they are told to wait."""
     connection = await harness.connect()
-    harness.amo.sandbox.faults.add(Fault.UNPAID)
-    with pytest.raises(AccountBlocked):
-        await harness.refresh(connection, demand=RefreshTrigger.HAND_OUT)
+    await harness.fail(connection, AccountBlocked, Fault.UNPAID, demand=RefreshTrigger.HAND_OUT)
     with pytest.raises(NotYet) as raised:
         await harness.refresh(connection, demand=RefreshTrigger.HAND_OUT)
     assert (raised.value.retry_after, raised.value.cause_code) == (900, "account_refused")
@@ -493,12 +462,9 @@ async def test_the_end_of_the_service_is_told_before_anything_else(harness: Refr
     """Whoever would have to wait for the next try goes to another instance at once."""
     connection = await harness.connect()
     harness.amo.sandbox.faults.add(Fault.UNPAID)
-    with pytest.raises(AccountBlocked) as raised:
-        await harness.refresh(connection)
-    assert raised.value.__cause__ is None
+    assert (await harness.fail(connection, AccountBlocked)).__cause__ is None
     harness.lifecycle.core.stop.set()
-    with pytest.raises(ShuttingDown):
-        await harness.refresh(connection)
+    await harness.fail(connection, ShuttingDown)
 
 
 async def test_a_failure_tells_how_long_it_took(harness: RefreshHarness) -> None:
@@ -511,8 +477,10 @@ async def test_a_failure_tells_how_long_it_took(harness: RefreshHarness) -> None
             raise error
 
         with pytest.raises(type(error)):
-            await harness.make_coordinator(amo=Override(harness.client, refresh=refresh)).refresh(
-                connection.id, demand=RefreshTrigger.FORCED
+            await harness.refresh(
+                connection,
+                by=harness.make_coordinator(amo=Override(harness.client, refresh=refresh)),
+                demand=RefreshTrigger.FORCED,
             )
     told = harness.witness.named("refresh.failed")
     assert [(event.fields["seconds"], event.fields["demand"]) for event in told] == [(1.5, "forced")] * 2
@@ -522,19 +490,11 @@ async def test_a_bug_is_told_and_leaves_the_outcome_open(harness: RefreshHarness
     """An exception of a kind that nobody expected ends the claim with doubt, and reaches the log with its trace."""
     connection = await harness.connect()
 
-    class Broken:
-        client_id, timeout = harness.client.client_id, harness.client.timeout
-        base_url = harness.client.base_url
+    async def refresh(**_: object) -> TokenResponse:
+        raise ZeroDivisionError
 
-        async def slot(self, _priority: object) -> None:
-            return
-
-        async def refresh(self, **_: object) -> TokenResponse:
-            raise ZeroDivisionError
-
-    harness.coordinator = harness.make_coordinator(amo=Broken())
-    with pytest.raises(ZeroDivisionError):
-        await harness.refresh(connection)
+    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
+    await harness.fail(connection, ZeroDivisionError)
     after = await harness.now(connection)
     assert (after.status, after.last_error, after.in_doubt) == (Status.ACTIVE, "outcome_open", True)
     told = await harness.witness.until("refresh.bug")
@@ -547,10 +507,7 @@ async def test_a_refresh_that_is_cancelled_is_no_bug(harness: RefreshHarness) ->
     connection = await harness.connect()
     broken: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: broken.append(context))
-    harness.amo.sandbox.asked.clear()
-    harness.amo.sandbox.faults.add(Fault.SLOW)
-    caller = asyncio.create_task(harness.refresh(connection))
-    await harness.amo.sandbox.asked.wait()
+    caller = await harness.begin_slow(connection)
     [flight] = [task for task in asyncio.all_tasks() if task.get_name().startswith("refresh:")]
     flight.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -565,20 +522,13 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHar
     connection = await harness.connect()
     asked, go_on = asyncio.Event(), asyncio.Event()
 
-    class Late:
-        client_id, timeout = harness.client.client_id, harness.client.timeout
-        base_url = harness.client.base_url
+    async def refresh(**_: object) -> TokenResponse:
+        asked.set()
+        await go_on.wait()
+        raise InvalidRefreshToken
 
-        async def slot(self, _priority: object) -> None:
-            return
-
-        async def refresh(self, **_: object) -> TokenResponse:
-            asked.set()
-            await go_on.wait()
-            raise InvalidRefreshToken
-
-    harness.coordinator = harness.make_coordinator(amo=Late())
-    refreshing = asyncio.create_task(harness.refresh(connection, satisfied=lambda now: now.pair_version > 1))
+    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
+    refreshing = harness.begin(connection, satisfied=lambda now: now.pair_version > 1)
     await asked.wait()
     granted = await harness.connect()
     go_on.set()
@@ -590,39 +540,24 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHar
 async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(harness: RefreshHarness) -> None:
     """The person connects again while a refresh waits for its slot: the new pair is the one presented."""
     connection = await harness.connect()
-    slot = asyncio.Event()
-
-    class Waiting:
-        client_id, timeout = harness.client.client_id, harness.client.timeout
-        base_url = harness.client.base_url
-        waits = asyncio.Event()
-
-        async def slot(self, _priority: object) -> None:
-            self.waits.set()
-            await slot.wait()
-
-        async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
-            return await harness.client.refresh(refresh_token=refresh_token, domain=domain, not_after=not_after)
-
-    waiting = Waiting()
-    harness.coordinator = harness.make_coordinator(amo=waiting)
-    refreshing = asyncio.create_task(harness.refresh(connection))
-    await waiting.waits.wait()
+    queue = QueueingClient(harness.client)
+    harness.coordinator = harness.make_coordinator(amo=queue)
+    refreshing = harness.begin(connection)
+    await queue.asked.wait()
     granted = await harness.connect()
-    slot.set()
+    queue.served.set()
     assert (await refreshing).pair_version == granted.pair_version + 1
-    assert harness.amo.fake.ledger.refreshes()[0].presented == harness.pair(granted).refresh_token
+    assert harness.presented()[0].presented == harness.pair(granted).refresh_token
 
 
 async def test_a_stop_during_the_claim_gives_it_back_unsent(harness: RefreshHarness) -> None:
     """The signal comes while the claim is being written: nothing is spent."""
     connection = await harness.connect()
     harness.failing.after["claim"] = lambda *_, **__: harness.lifecycle.core.stop.set()
-    with pytest.raises(ShuttingDown):
-        await harness.refresh(connection)
+    await harness.fail(connection, ShuttingDown)
     after = await harness.now(connection)
     assert (after.attempt, after.spending) == (None, None)
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(harness: RefreshHarness) -> None:
@@ -630,25 +565,29 @@ async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(har
     connection = await harness.connect()
     harness.amo.account.disabled = True
     harness.failing.away = {"save_verdict"}
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
 
 
-async def test_each_doubt_is_looked_up_before_the_token_is_presented(harness: RefreshHarness) -> None:
-    """A look-up answers for the doubt that it was about: an attempt that was left open since then is asked about."""
+@pytest.mark.parametrize("extended", [False, True], ids=["another attempt", "more time"])
+async def test_each_doubt_is_looked_up_before_its_token_is_presented(
+    harness: RefreshHarness, *, extended: bool
+) -> None:
+    """A look-up tells nothing of an attempt that was left open since, nor of one that got more time and died."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    await harness.store.claim(a_claim(connection, owner="process-2", attempt="dead"))
+    await harness.store.claim(a_claim(connection, owner="process-2"))
     slots = 0
 
     async def slot(_priority: object) -> None:
         nonlocal slots
         slots += 1
-        if slots == 2:  # the one for the refresh: another process is faster, and dies
+        if slots == 2 and extended:  # the one for the refresh
+            await harness.store.extend(an_extension(connection, domain=connection.domain))
+        elif slots == 2:
             now = await harness.now(connection)
             await harness.store.claim(a_claim(now, owner="process-3", attempt="dead, too"))
 
     harness.coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
-    refreshing = asyncio.create_task(harness.refresh(connection))
+    refreshing = harness.begin(connection)
     for looked_up in (0, 1):
         await harness.clock.until_sleeping(0.25)
         assert harness.amo.sandbox.look_ups == looked_up
@@ -675,8 +614,7 @@ async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(harness
     harness.amo.account.host = "renamed.amocrm.ru"
     harness.amo.fake.open_account(old)
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
-    with pytest.raises(IntrospectionUnavailable):
-        await harness.refresh(connection)
+    await harness.fail(connection, IntrospectionUnavailable)
     assert (await harness.now(connection)).status is Status.ACTIVE
     harness.clock.advance(901)
     assert (await harness.refresh(connection)).domain == "renamed.amocrm.ru"
@@ -687,13 +625,9 @@ async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_ag
     connection = await harness.connect()
     queue = QueueingClient(harness.client)
     coordinator = harness.make_coordinator(amo=queue)
-    refreshing = asyncio.create_task(
-        coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
-    )
+    refreshing = harness.begin(connection, by=coordinator, satisfied=newer_than(connection))
     await queue.asked.wait()
-    refreshed = await harness.make_coordinator(process="process-2").refresh(
-        connection.id, demand=RefreshTrigger.SCHEDULE
-    )
+    refreshed = await harness.refresh(connection, by=harness.make_coordinator(process="process-2"))
     queue.served.set()
     assert await refreshing == refreshed
     assert harness.spent() == 1
@@ -704,19 +638,17 @@ async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(harn
     connection = await harness.connect()
     queue = QueueingClient(harness.client)
     lifecycle = harness.make_lifecycle(amo=queue)
-    refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    refreshing = harness.begin(connection, by=lifecycle.coordinator)
     await queue.asked.wait()
     lifecycle.breaker.refuse("Check the `client_id` parameter")
     queue.served.set()
     with pytest.raises(NotYet) as raised:
         await refreshing
     assert raised.value.cause_code == "amo_credentials"
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
-async def test_a_store_that_was_away_during_the_wait_for_a_slot_gives_an_attempt_a_lease_more(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_store_away_during_the_wait_for_a_slot_gives_an_attempt_a_lease_more(harness: RefreshHarness) -> None:
     """Looked up and about to be presented: its owner may hold a good pair, and could not store it just now."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
@@ -729,16 +661,14 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_gives_an_attempt
         nonlocal slots
         slots += 1
         if slots == 2:  # the one for the refresh
-            harness.failing.away = {"count"}
-            with pytest.raises(StoreUnavailable):
-                await harness.failing.count()
+            await harness.lose_store_once()
 
     coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
-    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    refreshing = harness.begin(connection, by=coordinator)
     await harness.clock.until_sleeping(0.25)
     harness.clock.advance(60)
     await harness.clock.until_sleeping(0.25)
-    assert (harness.amo.sandbox.look_ups, harness.amo.fake.ledger.refreshes()) == (1, [])
+    assert (harness.amo.sandbox.look_ups, harness.presented()) == (1, [])
     harness.clock.advance(60)
     assert (await refreshing).pair_version == 2
     assert harness.amo.sandbox.look_ups == 1  # it is the same doubt
@@ -750,19 +680,14 @@ async def test_whoever_has_what_he_wants_takes_no_slot(harness: RefreshHarness) 
     queue = QueueingClient(harness.client)
     lifecycle = harness.make_lifecycle(amo=queue)
     lifecycle.core.stop.set()
-    found = await lifecycle.coordinator.refresh(
-        connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=lambda _now: True
-    )
+    found = await harness.refresh(connection, by=lifecycle.coordinator, satisfied=lambda _now: True)
     assert found == connection
     assert not queue.asked.is_set()
 
 
 async def test_no_more_than_so_many_are_refreshed_at_once(harness: RefreshHarness) -> None:
     """However many come: the others wait for a place, and take neither a slot nor a claim that would age meanwhile."""
-    connections = []
-    for _ in range(3):
-        connections.append(await harness.connect())
-        harness.amo.account.user_id += 1
+    connections = await harness.connect_users(3)
     slots = 0
     two, third, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -778,11 +703,9 @@ async def test_no_more_than_so_many_are_refreshed_at_once(harness: RefreshHarnes
         return False
 
     coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot), rules=RefreshRules(concurrency=2))
-    refreshing = [
-        asyncio.create_task(coordinator.refresh(one.id, demand=RefreshTrigger.SCHEDULE)) for one in connections[:2]
-    ]
+    refreshing = [harness.begin(one, by=coordinator) for one in connections[:2]]
     await two.wait()
-    last = coordinator.refresh(connections[2].id, demand=RefreshTrigger.SCHEDULE, satisfied=satisfied)
+    last = harness.refresh(connections[2], by=coordinator, satisfied=satisfied)
     refreshing.append(asyncio.create_task(last))
     await third.wait()
     assert [(await harness.now(one)).attempt for one in connections] == [None] * 3
@@ -799,10 +722,10 @@ async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_
         raise OSError(errno.EACCES, "Permission denied")
 
     coordinator = harness.make_coordinator(rescue=Override(harness.rescue, read=read))
-    refreshed = await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    refreshed = await harness.refresh(connection, by=coordinator)
     assert refreshed.pair_version == 2
     await harness.store.claim(a_claim(refreshed, owner="process-2"))
-    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    refreshing = harness.begin(connection, by=coordinator)
     await harness.clock.until_sleeping(0.25)
     harness.clock.advance(60)
     with pytest.raises(StoreUnavailable) as raised:
@@ -810,38 +733,14 @@ async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_
     assert connection.id in raised.value.detail
 
 
-async def test_an_attempt_that_got_more_time_is_looked_up_again(harness: RefreshHarness) -> None:
-    """Its owner presented the token once more after the look-up, and died: that look-up tells nothing of it."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
-    await harness.store.claim(a_claim(connection, owner="process-2"))
-    slots = 0
-
-    async def slot(_priority: object) -> None:
-        nonlocal slots
-        slots += 1
-        if slots == 2:  # the one for the refresh
-            await harness.store.extend(an_extension(connection, domain=connection.domain))
-
-    coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
-    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    for looked_up in (0, 1):
-        await harness.clock.until_sleeping(0.25)
-        assert harness.amo.sandbox.look_ups == looked_up
-        harness.clock.advance(60)
-    assert (await refreshing).pair_version == 2
-    assert harness.amo.sandbox.look_ups == 2
-
-
 async def test_whoever_joins_a_flight_is_not_content_with_what_contents_another(harness: RefreshHarness) -> None:
     """A backend that met 401 joins one that takes any pair: it gets a new one, and not the one it came with."""
     connection = await harness.connect()
     claimed = await harness.store.claim(a_claim(connection, owner="process-2"))
     assert claimed is not None
-    first = asyncio.create_task(harness.refresh(connection, satisfied=lambda now: now.attempt is None))
+    first = harness.begin(connection, satisfied=lambda now: now.attempt is None)
     await harness.clock.until_sleeping(0.25)
-    second = asyncio.create_task(
-        harness.refresh(connection, demand=RefreshTrigger.FORCED, satisfied=newer_than(connection))
-    )
+    second = harness.begin(connection, demand=RefreshTrigger.FORCED, satisfied=newer_than(connection))
     await asyncio.sleep(0)
     await harness.store.release(connection_id=connection.id, attempt=claimed.attempt or "")
     harness.clock.advance(0.25)
@@ -854,11 +753,10 @@ async def test_whoever_joins_a_flight_that_has_to_wait_need_not(harness: Refresh
     connection = await harness.connect()
 
     coordinator = harness.make_coordinator(amo=UnreachableClient(harness.client))
-    with pytest.raises(RequestNotSent):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    await harness.fail(connection, RequestNotSent, by=coordinator)
     handed_out, forced = await asyncio.gather(
-        coordinator.refresh(connection.id, demand=RefreshTrigger.HAND_OUT),
-        coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED),
+        harness.refresh(connection, by=coordinator, demand=RefreshTrigger.HAND_OUT),
+        harness.refresh(connection, by=coordinator, demand=RefreshTrigger.FORCED),
         return_exceptions=True,
     )
     assert isinstance(handed_out, NotYet)
@@ -870,9 +768,7 @@ async def test_a_store_that_was_away_long_ago_shortens_no_lease(harness: Refresh
     """An attempt that began since then has its whole lease: its token is under way."""
     connection = await harness.connect()
     leases = harness.make_lifecycle().leases
-    harness.failing.away = {"count"}
-    with pytest.raises(StoreUnavailable):
-        await harness.failing.count()
+    await harness.lose_store_once()
     harness.clock.advance(3600)
     await harness.store.claim(a_claim(connection, owner="process-2"))
     assert leases.left(await harness.now(connection)) == 60

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,9 +32,8 @@ async def test_on_nobodys_demand_is_anything_spent_while_it_is_frozen(
     """Schedule, hand-out, a rejected token, probe and trial are refused alike, and nothing reaches AMO."""
     connection = await harness.connect()
     await _freeze(harness, connection, everything=everything)
-    with pytest.raises(Frozen):
-        await harness.refresh(connection, demand=demand)
-    assert harness.amo.fake.ledger.refreshes() == []
+    await harness.fail(connection, Frozen, demand=demand)
+    assert harness.presented() == []
     assert (await harness.now(connection)).attempt is None
 
 
@@ -45,13 +43,13 @@ async def test_who_froze_during_the_wait_for_a_slot_is_heard(harness: RefreshHar
     connection = await harness.connect()
     queue = QueueingClient(harness.client)
     coordinator = harness.make_coordinator(amo=queue)
-    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    refreshing = harness.begin(connection, by=coordinator)
     await queue.asked.wait()
     await _freeze(harness, connection, everything=everything)
     queue.served.set()
     with pytest.raises(Frozen):
         await refreshing
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
@@ -67,7 +65,7 @@ async def test_a_refresh_in_flight_ends_well(harness: RefreshHarness) -> None:
     """What was sent before the freeze is stored after it."""
     connection = await harness.connect()
     harness.amo.sandbox.faults.add(Fault.SLOW)
-    flight = asyncio.create_task(harness.refresh(connection))
+    flight = harness.begin(connection)
     await harness.amo.sandbox.until_asked(2)
     other = await _freeze(harness, connection, everything=True)
     assert [one.id for one in await harness.store.attempts()] == [connection.id]
@@ -95,16 +93,14 @@ async def test_a_live_token_is_handed_out_and_no_other(harness: RefreshHarness, 
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
-async def test_the_loop_leaves_the_frozen_alone_and_goes_on_once_thawed(
-    harness: RefreshHarness, *, everything: bool
-) -> None:
+async def test_the_loop_leaves_the_frozen_alone_until_thawed(harness: RefreshHarness, *, everything: bool) -> None:
     """Overdue for an hour, nothing is asked of AMO and nobody spins; thawed, it is refreshed within a poll."""
     connection = await harness.connect()
     other = await _freeze(harness, connection, everything=everything)
     harness.clock.advance(DAY)
     async with harness.running(harness.lifecycle):
         await harness.pass_time(3600, step=60)
-        assert harness.amo.fake.ledger.refreshes() == []
+        assert harness.presented() == []
         await (other.freeze_switch.thaw_all() if everything else other.freeze_switch.thaw(connection))
         await harness.pass_time(5, step=5)
     assert (await harness.now(connection)).pair_version == 2
@@ -122,9 +118,7 @@ async def test_others_are_refreshed_while_one_is_frozen(harness: RefreshHarness)
     assert [(await harness.now(each)).pair_version for each in (frozen, free)] == [1, 2]
 
 
-async def test_a_store_found_on_another_machine_is_frozen_until_somebody_thaws_it_there(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_store_found_on_another_machine_is_frozen_until_it_is_thawed_there(harness: RefreshHarness) -> None:
     """Restarts change nothing, thawing makes it this machine's, and the first one finds it elsewhere then."""
     first = harness.make_lifecycle(machine="here")
     await first.freeze_switch.begin()

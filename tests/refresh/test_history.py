@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AmoCallbackError, NeedsReauth
@@ -46,8 +43,7 @@ async def test_a_token_that_somebody_else_spent_is_told_as_such(harness: Refresh
     """Revoked, and nobody here presented it before: the one look says so, with AMO's status and request id."""
     connection = await harness.connect()
     harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
     [given_up] = await _told(harness, connection)
     assert (given_up.name, given_up.details["reason"]) == ("connection.needs_reauth", "revoked")
     assert given_up.details["token"] == _mark(harness, connection)
@@ -68,12 +64,9 @@ async def test_a_move_is_told_before_the_refresh_that_follows_it(harness: Refres
 async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(harness: RefreshHarness) -> None:
     """An answer was lost: its attempt, who took it over, and the verdict all name the same token."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(connection)
+    await harness.fail(connection, AmoCallbackError, Fault.NOTHING_AFTER)
     harness.clock.advance(901)
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
     told = await _told(harness, connection)
     assert [event.name for event in told] == ["refresh.failed", "refresh.taken_over", "connection.needs_reauth"]
     assert {event.details["token"] for event in told} == {_mark(harness, connection)}
@@ -85,7 +78,7 @@ async def test_an_attempt_that_presented_nothing_is_taken_over_without_a_token(h
     """Its process had no key that opens the pair, and died before it could tell."""
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, fingerprint=""))
-    refreshing = asyncio.create_task(harness.refresh(connection))
+    refreshing = harness.begin(connection)
     await harness.clock.until_sleeping(0.25)
     harness.clock.advance(60)
     await refreshing
@@ -100,7 +93,7 @@ async def test_a_process_that_died_in_the_middle_is_named(harness: RefreshHarnes
     lifecycle = harness.make_lifecycle(process="process-2")
     lifecycle.leases.left(await harness.now(connection))
     harness.clock.advance(60)
-    await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    await harness.refresh(connection, by=lifecycle.coordinator)
     taken, succeeded = await _told(harness, connection)
     assert (taken.details["from_process"], taken.details["token"]) == ("server-1:4711", "f" * 16)
     assert taken.details["lease_until"]
@@ -110,13 +103,10 @@ async def test_a_process_that_died_in_the_middle_is_named(harness: RefreshHarnes
 async def test_what_was_not_done_is_told_too(harness: RefreshHarness) -> None:
     """A token in doubt that could not be looked up was postponed, and the history says why nothing happened."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(Fault.HTTP_500)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(connection)
+    await harness.fail(connection, AmoCallbackError, Fault.HTTP_500)
     harness.clock.advance(901)
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(connection)
+    await harness.fail(connection, AmoCallbackError)
     assert [event.name for event in await _told(harness, connection)] == ["refresh.failed", "refresh.postponed"]
 
 
@@ -151,6 +141,6 @@ async def test_a_change_that_was_not_made_is_not_told(harness: RefreshHarness) -
         def __getattr__(self, name: str) -> Any:
             return getattr(harness.store, name)
 
-    await harness.make_coordinator(store=Late()).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    await harness.refresh(connection, by=harness.make_coordinator(store=Late()))
     events = [event.name for event in await _told(harness, connection)]
     assert events == ["refresh.superseded"]

@@ -95,7 +95,7 @@ async def test_the_pause_doubles_with_each_accepting_look_up_up_to_ten_minutes(h
 
 
 @pytest.mark.parametrize(("quiet", "pause"), [(HOUR - 1, 80), (HOUR, 5)])
-async def test_the_pause_is_the_shortest_again_after_an_hour_without_a_hook(
+async def test_the_pause_is_shortest_after_an_hour_without_a_hook(
     harness: RefreshHarness, quiet: float, pause: float
 ) -> None:
     """The look-up after the quiet time is made at once; what matters is how long the next hook waits."""
@@ -210,7 +210,7 @@ async def test_hooks_do_not_make_a_claim_fail(harness: RefreshHarness) -> None:
     read = await harness.now(connection)
     await _hook(harness)
     assert (await harness.now(connection)).row_version == read.row_version
-    assert (await coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)).pair_version == 2
+    assert (await harness.refresh(connection, by=coordinator, demand=RefreshTrigger.FORCED)).pair_version == 2
 
 
 async def test_each_connection_of_an_account_has_a_pause_of_its_own(harness: RefreshHarness) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,11 +25,10 @@ from amo_callback.errors import (
 )
 from amo_callback.model import Connection, Reason, RefreshTrigger, Status, TokenResponse
 from tests.builders import a_claim, a_refreshed, an_extension
-from tests.fakes import FaultyStore
+from tests.fakes import Override
 from tests.refresh.harness import API_DOMAIN, PATIENCE, GatedClient, QueueingClient, UnreachableClient, newer_than
 
 if TYPE_CHECKING:
-    from amo_callback.store import Store
     from tests.refresh.harness import RefreshHarness
 
 
@@ -42,13 +41,13 @@ async def _until_waiting(harness: RefreshHarness, refreshing: asyncio.Task[Any],
 
 
 # --- before the token is spent --------------------------------------------------------------------
+
+
 async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
     """However long the rate limit or a place is waited for, the claim is written after, with its whole lease."""
     connection = await harness.connect()
     queue = QueueingClient(harness.client)
-    refreshing = asyncio.create_task(
-        harness.make_coordinator(amo=queue).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    )
+    refreshing = harness.begin(connection, by=harness.make_coordinator(amo=queue))
     await queue.asked.wait()
     harness.clock.advance(3600)
     assert (await harness.now(connection)).attempt is None
@@ -65,18 +64,16 @@ async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respecte
     connection = await harness.connect()
     queue = QueueingClient(harness.client)
     coordinator = harness.make_coordinator(amo=queue)
-    refreshing = asyncio.create_task(
-        coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
-    )
+    refreshing = harness.begin(connection, by=coordinator, satisfied=newer_than(connection))
     await queue.asked.wait()
     await harness.store.claim(a_claim(connection, owner="process-2"))
     queue.served.set()
     await harness.clock.until_sleeping(0.25)
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
     await harness.store.save_refreshed(a_refreshed(connection))
     harness.clock.advance(0.25)
     assert (await refreshing).pair_version == 2
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harness: RefreshHarness) -> None:
@@ -84,7 +81,7 @@ async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harnes
     connection = await harness.connect(api_domain=API_DOMAIN)
     queue = QueueingClient(harness.client)
     coordinator = harness.make_coordinator(amo=queue)
-    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    refreshing = harness.begin(connection, by=coordinator)
     await queue.asked.wait()
     died = await harness.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0)))
     assert died is not None
@@ -98,15 +95,12 @@ async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harnes
 async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_is_over(harness: RefreshHarness) -> None:
     """Stopped between claim and request, another process refreshes; waked, the first one spends nothing."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    stopped = GatedClient(harness.client)
-    stopped.send.clear()
+    stopped = GatedClient(harness.client, hold_request=True)
     first = harness.make_coordinator(amo=stopped)
-    late = asyncio.create_task(
-        first.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
-    )
+    late = harness.begin(connection, by=first, satisfied=newer_than(connection))
     await stopped.asked.wait()
     second = harness.make_coordinator(process="process-2")
-    other = asyncio.create_task(second.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    other = harness.begin(connection, by=second)
     await _until_waiting(harness, other, 60)
     refreshed = await other
     stopped.send.set()
@@ -124,9 +118,7 @@ async def test_an_attempt_extended_meanwhile_is_not_taken_over(harness: RefreshH
     assert await harness.store.claim(a_claim(seen, attempt="mine")) is None
 
 
-async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_it_is_remembered(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_remembered(harness: RefreshHarness) -> None:
     """Its process was killed with the answer: the row has not changed since it was read, and AMO is asked after 5 s."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     assert await harness.store.claim(a_claim(connection, owner="process-2")) is not None
@@ -146,16 +138,17 @@ async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_it_is_rem
 
 
 # --- while the answer is on its way ---------------------------------------------------------------
+
+
 async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHarness) -> None:
     """Stopped with the answer in hand, given up by another process: the late pair wins, for it is good."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    gated = GatedClient(harness.client)
-    gated.go_on.clear()
+    gated = GatedClient(harness.client, hold_answer=True)
     first = harness.make_coordinator(amo=gated)
-    late = asyncio.create_task(first.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    late = harness.begin(connection, by=first)
     await gated.answered.wait()
     second = harness.make_coordinator(process="process-2")
-    other = asyncio.create_task(second.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    other = harness.begin(connection, by=second)
     await _until_waiting(harness, other, 60)
     with pytest.raises(NeedsReauth) as raised:
         await other
@@ -175,10 +168,9 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHar
 async def test_a_pair_that_comes_after_a_disconnect_is_dropped(harness: RefreshHarness) -> None:
     """Forgotten on request while a refresh was on its way: nothing of it comes back."""
     connection = await harness.connect()
-    gated = GatedClient(harness.client)
-    gated.go_on.clear()
+    gated = GatedClient(harness.client, hold_answer=True)
     coordinator = harness.make_coordinator(amo=gated)
-    late = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    late = harness.begin(connection, by=coordinator)
     await gated.answered.wait()
     assert await harness.store.disconnect(await harness.now(connection), on_request=True)
     gated.go_on.set()
@@ -192,11 +184,8 @@ async def test_a_key_change_during_a_flight_loses_neither(harness: RefreshHarnes
     """The old pair is sealed anew while its successor is on its way: the successor is stored, and then sealed anew."""
     connection = await harness.connect()
     new = Cipher([new_key(), encryption_key])
-    gated = GatedClient(harness.client)
-    gated.go_on.clear()
-    flight = asyncio.create_task(
-        harness.make_coordinator(amo=gated).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    )
+    gated = GatedClient(harness.client, hold_answer=True)
+    flight = harness.begin(connection, by=harness.make_coordinator(amo=gated))
     await gated.answered.wait()
     read = await harness.now(connection)
     sealed = EncryptedRecord(kind=RecordKind.CONNECTION, name=read.id, content=read.sealed_pair or b"")
@@ -214,36 +203,28 @@ async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_pro
     """After a restart with the store away, the pair in the rescue file stands against the one that is due."""
     connection = await harness.connect()
     lifecycle = harness.make_lifecycle()
-    harness.failing.away = {"save_refreshed"}
-    flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await harness.witness.until("pair.write_pending")
+    flight = await harness.begin_unsaved(connection, by=lifecycle.coordinator)
     lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await flight
     restarted = harness.make_lifecycle(process="process-2")
     await restarted.pending_writes.restore()
     harness.clock.advance(3600)
-    with pytest.raises(StoreUnavailable):
-        await restarted.coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)
-    harness.failing.away = set()
-    await restarted.pending_writes.settle()
+    await harness.fail(connection, StoreUnavailable, by=restarted.coordinator, demand=RefreshTrigger.FORCED)
+    await harness.bring_store_back(restarted)
     assert (await harness.now(connection)).pair_version == 2
-    assert (await restarted.coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)).pair_version == 3
+    assert (await harness.refresh(connection, by=restarted.coordinator, demand=RefreshTrigger.FORCED)).pair_version == 3
     assert (harness.spent(), harness.amo.fake.ledger.doubles(), harness.rescue.files) == (2, 0, {})
 
 
-async def test_a_pair_in_anothers_rescue_file_is_found_before_its_predecessor_is_presented(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_pair_in_anothers_file_is_found_before_its_predecessor_is_presented(harness: RefreshHarness) -> None:
     """Its process was killed with the pair in its file: whoever takes over looks there first, and spends nothing."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     dying = harness.make_lifecycle(process="process-2", store=harness.away("save_refreshed"))
-    flight = asyncio.create_task(dying.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    flight = harness.begin(connection, by=dying.coordinator)
     await harness.witness.until("pair.write_pending")
     living = harness.make_lifecycle()
-    other = asyncio.create_task(
-        living.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
-    )
+    other = harness.begin(connection, by=living.coordinator, satisfied=newer_than(connection))
     await _until_waiting(harness, other, 60)
     stored = await other
     assert (stored.pair_version, stored.status, harness.rescue.files) == (2, Status.ACTIVE, {})
@@ -256,19 +237,15 @@ async def test_a_rescue_folder_that_cannot_be_read_keeps_a_doubtful_token_at_hom
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
 
-    class DecryptionFailed:
-        def read(self) -> object:
-            raise PermissionError(13, "Permission denied")
+    def read() -> Any:
+        raise PermissionError(13, "Permission denied")
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(harness.rescue, name)
-
-    lifecycle = harness.make_lifecycle(rescue=DecryptionFailed())
-    refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    lifecycle = harness.make_lifecycle(rescue=Override(harness.rescue, read=read))
+    refreshing = harness.begin(connection, by=lifecycle.coordinator)
     await _until_waiting(harness, refreshing, 60)
     with pytest.raises(StoreUnavailable):
         await refreshing
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_lease(harness: RefreshHarness) -> None:
@@ -279,38 +256,32 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_
     lifecycle = harness.make_lifecycle(amo=queue)
     lifecycle.leases.left(await harness.now(connection))
     harness.clock.advance(60)
-    refreshing = asyncio.create_task(
-        lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
-    )
+    refreshing = harness.begin(connection, by=lifecycle.coordinator, satisfied=newer_than(connection))
     await queue.asked.wait()
-    harness.failing.away = {"count"}
-    with pytest.raises(StoreUnavailable):
-        await harness.failing.count()
+    await harness.lose_store_once()
     queue.served.set()
     await harness.clock.until_sleeping(0.25)
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
     await harness.store.save_refreshed(a_refreshed(connection))
     harness.clock.advance(0.25)
     assert (await refreshing).pair_version == 2
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
-async def test_a_process_stopped_before_its_second_post_sends_nothing_on_a_lease_that_is_over(
+async def test_a_process_stopped_before_its_second_post_sends_nothing_once_its_lease_is_over(
     harness: RefreshHarness,
 ) -> None:
     """An account moved; stopped between the longer lease and the request that follows it, nothing is sent after."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
 
-    class Stopped(GatedClient):
-        async def refresh(self, **request: Any) -> TokenResponse:
-            if request["domain"] == "renamed.amocrm.ru":
-                harness.clock.advance(61)
-            return await self.client.refresh(**request)
+    async def refresh(**request: Any) -> TokenResponse:
+        if request["domain"] == "renamed.amocrm.ru":
+            harness.clock.advance(61)
+        return await harness.client.refresh(**request)
 
-    coordinator = harness.make_coordinator(amo=Stopped(harness.client))
-    with pytest.raises(RequestNotSent):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
+    await harness.fail(connection, RequestNotSent, by=coordinator)
     assert harness.spent() == 0
     assert (await harness.now(connection)).domain == "renamed.amocrm.ru"
 
@@ -322,9 +293,7 @@ async def test_after_the_store_was_away_anothers_attempt_has_a_whole_lease_more(
     lifecycle = harness.make_lifecycle()
     assert lifecycle.leases.left(await harness.now(connection)) == 60
     harness.clock.advance(59)
-    harness.failing.away = {"count"}
-    with pytest.raises(StoreUnavailable):
-        await harness.failing.count()
+    await harness.lose_store_once()
     assert lifecycle.leases.left(await harness.now(connection)) == 60
     harness.clock.advance(60)
     assert lifecycle.leases.left(await harness.now(connection)) == 0
@@ -355,23 +324,20 @@ async def test_a_stepped_clock_ends_no_lease(harness: RefreshHarness) -> None:
 
 
 # --- in doubt -------------------------------------------------------------------------------------
+
+
 async def _in_doubt(harness: RefreshHarness, fault: Fault) -> Connection:
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(fault)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, fault)
     return connection
 
 
-async def test_a_token_in_doubt_is_not_presented_before_a_whole_lease_has_passed_since_the_timeout(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_token_in_doubt_is_not_presented_before_a_whole_lease_has_passed(harness: RefreshHarness) -> None:
     """Not even by force: AMO may be at work on it still."""
     connection = await _in_doubt(harness, Fault.HTTP_500)
     harness.clock.advance(59)
-    with pytest.raises(NotYet):
-        await harness.refresh(connection, demand=RefreshTrigger.FORCED)
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    await harness.fail(connection, NotYet, demand=RefreshTrigger.FORCED)
+    assert len(harness.presented()) == 1
     harness.clock.advance(1)
     assert (await harness.refresh(connection)).pair_version == 2
 
@@ -392,11 +358,10 @@ async def test_a_token_in_doubt_stays_at_home_while_look_ups_have_no_answer(harn
     connection = await _in_doubt(harness, Fault.HTTP_500)
     harness.clock.advance(60)
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    with pytest.raises(IntrospectionUnavailable):
-        await harness.refresh(connection)
+    await harness.fail(connection, IntrospectionUnavailable)
     after = await harness.now(connection)
     assert (after.last_error, after.failures, after.status) == ("no_answer", 2, Status.ACTIVE)
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert len(harness.presented()) == 1
     harness.clock.advance(900)
     assert (await harness.refresh(connection)).pair_version == 2
 
@@ -410,30 +375,25 @@ async def test_a_look_up_that_never_answers_ends_no_connection(harness: RefreshH
         if refreshed:
             assert (await harness.refresh(connection)).pair_version == 2
         else:
-            with pytest.raises(IntrospectionUnavailable):
-                await harness.refresh(connection)
+            await harness.fail(connection, IntrospectionUnavailable)
 
 
 @pytest.mark.parametrize("knows", [False, True])
-async def test_a_spent_token_is_presented_once_more_whatever_the_look_up_says_of_it(
+async def test_a_spent_token_is_presented_once_more_whatever_the_look_up_says(
     harness: RefreshHarness, *, knows: bool
 ) -> None:
     """Only the token endpoint's word is final, and then it is our loss: in doubt, not revoked."""
     harness.amo.fake.quirks.look_up_knows_spent = knows
     connection = await _in_doubt(harness, Fault.NOTHING_AFTER)
     harness.clock.advance(60)
-    with pytest.raises(NeedsReauth) as raised:
-        await harness.refresh(connection)
-    assert raised.value.reason is Reason.IN_DOUBT
-    assert len(harness.amo.fake.ledger.refreshes()) == 2
+    assert (await harness.fail(connection, NeedsReauth)).reason is Reason.IN_DOUBT
+    assert len(harness.presented()) == 2
 
 
 async def test_a_pair_without_a_shard_to_ask_is_presented_once(harness: RefreshHarness) -> None:
     """Tokens from before 2024-08-21 name no `api_domain`."""
     connection = await harness.connect()
-    harness.amo.sandbox.faults.add(Fault.HTTP_500)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, Fault.HTTP_500)
     harness.clock.advance(60)
     assert (await harness.refresh(connection)).pair_version == 2
     assert harness.amo.sandbox.look_ups == 0
@@ -442,14 +402,11 @@ async def test_a_pair_without_a_shard_to_ask_is_presented_once(harness: RefreshH
 async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(harness: RefreshHarness) -> None:
     """Killed with its request under way: after the lease the token is looked up, and a loss is told as in doubt."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    gated = GatedClient(harness.client)
-    gated.go_on.clear()
-    killed = asyncio.create_task(
-        harness.make_coordinator(amo=gated).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    )
+    gated = GatedClient(harness.client, hold_answer=True)
+    killed = harness.begin(connection, by=harness.make_coordinator(amo=gated))
     await gated.answered.wait()  # and never goes on
     survivor = harness.make_coordinator(process="process-2")
-    other = asyncio.create_task(survivor.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    other = harness.begin(connection, by=survivor)
     await _until_waiting(harness, other, 60)
     with pytest.raises(NeedsReauth) as raised:
         await other
@@ -459,11 +416,11 @@ async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(harness: 
 
 
 # --- moved ----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("status", [401, 404])
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
-async def test_an_account_that_moved_is_followed_and_kept(
-    harness: RefreshHarness, status: int, api_domain: str | None
-) -> None:
+async def test_a_moved_account_is_followed(harness: RefreshHarness, status: int, api_domain: str | None) -> None:
     """Looked up by its refresh token, or where nobody answers that, by its access token; its new host is stored."""
     harness.amo.fake.quirks.moved_status = status
     connection = await harness.connect(api_domain=api_domain)
@@ -471,30 +428,24 @@ async def test_an_account_that_moved_is_followed_and_kept(
     stored = await harness.refresh(connection)
     assert (stored.domain, stored.pair_version, stored.status) == ("renamed.amocrm.ru", 2, Status.ACTIVE)
     assert harness.witness.names() == ["connection.moved", "refresh.succeeded"]
-    assert [entry.host for entry in harness.amo.fake.ledger.refreshes()] == ["reforyou.amocrm.ru", "renamed.amocrm.ru"]
+    assert [entry.host for entry in harness.presented()] == ["reforyou.amocrm.ru", "renamed.amocrm.ru"]
 
 
-async def test_the_second_request_of_a_moved_account_goes_on_a_lease_extended_in_writing(
-    harness: RefreshHarness,
-) -> None:
+async def test_the_second_request_of_a_moved_account_goes_on_an_extended_lease(harness: RefreshHarness) -> None:
     """The look-up has taken its time: others see a whole lease before the token goes out again."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
 
-    class Slow(GatedClient):
-        async def look_up(self, **question: Any) -> Any:
-            harness.clock.advance(50)
-            return await self.client.look_up(**question)
+    async def look_up(**question: Any) -> Any:
+        harness.clock.advance(50)
+        return await harness.client.look_up(**question)
 
     harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.SLOW)
-    coordinator = harness.make_coordinator(amo=Slow(harness.client))
-    refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    coordinator = harness.make_coordinator(amo=Override(harness.client, look_up=look_up))
+    refreshing = harness.begin(connection, by=coordinator)
     await harness.amo.sandbox.until_asked(3)
     claimed = await harness.now(connection)
-    assert (claimed.domain, claimed.lease_until) == (
-        "renamed.amocrm.ru",
-        harness.clock.now() + timedelta(seconds=60),
-    )
+    assert (claimed.domain, claimed.lease_until) == ("renamed.amocrm.ru", harness.clock.now() + timedelta(seconds=60))
     harness.amo.sandbox.go_on.set()
     assert (await refreshing).pair_version == 2
 
@@ -504,18 +455,16 @@ async def test_after_a_stop_there_is_no_second_request(harness: RefreshHarness) 
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
 
-    class Stopping(GatedClient):
-        async def look_up(self, **question: Any) -> Any:
-            lifecycle.core.stop.set()
-            return await self.client.look_up(**question)
+    async def look_up(**question: Any) -> Any:
+        lifecycle.core.stop.set()
+        return await harness.client.look_up(**question)
 
-    lifecycle = harness.make_lifecycle(amo=Stopping(harness.client))
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up))
     coordinator = lifecycle.coordinator
-    with pytest.raises(ShuttingDown):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    await harness.fail(connection, ShuttingDown, by=coordinator)
     after = await harness.now(connection)
     assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert len(harness.presented()) == 1
 
 
 async def test_whoever_lost_the_attempt_during_the_look_up_sends_no_second_request(harness: RefreshHarness) -> None:
@@ -524,59 +473,53 @@ async def test_whoever_lost_the_attempt_during_the_look_up_sends_no_second_reque
     harness.amo.account.host = "renamed.amocrm.ru"
     granted: list[Connection] = []
 
-    class Losing(GatedClient):
-        async def look_up(self, **question: Any) -> Any:
-            sighting = await self.client.look_up(**question)
-            harness.amo.account.host = "reforyou.amocrm.ru"
-            granted.append(await harness.connect(api_domain=API_DOMAIN))
-            harness.amo.account.host = "renamed.amocrm.ru"
-            return sighting
+    async def look_up(**question: Any) -> Any:
+        sighting = await harness.client.look_up(**question)
+        harness.amo.account.host = "reforyou.amocrm.ru"
+        granted.append(await harness.connect(api_domain=API_DOMAIN))
+        harness.amo.account.host = "renamed.amocrm.ru"
+        return sighting
 
-    coordinator = harness.make_coordinator(amo=Losing(harness.client))
-    assert (
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=newer_than(connection))
-        == granted[0]
-    )
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    coordinator = harness.make_coordinator(amo=Override(harness.client, look_up=look_up))
+    assert await harness.refresh(connection, by=coordinator, satisfied=newer_than(connection)) == granted[0]
+    assert len(harness.presented()) == 1
 
 
 async def test_a_new_host_that_must_not_see_our_secret_is_not_followed(harness: RefreshHarness) -> None:
     """Whatever a look-up names: the same check guards it as the browser's `referer`."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "evil.example"
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(connection)
-    assert {entry.host for entry in harness.amo.fake.ledger.refreshes()} == {"reforyou.amocrm.ru"}
+    await harness.fail(connection, AmoCallbackError)
+    assert {entry.host for entry in harness.presented()} == {"reforyou.amocrm.ru"}
     assert (await harness.now(connection)).status is Status.ACTIVE
 
 
 # --- what no request was made for -----------------------------------------------------------------
+
+
 async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(harness: RefreshHarness) -> None:
     """After a refused connection nothing is hammered: whoever asks by force need not wait for the back-off."""
     connection = await harness.connect()
 
     coordinator = harness.make_coordinator(amo=UnreachableClient(harness.client))
-    with pytest.raises(RequestNotSent):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    with pytest.raises(NotYet):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.HAND_OUT)
-    assert (await coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)).pair_version == 2
+    await harness.fail(connection, RequestNotSent, by=coordinator)
+    await harness.fail(connection, NotYet, by=coordinator, demand=RefreshTrigger.HAND_OUT)
+    assert (await harness.refresh(connection, by=coordinator, demand=RefreshTrigger.FORCED)).pair_version == 2
 
 
 @pytest.mark.parametrize("call", ["claim", "save_verdict", "release", "extend", "postpone"])
 async def test_a_store_that_fails_at_any_write_costs_no_connection(harness: RefreshHarness, call: str) -> None:
     """Whichever write the store refuses: later the connection is refreshed, and nothing was presented twice."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    away = FaultyStore(harness.store, harness.clock)
-    away.away = {call}
-    coordinator = harness.make_coordinator(store=cast("Store", away))
+    away = harness.away(call)
+    coordinator = harness.make_coordinator(store=away)
     harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.HTTP_500)
     harness.amo.account.host = "renamed.amocrm.ru"
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
     for _ in range(8):
         try:
             await asyncio.wait_for(
-                _passing(harness, coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)), 20
+                _passing(harness, harness.refresh(connection, by=coordinator, demand=RefreshTrigger.FORCED)), 20
             )
         except AmoCallbackError:
             harness.clock.advance(901)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import IntrospectionUnavailable, UnauthorizedWithoutHint
 from amo_callback.model import IntrospectionResult, RefreshTrigger, TokenState
@@ -23,9 +21,8 @@ async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_l
     await harness.lifecycle.breaker.watch()
     harness.clock.advance(3 * DAY)
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    with pytest.raises(IntrospectionUnavailable):
-        await harness.refresh(connection, demand=RefreshTrigger.PROBE)
-    assert harness.amo.fake.ledger.refreshes() == []
+    await harness.fail(connection, IntrospectionUnavailable, demand=RefreshTrigger.PROBE)
+    assert harness.presented() == []
 
 
 async def test_while_deaths_are_held_each_pair_is_looked_up(harness: RefreshHarness) -> None:
@@ -43,7 +40,7 @@ async def test_while_deaths_are_held_each_pair_is_looked_up(harness: RefreshHarn
     await harness.store.suspend_terminal(now=harness.clock.now())
     await lifecycle.breaker.watch()
     harness.clock.advance(60)
-    stored = await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.PROBE)
+    stored = await harness.refresh(connection, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
     assert (stored.pair_version, harness.amo.sandbox.look_ups) == (3, 2)
 
 
@@ -59,7 +56,7 @@ async def test_a_probe_whose_look_up_has_no_answer_was_the_probe(harness: Refres
         await harness.pass_time(130, step=5)
     assert harness.amo.sandbox.look_ups == 2
     assert len(lifecycle.breaker.probed) == 2
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_a_dead_access_token_does_not_tell_that_an_account_has_not_moved(harness: RefreshHarness) -> None:
@@ -73,7 +70,5 @@ async def test_a_dead_access_token_does_not_tell_that_an_account_has_not_moved(h
         return IntrospectionResult(standing=TokenState.REFUSED)
 
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up, ask_about=ask_about))
-    harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(UnauthorizedWithoutHint):
-        await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    await harness.fail(connection, UnauthorizedWithoutHint, Fault.WRONG_CLIENT, by=lifecycle.coordinator)
     assert lifecycle.breaker.reason is None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.errors import AccountBlocked, AmoCallbackError, Frozen, StoreUnavailable
-from amo_callback.model import Connection, Status
+from amo_callback.errors import AccountBlocked, AmoCallbackError, Frozen, NotYet, StoreUnavailable
+from amo_callback.model import Connection, Status, TokenResponse
 from amo_callback.refresh.maintenance import Maintenance
 from tests.builders import a_connection, a_core, save
 from tests.fakes import Override
@@ -19,6 +18,7 @@ from tests.refresh.harness import DAY
 if TYPE_CHECKING:
     from amo_callback.events import Event
     from tests.refresh.harness import RefreshHarness
+
 
 HOUR = 3600.0
 
@@ -147,6 +147,22 @@ async def test_after_the_clock_went_back_no_dead_token_is_handed_out(harness: Re
     assert isinstance(raised.value, AccountBlocked)
 
 
+async def test_a_pair_that_is_dead_by_the_clock_when_it_comes_is_not_handed_out(harness: RefreshHarness) -> None:
+    """The machine slept, or its clock was set, with the answer in hand: whoever asked is told to come again."""
+    connection = await harness.connect()
+    harness.clock.advance(10)
+
+    async def refresh(**request: Any) -> TokenResponse:
+        issued = await harness.client.refresh(**request)
+        harness.clock.step(timedelta(days=2))
+        return issued
+
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, refresh=refresh))
+    with pytest.raises(NotYet):
+        await lifecycle.access_tokens.refresh(connection.id)
+    assert (await harness.now(connection)).pair_version == 2
+
+
 async def test_a_clock_that_went_back_while_the_service_was_off_is_found_at_the_start(harness: RefreshHarness) -> None:
     """The store remembers what time it was."""
     connection = await harness.connect()
@@ -169,14 +185,10 @@ async def test_a_clock_that_went_back_moves_no_new_grant_behind_an_old_one(harne
     assert (again.id, again.pair_version) == (connection.id, 2)
 
 
-async def test_a_pair_that_waited_for_its_store_while_the_clock_went_back_is_not_fresh_for_months(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_pair_that_waited_while_the_clock_went_back_is_not_fresh_for_months(harness: RefreshHarness) -> None:
     """Answered by the old clock, stored by the new one: it is due within its life all the same."""
     connection = await harness.connect()
-    harness.failing.away = {"save_refreshed"}
-    refreshing = asyncio.create_task(harness.refresh(connection))
-    await harness.witness.until("pair.write_pending")
+    refreshing = await harness.begin_unsaved(connection)
     harness.clock.step(-timedelta(days=90))
     harness.failing.away = set()
     await harness.clock.until_sleeping()
@@ -206,8 +218,7 @@ async def test_frozen_connections_are_warned_of(harness: RefreshHarness) -> None
     await harness.lifecycle.freeze_switch.freeze(connection)
     [first, *_] = await _watch_for(harness, _deadlines(harness), 61 * DAY, step=HOUR)
     assert (first.fields["days"], first.fields["frozen"]) == (30, True)
-    with pytest.raises(Frozen):
-        await harness.refresh(connection)
+    await harness.fail(connection, Frozen)
 
 
 async def test_many_that_end_at_once_are_all_warned_of(harness: RefreshHarness) -> None:

@@ -19,11 +19,9 @@ from amo_callback.errors import (
     NotYet,
     UnauthorizedWithoutHint,
 )
-from amo_callback.model import Connection, ConnectionCounts, Reason, RefreshRules, RefreshTrigger, Status, TokenResponse
+from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, TokenResponse
 from amo_callback.rate_limit import LocalLimits
-from amo_callback.refresh.breaker import is_epidemic
 from tests.fakes import START, Override
-from tests.refresh.harness import API_DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -34,115 +32,80 @@ if TYPE_CHECKING:
     from tests.refresh.harness import RefreshHarness
 
 
-async def _fleet(harness: RefreshHarness, size: int, **more: Any) -> list[Connection]:
-    """Connect so many users of the account."""
-    connections = []
-    for _ in range(size):
-        harness.amo.account.user_id += 1
-        connections.append(await harness.connect(**{"api_domain": API_DOMAIN, **more}))
-    return connections
-
-
-async def _refresh(
-    lifecycle: TokenLifecycle, connection: Connection, demand: RefreshTrigger = RefreshTrigger.SCHEDULE
-) -> Connection:
-    return await lifecycle.coordinator.refresh(connection.id, demand=demand)
-
-
 # --- our credentials ------------------------------------------------------------------------------
 
 
 async def test_listed_client_errors_of_two_connections_stop_everything(harness: RefreshHarness) -> None:
     """Nothing is refreshed, everything is kept, and callers hear whose fault it is; nobody is hammered."""
-    one, two, three = await _fleet(harness, 3)
-    lifecycle = harness.make_lifecycle()
+    one, two, three = await harness.connect_users(3)
     harness.clock.advance(901)
     harness.amo.sandbox.faults.add(Fault.CLIENT_ID, Fault.CLIENT_ID)
     for connection in (one, three):
-        assert lifecycle.breaker.reason is None
-        with pytest.raises(InvalidClient):
-            await _refresh(lifecycle, connection)
-    assert lifecycle.breaker.refused == "Check the `client_id` parameter"
+        assert harness.lifecycle.breaker.reason is None
+        await harness.fail(connection, InvalidClient)
+    assert harness.lifecycle.breaker.refused == "Check the `client_id` parameter"
     for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
         with pytest.raises(NotYet) as raised:
-            await _refresh(lifecycle, two, demand)
+            await harness.refresh(two, demand=demand)
         assert (raised.value.cause_code, raised.value.retry_after) == ("amo_credentials", 60)
-    assert len(harness.amo.fake.ledger.refreshes()) == 2
+    assert len(harness.presented()) == 2
     assert {(await harness.now(each)).status for each in (one, two, three)} == {Status.ACTIVE}
 
 
 async def test_a_token_that_is_not_linked_to_our_client_concerns_its_connection_alone(harness: RefreshHarness) -> None:
     """However many there are, nothing else stops; each is asked again after the retry cap."""
-    connections = await _fleet(harness, 4)
-    lifecycle = harness.make_lifecycle()
+    connections = await harness.connect_users(4)
     harness.clock.advance(901)
     for connection in connections[:3]:
-        harness.amo.sandbox.faults.add(Fault.NOT_LINKED)
-        with pytest.raises(ClientMismatch):
-            await _refresh(lifecycle, connection)
+        await harness.fail(connection, ClientMismatch, Fault.NOT_LINKED)
         after = await harness.now(connection)
         again = harness.clock.now() + timedelta(seconds=900)
         assert (after.status, after.last_error, after.next_refresh_at) == (Status.ACTIVE, "client_mismatch", again)
-    assert lifecycle.breaker.reason is None
-    assert (await _refresh(lifecycle, connections[3])).pair_version == 2
+    assert harness.lifecycle.breaker.reason is None
+    assert (await harness.refresh(connections[3])).pair_version == 2
     survey = await harness.store.survey(now=harness.clock.now(), late=harness.clock.now())
     assert (survey.active, survey.mismatched) == (4, 3)
 
 
 async def test_a_lone_connection_refused_without_a_reason_backs_off_alone(harness: RefreshHarness) -> None:
     """Looked up and not moved: a suspect; the others go on, and their success clears it."""
-    one, two, _ = await _fleet(harness, 3)
-    lifecycle = harness.make_lifecycle()
-    harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(UnauthorizedWithoutHint):
-        await _refresh(lifecycle, one)
-    assert lifecycle.breaker.reason is None
+    one, two, _ = await harness.connect_users(3)
+    await harness.fail(one, UnauthorizedWithoutHint, Fault.WRONG_CLIENT)
+    assert harness.lifecycle.breaker.reason is None
     assert (await harness.now(one)).status is Status.ACTIVE
-    assert (await _refresh(lifecycle, two)).pair_version == 2
-    harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(UnauthorizedWithoutHint):
-        await _refresh(lifecycle, two)
-    assert lifecycle.breaker.reason is None
+    assert (await harness.refresh(two)).pair_version == 2
+    await harness.fail(two, UnauthorizedWithoutHint, Fault.WRONG_CLIENT)
+    assert harness.lifecycle.breaker.reason is None
 
 
 @pytest.mark.parametrize(("size", "suspects"), [(3, 2), (1, 1)])
-async def test_two_suspects_or_all_there_are_mean_our_configuration(
-    harness: RefreshHarness, size: int, suspects: int
-) -> None:
+async def test_two_suspects_or_all_mean_our_configuration(harness: RefreshHarness, size: int, suspects: int) -> None:
     """A wrong secret is found out by the second connection, or by the only one."""
-    connections = await _fleet(harness, size)
-    lifecycle = harness.make_lifecycle()
+    connections = await harness.connect_users(size)
     harness.clock.advance(901)
     for connection in connections[:suspects]:
-        assert lifecycle.breaker.reason is None
-        harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-        with pytest.raises(UnauthorizedWithoutHint):
-            await _refresh(lifecycle, connection)
-    assert lifecycle.breaker.reason == "amo_credentials"
+        assert harness.lifecycle.breaker.reason is None
+        await harness.fail(connection, UnauthorizedWithoutHint, Fault.WRONG_CLIENT)
+    assert harness.lifecycle.breaker.reason == "amo_credentials"
     assert harness.witness.names().count("amo_credentials.refused") == 1
 
 
 async def test_a_silent_look_up_makes_nobody_a_suspect(harness: RefreshHarness) -> None:
     """An AMO that is ill is not a wrong secret."""
-    connections = await _fleet(harness, 3)
-    lifecycle = harness.make_lifecycle()
+    connections = await harness.connect_users(3)
     for connection in connections:
         harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
         harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
-        with pytest.raises(UnauthorizedWithoutHint):
-            await _refresh(lifecycle, connection)
-    assert lifecycle.breaker.reason is None
+        await harness.fail(connection, UnauthorizedWithoutHint)
+    assert harness.lifecycle.breaker.reason is None
 
 
-async def test_while_it_is_open_one_after_the_other_is_the_probe_and_a_success_closes_it(
-    harness: RefreshHarness,
-) -> None:
+async def test_one_after_the_other_is_the_probe_and_a_success_closes_it(harness: RefreshHarness) -> None:
     """A probe a minute, each another connection, due or not; the first that succeeds lets all the others go."""
-    connections = await _fleet(harness, 3, next_refresh_at=START)
-    lifecycle = harness.make_lifecycle()
-    lifecycle.breaker.refuse("Check the `client_id` parameter")
+    connections = await harness.connect_users(3, next_refresh_at=START)
+    harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.amo.sandbox.faults.add(Fault.NOT_LINKED, Fault.NOT_LINKED)
-    async with harness.running(lifecycle):
+    async with harness.running(harness.lifecycle):
         for probes in (1, 2):
             for _ in range(12):
                 await harness.clock.until_sleeping(5)
@@ -153,48 +116,34 @@ async def test_while_it_is_open_one_after_the_other_is_the_probe_and_a_success_c
             await harness.clock.until_sleeping(5)
             harness.clock.advance(5)
         await harness.witness.until("refresh.succeeded", times=1)
-    presented = [entry.presented for entry in harness.amo.fake.ledger.refreshes()]
+    presented = [entry.presented for entry in harness.presented()]
     assert len(set(presented[:3])) == 3
-    assert lifecycle.breaker.reason is None
+    assert harness.lifecycle.breaker.reason is None
     assert "amo_credentials.accepted" in harness.witness.names()
     assert set(presented) == {harness.pair(connection).refresh_token for connection in connections}
 
 
 async def test_an_exchange_that_succeeds_closes_it_too(harness: RefreshHarness) -> None:
     """The person who connects proves the same credentials."""
-    [connection] = await _fleet(harness, 1)
-    lifecycle = harness.make_lifecycle()
-    lifecycle.breaker.refuse("Check the `client_id` parameter")
-    lifecycle.breaker.accepted()
-    assert (await _refresh(lifecycle, connection)).pair_version == 2
+    [connection] = await harness.connect_users(1)
+    harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
+    harness.lifecycle.breaker.accepted()
+    assert (await harness.refresh(connection)).pair_version == 2
 
 
 async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_each_time(harness: RefreshHarness) -> None:
     """A backend that insists on one bad connection does not keep the others from being tried."""
-    one, two = await _fleet(harness, 2)
-    lifecycle = harness.make_lifecycle()
-    lifecycle.breaker.refuse("Check the `client_id` parameter")
+    one, two = await harness.connect_users(2)
+    harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(60)
-    harness.amo.sandbox.faults.add(Fault.CLIENT_ID)
-    with pytest.raises(InvalidClient):
-        await _refresh(lifecycle, one, RefreshTrigger.FORCED)
+    await harness.fail(one, InvalidClient, Fault.CLIENT_ID, demand=RefreshTrigger.FORCED)
     harness.clock.advance(900)
-    with pytest.raises(NotYet):
-        await _refresh(lifecycle, one, RefreshTrigger.FORCED)
-    assert (await _refresh(lifecycle, two, RefreshTrigger.FORCED)).pair_version == 2
-    assert lifecycle.breaker.reason is None
+    await harness.fail(one, NotYet, demand=RefreshTrigger.FORCED)
+    assert (await harness.refresh(two, demand=RefreshTrigger.FORCED)).pair_version == 2
+    assert harness.lifecycle.breaker.reason is None
 
 
 # --- a fleet that dies at once --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("died", "living", "held"),
-    [(4, 0, False), (5, 0, True), (5, 19, True), (5, 20, False), (21, 79, True), (20, 80, False), (0, 0, False)],
-)
-def test_an_epidemic_is_five_at_least_and_more_than_a_fifth(died: int, living: int, *, held: bool) -> None:
-    """Of all there are, those who have died counted in."""
-    assert is_epidemic(ConnectionCounts(living=living, fresh=0, died=died)) is held
 
 
 async def _die(
@@ -202,69 +151,57 @@ async def _die(
 ) -> list[AmoCallbackError]:
     """Refresh connections whose tokens AMO has revoked."""
     harness.amo.account.disabled = True
-    told = []
-    for connection in connections:
-        with pytest.raises(AmoCallbackError) as raised:
-            await _refresh(lifecycle, connection)
-        told.append(raised.value)
-    return told
+    return [await harness.fail(each, AmoCallbackError, by=lifecycle.coordinator) for each in connections]
 
 
 async def test_a_whole_fleet_dying_at_once_is_not_believed(harness: RefreshHarness) -> None:
     """Five are given up; the sixth verdict is held, and nothing more is presented, also after a restart."""
-    connections = await _fleet(harness, 8)
+    connections = await harness.connect_users(8)
     lifecycle = harness.make_lifecycle()
     told = await _die(harness, lifecycle, connections[:6])
     assert [type(error) for error in told] == [NeedsReauth] * 5 + [MassFailureSuspected]
     held = await harness.now(connections[5])
-    assert (held.status, held.last_error) == (Status.ACTIVE, "verdicts")
+    assert (held.status, held.last_error) == (Status.ACTIVE, "mass_failure")
     restarted = harness.make_lifecycle(process="process-2")
     await restarted.breaker.watch()
     for each in (lifecycle, restarted):
-        with pytest.raises(NotYet) as raised:
-            await _refresh(each, connections[6])
-        assert raised.value.cause_code == "mass_failure"
-    assert len(harness.amo.fake.ledger.refreshes()) == 6
+        assert (await harness.fail(connections[6], NotYet, by=each.coordinator)).cause_code == "mass_failure"
+    assert len(harness.presented()) == 6
     assert harness.witness.names().count("terminal_failures.suspended") == 1
 
 
 async def test_sixteen_at_once_do_not_slip_through(harness: RefreshHarness) -> None:
     """Verdicts that come at the same moment are counted one after the other."""
-    connections = await _fleet(harness, 16)
-    lifecycle = harness.make_lifecycle()
+    connections = await harness.connect_users(16)
     harness.amo.account.disabled = True
-    await asyncio.gather(*(_refresh(lifecycle, each) for each in connections), return_exceptions=True)
+    await asyncio.gather(*(harness.refresh(each) for each in connections), return_exceptions=True)
     assert [(await harness.now(each)).status for each in connections].count(Status.NEEDS_REAUTH) == 5
 
 
 async def test_a_trial_that_fails_is_no_death(harness: RefreshHarness) -> None:
     """Who was given up before cannot die again: after five deaths a trial's refusal holds nothing."""
-    connections = await _fleet(harness, 5)
-    lifecycle = harness.make_lifecycle()
-    await _die(harness, lifecycle, connections)
-    with pytest.raises(NeedsReauth):
-        await _refresh(lifecycle, connections[0], RefreshTrigger.TRIAL)
-    assert not lifecycle.breaker.held
+    connections = await harness.connect_users(5)
+    await _die(harness, harness.lifecycle, connections)
+    await harness.fail(connections[0], NeedsReauth, demand=RefreshTrigger.TRIAL)
+    assert not harness.lifecycle.breaker.held
 
 
 async def test_deaths_spread_over_time_are_believed(harness: RefreshHarness) -> None:
     """Four now and four in ten minutes are people who left."""
-    connections = await _fleet(harness, 8)
-    lifecycle = harness.make_lifecycle()
-    assert {type(error) for error in await _die(harness, lifecycle, connections[:4])} == {NeedsReauth}
+    connections = await harness.connect_users(8)
+    assert {type(error) for error in await _die(harness, harness.lifecycle, connections[:4])} == {NeedsReauth}
     harness.clock.advance(600)
-    assert {type(error) for error in await _die(harness, lifecycle, connections[4:8])} == {NeedsReauth}
+    assert {type(error) for error in await _die(harness, harness.lifecycle, connections[4:8])} == {NeedsReauth}
 
 
 async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at_home(harness: RefreshHarness) -> None:
     """An old database put back: what probes find is not made worse by presenting spent tokens."""
-    connections = await _fleet(harness, 3, next_refresh_at=START)
+    connections = await harness.connect_users(3, next_refresh_at=START)
     harness.amo.fake.quirks.look_up_knows_spent = False
-    lifecycle = harness.make_lifecycle()
     await harness.store.suspend_terminal(now=harness.clock.now())
     harness.amo.account.disabled = True
     asked = harness.amo.sandbox.requests
-    async with harness.running(lifecycle):
+    async with harness.running(harness.lifecycle):
         await harness.pass_time(200, step=5)
     assert harness.amo.sandbox.look_ups == 3
     assert harness.amo.sandbox.requests == asked
@@ -273,15 +210,14 @@ async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at
 
 async def test_one_success_makes_the_dead_believed(harness: RefreshHarness) -> None:
     """A probe that succeeds shows AMO, the credentials and the database to be well: the others are heard again."""
-    connections = await _fleet(harness, 8)
-    lifecycle = harness.make_lifecycle()
-    await _die(harness, lifecycle, connections[:6])
+    connections = await harness.connect_users(8)
+    await _die(harness, harness.lifecycle, connections[:6])
     harness.amo.account.disabled = False
     harness.clock.advance(60)
-    assert (await _refresh(lifecycle, connections[6], RefreshTrigger.FORCED)).pair_version == 2
+    assert (await harness.refresh(connections[6], demand=RefreshTrigger.FORCED)).pair_version == 2
     assert "terminal_failures.resumed" in harness.witness.names()
     harness.amo.account.disabled = True
-    assert {type(error) for error in await _die(harness, lifecycle, [connections[7]])} == {NeedsReauth}
+    assert {type(error) for error in await _die(harness, harness.lifecycle, [connections[7]])} == {NeedsReauth}
 
 
 # --- accounts that are gone -----------------------------------------------------------------------
@@ -290,7 +226,7 @@ async def test_one_success_makes_the_dead_believed(harness: RefreshHarness) -> N
 def _presented(harness: RefreshHarness, accounts: list[SandboxAccount]) -> int:
     """Count how often tokens were presented at these accounts' hosts."""
     hosts = {account.host for account in accounts}
-    return sum(entry.host in hosts for entry in harness.amo.fake.ledger.refreshes())
+    return sum(entry.host in hosts for entry in harness.presented())
 
 
 @pytest.mark.timeout(600)
@@ -351,9 +287,7 @@ async def test_where_nobody_else_succeeds_a_refused_connection_is_kept(harness: 
 # --- a backlog ------------------------------------------------------------------------------------
 
 
-async def test_a_backlog_is_spread_by_the_rate_limit_and_whose_token_dies_first_goes_first(
-    harness: RefreshHarness, rounds: int
-) -> None:
+async def test_a_backlog_is_spread_and_whose_token_dies_first_goes_first(harness: RefreshHarness, rounds: int) -> None:
     """Everything due at once after a day's outage: so many a second, the oldest expiry first, and each once."""
     rate_limiter = RateLimiter(
         per_second=5, shared=LocalLimits(clock=harness.clock), clock=harness.clock, observer=harness.witness
@@ -372,7 +306,7 @@ async def test_a_backlog_is_spread_by_the_rate_limit_and_whose_token_dies_first_
         sent.append(refresh_token)
         return await harness.client.refresh(refresh_token=refresh_token, **more)
 
-    connections = await _fleet(harness, 20 * rounds)
+    connections = await harness.connect_users(20 * rounds)
     tokens = [harness.pair(each).refresh_token for each in connections]
     harness.clock.advance(86_400 - 1)
     amo = Override(harness.client, slot=slot, refresh=refresh)

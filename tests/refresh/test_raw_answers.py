@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -23,14 +22,12 @@ if TYPE_CHECKING:
 async def _unread(harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER, **more: object) -> Connection:
     """Return a connection that was refreshed, and whose next pair is in an answer that cannot be read."""
     connection = await harness.connect(**{"api_domain": API_DOMAIN, **more})
-    harness.amo.sandbox.faults.add(fault)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, fault)
     return connection
 
 
 def _presented(harness: RefreshHarness) -> int:
-    return len(harness.amo.fake.ledger.refreshes())
+    return len(harness.presented())
 
 
 @pytest.mark.parametrize("fault", [Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HTML_200])
@@ -55,9 +52,7 @@ async def test_a_good_answer_without_a_readable_pair_is_kept_sealed(harness: Ref
 async def test_other_answers_are_not_kept(harness: RefreshHarness, fault: Fault) -> None:
     """A failure, an answer that never came, a refusal: no pair is in them."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(fault)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(connection)
+    await harness.fail(connection, AmoCallbackError, fault)
     assert harness.rescue.files == {}
 
 
@@ -80,7 +75,7 @@ async def test_an_answer_that_cannot_be_kept_is_told(harness: RefreshHarness) ->
 
 
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
-async def test_a_token_with_a_kept_answer_is_presented_once_its_access_token_has_expired(
+async def test_a_kept_answer_waits_until_the_access_token_has_expired(
     harness: RefreshHarness, api_domain: str | None
 ) -> None:
     """AMO rejects it, or nobody can be asked: a day is left in which a person may recover the pair."""
@@ -88,8 +83,7 @@ async def test_a_token_with_a_kept_answer_is_presented_once_its_access_token_has
     connection = await _unread(harness, api_domain=api_domain)
     harness.clock.advance(60)
     for _ in range(int(DAY // 900) - 1):
-        with pytest.raises(UnknownOutcome):
-            await harness.refresh(connection)
+        await harness.fail(connection, UnknownOutcome)
         assert (await harness.now(connection)).next_refresh_at == harness.clock.now() + timedelta(minutes=15)
         harness.clock.advance(900)
     assert _presented(harness) == 1
@@ -112,7 +106,7 @@ async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_h
     connection = await _unread(harness)
     harness.clock.advance(60)
     another = harness.make_lifecycle(process="process-2")
-    refreshing = asyncio.create_task(another.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    refreshing = harness.begin(connection, by=another.coordinator)
     while not refreshing.done():
         await harness.traffic.until_quiet()
         harness.clock.advance(0.25)
@@ -127,8 +121,7 @@ async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(harnes
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(60)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection, demand=RefreshTrigger.PROBE)
+    await harness.fail(connection, UnknownOutcome, demand=RefreshTrigger.PROBE)
     assert (breaker.probed, breaker.probe_in) == ({connection.id}, 60)
 
 

@@ -12,29 +12,35 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import Lifetimes
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import NeedsReauth, NotYet, UnknownOutcome
-from amo_callback.model import IntrospectionResult, Reason, RefreshTrigger, Status, TokenState
+from amo_callback.model import IntrospectionResult, Reason, Status, TokenState
 from tests.fakes import Override
 from tests.refresh.harness import API_DOMAIN, DAY, GatedClient, QueueingClient
 
 if TYPE_CHECKING:
+    from amo_callback.model import Connection
     from tests.refresh.harness import RefreshHarness
 
 
 MINUTE = timedelta(minutes=1)
 
 
+async def _check_hook(harness: RefreshHarness, connection: Connection) -> None:
+    """Have AMO's hook for an account come, and look up whose turn it is."""
+    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.look_up_due()
+
+
 # --- the hook --------------------------------------------------------------------------------------
-async def test_a_rejected_refresh_token_is_not_presented_again_for_an_accepted_access_token(
-    harness: RefreshHarness,
-) -> None:
+
+
+async def test_a_rejected_refresh_token_is_not_presented_for_an_accepted_access_token(harness: RefreshHarness) -> None:
     """AMO said once that it was revoked, and rejects it in introspection: its access token says nothing of it."""
     fake = harness.amo.fake
     fake.lives = Lifetimes(access=10 * DAY)
     fake.quirks.look_up_knows_spent = fake.quirks.refresh_kills_access = False
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
     presented = len(fake.ledger.refreshes())
     for _ in range(3):
         harness.clock.advance(DAY)
@@ -62,19 +68,17 @@ async def test_what_amo_knows_no_more_is_erased(harness: RefreshHarness) -> None
     """The hook is true: the tokens are erased, the connection is disconnected, and whoever watches is told."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.disabled = True
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
+    await _check_hook(harness, connection)
     after = await harness.now(connection)
     assert (after.status, after.sealed_pair, after.look_up_at) == (Status.DISCONNECTED, None, None)
     assert harness.witness.names() == ["hook.received", "connection.disconnected"]
-    assert harness.amo.fake.ledger.refreshes() == []
+    assert harness.presented() == []
 
 
 async def test_an_account_that_dies_after_its_hook_is_found_by_a_later_look_up(harness: RefreshHarness) -> None:
     """AMO told before it acted: the look-up a minute later finds the tokens dead."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
+    await _check_hook(harness, connection)
     harness.amo.account.disabled = True
     harness.clock.advance(60)
     await harness.look_up_due()
@@ -86,8 +90,7 @@ async def test_an_amo_that_does_not_tell_erases_nothing(harness: RefreshHarness)
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.disabled = True
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
+    await _check_hook(harness, connection)
     after = await harness.now(connection)
     assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
     assert after.look_up_at == harness.clock.now() + MINUTE
@@ -96,8 +99,7 @@ async def test_an_amo_that_does_not_tell_erases_nothing(harness: RefreshHarness)
 async def test_where_only_the_access_token_can_be_asked_about_it_decides(harness: RefreshHarness) -> None:
     """A pair from before AMO told its API host is looked up by its access token."""
     connection = await harness.connect(api_domain=None)
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
+    await _check_hook(harness, connection)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
     harness.amo.account.disabled = True
     harness.clock.advance(60)
@@ -121,12 +123,9 @@ async def test_a_refusal_of_the_refresh_token_alone_erases_nothing(harness: Refr
 async def test_a_token_in_doubt_is_not_erased(harness: RefreshHarness) -> None:
     """AMO may refuse it because we have spent it: its successor may be on the way."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     harness.amo.account.disabled = True
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
+    await _check_hook(harness, connection)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
 
 
@@ -140,8 +139,7 @@ async def test_a_pair_whose_successor_is_unsaved_is_not_erased(harness: RefreshH
     saving = asyncio.create_task(pending_writes.save(pending_pair, connection=pending_pair.connection))
     await harness.witness.until("pair.write_pending")
     harness.clock.advance(1)
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
+    await _check_hook(harness, connection)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
     harness.failing.away = set()
     await pending_writes.settle()
@@ -150,15 +148,16 @@ async def test_a_pair_whose_successor_is_unsaved_is_not_erased(harness: RefreshH
     assert saved.sealed_pair == pending_pair.connection.sealed_pair
 
 
-async def test_while_deaths_are_held_nothing_is_erased(harness: RefreshHarness) -> None:
+@pytest.mark.parametrize("status", [Status.ACTIVE, Status.NEEDS_REAUTH])
+async def test_while_deaths_are_held_nothing_is_erased(harness: RefreshHarness, status: Status) -> None:
     """After an old database was put back every token is refused; a hook that is sent again must not erase them all."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
+    connection = await (harness.given_up() if status is Status.NEEDS_REAUTH else harness.connect(api_domain=API_DOMAIN))
     await harness.store.suspend_terminal(now=harness.clock.now())
     await harness.lifecycle.breaker.watch()
     harness.amo.account.disabled = True
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
-    assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
+    await _check_hook(harness, connection)
+    after = await harness.now(connection)
+    assert (after.status, after.sealed_pair) == (status, connection.sealed_pair)
 
 
 async def test_a_grant_that_came_after_the_hook_holds(harness: RefreshHarness) -> None:
@@ -184,22 +183,14 @@ async def test_a_grant_that_came_after_the_hook_holds(harness: RefreshHarness) -
     assert (after.status, after.sealed_pair) == (Status.ACTIVE, pending_pair.connection.sealed_pair)
 
 
-async def test_a_hook_is_checked_though_the_connection_was_given_up_meanwhile(harness: RefreshHarness) -> None:
-    """A refresh hears of the dead token before the look-up does: the tokens are erased all the same, and at once."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
+@pytest.mark.parametrize("first", ["hook", "refresh"])
+async def test_a_hook_is_checked_though_the_connection_was_given_up(harness: RefreshHarness, first: str) -> None:
+    """Whichever hears first of the dead token, the hook explains its death: the tokens are erased at once."""
+    connection = await (harness.connect(api_domain=API_DOMAIN) if first == "hook" else harness.given_up())
     harness.amo.account.disabled = True
     await harness.lifecycle.switched_off(connection.account_id)
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
-    await harness.look_up_due()
-    assert (await harness.now(connection)).status is Status.DISCONNECTED
-
-
-async def test_a_hook_for_one_that_was_given_up_is_checked_at_once(harness: RefreshHarness) -> None:
-    """The refresh came first and the hook after it: the hook's word explains the death, and the tokens are erased."""
-    connection = await harness.given_up()
-    harness.amo.account.disabled = True
-    await harness.lifecycle.switched_off(connection.account_id)
+    if first == "hook":
+        await harness.fail(connection, NeedsReauth)
     await harness.look_up_due()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
@@ -215,6 +206,8 @@ async def test_a_hook_wakes_the_loop(harness: RefreshHarness) -> None:
 
 
 # --- given up --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("knows_spent", [True, False])
 async def test_a_connection_that_was_given_up_wrongly_heals(harness: RefreshHarness, *, knows_spent: bool) -> None:
     """AMO was ill: a day later it knows the token, which is tried and brings the connection back."""
@@ -239,7 +232,7 @@ async def test_a_dead_token_is_looked_up_daily_and_not_presented(harness: Refres
         await harness.look_up_due()
         assert (await harness.now(connection)).look_up_at == harness.clock.now() + timedelta(days=1)
     assert harness.amo.sandbox.look_ups == 89
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert len(harness.presented()) == 1
 
 
 async def test_a_trial_that_is_refused_is_the_last_one(harness: RefreshHarness) -> None:
@@ -253,7 +246,7 @@ async def test_a_trial_that_is_refused_is_the_last_one(harness: RefreshHarness) 
     after = await harness.now(connection)
     assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.REVOKED)
     assert after.look_up_at == after.refresh_expires_at
-    presented = [entry.status for entry in harness.amo.fake.ledger.refreshes()]
+    presented = [entry.status for entry in harness.presented()]
     assert presented == [401, 200, 401]  # ours, the other system's, the trial
     assert harness.witness.names().count("connection.needs_reauth") == 1
 
@@ -266,7 +259,7 @@ async def test_a_trial_that_has_to_wait_for_another_probe_does_not_wait_a_day(ha
     await harness.look_up_due()
     after = await harness.now(connection)
     assert (after.status, after.look_up_at) == (Status.NEEDS_REAUTH, harness.clock.now() + timedelta(minutes=15))
-    assert len(harness.amo.fake.ledger.refreshes()) == 1  # the one that AMO refused
+    assert len(harness.presented()) == 1  # the one that AMO refused
     harness.clock.advance(900)
     await harness.look_up_due()
     assert (await harness.now(connection)).status is Status.ACTIVE
@@ -292,8 +285,7 @@ async def test_replayed_hooks_do_not_starve_healing(harness: RefreshHarness) -> 
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)  # at the first hook AMO does not tell
     looked_up = []
     for _ in range(6 * 24 + 1):
-        await harness.lifecycle.switched_off(connection.account_id)
-        await harness.look_up_due()
+        await _check_hook(harness, connection)
         looked_up.append(harness.amo.sandbox.look_ups)
         harness.clock.advance(600)
     assert looked_up == [1] * 6 * 24 + [2]
@@ -309,8 +301,7 @@ async def test_an_unreadable_pair_revives_when_its_key_is_back(harness: RefreshH
     name = harness.connection_of(issued).id
     sealed = Cipher([lost]).seal_pair(issued.pair, connection_id=name)
     connection = await harness.keep(issued, sealed_pair=sealed)
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
     harness.clock.advance(DAY)
     await harness.look_up_due()
     after = await harness.now(connection)
@@ -320,21 +311,19 @@ async def test_an_unreadable_pair_revives_when_its_key_is_back(harness: RefreshH
     await harness.look_up_due(restarted)
     after = await harness.now(connection)
     assert (after.status, after.next_refresh_at) == (Status.ACTIVE, harness.clock.now())
-    assert harness.amo.fake.ledger.refreshes() == []
-    assert (await restarted.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)).pair_version == 2
+    assert harness.presented() == []
+    assert (await harness.refresh(connection, by=restarted.coordinator)).pair_version == 2
 
 
 async def test_a_hook_from_before_the_account_lived_erases_nothing_later(harness: RefreshHarness) -> None:
     """Named once, and alive since: whoever dies afterwards is given up as anybody else, and keeps the pair."""
     harness.amo.fake.quirks.look_up_knows_spent = False
     connection = await harness.connect(api_domain=API_DOMAIN)
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
+    await _check_hook(harness, connection)
     harness.clock.advance(3600)
     refreshed = await harness.refresh(connection)
     harness.amo.account.disabled = True
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(refreshed)
+    await harness.fail(refreshed, NeedsReauth)
     harness.clock.advance(DAY)
     await harness.look_up_due()
     after = await harness.now(connection)
@@ -343,18 +332,16 @@ async def test_a_hook_from_before_the_account_lived_erases_nothing_later(harness
 
 async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(harness: RefreshHarness) -> None:
     """However many are due at once, and however long AMO takes to answer: two at a time, and the probe has its turn."""
-    given_up = []
-    for _ in range(6):
-        harness.amo.account.user_id += 1
-        given_up.append(await harness.connect(api_domain=API_DOMAIN))
-    for connection in given_up:
+    for connection in await harness.connect_users(6):
         await harness.store.schedule_recheck(await harness.now(connection), at=harness.clock.now())
     await harness.connect(api_domain=API_DOMAIN)
-    at_once = 0
+    at_once, two = 0, asyncio.Event()
 
     async def look_up(**_: object) -> IntrospectionResult:
         nonlocal at_once
         at_once += 1
+        if at_once == 2:
+            two.set()
         await harness.clock.sleep(3600)
         return IntrospectionResult(standing=TokenState.UNKNOWN)
 
@@ -366,6 +353,8 @@ async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(harness: Refre
     harness.clock.advance(60)
     task = asyncio.create_task(lifecycle.scheduler.run())
     await harness.witness.until("refresh.succeeded")
+    lifecycle.scheduler.wake()
+    await two.wait()
     for _ in range(5):
         lifecycle.scheduler.wake()
         for _ in range(5):
@@ -380,8 +369,7 @@ async def test_a_process_that_died_at_a_trial_leaves_a_doubt_that_is_ours(harnes
     """Given up as revoked, tried because AMO seemed to know it, and killed with the answer in hand: `in_doubt`."""
     connection = await harness.given_up()
     harness.clock.advance(DAY)
-    gated = GatedClient(harness.client)
-    gated.go_on.clear()
+    gated = GatedClient(harness.client, hold_answer=True)
     killed = asyncio.create_task(harness.look_up_due(harness.make_lifecycle(amo=gated, process="server-1")))
     await gated.answered.wait()
     lifecycle = harness.make_lifecycle(process="process-2")
@@ -414,16 +402,14 @@ async def test_a_trial_does_not_spend_the_pair_of_a_new_grant(harness: RefreshHa
     trying = asyncio.create_task(harness.look_up_due(harness.make_lifecycle(amo=queue)))
     await queue.asked.wait()
     again = await harness.connect(api_domain=API_DOMAIN)
-    presented = len(harness.amo.fake.ledger.refreshes())
+    presented = len(harness.presented())
     queue.served.set()
     await trying
     assert await harness.now(connection) == again
-    assert len(harness.amo.fake.ledger.refreshes()) == presented
+    assert len(harness.presented()) == presented
 
 
-async def test_a_hook_that_nobody_confirms_or_denies_is_asked_about_until_somebody_does(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_hook_is_asked_about_until_somebody_confirms_or_denies_it(harness: RefreshHarness) -> None:
     """All look-ups silent: ten minutes later it is asked again, and not forgotten."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.disabled = True
@@ -449,18 +435,6 @@ async def test_a_turn_that_another_process_has_taken_is_over(harness: RefreshHar
     assert harness.amo.sandbox.look_ups == 1
 
 
-async def test_while_deaths_are_held_nothing_of_one_that_was_given_up_is_erased(harness: RefreshHarness) -> None:
-    """It was the first to die of what is not believed, and a hook that anybody may send again names its account."""
-    connection = await harness.given_up()
-    harness.amo.account.disabled = True
-    await harness.store.suspend_terminal(now=harness.clock.now())
-    await harness.lifecycle.breaker.watch()
-    await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
-    after = await harness.now(connection)
-    assert (after.status, after.sealed_pair) == (Status.NEEDS_REAUTH, connection.sealed_pair)
-
-
 async def test_of_two_processes_that_look_up_at_once_one_presents_the_token(harness: RefreshHarness) -> None:
     """Both hear that AMO knows it: whoever finds the turn taken leaves it at that, for the trial is the last one."""
     harness.amo.fake.quirks.look_up_knows_spent = True
@@ -475,4 +449,4 @@ async def test_of_two_processes_that_look_up_at_once_one_presents_the_token(harn
 
     other = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up), process="process-2")
     await other.rechecker.check(connection.id)
-    assert [entry.status for entry in harness.amo.fake.ledger.refreshes()] == [401, 200, 401]
+    assert [entry.status for entry in harness.presented()] == [401, 200, 401]

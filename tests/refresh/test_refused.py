@@ -42,13 +42,13 @@ async def test_a_refused_connection_is_presented_once_a_day_and_recovers(harness
     account.gone = True
     await _refuse_for_a_day(harness, one)
     assert (await harness.now(one)).reason is Reason.REFUSED
-    sent = len(harness.amo.fake.ledger.refreshes())
+    sent = len(harness.presented())
     for days in (1, 2):
         harness.clock.advance(DAY)
         await harness.look_up_due()
-        assert len(harness.amo.fake.ledger.refreshes()) == sent + days
+        assert len(harness.presented()) == sent + days
         await harness.look_up_due()
-    assert len(harness.amo.fake.ledger.refreshes()) == sent + 2
+    assert len(harness.presented()) == sent + 2
     account.gone = False
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
     harness.clock.advance(DAY)
@@ -58,9 +58,7 @@ async def test_a_refused_connection_is_presented_once_a_day_and_recovers(harness
     assert "connection.recovered" in harness.witness.names()
 
 
-async def test_a_refused_connection_that_is_answered_with_a_hint_is_introspected_once_a_day(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_refused_connection_answered_with_a_hint_is_introspected_once_a_day(harness: RefreshHarness) -> None:
     """It is revoked from then on: presented only once introspection accepts its token, as any revoked connection."""
     [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
     account.gone = True
@@ -90,16 +88,16 @@ async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over
     [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
     account.gone = True
     await _refuse_for_a_day(harness, one)
-    sent, asked = len(harness.amo.fake.ledger.refreshes()), harness.amo.sandbox.look_ups
+    sent, asked = len(harness.presented()), harness.amo.sandbox.look_ups
     harness.amo.sandbox.look_up_faults.standing = Fault.HTTP_500  # AMO does not say whether it knows the token
     harness.clock.advance(3 * 3600)
     await harness.lifecycle.switched_off(one.account_id)
     await harness.look_up_due()
     assert harness.amo.sandbox.look_ups > asked
-    assert len(harness.amo.fake.ledger.refreshes()) == sent
+    assert len(harness.presented()) == sent
     harness.clock.advance(DAY)
     await harness.look_up_due()
-    assert len(harness.amo.fake.ledger.refreshes()) == sent + 1
+    assert len(harness.presented()) == sent + 1
 
 
 async def _refuse_for_a_day(
@@ -109,8 +107,7 @@ async def _refuse_for_a_day(
     for _ in range(round(hours / every) + 1):
         harness.clock.advance(every * 3600)
         await save(harness.store, a_connection(900, connected_at=harness.clock.now()), code=str(harness.clock.now()))
-        with pytest.raises(AmoCallbackError):
-            await harness.refresh(connection, demand=RefreshTrigger.PROBE)
+        await harness.fail(connection, AmoCallbackError, demand=RefreshTrigger.PROBE)
         if (await harness.now(connection)).status is not Status.ACTIVE:
             return
 
@@ -122,8 +119,7 @@ async def _one_refused(harness: RefreshHarness, **more: Any) -> tuple[SandboxAcc
     """Connect two accounts, and have the first refused and rejected once."""
     [(account, one), _] = await harness.connect_accounts(2, **more)
     account.gone = True
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
     return account, await harness.now(one)
 
 
@@ -132,8 +128,7 @@ async def test_a_refusal_with_a_rejected_introspection_is_counted_in_the_row(har
     _, one = await _one_refused(harness)
     assert (one.refused_since, one.refusals, one.status) == (harness.clock.now(), 1, Status.ACTIVE)
     harness.clock.advance(60)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 2)
     assert harness.lifecycle.breaker.reason is None
@@ -145,9 +140,7 @@ async def test_a_refusal_with_a_rejected_introspection_is_counted_in_the_row(har
 async def test_another_answer_neither_counts_nor_resets_refusals(harness: RefreshHarness, fault: Fault) -> None:
     """An unknown outcome, 402, 403, 429 and words of other kinds say nothing about the connection's user."""
     _, one = await _one_refused(harness)
-    harness.amo.sandbox.faults.add(fault)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, fault, demand=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 1)
 
@@ -156,8 +149,7 @@ async def test_a_silent_introspection_neither_counts_nor_resets_refusals(harness
     """AMO refuses, and does not say whether it accepts the token."""
     _, one = await _one_refused(harness)
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 1)
 
@@ -174,9 +166,7 @@ async def test_an_accepted_introspection_resets_refusals(harness: RefreshHarness
     """AMO knows the token, and refuses without a hint all the same: that is no matter of the user's."""
     account, one = await _one_refused(harness)
     account.gone = False
-    harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (None, 0)
 
@@ -184,23 +174,18 @@ async def test_an_accepted_introspection_resets_refusals(harness: RefreshHarness
 async def test_an_expired_access_token_counts_as_rejected_where_there_is_no_api_domain(harness: RefreshHarness) -> None:
     """Nobody can be asked about such a connection; while its access token is valid, that one is asked about."""
     [(account, one), _] = await harness.connect_accounts(2, api_domain=None)
-    harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
     assert (await harness.now(one)).refusals == 0
     harness.clock.advance(DAY)
     account.gone = True
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
     assert (await harness.now(one)).refusals == 1
 
 
 @pytest.mark.parametrize(
     ("hours", "refusals", "long"), [(24, 7, True), (23.9, 50, False), (24, 6, False), (240, 6, False), (240, 500, True)]
 )
-def test_a_connection_is_refused_for_long_after_a_day_and_eight_attempts(
-    hours: float, refusals: int, *, long: bool
-) -> None:
+def test_refused_for_long_is_after_a_day_and_eight_attempts(hours: float, refusals: int, *, long: bool) -> None:
     """Both are needed; the attempt at hand is counted in."""
     claimed = a_connection(refused_since=START, refusals=refusals)
     assert is_refused_long(claimed, now=START + hours * HOUR) is long
@@ -218,7 +203,7 @@ def test_a_connection_is_refused_for_long_after_a_day_and_eight_attempts(
         (None, 40, 0, False),
     ],
 )
-def test_a_connection_is_refused_alone_where_others_succeed(
+def test_refused_alone_is_where_others_succeed(
     latest: float | None, attempted: int, succeeded: int, *, alone: bool
 ) -> None:
     """Another success since the refusals began, and either a recent one or half of a day's attempts."""
@@ -247,8 +232,7 @@ async def test_successes_are_told_from_the_rows(harness: RefreshHarness) -> None
     harness.clock.advance(DAY + 10)
     await harness.refresh(everyone[0][1], demand=RefreshTrigger.PROBE)
     everyone[1][0].gone = True
-    with pytest.raises(AmoCallbackError):
-        await harness.refresh(everyone[1][1], demand=RefreshTrigger.PROBE)
+    await harness.fail(everyone[1][1], AmoCallbackError, demand=RefreshTrigger.PROBE)
     await save(harness.store, a_connection(99, connected_at=harness.clock.now() + HOUR, next_refresh_at=None))
     now = harness.clock.now()
     told = await harness.store.successes(now=now)
@@ -275,7 +259,7 @@ async def test_a_new_grant_resets_refusals(harness: RefreshHarness) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_a_wrong_client_secret_opens_the_breaker_with_forty_connections_also_across_a_restart(
+async def test_a_wrong_secret_opens_the_breaker_with_forty_connections_across_a_restart(
     harness: RefreshHarness,
 ) -> None:
     """Two are refused, then one probe a minute leaves; a restart does not forget it, and the right secret closes it."""
@@ -313,9 +297,7 @@ async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twi
     turn = timedelta(seconds=60)
     for connection in everyone[2:]:
         harness.clock.advance(1)
-        harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-        with pytest.raises(AmoCallbackError):
-            await harness.refresh(connection, demand=RefreshTrigger.PROBE)
+        await harness.fail(connection, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
     harness.clock.advance(1)
     await harness.refresh(everyone[0], demand=RefreshTrigger.PROBE)
     order: list[str] = []
@@ -349,12 +331,10 @@ async def _suspended(harness: RefreshHarness, lost: int) -> list[tuple[SandboxAc
     """Lose the answers of connections; presented once more, five turn terminal and the others are suspended."""
     everyone = await harness.connect_accounts(lost + 3)
     for _, connection in everyone[:lost]:
-        harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-        with pytest.raises(AmoCallbackError):
-            await harness.refresh(connection, demand=RefreshTrigger.PROBE)
+        await harness.fail(connection, AmoCallbackError, Fault.NOTHING_AFTER, demand=RefreshTrigger.PROBE)
     harness.clock.advance(61)
     harness.amo.sandbox.faults.standing = Fault.SLOW  # all are presented before the first answer
-    refreshes = [asyncio.create_task(harness.refresh(connection)) for _, connection in everyone[:lost]]
+    refreshes = [harness.begin(connection) for _, connection in everyone[:lost]]
     await harness.amo.sandbox.until_asked(len(everyone) + 2 * lost)
     harness.amo.sandbox.faults.standing = None
     harness.amo.sandbox.go_on.set()
@@ -368,13 +348,13 @@ async def _end_pause(harness: RefreshHarness, connection: Connection) -> TokenLi
     await lifecycle.breaker.watch()
     assert _why_open(lifecycle) == MassFailureSuspected.code
     harness.clock.advance(901)
-    await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.PROBE)
+    await harness.refresh(connection, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
     assert _why_open(lifecycle) is None
     return lifecycle
 
 
 @pytest.mark.parametrize("lost", [7, 9])
-async def test_a_possibly_spent_token_is_presented_once_more_at_most_across_a_mass_failure(
+async def test_a_doubtful_token_is_presented_once_more_at_most_in_a_mass_failure(
     harness: RefreshHarness, lost: int
 ) -> None:
     """The suspended answers are applied as the pause ends, and nothing is presented unless introspection accepts it."""
@@ -387,9 +367,7 @@ async def test_a_possibly_spent_token_is_presented_once_more_at_most_across_a_ma
     assert ledger.doubles() == lost
     lifecycle = await _end_pause(harness, everyone[-1][1])
     for row in kept:
-        with pytest.raises(NeedsReauth) as raised:
-            await lifecycle.coordinator.refresh(row.id, demand=RefreshTrigger.SCHEDULE)
-        assert raised.value.reason == Reason.IN_DOUBT
+        assert (await harness.fail(row, NeedsReauth, by=lifecycle.coordinator)).reason == Reason.IN_DOUBT
     for _, connection in everyone[:lost]:
         after = await harness.now(connection)
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
@@ -403,20 +381,19 @@ async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presen
     """Not as a probe either, and also where nobody can be asked about it."""
     everyone = await _suspended(harness, 7)
     held = [row for _, one in everyone[:7] if (row := await harness.now(one)).status is Status.ACTIVE]
-    sent = len(harness.amo.fake.ledger.refreshes())
+    sent = len(harness.presented())
     for account, _ in everyone:
         account.disabled = True
     lifecycle = harness.make_lifecycle(process="process-3")
     await lifecycle.breaker.watch()
     for row in held:
         harness.clock.advance(901)
-        with pytest.raises(AmoCallbackError):
-            await lifecycle.coordinator.refresh(row.id, demand=RefreshTrigger.PROBE)
+        await harness.fail(row, AmoCallbackError, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
         after = await harness.now(row)
         assert (after.status, after.last_error, after.suspended_token) == (
             Status.ACTIVE, "mass_failure", row.suspended_token,
         )  # fmt: skip
-    assert len(harness.amo.fake.ledger.refreshes()) == sent
+    assert len(harness.presented()) == sent
 
 
 async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_token(harness: RefreshHarness) -> None:
@@ -424,18 +401,17 @@ async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_t
     everyone = await harness.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
-        with pytest.raises(AmoCallbackError):
-            await harness.refresh(connection)
+        await harness.fail(connection, AmoCallbackError)
     account, connection = everyone[5]
     assert (await harness.now(connection)).suspended_reason is Reason.REVOKED
     account.disabled = False
     lifecycle = await _end_pause(harness, everyone[-1][1])
-    after = await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    after = await harness.refresh(connection, by=lifecycle.coordinator)
     assert (after.pair_version, after.suspended_reason, after.suspended_token) == (2, None, None)
 
 
 @pytest.mark.parametrize("number", [6, 5], ids=["first", "again"])
-async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_presented(
+async def test_a_token_whose_answer_was_suspended_meanwhile_is_not_presented(
     harness: RefreshHarness, number: int
 ) -> None:
     """AMO accepted the token before the wait for a slot; meanwhile another process got a terminal answer for it.
@@ -445,11 +421,10 @@ async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_
     everyone = await harness.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
-        with pytest.raises(AmoCallbackError):
-            await harness.refresh(connection)
+        await harness.fail(connection, AmoCallbackError)
     account, connection = everyone[number]
     account.disabled = False
-    sent, slots = len(harness.amo.fake.ledger.refreshes()), 0
+    sent, slots = len(harness.presented()), 0
 
     async def slot(_priority: Priority) -> None:
         nonlocal slots
@@ -465,10 +440,9 @@ async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_
     lifecycle = harness.make_lifecycle(process="process-3", amo=Override(harness.client, slot=slot))
     await lifecycle.breaker.watch()
     harness.clock.advance(901)
-    with pytest.raises(AmoCallbackError):
-        await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.PROBE)
+    await harness.fail(connection, AmoCallbackError, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
     assert slots > 1
-    assert len(harness.amo.fake.ledger.refreshes()) == sent
+    assert len(harness.presented()) == sent
 
 
 async def test_a_suspended_answer_waits_for_an_introspection_that_is_answered(harness: RefreshHarness) -> None:
@@ -476,10 +450,9 @@ async def test_a_suspended_answer_waits_for_an_introspection_that_is_answered(ha
     everyone = await _suspended(harness, 6)
     [row] = [row for _, one in everyone[:6] if (row := await harness.now(one)).status is Status.ACTIVE]
     lifecycle = await _end_pause(harness, everyone[-1][1])
-    sent = len(harness.amo.fake.ledger.refreshes())
+    sent = len(harness.presented())
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    with pytest.raises(AmoCallbackError):
-        await lifecycle.coordinator.refresh(row.id, demand=RefreshTrigger.SCHEDULE)
+    await harness.fail(row, AmoCallbackError, by=lifecycle.coordinator)
     after = await harness.now(row)
     assert (after.status, after.suspended_token) == (Status.ACTIVE, row.suspended_token)
-    assert len(harness.amo.fake.ledger.refreshes()) == sent
+    assert len(harness.presented()) == sent

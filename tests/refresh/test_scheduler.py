@@ -78,11 +78,7 @@ class Loop:
         self, *, watches: Sequence[Callable[[], Awaitable[None]]] = (), **rules: Any
     ) -> AsyncIterator[RefreshScheduler]:
         self.core = core = a_core(
-            store=self.failing,
-            cipher=self.cipher,
-            clock=self.clock,
-            observer=self.witness,
-            rules=RefreshRules(**rules),
+            store=self.failing, cipher=self.cipher, clock=self.clock, observer=self.witness, rules=RefreshRules(**rules)
         )
         lifecycle = TokenLifecycle(core, rescue=MemoryRescue(), machine="here")
         scheduler = RefreshScheduler(
@@ -268,9 +264,7 @@ async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop
 @pytest.mark.parametrize(
     ("error", "aside"), [(StoreUnavailable("x"), 5.0), (NotYet(1), 5.0), (ZeroDivisionError(), 30.0)]
 )
-async def test_one_that_cannot_be_refreshed_now_does_not_spin_nor_stop_the_others(
-    loop: Loop, error: Exception, aside: float
-) -> None:
+async def test_one_that_cannot_be_refreshed_now_stops_no_others(loop: Loop, error: Exception, aside: float) -> None:
     """Where nothing could be written down about a failure, the connection is left aside for a while."""
     bad, good = await loop.due(1, 2)
     loop.coordinator.errors[bad.id] = error
@@ -349,9 +343,7 @@ async def test_an_attempt_of_another_process_takes_no_place_of_the_loops(harness
 
 async def test_while_one_probe_waits_for_its_slot_there_is_no_other(harness: RefreshHarness) -> None:
     """A rate limit that is paused for an hour gathers no fleet of probes that would all go at its end."""
-    for _ in range(3):
-        harness.amo.account.user_id += 1
-        await harness.connect(next_refresh_at=START)
+    await harness.connect_users(3, next_refresh_at=START)
     waiting = 0
 
     async def slot(_priority: object) -> None:

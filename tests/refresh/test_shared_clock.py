@@ -71,7 +71,7 @@ async def test_a_pair_refreshed_by_an_instance_with_a_wrong_clock_has_the_databa
     """It is due, and expires, when it would have been by any other instance; and is refreshed by one."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     async with _instance(harness, url, tmp_path, by) as wrong:
-        await wrong.lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)
+        await harness.refresh(connection, by=wrong.lifecycle.coordinator, demand=RefreshTrigger.FORCED)
     stored = await harness.now(connection)
     assert stored.access_issued_at == harness.clock.now()
     assert stored.access_expires_at == harness.clock.now() + DAY
@@ -95,7 +95,7 @@ async def test_a_clock_that_is_ahead_for_a_moment_changes_nothing_that_is_stored
     assert stored.next_refresh_at == harness.clock.now() + DAY / 2
 
 
-async def test_a_token_that_has_expired_is_expired_for_an_instance_that_is_behind(
+async def test_what_has_expired_is_expired_for_an_instance_behind(
     harness: RefreshHarness, url: str, tmp_path: Path
 ) -> None:
     """What it hands out is told by the database's clock, too."""
@@ -120,9 +120,7 @@ async def test_a_connection_disconnected_by_an_instance_that_is_ahead_can_be_con
     assert harness.amo.fake.is_good(harness.pair(again).refresh_token)
 
 
-async def test_a_clock_that_differs_from_the_databases_is_told(
-    harness: RefreshHarness, url: str, tmp_path: Path
-) -> None:
+async def test_a_clock_unlike_the_databases_is_told(harness: RefreshHarness, url: str, tmp_path: Path) -> None:
     """By how much, at this moment: the app's JWTs are still checked by it."""
     async with _instance(harness, url, tmp_path, 61 * SECOND) as ahead:
         assert ahead.store.clock_skew == pytest.approx(61)

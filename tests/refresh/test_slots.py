@@ -92,9 +92,7 @@ async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(harness: Re
         client = harness.client
         coordinator = harness.make_coordinator(amo=Override(client, refresh=refresh))
         with _locked(tmp_path / "amo-callback.db"):
-            refreshes = [
-                asyncio.create_task(coordinator.refresh(each.id, demand=RefreshTrigger.FORCED)) for each in connections
-            ]
+            refreshes = [harness.begin(each, by=coordinator, demand=RefreshTrigger.FORCED) for each in connections]
             began = harness.clock.monotonic()
             while harness.clock.monotonic() < began + 3.5 or harness.traffic.calls["claim"] < len(connections):
                 for _ in range(30):
@@ -123,7 +121,7 @@ async def _claimed_late(harness: RefreshHarness, connection: Connection, *, paus
         harness.failing.after["claim"] = pause_and_take_two_seconds
         lifecycle = harness.make_lifecycle(amo=harness.client)
         began = harness.clock.monotonic()
-        refresh = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+        refresh = harness.begin(connection, by=lifecycle.coordinator)
         await harness.clock.until_sleeping(pause - 2)
         assert rate_limiter.sent == []
         yield _Late(lifecycle=lifecycle, rate_limiter=rate_limiter, refresh=refresh, began=began)

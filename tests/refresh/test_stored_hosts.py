@@ -76,7 +76,7 @@ async def _count(harness: RefreshHarness) -> int:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-async def test_a_stored_host_that_is_not_allowed_gets_no_refresh_token(
+async def test_a_host_that_is_not_allowed_gets_no_refresh_token(
     harness: RefreshHarness, tampering: Tampering, host: str
 ) -> None:
     """Nothing is sent, and the connection is not blamed: it stays active and is tried again after the retry cap."""
@@ -96,7 +96,7 @@ async def test_a_stored_host_that_is_not_allowed_gets_no_refresh_token(
 
 
 @pytest.mark.parametrize("demand", [RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED])
-async def test_callers_in_a_loop_write_nothing_more(
+async def test_callers_in_a_loop_write_nothing(
     harness: RefreshHarness, tampering: Tampering, demand: RefreshTrigger
 ) -> None:
     """Once it is put off, each further caller is told at once, without a request, a write or a log line."""
@@ -104,8 +104,7 @@ async def test_callers_in_a_loop_write_nothing_more(
     tampering.set(connection, domain=EVIL)
     before = _asked(harness)
     for _ in range(5):
-        with pytest.raises(HostNotAllowed):
-            await harness.refresh(connection, demand=demand)
+        await harness.fail(connection, HostNotAllowed, demand=demand)
     assert _asked(harness) == before
     assert harness.witness.names().count("host.not_allowed") == 1
     assert (await harness.now(connection)).failures == 1
@@ -128,17 +127,14 @@ async def test_it_works_again_as_soon_as_the_setting_allows_the_host(harness: Re
     """At start what was put off is due, so that nobody waits for the retry cap."""
     stored = await harness.connect(api_domain=API_DOMAIN, domain=EVIL)
     harness.amo.account.host = EVIL
-    with pytest.raises(HostNotAllowed):
-        await harness.refresh(stored)
+    await harness.fail(stored, HostNotAllowed)
     async with amo_client(harness.amo, harness.clock, allowed_domains=[EVIL]) as client:
         lifecycle = harness.make_lifecycle(amo=client)
         await lifecycle.hosts.begin()
         assert await _count(harness) == 0
         due = (await harness.store.due(now=harness.clock.now(), limit=10, apart_from=())).refreshes
         assert [each.id for each in due] == [stored.id]
-        assert (
-            await lifecycle.coordinator.refresh(stored.id, demand=RefreshTrigger.SCHEDULE)
-        ).pair_version == stored.pair_version + 1
+        assert (await harness.refresh(stored, by=lifecycle.coordinator)).pair_version == stored.pair_version + 1
         handed_out = await lifecycle.access_tokens.token(stored.id, min_ttl=0)
     assert handed_out.base_url == harness.amo.endpoint.replace("{domain}", EVIL)
 
@@ -147,27 +143,21 @@ async def test_a_caller_need_not_wait_once_the_host_is_allowed(harness: RefreshH
     """The row was mended by hand: a forced refresh goes at once, whatever was put off before."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=EVIL)
-    with pytest.raises(HostNotAllowed):
-        await harness.refresh(connection)
+    await harness.fail(connection, HostNotAllowed)
     tampering.set(connection, domain=HOST)
     assert (await harness.refresh(connection, demand=RefreshTrigger.FORCED)).last_error is None
     assert await _count(harness) == 0
 
 
-async def test_nothing_is_asked_about_a_connection_whose_host_is_refused(
-    harness: RefreshHarness, tampering: Tampering
-) -> None:
+async def test_nothing_is_asked_about_one_whose_host_is_refused(harness: RefreshHarness, tampering: Tampering) -> None:
     """In doubt, named by AMO's hook, or given up: its tokens stay here, and it waits for the retry cap."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     await harness.lifecycle.switched_off(connection.account_id)
     tampering.set(connection, domain=EVIL)
     harness.clock.advance(901)
     before = _asked(harness)
-    with pytest.raises(HostNotAllowed):
-        await harness.refresh(connection)
+    await harness.fail(connection, HostNotAllowed)
     for status in (Status.ACTIVE, Status.NEEDS_REAUTH):
         tampering.set(connection, status=status, look_up_at=0, attempt=None)
         await harness.look_up_due()
@@ -182,20 +172,17 @@ async def test_an_api_host_that_is_not_allowed_is_not_asked(harness: RefreshHarn
     tampering.set(connection, api_domain=EVIL)
     refreshed = await harness.refresh(connection)
     assert refreshed.api_domain == API_DOMAIN
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     tampering.set(connection, api_domain=EVIL)
     harness.clock.advance(901)
     before = _asked(harness)
-    with pytest.raises(HostNotAllowed):
-        await harness.refresh(connection)
+    await harness.fail(connection, HostNotAllowed)
     after = await harness.now(connection)
     assert _asked(harness) == before
     assert (after.status, after.last_error) == (Status.ACTIVE, "host_not_allowed")
 
 
-async def test_refused_hosts_open_no_breaker_and_are_no_mass_failure(
+async def test_refused_hosts_are_no_mass_failure_and_open_no_breaker(
     harness: RefreshHarness, tampering: Tampering
 ) -> None:
     """Ten of eleven connections: the eleventh is refreshed, and gives its place as the probe to none of them."""
@@ -204,8 +191,7 @@ async def test_refused_hosts_open_no_breaker_and_are_no_mass_failure(
         tampering.set(connection, domain=EVIL)
     harness.clock.advance(901)
     for connection in connected[:10]:
-        with pytest.raises(HostNotAllowed):
-            await harness.refresh(connection)
+        await harness.fail(connection, HostNotAllowed)
     assert (harness.lifecycle.breaker.reason, harness.lifecycle.breaker.held) == (None, False)
     assert (await harness.refresh(connected[10])).pair_version == 2
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
@@ -218,9 +204,7 @@ async def test_refused_hosts_open_no_breaker_and_are_no_mass_failure(
 # --- what is handed out --------------------------------------------------------------------------
 
 
-async def test_no_token_is_handed_out_for_a_host_that_is_not_allowed(
-    harness: RefreshHarness, tampering: Tampering
-) -> None:
+async def test_no_token_is_handed_out_for_a_host_not_allowed(harness: RefreshHarness, tampering: Tampering) -> None:
     """Fresh, young or stale: a backend would send it there. The first caller makes the connection known."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     assert (await _token(harness, connection.id)).base_url == harness.amo.endpoint.replace("{domain}", HOST)
@@ -239,9 +223,7 @@ async def test_no_token_is_handed_out_for_a_host_that_is_not_allowed(
     assert await _count(harness) == 1
 
 
-async def test_a_long_lived_token_is_not_handed_out_for_such_a_host_either(
-    harness: RefreshHarness, tampering: Tampering
-) -> None:
+async def test_no_long_lived_token_is_handed_out_for_such_a_host(harness: RefreshHarness, tampering: Tampering) -> None:
     """It has no refresh token, so nothing of it comes due: only hand-outs find its host refused."""
     connection = await harness.connect(refresh_expires_at=None, next_refresh_at=None)
     tampering.set(connection, domain=EVIL)
@@ -255,14 +237,12 @@ async def test_a_long_lived_token_is_not_handed_out_for_such_a_host_either(
 # --- whose pair it is ----------------------------------------------------------------------------
 
 
-async def test_a_row_that_names_another_account_hands_out_no_token(
-    harness: RefreshHarness, tampering: Tampering
-) -> None:
+async def test_a_row_of_another_account_hands_out_no_token(harness: RefreshHarness, tampering: Tampering) -> None:
     """The rows of two accounts change their names: neither gets the other's token, also where its pair was open."""
     (_, one), (_, two) = await harness.connect_accounts(2)
     for connection in (one, two):
         assert (await _token(harness, f"account:{connection.account_id}")).connection.id == connection.id
-    sent = len(harness.amo.fake.ledger.refreshes())
+    sent = len(harness.presented())
     tampering.set(one, account_id=two.account_id)
     tampering.set(two, account_id=one.account_id)
     harness.clock.advance(2)
@@ -270,18 +250,15 @@ async def test_a_row_that_names_another_account_hands_out_no_token(
         with pytest.raises(NeedsReauth) as raised:
             await _token(harness, f"account:{account.account_id}")
         assert raised.value.reason is Reason.UNREADABLE
-    assert len(harness.amo.fake.ledger.refreshes()) == sent
+    assert len(harness.presented()) == sent
 
 
-async def test_a_row_that_names_another_user_is_unreadable_until_it_is_mended(
-    harness: RefreshHarness, tampering: Tampering
-) -> None:
+async def test_a_row_of_another_user_is_unreadable_until_mended(harness: RefreshHarness, tampering: Tampering) -> None:
     """Nothing of it is presented; when the row is as it was, the connection recovers by itself."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, user_id="1")
     before = _asked(harness)
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
     after = await harness.now(connection)
     assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.UNREADABLE)
     assert _asked(harness) == before
@@ -292,9 +269,7 @@ async def test_a_row_that_names_another_user_is_unreadable_until_it_is_mended(
     assert (await harness.refresh(connection)).pair_version == 2
 
 
-async def test_a_connection_whose_account_is_not_known_keeps_its_id_when_it_moves(
-    harness: RefreshHarness, tampering: Tampering
-) -> None:
+async def test_a_connection_of_no_known_account_keeps_its_id(harness: RefreshHarness, tampering: Tampering) -> None:
     """Its id stands for the host at which it connected: it is readable at any other host, too."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, account_id="", domain="moved.amocrm.ru")

@@ -117,7 +117,7 @@ async def year(tmp_path: Path, cipher: Cipher, rounds: int) -> AsyncIterator[Yea
 
 
 @pytest.mark.timeout(3600)
-async def test_no_account_is_without_a_live_token_while_people_mend_within_hours(
+async def test_no_account_is_without_a_live_token_where_people_mend_it(
     year: Year, rounds: int, record_property: Any
 ) -> None:
     """One request in a hundred fails, some with the answer lost: every loss is told, and tokens outlast its mending.

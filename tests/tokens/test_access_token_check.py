@@ -10,7 +10,6 @@ import pytest
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountBlocked, NeedsReauth, NotFound, RetryableError, StoreUnavailable, UnknownOutcome
-from amo_callback.model import RefreshTrigger
 from amo_callback.rate_limit import LocalLimits, Priority
 from tests.builders import a_claim
 from tests.fakes import Override
@@ -20,20 +19,28 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection, IntrospectionResult, TokenResponse
     from amo_callback.rate_limit import SlotDecision
     from amo_callback.tokens.access_tokens import HandOut
+    from amo_callback.tokens.lifecycle import TokenLifecycle
     from tests.refresh.harness import RefreshHarness
 
 
 async def _in_doubt(harness: RefreshHarness) -> Connection:
     """Return a connection whose refresh token was spent, and whose next pair was lost."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     return connection
 
 
 async def _token(harness: RefreshHarness, connection: Connection) -> HandOut:
     return await harness.lifecycle.access_tokens.token(connection.id, min_ttl=0)
+
+
+async def _wait_in_vain(harness: RefreshHarness, lifecycle: TokenLifecycle, connection: Connection) -> None:
+    """Ask for a token that is not handed out, and wait as long as a caller does for a new one."""
+    asking = asyncio.create_task(lifecycle.access_tokens.token(connection.id, min_ttl=0))
+    await harness.clock.until_sleeping(8)
+    harness.clock.advance(8)
+    with pytest.raises(RetryableError):
+        await asking
 
 
 async def test_a_token_beyond_doubt_is_handed_out_unasked(harness: RefreshHarness) -> None:
@@ -66,16 +73,14 @@ async def test_a_token_that_died_with_its_refresh_is_not_handed_out(harness: Ref
 
 
 @pytest.mark.parametrize("forced", [False, True])
-async def test_a_token_that_died_while_its_refresh_was_waited_for_is_not_handed_out(
-    harness: RefreshHarness, *, forced: bool
-) -> None:
+async def test_a_token_that_died_during_the_wait_is_not_handed_out(harness: RefreshHarness, *, forced: bool) -> None:
     """Between two looks another process stores the pair that is waited for, and loses the next one's answer."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.advance(DAY / 2)
     another, access_tokens = harness.make_lifecycle(process="process-2"), harness.lifecycle.access_tokens
     harness.amo.sandbox.faults.add(Fault.SLOW)
-    first = asyncio.create_task(another.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    first = harness.begin(connection, by=another.coordinator)
     await harness.amo.sandbox.until_asked(2)
     waiting = asyncio.create_task(
         access_tokens.refresh(connection.id) if forced else access_tokens.token(connection.id, min_ttl=0.9 * DAY)
@@ -83,9 +88,7 @@ async def test_a_token_that_died_while_its_refresh_was_waited_for_is_not_handed_
     await harness.clock.until_sleeping(0.25)
     harness.amo.sandbox.go_on.set()
     await first
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(UnknownOutcome):
-        await another.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER, by=another.coordinator)
     harness.clock.advance(0.25)
     with pytest.raises(RetryableError):
         await waiting
@@ -112,11 +115,9 @@ async def test_a_token_that_replaced_ours_and_died_is_not_handed_out(harness: Re
     )
     await answered.wait()
     assert await harness.store.save_connected(granted) is not None
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(UnknownOutcome):
-        await harness.make_lifecycle(process="process-2").coordinator.refresh(
-            connection.id, demand=RefreshTrigger.SCHEDULE
-        )
+    await harness.fail(
+        connection, UnknownOutcome, Fault.NOTHING_AFTER, by=harness.make_lifecycle(process="process-2").coordinator
+    )
     go_on.set()
     with pytest.raises(RetryableError):
         await waiting
@@ -142,11 +143,8 @@ async def test_a_silent_amo_keeps_nobody_from_a_token(harness: RefreshHarness, *
     connection = await _in_doubt(harness)
     harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
     handed_out = await _token(harness, connection)
-    assert (handed_out.token.value, handed_out.stale, handed_out.reason) == (
-        harness.pair(connection).access_token,
-        True,
-        "in_doubt",
-    )
+    assert handed_out.token.value == harness.pair(connection).access_token
+    assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
 
 
 async def test_a_slow_amo_keeps_nobody_waiting(harness: RefreshHarness) -> None:
@@ -158,17 +156,12 @@ async def test_a_slow_amo_keeps_nobody_waiting(harness: RefreshHarness) -> None:
     assert not handing_out.done()
     harness.clock.advance(1)
     handed_out = await handing_out
-    assert (handed_out.token.value, handed_out.stale, handed_out.reason) == (
-        harness.pair(connection).access_token,
-        True,
-        "in_doubt",
-    )
+    assert handed_out.token.value == harness.pair(connection).access_token
+    assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
     await harness.lifecycle.access_token_check.drain()
 
 
-async def test_token_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_stale(
-    harness: RefreshHarness,
-) -> None:
+async def test_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_stale(harness: RefreshHarness) -> None:
     """A caller waits a second for a check that has no slot; then its check does not queue behind the others."""
     harness.amo.fake.quirks.refresh_kills_access = False
     connections = [connection for _, connection in await harness.connect_accounts(4)]
@@ -240,8 +233,7 @@ async def test_a_connection_given_up_hands_out_what_lives(harness: RefreshHarnes
     harness.amo.fake.quirks.refresh_kills_access = kills
     connection = await _in_doubt(harness)
     harness.clock.advance(60)
-    with pytest.raises(NeedsReauth):
-        await harness.refresh(connection)
+    await harness.fail(connection, NeedsReauth)
     asked = harness.amo.sandbox.look_ups
     for _ in range(3):
         if kills:
@@ -285,22 +277,17 @@ async def test_what_has_been_refreshed_since_is_handed_out_for_a_rejected_token(
         connection.id, rejected=harness.pair(connection).access_token
     )
     assert handed_out.token.value == harness.pair(refreshed).access_token
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert len(harness.presented()) == 1
 
 
 async def test_nobody_gets_another_connections_token(harness: RefreshHarness) -> None:
     """An unsaved pair whose token names no account is found by its connection, and by no other selector."""
     connection = await harness.connect(account_id="")
-    harness.failing.away = {"save_refreshed"}
-    refreshing = asyncio.create_task(
-        harness.lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    )
-    await harness.witness.until("pair.write_pending")
+    refreshing = await harness.begin_unsaved(connection)
     for selector in ("another-customer", "account:", "account:7", ""):
         with pytest.raises(NotFound):
             await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
-    harness.failing.away = set()
-    await harness.lifecycle.pending_writes.settle()
+    await harness.bring_store_back()
     await refreshing
 
 
@@ -324,17 +311,13 @@ async def test_an_attempt_that_was_open_at_start_puts_the_token_in_doubt_at_once
     restarted = harness.make_lifecycle()
     await restarted.leases.begin()
     for _ in range(3):
-        asking = asyncio.create_task(restarted.access_tokens.token(connection.id, min_ttl=0))
-        await harness.clock.until_sleeping(8)  # it waits for a new one
-        harness.clock.advance(8)
-        with pytest.raises(RetryableError):
-            await asking
+        await _wait_in_vain(harness, restarted, connection)
     assert harness.amo.sandbox.look_ups == 1
     await restarted.access_token_check.drain()
 
 
 @pytest.mark.parametrize("silent", [False, True])
-async def test_an_attempt_that_was_open_at_start_costs_no_hand_out_where_the_token_is_valid(
+async def test_an_attempt_open_at_start_costs_no_hand_out_of_a_valid_token(
     harness: RefreshHarness, *, silent: bool
 ) -> None:
     """AMO accepts it, so it is fresh; where AMO is silent it is stale."""
@@ -366,9 +349,7 @@ async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_ou
 
 
 @pytest.mark.parametrize("rejected", [False, True])
-async def test_a_token_that_died_is_not_handed_out_though_that_could_not_be_written_down(
-    harness: RefreshHarness, *, rejected: bool
-) -> None:
+async def test_a_death_that_could_not_be_written_down_is_known(harness: RefreshHarness, *, rejected: bool) -> None:
     """The disk was full after the answer was lost: this process knows all the same, also once a backend has told it."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
@@ -378,11 +359,7 @@ async def test_a_token_that_died_is_not_handed_out_though_that_could_not_be_writ
     harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
     with pytest.raises(UnknownOutcome):
         await harness.lifecycle.access_tokens.refresh(connection.id, rejected=dead if rejected else None)
-    asking = asyncio.create_task(_token(harness, connection))
-    await harness.clock.until_sleeping(8)  # it waits for a new one
-    harness.clock.advance(8)
-    with pytest.raises(RetryableError):
-        await asking
+    await _wait_in_vain(harness, harness.lifecycle, connection)
 
 
 async def test_a_refusal_is_asked_about_again_after_a_while(harness: RefreshHarness) -> None:
@@ -400,12 +377,9 @@ async def test_doubt_about_an_access_token_outlives_a_refusal_that_passes(harnes
     """Its refresh was lost, and the next attempt was turned away: the token may be dead, and AMO is asked."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER, Fault.UNPAID)
-    with pytest.raises(UnknownOutcome):
-        await harness.refresh(connection)
+    await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER, Fault.UNPAID)
     harness.clock.advance(60)
-    with pytest.raises(AccountBlocked):
-        await harness.refresh(connection)
+    await harness.fail(connection, AccountBlocked)
     assert (await harness.now(connection)).attempt is None
     with pytest.raises(RetryableError):
         await harness.lifecycle.access_tokens.token(connection.id, min_ttl=0)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.errors import NotFound, NotYet
-from amo_callback.model import RefreshTrigger, TokenResponse
-from tests.fakes import Override
+from amo_callback.errors import NotFound
 from tests.refresh.harness import API_DOMAIN, DAY, PATIENCE, QueueingClient
 
 if TYPE_CHECKING:
@@ -33,7 +30,7 @@ async def test_a_forced_refresh_is_satisfied_by_any_pair_stored_after_it_came(ha
     assert {one.connection.pair_version for one in given} == {2}
     rejected = harness.pair(connection).access_token
     assert (await access_tokens.refresh(connection.id, rejected=rejected)).connection.pair_version == 2
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert harness.spent() == 1
 
 
 async def test_forced_refreshes_in_a_row_make_one_refresh(harness: RefreshHarness) -> None:
@@ -48,7 +45,7 @@ async def test_forced_refreshes_in_a_row_make_one_refresh(harness: RefreshHarnes
     assert (await access_tokens.refresh(connection.id)).connection.pair_version == 2
     harness.clock.advance(0.1)
     assert (await access_tokens.refresh(connection.id)).connection.pair_version == 3
-    assert len(harness.amo.fake.ledger.refreshes()) == 2
+    assert harness.spent() == 2
 
 
 async def test_a_forced_refresh_of_a_young_pair_that_is_rejected_or_in_doubt_is_made(harness: RefreshHarness) -> None:
@@ -75,7 +72,7 @@ async def test_a_caller_waits_for_the_lease_of_another_process_and_takes_its_pai
     await first
     harness.clock.advance(0.25)
     assert (await second).connection.pair_version == 2
-    assert len(harness.amo.fake.ledger.refreshes()) == 1
+    assert harness.spent() == 1
 
 
 async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(harness: RefreshHarness) -> None:
@@ -86,16 +83,11 @@ async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(
     lifecycle = harness.make_lifecycle(amo=queue)
     handing_out = asyncio.create_task(lifecycle.access_tokens.token(connection.id, min_ttl=300))
     await queue.asked.wait()
-    refreshed = await harness.make_coordinator(process="process-2").refresh(
-        connection.id, demand=RefreshTrigger.SCHEDULE
-    )
+    refreshed = await harness.refresh(connection, by=harness.make_coordinator(process="process-2"))
     harness.clock.advance(8)
     handed_out = await handing_out
-    assert (handed_out.token.value, handed_out.stale, handed_out.reason) == (
-        harness.pair(refreshed).access_token,
-        False,
-        None,
-    )
+    assert handed_out.token.value == harness.pair(refreshed).access_token
+    assert (handed_out.stale, handed_out.reason) == (False, None)
     lifecycle.core.stop.set()
     await lifecycle.drain()
 
@@ -103,30 +95,11 @@ async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(
 async def test_an_unsaved_pair_of_one_that_was_disconnected_is_nobodys(harness: RefreshHarness) -> None:
     """A person has erased the connection while its new pair waits for the store: it is not handed out any more."""
     connection = await harness.connect()
-    harness.failing.away = {"save_refreshed"}
-    refreshing = asyncio.create_task(harness.refresh(connection))
-    await harness.witness.until("pair.write_pending")
+    refreshing = await harness.begin_unsaved(connection)
     assert await harness.store.disconnect(await harness.now(connection), on_request=True)
     for selector in (connection.id, f"account:{connection.account_id}"):
         with pytest.raises(NotFound):
             await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
-    harness.failing.away = set()
-    await harness.lifecycle.pending_writes.settle()
+    await harness.bring_store_back()
     with pytest.raises(NotFound):
         await refreshing
-
-
-async def test_a_pair_that_is_dead_by_the_clock_when_it_comes_is_not_handed_out(harness: RefreshHarness) -> None:
-    """The machine slept, or its clock was set, with the answer in hand: whoever asked is told to come again."""
-    connection = await harness.connect()
-    harness.clock.advance(10)
-
-    async def refresh(**request: Any) -> TokenResponse:
-        issued = await harness.client.refresh(**request)
-        harness.clock.step(timedelta(days=2))
-        return issued
-
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, refresh=refresh))
-    with pytest.raises(NotYet):
-        await lifecycle.access_tokens.refresh(connection.id)
-    assert (await harness.now(connection)).pair_version == 2

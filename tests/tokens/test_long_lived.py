@@ -124,9 +124,7 @@ async def test_a_long_lived_token_is_never_due(harness: RefreshHarness) -> None:
     assert (await harness.store.due(now=harness.clock.now(), apart_from=(), limit=0)).next_at is None
 
 
-async def test_a_clock_put_forward_by_mistake_ends_a_long_lived_token_for_as_long_as_it_lasts(
-    harness: RefreshHarness,
-) -> None:
+async def test_a_clock_put_forward_by_mistake_ends_a_long_lived_token_while_it_lasts(harness: RefreshHarness) -> None:
     """Once the clock is right again the connection is active, and others hear of that, too."""
     connection = await _import(harness, life=timedelta(days=60))
     async with harness.running(harness.lifecycle):
