@@ -50,8 +50,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=(
             "how often each round of the custody tests is run: a stop or a kill in the middle of refreshes, a refresh "
             "by several processes, callers all at once (default: %(default)s, which is quick; 40 for figures). "
-            "tests/refresh/test_machine.py splits more than 20 into parts, which --dist=load gives to processes, each "
-            "with a seed of its own that --hypothesis-seed decides"
+            "tests/refresh/test_simulation.py splits more than 20 into parts, which --dist=load gives to processes, "
+            "each with a seed of its own that --hypothesis-seed decides"
         ),
     )
     parser.addoption(

@@ -1,4 +1,4 @@
-"""What the tests of custody share: on SQLite, and some of them on PostgreSQL, too, whose clock is then the tests'."""
+"""The fixtures of refreshes and of access tokens: on SQLite, and some on PostgreSQL, whose clock is the tests'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from amo_callback.store import open_store
 from tests.fakes import FakeClock, InlineExecutor
 from tests.postgres import WrittenClock, in_our_time, written_clock
-from tests.refresh.house import House
+from tests.refresh.harness import RefreshHarness
 from tests.service import Amo, serve_amo
 
 if TYPE_CHECKING:
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
     from tests.fakes import RecordingObserver
 
-ON_BOTH = {"test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused"}
+ON_BOTH = {
+    *("test_access_tokens", "test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused")
+}
 """The tests that always run on both engines."""
 ON_POSTGRES = {"test_shared_clock"}
 """The tests of what only instances on several machines meet."""
 ON_EITHER = ON_BOTH | {
-    *("test_breaker", "test_farewell", "test_fleet", "test_history", "test_keeper", "test_liveness"),
-    *("test_refresher", "test_rescue", "test_unsaved"),
+    *("test_access_token_check", "test_breaker", "test_coordinator", "test_disconnection", "test_history"),
+    *("test_mass_failure", "test_pending_writes", "test_rescue", "test_scheduler"),
 }
 """Those that do with `--engines both`. The rest are about what only one engine does: SQLite's leases, seen for a length
 of time by whoever looks; its one file that is copied; its clock that goes back."""
@@ -84,8 +86,8 @@ async def amo(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator
 
 
 @pytest.fixture
-async def house(
+async def harness(
     store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: RecordingObserver
-) -> House:
+) -> RefreshHarness:
     asyncio.get_running_loop().set_default_executor(InlineExecutor())  # no thread of which a test does not know
-    return House(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)
+    return RefreshHarness(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)

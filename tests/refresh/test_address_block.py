@@ -15,67 +15,51 @@ from amo_callback.model import Connection, RefreshTrigger, TokenState
 from amo_callback.rate_limit import Priority
 from amo_callback.tokens.cache import open_connection
 from tests.fakes import START, Override
-from tests.refresh.house import API_DOMAIN, DAY
+from tests.refresh.harness import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.house import House
+    from tests.refresh.harness import RefreshHarness
 
 _CAP = 900.0
 """The default `refresh.retry_cap`."""
 
 
-async def _fleet(house: House, size: int, *, host: str | None = None, **more: Any) -> list[Connection]:
+async def _fleet(harness: RefreshHarness, size: int, *, host: str | None = None, **more: Any) -> list[Connection]:
     """Connect so many users, each at a host of their own unless one is given, the last one latest."""
     connections = []
     for number in range(size):
         domain = host or f"account{number}.amocrm.ru"
-        account = house.amo.fake.account_at(domain) or house.amo.fake.open_account(domain)
+        account = harness.amo.fake.account_at(domain) or harness.amo.fake.open_account(domain)
         account.user_id += 1
-        house.clock.advance(1)
-        code = house.amo.fake.allow(account).encode()
-        issued = await house.client.exchange(code=code, domain=domain, not_after=math.inf)
-        connections.append(await house.keep(issued, domain=domain, api_domain=API_DOMAIN, **more))
+        harness.clock.advance(1)
+        code = harness.amo.fake.allow(account).encode()
+        issued = await harness.client.exchange(code=code, domain=domain, not_after=math.inf)
+        connections.append(await harness.keep(issued, domain=domain, api_domain=API_DOMAIN, **more))
     return connections
 
 
-async def _refresh(
-    lifecycle: TokenLifecycle, connection: Connection, demand: RefreshTrigger = RefreshTrigger.SCHEDULE
-) -> Connection:
-    return await lifecycle.coordinator.refresh(connection.id, demand=demand)
-
-
-async def _refused(
-    house: House, lifecycle: TokenLifecycle, connection: Connection, fault: Fault = Fault.BLOCKED
-) -> None:
-    """Refresh a connection once; AMO answers with this fault."""
-    house.amo.sandbox.faults.add(fault)
-    with pytest.raises(AmoCallbackError):
-        await _refresh(lifecycle, connection)
-
-
-async def _run(house: House, lifecycle: TokenLifecycle, seconds: float = 5.0, *, step: float = 5.0) -> None:
+async def _run(harness: RefreshHarness, lifecycle: TokenLifecycle, seconds: float = 5.0, *, step: float = 5.0) -> None:
     """Run a process for so long, and stop it."""
-    async with house.running(lifecycle):
-        await house.pass_time(seconds, step=step)
+    async with harness.running(lifecycle):
+        await harness.pass_time(seconds, step=step)
 
 
-async def _blocked(house: House, lifecycle: TokenLifecycle, size: int = 4, **more: Any) -> list[Connection]:
+async def _blocked(harness: RefreshHarness, lifecycle: TokenLifecycle, size: int = 4, **more: Any) -> list[Connection]:
     """Have AMO block our address, and the block found."""
-    connections = await _fleet(house, size, **more)
-    _block(house)
-    await _find_block(lifecycle, connections)
+    connections = await _fleet(harness, size, **more)
+    _block(harness)
+    await _find_block(harness, lifecycle, connections)
     return connections
 
 
-async def _find_block(lifecycle: TokenLifecycle, connections: list[Connection]) -> None:
+async def _find_block(harness: RefreshHarness, lifecycle: TokenLifecycle, connections: list[Connection]) -> None:
     """Have two connections refused, and the one connected last, which confirms the block."""
     demands = (RefreshTrigger.SCHEDULE, RefreshTrigger.SCHEDULE, RefreshTrigger.PROBE)
     for connection, demand in zip((*connections[:2], connections[-1]), demands, strict=True):
-        with pytest.raises(AccountBlocked):
-            await _refresh(lifecycle, connection, demand)
+        await harness.fail(connection, AccountBlocked, by=lifecycle.coordinator, demand=demand)
     assert _is_blocked(lifecycle)
 
 
@@ -88,369 +72,350 @@ def _is_closed(lifecycle: TokenLifecycle) -> bool:
     return lifecycle.breaker.address_block.reason is not None
 
 
-def _block(house: House) -> None:
+def _block(harness: RefreshHarness) -> None:
     """Have AMO answer 403 with HTML to everything."""
-    house.amo.sandbox.faults.standing = house.amo.sandbox.look_up_faults.standing = Fault.BLOCKED
+    harness.amo.sandbox.faults.standing = harness.amo.sandbox.look_up_faults.standing = Fault.BLOCKED
 
 
-def _unblock(house: House) -> None:
-    house.amo.sandbox.faults.standing = house.amo.sandbox.look_up_faults.standing = None
+def _unblock(harness: RefreshHarness) -> None:
+    harness.amo.sandbox.faults.standing = harness.amo.sandbox.look_up_faults.standing = None
 
 
-def _left(house: House) -> int:
+def _left(harness: RefreshHarness) -> int:
     """Count the requests of any kind that AMO has seen."""
-    return house.amo.sandbox.requests + house.amo.sandbox.look_ups
+    return harness.amo.sandbox.requests + harness.amo.sandbox.look_ups
 
 
-def _presented(house: House, connections: list[Connection], since: int) -> list[int]:
+def _presented(harness: RefreshHarness, connections: list[Connection], since: int) -> list[int]:
     """Return whose refresh tokens were presented after so many refreshes, by their place in the list."""
-    numbers = {house.pair(connection).refresh_token: number for number, connection in enumerate(connections)}
-    return [numbers[entry.presented] for entry in house.amo.fake.ledger.refreshes()[since:]]
+    numbers = {harness.pair(connection).refresh_token: number for number, connection in enumerate(connections)}
+    return [numbers[entry.presented] for entry in harness.presented()[since:]]
 
 
 # --- a day of it -----------------------------------------------------------------------------------
 
 
 async def test_a_blocked_address_sends_the_few_that_show_it_and_then_a_probe_per_retry_cap(
-    house: House, record_property: Callable[[str, object], None]
+    harness: RefreshHarness, record_property: Callable[[str, object], None]
 ) -> None:
     """Of 200 connections that are due, those under way and two more are sent, then 96 probes in a day."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 200, next_refresh_at=START)
-    _block(house)
-    before = _left(house)
-    async with house.running(lifecycle):
-        await house.pass_time(60, step=5)
-        opened = _left(house) - before
-        await house.pass_time(DAY, step=300)
+    connections = await _fleet(harness, 200, next_refresh_at=START)
+    _block(harness)
+    before = _left(harness)
+    async with harness.running(harness.lifecycle):
+        await harness.pass_time(60, step=5)
+        opened = _left(harness) - before
+        await harness.pass_time(DAY, step=300)
     record_property("requests that show the block", opened)
-    record_property("requests in the day after that", _left(house) - before - opened)
+    record_property("requests in the day after that", _left(harness) - before - opened)
     assert opened <= 16 + 2  # one in the place of the first refusal, and the one that confirms the block
-    assert _left(house) - before - opened == DAY / _CAP
-    assert house.amo.sandbox.look_ups == 0
-    probes = _presented(house, connections, opened)
+    assert _left(harness) - before - opened == DAY / _CAP
+    assert harness.amo.sandbox.look_ups == 0
+    probes = _presented(harness, connections, opened)
     assert len(set(probes)) == len(probes)
-    assert house.witness.names().count("amo_blocked.started") == 1
+    assert harness.witness.names().count("amo_blocked.started") == 1
 
 
 # --- what is taken for a block ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [Fault.BLOCKED, Fault.ACCOUNT_BLOCKED])
-async def test_enough_refusals_and_that_of_the_one_refreshed_last_are_a_block(house: House, fault: Fault) -> None:
+async def test_enough_refusals_and_that_of_the_latest_success_are_a_block(
+    harness: RefreshHarness, fault: Fault
+) -> None:
     """Two hosts without problem+json, or three connections with it: one more request is sent, of the latest success."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 5)
+    connections = await _fleet(harness, 5)
     enough = 2 if fault is Fault.BLOCKED else 3
     for connection in connections[:enough]:
-        await _refused(house, lifecycle, connection, fault)
-    assert _is_closed(lifecycle)
-    assert not _is_blocked(lifecycle)
-    house.amo.sandbox.faults.standing = fault
-    await _run(house, lifecycle)
-    assert _presented(house, connections, 0) == [*range(enough), 4]
-    assert _is_blocked(lifecycle)
-    [started] = house.witness.named("amo_blocked.started")
+        await harness.fail(connection, AmoCallbackError, fault)
+    assert _is_closed(harness.lifecycle)
+    assert not _is_blocked(harness.lifecycle)
+    harness.amo.sandbox.faults.standing = fault
+    await _run(harness, harness.lifecycle)
+    assert _presented(harness, connections, 0) == [*range(enough), 4]
+    assert _is_blocked(harness.lifecycle)
+    [started] = harness.witness.named("amo_blocked.started")
     assert set(started.fields) == {"since", "next_probe_at"}
 
 
-async def test_while_a_block_is_suspected_nothing_but_the_confirming_refresh_is_sent(house: House) -> None:
+async def test_while_a_block_is_suspected_nothing_but_the_confirming_refresh_is_sent(harness: RefreshHarness) -> None:
     """Neither the schedule nor a caller refreshes meanwhile; callers wait a second."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 4)
+    connections = await _fleet(harness, 4)
     for connection in connections[:2]:
-        await _refused(house, lifecycle, connection)
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
     for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
         with pytest.raises(NotYet) as raised:
-            await _refresh(lifecycle, connections[2], demand)
+            await harness.refresh(connections[2], demand=demand)
         assert (type(raised.value), raised.value.retry_after) == (NotYet, 1.0)
 
 
-async def test_a_block_is_not_suspected_before_enough_refusals(house: House) -> None:
+async def test_a_block_is_not_suspected_before_enough_refusals(harness: RefreshHarness) -> None:
     """Two connections of one host, or two that AMO refuses in its own problem+json, are refused each for itself."""
-    lifecycle = house.make_lifecycle()
-    one, two = await _fleet(house, 2, host="shared.amocrm.ru")
+    one, two = await _fleet(harness, 2, host="shared.amocrm.ru")
     for connection in (one, two, one):
-        house.clock.advance(_CAP)
-        await _refused(house, lifecycle, connection)
-    assert not _is_closed(lifecycle)
-    await lifecycle.breaker.address_block.succeeded()
-    for connection in await _fleet(house, 2):
-        await _refused(house, lifecycle, connection, Fault.ACCOUNT_BLOCKED)
-    assert not _is_closed(lifecycle)
+        harness.clock.advance(_CAP)
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
+    assert not _is_closed(harness.lifecycle)
+    await harness.lifecycle.breaker.address_block.succeeded()
+    for connection in await _fleet(harness, 2):
+        await harness.fail(connection, AmoCallbackError, Fault.ACCOUNT_BLOCKED)
+    assert not _is_closed(harness.lifecycle)
 
 
-async def test_a_success_between_the_refusals_forgets_them(house: House) -> None:
+async def test_a_success_between_the_refusals_forgets_them(harness: RefreshHarness) -> None:
     """A second host that refuses after a success is again the first."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 4)
-    await _refused(house, lifecycle, connections[0])
-    await _refresh(lifecycle, connections[1])
-    await _refused(house, lifecycle, connections[2])
-    assert not _is_closed(lifecycle)
-    await _refused(house, lifecycle, connections[3])
-    assert _is_closed(lifecycle)
+    connections = await _fleet(harness, 4)
+    await harness.fail(connections[0], AmoCallbackError, Fault.BLOCKED)
+    await harness.refresh(connections[1])
+    await harness.fail(connections[2], AmoCallbackError, Fault.BLOCKED)
+    assert not _is_closed(harness.lifecycle)
+    await harness.fail(connections[3], AmoCallbackError, Fault.BLOCKED)
+    assert _is_closed(harness.lifecycle)
 
 
 @pytest.mark.parametrize("fault", [Fault.BLOCKED, Fault.ACCOUNT_BLOCKED])
-async def test_one_blocked_account_among_others_is_no_block(house: House, fault: Fault) -> None:
+async def test_one_blocked_account_among_others_is_no_block(harness: RefreshHarness, fault: Fault) -> None:
     """It is refused once per retry cap for a day, while the others are refreshed."""
-    lifecycle = house.make_lifecycle()
-    blocked, *others = await _fleet(house, 5, next_refresh_at=START)
+    blocked, *others = await _fleet(harness, 5, next_refresh_at=START)
     for _ in range(round(DAY / _CAP)):
-        await _refused(house, lifecycle, blocked, fault)
-        house.clock.advance(_CAP)
+        await harness.fail(blocked, AmoCallbackError, fault)
+        harness.clock.advance(_CAP)
     for other in others:
-        await _refresh(lifecycle, other)
-    assert house.witness.named("amo_blocked.started") == []
-    assert not _is_closed(lifecycle)
+        await harness.refresh(other)
+    assert harness.witness.named("amo_blocked.started") == []
+    assert not _is_closed(harness.lifecycle)
 
 
 @pytest.mark.parametrize("answer", [None, Fault.HTTP_500, Fault.UNPAID, Fault.TEAPOT])
-async def test_any_other_answer_to_the_confirming_refresh_drops_the_suspicion(
-    house: House, answer: Fault | None
+async def test_any_other_answer_to_the_confirmation_drops_the_suspicion(
+    harness: RefreshHarness, answer: Fault | None
 ) -> None:
     """Only a 403 confirms it; after a pair, or any other refusal, the others are refreshed again."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 4)
+    connections = await _fleet(harness, 4)
     for connection in connections[:2]:
-        await _refused(house, lifecycle, connection)
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
     if answer is not None:
-        house.amo.sandbox.faults.add(answer)
+        harness.amo.sandbox.faults.add(answer)
     with suppress(AmoCallbackError):
-        await _refresh(lifecycle, connections[3], RefreshTrigger.PROBE)
-    assert len(house.amo.fake.ledger.refreshes()) == 3
-    assert not _is_closed(lifecycle)
-    assert (await _refresh(lifecycle, connections[2])).pair_version == 2
-    assert house.witness.named("amo_blocked.started") == []
+        await harness.refresh(connections[3], demand=RefreshTrigger.PROBE)
+    assert len(harness.presented()) == 3
+    assert not _is_closed(harness.lifecycle)
+    assert (await harness.refresh(connections[2])).pair_version == 2
+    assert harness.witness.named("amo_blocked.started") == []
 
 
-async def test_a_suspicion_goes_on_where_the_confirming_refresh_was_not_sent(house: House) -> None:
+async def test_a_suspicion_goes_on_where_the_confirming_refresh_was_not_sent(harness: RefreshHarness) -> None:
     """A pair of another client id is never presented: the next latest success confirms the block."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 3)
-    house.clock.advance(1)
-    await _fleet(house, 1, host="foreign.amocrm.ru", client_id="another")
-    _block(house)
+    connections = await _fleet(harness, 3)
+    harness.clock.advance(1)
+    await _fleet(harness, 1, host="foreign.amocrm.ru", client_id="another")
+    _block(harness)
     for connection in connections[:2]:
-        with pytest.raises(AccountBlocked):
-            await _refresh(lifecycle, connection)
-    await _run(house, lifecycle, 15)
-    assert _presented(house, connections, 0) == [0, 1, 2]
-    assert _is_blocked(lifecycle)
+        await harness.fail(connection, AccountBlocked)
+    await _run(harness, harness.lifecycle, 15)
+    assert _presented(harness, connections, 0) == [0, 1, 2]
+    assert _is_blocked(harness.lifecycle)
 
 
-async def test_a_suspicion_that_no_connection_can_confirm_is_dropped(house: House) -> None:
+async def test_a_suspicion_that_no_connection_can_confirm_is_dropped(harness: RefreshHarness) -> None:
     """With every connection frozen nothing can be presented, and nothing stays suspected."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 2)
+    connections = await _fleet(harness, 2)
     for connection in connections:
-        await _refused(house, lifecycle, connection)
-        await lifecycle.freeze_switch.freeze(await house.now(connection))
-    await _run(house, lifecycle, 10)
-    assert not _is_closed(lifecycle)
-    assert len(house.amo.fake.ledger.refreshes()) == 2
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
+        await harness.lifecycle.freeze_switch.freeze(await harness.now(connection))
+    await _run(harness, harness.lifecycle, 10)
+    assert not _is_closed(harness.lifecycle)
+    assert len(harness.presented()) == 2
 
 
-async def test_refused_exchanges_and_questions_never_suspect_a_block(house: House) -> None:
+async def test_refused_exchanges_and_questions_never_suspect_a_block(harness: RefreshHarness) -> None:
     """403 to codes, and to questions about tokens, says nothing of refreshes."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 4)
-    _block(house)
+    connections = await _fleet(harness, 4)
+    _block(harness)
     for connection in connections:
         with pytest.raises(AccountBlocked):
-            await house.client.exchange(code=b"code", domain=connection.domain, not_after=math.inf)
-        found = open_connection(connection, lifecycle.core)
-        standing = await lifecycle.access_token_check.state_of(found, doubted=True)
+            await harness.client.exchange(code=b"code", domain=connection.domain, not_after=math.inf)
+        found = open_connection(connection, harness.lifecycle.core)
+        standing = await harness.lifecycle.access_token_check.state_of(found, doubted=True)
         assert standing is TokenState.UNKNOWN
-    assert house.amo.sandbox.look_ups == 4
-    assert not _is_closed(lifecycle)
+    assert harness.amo.sandbox.look_ups == 4
+    assert not _is_closed(harness.lifecycle)
 
 
 # --- while it lasts --------------------------------------------------------------------------------
 
 
-async def test_while_blocked_callers_are_told_when_the_next_probe_leaves(house: House) -> None:
+async def test_while_blocked_callers_are_told_when_the_next_probe_leaves(harness: RefreshHarness) -> None:
     """Neither the schedule nor a hand-out is the probe; the token at hand is handed out as stale."""
-    lifecycle = house.make_lifecycle()
-    connections = await _blocked(house, lifecycle)
-    sent = _left(house)
+    connections = await _blocked(harness, harness.lifecycle)
+    sent = _left(harness)
     for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED, RefreshTrigger.TRIAL):
         with pytest.raises(AddressBlocked) as raised:
-            await _refresh(lifecycle, connections[2], demand)
+            await harness.refresh(connections[2], demand=demand)
         assert _CAP - 10 <= raised.value.retry_after <= _CAP
-    house.clock.advance(DAY / 2)
-    handed_out = await lifecycle.access_tokens.token(connections[2].id, min_ttl=DAY)
+    harness.clock.advance(DAY / 2)
+    handed_out = await harness.lifecycle.access_tokens.token(connections[2].id, min_ttl=DAY)
     assert (handed_out.stale, handed_out.reason) == (True, "amo_blocked")
-    house.clock.advance(DAY)
+    harness.clock.advance(DAY)
     with pytest.raises(AddressBlocked):
-        await lifecycle.access_tokens.token(connections[2].id, min_ttl=0)
-    assert _left(house) == sent
+        await harness.lifecycle.access_tokens.token(connections[2].id, min_ttl=0)
+    assert _left(harness) == sent
 
 
-async def test_probes_go_to_the_latest_success_first_and_to_another_each_time(house: House) -> None:
+async def test_probes_go_to_the_latest_success_first_and_to_another_each_time(harness: RefreshHarness) -> None:
     """Each connection once in the order of their last successes, then the same again."""
-    lifecycle = house.make_lifecycle()
-    connections = await _blocked(house, lifecycle)
-    sent = len(house.amo.fake.ledger.refreshes())
-    await _run(house, lifecycle, 7.5 * _CAP, step=50)
+    connections = await _blocked(harness, harness.lifecycle)
+    sent = len(harness.presented())
+    await _run(harness, harness.lifecycle, 7.5 * _CAP, step=50)
     # The one refreshed last, 3, was presented to confirm the block.
-    assert _presented(house, connections, sent) == [2, 1, 0, 3, 2, 1, 0]
+    assert _presented(harness, connections, sent) == [2, 1, 0, 3, 2, 1, 0]
 
 
-async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_twice(house: House) -> None:
+async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_twice(harness: RefreshHarness) -> None:
     """It is sent when a probe may leave; then nothing is for a retry cap, and the next one is another."""
-    lifecycle = house.make_lifecycle()
-    connections = await _blocked(house, lifecycle)
-    house.clock.advance(_CAP)
-    sent = _left(house)
-    with pytest.raises(AccountBlocked):
-        await _refresh(lifecycle, connections[2], RefreshTrigger.FORCED)
-    with pytest.raises(AddressBlocked):
-        await _refresh(lifecycle, connections[1], RefreshTrigger.PROBE)
-    house.clock.advance(_CAP)
-    with pytest.raises(AddressBlocked):
-        await _refresh(lifecycle, connections[2], RefreshTrigger.FORCED)
-    assert _left(house) == sent + 1
+    connections = await _blocked(harness, harness.lifecycle)
+    harness.clock.advance(_CAP)
+    sent = _left(harness)
+    await harness.fail(connections[2], AccountBlocked, demand=RefreshTrigger.FORCED)
+    await harness.fail(connections[1], AddressBlocked, demand=RefreshTrigger.PROBE)
+    harness.clock.advance(_CAP)
+    await harness.fail(connections[2], AddressBlocked, demand=RefreshTrigger.FORCED)
+    assert _left(harness) == sent + 1
 
 
-async def test_a_refresh_that_waited_while_the_block_was_found_is_not_the_probe(house: House) -> None:
+async def test_a_refresh_that_waited_while_the_block_was_found_is_not_the_probe(harness: RefreshHarness) -> None:
     """It was begun before, and is given up at its last look; the probe stays for the schedule."""
-    lifecycle = house.make_lifecycle()
-    connections = await _blocked(house, lifecycle)
-    house.clock.advance(_CAP)
+    connections = await _blocked(harness, harness.lifecycle)
+    harness.clock.advance(_CAP)
     with pytest.raises(AddressBlocked):
-        await lifecycle.breaker.address_block.enter(connections[2].id, demand=RefreshTrigger.SCHEDULE)
-    assert lifecycle.breaker.address_block.probe_in == 0
+        await harness.lifecycle.breaker.address_block.enter(connections[2].id, demand=RefreshTrigger.SCHEDULE)
+    assert harness.lifecycle.breaker.address_block.probe_in == 0
 
 
-async def test_while_blocked_no_question_is_asked(house: House) -> None:
+async def test_while_blocked_no_question_is_asked(harness: RefreshHarness) -> None:
     """Neither a daily look-up nor a question about a token in doubt leaves, which is handed out as stale."""
-    lifecycle = house.make_lifecycle()
-    given_up = await house.given_up()
-    await _blocked(house, lifecycle)
-    asked = house.amo.sandbox.look_ups
-    handed_out = await lifecycle.access_tokens.token(given_up.id, min_ttl=0)
+    given_up = await harness.given_up()
+    await _blocked(harness, harness.lifecycle)
+    asked = harness.amo.sandbox.look_ups
+    handed_out = await harness.lifecycle.access_tokens.token(given_up.id, min_ttl=0)
     assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
-    await _run(house, lifecycle, 1.5 * DAY, step=450)
-    due = (await house.now(given_up)).look_up_at
+    await _run(harness, harness.lifecycle, 1.5 * DAY, step=450)
+    due = (await harness.now(given_up)).look_up_at
     assert due is not None
-    assert due <= house.clock.now()
-    assert house.amo.sandbox.look_ups == asked
+    assert due <= harness.clock.now()
+    assert harness.amo.sandbox.look_ups == asked
 
 
-async def test_a_probe_in_doubt_asks_before_it_presents(house: House) -> None:
+async def test_a_probe_in_doubt_asks_before_it_presents(harness: RefreshHarness) -> None:
     """The question is the probe: without an answer nothing is presented, and the next probe is another connection."""
-    lifecycle = house.make_lifecycle()
-    connections = await _fleet(house, 4)
-    await _refused(house, lifecycle, connections[2], Fault.HTTP_500)
-    _block(house)
-    await _find_block(lifecycle, connections)
-    sent, asked = len(house.amo.fake.ledger.refreshes()), house.amo.sandbox.look_ups
-    async with house.running(lifecycle):
-        await house.pass_time(1.5 * _CAP, step=15)
-        assert _presented(house, connections, sent) == []
-        assert house.amo.sandbox.look_ups == asked + 1
-        await house.pass_time(_CAP, step=15)
-    assert _presented(house, connections, sent) == [1]
-    assert house.amo.sandbox.look_ups == asked + 1
+    connections = await _fleet(harness, 4)
+    await harness.fail(connections[2], AmoCallbackError, Fault.HTTP_500)
+    _block(harness)
+    await _find_block(harness, harness.lifecycle, connections)
+    sent, asked = len(harness.presented()), harness.amo.sandbox.look_ups
+    async with harness.running(harness.lifecycle):
+        await harness.pass_time(1.5 * _CAP, step=15)
+        assert _presented(harness, connections, sent) == []
+        assert harness.amo.sandbox.look_ups == asked + 1
+        await harness.pass_time(_CAP, step=15)
+    assert _presented(harness, connections, sent) == [1]
+    assert harness.amo.sandbox.look_ups == asked + 1
 
 
 # --- the end ---------------------------------------------------------------------------------------
 
 
-async def test_a_refresh_that_succeeds_ends_the_block(house: House) -> None:
+async def test_a_refresh_that_succeeds_ends_the_block(harness: RefreshHarness) -> None:
     """The probe brings a pair: all the others that are due are refreshed at once, and other processes see it."""
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2")
-    connections = await _blocked(house, lifecycle, next_refresh_at=START)
+    lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2")
+    connections = await _blocked(harness, lifecycle, next_refresh_at=START)
     await other.breaker.watch()
-    _unblock(house)
-    await _run(house, lifecycle, 2 * _CAP, step=20)
-    assert {(await house.now(connection)).pair_version for connection in connections} == {2}
-    [ended] = house.witness.named("amo_blocked.ended")
+    _unblock(harness)
+    await _run(harness, lifecycle, 2 * _CAP, step=20)
+    assert {(await harness.now(connection)).pair_version for connection in connections} == {2}
+    [ended] = harness.witness.named("amo_blocked.ended")
     assert set(ended.fields) == {"since"}
     assert _is_closed(other)
     await other.breaker.watch()
     assert not _is_closed(other)
 
 
-async def test_a_block_ends_where_no_connection_can_be_the_probe(house: House) -> None:
+async def test_a_block_ends_where_no_connection_can_be_the_probe(harness: RefreshHarness) -> None:
     """No refresh is left to hold back, and nothing else could end it: look-ups may heal the others again."""
-    lifecycle = house.lifecycle
-    connections = await _blocked(house, lifecycle)
+    lifecycle = harness.lifecycle
+    connections = await _blocked(harness, lifecycle)
     for connection in connections:
-        assert await house.store.disconnect(await house.now(connection), on_request=True)
-    await _run(house, lifecycle, 900, step=60)
+        assert await harness.store.disconnect(await harness.now(connection), on_request=True)
+    await _run(harness, lifecycle, 900, step=60)
     assert not _is_blocked(lifecycle)
-    assert await house.store.amo_block() is None
+    assert await harness.store.amo_block() is None
 
 
-async def test_an_answer_without_a_pair_does_not_end_the_block(house: House) -> None:
+async def test_an_answer_without_a_pair_does_not_end_the_block(harness: RefreshHarness) -> None:
     """A probe that is answered in another way is a failed one: the next leaves after a retry cap."""
-    lifecycle = house.make_lifecycle()
-    await _blocked(house, lifecycle)
-    house.amo.sandbox.faults.standing = Fault.TEAPOT
-    sent = _left(house)
-    await _run(house, lifecycle, 2 * _CAP, step=20)
-    assert _is_blocked(lifecycle)
-    assert _left(house) == sent + 2
+    await _blocked(harness, harness.lifecycle)
+    harness.amo.sandbox.faults.standing = Fault.TEAPOT
+    sent = _left(harness)
+    await _run(harness, harness.lifecycle, 2 * _CAP, step=20)
+    assert _is_blocked(harness.lifecycle)
+    assert _left(harness) == sent + 2
 
 
-async def test_a_block_that_cannot_be_ended_in_the_store_ends_with_the_next_success(house: House) -> None:
+async def test_a_block_that_cannot_be_ended_in_the_store_ends_with_the_next_success(harness: RefreshHarness) -> None:
     """While the store is away it stays, here as in the store."""
-    lifecycle = house.make_lifecycle()
-    connections = await _blocked(house, lifecycle)
-    house.failing.away = {"end_amo_block"}
-    await lifecycle.breaker.address_block.succeeded()
-    assert _is_blocked(lifecycle)
-    house.failing.away = set()
-    _unblock(house)
-    house.clock.advance(_CAP)
-    await _refresh(lifecycle, connections[2], RefreshTrigger.PROBE)
-    assert not _is_blocked(lifecycle)
-    assert await house.store.amo_block() is None
+    connections = await _blocked(harness, harness.lifecycle)
+    harness.failing.away = {"end_amo_block"}
+    await harness.lifecycle.breaker.address_block.succeeded()
+    assert _is_blocked(harness.lifecycle)
+    harness.failing.away = set()
+    _unblock(harness)
+    harness.clock.advance(_CAP)
+    await harness.refresh(connections[2], demand=RefreshTrigger.PROBE)
+    assert not _is_blocked(harness.lifecycle)
+    assert await harness.store.amo_block() is None
 
 
 # --- restarts, and several processes -----------------------------------------------------------------
 
 
-async def test_after_a_restart_nothing_but_the_probe_is_sent(house: House) -> None:
+async def test_after_a_restart_nothing_but_the_probe_is_sent(harness: RefreshHarness) -> None:
     """The block is in the store: a new process sends nothing until the next probe may leave."""
-    await _blocked(house, house.make_lifecycle(), 8, next_refresh_at=START)
-    sent = _left(house)
+    await _blocked(harness, harness.make_lifecycle(), 8, next_refresh_at=START)
+    sent = _left(harness)
     for _ in range(3):
-        await _run(house, house.make_lifecycle(), 60, step=5)
-    assert _left(house) == sent
-    await _run(house, house.make_lifecycle(), 2 * _CAP, step=20)
-    assert _left(house) == sent + 2
+        await _run(harness, harness.make_lifecycle(), 60, step=5)
+    assert _left(harness) == sent
+    await _run(harness, harness.make_lifecycle(), 2 * _CAP, step=20)
+    assert _left(harness) == sent + 2
 
 
-async def test_two_processes_share_the_one_probe(house: House) -> None:
+async def test_two_processes_share_the_one_probe(harness: RefreshHarness) -> None:
     """The store gives it to one of them; a day of both sends no more than a day of one."""
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2")
-    await _blocked(house, lifecycle, 20, next_refresh_at=START)
-    sent = _left(house)
-    async with house.running(other):
-        await _run(house, lifecycle, 8 * _CAP, step=25)
-    assert 7 <= _left(house) - sent <= 8
+    lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2")
+    await _blocked(harness, lifecycle, 20, next_refresh_at=START)
+    sent = _left(harness)
+    async with harness.running(other):
+        await _run(harness, lifecycle, 8 * _CAP, step=25)
+    assert 7 <= _left(harness) - sent <= 8
 
 
-async def test_the_second_process_finds_a_block_in_the_store_before_it_confirms_its_own(house: House) -> None:
+async def test_a_second_process_finds_a_block_in_the_store_before_it_confirms_its_own(harness: RefreshHarness) -> None:
     """It has seen two refusals, too: it presents nothing more."""
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2")
-    connections = await _fleet(house, 6)
-    _block(house)
+    lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2")
+    connections = await _fleet(harness, 6)
+    _block(harness)
     for connection in connections[2:4]:
-        with pytest.raises(AccountBlocked):
-            await _refresh(other, connection)
-    await _find_block(lifecycle, connections)
+        await harness.fail(connection, AccountBlocked, by=other.coordinator)
+    await _find_block(harness, lifecycle, connections)
     assert not _is_blocked(other)
-    await _run(house, other)
+    await _run(harness, other)
     assert _is_blocked(other)
-    assert len(house.amo.fake.ledger.refreshes()) == 5
+    assert len(harness.presented()) == 5
 
 
-async def test_a_confirming_refresh_that_waited_while_another_process_found_the_block_is_not_sent(house: House) -> None:
+async def test_a_confirmation_that_waited_while_another_process_found_the_block_is_not_sent(
+    harness: RefreshHarness,
+) -> None:
     """It was begun while this process suspected a block: the probes of a known one are reserved in the store."""
     waiting, again = asyncio.Event(), asyncio.Event()
     again.set()
@@ -458,23 +423,22 @@ async def test_a_confirming_refresh_that_waited_while_another_process_found_the_
     async def slot(priority: Priority) -> None:
         waiting.set()
         await again.wait()
-        await house.client.slot(priority)
+        await harness.client.slot(priority)
 
-    amo = Override(house.client, slot=slot)
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2", amo=amo)
-    connections = await _fleet(house, 6)
-    _block(house)
+    amo = Override(harness.client, slot=slot)
+    lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2", amo=amo)
+    connections = await _fleet(harness, 6)
+    _block(harness)
     for refused in connections[2:4]:
-        with pytest.raises(AccountBlocked):
-            await _refresh(other, refused)
+        await harness.fail(refused, AccountBlocked, by=other.coordinator)
     waiting.clear()
     again.clear()
-    confirming = asyncio.create_task(_refresh(other, connections[4], RefreshTrigger.PROBE))
+    confirming = harness.begin(connections[4], by=other.coordinator, demand=RefreshTrigger.PROBE)
     await waiting.wait()
-    await _find_block(lifecycle, connections)
+    await _find_block(harness, lifecycle, connections)
     await other.breaker.watch()
-    sent = _left(house)
+    sent = _left(harness)
     again.set()
     with pytest.raises(AddressBlocked):
         await confirming
-    assert _left(house) == sent
+    assert _left(harness) == sent

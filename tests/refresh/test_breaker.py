@@ -21,183 +21,183 @@ from amo_callback.model import ConnectionCounts, RefreshTrigger, Status
 from amo_callback.refresh.breaker import is_epidemic
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.fakes import START, Override
-from tests.refresh.house import API_DOMAIN, DAY
+from tests.refresh.harness import API_DOMAIN, DAY, GatedClient
 
 if TYPE_CHECKING:
-    from tests.refresh.house import House
+    from tests.refresh.harness import RefreshHarness
 
 
 # --- what opens it ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("died", "living", "epidemic"), [(4, 0, False), (5, 0, True), (5, 19, True), (5, 20, False), (50, 300, False)]
+    ("died", "living", "epidemic"),
+    [
+        *((0, 0, False), (4, 0, False), (5, 0, True), (5, 19, True)),
+        *((5, 20, False), (20, 80, False), (21, 79, True), (50, 300, False)),
+    ],
 )
-def test_many_deaths_of_a_large_share_are_an_epidemic(died: int, living: int, epidemic: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
-    """Five deaths at least, and more than a fifth of all."""
+def test_many_deaths_of_a_large_share_are_an_epidemic(died: int, living: int, *, epidemic: bool) -> None:
+    """Five deaths at least, and more than a fifth of all, those who have died counted in."""
     assert is_epidemic(ConnectionCounts(living=living, fresh=living, died=died)) is epidemic
 
 
-async def test_the_deaths_of_a_whole_fleet_are_not_believed(house: House) -> None:
-    """After five connections have died within ten minutes, the sixth is kept, and nothing more is refreshed."""
+async def _five_die(harness: RefreshHarness) -> None:
+    """Have five connections die at the same moment."""
     for number in range(5):
-        dead = await save(house.store, a_connection(number + 1))
-        await house.store.claim(a_claim(dead))
-        verdict = a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, died_at=house.clock.now())
-        await house.store.save_verdict(verdict)
-    connection = await house.connect()
-    house.amo.account.disabled = True
-    with pytest.raises(MassFailureSuspected):
-        await house.refresh(connection)
-    assert (await house.now(connection)).status is Status.ACTIVE
-    assert (await house.witness.until("terminal_failures.suspended")).fields == {"died": 5, "living": 1}
-    with pytest.raises(NotYet) as raised:
-        await house.refresh(await save(house.store, a_connection(7)))
-    assert raised.value.cause_code == MassFailureSuspected.code
+        dead = await save(harness.store, a_connection(number + 1))
+        await harness.store.claim(a_claim(dead))
+        verdict = a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, died_at=harness.clock.now())
+        await harness.store.save_verdict(verdict)
 
 
-async def _suspect(house: House, *names: str) -> list[str | None]:
+async def test_the_deaths_of_a_whole_fleet_are_not_believed(harness: RefreshHarness) -> None:
+    """After five connections have died within ten minutes, the sixth is kept, and nothing more is refreshed."""
+    await _five_die(harness)
+    connection = await harness.connect()
+    harness.amo.account.disabled = True
+    await harness.fail(connection, MassFailureSuspected)
+    assert (await harness.now(connection)).status is Status.ACTIVE
+    assert (await harness.witness.until("terminal_failures.suspended")).fields == {"died": 5, "living": 1}
+    another = await save(harness.store, a_connection(7))
+    assert (await harness.fail(another, NotYet)).cause_code == MassFailureSuspected.code
+
+
+async def _suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
     """Make connections suspect, and return why the breaker is open after each."""
-    breaker, reasons = house.lifecycle.breaker, []
+    breaker, reasons = harness.lifecycle.breaker, []
     for name in names:
-        house.clock.advance(1)
+        harness.clock.advance(1)
         await breaker.suspect(name, "AMO's words")
         reasons.append(breaker.reason)
     return reasons
 
 
-async def test_the_breaker_opens_with_two_suspects_once_the_last_success_is_older_than_the_retry_cap(
-    house: House,
-) -> None:
+async def test_two_suspects_open_it_once_the_last_success_is_older_than_the_retry_cap(harness: RefreshHarness) -> None:
     """One connection may have a trouble of its own, however often it is refused; a second one is no accident."""
     for number in range(10):
-        await save(house.store, a_connection(number))
-    house.clock.advance(900)
-    assert await _suspect(house, "one", "one", "another") == [None, None, InvalidClient.code]
-    assert house.witness.names() == ["amo_credentials.refused"]
-    assert house.lifecycle.breaker.refused == "AMO's words"
+        await save(harness.store, a_connection(number))
+    harness.clock.advance(900)
+    assert await _suspect(harness, "one", "one", "another") == [None, None, InvalidClient.code]
+    assert harness.witness.names() == ["amo_credentials.refused"]
+    assert harness.lifecycle.breaker.refused == "AMO's words"
 
 
-async def test_the_breaker_opens_with_ten_suspects_in_a_row_however_recent_the_last_success_is(house: House) -> None:
+async def test_ten_suspects_in_a_row_open_it_however_recent_the_last_success_is(harness: RefreshHarness) -> None:
     """The same connection twice counts once, and a success in between begins the count anew."""
     for number in range(20):
-        await save(house.store, a_connection(number))
+        await save(harness.store, a_connection(number))
     names = [str(number) for number in range(10)]
-    assert await _suspect(house, *names[:9], *names[:9]) == [None] * 18
-    await house.lifecycle.breaker.succeeded()
-    assert await _suspect(house, *names) == [None] * 9 + [InvalidClient.code]
+    assert await _suspect(harness, *names[:9], *names[:9]) == [None] * 18
+    await harness.lifecycle.breaker.succeeded()
+    assert await _suspect(harness, *names) == [None] * 9 + [InvalidClient.code]
 
 
-async def test_a_success_of_another_process_clears_the_suspects(house: House) -> None:
+async def test_a_success_of_another_process_clears_the_suspects(harness: RefreshHarness) -> None:
     """The store tells of it: suspects from before count no more, those from after do."""
     for number in range(10):
-        await save(house.store, a_connection(number))
-    house.clock.advance(901)
-    assert await _suspect(house, "one") == [None]
-    house.clock.advance(1)
-    await save(house.store, a_connection(11, connected_at=house.clock.now()))
-    house.clock.advance(901)
-    assert await _suspect(house, "another", "a third") == [None, InvalidClient.code]
+        await save(harness.store, a_connection(number))
+    harness.clock.advance(901)
+    assert await _suspect(harness, "one") == [None]
+    harness.clock.advance(1)
+    await save(harness.store, a_connection(11, connected_at=harness.clock.now()))
+    harness.clock.advance(901)
+    assert await _suspect(harness, "another", "a third") == [None, InvalidClient.code]
 
 
-async def test_the_breaker_opens_with_the_only_connection_that_can_be_refreshed(house: House) -> None:
+async def test_the_breaker_opens_with_the_only_connection_that_can_be_refreshed(harness: RefreshHarness) -> None:
     """Connections that are frozen, or have no refresh token, are neither counted nor probed."""
-    connection = await save(house.store, a_connection(1))
-    await save(house.store, a_connection(2, next_refresh_at=None, refresh_expires_at=None))
-    frozen = await save(house.store, a_connection(3))
-    await house.store.freeze(frozen.id, at=house.clock.now())
-    house.clock.advance(901)
-    assert await _suspect(house, "one") == [InvalidClient.code]
+    connection = await save(harness.store, a_connection(1))
+    await save(harness.store, a_connection(2, next_refresh_at=None, refresh_expires_at=None))
+    frozen = await save(harness.store, a_connection(3))
+    await harness.store.freeze(frozen.id, at=harness.clock.now())
+    harness.clock.advance(901)
+    assert await _suspect(harness, "one") == [InvalidClient.code]
     turn = timedelta(seconds=60)
-    assert (await house.store.probe(apart_from=(), turn=turn) or frozen).id == connection.id
-    assert await house.store.probe(apart_from=(connection.id,), turn=turn) is None
+    assert (await harness.store.probe(apart_from=(), turn=turn) or frozen).id == connection.id
+    assert await harness.store.probe(apart_from=(connection.id,), turn=turn) is None
 
 
-async def test_accounts_that_nobody_can_be_asked_about_are_no_fault_of_the_configuration(house: House) -> None:
+async def test_accounts_nobody_can_be_asked_about_are_no_fault_of_the_configuration(harness: RefreshHarness) -> None:
     """Moved, without an API host, their access tokens over: they are refused without a reason, and stop nobody else."""
-    connections = []
-    for _ in range(2):
-        house.amo.account.user_id += 1
-        connections.append(await house.connect())
+    connections = await harness.connect_users(2, api_domain=None)
     for number in range(10):
-        await save(house.store, a_connection(number + 1))
-    house.amo.account.host = "renamed.amocrm.ru"
-    house.clock.advance(DAY)
+        await save(harness.store, a_connection(number + 1))
+    harness.amo.account.host = "renamed.amocrm.ru"
+    harness.clock.advance(DAY)
     for connection in connections:
         with suppress(AmoCallbackError):
-            await house.refresh(connection)
-    assert len(house.amo.fake.ledger.refreshes()) == 2
-    assert house.lifecycle.breaker.reason is None
+            await harness.refresh(connection)
+    assert len(harness.presented()) == 2
+    assert harness.lifecycle.breaker.reason is None
 
 
 # --- while it is open -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("why", ["refused", "held"])
-async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(house: House, why: str) -> None:
+async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(harness: RefreshHarness, why: str) -> None:
     """Where AMO has answered nobody, the probe is one of those without an answer, after its lease; and it closes."""
-    connection = await house.connect()
-    house.amo.sandbox.faults.add(Fault.HTTP_500)
-    with pytest.raises(UnknownOutcome):
-        await house.refresh(connection)
+    connection = await harness.connect()
+    await harness.fail(connection, UnknownOutcome, Fault.HTTP_500)
     if why == "held":
-        await house.store.suspend_terminal(now=house.clock.now())
+        await harness.store.suspend_terminal(now=harness.clock.now())
     else:
-        house.lifecycle.breaker.refuse("Check the `client_id` parameter")
-    async with house.running(house.lifecycle):
-        await house.pass_time(300, step=20)
-    assert (await house.now(connection)).pair_version == 2
-    assert house.lifecycle.breaker.reason is None
+        harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
+    async with harness.running(harness.lifecycle):
+        await harness.pass_time(300, step=20)
+    assert (await harness.now(connection)).pair_version == 2
+    assert harness.lifecycle.breaker.reason is None
 
 
-async def test_where_there_is_no_probe_the_loop_waits(house: House) -> None:
+async def test_where_there_is_no_probe_the_loop_waits(harness: RefreshHarness) -> None:
     """With nobody to be tried, the store is asked once a poll interval."""
-    await house.store.suspend_terminal(now=house.clock.now())
-    house.clock.advance(61)
-    async with house.running(house.lifecycle):
-        await house.clock.until_sleeping(5)
-        await house.traffic.until_quiet()
-        assert house.traffic.calls["probe"] == 1
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    harness.clock.advance(61)
+    async with harness.running(harness.lifecycle):
+        await harness.clock.until_sleeping(5)
+        await harness.traffic.until_quiet()
+        assert harness.traffic.calls["probe"] == 1
 
 
-async def test_while_the_probe_waits_for_its_slot_the_loop_waits_too(house: House) -> None:
+async def test_while_the_probe_waits_for_its_slot_the_loop_waits_too(harness: RefreshHarness) -> None:
     """A rate limit that is paused for an hour has nobody ask the store meanwhile, but once a poll interval."""
-    await house.connect(next_refresh_at=START)
+    await harness.connect(next_refresh_at=START)
 
     async def slot(_priority: object) -> None:
-        await house.clock.sleep(3600)
+        await harness.clock.sleep(3600)
 
-    lifecycle = house.make_lifecycle(amo=Override(house.client, slot=slot))
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=slot))
     lifecycle.breaker.refuse("Check the `client_id` parameter")
-    house.clock.advance(61)
-    async with house.running(lifecycle):
-        await house.clock.until_sleeping(3600)
-        await house.clock.until_sleeping(5)
-        assert house.traffic.calls["shared_state"] == 1
+    harness.clock.advance(61)
+    async with harness.running(lifecycle):
+        await harness.clock.until_sleeping(3600)
+        await harness.clock.until_sleeping(5)
+        assert harness.traffic.calls["shared_state"] == 1
 
 
-async def test_a_trial_may_be_the_probe(house: House) -> None:
+async def test_a_trial_may_be_the_probe(harness: RefreshHarness) -> None:
     """Where nobody else lives, the daily look-up of one that was given up closes the breaker, and heals it."""
-    connection = await house.given_up()
-    house.lifecycle.breaker.refuse("AMO refuses without a reason")
-    house.clock.advance(DAY)
-    await house.look_up_due()
-    assert (await house.now(connection)).status is Status.ACTIVE
-    assert house.lifecycle.breaker.reason is None
+    connection = await harness.given_up()
+    harness.lifecycle.breaker.refuse("AMO refuses without a reason")
+    harness.clock.advance(DAY)
+    await harness.look_up_due()
+    assert (await harness.now(connection)).status is Status.ACTIVE
+    assert harness.lifecycle.breaker.reason is None
 
 
 @pytest.mark.parametrize("demand", [RefreshTrigger.FORCED, RefreshTrigger.TRIAL])
-async def test_who_was_the_probe_lets_another_be_it(house: House, demand: RefreshTrigger) -> None:
+async def test_who_was_the_probe_lets_another_be_it(harness: RefreshHarness, demand: RefreshTrigger) -> None:
     """One that callers ask for again and again is the probe once a round, and one probe goes every minute."""
-    breaker = house.lifecycle.breaker
+    breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
     refusal = breaker.refusal("one", demand=demand)
     assert refusal is not None
     assert refusal.retry_after == 60
-    house.clock.advance(60)
+    harness.clock.advance(60)
     assert breaker.refusal("one", demand=demand) is None
     breaker.enter("one")
-    house.clock.advance(60)
+    harness.clock.advance(60)
     assert breaker.refusal("another", demand=demand) is None
     assert breaker.refusal("one", demand=demand) is not None
     breaker.new_round()
@@ -205,48 +205,97 @@ async def test_who_was_the_probe_lets_another_be_it(house: House, demand: Refres
 
 
 @pytest.mark.parametrize("demand", [RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT])
-async def test_nobody_else_is_refreshed(house: House, demand: RefreshTrigger) -> None:
+async def test_nobody_else_is_refreshed(harness: RefreshHarness, demand: RefreshTrigger) -> None:
     """Neither the schedule nor a hand-out is the probe."""
-    house.lifecycle.breaker.refuse("Check the `client_id` parameter")
-    house.clock.advance(DAY)
-    refusal = house.lifecycle.breaker.refusal("one", demand=demand)
+    harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
+    harness.clock.advance(DAY)
+    refusal = harness.lifecycle.breaker.refusal("one", demand=demand)
     assert refusal is not None
     assert refusal.cause_code == InvalidClient.code
 
 
-async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(house: House) -> None:
+async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(harness: RefreshHarness) -> None:
     """The probe asks before it presents: what AMO does not know is put off, and its one presentation is not risked."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    house.amo.account.disabled = True
-    await house.store.suspend_terminal(now=house.clock.now())
-    await house.lifecycle.breaker.watch()
-    house.clock.advance(60)
-    with pytest.raises(MassFailureSuspected):
-        await house.refresh(connection, demand=RefreshTrigger.PROBE)
-    after = await house.now(connection)
-    assert (after.status, after.next_refresh_at) == (Status.ACTIVE, house.clock.now() + timedelta(minutes=15))
-    assert house.amo.fake.ledger.refreshes() == []
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.amo.account.disabled = True
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    await harness.lifecycle.breaker.watch()
+    harness.clock.advance(60)
+    await harness.fail(connection, MassFailureSuspected, demand=RefreshTrigger.PROBE)
+    after = await harness.now(connection)
+    assert (after.status, after.next_refresh_at) == (Status.ACTIVE, harness.clock.now() + timedelta(minutes=15))
+    assert harness.presented() == []
 
 
-async def test_one_success_closes_it_for_every_process(house: House) -> None:
+async def test_one_success_closes_it_for_every_process(harness: RefreshHarness) -> None:
     """What one process has found ends the hold in the store, where the others read it before they begin anything."""
-    await house.store.suspend_terminal(now=house.clock.now())
-    other = house.make_lifecycle(process="process-2")
-    for lifecycle in (house.lifecycle, other):
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    other = harness.make_lifecycle(process="process-2")
+    for lifecycle in (harness.lifecycle, other):
         await lifecycle.breaker.watch()
         assert lifecycle.breaker.reason == MassFailureSuspected.code
-    await house.lifecycle.breaker.succeeded()
+    await harness.lifecycle.breaker.succeeded()
     await other.breaker.watch()
-    assert (house.lifecycle.breaker.reason, other.breaker.reason) == (None, None)
-    assert house.witness.names() == ["terminal_failures.resumed"]
+    assert (harness.lifecycle.breaker.reason, other.breaker.reason) == (None, None)
+    assert harness.witness.names() == ["terminal_failures.resumed"]
 
 
-async def test_a_person_who_is_needed_is_no_reason_to_open_it(house: House) -> None:
+async def test_a_person_who_is_needed_is_no_reason_to_open_it(harness: RefreshHarness) -> None:
     """One dead token among the living is believed at once."""
     for number in range(5):
-        await save(house.store, a_connection(number + 1))
-    connection = await house.connect()
-    house.amo.account.disabled = True
-    with pytest.raises(NeedsReauth):
-        await house.refresh(connection)
-    assert house.lifecycle.breaker.reason is None
+        await save(harness.store, a_connection(number + 1))
+    connection = await harness.connect()
+    harness.amo.account.disabled = True
+    await harness.fail(connection, NeedsReauth)
+    assert harness.lifecycle.breaker.reason is None
+
+
+async def test_a_success_lets_everyone_be_the_probe_again(harness: RefreshHarness) -> None:
+    """Who was tried the last time is not passed over the next time that it opens."""
+    breaker = harness.lifecycle.breaker
+    breaker.refuse("Check the `client_id` parameter")
+    breaker.enter("one")
+    await breaker.succeeded()
+    breaker.refuse("Check the `client_id` parameter")
+    harness.clock.advance(60)
+    assert breaker.refusal("one", demand=RefreshTrigger.FORCED) is None
+
+
+async def test_a_success_that_cannot_be_written_down_ends_no_hold(harness: RefreshHarness) -> None:
+    """Every process must hear of it: until the store takes it, verdicts are held here, too, and the next one tells."""
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    breaker = harness.lifecycle.breaker
+    await breaker.watch()
+    harness.failing.away = {"resume_terminal"}
+    await breaker.succeeded()
+    assert breaker.held
+    harness.failing.away = set()
+    await breaker.succeeded()
+    assert not (await harness.store.shared_state()).terminal_suspended
+    assert harness.witness.names() == ["terminal_failures.resumed"]
+
+
+async def test_verdicts_that_another_process_holds_are_held_before_the_loop_hears(harness: RefreshHarness) -> None:
+    """The refresh was under way when the other one held them: its connection is kept."""
+    connection = await harness.connect()
+    gated = GatedClient(harness.client, hold_request=True)
+    coordinator = harness.make_coordinator(amo=gated)
+    refreshing = harness.begin(connection, by=coordinator)
+    await gated.asked.wait()
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    harness.amo.account.disabled = True
+    gated.send.set()
+    with pytest.raises(MassFailureSuspected):
+        await refreshing
+    after = await harness.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
+
+
+async def test_the_first_probe_comes_a_minute_after_verdicts_are_held(harness: RefreshHarness) -> None:
+    """What has just died with all the others is not tried again at once."""
+    await _five_die(harness)
+    harness.clock.advance(60)
+    breaker = harness.lifecycle.breaker
+    assert breaker.probe_in == 0
+    assert not await breaker.believes()
+    assert breaker.probe_in == 60

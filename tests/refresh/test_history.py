@@ -2,155 +2,145 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AmoCallbackError, NeedsReauth
 from amo_callback.model import Connection, RefreshTrigger, fingerprint, short
 from tests.builders import a_claim
-from tests.refresh.house import API_DOMAIN
+from tests.refresh.harness import API_DOMAIN
 
 if TYPE_CHECKING:
     from amo_callback.events import StoredEvent
-    from tests.refresh.house import House
+    from tests.refresh.harness import RefreshHarness
 
 
-async def _told(house: House, connection: Connection) -> list[StoredEvent]:
+async def _told(harness: RefreshHarness, connection: Connection) -> list[StoredEvent]:
     """Return the history of a connection, oldest first."""
-    return list(reversed(await house.store.events(connection_id=connection.id, limit=100)))
+    return list(reversed(await harness.store.events(connection_id=connection.id, limit=100)))
 
 
-def _mark(house: House, connection: Connection) -> str:
-    return short(fingerprint(house.pair(connection).refresh_token))
+def _mark(harness: RefreshHarness, connection: Connection) -> str:
+    return short(fingerprint(harness.pair(connection).refresh_token))
 
 
-async def test_a_refresh_tells_which_token_became_which_on_whose_demand(house: House) -> None:
+async def test_a_refresh_tells_which_token_became_which_on_whose_demand(harness: RefreshHarness) -> None:
     """A chain of fingerprints: each token is presented once, and its successor is named beside it."""
-    first = await house.connect()
-    second = await house.refresh(first, demand=RefreshTrigger.FORCED)
-    third = await house.refresh(second)
-    one, two = await _told(house, first)
-    marks = [_mark(house, each) for each in (first, second, third)]
+    first = await harness.connect()
+    second = await harness.refresh(first, demand=RefreshTrigger.FORCED)
+    third = await harness.refresh(second)
+    one, two = await _told(harness, first)
+    marks = [_mark(harness, each) for each in (first, second, third)]
     assert [one.name, two.name] == ["refresh.succeeded"] * 2
     assert [one.details["token"], one.details["next_token"]] == marks[:2]
     assert [two.details["token"], two.details["next_token"]] == marks[1:]
     assert [one.details["demand"], two.details["demand"]] == ["forced", "schedule"]
     assert len(str(one.details["request_id"])) == 32
-    assert (one.at, one.details["seconds"]) == (house.clock.now(), 0.0)
+    assert (one.at, one.details["seconds"]) == (harness.clock.now(), 0.0)
 
 
-async def test_a_token_that_somebody_else_spent_is_told_as_such(house: House) -> None:
+async def test_a_token_that_somebody_else_spent_is_told_as_such(harness: RefreshHarness) -> None:
     """Revoked, and nobody here presented it before: the one look says so, with AMO's status and request id."""
-    connection = await house.connect()
-    house.amo.spend(grant_type="refresh_token", refresh_token=house.pair(connection).refresh_token)
-    with pytest.raises(NeedsReauth):
-        await house.refresh(connection)
-    [given_up] = await _told(house, connection)
+    connection = await harness.connect()
+    harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
+    await harness.fail(connection, NeedsReauth)
+    [given_up] = await _told(harness, connection)
     assert (given_up.name, given_up.details["reason"]) == ("connection.needs_reauth", "revoked")
-    assert given_up.details["token"] == _mark(house, connection)
+    assert given_up.details["token"] == _mark(harness, connection)
     assert str(given_up.details["spent_by"]).startswith("nobody here presented this token before")
     assert (given_up.details["status"], len(str(given_up.details["request_id"]))) == (401, 32)
 
 
-async def test_a_move_is_told_before_the_refresh_that_follows_it(house: House) -> None:
+async def test_a_move_is_told_before_the_refresh_that_follows_it(harness: RefreshHarness) -> None:
     """It is written down with the lease on which the token goes there."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    house.amo.account.host = "renamed.amocrm.ru"
-    await house.refresh(connection)
-    moved, refreshed = await _told(house, connection)
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.amo.account.host = "renamed.amocrm.ru"
+    await harness.refresh(connection)
+    moved, refreshed = await _told(harness, connection)
     assert (moved.name, moved.details["moved_to"]) == ("connection.moved", "renamed.amocrm.ru")
     assert refreshed.name == "refresh.succeeded"
 
 
-async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(house: House) -> None:
+async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(harness: RefreshHarness) -> None:
     """An answer was lost: its attempt, who took it over, and the verdict all name the same token."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(connection)
-    house.clock.advance(901)
-    with pytest.raises(NeedsReauth):
-        await house.refresh(connection)
-    told = await _told(house, connection)
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.fail(connection, AmoCallbackError, Fault.NOTHING_AFTER)
+    harness.clock.advance(901)
+    await harness.fail(connection, NeedsReauth)
+    told = await _told(harness, connection)
     assert [event.name for event in told] == ["refresh.failed", "refresh.taken_over", "connection.needs_reauth"]
-    assert {event.details["token"] for event in told} == {_mark(house, connection)}
+    assert {event.details["token"] for event in told} == {_mark(harness, connection)}
     assert (told[0].details["error"], told[0].details["detail"]) == ("outcome_open", "connection_lost")
     assert (told[1].details["from_process"], told[2].details["reason"]) == ("process-1", "in_doubt")
 
 
-async def test_an_attempt_that_presented_nothing_is_taken_over_without_a_token(house: House) -> None:
+async def test_an_attempt_that_presented_nothing_is_taken_over_without_a_token(harness: RefreshHarness) -> None:
     """Its process had no key that opens the pair, and died before it could tell."""
-    connection = await house.connect()
-    await house.store.claim(a_claim(connection, fingerprint=""))
-    refreshing = asyncio.create_task(house.refresh(connection))
-    await house.clock.until_sleeping(0.25)
-    house.clock.advance(60)
+    connection = await harness.connect()
+    await harness.store.claim(a_claim(connection, fingerprint=""))
+    refreshing = harness.begin(connection)
+    await harness.clock.until_sleeping(0.25)
+    harness.clock.advance(60)
     await refreshing
-    taken, _ = await _told(house, connection)
+    taken, _ = await _told(harness, connection)
     assert (taken.name, "token" in taken.details) == ("refresh.taken_over", False)
 
 
-async def test_a_process_that_died_in_the_middle_is_named(house: House) -> None:
+async def test_a_process_that_died_in_the_middle_is_named(harness: RefreshHarness) -> None:
     """It could not tell its end itself: whoever takes over tells for it."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    await house.store.claim(a_claim(connection, owner="server-1:4711", fingerprint="f" * 64))
-    lifecycle = house.make_lifecycle(process="process-2")
-    lifecycle.leases.left(await house.now(connection))
-    house.clock.advance(60)
-    await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    taken, succeeded = await _told(house, connection)
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.store.claim(a_claim(connection, owner="server-1:4711", fingerprint="f" * 64))
+    lifecycle = harness.make_lifecycle(process="process-2")
+    lifecycle.leases.left(await harness.now(connection))
+    harness.clock.advance(60)
+    await harness.refresh(connection, by=lifecycle.coordinator)
+    taken, succeeded = await _told(harness, connection)
     assert (taken.details["from_process"], taken.details["token"]) == ("server-1:4711", "f" * 16)
     assert taken.details["lease_until"]
     assert succeeded.name == "refresh.succeeded"
 
 
-async def test_what_was_not_done_is_told_too(house: House) -> None:
+async def test_what_was_not_done_is_told_too(harness: RefreshHarness) -> None:
     """A token in doubt that could not be looked up was postponed, and the history says why nothing happened."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    house.amo.sandbox.faults.add(Fault.HTTP_500)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(connection)
-    house.clock.advance(901)
-    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(connection)
-    assert [event.name for event in await _told(house, connection)] == ["refresh.failed", "refresh.postponed"]
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.fail(connection, AmoCallbackError, Fault.HTTP_500)
+    harness.clock.advance(901)
+    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    await harness.fail(connection, AmoCallbackError)
+    assert [event.name for event in await _told(harness, connection)] == ["refresh.failed", "refresh.postponed"]
 
 
-async def test_what_is_remembered_holds_no_secret(house: House) -> None:
+async def test_what_is_remembered_holds_no_secret(harness: RefreshHarness) -> None:
     """Fingerprints and no tokens, whatever happened."""
-    connection = await house.connect(api_domain=API_DOMAIN)
+    connection = await harness.connect(api_domain=API_DOMAIN)
     secrets = []
     for fault in (None, Fault.HTTP_500, Fault.TEAPOT, Fault.UNPAID, Fault.NO_REFRESH_TOKEN_AFTER):
         if fault is not None:
-            house.amo.sandbox.faults.add(fault)
-        pair = house.pair(await house.now(connection))
+            harness.amo.sandbox.faults.add(fault)
+        pair = harness.pair(await harness.now(connection))
         secrets += [pair.access_token, pair.refresh_token]
         try:
-            await house.refresh(connection, demand=RefreshTrigger.FORCED)
+            await harness.refresh(connection, demand=RefreshTrigger.FORCED)
         except AmoCallbackError:
-            house.clock.advance(901)
-    told = str(await house.store.events(limit=100))
+            harness.clock.advance(901)
+    told = str(await harness.store.events(limit=100))
     assert [secret for secret in secrets if secret[-24:] in told or secret[:24] in told] == []
-    assert len(await _told(house, connection)) >= 5
+    assert len(await _told(harness, connection)) >= 5
 
 
-async def test_a_change_that_was_not_made_is_not_told(house: House) -> None:
+async def test_a_change_that_was_not_made_is_not_told(harness: RefreshHarness) -> None:
     """A late pair that a newer grant has superseded leaves one line, and none that says it was stored."""
-    connection = await house.connect()
+    connection = await harness.connect()
     events: list[Any] = []
 
     class Late:
         async def save_refreshed(self, refreshed: Any, **more: Any) -> Any:
-            await house.connect()
-            return await house.store.save_refreshed(refreshed, **more)
+            await harness.connect()
+            return await harness.store.save_refreshed(refreshed, **more)
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(house.store, name)
+            return getattr(harness.store, name)
 
-    await house.make_coordinator(store=Late()).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    events = [event.name for event in await _told(house, connection)]
+    await harness.refresh(connection, by=harness.make_coordinator(store=Late()))
+    events = [event.name for event in await _told(harness, connection)]
     assert events == ["refresh.superseded"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -13,66 +12,62 @@ from amo_callback.errors import AmoCallbackError, DecryptionFailed, NeedsReauth,
 from amo_callback.model import Reason, RefreshTrigger
 from amo_callback.refresh.raw_answers import name_of, open_raw
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
-from tests.refresh.house import API_DOMAIN, DAY
+from tests.refresh.harness import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
-    from tests.refresh.house import House
+    from tests.refresh.harness import RefreshHarness
 
 
-async def _unread(house: House, fault: Fault = Fault.HALF_JSON_AFTER, **more: object) -> Connection:
+async def _unread(harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER, **more: object) -> Connection:
     """Return a connection that was refreshed, and whose next pair is in an answer that cannot be read."""
-    connection = await house.connect(**{"api_domain": API_DOMAIN, **more})
-    house.amo.sandbox.faults.add(fault)
-    with pytest.raises(UnknownOutcome):
-        await house.refresh(connection)
+    connection = await harness.connect(**{"api_domain": API_DOMAIN, **more})
+    await harness.fail(connection, UnknownOutcome, fault)
     return connection
 
 
-def _presented(house: House) -> int:
-    return len(house.amo.fake.ledger.refreshes())
+def _presented(harness: RefreshHarness) -> int:
+    return len(harness.presented())
 
 
 @pytest.mark.parametrize("fault", [Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HTML_200])
-async def test_a_good_answer_without_a_readable_pair_is_kept_sealed(house: House, fault: Fault) -> None:
+async def test_a_good_answer_without_a_readable_pair_is_kept_sealed(harness: RefreshHarness, fault: Fault) -> None:
     """It is told at once, holds AMO's very body, and is no pair that waits for the store."""
-    connection = await _unread(house, fault)
-    [(name, sealed)] = house.rescue.files.items()
+    connection = await _unread(harness, fault)
+    [(name, sealed)] = harness.rescue.files.items()
     assert name == f"{connection.id}-1.raw"
-    answer = open_raw(name, sealed, house.cipher)
+    answer = open_raw(name, sealed, harness.cipher)
     assert answer.body
     assert answer.body not in sealed
     assert answer.domain == connection.domain
-    [kept] = house.witness.named("raw_answer.kept")
+    [kept] = harness.witness.named("raw_answer.kept")
     assert (kept.connection_id, kept.fields["file"]) == (connection.id, name)
-    await house.lifecycle.pending_writes.restore()
-    assert (house.lifecycle.pending_writes.names, house.lifecycle.raw_answers.count) == ([], 1)
+    await harness.lifecycle.pending_writes.restore()
+    assert (harness.lifecycle.pending_writes.names, harness.lifecycle.raw_answers.count) == ([], 1)
     with pytest.raises(DecryptionFailed):
-        open_raw(f"{connection.id}-2.raw", sealed, house.cipher)
+        open_raw(f"{connection.id}-2.raw", sealed, harness.cipher)
 
 
 @pytest.mark.parametrize("fault", [Fault.HTTP_500_AFTER, Fault.NOTHING_AFTER, Fault.REDIRECT, Fault.WRONG_CLIENT])
-async def test_other_answers_are_not_kept(house: House, fault: Fault) -> None:
+async def test_other_answers_are_not_kept(harness: RefreshHarness, fault: Fault) -> None:
     """A failure, an answer that never came, a refusal: no pair is in them."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    house.amo.sandbox.faults.add(fault)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(connection)
-    assert house.rescue.files == {}
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.fail(connection, AmoCallbackError, fault)
+    assert harness.rescue.files == {}
 
 
-async def test_a_body_is_kept_up_to_64_kib(house: House) -> None:
+async def test_a_body_is_kept_up_to_64_kib(harness: RefreshHarness) -> None:
     """A longer one is cut: a pair is a small part of that."""
-    await _unread(house, Fault.HUGE_AFTER)
-    [(name, sealed)] = house.rescue.files.items()
-    assert len(open_raw(name, sealed, house.cipher).body) == 64 * 1024
+    await _unread(harness, Fault.HUGE_AFTER)
+    [(name, sealed)] = harness.rescue.files.items()
+    assert len(open_raw(name, sealed, harness.cipher).body) == 64 * 1024
 
 
-async def test_an_answer_that_cannot_be_kept_is_told(house: House) -> None:
+async def test_an_answer_that_cannot_be_kept_is_told(harness: RefreshHarness) -> None:
     """The disk is full: the log says that the answer is lost."""
-    house.rescue.full = True
-    connection = await _unread(house)
-    [lost] = house.witness.named("raw_answer.lost")
+    harness.rescue.full = True
+    connection = await _unread(harness)
+    [lost] = harness.witness.named("raw_answer.lost")
     assert (lost.connection_id, lost.fields["error"]) == (connection.id, "No space left on device")
 
 
@@ -80,94 +75,92 @@ async def test_an_answer_that_cannot_be_kept_is_told(house: House) -> None:
 
 
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
-async def test_a_token_with_a_kept_answer_is_presented_once_its_access_token_has_expired(
-    house: House, api_domain: str | None
+async def test_a_kept_answer_waits_until_the_access_token_has_expired(
+    harness: RefreshHarness, api_domain: str | None
 ) -> None:
     """AMO rejects it, or nobody can be asked: a day is left in which a person may recover the pair."""
-    house.amo.fake.quirks.look_up_knows_spent = False
-    connection = await _unread(house, api_domain=api_domain)
-    house.clock.advance(60)
+    harness.amo.fake.quirks.look_up_knows_spent = False
+    connection = await _unread(harness, api_domain=api_domain)
+    harness.clock.advance(60)
     for _ in range(int(DAY // 900) - 1):
-        with pytest.raises(UnknownOutcome):
-            await house.refresh(connection)
-        assert (await house.now(connection)).next_refresh_at == house.clock.now() + timedelta(minutes=15)
-        house.clock.advance(900)
-    assert _presented(house) == 1
-    house.clock.advance(900)
+        await harness.fail(connection, UnknownOutcome)
+        assert (await harness.now(connection)).next_refresh_at == harness.clock.now() + timedelta(minutes=15)
+        harness.clock.advance(900)
+    assert _presented(harness) == 1
+    harness.clock.advance(900)
     with pytest.raises(NeedsReauth) as raised:
-        await house.refresh(connection)
-    assert (raised.value.reason, _presented(house)) == (Reason.IN_DOUBT, 2)
+        await harness.refresh(connection)
+    assert (raised.value.reason, _presented(harness)) == (Reason.IN_DOUBT, 2)
 
 
-async def test_a_token_with_a_kept_answer_is_presented_where_amo_accepts_it(house: House) -> None:
+async def test_a_token_with_a_kept_answer_is_presented_where_amo_accepts_it(harness: RefreshHarness) -> None:
     """What came was no answer of AMO's: the token was not spent."""
-    connection = await _unread(house, Fault.HTML_200)
-    house.clock.advance(60)
-    assert (await house.refresh(connection)).pair_version == 2
+    connection = await _unread(harness, Fault.HTML_200)
+    harness.clock.advance(60)
+    assert (await harness.refresh(connection)).pair_version == 2
 
 
-async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_home(house: House) -> None:
+async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_home(harness: RefreshHarness) -> None:
     """The file speaks, not anybody's memory."""
-    house.amo.fake.quirks.look_up_knows_spent = False
-    connection = await _unread(house)
-    house.clock.advance(60)
-    another = house.make_lifecycle(process="process-2")
-    refreshing = asyncio.create_task(another.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    harness.amo.fake.quirks.look_up_knows_spent = False
+    connection = await _unread(harness)
+    harness.clock.advance(60)
+    another = harness.make_lifecycle(process="process-2")
+    refreshing = harness.begin(connection, by=another.coordinator)
     while not refreshing.done():
-        await house.traffic.until_quiet()
-        house.clock.advance(0.25)
+        await harness.traffic.until_quiet()
+        harness.clock.advance(0.25)
     assert isinstance(refreshing.exception(), UnknownOutcome)
-    assert _presented(house) == 1
+    assert _presented(harness) == 1
 
 
-async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(house: House) -> None:
+async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(harness: RefreshHarness) -> None:
     """Where nothing but probes may go, a connection with a kept answer is not chosen again and again."""
-    house.amo.fake.quirks.look_up_knows_spent = False
-    connection = await _unread(house)
-    breaker = house.lifecycle.breaker
+    harness.amo.fake.quirks.look_up_knows_spent = False
+    connection = await _unread(harness)
+    breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
-    house.clock.advance(60)
-    with pytest.raises(UnknownOutcome):
-        await house.refresh(connection, demand=RefreshTrigger.PROBE)
+    harness.clock.advance(60)
+    await harness.fail(connection, UnknownOutcome, demand=RefreshTrigger.PROBE)
     assert (breaker.probed, breaker.probe_in) == ({connection.id}, 60)
 
 
 # --- until when it is kept ------------------------------------------------------------------------
 
 
-async def test_a_kept_answer_is_removed_once_a_newer_pair_is_stored(house: House) -> None:
+async def test_a_kept_answer_is_removed_once_a_newer_pair_is_stored(harness: RefreshHarness) -> None:
     """It could bring nothing any more."""
-    connection = await _unread(house, Fault.HTML_200)
-    house.clock.advance(60)
-    await house.lifecycle.raw_answers.watch()
-    assert name_of(connection) in house.rescue.files
-    await house.refresh(connection)
-    await house.lifecycle.raw_answers.watch()
-    assert name_of(connection) in house.rescue.files  # once a minute is enough
-    house.clock.advance(60)
-    await house.lifecycle.raw_answers.watch()
-    assert (house.rescue.files, house.lifecycle.raw_answers.count) == ({}, 0)
+    connection = await _unread(harness, Fault.HTML_200)
+    harness.clock.advance(60)
+    await harness.lifecycle.raw_answers.watch()
+    assert name_of(connection) in harness.rescue.files
+    await harness.refresh(connection)
+    await harness.lifecycle.raw_answers.watch()
+    assert name_of(connection) in harness.rescue.files  # once a minute is enough
+    harness.clock.advance(60)
+    await harness.lifecycle.raw_answers.watch()
+    assert (harness.rescue.files, harness.lifecycle.raw_answers.count) == ({}, 0)
 
 
-async def test_a_kept_answer_is_removed_when_its_refresh_token_would_be_dead(house: House) -> None:
+async def test_a_kept_answer_is_removed_when_its_refresh_token_would_be_dead(harness: RefreshHarness) -> None:
     """After 90 days, an exchange's as well."""
-    await _unread(house)
-    house.rescue.files["0123abcd.raw"] = b"an exchange's"
+    await _unread(harness)
+    harness.rescue.files["0123abcd.raw"] = b"an exchange's"
     for age, left in ((REFRESH_TOKEN_LIFE, 2), (REFRESH_TOKEN_LIFE + timedelta(seconds=1), 0)):
-        house.rescue.age = age.total_seconds()
-        house.clock.advance(60)
-        await house.lifecycle.raw_answers.watch()
-        assert (len(house.rescue.files), house.lifecycle.raw_answers.count) == (left, left)
+        harness.rescue.age = age.total_seconds()
+        harness.clock.advance(60)
+        await harness.lifecycle.raw_answers.watch()
+        assert (len(harness.rescue.files), harness.lifecycle.raw_answers.count) == (left, left)
 
 
-async def test_a_folder_that_cannot_be_read_keeps_nobody_from_work(house: House) -> None:
+async def test_a_folder_that_cannot_be_read_keeps_nobody_from_work(harness: RefreshHarness) -> None:
     """The next look does it."""
-    connection = await _unread(house)
+    connection = await _unread(harness)
 
     class Locked:
         def __getattr__(self, name: str) -> object:
             raise PermissionError(13, "Permission denied")
 
-    lifecycle = house.make_lifecycle(rescue=Locked())
+    lifecycle = harness.make_lifecycle(rescue=Locked())
     await lifecycle.raw_answers.watch()
     assert not await lifecycle.raw_answers.has(connection)

@@ -17,13 +17,13 @@ from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger,
 from amo_callback.refresh.failure_policy import is_refused_alone, is_refused_long
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.fakes import START, Override
-from tests.refresh.house import DAY
+from tests.refresh.harness import DAY
 
 if TYPE_CHECKING:
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from amo_callback.rate_limit import Priority
     from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.house import House
+    from tests.refresh.harness import RefreshHarness
 
 HOUR = timedelta(hours=1)
 RULES = RefreshRules(poll_interval=600.0)
@@ -36,33 +36,33 @@ def _why_open(lifecycle: TokenLifecycle) -> str | None:
 # --- afterwards --------------------------------------------------------------------------------
 
 
-async def test_a_refused_connection_is_presented_once_a_day_and_recovers(house: House) -> None:
+async def test_a_refused_connection_is_presented_once_a_day_and_recovers(harness: RefreshHarness) -> None:
     """Its introspection stays rejected; its token is presented all the same, for AMO may accept it again."""
-    [(account, one), *_] = await house.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
+    [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
     account.gone = True
-    await _refuse_for_a_day(house, one)
-    assert (await house.now(one)).reason is Reason.REFUSED
-    sent = len(house.amo.fake.ledger.refreshes())
+    await _refuse_for_a_day(harness, one)
+    assert (await harness.now(one)).reason is Reason.REFUSED
+    sent = len(harness.presented())
     for days in (1, 2):
-        house.clock.advance(DAY)
-        await house.look_up_due()
-        assert len(house.amo.fake.ledger.refreshes()) == sent + days
-        await house.look_up_due()
-    assert len(house.amo.fake.ledger.refreshes()) == sent + 2
+        harness.clock.advance(DAY)
+        await harness.look_up_due()
+        assert len(harness.presented()) == sent + days
+        await harness.look_up_due()
+    assert len(harness.presented()) == sent + 2
     account.gone = False
-    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
-    house.clock.advance(DAY)
-    await house.look_up_due()
-    after = await house.now(one)
+    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    harness.clock.advance(DAY)
+    await harness.look_up_due()
+    after = await harness.now(one)
     assert (after.status, after.refused_since, after.refusals) == (Status.ACTIVE, None, 0)
-    assert "connection.recovered" in house.witness.names()
+    assert "connection.recovered" in harness.witness.names()
 
 
-async def test_a_refused_connection_that_is_answered_with_a_hint_is_introspected_once_a_day(house: House) -> None:
+async def test_a_refused_connection_answered_with_a_hint_is_introspected_once_a_day(harness: RefreshHarness) -> None:
     """It is revoked from then on: presented only once introspection accepts its token, as any revoked connection."""
-    [(account, one), *_] = await house.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
+    [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
     account.gone = True
-    await _refuse_for_a_day(house, one)
+    await _refuse_for_a_day(harness, one)
     presented = 0
 
     async def refresh(**_request: Any) -> Any:
@@ -70,135 +70,122 @@ async def test_a_refused_connection_that_is_answered_with_a_hint_is_introspected
         presented += 1
         raise InvalidRefreshToken
 
-    revoking = house.make_lifecycle(amo=Override(house.client, refresh=refresh))
+    revoking = harness.make_lifecycle(amo=Override(harness.client, refresh=refresh))
     for _ in range(3):
-        house.clock.advance(DAY)
-        await house.look_up_due(revoking)
-        after = await house.now(one)
+        harness.clock.advance(DAY)
+        await harness.look_up_due(revoking)
+        after = await harness.now(one)
         assert (after.reason, presented) == (Reason.REVOKED, 1)
     account.gone = False
     for seconds in (DAY, 70):  # the first look-up forgets the refusals
-        house.clock.advance(seconds)
-        await house.look_up_due()
-    assert (await house.now(one)).status is Status.ACTIVE
+        harness.clock.advance(seconds)
+        await harness.look_up_due()
+    assert (await harness.now(one)).status is Status.ACTIVE
 
 
-async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over(house: House) -> None:
+async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over(harness: RefreshHarness) -> None:
     """The hook starts a look-up at once, but the token was presented three hours ago."""
-    [(account, one), *_] = await house.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
+    [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
     account.gone = True
-    await _refuse_for_a_day(house, one)
-    sent, asked = len(house.amo.fake.ledger.refreshes()), house.amo.sandbox.look_ups
-    house.amo.sandbox.look_up_faults.standing = Fault.HTTP_500  # AMO does not say whether it knows the token
-    house.clock.advance(3 * 3600)
-    await house.lifecycle.switched_off(one.account_id)
-    await house.look_up_due()
-    assert house.amo.sandbox.look_ups > asked
-    assert len(house.amo.fake.ledger.refreshes()) == sent
-    house.clock.advance(DAY)
-    await house.look_up_due()
-    assert len(house.amo.fake.ledger.refreshes()) == sent + 1
+    await _refuse_for_a_day(harness, one)
+    sent, asked = len(harness.presented()), harness.amo.sandbox.look_ups
+    harness.amo.sandbox.look_up_faults.standing = Fault.HTTP_500  # AMO does not say whether it knows the token
+    harness.clock.advance(3 * 3600)
+    await harness.lifecycle.switched_off(one.account_id)
+    await harness.look_up_due()
+    assert harness.amo.sandbox.look_ups > asked
+    assert len(harness.presented()) == sent
+    harness.clock.advance(DAY)
+    await harness.look_up_due()
+    assert len(harness.presented()) == sent + 1
 
 
-async def _refuse_for_a_day(house: House, connection: Connection, *, hours: int = 24, every: float = 1.0) -> None:
+async def _refuse_for_a_day(
+    harness: RefreshHarness, connection: Connection, *, hours: int = 24, every: float = 1.0
+) -> None:
     """Have a connection refused for so many hours, while another one is connected every hour."""
     for _ in range(round(hours / every) + 1):
-        house.clock.advance(every * 3600)
-        await save(house.store, a_connection(900, connected_at=house.clock.now()), code=str(house.clock.now()))
-        with pytest.raises(AmoCallbackError):
-            await house.refresh(connection, demand=RefreshTrigger.PROBE)
-        if (await house.now(connection)).status is not Status.ACTIVE:
+        harness.clock.advance(every * 3600)
+        await save(harness.store, a_connection(900, connected_at=harness.clock.now()), code=str(harness.clock.now()))
+        await harness.fail(connection, AmoCallbackError, demand=RefreshTrigger.PROBE)
+        if (await harness.now(connection)).status is not Status.ACTIVE:
             return
 
 
 # --- what counts ---------------------------------------------------------------------------------
 
 
-async def _one_refused(house: House, **more: Any) -> tuple[SandboxAccount, Connection]:
+async def _one_refused(harness: RefreshHarness, **more: Any) -> tuple[SandboxAccount, Connection]:
     """Connect two accounts, and have the first refused and rejected once."""
-    [(account, one), _] = await house.connect_accounts(2, **more)
+    [(account, one), _] = await harness.connect_accounts(2, **more)
     account.gone = True
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(one, demand=RefreshTrigger.PROBE)
-    return account, await house.now(one)
+    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    return account, await harness.now(one)
 
 
-async def test_a_refusal_with_a_rejected_introspection_is_counted_in_the_row(house: House) -> None:
+async def test_a_refusal_with_a_rejected_introspection_is_counted_in_the_row(harness: RefreshHarness) -> None:
     """Since when, and how often: both are stored, and the connection is no suspect."""
-    _, one = await _one_refused(house)
-    assert (one.refused_since, one.refusals, one.status) == (house.clock.now(), 1, Status.ACTIVE)
-    house.clock.advance(60)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(one, demand=RefreshTrigger.PROBE)
-    after = await house.now(one)
+    _, one = await _one_refused(harness)
+    assert (one.refused_since, one.refusals, one.status) == (harness.clock.now(), 1, Status.ACTIVE)
+    harness.clock.advance(60)
+    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 2)
-    assert house.lifecycle.breaker.reason is None
+    assert harness.lifecycle.breaker.reason is None
 
 
 @pytest.mark.parametrize(
     "fault", [Fault.HTTP_500, Fault.UNPAID, Fault.BLOCKED, Fault.TOO_MANY, Fault.CLIENT_ID, Fault.TEAPOT]
 )
-async def test_another_answer_neither_counts_nor_resets_refusals(house: House, fault: Fault) -> None:
+async def test_another_answer_neither_counts_nor_resets_refusals(harness: RefreshHarness, fault: Fault) -> None:
     """An unknown outcome, 402, 403, 429 and words of other kinds say nothing about the connection's user."""
-    _, one = await _one_refused(house)
-    house.amo.sandbox.faults.add(fault)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(one, demand=RefreshTrigger.PROBE)
-    after = await house.now(one)
+    _, one = await _one_refused(harness)
+    await harness.fail(one, AmoCallbackError, fault, demand=RefreshTrigger.PROBE)
+    after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 1)
 
 
-async def test_a_silent_introspection_neither_counts_nor_resets_refusals(house: House) -> None:
+async def test_a_silent_introspection_neither_counts_nor_resets_refusals(harness: RefreshHarness) -> None:
     """AMO refuses, and does not say whether it accepts the token."""
-    _, one = await _one_refused(house)
-    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(one, demand=RefreshTrigger.PROBE)
-    after = await house.now(one)
+    _, one = await _one_refused(harness)
+    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 1)
 
 
-async def test_a_success_resets_refusals(house: House) -> None:
+async def test_a_success_resets_refusals(harness: RefreshHarness) -> None:
     """The account is there again."""
-    account, one = await _one_refused(house)
+    account, one = await _one_refused(harness)
     account.gone = False
-    after = await house.refresh(one, demand=RefreshTrigger.PROBE)
+    after = await harness.refresh(one, demand=RefreshTrigger.PROBE)
     assert (after.refused_since, after.refusals) == (None, 0)
 
 
-async def test_an_accepted_introspection_resets_refusals(house: House) -> None:
+async def test_an_accepted_introspection_resets_refusals(harness: RefreshHarness) -> None:
     """AMO knows the token, and refuses without a hint all the same: that is no matter of the user's."""
-    account, one = await _one_refused(house)
+    account, one = await _one_refused(harness)
     account.gone = False
-    house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(one, demand=RefreshTrigger.PROBE)
-    after = await house.now(one)
+    await harness.fail(one, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
+    after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (None, 0)
 
 
-async def test_an_expired_access_token_counts_as_rejected_where_there_is_no_api_domain(house: House) -> None:
+async def test_an_expired_access_token_counts_as_rejected_where_there_is_no_api_domain(harness: RefreshHarness) -> None:
     """Nobody can be asked about such a connection; while its access token is valid, that one is asked about."""
-    [(account, one), _] = await house.connect_accounts(2, api_domain=None)
-    house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(one, demand=RefreshTrigger.PROBE)
-    assert (await house.now(one)).refusals == 0
-    house.clock.advance(DAY)
+    [(account, one), _] = await harness.connect_accounts(2, api_domain=None)
+    await harness.fail(one, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
+    assert (await harness.now(one)).refusals == 0
+    harness.clock.advance(DAY)
     account.gone = True
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(one, demand=RefreshTrigger.PROBE)
-    assert (await house.now(one)).refusals == 1
+    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    assert (await harness.now(one)).refusals == 1
 
 
 @pytest.mark.parametrize(
     ("hours", "refusals", "long"), [(24, 7, True), (23.9, 50, False), (24, 6, False), (240, 6, False), (240, 500, True)]
 )
-def test_a_connection_is_refused_for_long_after_a_day_and_eight_attempts(
-    hours: float,
-    refusals: int,
-    long: bool,  # noqa: FBT001 -- because it is a column of the table above
-) -> None:
+def test_refused_for_long_is_after_a_day_and_eight_attempts(hours: float, refusals: int, *, long: bool) -> None:
     """Both are needed; the attempt at hand is counted in."""
     claimed = a_connection(refused_since=START, refusals=refusals)
     assert is_refused_long(claimed, now=START + hours * HOUR) is long
@@ -216,11 +203,8 @@ def test_a_connection_is_refused_for_long_after_a_day_and_eight_attempts(
         (None, 40, 0, False),
     ],
 )
-def test_a_connection_is_refused_alone_where_others_succeed(
-    latest: float | None,
-    attempted: int,
-    succeeded: int,
-    alone: bool,  # noqa: FBT001 -- because it is a column of the table above
+def test_refused_alone_is_where_others_succeed(
+    latest: float | None, attempted: int, succeeded: int, *, alone: bool
 ) -> None:
     """Another success since the refusals began, and either a recent one or half of a day's attempts."""
     claimed, now = a_connection(refused_since=START, refusals=9), START + 24 * HOUR
@@ -234,41 +218,40 @@ def test_a_connection_is_refused_alone_where_others_succeed(
 
 
 @pytest.mark.parametrize(("hours", "alone"), [(24, False), (71.9, False), (72, True)])
-def test_a_single_connection_is_refused_after_three_days(hours: float, alone: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+def test_a_single_connection_is_refused_after_three_days(hours: float, *, alone: bool) -> None:
     """Nobody else can show whose fault it is."""
     claimed = a_connection(refused_since=START, refusals=90)
     successes = Successes(refreshable=1, latest=START - HOUR, attempted=1, succeeded=0)
     assert is_refused_alone(claimed, successes, now=START + hours * HOUR, rules=RefreshRules()) is alone
 
 
-async def test_successes_are_told_from_the_rows(house: House) -> None:
+async def test_successes_are_told_from_the_rows(harness: RefreshHarness) -> None:
     """Those attempted in the last day, and those of them that AMO accepted in the last day; what is to come is not."""
-    everyone = await house.connect_accounts(4)
-    connected_at = house.clock.now()
-    house.clock.advance(DAY + 10)
-    await house.refresh(everyone[0][1], demand=RefreshTrigger.PROBE)
+    everyone = await harness.connect_accounts(4)
+    connected_at = harness.clock.now()
+    harness.clock.advance(DAY + 10)
+    await harness.refresh(everyone[0][1], demand=RefreshTrigger.PROBE)
     everyone[1][0].gone = True
-    with pytest.raises(AmoCallbackError):
-        await house.refresh(everyone[1][1], demand=RefreshTrigger.PROBE)
-    await save(house.store, a_connection(99, connected_at=house.clock.now() + HOUR, next_refresh_at=None))
-    now = house.clock.now()
-    told = await house.store.successes(now=now)
+    await harness.fail(everyone[1][1], AmoCallbackError, demand=RefreshTrigger.PROBE)
+    await save(harness.store, a_connection(99, connected_at=harness.clock.now() + HOUR, next_refresh_at=None))
+    now = harness.clock.now()
+    told = await harness.store.successes(now=now)
     assert told == Successes(refreshable=4, latest=now, attempted=2, succeeded=1)
     assert connected_at < now
 
 
-async def test_a_new_grant_resets_refusals(house: House) -> None:
+async def test_a_new_grant_resets_refusals(harness: RefreshHarness) -> None:
     """So does a disconnect; what was counted belongs to the pair before."""
-    account, one = await _one_refused(house)
+    account, one = await _one_refused(harness)
     account.gone = False
-    issued = await house.client.exchange(
-        code=house.amo.fake.allow(account).encode(), domain=account.host, not_after=math.inf
+    issued = await harness.client.exchange(
+        code=harness.amo.fake.allow(account).encode(), domain=account.host, not_after=math.inf
     )
-    house.clock.advance(1)
-    pair = dataclasses.replace(issued.pair, issued_at=house.clock.now())
-    sealed = house.cipher.seal_pair(pair, connection_id=one.id)
-    await house.keep(issued, id=one.id, domain=account.host, sealed_pair=sealed, connected_at=house.clock.now())
-    after = await house.now(one)
+    harness.clock.advance(1)
+    pair = dataclasses.replace(issued.pair, issued_at=harness.clock.now())
+    sealed = harness.cipher.seal_pair(pair, connection_id=one.id)
+    await harness.keep(issued, id=one.id, domain=account.host, sealed_pair=sealed, connected_at=harness.clock.now())
+    after = await harness.now(one)
     assert (after.pair_version, after.refused_since, after.refusals) == (2, None, 0)
 
 
@@ -276,211 +259,200 @@ async def test_a_new_grant_resets_refusals(house: House) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_a_wrong_client_secret_opens_the_breaker_with_forty_connections_also_across_a_restart(
-    house: House,
+async def test_a_wrong_secret_opens_the_breaker_with_forty_connections_across_a_restart(
+    harness: RefreshHarness,
 ) -> None:
     """Two are refused, then one probe a minute leaves; a restart does not forget it, and the right secret closes it."""
-    await house.connect_accounts(40)
-    right, client = house.amo.fake.integration, house.amo.fake
+    await harness.connect_accounts(40)
+    right, client = harness.amo.fake.integration, harness.amo.fake
     client.integration = SandboxIntegration(client_secret="another", redirect_uri=right.redirect_uri)
-    lifecycle = house.make_lifecycle(rules=RULES)
-    async with house.running(lifecycle):
+    lifecycle = harness.make_lifecycle(rules=RULES)
+    async with harness.running(lifecycle):
         while _why_open(lifecycle) is None:
-            await house.pass_days(1 / 1440)
-        refused = house.witness.named("refresh.failed")
+            await harness.pass_days(1 / 1440)
+        refused = harness.witness.named("refresh.failed")
         assert len({event.connection_id for event in refused}) == 2
-        asked = house.amo.sandbox.requests
+        asked = harness.amo.sandbox.requests
         assert "Некорректный клиент" in (lifecycle.breaker.refused or "")
-        await house.pass_days(1 / 24)
-    probes = house.amo.sandbox.requests - asked
+        await harness.pass_days(1 / 24)
+    probes = harness.amo.sandbox.requests - asked
     assert 50 <= probes <= 61
-    assert house.witness.names().count("amo_credentials.refused") == 1
-    restarted = house.make_lifecycle(rules=RULES, process="process-2")
+    assert harness.witness.names().count("amo_credentials.refused") == 1
+    restarted = harness.make_lifecycle(rules=RULES, process="process-2")
     await restarted.breaker.watch()
     assert (_why_open(restarted), restarted.breaker.refused) == (InvalidClient.code, lifecycle.breaker.refused)
     assert restarted.breaker.probe_in == 60
     client.integration = right
-    async with house.running(restarted):
-        await house.pass_days(1 / 24)
+    async with harness.running(restarted):
+        await harness.pass_days(1 / 24)
     assert _why_open(restarted) is None
     await lifecycle.breaker.watch()
     assert _why_open(lifecycle) is None
-    assert (await house.store.shared_state()).refused_credentials is None
+    assert (await harness.store.shared_state()).refused_credentials is None
 
 
-async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twice(house: House) -> None:
+async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twice(harness: RefreshHarness) -> None:
     """Connections that have failed since their last success come after all others, the longest ago first."""
-    everyone = [connection for _, connection in await house.connect_accounts(4)]
+    everyone = [connection for _, connection in await harness.connect_accounts(4)]
     turn = timedelta(seconds=60)
     for connection in everyone[2:]:
-        house.clock.advance(1)
-        house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-        with pytest.raises(AmoCallbackError):
-            await house.refresh(connection, demand=RefreshTrigger.PROBE)
-    house.clock.advance(1)
-    await house.refresh(everyone[0], demand=RefreshTrigger.PROBE)
+        harness.clock.advance(1)
+        await harness.fail(connection, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
+    harness.clock.advance(1)
+    await harness.refresh(everyone[0], demand=RefreshTrigger.PROBE)
     order: list[str] = []
-    while probe := await house.store.probe(apart_from=order, turn=turn):
+    while probe := await harness.store.probe(apart_from=order, turn=turn):
         order.append(probe.id)
     assert order == [everyone[number].id for number in (0, 1, 2, 3)]
 
 
-async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later(house: House) -> None:
+async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later(harness: RefreshHarness) -> None:
     """The store is away in that moment: this process stops all the same, and the others hear of it afterwards."""
-    await house.connect_accounts(2)
-    house.clock.advance(901)
-    house.failing.away = {"refuse_credentials"}
-    breaker = house.lifecycle.breaker
+    await harness.connect_accounts(2)
+    harness.clock.advance(901)
+    harness.failing.away = {"refuse_credentials"}
+    breaker = harness.lifecycle.breaker
     for name in ("one", "another"):
         await breaker.suspect(name, "AMO's words")
     assert breaker.reason == InvalidClient.code
-    assert (await house.store.shared_state()).refused_credentials is None
-    house.failing.away = set()
+    assert (await harness.store.shared_state()).refused_credentials is None
+    harness.failing.away = set()
     await breaker.watch()
-    assert (breaker.refused, (await house.store.shared_state()).refused_credentials) == ("AMO's words", "AMO's words")
+    assert (breaker.refused, (await harness.store.shared_state()).refused_credentials) == ("AMO's words", "AMO's words")
     breaker.accepted()  # by an exchange
     await breaker.watch()
-    assert (breaker.refused, (await house.store.shared_state()).refused_credentials) == (None, None)
+    assert (breaker.refused, (await harness.store.shared_state()).refused_credentials) == (None, None)
 
 
 # --- an answer that a mass failure suspends ------------------------------------------------------
 
 
-async def _suspended(house: House, lost: int) -> list[tuple[SandboxAccount, Connection]]:
+async def _suspended(harness: RefreshHarness, lost: int) -> list[tuple[SandboxAccount, Connection]]:
     """Lose the answers of connections; presented once more, five turn terminal and the others are suspended."""
-    everyone = await house.connect_accounts(lost + 3)
+    everyone = await harness.connect_accounts(lost + 3)
     for _, connection in everyone[:lost]:
-        house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-        with pytest.raises(AmoCallbackError):
-            await house.refresh(connection, demand=RefreshTrigger.PROBE)
-    house.clock.advance(61)
-    house.amo.sandbox.faults.standing = Fault.SLOW  # all are presented before the first answer
-    refreshes = [asyncio.create_task(house.refresh(connection)) for _, connection in everyone[:lost]]
-    await house.amo.sandbox.until_asked(len(everyone) + 2 * lost)
-    house.amo.sandbox.faults.standing = None
-    house.amo.sandbox.go_on.set()
+        await harness.fail(connection, AmoCallbackError, Fault.NOTHING_AFTER, demand=RefreshTrigger.PROBE)
+    harness.clock.advance(61)
+    harness.amo.sandbox.faults.standing = Fault.SLOW  # all are presented before the first answer
+    refreshes = [harness.begin(connection) for _, connection in everyone[:lost]]
+    await harness.amo.sandbox.until_asked(len(everyone) + 2 * lost)
+    harness.amo.sandbox.faults.standing = None
+    harness.amo.sandbox.go_on.set()
     await asyncio.gather(*refreshes, return_exceptions=True)
     return everyone
 
 
-async def _end_pause(house: House, connection: Connection) -> TokenLifecycle:
+async def _end_pause(harness: RefreshHarness, connection: Connection) -> TokenLifecycle:
     """End the pause by a success."""
-    lifecycle = house.make_lifecycle(process="process-3")
+    lifecycle = harness.make_lifecycle(process="process-3")
     await lifecycle.breaker.watch()
     assert _why_open(lifecycle) == MassFailureSuspected.code
-    house.clock.advance(901)
-    await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.PROBE)
+    harness.clock.advance(901)
+    await harness.refresh(connection, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
     assert _why_open(lifecycle) is None
     return lifecycle
 
 
 @pytest.mark.parametrize("lost", [7, 9])
-async def test_a_possibly_spent_token_is_presented_once_more_at_most_across_a_mass_failure(
-    house: House, lost: int
+async def test_a_doubtful_token_is_presented_once_more_at_most_in_a_mass_failure(
+    harness: RefreshHarness, lost: int
 ) -> None:
     """The suspended answers are applied as the pause ends, and nothing is presented unless introspection accepts it."""
-    everyone = await _suspended(house, lost)
-    ledger = house.amo.fake.ledger
-    rows = [await house.now(connection) for _, connection in everyone[:lost]]
+    everyone = await _suspended(harness, lost)
+    ledger = harness.amo.fake.ledger
+    rows = [await harness.now(connection) for _, connection in everyone[:lost]]
     assert [row.status for row in rows].count(Status.NEEDS_REAUTH) == 5
     kept = [row for row in rows if row.status is Status.ACTIVE]
     assert {(row.suspended_reason, row.suspended_token == row.doubtful) for row in kept} == {(Reason.IN_DOUBT, True)}
     assert ledger.doubles() == lost
-    lifecycle = await _end_pause(house, everyone[-1][1])
+    lifecycle = await _end_pause(harness, everyone[-1][1])
     for row in kept:
-        with pytest.raises(NeedsReauth) as raised:
-            await lifecycle.coordinator.refresh(row.id, demand=RefreshTrigger.SCHEDULE)
-        assert raised.value.reason == Reason.IN_DOUBT
+        assert (await harness.fail(row, NeedsReauth, by=lifecycle.coordinator)).reason == Reason.IN_DOUBT
     for _, connection in everyone[:lost]:
-        after = await house.now(connection)
+        after = await harness.now(connection)
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
         assert (after.suspended_reason, after.suspended_token) == (None, None)
     assert ledger.doubles() == lost
-    told = [event.connection_id for event in house.witness.named("connection.needs_reauth")]
+    told = [event.connection_id for event in harness.witness.named("connection.needs_reauth")]
     assert sorted(told, key=str) == sorted((connection.id for _, connection in everyone[:lost]), key=str)
 
 
-async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presented(house: House) -> None:
+async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presented(harness: RefreshHarness) -> None:
     """Not as a probe either, and also where nobody can be asked about it."""
-    everyone = await _suspended(house, 7)
-    held = [row for _, one in everyone[:7] if (row := await house.now(one)).status is Status.ACTIVE]
-    sent = len(house.amo.fake.ledger.refreshes())
+    everyone = await _suspended(harness, 7)
+    held = [row for _, one in everyone[:7] if (row := await harness.now(one)).status is Status.ACTIVE]
+    sent = len(harness.presented())
     for account, _ in everyone:
         account.disabled = True
-    lifecycle = house.make_lifecycle(process="process-3")
+    lifecycle = harness.make_lifecycle(process="process-3")
     await lifecycle.breaker.watch()
     for row in held:
-        house.clock.advance(901)
-        with pytest.raises(AmoCallbackError):
-            await lifecycle.coordinator.refresh(row.id, demand=RefreshTrigger.PROBE)
-        after = await house.now(row)
+        harness.clock.advance(901)
+        await harness.fail(row, AmoCallbackError, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
+        after = await harness.now(row)
         assert (after.status, after.last_error, after.suspended_token) == (
             Status.ACTIVE, "mass_failure", row.suspended_token,
         )  # fmt: skip
-    assert len(house.amo.fake.ledger.refreshes()) == sent
+    assert len(harness.presented()) == sent
 
 
-async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_token(house: House) -> None:
+async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_token(harness: RefreshHarness) -> None:
     """AMO was ill when it said that the tokens were revoked: they are refreshed as if nothing had been said."""
-    everyone = await house.connect_accounts(8)
+    everyone = await harness.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
-        with pytest.raises(AmoCallbackError):
-            await house.refresh(connection)
+        await harness.fail(connection, AmoCallbackError)
     account, connection = everyone[5]
-    assert (await house.now(connection)).suspended_reason is Reason.REVOKED
+    assert (await harness.now(connection)).suspended_reason is Reason.REVOKED
     account.disabled = False
-    lifecycle = await _end_pause(house, everyone[-1][1])
-    after = await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    lifecycle = await _end_pause(harness, everyone[-1][1])
+    after = await harness.refresh(connection, by=lifecycle.coordinator)
     assert (after.pair_version, after.suspended_reason, after.suspended_token) == (2, None, None)
 
 
 @pytest.mark.parametrize("number", [6, 5], ids=["first", "again"])
-async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_presented(
-    house: House, number: int
+async def test_a_token_whose_answer_was_suspended_meanwhile_is_not_presented(
+    harness: RefreshHarness, number: int
 ) -> None:
     """AMO accepted the token before the wait for a slot; meanwhile another process got a terminal answer for it.
 
     One that had such an answer before, which the look-up took back, has the very same one again.
     """
-    everyone = await house.connect_accounts(8)
+    everyone = await harness.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
-        with pytest.raises(AmoCallbackError):
-            await house.refresh(connection)
+        await harness.fail(connection, AmoCallbackError)
     account, connection = everyone[number]
     account.disabled = False
-    sent, slots = len(house.amo.fake.ledger.refreshes()), 0
+    sent, slots = len(harness.presented()), 0
 
     async def slot(_priority: Priority) -> None:
         nonlocal slots
         slots += 1
         if slots == 2:  # the first was for the introspection
-            presented = fingerprint(house.pair(connection).refresh_token)
-            claimed = await house.store.claim(a_claim(await house.now(connection), fingerprint=presented))
+            presented = fingerprint(harness.pair(connection).refresh_token)
+            claimed = await harness.store.claim(a_claim(await harness.now(connection), fingerprint=presented))
             assert claimed is not None
             answer = a_verdict(claimed, status=Status.ACTIVE, suspended_reason=Reason.REVOKED, next_refresh_at=START)
-            assert await house.store.save_verdict(answer) is not None
+            assert await harness.store.save_verdict(answer) is not None
             account.disabled = True
 
-    lifecycle = house.make_lifecycle(process="process-3", amo=Override(house.client, slot=slot))
+    lifecycle = harness.make_lifecycle(process="process-3", amo=Override(harness.client, slot=slot))
     await lifecycle.breaker.watch()
-    house.clock.advance(901)
-    with pytest.raises(AmoCallbackError):
-        await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.PROBE)
+    harness.clock.advance(901)
+    await harness.fail(connection, AmoCallbackError, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
     assert slots > 1
-    assert len(house.amo.fake.ledger.refreshes()) == sent
+    assert len(harness.presented()) == sent
 
 
-async def test_a_suspended_answer_waits_for_an_introspection_that_is_answered(house: House) -> None:
+async def test_a_suspended_answer_waits_for_an_introspection_that_is_answered(harness: RefreshHarness) -> None:
     """AMO does not say whether it accepts the token: the answer is neither applied nor is the token presented."""
-    everyone = await _suspended(house, 6)
-    [row] = [row for _, one in everyone[:6] if (row := await house.now(one)).status is Status.ACTIVE]
-    lifecycle = await _end_pause(house, everyone[-1][1])
-    sent = len(house.amo.fake.ledger.refreshes())
-    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    with pytest.raises(AmoCallbackError):
-        await lifecycle.coordinator.refresh(row.id, demand=RefreshTrigger.SCHEDULE)
-    after = await house.now(row)
+    everyone = await _suspended(harness, 6)
+    [row] = [row for _, one in everyone[:6] if (row := await harness.now(one)).status is Status.ACTIVE]
+    lifecycle = await _end_pause(harness, everyone[-1][1])
+    sent = len(harness.presented())
+    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    await harness.fail(row, AmoCallbackError, by=lifecycle.coordinator)
+    after = await harness.now(row)
     assert (after.status, after.suspended_token) == (Status.ACTIVE, row.suspended_token)
-    assert len(house.amo.fake.ledger.refreshes()) == sent
+    assert len(harness.presented()) == sent

@@ -162,9 +162,7 @@ def test_a_folder_that_somebody_has_removed_is_made_again(tmp_path: Path) -> Non
     assert rescue.read() == {"x-1": b"pair"}
 
 
-def test_what_is_no_file_of_a_pairs_size_is_told_and_never_read(
-    rescue: RescueFolder, folder: Path, tmp_path: Path
-) -> None:
+def test_what_is_no_file_of_a_pairs_size_is_told_and_unread(rescue: RescueFolder, folder: Path, tmp_path: Path) -> None:
     """A pipe would be waited for, a link followed to a device, a huge file read into all the memory there is."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(b"somebody's")

@@ -13,7 +13,7 @@ from amo_callback.model import RefreshTrigger, Status
 from amo_callback.refresh.disconnection import disconnect
 from amo_callback.store import open_store
 from tests.builders import DAY
-from tests.refresh.house import API_DOMAIN
+from tests.refresh.harness import API_DOMAIN
 from tests.service import amo_client
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
     from amo_callback.tokens.lifecycle import TokenLifecycle
     from tests.fakes import FakeClock
-    from tests.refresh.house import House
+    from tests.refresh.harness import RefreshHarness
 
 SECOND = timedelta(seconds=1)
 
@@ -54,75 +54,76 @@ class Instance:
 
 
 @asynccontextmanager
-async def _instance(house: House, url: str, folder: Path, by: timedelta) -> AsyncIterator[Instance]:
+async def _instance(harness: RefreshHarness, url: str, folder: Path, by: timedelta) -> AsyncIterator[Instance]:
     async with (
-        open_store(url, folder=folder, clock=Ahead(house.clock, by), process="other") as store,
-        amo_client(house.amo, store.clock) as client,
+        open_store(url, folder=folder, clock=Ahead(harness.clock, by), process="other") as store,
+        amo_client(harness.amo, store.clock) as client,
     ):
-        lifecycle = house.make_lifecycle(store=store, clock=store.clock, amo=client, process="process-2")
+        store.observe(harness.witness)
+        lifecycle = harness.make_lifecycle(store=store, clock=store.clock, amo=client, process="process-2")
         yield Instance(store=store, lifecycle=lifecycle)
         await lifecycle.drain()
 
 
 @pytest.mark.parametrize("by", [30 * DAY, DAY / 2, -DAY])
 async def test_a_pair_refreshed_by_an_instance_with_a_wrong_clock_has_the_databases_times(
-    house: House, url: str, tmp_path: Path, by: timedelta
+    harness: RefreshHarness, url: str, tmp_path: Path, by: timedelta
 ) -> None:
     """It is due, and expires, when it would have been by any other instance; and is refreshed by one."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    async with _instance(house, url, tmp_path, by) as wrong:
-        await wrong.lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)
-    stored = await house.now(connection)
-    assert stored.access_issued_at == house.clock.now()
-    assert stored.access_expires_at == house.clock.now() + DAY
-    assert (await house.lifecycle.access_tokens.token(connection.id, min_ttl=300)).token.value == house.pair(
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    async with _instance(harness, url, tmp_path, by) as wrong:
+        await harness.refresh(connection, by=wrong.lifecycle.coordinator, demand=RefreshTrigger.FORCED)
+    stored = await harness.now(connection)
+    assert stored.access_issued_at == harness.clock.now()
+    assert stored.access_expires_at == harness.clock.now() + DAY
+    assert (await harness.lifecycle.access_tokens.token(connection.id, min_ttl=300)).token.value == harness.pair(
         stored
     ).access_token
-    house.clock.advance(DAY.total_seconds() * 0.56)
-    async with house.running(house.lifecycle):
-        await house.witness.until("refresh.succeeded", times=2)
-    assert (await house.now(connection)).pair_version == stored.pair_version + 1
+    harness.clock.advance(DAY.total_seconds() * 0.56)
+    async with harness.running(harness.lifecycle):
+        await harness.witness.until("refresh.succeeded", times=2)
+    assert (await harness.now(connection)).pair_version == stored.pair_version + 1
 
 
-async def test_a_clock_that_is_ahead_for_a_moment_changes_nothing_that_is_stored(house: House) -> None:
+async def test_a_clock_that_is_ahead_for_a_moment_changes_nothing_that_is_stored(harness: RefreshHarness) -> None:
     """Half a day ahead while a pair is refreshed, and right again: the token is fresh, and due in time."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    house.clock.step(DAY / 2)
-    await house.refresh(connection, demand=RefreshTrigger.FORCED)
-    house.clock.step(-DAY / 2)
-    stored = await house.now(connection)
-    assert stored.access_issued_at == house.clock.now()
-    assert stored.next_refresh_at == house.clock.now() + DAY / 2
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.clock.step(DAY / 2)
+    await harness.refresh(connection, demand=RefreshTrigger.FORCED)
+    harness.clock.step(-DAY / 2)
+    stored = await harness.now(connection)
+    assert stored.access_issued_at == harness.clock.now()
+    assert stored.next_refresh_at == harness.clock.now() + DAY / 2
 
 
-async def test_a_token_that_has_expired_is_expired_for_an_instance_that_is_behind(
-    house: House, url: str, tmp_path: Path
+async def test_what_has_expired_is_expired_for_an_instance_behind(
+    harness: RefreshHarness, url: str, tmp_path: Path
 ) -> None:
     """What it hands out is told by the database's clock, too."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    house.clock.advance(DAY.total_seconds() + 1)
-    async with _instance(house, url, tmp_path, -2 * DAY) as behind:
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.clock.advance(DAY.total_seconds() + 1)
+    async with _instance(harness, url, tmp_path, -2 * DAY) as behind:
         handed_out = await behind.lifecycle.access_tokens.token(connection.id, min_ttl=0)
-        assert handed_out.token.value != house.pair(connection).access_token
+        assert handed_out.token.value != harness.pair(connection).access_token
 
 
 @pytest.mark.parametrize("by", [5 * SECOND, DAY])
 async def test_a_connection_disconnected_by_an_instance_that_is_ahead_can_be_connected_again(
-    house: House, url: str, tmp_path: Path, by: timedelta
+    harness: RefreshHarness, url: str, tmp_path: Path, by: timedelta
 ) -> None:
     """A second later, by another instance: the counter decides, and AMO's new pair is kept."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    async with _instance(house, url, tmp_path, by) as ahead:
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    async with _instance(harness, url, tmp_path, by) as ahead:
         await disconnect(connection.id, reason="a test", store=ahead.lifecycle.core.store)
-    house.clock.advance(1.2)
-    again = await house.connect(api_domain=API_DOMAIN)
+    harness.clock.advance(1.2)
+    again = await harness.connect(api_domain=API_DOMAIN)
     assert again.status is Status.ACTIVE
-    assert house.amo.fake.is_good(house.pair(again).refresh_token)
+    assert harness.amo.fake.is_good(harness.pair(again).refresh_token)
 
 
-async def test_a_clock_that_differs_from_the_databases_is_told(house: House, url: str, tmp_path: Path) -> None:
+async def test_a_clock_unlike_the_databases_is_told(harness: RefreshHarness, url: str, tmp_path: Path) -> None:
     """By how much, at this moment: the app's JWTs are still checked by it."""
-    async with _instance(house, url, tmp_path, 61 * SECOND) as ahead:
+    async with _instance(harness, url, tmp_path, 61 * SECOND) as ahead:
         assert ahead.store.clock_skew == pytest.approx(61)
-        assert ahead.store.clock.now() == house.clock.now()
-    assert house.store.clock_skew == 0
+        assert ahead.store.clock.now() == harness.clock.now()
+    assert harness.store.clock_skew == 0

@@ -12,7 +12,7 @@ from amo_callback.amo.sandbox.rules import Lifetimes
 from amo_callback.model import Reason, RefreshRules, Status
 from amo_callback.store import open_store
 from tests.fakes import FakeClock
-from tests.refresh.world import FAULTS, World
+from tests.refresh.simulation import FAULTS, Simulation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from amo_callback.amo.sandbox.faults import Fault
     from amo_callback.crypto import Cipher
-    from tests.refresh.world import Process
+    from tests.refresh.simulation import Process
 
 LIFE = timedelta(days=2)
 """Of an access token: refreshed at half of it, a connection rotates once a day."""
@@ -42,8 +42,8 @@ class Coverage:
         self.until[name] = expires_at
 
 
-class Year(World):
-    """A world without gates, whose AMO falls ill by chance, and where people connect again what was lost."""
+class Year(Simulation):
+    """A simulation without gates, whose AMO falls ill by chance, and where people connect again what was lost."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, gated=False, lives=Lifetimes(access=LIFE.total_seconds()), **more)
@@ -108,16 +108,16 @@ class Year(World):
 @pytest.fixture
 async def year(tmp_path: Path, cipher: Cipher, rounds: int) -> AsyncIterator[Year]:
     clock = FakeClock()
-    async with open_store("sqlite:///world.db", folder=tmp_path, clock=clock) as store:
-        world = Year(store, cipher, clock=clock, accounts=5 * rounds)
-        for account in world.accounts:
-            await world.grant(account)
-        yield world
-        await world.close()
+    async with open_store("sqlite:///simulation.db", folder=tmp_path, clock=clock) as store:
+        simulation = Year(store, cipher, clock=clock, accounts=5 * rounds)
+        for account in simulation.accounts:
+            await simulation.grant(account)
+        yield simulation
+        await simulation.close()
 
 
 @pytest.mark.timeout(3600)
-async def test_no_account_is_without_a_live_token_while_people_mend_within_hours(
+async def test_no_account_is_without_a_live_token_where_people_mend_it(
     year: Year, rounds: int, record_property: Any
 ) -> None:
     """One request in a hundred fails, some with the answer lost: every loss is told, and tokens outlast its mending.

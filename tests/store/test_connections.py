@@ -6,16 +6,16 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import pytest
+
 from amo_callback.events import Event
-from amo_callback.model import (
-    ConnectionFilter,
-    Reason,
-    Status,
-)
+from amo_callback.grant import NewConnection
+from amo_callback.model import ConnectionFilter, Reason, Status
 from tests.builders import (
     DAY,
     a_claim,
     a_connection,
+    a_grant,
     a_refreshed,
     a_verdict,
     an_extension,
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from tests.fakes import FakeClock
     from tests.store.conftest import Beside
 
+
 SECOND = timedelta(seconds=1)
+
+
 OVER = timedelta(0)
 """The length of a lease that has ended as it began."""
 
@@ -385,3 +388,62 @@ async def test_connections_are_listed_by_their_ids_page_by_page(store: Store) ->
     ):
         assert await store.page(after="", limit=9, only=only) == [one]
     assert await store.page(after="", limit=9, only=ConnectionFilter(status=Status.DISCONNECTED)) == []
+
+
+async def test_a_refresh_leaves_a_hooks_look_up_due(store: Store) -> None:
+    """AMO may tell before it acts: that the token was good a moment ago does not settle it."""
+    stored = await save(store, a_connection())
+    await switch_off(store)
+    refreshed = await store.save_refreshed(a_refreshed(stored))
+    assert refreshed is not None
+    assert refreshed.look_up_at == START
+
+
+@pytest.mark.parametrize("change", ["postpone", "reactivate", "disconnect", "schedule_recheck"])
+async def test_what_was_read_before_a_claim_is_not_written_over_it(store: Store, change: str) -> None:
+    """Whatever is decided on a row as it was: where it has changed since, nothing is changed."""
+    stored = await save(store, a_connection())
+    claimed = await store.claim(a_claim(stored))
+    changed = {
+        "postpone": lambda: store.postpone(stored, last_error="no_answer", next_refresh_at=START),
+        "reactivate": lambda: store.reactivate(stored, next_refresh_at=START),
+        "disconnect": lambda: store.disconnect(stored, on_request=True),
+        "schedule_recheck": lambda: store.schedule_recheck(stored, at=START),
+    }
+    assert not await changed[change]()
+    assert await store.connection(stored.id) == claimed
+
+
+async def test_a_hook_after_a_new_grant_counts_however_soon(store: Store) -> None:
+    """Off, on and off again within ten minutes: the second one is no repetition of the first."""
+    stored = await save(store, a_connection(), iat=1)
+    await switch_off(store)
+    granted = await save(store, a_connection(connected_at=START + SECOND), iat=2)
+    assert (granted.look_up_at, granted.hook_at) == (None, None)
+    assert await switch_off(store) == [stored.id]
+
+
+async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Store, clock: FakeClock) -> None:
+    """The account lived after the hook before it; now it was given up, and the new hook explains why."""
+    stored = await save(store, a_connection())
+    clock.advance(86_400 / 4)
+    await switch_off(store)
+    refreshed = await store.save_refreshed(a_refreshed(stored, at=START + DAY / 2))
+    assert refreshed is not None
+    assert await store.schedule_recheck(refreshed, at=None)
+    await store.claim(a_claim(await now(store, stored)))
+    dead = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + 2 * DAY)
+    await store.save_verdict(dead)
+    clock.advance(86_400 * 3 / 4)
+    await switch_off(store)
+    assert (await now(store, stored)).look_up_at == START + DAY
+
+
+async def test_an_erasure_does_not_forget_when_a_person_disconnected(store: Store) -> None:
+    """Disconnected, connected again, and then erased for a hook: what was granted before all that stays away."""
+    stored = await save(store, a_connection(), iat=1)
+    late = await store.claim_grant(a_grant("late"), now=START)
+    await store.disconnect(stored, on_request=True)
+    again = await save(store, a_connection(connected_at=START + 2 * SECOND), iat=2, code="again")
+    await store.disconnect(again, on_request=False)
+    assert await store.save_connected(NewConnection(grant=late, connection=a_connection(), token_iat=3)) is None

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
-from amo_callback.model import RefreshRules, RefreshTrigger
+from amo_callback.model import IntrospectionResult, RefreshRules, RefreshTrigger, TokenState
 from amo_callback.refresh.maintenance import Maintenance
 from amo_callback.refresh.scheduler import RefreshScheduler
 from amo_callback.tokens.lifecycle import TokenLifecycle
-from tests.builders import a_connection, a_core, a_grant, a_refreshed, save
-from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, RecordingObserver
+from tests.builders import a_claim, a_connection, a_core, a_grant, a_refreshed, save
+from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
 from tests.patience import PATIENCE
+from tests.refresh.harness import API_DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from amo_callback.refresh.coordinator import RefreshCoordinator
     from amo_callback.refresh.rechecks import Rechecker
     from amo_callback.store import Store
+    from tests.refresh.harness import RefreshHarness
 
 
-class FakeKeeper:
+class FakeCoordinator:
     """A keeper that remembers whom it was asked for, and does as it is told."""
 
     def __init__(self, store: Store, clock: FakeClock) -> None:
@@ -67,7 +70,7 @@ class Loop:
 
     def __init__(self, store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> None:
         self.store, self.clock, self.witness, self.cipher = store, clock, witness, cipher
-        self.coordinator = FakeKeeper(store, clock)
+        self.coordinator = FakeCoordinator(store, clock)
         self.failing = FaultyStore(store, clock)
 
     @asynccontextmanager
@@ -75,11 +78,7 @@ class Loop:
         self, *, watches: Sequence[Callable[[], Awaitable[None]]] = (), **rules: Any
     ) -> AsyncIterator[RefreshScheduler]:
         self.core = core = a_core(
-            store=self.failing,
-            cipher=self.cipher,
-            clock=self.clock,
-            observer=self.witness,
-            rules=RefreshRules(**rules),
+            store=self.failing, cipher=self.cipher, clock=self.clock, observer=self.witness, rules=RefreshRules(**rules)
         )
         lifecycle = TokenLifecycle(core, rescue=MemoryRescue(), machine="here")
         scheduler = RefreshScheduler(
@@ -265,9 +264,7 @@ async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop
 @pytest.mark.parametrize(
     ("error", "aside"), [(StoreUnavailable("x"), 5.0), (NotYet(1), 5.0), (ZeroDivisionError(), 30.0)]
 )
-async def test_one_that_cannot_be_refreshed_now_does_not_spin_nor_stop_the_others(
-    loop: Loop, error: Exception, aside: float
-) -> None:
+async def test_one_that_cannot_be_refreshed_now_stops_no_others(loop: Loop, error: Exception, aside: float) -> None:
     """Where nothing could be written down about a failure, the connection is left aside for a while."""
     bad, good = await loop.due(1, 2)
     loop.coordinator.errors[bad.id] = error
@@ -331,3 +328,77 @@ async def test_expired_grants_are_forgotten_in_passing(loop: Loop) -> None:
     stored = await loop.store.grant(grant.code_hash)
     assert stored is not None
     assert stored.sealed is None
+
+
+async def test_an_attempt_of_another_process_takes_no_place_of_the_loops(harness: RefreshHarness) -> None:
+    """Those whose owners have died are left aside until their leases have ended, and the others go meanwhile."""
+    claimed = await harness.connect(next_refresh_at=START)
+    await harness.store.claim(a_claim(claimed, owner="process-2"))
+    harness.amo.account.user_id += 1
+    free = await harness.connect(next_refresh_at=START)
+    async with harness.running(harness.make_lifecycle(rules=RefreshRules(concurrency=1))):
+        await harness.pass_time(30, step=5)
+        assert (await harness.now(free)).pair_version == 2
+
+
+async def test_while_one_probe_waits_for_its_slot_there_is_no_other(harness: RefreshHarness) -> None:
+    """A rate limit that is paused for an hour gathers no fleet of probes that would all go at its end."""
+    await harness.connect_users(3, next_refresh_at=START)
+    waiting = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal waiting
+        waiting += 1
+        await harness.clock.sleep(3600)
+
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=slot))
+    lifecycle.breaker.refuse("Check the `client_id` parameter")
+    harness.clock.advance(61)
+    async with harness.running(lifecycle):
+        for _ in range(3):
+            await harness.clock.until_sleeping(5)
+            harness.clock.advance(5)
+        await harness.clock.until_sleeping(5)
+        assert waiting == 1
+
+
+async def test_after_everyone_was_the_probe_a_new_round_begins(harness: RefreshHarness) -> None:
+    """The secret is mended after all have been tried: the next probe closes it, without anybody's help."""
+    connection = await harness.connect(next_refresh_at=START)
+    lifecycle = harness.make_lifecycle()
+    lifecycle.breaker.refuse("Check the `client_id` parameter")
+    harness.amo.sandbox.faults.add(Fault.NOT_LINKED, Fault.NOT_LINKED)
+    async with harness.running(lifecycle):
+        await harness.pass_time(300, step=5)
+    assert lifecycle.breaker.reason is None
+    assert (await harness.now(connection)).pair_version == 2
+
+
+async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(harness: RefreshHarness) -> None:
+    """However often the loop comes round meanwhile; and the store is not closed under it."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    await harness.store.schedule_recheck(connection, at=harness.clock.now())
+    asked, began, go_on = 0, asyncio.Event(), asyncio.Event()
+
+    async def look_up(**_: object) -> IntrospectionResult:
+        nonlocal asked
+        asked += 1
+        began.set()
+        await go_on.wait()
+        return IntrospectionResult(standing=TokenState.GOOD)
+
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up))
+    running = asyncio.create_task(lifecycle.scheduler.run())
+    await began.wait()
+    for _ in range(3):
+        await harness.clock.until_sleeping(5)
+        harness.clock.advance(5)
+    await harness.clock.until_sleeping(5)
+    assert asked == 1
+    lifecycle.core.stop.set()
+    await asyncio.wait({running}, timeout=0.1)
+    assert not running.done()
+    go_on.set()
+    await running
+    assert (await harness.now(connection)).look_up_at != harness.clock.now()
+    assert harness.witness.names() == ["hook.unconfirmed"]

@@ -21,9 +21,7 @@ async def _disconnect(connection: Connection, store: object) -> Connection:
     return await disconnect(connection.id, reason="a test", store=cast("Store", store))
 
 
-async def test_a_row_that_changes_meanwhile_is_read_again(
-    store: Store, clock: FakeClock, witness: RecordingObserver
-) -> None:
+async def test_a_row_that_changes_is_read_again(store: Store, clock: FakeClock, witness: RecordingObserver) -> None:
     """A refresh writes between our look and our write: the next look holds."""
     store.observe(witness)
     stored = await save(store, a_connection())

@@ -1,4 +1,4 @@
-"""A small world in which every step of every process is somebody else's decision.
+"""A simulation in which every step of every process is somebody else's decision.
 
 Processes share a real SQLite file, a rescue folder, a clock that stands still, and the stand-in's rules. Each of
 their writes, and each request to AMO, waits at a gate before it happens and again before its result is heard. So
@@ -50,7 +50,7 @@ from amo_callback.rate_limit import LocalLimits
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
 from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, RecordingObserver
-from tests.refresh.tokens import DAY, Budget, Token
+from tests.refresh.simulated_tokens import DAY, Budget, Token
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -118,20 +118,20 @@ class _Machine:
     process: Process
 
     def now(self) -> datetime:
-        return self.process.world.clock.now() + self.process.ahead
+        return self.process.simulation.clock.now() + self.process.ahead
 
     def monotonic(self) -> float:
-        return self.process.world.clock.monotonic()
+        return self.process.simulation.clock.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        await self.process.world.clock.sleep(seconds)
+        await self.process.simulation.clock.sleep(seconds)
 
 
 @dataclass
 class Process:
     """One process: its gates, its custody, its fate."""
 
-    world: World
+    simulation: Simulation
     name: str
     waiting: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -147,30 +147,30 @@ class Process:
 
     def __post_init__(self) -> None:
         self.witness = _Observer(self)
-        self.clock: Clock = self.world.clock
-        if self.world.shared:
+        self.clock: Clock = self.simulation.clock
+        if self.simulation.shared:
             self.clock = DatabaseClock(_Machine(self))
-            self.clock.set(self.world.clock.now(), asked_at=self.world.clock.monotonic())
-        self.block_at_start = self.world.budget.began
+            self.clock.set(self.simulation.clock.now(), asked_at=self.simulation.clock.monotonic())
+        self.block_at_start = self.simulation.budget.began
         core = a_core(
             store=_Store(self),
             amo=_Amo(self),
-            cipher=self.world.cipher,
+            cipher=self.simulation.cipher,
             clock=self.clock,
             observer=self.witness,
-            random=self.world.random,
-            rules=self.world.rules,
+            random=self.simulation.random,
+            rules=self.simulation.rules,
             process=self.name,
         )
-        self.lifecycle = TokenLifecycle(core, rescue=self.world.disk, machine="here")
-        self.tasks.add(self.world.loop.create_task(self._live()))
+        self.lifecycle = TokenLifecycle(core, rescue=self.simulation.disk, machine="here")
+        self.tasks.add(self.simulation.loop.create_task(self._live()))
 
     async def _live(self) -> None:
         await self.lifecycle.pending_writes.restore()
         await self.lifecycle.scheduler.run()
 
     def run(self, work: Any) -> asyncio.Task[Any]:
-        task = self.world.loop.create_task(work)
+        task = self.simulation.loop.create_task(work)
         self.tasks.add(task)
         return task
 
@@ -180,7 +180,7 @@ class Process:
         await self.lifecycle.drain()
 
     async def gate(self, name: str) -> None:
-        if not self.world.gated:
+        if not self.simulation.gated:
             return
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((name, opened))
@@ -189,7 +189,7 @@ class Process:
     @property
     def knows_block(self) -> bool:
         """Whether it must know that AMO blocks the address: it has read so, or started after that was stored."""
-        began = self.world.budget.began
+        began = self.simulation.budget.began
         read = self.lifecycle.breaker.address_block.block is not None
         return began is not None and (read or self.block_at_start == began)
 
@@ -197,11 +197,11 @@ class Process:
         """Send it SIGTERM."""
         if self.ended is None:
             self.lifecycle.core.stop.set()
-            self.ended = self.world.loop.create_task(self._drain())
+            self.ended = self.simulation.loop.create_task(self._drain())
 
 
 class _Observer(RecordingObserver):
-    """An observer that keeps for the world what does not hold: the service only logs a bug, and goes on."""
+    """An observer that keeps for the simulation what does not hold: the service only logs a bug, and goes on."""
 
     def __init__(self, process: Process) -> None:
         super().__init__()
@@ -209,27 +209,27 @@ class _Observer(RecordingObserver):
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
-        world = self._process.world
+        simulation = self._process.simulation
         if event.error is not None and not isinstance(event.error, AmoCallbackError):
-            world.broken.append(event.error)
-        if event.name == "refresh.superseded" and world.unheard.get(event.connection_id or "") is self._process:
-            world.broken.append(AssertionError("a pair that was stored counts as superseded"))
+            simulation.broken.append(event.error)
+        if event.name == "refresh.superseded" and simulation.unheard.get(event.connection_id or "") is self._process:
+            simulation.broken.append(AssertionError("a pair that was stored counts as superseded"))
 
 
 class _Store:
     """The store as one process sees it."""
 
     def __init__(self, process: Process) -> None:
-        world = process.world
+        simulation = process.simulation
         self._process = process
         self.last_write_error: str | None = None
-        self.has_shared_clock, self.clock_skew = world.store.has_shared_clock, 0.0
-        self.failed_at: float | None = world.clock.monotonic() if world.shared else None
-        self.shared = LocalLimits(clock=process.clock) if world.shared else None
+        self.has_shared_clock, self.clock_skew = simulation.store.has_shared_clock, 0.0
+        self.failed_at: float | None = simulation.clock.monotonic() if simulation.shared else None
+        self.shared = LocalLimits(clock=process.clock) if simulation.shared else None
         self.clock = process.clock
 
     def subscribe(self, listener: Any) -> None:
-        self._process.world.store.subscribe(listener)
+        self._process.simulation.store.subscribe(listener)
 
     async def record(self, event: Event) -> None:
         await self.__getattr__("record")(event)
@@ -237,28 +237,28 @@ class _Store:
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
-            process, world = self._process, self._process.world
+            process, simulation = self._process, self._process.simulation
             if process.dead:
                 await asyncio.Event().wait()
             if name == "claim":
-                with world.keeping():
-                    world.count_probe(process)
+                with simulation.keeping():
+                    simulation.count_probe(process)
             if name in WRITES:
                 await process.gate(name)
             if process.store_away:
-                self.failed_at = world.clock.monotonic()
+                self.failed_at = simulation.clock.monotonic()
                 raise StoreUnavailable("SQLITE_FULL")
-            with world.keeping():
-                result = await world.at_work(world.watched(process, name, args, kwargs))
+            with simulation.keeping():
+                result = await simulation.at_work(simulation.watched(process, name, args, kwargs))
             if isinstance(process.clock, DatabaseClock):
-                process.clock.set(world.clock.now(), asked_at=world.clock.monotonic())
+                process.clock.set(simulation.clock.now(), asked_at=simulation.clock.monotonic())
             changed = result or (result is None and name not in ROWS)
             if changed and name in process.lost_answers:
                 process.lost_answers.remove(name)
-                world.drawn["lost COMMIT answers"] += 1
+                simulation.drawn["lost COMMIT answers"] += 1
                 if name == "save_refreshed":
-                    world.unheard[result.id] = process
-                self.failed_at = world.clock.monotonic()
+                    simulation.unheard[result.id] = process
+                self.failed_at = simulation.clock.monotonic()
                 raise StoreUnavailable("SQLITE_IOERR")
             if name in WRITES or name == "connection":
                 await process.gate(f"{name}, done")
@@ -273,28 +273,28 @@ class _Amo:
     timeout = TIMEOUT
 
     def __init__(self, process: Process) -> None:
-        self._process, self._world = process, process.world
-        self.client_id = process.world.integration.client_id
+        self._process, self._simulation = process, process.simulation
+        self.client_id = process.simulation.integration.client_id
 
     async def slot(self, _priority: Priority) -> None:
         return
 
     def base_url(self, host: str) -> str:
-        return self._world.integration.address(host, "")
+        return self._simulation.integration.address(host, "")
 
     def account_of(self, access_token: str) -> Account:
         return account_of(read_claims(access_token))
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
-        world, process = self._world, self._process
+        simulation, process = self._simulation, self._process
         await process.gate("send")
-        if world.clock.monotonic() > not_after:
+        if simulation.clock.monotonic() > not_after:
             raise RequestNotSent
-        sent, fault, token = world.clock.monotonic(), world.fault(), world.tokens[refresh_token]
-        with world.keeping():
-            status, body = world.presented(refresh_token, domain=domain, fault=fault)
+        sent, fault, token = simulation.clock.monotonic(), simulation.fault(), simulation.tokens[refresh_token]
+        with simulation.keeping():
+            status, body = simulation.presented(refresh_token, domain=domain, fault=fault)
         await process.gate("answer")
-        if world.clock.monotonic() - sent > TIMEOUT:
+        if simulation.clock.monotonic() - sent > TIMEOUT:
             raise UnknownOutcome("timeout")
         if fault in {Fault.RESET, Fault.NOTHING_AFTER} and not status:
             raise UnknownOutcome("connection_lost")
@@ -310,32 +310,34 @@ class _Amo:
         return issued
 
     async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> IntrospectionResult:
-        request = refresh_token_request(self._world.integration, refresh_token=refresh_token, api_domain=api_domain)
+        request = refresh_token_request(
+            self._simulation.integration, refresh_token=refresh_token, api_domain=api_domain
+        )
         if request is None:
             return UNASKED
         await self._process.gate("look up")
-        reply = self._world.fake.current_subdomain(refresh_token)
+        reply = self._simulation.fake.current_subdomain(refresh_token)
         sighting = self._sighting(reply, account_id, REFRESH_TOKEN_REFUSED)
-        self._world.tokens[refresh_token].looked_up(sighting.standing)
+        self._simulation.tokens[refresh_token].looked_up(sighting.standing)
         return sighting
 
     async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
         assert domain
-        with self._world.keeping():
-            known = self._world.blocked and self._process.knows_block
+        with self._simulation.keeping():
+            known = self._simulation.blocked and self._process.knows_block
             assert not known, "a blocked AMO was asked about an access token"
         await self._process.gate("ask about")
-        return self._sighting(self._world.fake.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
+        return self._sighting(self._simulation.fake.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
 
     def _sighting(self, reply: Any, account_id: str, refusals: frozenset[int]) -> IntrospectionResult:
-        world = self._world
+        simulation = self._simulation
         answer = Answer(status=reply.status, body=reply.body)
-        if world.blocked:
-            world.drawn["requests while the address is blocked"] += 1
+        if simulation.blocked:
+            simulation.drawn["requests while the address is blocked"] += 1
             answer = Answer(status=403, body=BLOCKED)
-        if world.look_ups_away or world.blocked:
-            world.silent_at = world.clock.monotonic()
-        if world.look_ups_away:
+        if simulation.look_ups_away or simulation.blocked:
+            simulation.silent_at = simulation.clock.monotonic()
+        if simulation.look_ups_away:
             return UNKNOWN
         return read_sighting(answer, account_id=account_id, refusals=refusals)
 
@@ -351,7 +353,7 @@ def _harmed(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
     return 200, json.dumps({**reply.content, "refresh_token": None}).encode()
 
 
-class World:
+class Simulation:
     """All there is."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The refresh tokens of a simulated world: what became of each, and what may be presented."""
+"""The refresh tokens of a simulation: what became of each, and what may be presented."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONG = 18 * 3600.0
 
 @dataclass
 class Token:
-    """A refresh token, as the world knows it."""
+    """A refresh token, as the simulation knows it."""
 
     parent: str | None
     generation: int

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.model import Connection, TokenResponse
     from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.house import House
+    from tests.refresh.harness import RefreshHarness
 
 RATE = 5
 
@@ -44,25 +44,25 @@ def _plain(method: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[
 
 
 @asynccontextmanager
-async def _paced(house: House) -> AsyncIterator[RecordedPace]:
-    """Have the house speak to AMO at a limited rate, in the test's time."""
+async def _paced(harness: RefreshHarness) -> AsyncIterator[RecordedPace]:
+    """Have the harness speak to AMO at a limited rate, in the test's time."""
     rate_limiter = RateLimiter(
-        per_second=RATE, shared=LocalLimits(clock=house.clock), clock=house.clock, observer=house.witness
+        per_second=RATE, shared=LocalLimits(clock=harness.clock), clock=harness.clock, observer=harness.witness
     )
-    recorded = RecordedPace(rate_limiter, house.clock)
-    async with amo_client(house.amo, house.clock, rate_limiter=cast("RateLimiter", recorded)) as client:
-        house.client = _uncounted(client)
+    recorded = RecordedPace(rate_limiter, harness.clock)
+    async with amo_client(harness.amo, harness.clock, rate_limiter=cast("RateLimiter", recorded)) as client:
+        harness.client = _uncounted(client)
         yield recorded
 
 
-async def _fleet(house: House, size: int) -> list[Connection]:
+async def _fleet(harness: RefreshHarness, size: int) -> list[Connection]:
     """Connect so many accounts."""
     connections = []
     for number in range(size):
-        account = house.amo.fake.open_account(f"shop{number}.amocrm.ru")
-        code = house.amo.fake.allow(account).encode()
-        issued = await house.client.exchange(code=code, domain=account.host, not_after=math.inf)
-        connections.append(await house.keep(issued, domain=account.host))
+        account = harness.amo.fake.open_account(f"shop{number}.amocrm.ru")
+        code = harness.amo.fake.allow(account).encode()
+        issued = await harness.client.exchange(code=code, domain=account.host, not_after=math.inf)
+        connections.append(await harness.keep(issued, domain=account.host))
     return connections
 
 
@@ -78,10 +78,10 @@ def _locked(file: Path) -> Iterator[None]:
         other.close()
 
 
-async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(house: House, tmp_path: Path) -> None:
+async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(harness: RefreshHarness, tmp_path: Path) -> None:
     """Another process holds SQLite's write lock for 3.5 s; then 16 claims are committed at once."""
-    connections = await _fleet(house, 16)
-    async with _paced(house) as rate_limiter:
+    connections = await _fleet(harness, 16)
+    async with _paced(harness) as rate_limiter:
         begun = 0
 
         def refresh(**request: Any) -> Awaitable[TokenResponse]:
@@ -89,42 +89,40 @@ async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(house: Hous
             begun += 1
             return client.refresh(**request)
 
-        client = house.client
-        coordinator = house.make_coordinator(amo=Override(client, refresh=refresh))
+        client = harness.client
+        coordinator = harness.make_coordinator(amo=Override(client, refresh=refresh))
         with _locked(tmp_path / "amo-callback.db"):
-            refreshes = [
-                asyncio.create_task(coordinator.refresh(each.id, demand=RefreshTrigger.FORCED)) for each in connections
-            ]
-            began = house.clock.monotonic()
-            while house.clock.monotonic() < began + 3.5 or house.traffic.calls["claim"] < len(connections):
+            refreshes = [harness.begin(each, by=coordinator, demand=RefreshTrigger.FORCED) for each in connections]
+            began = harness.clock.monotonic()
+            while harness.clock.monotonic() < began + 3.5 or harness.traffic.calls["claim"] < len(connections):
                 for _ in range(30):
                     await asyncio.sleep(0)
-                house.clock.advance(0.05)
+                harness.clock.advance(0.05)
         while not all(refresh.done() for refresh in refreshes):
-            await house.pass_time(0.05, step=0.05)
+            await harness.pass_time(0.05, step=0.05)
             while rate_limiter.arrived < begun:  # noqa: ASYNC110 -- because time stands still while a connection is made
                 await asyncio.sleep(0)
         await asyncio.gather(*refreshes)
         await rate_limiter.close()
     assert len(rate_limiter.sent) == len(connections)
     assert most_in_a_second(*rate_limiter.sent) <= RATE + 1
-    assert house.amo.fake.ledger.doubles() == 0
+    assert harness.amo.fake.ledger.doubles() == 0
 
 
 @asynccontextmanager
-async def _claimed_late(house: House, connection: Connection, *, pause: float) -> AsyncIterator[_Late]:
+async def _claimed_late(harness: RefreshHarness, connection: Connection, *, pause: float) -> AsyncIterator[_Late]:
     """Refresh a connection whose claim takes two seconds, in which AMO asks for a pause."""
-    async with _paced(house) as rate_limiter:
+    async with _paced(harness) as rate_limiter:
 
         async def pause_and_take_two_seconds(*_: object, **__: object) -> None:
             await rate_limiter.pause(pause)
-            house.clock.advance(2)
+            harness.clock.advance(2)
 
-        house.failing.after["claim"] = pause_and_take_two_seconds
-        lifecycle = house.make_lifecycle(amo=house.client)
-        began = house.clock.monotonic()
-        refresh = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-        await house.clock.until_sleeping(pause - 2)
+        harness.failing.after["claim"] = pause_and_take_two_seconds
+        lifecycle = harness.make_lifecycle(amo=harness.client)
+        began = harness.clock.monotonic()
+        refresh = harness.begin(connection, by=lifecycle.coordinator)
+        await harness.clock.until_sleeping(pause - 2)
         assert rate_limiter.sent == []
         yield _Late(lifecycle=lifecycle, rate_limiter=rate_limiter, refresh=refresh, began=began)
         await rate_limiter.close()
@@ -138,35 +136,35 @@ class _Late:
     began: float
 
 
-async def test_a_claim_that_returns_late_waits_for_another_slot(house: House) -> None:
+async def test_a_claim_that_returns_late_waits_for_another_slot(harness: RefreshHarness) -> None:
     """A slot is good for a second: a request whose claim took longer is sent in a new one."""
-    connection = await house.connect()
-    async with _claimed_late(house, connection, pause=30) as late:
-        house.clock.advance(28)
+    connection = await harness.connect()
+    async with _claimed_late(harness, connection, pause=30) as late:
+        harness.clock.advance(28)
         await late.refresh
         assert late.rate_limiter.sent == [late.began + 30]
 
 
-async def test_a_claim_whose_next_slot_comes_too_late_is_given_back(house: House) -> None:
+async def test_a_claim_whose_next_slot_comes_too_late_is_given_back(harness: RefreshHarness) -> None:
     """Where the lease would end under the request nothing is sent, and the claim is given back as no failure."""
-    connection = await house.connect()
-    async with _claimed_late(house, connection, pause=60) as late:
-        house.clock.advance(53)
+    connection = await harness.connect()
+    async with _claimed_late(harness, connection, pause=60) as late:
+        harness.clock.advance(53)
         with pytest.raises(NotYet):
             await late.refresh
-        await _check_given_back(house, connection, late)
+        await _check_given_back(harness, connection, late)
 
 
-async def test_a_claim_that_waits_for_another_slot_is_given_back_at_the_end(house: House) -> None:
+async def test_a_claim_that_waits_for_another_slot_is_given_back_at_the_end(harness: RefreshHarness) -> None:
     """A process that ends does not wait for a slot: nothing is sent, and another process can claim at once."""
-    connection = await house.connect()
-    async with _claimed_late(house, connection, pause=30) as late:
+    connection = await harness.connect()
+    async with _claimed_late(harness, connection, pause=30) as late:
         late.lifecycle.core.stop.set()
         with pytest.raises(ShuttingDown):
             await late.refresh
-        await _check_given_back(house, connection, late)
+        await _check_given_back(harness, connection, late)
 
 
-async def _check_given_back(house: House, connection: Connection, late: _Late) -> None:
-    stored = await house.now(connection)
+async def _check_given_back(harness: RefreshHarness, connection: Connection, late: _Late) -> None:
+    stored = await harness.now(connection)
     assert (late.rate_limiter.sent, stored.attempt, stored.failures, stored.last_error) == ([], None, 0, None)

@@ -66,7 +66,7 @@ def test_only_listed_refusals_need_the_person(error: AmoCallbackError, doubtful:
         (UnknownOutcome("timeout"), 60, True),
     ],
 )
-def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, doubtful: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, *, doubtful: bool) -> None:
     """The connection stays active; an open outcome marks the token as doubtful and waits for a lease's length."""
     verdict = _judged(error)
     assert (verdict.status, verdict.reason, verdict.open_for is not None) == (Status.ACTIVE, None, doubtful)

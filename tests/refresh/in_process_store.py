@@ -1,4 +1,4 @@
-"""A SQLite file for a simulation: the real statements, run in the simulation's own thread, and nothing is fsynced.
+"""A SQLite file for a simulation: the real statements, run in its own thread, and nothing is fsynced.
 
 A thread for each connection costs more time than all the rest of a simulated step.
 """
@@ -47,10 +47,10 @@ class _SharedClock(SqliteStore):
 
 
 @contextmanager
-def open_direct(*, clock: Clock, shared: bool) -> Iterator[Store]:
+def open_in_process_store(*, clock: Clock, shared: bool) -> Iterator[Store]:
     """Open a store on a new file; where the clock is `shared`, stored times are told by it as on PostgreSQL."""
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
-        path = Path(folder) / "world.db"
+        path = Path(folder) / "simulation.db"
         writer, reader = _Connection(path), _Connection(path)
         with closing(writer.database), closing(reader.database):
             for statement in (statement for migration in _MIGRATIONS for statement in migration):
@@ -60,5 +60,5 @@ def open_direct(*, clock: Clock, shared: bool) -> Iterator[Store]:
                 reader=cast("Any", reader),
                 wal=WriteAheadLog(path, busy_timeout=0),
                 clock=clock,
-                process="world",
+                process="simulation",
             )

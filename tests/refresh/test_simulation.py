@@ -12,20 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    get_state_machine_test,
-    initialize,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, get_state_machine_test, initialize, precondition, rule
 
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import AmoCallbackError, ShuttingDown
 from tests.conftest import ROUNDS
 from tests.fakes import FakeClock
-from tests.refresh.direct import open_direct
-from tests.refresh.world import COMMITS, FAULTS, Process, World
+from tests.refresh.in_process_store import open_in_process_store
+from tests.refresh.simulation import COMMITS, FAULTS, Process, Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -50,8 +44,8 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        # What a process's task has raised, the world keeps. To write it to the log when the task is collected takes the
-        # parser, which may be at work for pytest's own report then, and is not reentrant.
+        # What a process's task has raised, the simulation keeps. To log it when the task is collected takes the parser,
+        # which may be at work for pytest's own report then, and is not reentrant.
         self.loop.set_exception_handler(lambda _loop, _context: None)
         self.stack = ExitStack()
         self.stepped = timedelta(0)
@@ -72,40 +66,40 @@ class Machine(RuleBasedStateMachine):
 
     async def _begin(self, *, shared: bool, accounts: int, kills: bool, knows: bool, status: int) -> None:
         clock = FakeClock()
-        store = self.stack.enter_context(open_direct(clock=clock, shared=shared))
-        self.world = World(store, Cipher([KEY]), clock=clock, accounts=accounts)
-        quirks = self.world.fake.quirks
+        store = self.stack.enter_context(open_in_process_store(clock=clock, shared=shared))
+        self.simulation = Simulation(store, Cipher([KEY]), clock=clock, accounts=accounts)
+        quirks = self.simulation.fake.quirks
         quirks.refresh_kills_access, quirks.look_up_knows_spent, quirks.moved_status = kills, knows, status
-        for account in self.world.accounts:
-            await self.world.grant(account)
+        for account in self.simulation.accounts:
+            await self.simulation.grant(account)
         for number in range(PROCESSES):
-            self.world.start(timedelta(days=30 * number))
-        await self.world.settle()
+            self.simulation.start(timedelta(days=30 * number))
+        await self.simulation.settle()
 
     def process(self, number: int) -> Process:
-        living = self.world.living()
+        living = self.simulation.living()
         return living[number % len(living)]
 
     # --- steps -----------------------------------------------------------------------------------
 
     @rule(process=numbers, gate=numbers)
     def one_step(self, process: int, gate: int) -> None:
-        self.do(self.world.open(self.process(process), gate))
+        self.do(self.simulation.open(self.process(process), gate))
 
     @rule(process=numbers, steps=st.integers(min_value=2, max_value=12))
     def some_steps(self, process: int, steps: int) -> None:
         chosen = self.process(process)
         for _ in range(steps):
-            self.do(self.world.open(chosen))
+            self.do(self.simulation.open(chosen))
 
     @rule()
     def all_steps(self) -> None:
-        self.do(self.world.flow())
+        self.do(self.simulation.flow())
 
     @rule(seconds=st.sampled_from([0.3, 5, 16, 40, 61, 900, 43200]))
     def time_passes(self, seconds: float) -> None:
-        self.world.clock.advance(seconds)
-        self.do(self.world.settle())
+        self.simulation.clock.advance(seconds)
+        self.do(self.simulation.settle())
 
     @rule(hours=st.sampled_from([1, 4, 26]))
     def hours_pass(self, hours: int) -> None:
@@ -113,18 +107,18 @@ class Machine(RuleBasedStateMachine):
 
     async def _pass(self, times: int, *, seconds: float) -> None:
         for _ in range(times):
-            await self.world.flow()
-            self.world.clock.advance(seconds)
-            await self.world.settle()
+            await self.simulation.flow()
+            self.simulation.clock.advance(seconds)
+            await self.simulation.settle()
 
-    @precondition(lambda self: not self.world.shared)
+    @precondition(lambda self: not self.simulation.shared)
     @rule(hours=st.sampled_from([-3, 3]))
     def the_clock_is_stepped(self, hours: int) -> None:
         self.stepped += timedelta(hours=hours)
-        self.world.step(timedelta(hours=hours))
-        self.do(self.world.settle())
+        self.simulation.step(timedelta(hours=hours))
+        self.do(self.simulation.settle())
 
-    @precondition(lambda self: self.world.shared)
+    @precondition(lambda self: self.simulation.shared)
     @rule(process=numbers, ahead=aheads)
     def a_machines_clock_is_stepped(self, process: int, ahead: timedelta) -> None:
         self.process(process).ahead = ahead
@@ -133,26 +127,26 @@ class Machine(RuleBasedStateMachine):
 
     @rule(faults=st.lists(st.sampled_from(FAULTS), min_size=1, max_size=3))
     def amo_falls_ill(self, faults: list[Any]) -> None:
-        self.world.faults.extend(faults)
+        self.simulation.faults.extend(faults)
 
     @rule(away=st.booleans())
     def look_ups_go_and_come(self, *, away: bool) -> None:
-        self.world.look_ups_away = away
+        self.simulation.look_ups_away = away
 
     @rule(process=numbers, minutes=st.sampled_from([0, 20, 90]))
     def amo_blocks_the_address(self, process: int, minutes: int) -> None:
-        self.world.blocked = True
+        self.simulation.blocked = True
         if minutes:
             self.a_backend_asks_for_all(process, at_once=True)
             self.do(self._pass(minutes // 5, seconds=300))
 
     @rule()
     def amo_ends_the_block(self) -> None:
-        self.world.blocked = False
+        self.simulation.blocked = False
 
     @rule(lying=st.booleans())
     def amo_calls_good_tokens_revoked(self, *, lying: bool) -> None:
-        self.world.lying = lying
+        self.simulation.lying = lying
 
     @rule(
         process=numbers,
@@ -170,21 +164,21 @@ class Machine(RuleBasedStateMachine):
 
     @rule(full=st.booleans())
     def the_rescue_folder_is_full(self, *, full: bool) -> None:
-        self.world.disk.full = full
+        self.simulation.disk.full = full
 
     @rule(process=numbers, ahead=aheads)
     def a_process_is_killed_and_another_starts(self, process: int, ahead: timedelta) -> None:
         self.process(process).dead = True
-        self.world.start(ahead)
-        self.do(self.world.settle())
+        self.simulation.start(ahead)
+        self.do(self.simulation.settle())
 
     @rule(process=numbers, ahead=aheads)
     def a_process_is_told_to_stop_and_another_starts(self, process: int, ahead: timedelta) -> None:
         chosen = self.process(process)
-        if chosen.ended is None and len(self.world.living()) <= PROCESSES:
+        if chosen.ended is None and len(self.simulation.living()) <= PROCESSES:
             chosen.stop()
-            self.world.start(ahead)
-            self.do(self.world.settle())
+            self.simulation.start(ahead)
+            self.do(self.simulation.settle())
 
     # --- people ----------------------------------------------------------------------------------
 
@@ -192,59 +186,59 @@ class Machine(RuleBasedStateMachine):
     def a_backend_asks(self, process: int, account: int, *, forced: bool, min_ttl: int) -> None:
         chosen = self.process(process)
         _ = chosen.run(self._asked(chosen, self.name(account), forced=forced, min_ttl=min_ttl))
-        self.do(self.world.settle())
+        self.do(self.simulation.settle())
 
     @rule(process=numbers, at_once=st.booleans())
     def a_backend_asks_for_all(self, process: int, *, at_once: bool) -> None:
         """Refresh all at once: with what AMO answers then, many turn terminal within minutes."""
         chosen = self.process(process)
-        self.world.clock.advance(11)  # a younger pair is handed out as it is
-        for account in self.world.accounts:
-            _ = chosen.run(self._asked(chosen, self.world.name(account), forced=True, min_ttl=0))
-        self.do(self.world.flow() if at_once else self.world.settle())
+        self.simulation.clock.advance(11)  # a younger pair is handed out as it is
+        for account in self.simulation.accounts:
+            _ = chosen.run(self._asked(chosen, self.simulation.name(account), forced=True, min_ttl=0))
+        self.do(self.simulation.flow() if at_once else self.simulation.settle())
 
     @rule(account=numbers)
     def a_person_connects_again(self, account: int) -> None:
-        self.do(self.world.grant(self.account(account)))
+        self.do(self.simulation.grant(self.account(account)))
 
     @rule(process=numbers, account=numbers)
     def a_person_connects_through_a_process(self, process: int, account: int) -> None:
         chosen = self.process(process)
         if chosen.ended is None:  # one that is stopping begins nothing
-            self.do(self.world.grant_by(chosen, self.account(account)))
-            self.do(self.world.settle())
+            self.do(self.simulation.grant_by(chosen, self.account(account)))
+            self.do(self.simulation.settle())
 
     @rule(process=numbers, account=numbers)
     def somebody_replays_the_hook(self, process: int, account: int) -> None:
         chosen = self.process(process)
         _ = chosen.run(self._hooked(chosen, str(self.account(account).id)))
-        self.do(self.world.settle())
+        self.do(self.simulation.settle())
 
     @rule(account=numbers)
     def a_stranger_spends_a_token(self, account: int) -> None:
-        self.do(self.world.steal(self.account(account)))
+        self.do(self.simulation.steal(self.account(account)))
 
     @rule(account=numbers)
     def an_account_is_switched_off(self, account: int) -> None:
-        self.world.switch_off(self.account(account))
+        self.simulation.switch_off(self.account(account))
 
     @rule(first=numbers, number=st.integers(min_value=5, max_value=7))
     def many_accounts_are_switched_off(self, first: int, number: int) -> None:
-        if len(self.world.accounts) > number:
+        if len(self.simulation.accounts) > number:
             for account in range(first, first + number):
-                self.world.switch_off(self.account(account))
+                self.simulation.switch_off(self.account(account))
 
     @rule(account=numbers, page=st.booleans())
     def an_account_is_deleted(self, account: int, *, page: bool) -> None:
-        self.world.delete(self.account(account), page=page)
+        self.simulation.delete(self.account(account), page=page)
 
     @rule(account=numbers)
     def a_deleted_account_comes_back(self, account: int) -> None:
-        self.world.bring_back(self.account(account))
+        self.simulation.bring_back(self.account(account))
 
     @rule(account=numbers, everything=st.booleans(), frozen=st.booleans())
     def somebody_freezes_or_thaws(self, account: int, *, everything: bool, frozen: bool) -> None:
-        self.do(self.world.freeze(None if everything else self.account(account), frozen=frozen))
+        self.do(self.simulation.freeze(None if everything else self.account(account), frozen=frozen))
 
     @rule(account=numbers, name=st.sampled_from(["x", "y", "z"]))
     def an_account_moves(self, account: int, name: str) -> None:
@@ -252,10 +246,10 @@ class Machine(RuleBasedStateMachine):
         chosen.host = f"{name}-{chosen.id}.amocrm.ru"
 
     def account(self, number: int) -> Any:
-        return self.world.accounts[number % len(self.world.accounts)]
+        return self.simulation.accounts[number % len(self.simulation.accounts)]
 
     def name(self, number: int) -> str:
-        return self.world.name(self.account(number))
+        return self.simulation.name(self.account(number))
 
     async def _hooked(self, process: Process, account_id: str) -> None:
         with suppress(AmoCallbackError):
@@ -267,47 +261,47 @@ class Machine(RuleBasedStateMachine):
             given = await (access_tokens.refresh(name) if forced else access_tokens.token(name, min_ttl=min_ttl))
         except AmoCallbackError:
             return
-        await self.world.check_handed_out(process, given.connection, given.token.value)
+        await self.simulation.check_handed_out(process, given.connection, given.token.value)
 
     # --- the end ---------------------------------------------------------------------------------
 
     def teardown(self) -> None:
         try:
-            if hasattr(self, "world"):
-                stormy = self.world.steps
+            if hasattr(self, "simulation"):
+                stormy = self.simulation.steps
                 self.do(self._peace())
                 Machine.steps += stormy
-                Machine.peaceful += self.world.steps - stormy
-                Machine.drawn += self.world.drawn
+                Machine.peaceful += self.simulation.steps - stormy
+                Machine.drawn += self.simulation.drawn
         finally:
-            if hasattr(self, "world"):
-                self.do(self.world.close())
+            if hasattr(self, "simulation"):
+                self.do(self.simulation.close())
             self.stack.close()
             self.loop.close()
 
     async def _peace(self) -> None:
         """Mend everything but what is gone, let time pass, and look at what is left."""
-        world = self.world
+        simulation = self.simulation
         if self.stepped:
-            world.step(-self.stepped)
-        world.faults, world.look_ups_away, world.disk.full = [], False, False
-        world.blocked = world.lying = False
-        for account in world.accounts[1:]:  # the first one stays as it is
-            world.bring_back(account)
-        for frozen in (None, *world.accounts):
-            await world.freeze(frozen, frozen=False)
-        for process in world.living():
+            simulation.step(-self.stepped)
+        simulation.faults, simulation.look_ups_away, simulation.disk.full = [], False, False
+        simulation.blocked = simulation.lying = False
+        for account in simulation.accounts[1:]:  # the first one stays as it is
+            simulation.bring_back(account)
+        for frozen in (None, *simulation.accounts):
+            await simulation.freeze(frozen, frozen=False)
+        for process in simulation.living():
             process.store_away, process.lost_answers = False, []
         for seconds in (1, 1, 61, 61, *[900] * 12, *[3600] * 26):
-            await world.flow()
-            world.clock.advance(seconds)
-            await world.settle()
-        await world.flow()
-        for process in world.living():
+            await simulation.flow()
+            simulation.clock.advance(seconds)
+            await simulation.settle()
+        await simulation.flow()
+        for process in simulation.living():
             for task in process.tasks:
                 if task.done() and not task.cancelled() and not isinstance(task.exception(), ShuttingDown):
                     task.result()
-        await world.check_at_peace()
+        await simulation.check_at_peace()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

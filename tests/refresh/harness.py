@@ -6,11 +6,12 @@ import asyncio
 import math
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 
-from amo_callback.errors import NeedsReauth
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.errors import NeedsReauth, RequestNotSent, StoreUnavailable
 from amo_callback.grant import GrantStatus, NewConnection
 from amo_callback.model import Connection, RefreshTrigger, TokenPair, TokenResponse, connection_id
 from amo_callback.tokens.lifecycle import TokenLifecycle
@@ -19,20 +20,25 @@ from tests.fakes import FakeClock, FaultyStore, IdleTracker, MemoryRescue, Recor
 from tests.service import HOST, Amo
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
+    from amo_callback.amo.sandbox.ledger import Entry
     from amo_callback.crypto import Cipher
     from amo_callback.refresh.coordinator import RefreshCoordinator
     from amo_callback.store import Store
 
+E = TypeVar("E", bound=Exception)
+
 API_DOMAIN = "api-b.amocrm.ru"
 """Where the stand-in can be asked about a refresh token."""
 DAY = 86_400.0
+PATIENCE = 8.0
+"""Seconds that a forced refresh is waited for: a second more than AMO has, and eight at least."""
 
 
-class House:
+class RefreshHarness:
     """A process's custody, and one account that can be connected."""
 
     def __init__(
@@ -95,6 +101,14 @@ class House:
     async def keep(self, issued: TokenResponse, **more: Any) -> Connection:
         return await save(self.store, self.connection_of(issued, **more), code=issued.pair.refresh_token)
 
+    async def connect_users(self, size: int, **more: Any) -> list[Connection]:
+        """Connect so many users of the account."""
+        connections = []
+        for _ in range(size):
+            self.amo.account.user_id += 1
+            connections.append(await self.connect(**{"api_domain": API_DOMAIN, **more}))
+        return connections
+
     async def connect_accounts(self, size: int, **more: Any) -> list[tuple[SandboxAccount, Connection]]:
         """Connect accounts, each due at another time of the day."""
         connected = []
@@ -145,8 +159,44 @@ class House:
         assert pair is not None
         return pair
 
-    async def refresh(self, connection: Connection, **more: Any) -> Connection:
-        return await self.coordinator.refresh(connection.id, **{"demand": RefreshTrigger.SCHEDULE, **more})
+    async def refresh(self, connection: Connection, *, by: RefreshCoordinator | None = None, **more: Any) -> Connection:
+        """Refresh a connection when it is due, or on another demand, by this process or another."""
+        demand = more.pop("demand", RefreshTrigger.SCHEDULE)
+        return await (by or self.coordinator).refresh(connection.id, demand=demand, **more)
+
+    def begin(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
+        """Begin a refresh, and go on."""
+        return asyncio.create_task(self.refresh(connection, **more))
+
+    async def begin_slow(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
+        """Begin a refresh whose request AMO has, and answers once `sandbox.go_on` is set."""
+        self.amo.sandbox.asked.clear()
+        self.amo.sandbox.faults.add(Fault.SLOW)
+        refreshing = self.begin(connection, **more)
+        await self.amo.sandbox.asked.wait()
+        return refreshing
+
+    async def begin_unsaved(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
+        """Begin a refresh whose new pair the store does not take."""
+        self.failing.away = {"save_refreshed"}
+        refreshing = self.begin(connection, **more)
+        await self.witness.until("pair.write_pending")
+        return refreshing
+
+    async def fail(self, connection: Connection, error: type[E], *faults: Fault, **more: Any) -> E:
+        """Refresh in vain, because of faults of AMO's or for another reason; return the error."""
+        self.amo.sandbox.faults.add(*faults)
+        with pytest.raises(error) as raised:
+            await self.refresh(connection, **more)
+        return raised.value
+
+    def presented(self) -> list[Entry]:
+        """Return the requests in which AMO was given a refresh token."""
+        return self.amo.fake.ledger.refreshes()
+
+    def spent(self) -> int:
+        """Return how many refresh tokens AMO has taken."""
+        return sum(entry.spent for entry in self.presented())
 
     # --- what happens meanwhile ------------------------------------------------------------------
 
@@ -155,6 +205,17 @@ class House:
         store = FaultyStore(self.store, self.clock)
         store.away = set(calls)
         return store
+
+    async def lose_store_once(self) -> None:
+        """Have this process find out that the store is away."""
+        self.failing.away = {"count"}
+        with pytest.raises(StoreUnavailable):
+            await self.failing.count()
+
+    async def bring_store_back(self, lifecycle: TokenLifecycle | None = None) -> None:
+        """Let the store take everything again, and offer it the pairs that it did not take."""
+        self.failing.away = set()
+        await (lifecycle or self.lifecycle).pending_writes.settle()
 
     def fade(self, connection: Connection) -> None:
         """Let AMO forget both tokens of a pair, while the account lives on: another system has refreshed it."""
@@ -192,3 +253,54 @@ class House:
             step = min([left for left in self.clock.sleeping() if left > 0], default=600.0)
             self.clock.advance(max(step, 0.001))
         await self.traffic.until_quiet()
+
+
+class GatedClient:
+    """The client, which holds its requests, or AMO's answers, until it is told to go on."""
+
+    def __init__(self, client: AmoClient, *, hold_request: bool = False, hold_answer: bool = False) -> None:
+        self.client = client
+        self.asked, self.send = asyncio.Event(), asyncio.Event()
+        self.answered, self.go_on = asyncio.Event(), asyncio.Event()
+        if not hold_request:
+            self.send.set()
+        if not hold_answer:
+            self.go_on.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    async def refresh(self, **request: Any) -> TokenResponse:
+        self.asked.set()
+        await self.send.wait()
+        issued = await self.client.refresh(**request)
+        self.answered.set()
+        await self.go_on.wait()
+        return issued
+
+
+class QueueingClient(GatedClient):
+    """The client, behind a rate limit that lets nobody go before it is told."""
+
+    def __init__(self, client: AmoClient) -> None:
+        super().__init__(client)
+        self.served = asyncio.Event()
+
+    async def slot(self, _priority: object) -> None:
+        self.asked.set()
+        await self.served.wait()
+
+
+class UnreachableClient(GatedClient):
+    """The client, whose first request does not reach AMO."""
+
+    async def refresh(self, **request: Any) -> TokenResponse:
+        if not self.asked.is_set():
+            self.asked.set()
+            raise RequestNotSent
+        return await self.client.refresh(**request)
+
+
+def newer_than(connection: Connection) -> Callable[[Connection], bool]:
+    """Return a condition that any pair after this one satisfies."""
+    return lambda now: now.pair_version != connection.pair_version

@@ -1,0 +1,171 @@
+"""An attempt to refresh: its claim, its requests, and the account that has moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.errors import (
+    AmoCallbackError,
+    IntrospectionUnavailable,
+    InvalidRefreshToken,
+    NeedsReauth,
+    RequestNotSent,
+    ShuttingDown,
+    UnauthorizedWithoutHint,
+)
+from amo_callback.model import IntrospectionResult, RefreshTrigger, TokenResponse, TokenState
+from tests.fakes import Override
+from tests.refresh.harness import API_DOMAIN, newer_than
+from tests.service import HOST
+
+if TYPE_CHECKING:
+    from amo_callback.events import Event
+    from tests.refresh.harness import RefreshHarness
+
+
+async def test_a_stop_during_the_extension_sends_no_second_request(harness: RefreshHarness) -> None:
+    """The signal comes while more time is being written: the claim is given back, and the token is not in doubt."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.amo.account.host = "renamed.amocrm.ru"
+    harness.failing.after["extend"] = lambda *_, **__: harness.lifecycle.core.stop.set()
+    await harness.fail(connection, ShuttingDown)
+    after = await harness.now(connection)
+    assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)
+    assert len(harness.presented()) == 1
+
+
+@pytest.mark.parametrize("during", ["extend", "refresh"])
+async def test_a_second_request_that_would_outlive_its_lease_is_not_sent(harness: RefreshHarness, during: str) -> None:
+    """Stopped while more time is written, or after it: what is left of the lease is not enough for an answer."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.amo.account.host = "renamed.amocrm.ru"
+    harness.failing.after["extend"] = lambda *_, **__: harness.clock.advance(55.1 if during == "extend" else 0)
+
+    async def refresh(*, domain: str, **request: Any) -> TokenResponse:
+        harness.clock.advance(55.1 if during == "refresh" and domain != connection.domain else 0)
+        return await harness.client.refresh(domain=domain, **request)
+
+    amo = Override(harness.client, refresh=refresh)
+    coordinator = harness.make_coordinator(amo=amo)
+    await harness.fail(connection, RequestNotSent, by=coordinator)
+    assert [entry.host for entry in harness.presented()] == [connection.domain]
+    assert not (await harness.now(connection)).in_doubt
+
+
+ELSEWHERE = "renamed.amocrm.ru"
+
+
+GOOD, REFUSED, UNKNOWN, UNASKED = TokenState.GOOD, TokenState.REFUSED, TokenState.UNKNOWN, TokenState.UNASKED
+
+
+async def _followed(
+    harness: RefreshHarness, refused: AmoCallbackError, sighting: IntrospectionResult
+) -> tuple[type[Exception], list[str]]:
+    """Have AMO refuse whatever is presented, and tell this of the token; return what is raised, and who was asked."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    asked: list[str] = []
+
+    async def refresh(*, domain: str, **_: object) -> TokenResponse:
+        asked.append(domain)
+        raise refused
+
+    async def look_up(**_: object) -> IntrospectionResult:
+        return sighting
+
+    async def ask_about(**_: object) -> IntrospectionResult:
+        return IntrospectionResult(standing=UNKNOWN)
+
+    amo = Override(harness.client, refresh=refresh, look_up=look_up, ask_about=ask_about)
+    with pytest.raises(AmoCallbackError) as raised:
+        await harness.refresh(connection, by=harness.make_coordinator(amo=amo))
+    return type(raised.value), asked
+
+
+@pytest.mark.parametrize(
+    ("sighting", "asked", "accepted", "same_host"),
+    [
+        (IntrospectionResult(standing=GOOD, domain=HOST), [HOST], True, True),
+        (IntrospectionResult(standing=GOOD, domain=ELSEWHERE), [HOST, ELSEWHERE], True, True),
+        (IntrospectionResult(standing=GOOD), [HOST], True, False),
+        (IntrospectionResult(standing=REFUSED), [HOST], False, False),
+        (IntrospectionResult(standing=UNKNOWN), [HOST], None, False),
+        (IntrospectionResult(standing=UNASKED), [HOST], None, False),
+    ],
+)
+async def test_an_unexplained_refusal_is_followed_where_the_account_has_moved(
+    harness: RefreshHarness, sighting: IntrospectionResult, asked: list[str], *, accepted: bool | None, same_host: bool
+) -> None:
+    """The host that has refused last, and what introspection says of the token, decide whose fault it is."""
+    refused = UnauthorizedWithoutHint(401)
+    assert await _followed(harness, refused, sighting) == (UnauthorizedWithoutHint, asked)
+    assert (refused.accepted, refused.same_host) == (accepted, same_host)
+
+
+@pytest.mark.parametrize(
+    ("misread", "sighting", "raised", "asked"),
+    [
+        (True, IntrospectionResult(standing=GOOD, domain=HOST), NeedsReauth, [HOST]),
+        (True, IntrospectionResult(standing=GOOD, domain=ELSEWHERE), NeedsReauth, [HOST, ELSEWHERE]),
+        (True, IntrospectionResult(standing=GOOD), NeedsReauth, [HOST]),
+        (True, IntrospectionResult(standing=REFUSED), NeedsReauth, [HOST]),
+        (True, IntrospectionResult(standing=UNKNOWN), IntrospectionUnavailable, [HOST]),
+        (False, IntrospectionResult(standing=GOOD, domain=ELSEWHERE), NeedsReauth, [HOST]),
+        (False, IntrospectionResult(standing=UNKNOWN), NeedsReauth, [HOST]),
+    ],
+)
+async def test_a_refusal_of_who_could_not_read_the_token_is_believed_where_the_account_lives(
+    harness: RefreshHarness, *, misread: bool, sighting: IntrospectionResult, raised: type[Exception], asked: list[str]
+) -> None:
+    """Whoever could read it is believed at once, and nobody is asked."""
+    assert await _followed(harness, InvalidRefreshToken(undecodable=misread), sighting) == (raised, asked)
+
+
+async def test_whoever_comes_second_to_a_claim_spends_nothing(harness: RefreshHarness) -> None:
+    """Between the last look and the claim another process was faster: its pair is taken, and told as nothing else."""
+    connection = await harness.connect()
+    faster = harness.make_coordinator(process="process-2", store=harness.store)
+    harness.failing.before["claim"] = lambda *_, **__: harness.refresh(
+        connection, by=faster, satisfied=newer_than(connection)
+    )
+    refreshed = await harness.refresh(connection, satisfied=newer_than(connection))
+    assert (refreshed.pair_version, refreshed.attempt, harness.spent()) == (2, None, 1)
+    assert harness.witness.names() == ["refresh.succeeded"]
+
+
+async def test_whatever_a_success_means_for_others_its_pair_is_stored_first(harness: RefreshHarness) -> None:
+    """An observer that fails as the breaker closes costs no pair."""
+    connection = await harness.connect()
+
+    def observer(event: Event) -> None:
+        if event.name == "amo_credentials.accepted":
+            raise RuntimeError("the log is broken")
+
+    lifecycle = harness.make_lifecycle(observer=observer)
+    lifecycle.breaker.refuse("Check the `client_id` parameter")
+    harness.clock.advance(60)
+    await harness.fail(connection, RuntimeError, by=lifecycle.coordinator, demand=RefreshTrigger.FORCED)
+    assert (await harness.now(connection)).pair_version == 2
+
+
+async def test_each_request_about_a_moved_account_has_a_slot_of_its_own(harness: RefreshHarness) -> None:
+    """AMO bans whoever asks too often: the first request, the look-up and the second request wait for one each."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    harness.amo.account.host = "renamed.amocrm.ru"
+    order: list[str] = []
+
+    async def slot(_priority: object) -> None:
+        order.append("slot")
+
+    async def look_up(**question: Any) -> IntrospectionResult:
+        order.append("look-up")
+        return await harness.client.look_up(**question)
+
+    async def refresh(**request: Any) -> TokenResponse:
+        order.append("refresh")
+        return await harness.client.refresh(**request)
+
+    amo = Override(harness.client, slot=slot, look_up=look_up, refresh=refresh)
+    await harness.refresh(connection, by=harness.make_coordinator(amo=amo))
+    assert order == ["slot", "refresh", "slot", "look-up", "slot", "refresh"]
