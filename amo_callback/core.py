@@ -1,4 +1,4 @@
-"""What the parts of one process share: its edges, its rules, and the signal that it ends."""
+"""What every part of a process needs from outside: the store, AMO's client, keys, time, the log, rules, the stop signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Core:
-    """The edges of one process and values; never one of its own components."""
+    """The outside of one process, shared by its parts; never one of the parts."""
 
     store: Store
     amo: AmoClient

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.deeplink import failure_link, intent_link, success_link
+from amo_callback.deeplink import DEEP_LINK_ERRORS, failure_link, intent_link, success_link
 
 BASE = "foryoure://amo-crm/callback"
 
@@ -53,3 +53,9 @@ def test_an_intent_holds_nothing_of_the_persons_among_its_orders(base: str, inte
     encoded = "%23Intent%3Bscheme%3Dhttps%3Bpackage%3Devil%3BS.browser_fallback_url%3Dhttps%3A%2F%2Fevil%3Bend"
     link = success_link(base, hand_back="code", code=b"c", state=state)
     assert intent_link(link, package="com.example.app") == intent.format(encoded)
+
+
+def test_errors_that_the_user_cannot_resolve_have_a_status_of_their_own() -> None:
+    """An app that retries has to tell what passes from what needs a new attempt."""
+    others = {word: error.status for word, error in DEEP_LINK_ERRORS.items() if error.status != 400}
+    assert others == {"amo_unavailable": 503, "rate_limited": 429}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from amo_callback.concurrency import SingleFlight, done_unless
 from amo_callback.errors import AmoCallbackError, NotYet
 from amo_callback.events import Event, Level
-from amo_callback.refresh.decision import Done, Introspect, Present, Refuse, Wait, doubt_of
+from amo_callback.refresh.decision import Done, Introspect, Present, Refuse, Wait, doubt_key
 from amo_callback.refresh.slots import acquire_slot
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class RefreshCoordinator:
                 async with self._semaphore:
                     slot_granted_at = await self._prepare_attempt(decision, demand)
                     if isinstance(decision, Introspect):
-                        introspected = doubt_of(decision.row)
+                        introspected = doubt_key(decision.row)
                     if isinstance(decision, Introspect) or decision.row.attempt is not None:
                         row = await self._core.store.connection(connection_id)
                     decision = await self._gate.decide(row, demand, satisfied=satisfied, introspected=introspected)

@@ -34,14 +34,17 @@ class Facts:
     satisfied: bool = False
     """Whether the stored pair is what the caller wants."""
     stopping: bool = False
-    unsaved: bool = False
+    """Whether the process is to end."""
+    has_pending_write: bool = False
     """Whether the stored pair was spent for one that is still a pending write."""
-    closed: NotYet | None = None
-    """Why neither the circuit breaker nor the block of our address lets this connection through."""
+    refusal: NotYet | None = None
+    """The answer of the circuit breaker, or of the block of our address, where it refuses this connection."""
     lease_left: float = 0.0
     """Seconds for which an open attempt is left alone."""
     host_error: HostNotAllowed | None = None
+    """Why nothing may be sent to the stored host."""
     terminal_suspended: bool = False
+    """Whether terminal failures are suspended, since too many came at once."""
     introspected: bool = False
     """Whether the refresh token was introspected for this very doubt."""
 
@@ -100,7 +103,7 @@ def decide(row: Connection | None, demand: RefreshTrigger, facts: Facts) -> Deci
         return Wait(min(facts.lease_left, _LOOK_AGAIN))
     if facts.host_error is not None:
         return Refuse(facts.host_error)
-    # The token, or those of all connections, may be spent: AMO is asked before it is presented.
+    # This token may have been spent, or, while terminal failures are suspended, those of all connections.
     in_doubt = row.in_doubt or row.suspended_token is not None or facts.terminal_suspended
     return Introspect(row) if in_doubt and not facts.introspected else Present(row)
 
@@ -110,9 +113,9 @@ def _obstacle(row: Connection, demand: RefreshTrigger, facts: Facts) -> AmoCallb
         return ShuttingDown()
     if row.frozen:
         return Frozen()
-    if facts.unsaved:
+    if facts.has_pending_write:
         return StoreUnavailable("the pair before this one is unsaved")
-    return facts.closed or _back_off(row, demand, facts.now)
+    return facts.refusal or _back_off(row, demand, facts.now)
 
 
 def _back_off(row: Connection, demand: RefreshTrigger, now: datetime) -> NotYet | None:
@@ -126,10 +129,10 @@ def _back_off(row: Connection, demand: RefreshTrigger, now: datetime) -> NotYet 
     return NotYet((due - now).total_seconds(), cause_code=row.last_error)
 
 
-def doubt_of(row: Connection) -> Hashable:
+def doubt_key(row: Connection) -> Hashable:
     """Identify the doubt about a refresh token, so that another doubt is introspected again.
 
-    The same answer may be suspended twice for one token: each is one failure more.
+    `failures` is part of it: a token whose answer is suspended a second time is introspected again.
     """
     doubt = row.attempt, row.lease_until, row.doubtful, row.suspended_token
     return row.pair_version, row.failures, *doubt

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import HostNotAllowed
-from amo_callback.refresh.decision import Decision, Facts, Refuse, decide, doubt_of
+from amo_callback.refresh.decision import Decision, Facts, Refuse, decide, doubt_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -47,12 +47,12 @@ class Gate:
             now=self._core.clock.now(),
             satisfied=satisfied(row),
             stopping=self._core.stop.is_set(),
-            unsaved=self._pending_writes.blocks(row),
-            closed=self._breaker.refusal(row.id, demand=demand),
+            has_pending_write=self._pending_writes.blocks(row),
+            refusal=self._breaker.refusal(row.id, demand=demand),
             lease_left=self._leases.left(row),
             host_error=self._hosts.error(row),
             terminal_suspended=self._breaker.held,
-            introspected=introspected == doubt_of(row),
+            introspected=introspected == doubt_key(row),
         )
         decision = decide(row, demand, facts)
         if isinstance(decision, Refuse) and isinstance(decision.error, HostNotAllowed):

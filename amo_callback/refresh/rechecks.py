@@ -167,7 +167,7 @@ class Rechecker:
             # It was not presented: another connection was the probe, perhaps.
             await self._look_up_soon(connection.id, status=Status.NEEDS_REAUTH)
         except (NeedsReauth, RetryableError):
-            return  # the keeper told
+            return  # it was recorded with the attempt
 
     async def _look_up_soon(self, connection_id: str, *, status: Status) -> None:
         """Put the look-up off by `retry_cap`, unless the connection has another status by now."""

@@ -1,7 +1,7 @@
 """Access tokens for backends, and the lifecycle of one process that keeps them fresh.
 
 - `access_tokens`: hands out a token, refreshed first where it has to be.
-- `lookup`: connections by their names. `cache`: what was read, for as long as it is certain.
-- `decrypted_pairs`: pairs that were decrypted for a hand-out. `access_token_check`: whether a token is still usable.
+- `lookup`: connections by selector. `cache`: connections with their access tokens in clear, for a second.
+- `access_token_check`: whether a token is still usable.
 - `lifecycle`: all parts of refreshing and of this package, put together.
 """

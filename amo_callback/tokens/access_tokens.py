@@ -1,4 +1,4 @@
-"""A token with enough life, for whoever may have it."""
+"""Access tokens for backends: from the cache, else refreshed first, else stale while they are valid."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _IN_DOUBT = "in_doubt"
 """Why a token is stale that AMO could not be asked about."""
 _NEW = timedelta(seconds=10)
+"""The age of a pair up to which a forced refresh returns it as it is."""
 _PATIENCE = 8.0
 """Seconds that a hand-out waits for a refresh; one that was asked to refresh waits for AMO to answer or time out."""
 
@@ -85,13 +86,11 @@ class AccessTokens:
             if hand_out := await self._without_refresh(found):
                 return hand_out
             satisfied = _newer_than(found.connection)  # it was rejected before it has expired
-        connection_id = found.connection.id
+        name = found.connection.id
         try:
-            return await self._refreshed(
-                connection_id, demand=RefreshTrigger.HAND_OUT, satisfied=satisfied, patience=_PATIENCE
-            )
+            return await self._refreshed(name, demand=RefreshTrigger.HAND_OUT, satisfied=satisfied, patience=_PATIENCE)
         except (RetryableError, OperatorError, NeedsReauth) as error:
-            result = await self._lookup.get(connection_id, reread=True)  # another process may have stored a pair
+            result = await self._lookup.get(name, reread=True)  # another process may have stored a pair
             stale = result.store_error is not None or not self._is_fresh(result.found.token, min_ttl)
             hand_out = await self._without_refresh(result.found, error=error if stale else None)
             if hand_out is None:

@@ -1,19 +1,19 @@
-"""What was read of connections, by what they were asked for, so that a hand-out does not read it again.
+"""A cache of connections by selector, so that nearly all hand-outs read no database.
 
-It is certain for less than a second, and only until this process changes it:
+An entry is valid for at most a second (its TTL), and only until the connection is written:
 
-- What this process writes it hears of at once, and so it does of others' writes where the store can tell. A read that a
-  write overtook is not remembered at all.
-- Where several instances share the store, what was read is certain for that second and no longer: what was not heard of
-  is read then.
-- Where none do, a look at the store's `data_version` tells what nobody told of: where that stays the same, all that
-  was remembered is certain for one more second. It is looked at in the background, in good time, so that no caller
-  waits for it; and where it cannot be, or is too late, a caller reads as if nothing were remembered.
-- What was read before the store was last out of reach is no longer certain: another instance may hold a newer pair,
-  which it could not store.
+- The store reports this process's writes at once, and other processes' where it can. The result of a read that a write
+  overtook is not cached.
+- Where several instances share the store, an entry is valid for that second and no longer: a write that was not
+  reported is seen then.
+- Where only one process serves, other processes (the command) may write without a report. They change the store's
+  `data_version`, which is polled in the background: while it stays the same, each poll makes all entries valid for one
+  more second. Where the poll fails or is late, callers read the store.
+- An entry from before the store was last out of reach is not valid: another instance may hold a newer pair that it
+  could not store.
 
-What is no longer certain, or was changed, is kept all the same, unless it was erased: it is the last that is known
-while the store is away.
+An entry that is no longer valid is kept, unless its connection was erased: while the store is out of reach it is the
+last that is known.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 CONNECTIONS = 10_000
-_CERTAIN = 1.0
+_TTL = 1.0
 """Seconds within which another process's change is seen."""
-_LOOK = 0.4
-"""Seconds between two looks at whether another process has changed anything."""
+_POLL_EVERY = 0.4
+"""Seconds between two polls of the store's `data_version`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,113 +79,113 @@ def open_connection(connection: Connection, core: Core) -> OpenConnection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadMark:
-    """When a read was begun: what it returns is no newer than that."""
+    """The moment at which a read was begun: its result is no newer."""
 
     at: float
-    look: int
+    epoch: int
     changes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """What a read has found: values only, so that the search for garbage has little to look through."""
+class _Entry:
+    """What a selector named when it was read."""
 
     connections: tuple[OpenConnection, ...]
     at: float
-    look: int
+    epoch: int
     changed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Last:
-    """What was known last; where it was `changed` since then, nobody knows into what."""
+class StaleEntry:
+    """The last known connections of a selector; where they were `changed` since then, it is not known into what."""
 
     connections: tuple[OpenConnection, ...]
     changed: bool
 
 
 class ConnectionCache:
-    """Remember up to `limit` connections, the last that were asked for."""
+    """A cache of up to `limit` connections; those that were not asked for the longest are dropped first."""
 
     def __init__(self, *, store: Store, clock: Clock, limit: int = CONNECTIONS) -> None:
         self._store = store
-        self._several = store.shared is not None
+        self._is_shared = store.shared is not None
         self._clock = clock
         self._limit = limit
-        self._found: OrderedDict[str, _Found] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._selectors: dict[str, tuple[str, ...]] = {}
-        """By which selectors each connection is remembered."""
-        self._held = 0
+        """The selectors under which each connection is cached, by its id."""
+        self._size = 0
         self._changes = 0
-        """How often this process has changed anything."""
+        """The number of reported changes."""
         self._version: int | None = None
-        self._look = 0
-        """How often a look has found that another process did."""
-        self._looked_at = -math.inf
-        self._next_look_at = -math.inf
-        self._looking: asyncio.Task[None] | None = None
+        self._epoch = 0
+        """The number of polls that have found a change."""
+        self._polled_at = -math.inf
+        self._next_poll_at = -math.inf
+        self._polling: asyncio.Task[None] | None = None
         store.subscribe(self._changed)
 
     def __len__(self) -> int:
-        """Count the connections, one that several selectors name several times."""
-        return self._held
+        """Return the number of cached connections; one under several selectors counts several times."""
+        return self._size
 
     def get(self, selector: str) -> Sequence[OpenConnection] | None:
-        """Return what a selector names, where that is certain; and see to it that it stays so."""
+        """Return what a selector names, where its entry is valid; start a poll where one is due."""
         now = self._clock.monotonic()
-        if not self._several and now >= self._next_look_at and self._looking is None:
-            self._next_look_at = now + _LOOK
-            self._looking = asyncio.create_task(self._look_out(now), name="memory:look")
-            self._looking.add_done_callback(self._looked)
-        found = self._found.get(selector)
-        if found is None or found.changed or found.look != self._look:
+        if not self._is_shared and now >= self._next_poll_at and self._polling is None:
+            self._next_poll_at = now + _POLL_EVERY
+            self._polling = asyncio.create_task(self._poll(now), name="cache:poll")
+            self._polling.add_done_callback(self._poll_ended)
+        found = self._entries.get(selector)
+        if found is None or found.changed or found.epoch != self._epoch:
             return None
-        if now - max(found.at, self._looked_at) >= _CERTAIN:
+        if now - max(found.at, self._polled_at) >= _TTL:
             return None
         if (failed_at := self._store.failed_at) is not None and failed_at > found.at:
             return None
-        self._found.move_to_end(selector)
+        self._entries.move_to_end(selector)
         return found.connections
 
-    def get_stale(self, selector: str) -> Last | None:
-        """Return what a selector named when that was last known; of an id also where another selector named it."""
-        if (found := self._found.get(selector)) is not None:
-            return Last(connections=found.connections, changed=found.changed)
+    def get_stale(self, selector: str) -> StaleEntry | None:
+        """Return the last known entry of a selector; of an id also where another selector named the connection."""
+        if (found := self._entries.get(selector)) is not None:
+            return StaleEntry(connections=found.connections, changed=found.changed)
         for name in self._selectors.get(selector, ()):
-            found = self._found[name]
+            found = self._entries[name]
             named = tuple(one for one in found.connections if one.connection.id == selector)
-            return Last(connections=named, changed=found.changed)
+            return StaleEntry(connections=named, changed=found.changed)
         return None
 
     def mark(self) -> ReadMark:
-        """Return the moment before a read."""
-        return ReadMark(at=self._clock.monotonic(), look=self._look, changes=self._changes)
+        """Return the mark of a read that begins now."""
+        return ReadMark(at=self._clock.monotonic(), epoch=self._epoch, changes=self._changes)
 
-    def put(self, selector: str, connections: Sequence[OpenConnection], moment: ReadMark) -> None:
-        """Remember what a read has found; not one that a write of this process overtook, for it may be of before."""
-        if moment.changes != self._changes:
+    def put(self, selector: str, connections: Sequence[OpenConnection], mark: ReadMark) -> None:
+        """Cache the result of a read that began at `mark`, unless a write has overtaken it: it may be outdated."""
+        if mark.changes != self._changes:
             return
         self._drop(selector)
         if not connections:
             return  # a caller may ask for any number of selectors that name nothing
-        self._found[selector] = _Found(connections=tuple(connections), at=moment.at, look=moment.look)
+        self._entries[selector] = _Entry(connections=tuple(connections), at=mark.at, epoch=mark.epoch)
         for name in [one.connection.id for one in connections]:
             self._selectors[name] = (*self._selectors.get(name, ()), selector)
-        self._held += len(connections)
-        while self._held > self._limit:
-            self._drop(next(iter(self._found)))
+        self._size += len(connections)
+        while self._size > self._limit:
+            self._drop(next(iter(self._entries)))
 
     async def drain(self) -> None:
-        """Look no more."""
-        if self._looking is not None:
-            self._looking.cancel()
+        """Poll no more."""
+        if self._polling is not None:
+            self._polling.cancel()
             with suppress(asyncio.CancelledError):
-                await self._looking
+                await self._polling
 
     def _drop(self, selector: str) -> None:
-        found = self._found.pop(selector, None)
+        found = self._entries.pop(selector, None)
         for one in found.connections if found is not None else ():
-            self._held -= 1
+            self._size -= 1
             name = one.connection.id
             left = tuple(other for other in self._selectors[name] if other != selector)
             if left:
@@ -196,26 +196,26 @@ class ConnectionCache:
     def _changed(self, changed: ChangeNotice) -> None:
         self._changes += 1
         if changed.connections is None:
-            names = set(self._found)
+            selectors = set(self._entries)
         else:
-            names = {name for one in changed.connections for name in self._selectors.get(one, ())}
+            selectors = {name for one in changed.connections for name in self._selectors.get(one, ())}
             if changed.belonging:
-                names |= {name for name in self._found if ":" in name}
-        for name in names:
+                selectors |= {name for name in self._entries if ":" in name}  # those of accounts and owners
+        for selector in selectors:
             if changed.erased:
-                self._drop(name)
+                self._drop(selector)
             else:
-                self._found[name] = dataclasses.replace(self._found[name], changed=True)
+                self._entries[selector] = dataclasses.replace(self._entries[selector], changed=True)
 
-    async def _look_out(self, now: float) -> None:
+    async def _poll(self, now: float) -> None:
         with suppress(StoreUnavailable):
             version = await self._store.data_version()
             if version != self._version:
                 self._version = version
-                self._look += 1
-            self._looked_at = now
+                self._epoch += 1
+            self._polled_at = now
 
-    def _looked(self, look: asyncio.Task[None]) -> None:
-        self._looking = None
-        if not look.cancelled():
-            look.result()
+    def _poll_ended(self, poll: asyncio.Task[None]) -> None:
+        self._polling = None
+        if not poll.cancelled():
+            poll.result()

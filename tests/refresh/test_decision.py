@@ -18,7 +18,7 @@ from amo_callback.errors import (
     StoreUnavailable,
 )
 from amo_callback.model import Reason, RefreshTrigger, Status
-from amo_callback.refresh.decision import Done, Facts, Introspect, Present, Refuse, Wait, decide, doubt_of
+from amo_callback.refresh.decision import Done, Facts, Introspect, Present, Refuse, Wait, decide, doubt_key
 from tests.builders import a_connection
 from tests.fakes import START
 
@@ -51,12 +51,12 @@ def _row(**changes: Any) -> Any:
         (_row(status=Status.NEEDS_REAUTH, reason=Reason.REFUSED), TRIAL, {}, Present),
         (_row(refresh_expires_at=None), FORCED, {"satisfied": True}, NeedsReauth),
         # another caller or process has refreshed it: returned even where nothing could be refreshed now
-        (DUE, FORCED, {"satisfied": True, "stopping": True, "unsaved": True}, Done),
+        (DUE, FORCED, {"satisfied": True, "stopping": True, "has_pending_write": True}, Done),
         # the process, a freeze, a pending write, the breaker
         (DUE, SCHEDULE, {"stopping": True}, ShuttingDown),
         (_row(frozen=True), FORCED, {}, Frozen),
-        (DUE, FORCED, {"unsaved": True}, StoreUnavailable),
-        (DUE, SCHEDULE, {"closed": AddressBlocked(60)}, AddressBlocked),
+        (DUE, FORCED, {"has_pending_write": True}, StoreUnavailable),
+        (DUE, SCHEDULE, {"refusal": AddressBlocked(60)}, AddressBlocked),
         # back-off: it holds back all but a probe, and a forced refresh whose last request never left
         (BACKED_OFF, SCHEDULE, {}, NotYet),
         (BACKED_OFF, FORCED, {}, NotYet),
@@ -119,5 +119,5 @@ def test_decide_waits_for_a_lease_no_longer_than_it_lasts(left: float, seconds: 
 )
 def test_another_doubt_is_introspected_again(changes: dict[str, Any]) -> None:
     """The same answer may be suspended twice for one token: each is one failure more."""
-    assert doubt_of(dataclasses.replace(OPEN, **changes)) != doubt_of(OPEN)
-    assert doubt_of(dataclasses.replace(OPEN, row_version=9)) == doubt_of(OPEN)
+    assert doubt_key(dataclasses.replace(OPEN, **changes)) != doubt_key(OPEN)
+    assert doubt_key(dataclasses.replace(OPEN, row_version=9)) == doubt_key(OPEN)
