@@ -1,4 +1,4 @@
-"""What every part of a process needs from outside: the store, AMO's client, keys, time, the log, rules, the stop signal."""
+"""What the parts of a process need from outside: the store, AMO's client, keys, time, the log, rules, the stop signal."""
 
 from __future__ import annotations
 
