@@ -1,4 +1,4 @@
-"""What the parts of a process need from outside: the store, AMO's client, keys, time, the log, rules, the stop signal."""
+"""What the parts of a process need from outside: store, client of AMO, keys, time, log, rules, and the stop signal."""
 
 from __future__ import annotations
 
