@@ -13,8 +13,8 @@ from tests.builders import a_survey
 from tests.fakes import FakeClock
 
 
-class FakeCustody:
-    """A custody whose parts are all this one object."""
+class FakeLifecycle:
+    """A lifecycle of tokens whose parts are all this one object."""
 
     def __init__(self) -> None:
         self.beat_age = self.failed_for = 0.0
@@ -31,7 +31,7 @@ class FakeCustody:
         self.trouble: str | None = None
 
     @property
-    def scheduler(self) -> FakeCustody:
+    def scheduler(self) -> FakeLifecycle:
         return self
 
     breaker = address_block = credentials = pending_writes = raw_answers = freeze_switch = stats_poller = (
@@ -43,9 +43,10 @@ class FakeServices:
     """What health and watchdog read."""
 
     def __init__(self, *, poll_interval: float = 5.0) -> None:
-        self.lifecycle = FakeCustody()
+        self.lifecycle = FakeLifecycle()
         self.store = SimpleNamespace(last_write_error=None, clock_skew=0.0)
         self.clock = FakeClock()
+        self.core = SimpleNamespace(clock=self.clock)
         self.settings = SimpleNamespace(
             refresh=SimpleNamespace(poll_interval=poll_interval), webhook=SimpleNamespace(url=None)
         )
