@@ -39,7 +39,7 @@ _REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _CheckResult:
+class _KnownState:
     holds_until: float
     standing: TokenState
 
@@ -63,7 +63,7 @@ class AccessTokenCheck:
         self._core = core
         self._introspector = introspector
         self._leases = leases
-        self._answers: OrderedDict[str, _CheckResult] = OrderedDict()
+        self._answers: OrderedDict[str, _KnownState] = OrderedDict()
         self._rejected: OrderedDict[_Pair, None] = OrderedDict()
         self._asking: SingleFlight[None] = SingleFlight("token check", on_end=_retrieve)
 
@@ -106,7 +106,7 @@ class AccessTokenCheck:
         answer = self._answers.get(key)
         return TokenState.UNKNOWN if answer is None or self._is_over(answer) else answer.standing
 
-    def _is_over(self, answer: _CheckResult) -> bool:
+    def _is_over(self, answer: _KnownState) -> bool:
         return self._core.clock.monotonic() >= answer.holds_until
 
     async def drain(self) -> None:
@@ -126,7 +126,7 @@ class AccessTokenCheck:
         settled = connection.status is Status.NEEDS_REAUTH and standing is not TokenState.UNKNOWN
         holds = _SETTLED if settled or standing is TokenState.REFUSED else _FROZEN if connection.frozen else _UNSETTLED
         key = _key(connection)
-        self._answers[key] = _CheckResult(holds_until=self._core.clock.monotonic() + holds, standing=standing)
+        self._answers[key] = _KnownState(holds_until=self._core.clock.monotonic() + holds, standing=standing)
         if standing is TokenState.GOOD:
             self._rejected.pop(_pair(connection), None)
         self._answers.move_to_end(key)

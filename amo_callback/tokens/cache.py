@@ -87,7 +87,7 @@ class ReadMark:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Entry:
+class _CacheEntry:
     """What a selector named when it was read."""
 
     connections: tuple[OpenConnection, ...]
@@ -112,7 +112,7 @@ class ConnectionCache:
         self._is_shared = store.shared is not None
         self._clock = clock
         self._limit = limit
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[str, _CacheEntry] = OrderedDict()
         self._selectors: dict[str, tuple[str, ...]] = {}
         """The selectors under which each connection is cached, by its id."""
         self._size = 0
@@ -168,7 +168,7 @@ class ConnectionCache:
         self._drop(selector)
         if not connections:
             return  # a caller may ask for any number of selectors that name nothing
-        self._entries[selector] = _Entry(connections=tuple(connections), at=mark.at, epoch=mark.epoch)
+        self._entries[selector] = _CacheEntry(connections=tuple(connections), at=mark.at, epoch=mark.epoch)
         for name in [one.connection.id for one in connections]:
             self._selectors[name] = (*self._selectors.get(name, ()), selector)
         self._size += len(connections)
