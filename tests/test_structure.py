@@ -1,6 +1,7 @@
 """Imports run one way, and each outside library has one importing package."""
 
 import ast
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -63,7 +64,7 @@ IMPORTS = {module: _imported(tree) for module, tree in MODULES.items()}
 OURS = {module: {name for name in names if name.startswith("amo_callback.")} for module, names in IMPORTS.items()}
 
 
-def test_imports_run_one_way() -> None:
+def test_imports_run_one_way_and_each_outside_library_has_one_importing_package() -> None:
     """No package imports, over however many others, what imports it; edges and use cases meet in the composition."""
     graph: dict[str, set[str]] = {}
     for module, names in OURS.items():
@@ -82,17 +83,27 @@ def test_imports_run_one_way() -> None:
             or (_place(module) in EDGES and _place(name) in USE_CASES | EDGES)
         )
     ]
-    assert offenders == []
-
-
-def test_each_outside_library_has_one_importing_package() -> None:
-    """A library can be replaced in the package that imports it."""
-    offenders = [
+    offenders += [
         f"{module} imports {library}"
         for module, names in IMPORTS.items()
         for library in {name.partition(".")[0] for name in names} & ONE_PLACE.keys()
         if _place(module) not in ONE_PLACE[library]
     ]
+    assert offenders == []
+
+
+def test_constructors_take_at_most_five_parameters_and_no_class_name_has_two_meanings() -> None:
+    """What always goes together is one frozen value, and a name found by a search is the class that is meant."""
+    classes = [node for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    names = Counter(node.name.lstrip("_") for node in classes)
+    offenders = [
+        f"{node.name}: {len(parameters)} parameters"
+        for node in classes
+        for function in node.body
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__"
+        if len(parameters := [*function.args.args[1:], *function.args.kwonlyargs]) > 5
+    ]
+    offenders += [name for name, times in names.items() if times > 1]
     assert offenders == []
 
 
