@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amo_callback.errors import AmoCallbackError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
     from datetime import datetime
 
@@ -59,6 +60,13 @@ def failure_event(name: str, error: Exception, *, details: bool = True) -> Event
     if isinstance(error, AmoCallbackError):
         return Event(name=name, level=Level.ERROR, fields=error.fields if details else {"error": error.code})
     return Event(name=name, level=Level.ERROR, error=error)
+
+
+def report_bug(name: str, task: asyncio.Task[Any], observer: Observer, *, connection_id: str | None = None) -> None:
+    """Report what a task has ended with, where that is no error of ours: its callers may be gone."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, AmoCallbackError):
+        observer(Event(name=name, level=Level.ERROR, connection_id=connection_id, error=error))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

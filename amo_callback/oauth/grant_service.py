@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import SingleFlight, done_within
 from amo_callback.errors import (
-    AmoCallbackError,
     Frozen,
     GrantExpired,
     InvalidState,
@@ -24,7 +23,7 @@ from amo_callback.errors import (
     StoreUnavailable,
     UserError,
 )
-from amo_callback.events import Event, Level
+from amo_callback.events import report_bug
 from amo_callback.grant import CodePresentation, GrantStatus
 from amo_callback.model import fingerprint
 from amo_callback.oauth.code_exchange import CodeExchange
@@ -124,9 +123,7 @@ class GrantService:
     def _ended(self, code_hash: str, task: asyncio.Task[GrantResult]) -> None:
         self._pending.pop(code_hash, None)
         self._claimed.discard(code_hash)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, AmoCallbackError):
-            self._core.observer(Event(name="grant.bug", level=Level.ERROR, error=error))
+        report_bug("grant.bug", task, self._core.observer)
 
     # --- one grant -------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import SingleFlight, done_unless
-from amo_callback.errors import AmoCallbackError, NotYet
-from amo_callback.events import Event, Level
+from amo_callback.errors import NotYet
+from amo_callback.events import report_bug
 from amo_callback.refresh.decision import Done, Introspect, Present, Refuse, Wait, doubt_key
 from amo_callback.refresh.slots import acquire_slot
 
@@ -90,11 +90,7 @@ class RefreshCoordinator:
 
     def _ended(self, connection_id: str, task: asyncio.Task[Connection]) -> None:
         self._gate.release_probe(connection_id)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, AmoCallbackError):
-            # Reported here: the caller may be gone.
-            bug = Event(name="refresh.bug", level=Level.ERROR, connection_id=connection_id, error=error)
-            self._core.observer(bug)
+        report_bug("refresh.bug", task, self._core.observer, connection_id=connection_id)
 
     async def _refresh(
         self,

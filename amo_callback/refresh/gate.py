@@ -89,10 +89,9 @@ class Gate:
         """Note that the refresh of a connection has ended."""
         self._address_block.leave(connection_id)
 
-    async def end_round(self) -> None:
+    async def end_round(self, closed: AddressBlock | Breaker) -> None:
         """Let each connection be the probe again, since each has been."""
-        if (closed := self.closed_by) is not None:
-            closed.new_round()
+        closed.new_round()
         await self._address_block.end_without_candidates()
 
     def lease_left(self, row: Connection) -> float:

@@ -166,7 +166,7 @@ class RefreshScheduler:
                 self._start(probe.id, self._refresh(probe, RefreshTrigger.PROBE))
                 return
             self._put_aside(probe.id, self._poll_interval)
-        await self._gate.end_round()
+        await self._gate.end_round(closed)
 
     def _apart(self) -> tuple[str, ...]:
         names = (connection.id for connection in self._next)

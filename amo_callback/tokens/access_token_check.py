@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import SingleFlight, done_within
 from amo_callback.errors import HostNotAllowed, NotYet, ShuttingDown
+from amo_callback.events import report_bug
 from amo_callback.model import Connection, Status, TokenState
 from amo_callback.rate_limit import Priority
 from amo_callback.schedule import is_impossible
@@ -65,7 +66,7 @@ class AccessTokenCheck:
         self._leases = leases
         self._answers: OrderedDict[str, _KnownState] = OrderedDict()
         self._rejected: OrderedDict[_Pair, None] = OrderedDict()
-        self._asking: SingleFlight[None] = SingleFlight("token check", on_end=_retrieve)
+        self._asking: SingleFlight[None] = SingleFlight("token check", on_end=self._ended)
 
     def is_doubtful(self, connection: Connection) -> bool:
         """Tell whether the access token may be dead before its time."""
@@ -109,6 +110,9 @@ class AccessTokenCheck:
     def _is_over(self, answer: _KnownState) -> bool:
         return self._core.clock.monotonic() >= answer.holds_until
 
+    def _ended(self, _key: str, asking: asyncio.Task[None]) -> None:
+        report_bug("token_check.bug", asking, self._core.observer)
+
     async def drain(self) -> None:
         """Ask nothing any more."""
         for _, asking in self._asking:
@@ -132,8 +136,3 @@ class AccessTokenCheck:
         self._answers.move_to_end(key)
         while len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)
-
-
-def _retrieve(_key: str, asking: asyncio.Task[None]) -> None:
-    if not asking.cancelled():
-        asking.exception()

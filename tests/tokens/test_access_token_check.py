@@ -383,3 +383,17 @@ async def test_doubt_about_an_access_token_outlives_a_refusal_that_passes(harnes
     assert (await harness.now(connection)).attempt is None
     with pytest.raises(RetryableError):
         await harness.lifecycle.access_tokens.token(connection.id, min_ttl=0)
+
+
+async def test_a_bug_in_a_token_check_is_reported_and_the_token_is_stale(harness: RefreshHarness) -> None:
+    """The caller is served as when AMO does not answer, and the administrator learns of the bug."""
+
+    async def ask_about(**_: object) -> None:
+        raise ZeroDivisionError
+
+    connection = await _in_doubt(harness)
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, ask_about=ask_about))
+    hand_out = await lifecycle.access_tokens.token(connection.id, min_ttl=0)
+    assert (hand_out.stale, hand_out.reason) == (True, "in_doubt")
+    [bug] = harness.witness.named("token_check.bug")
+    assert isinstance(bug.error, ZeroDivisionError)
