@@ -88,9 +88,10 @@ class ReadMark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _CacheEntry:
-    """What a selector named when it was read."""
+    """The first connection that a selector named when it was read, and the ids of all of them."""
 
-    connections: tuple[OpenConnection, ...]
+    first: OpenConnection
+    ids: tuple[str, ...]
     at: float
     epoch: int
     changed: bool = False
@@ -98,9 +99,9 @@ class _CacheEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StaleEntry:
-    """The last known connections of a selector; where they were `changed` since then, it is not known into what."""
+    """The last known connection of a selector; where it was `changed` since then, it is not known into what."""
 
-    connections: tuple[OpenConnection, ...]
+    found: OpenConnection
     changed: bool
 
 
@@ -130,8 +131,8 @@ class ConnectionCache:
         """Return the number of cached connections; one under several selectors counts several times."""
         return self._size
 
-    def get(self, selector: str) -> Sequence[OpenConnection] | None:
-        """Return what a selector names, where its entry is valid; start a poll where one is due."""
+    def get(self, selector: str) -> OpenConnection | None:
+        """Return the first connection that a selector names, where that is valid; start a poll where one is due."""
         now = self._clock.monotonic()
         if not self._is_shared and now >= self._next_poll_at and self._polling is None:
             self._next_poll_at = now + _POLL_EVERY
@@ -145,35 +146,34 @@ class ConnectionCache:
         if (failed_at := self._store.failed_at) is not None and failed_at > found.at:
             return None
         self._entries.move_to_end(selector)
-        return found.connections
+        return found.first
 
     def get_stale(self, selector: str) -> StaleEntry | None:
         """Return the last known entry of a selector; of an id also where another selector named the connection."""
-        if (found := self._entries.get(selector)) is not None:
-            return StaleEntry(connections=found.connections, changed=found.changed)
-        for name in self._selectors.get(selector, ()):
-            found = self._entries[name]
-            named = tuple(one for one in found.connections if one.connection.id == selector)
-            return StaleEntry(connections=named, changed=found.changed)
-        return None
+        others = (self._entries[name] for name in self._selectors.get(selector, ()))
+        same = (entry for entry in others if entry.first.connection.id == selector)
+        entry = self._entries.get(selector) or next(same, None)
+        return None if entry is None else StaleEntry(found=entry.first, changed=entry.changed)
 
     def mark(self) -> ReadMark:
         """Return the mark of a read that begins now."""
         return ReadMark(at=self._clock.monotonic(), epoch=self._epoch, changes=self._changes)
 
-    def put(self, selector: str, connections: Sequence[OpenConnection], mark: ReadMark) -> None:
-        """Cache the result of a read that began at `mark`, unless a write has overtaken it: it may be outdated."""
+    def put(self, selector: str, first: OpenConnection, mark: ReadMark, *, others: Sequence[str] = ()) -> None:
+        """Cache the result of a read that began at `mark`, unless a write has overtaken it: it may be outdated.
+
+        `others` are the ids of further connections that the selector names: a change of any of them ends the entry.
+        """
         if mark.changes != self._changes:
             return
-        self._drop(selector)
-        if not connections:
-            return  # a caller may ask for any number of selectors that name nothing
-        self._entries[selector] = _CacheEntry(connections=tuple(connections), at=mark.at, epoch=mark.epoch)
-        for name in [one.connection.id for one in connections]:
+        self.drop(selector)
+        ids = (first.connection.id, *others)
+        self._entries[selector] = _CacheEntry(first=first, ids=ids, at=mark.at, epoch=mark.epoch)
+        for name in ids:
             self._selectors[name] = (*self._selectors.get(name, ()), selector)
-        self._size += len(connections)
+        self._size += len(ids)
         while self._size > self._limit:
-            self._drop(next(iter(self._entries)))
+            self.drop(next(iter(self._entries)))
 
     async def drain(self) -> None:
         """Poll no more."""
@@ -182,11 +182,11 @@ class ConnectionCache:
             with suppress(asyncio.CancelledError):
                 await self._polling
 
-    def _drop(self, selector: str) -> None:
-        found = self._entries.pop(selector, None)
-        for one in found.connections if found is not None else ():
+    def drop(self, selector: str) -> None:
+        """Forget what a selector named."""
+        entry = self._entries.pop(selector, None)
+        for name in () if entry is None else entry.ids:
             self._size -= 1
-            name = one.connection.id
             left = tuple(other for other in self._selectors[name] if other != selector)
             if left:
                 self._selectors[name] = left
@@ -203,7 +203,7 @@ class ConnectionCache:
                 selectors |= {name for name in self._entries if ":" in name}  # those of accounts and owners
         for selector in selectors:
             if changed.erased:
-                self._drop(selector)
+                self.drop(selector)
             else:
                 self._entries[selector] = dataclasses.replace(self._entries[selector], changed=True)
 

@@ -40,7 +40,7 @@ class ConnectionLookup:
     def cached(self, selector: str) -> OpenConnection | None:
         """Return the first connection of those that a selector names, where the cache is certain of them."""
         known = self._cache.get(selector)
-        return None if known is None else self._newest(known[0])
+        return None if known is None else self._newest(known)
 
     async def get(self, selector: str, *, reread: bool = False) -> LookupResult:
         """Return the first connection of those that a selector names, from the cache unless it is to be `reread`."""
@@ -52,8 +52,8 @@ class ConnectionLookup:
             stale = self._cache.get_stale(selector)
             if stale is None:
                 raise
-            newest = self._newest(stale.connections[0])
-            changed = stale.changed and newest is stale.connections[0]
+            newest = self._newest(stale.found)
+            changed = stale.changed and newest is stale.found
             return LookupResult(found=newest, store_error=error, changed=changed)
         return LookupResult(found=self.cached(selector) or open_connection(first, self._core))
 
@@ -94,7 +94,11 @@ class ConnectionLookup:
             connection = await self._core.store.connection(selector)
             stored = [] if connection is None else [connection]
         existing = [one for one in stored if one.status is not Status.DISCONNECTED]
-        self._cache.put(selector, [open_connection(one, self._core) for one in existing], mark)
+        if existing:
+            first, *others = existing
+            self._cache.put(selector, open_connection(first, self._core), mark, others=[one.id for one in others])
+        else:
+            self._cache.drop(selector)
         return existing
 
     def _existing(self, stored: Sequence[Connection]) -> Sequence[Connection]:

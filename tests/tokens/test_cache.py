@@ -252,16 +252,13 @@ async def test_a_read_of_before_a_write_is_not_remembered_after_it(harness: Refr
     mark = cache.mark()
     before = _open(harness, await harness.now(stored))
     await harness.store.save_refreshed(a_refreshed(stored))
-    cache.put(stored.id, [before], mark)
-    cache.put("account:1", [before], mark)
+    cache.put(stored.id, before, mark)
+    cache.put("account:1", before, mark)
     assert (len(cache), cache.get_stale(stored.id), cache.get_stale("account:1")) == (0, None, None)
-    cache.put(stored.id, [_open(harness, await harness.now(stored))], cache.mark())
+    cache.put(stored.id, _open(harness, await harness.now(stored)), cache.mark())
     stale = cache.get_stale(stored.id)
     assert stale is not None
-    assert ([one.connection.pair_version for one in stale.connections], stale.changed) == (
-        [stored.pair_version + 1],
-        False,
-    )
+    assert (stale.found.connection.pair_version, stale.changed) == (stored.pair_version + 1, False)
 
 
 async def test_the_cache_is_bounded(harness: RefreshHarness) -> None:
@@ -269,7 +266,7 @@ async def test_the_cache_is_bounded(harness: RefreshHarness) -> None:
     cache = ConnectionCache(store=harness.store, clock=harness.clock, limit=3)
     for number in range(5):
         stored = await save(harness.store, a_connection(number))
-        cache.put(stored.id, [_open(harness, stored)], cache.mark())
+        cache.put(stored.id, _open(harness, stored), cache.mark())
     assert len(cache) == 3
     known = [cache.get_stale(a_connection(number).id) is not None for number in range(5)]
     assert known == [False, False, True, True, True]
@@ -279,10 +276,10 @@ async def test_the_cache_holds_neither_the_sealed_pair_nor_the_refresh_token(har
     """What it holds is the access token, which no repr shows."""
     cache = ConnectionCache(store=harness.store, clock=harness.clock)
     stored = await harness.connect()
-    cache.put(stored.id, [_open(harness, stored)], cache.mark())
+    cache.put(stored.id, _open(harness, stored), cache.mark())
     stale = cache.get_stale(stored.id)
     assert stale is not None
-    [held] = stale.connections
+    held = stale.found
     assert held.token is not None
     assert (held.token.value, held.connection.sealed_pair) == (harness.pair(stored).access_token, None)
     assert harness.pair(stored).refresh_token not in repr(dataclasses.asdict(held))
