@@ -261,6 +261,19 @@ async def test_a_read_of_before_a_write_is_not_remembered_after_it(harness: Refr
     assert (stale.found.connection.pair_version, stale.changed) == (stored.pair_version + 1, False)
 
 
+async def test_a_change_of_any_connection_of_an_account_ends_its_entry(harness: RefreshHarness) -> None:
+    """Another of its connections may come first by it."""
+    first = await harness.connect()
+    harness.amo.account.user_id += 1
+    second = await harness.connect()
+    selector = f"account:{first.account_id}"
+    assert (await _token(harness, selector)).connection.id == second.id
+    harness.clock.advance(0.5)
+    assert await harness.store.disconnect(await harness.now(first), on_request=True)
+    assert harness.lifecycle.cache.get(selector) is None
+    assert (await _token(harness, selector)).connection.id == second.id
+
+
 async def test_the_cache_is_bounded(harness: RefreshHarness) -> None:
     """What was asked for longest ago is forgotten first."""
     cache = ConnectionCache(store=harness.store, clock=harness.clock, limit=3)
