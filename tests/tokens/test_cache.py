@@ -270,6 +270,9 @@ async def test_a_change_of_any_connection_of_an_account_ends_its_entry(harness: 
     assert (await _token(harness, selector)).connection.id == second.id
     harness.clock.advance(0.5)
     await harness.refresh(first)
+    stale = harness.lifecycle.cache.get_stale(selector)
+    assert stale is not None
+    assert (stale.found.connection.id, stale.changed) == (second.id, True)
     assert harness.lifecycle.cache.get(selector) is None
     assert (await _token(harness, selector)).connection.id == first.id
 
