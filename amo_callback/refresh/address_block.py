@@ -1,11 +1,11 @@
-"""AMO blocks our address: every refresh is answered 403, whatever connection it is for.
+"""A block of this server's IP address: AMO answers every refresh with 403.
 
-Two connections of different hosts that are answered 403 without AMO's problem+json, or three that are answered any
-403, without a success between, are a suspicion. Then the connection that was refreshed last is presented, once, and
-nothing else: only if that is answered 403, too, the address is blocked.
+A block is suspected after 403 responses without AMO's problem+json from two hosts, or any 403 responses for three
+connections, without a success in between. The connection that was refreshed last is then presented once, and nothing
+else. If that is answered with 403, too, the address is blocked.
 
-The block is kept in the store, for all instances and across restarts. While it lasts, one refresh (the probe) leaves
-per `probe_every`, one exchange per 10 seconds, and no question at all. Any success ends it.
+The block is stored, for all instances and across restarts. While it lasts, one refresh (the probe) is sent per
+`retry_cap`, one code exchange per 10 seconds, and no introspection. Any success ends it.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ _EXCHANGE_EVERY = timedelta(seconds=10)
 
 
 class AddressBlock:
-    """The block of our address: while it lasts, nothing but probes is refreshed."""
+    """The state of the block: while there is one, only probes are refreshed."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._probe_every = timedelta(seconds=core.rules.retry_cap)
         self._hosts: set[str] = set()
-        """The hosts that have answered 403 without problem+json since the last success."""
+        """The hosts that answered 403 without problem+json since the last success."""
         self._connections: set[str] = set()
-        """The connections that have been answered 403 since then."""
+        """The connections that were answered with 403 since the last success."""
         self._suspected = False
         self._probing: str | None = None
         self.probed: set[str] = set()
-        """The connections that have been the probe in this round."""
+        """The connections that were the probe in this round."""
         self.block: AmoBlock | None = None
-        """The block, as of the last read."""
+        """The block as last read from the store."""
 
     @property
     def reason(self) -> str | None:
-        """Why nothing but a probe is refreshed, as an error's code; `None` where there is no block."""
+        """The code of the error that allows only probes; `None` without a block."""
         return AddressBlocked.code if self._suspected or self.block is not None else None
 
     @property
     def probe_in(self) -> float:
-        """Seconds until the next probe may leave."""
+        """Seconds until the next probe may be sent."""
         return 0.0 if self.block is None else max((self.block.probe_at - self._core.clock.now()).total_seconds(), 0.0)
 
     async def watch(self) -> None:
-        """Read whether any process has found the address blocked, or no longer blocked."""
+        """Read the state that any process has stored."""
         self.adopt(await self._core.store.amo_block())
 
     def adopt(self, block: AmoBlock | None) -> None:
-        """Take over what is stored."""
+        """Adopt the state from the store."""
         before, self.block = self.block, block
         if self.block is None:
             if before is not None:
@@ -72,14 +72,14 @@ class AddressBlock:
         if before is None or before.probed != self.block.probed:
             self.probed = set(self.block.probed)
         if before is None:
-            self._probing = None  # a suspicion's probe: those of the block are reserved in the store
+            self._probing = None  # the probe of a suspicion; probes of a block are reserved in the store
             fields = {"since": self.block.since, "next_probe_at": self.block.probe_at}
             self._core.observer(Event(name="amo_blocked.started", level=Level.ERROR, fields=fields))
 
-    # --- what may leave --------------------------------------------------------------------------
+    # --- requests to AMO ---------------------------------------------------------------------------
 
     def refusal(self, connection_id: str, *, demand: RefreshTrigger) -> NotYet | None:
-        """Return why this connection may neither be refreshed now, nor be the probe."""
+        """Return why the connection may not be refreshed now, not even as the probe."""
         if self.reason is None or connection_id == self._probing:
             return None
         may_probe = demand is RefreshTrigger.PROBE or (demand is RefreshTrigger.FORCED and self.block is not None)
@@ -88,12 +88,12 @@ class AddressBlock:
         return self._wait()
 
     def check_question(self, connection_id: str | None = None) -> None:
-        """Raise `AddressBlocked` where AMO may not be asked; the probe may ask about its refresh token."""
+        """Raise `AddressBlocked` if AMO must not be asked; the probe may have its refresh token introspected."""
         if self.block is not None and (connection_id is None or connection_id != self._probing):
             raise self._wait()
 
     async def enter(self, connection_id: str, *, demand: RefreshTrigger) -> None:
-        """Take the probe for a connection that is about to be presented; raises `NotYet`."""
+        """Reserve the probe for a connection that is about to be presented; raises `NotYet`."""
         if self.reason is None or connection_id == self._probing:
             return
         if refusal := self.refusal(connection_id, demand=demand):
@@ -107,34 +107,34 @@ class AddressBlock:
         self._probing = connection_id
 
     def leave(self, connection_id: str) -> None:
-        """Note that the refresh of a connection is over."""
+        """Record that the refresh of a connection has ended."""
         if connection_id == self._probing:
             self._probing = None
 
     def new_round(self) -> None:
-        """Let each connection be the probe again; a suspicion that no connection can confirm is dropped."""
+        """Allow every connection to be the probe again, and drop a suspicion that no connection could confirm."""
         self.probed.clear()
         if self.block is None:
             self._forget_refusals()
 
     async def end_without_candidates(self) -> None:
-        """End a block while no connection can be the probe: nothing is held back by it but what could end it."""
+        """End a block if no connection can be the probe, because nothing else could end it."""
         if self.block is not None and not (await self._core.store.successes(now=self._core.clock.now())).refreshable:
             await self._core.store.end_amo_block()
             await self.watch()
 
     async def exchange_turn(self) -> None:
-        """Wait until an exchange may leave."""
+        """Wait until a code exchange may be sent."""
         while self.block is not None and not await self._core.store.take_amo_exchange(every=_EXCHANGE_EVERY):
             await self.watch()
             if self.block is not None:
                 wait = (self.block.exchange_at - self._core.clock.now()).total_seconds()
                 await self._core.clock.sleep(min(max(wait, 0.25), _EXCHANGE_EVERY.total_seconds()))
 
-    # --- what AMO has answered -------------------------------------------------------------------
+    # --- responses of AMO --------------------------------------------------------------------------
 
     async def failed(self, claimed: Connection, error: AmoCallbackError) -> None:
-        """Note how a refresh has failed."""
+        """Record a failed refresh."""
         if self.block is not None:
             return
         refused = error if isinstance(error, AccountBlocked) and error.status == HTTPStatus.FORBIDDEN else None
@@ -143,7 +143,7 @@ class AddressBlock:
                 await self._core.store.begin_amo_block(claimed.id, probe_every=self._probe_every)
                 await self.watch()
             elif error.status is not None or isinstance(error, UnknownOutcome):
-                self._forget_refusals()  # AMO answers in another way, or not at all
+                self._forget_refusals()  # any other response, or none, refutes the suspicion
             return
         if refused is not None:
             self._connections.add(claimed.id)

@@ -1,18 +1,17 @@
-"""One attempt at a refresh, from claim to stored pair: the only place where a refresh token is spent.
+"""One refresh attempt, from claim to stored pair: the only module that spends a refresh token.
 
-AMO's refresh tokens work once. A second presentation, or an answer that is lost, costs the account its
-connection, and only a person can mend that. Hence the order, each step committed before the next begins:
+An AMO refresh token works once. If it is presented twice, or the response is lost, the connection is lost and its user
+has to connect again. An attempt therefore has three steps, each committed before the next:
 
-1. **Claim.** One committed statement with a lease, a new attempt id and the fingerprint of what will be
-   spent. It is also the write check: a full disk is met before the token is spent, not after.
-2. **Spend.** One POST, at once, in a task of its own: neither a caller who hangs up nor a shutdown ends it.
-   An account that moved gets a second one, on a lease extended in writing; after a stop signal it does not.
-3. **Store.** Only where the pair that it came from is still the stored one: a late pair wins over a verdict, and
-   never over a newer grant or a disconnect.
-4. **Tell** whoever watches and whoever waits.
+1. **Claim.** One UPDATE sets a lease, a new attempt id and the fingerprint of the token. It also proves that the store
+   can be written: a full disk fails here, while the token is unspent.
+2. **Present.** One POST, immediately, in a task that neither a disconnecting caller nor a shutdown cancels. If the
+   account has moved to another host, a second POST follows on an extended lease, but not at shutdown.
+3. **Store.** Only if the row still has the pair that was presented. A late pair replaces a recorded failure, but never
+   a newer grant or a disconnect.
 
-Whether an attempt may be made at all is decided by `coordinator`, what a refusal means by `failure_recorder`; a pair
-that the store does not take is kept by `pending_writes`.
+The coordinator decides whether an attempt may be made. `failure_recorder` records attempts that bring no pair;
+`pending_writes` keeps pairs that the store has not committed.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Claimed:
-    """A claim that holds: the right to spend `pair` once, until `not_after` by the monotonic clock."""
+    """A claimed connection: permission to present `pair` once, until the monotonic time `not_after`."""
 
     row: Connection
     pair: TokenPair = field(repr=False)
@@ -77,7 +76,7 @@ class _Claimed:
 
 
 class RefreshAttempts:
-    """Make attempts."""
+    """Runs refresh attempts."""
 
     def __init__(
         self,
@@ -95,10 +94,10 @@ class RefreshAttempts:
         self._pending_writes = pending_writes
 
     async def make(self, connection: Connection, *, demand: RefreshTrigger, slot_at: float) -> Connection | None:
-        """Refresh the pair as it was read, and return it as stored; `None` where it has changed since.
+        """Refresh a connection as it was read, and return it as stored; `None` if the row has changed since.
 
-        `slot_at` is the monotonic time at which its slot at the rate limit was granted. Raises what kept the pair from
-        being refreshed, once that has been written down.
+        `slot_at` is the monotonic time at which its rate-limit slot was granted. Raises the error that kept the
+        connection from being refreshed, after recording it.
         """
         try:
             claimed = await self._claim(connection, demand, slot_at)
@@ -110,7 +109,7 @@ class RefreshAttempts:
         return await self._save(claimed, issued)
 
     async def _claim(self, connection: Connection, demand: RefreshTrigger, slot_at: float) -> _Claimed | None:
-        """Take the right to spend the pair's refresh token, in writing; `None` where another was faster."""
+        """Claim the row; `None` if another process has changed it."""
         started = self._core.clock.monotonic()
         pair = self._core.cipher.pair_of(connection)
         claim = Claim(
@@ -124,16 +123,16 @@ class RefreshAttempts:
         try:
             row = await self._core.store.claim(claim, events=_taken_over(connection))
         except StoreUnavailable:
-            with suppress(StoreUnavailable):  # it may have been committed, and its answer lost: nothing is presented
+            with suppress(StoreUnavailable):  # the claim may have been committed all the same, and nothing is presented
                 await self._core.store.release(connection_id=claim.connection_id, attempt=claim.attempt)
             raise
         if row is None:
             return None
         if pair is None:
             raise await self._failures.record(row, DecryptionFailed(), demand=demand)
-        # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
-        # took its time, must not spend a token on a lease that ends under the request. The slot
-        # may be too old by then, too: a store that stalls for a while answers many reads and claims at once.
+        # Measured from before the claim: if the process was suspended or the store was slow, the request
+        # could outlive the lease. The slot may have aged, too: when a store recovers from a stall, it
+        # completes many claims at once.
         not_after = started + self._core.rules.lease - self._core.amo.timeout
         if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
             await self._release(row)
@@ -144,7 +143,7 @@ class RefreshAttempts:
         await self._core.store.release(connection_id=row.id, attempt=row.attempt or "")
 
     async def _spend(self, claimed: _Claimed) -> TokenResponse:
-        """Present the refresh token; raises what its refusal means, once that has been written down."""
+        """Present the refresh token; if AMO refuses it, record the failure and raise its error."""
         try:
             return await self._present(claimed)
         except ShuttingDown:
@@ -166,7 +165,7 @@ class RefreshAttempts:
     async def _present(self, claimed: _Claimed) -> TokenResponse:
         row, token = claimed.row, claimed.pair.refresh_token
         if row.client_id != self._core.amo.client_id:
-            raise ClientMismatch  # to AMO, any other client is a stranger with a stolen token
+            raise ClientMismatch  # AMO would take it for a stolen token
         try:
             with self._pending_writes.expecting():
                 return await self._core.amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
@@ -185,11 +184,11 @@ class RefreshAttempts:
             raise
 
     async def _follow(self, claimed: _Claimed, refused: AmoCallbackError) -> tuple[IntrospectionResult, float]:
-        """Return where the account has moved, and until when its token may go there; else raise what it means."""
+        """Return the account's new host and the deadline for a second request; raise if it has not moved."""
         row = claimed.row
         sighting = await self._introspector.whereabouts(row, claimed.pair)
         if sighting.standing is TokenState.UNKNOWN and isinstance(refused, InvalidRefreshToken):
-            raise IntrospectionUnavailable from refused  # it may have moved: who knows its token lives elsewhere
+            raise IntrospectionUnavailable from refused  # the account may have moved to a host that knows the token
         if sighting.domain in {None, row.domain}:
             if isinstance(refused, UnauthorizedWithoutHint):
                 _explain(refused, sighting, domain=row.domain)
@@ -205,7 +204,7 @@ class RefreshAttempts:
         not_after = started + self._core.rules.lease - self._core.amo.timeout
         moved = connection_event("connection.moved", row, told={"moved_to": extension.domain})
         if not await self._core.store.extend(extension, events=[moved]):
-            raise refused  # the attempt is no longer ours, which is found when it is recorded
+            raise refused  # another attempt has replaced this one; recording the failure finds that
         if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
             raise ShuttingDown if self._core.stop.is_set() else RequestNotSent
         return sighting, not_after
@@ -213,7 +212,7 @@ class RefreshAttempts:
     # --- store -----------------------------------------------------------------------------------
 
     async def _save(self, claimed: _Claimed, issued: TokenResponse) -> Connection:
-        """Store a pair that has been paid for, before anything else happens; try until it is stored."""
+        """Store the new pair before anything else; retry until it is stored."""
         row, pair = claimed.row, issued.pair
         refreshed = RefreshedPair(
             connection_id=row.id,
@@ -249,7 +248,7 @@ class RefreshAttempts:
         return round(self._core.clock.monotonic() - claimed.started, 3)
 
     async def _newer(self, connection_id: str) -> Connection:
-        """Return what was stored instead."""
+        """Return the connection as stored by another attempt or grant."""
         connection = await self._core.store.connection(connection_id)
         if connection is None or connection.status is Status.DISCONNECTED:
             raise NotFound
@@ -257,13 +256,13 @@ class RefreshAttempts:
 
 
 def _explain(refused: UnauthorizedWithoutHint, sighting: IntrospectionResult, *, domain: str) -> None:
-    """Add what introspection says of a refusal without a hint from the host at `domain`."""
+    """Add the introspection result to a refusal without a hint from the host at `domain`."""
     refused.accepted = {TokenState.GOOD: True, TokenState.REFUSED: False}.get(sighting.standing)
     refused.same_host = sighting.domain == domain
 
 
 def _taken_over(connection: Connection) -> list[Event]:
-    """Return what a claim does to an attempt that nobody knows the end of: its token is in doubt from now on."""
+    """Return the event of a claim that replaces an attempt with an unknown outcome, whose token is now in doubt."""
     if connection.attempt is None:
         return []
     spending = short(connection.spending) if connection.spending else None

@@ -1,16 +1,15 @@
-"""The circuit breaker: it stops all refreshing where the fault cannot be each connection's own.
+"""The circuit breaker: it stops all refreshes when the fault cannot lie with a single connection.
 
-It opens for two reasons. AMO does not take our credentials: to go on would only get us banned. Or so many connections
-die at once that it is not believed: an old database put back, another integration's secret and an ill AMO look exactly
-like that.
+It opens for two reasons: AMO rejects the client credentials, and continuing would only get this server banned; or so
+many connections fail for good within ten minutes that the failures are suspected to be false (a mass failure). A
+restored backup, the secret of another integration or an outage of AMO have that effect.
 
-A connection is suspect where AMO says that our client data are wrong, or refuses it without a hint although
-introspection, which sends no client secret, accepts it. Two suspects, or all connections there are, open the breaker
-once the last success is older than `retry_cap`; ten suspects in a row open it at once. That it is open is stored, so
-that a restart does not forget it.
+A connection is suspect if AMO says that the client data are wrong, or if AMO refuses it without a hint although
+introspection, which sends no client secret, accepts its token. Once the last success is older than `retry_cap`, two
+suspects open the breaker (or one, if there is only one connection); ten suspects in a row open it immediately. The
+state is stored, so that it survives a restart.
 
-While it is open, everything is kept, and one connection after the other is tried, one every minute. One success closes
-it.
+While it is open, all connections are kept and one of them is tried each minute. One success closes it.
 """
 
 from __future__ import annotations
@@ -37,53 +36,53 @@ _PROBE_EVERY = 60.0
 _TOGETHER = timedelta(minutes=10)
 _DEATHS = 5
 _SHARE = 5
-"""More than one in so many."""
+"""A mass failure is more than one connection in `_SHARE`."""
 
 
 def is_epidemic(fleet: ConnectionCounts) -> bool:
-    """Tell whether so many have died that one more is not believed."""
+    """Return whether so many connections failed recently that a further failure must not be applied."""
     return fleet.died >= _DEATHS and fleet.died * _SHARE > fleet.died + fleet.living
 
 
 class Breaker:
-    """Tell whether anything may be refreshed."""
+    """The state of the circuit breaker."""
 
     def __init__(self, core: Core, *, address_block: AddressBlock) -> None:
         self._core = core
         self.address_block = address_block
-        """Stops all refreshing by itself, with probes of its own."""
+        """A block of this server's address; it stops all refreshes itself and has its own probes."""
         self._retry_cap = timedelta(seconds=core.rules.retry_cap)
         self.probe_every = min(_PROBE_EVERY, core.rules.retry_cap)
         """Seconds."""
         self._suspects: dict[str, datetime] = {}
         self._unstored = False
-        """Whether the store does not know `refused` yet."""
+        """Whether `refused` has not been written to the store yet."""
         self._held = False
         self.probed: set[str] = set()
         """The probes of this round."""
         self._probed_at = core.clock.monotonic()
         self.refused: str | None = None
-        """What AMO says against our credentials, where it does."""
+        """AMO's words if it rejects the client credentials, otherwise `None`."""
 
     @property
     def held(self) -> bool:
-        """Whether verdicts are held."""
+        """Whether terminal failures are suspended."""
         return self._held
 
     @property
     def reason(self) -> str | None:
-        """Why it is open, as an error's code; `None` where it is closed."""
+        """The code of the error that keeps it open; `None` while it is closed."""
         if self.refused is not None:
             return InvalidClient.code
         return MassFailureSuspected.code if self._held else None
 
     @property
     def probe_in(self) -> float:
-        """Seconds until the next probe may go."""
+        """Seconds until the next probe may be sent."""
         return max(self._probed_at + self.probe_every - self._core.clock.monotonic(), 0.0)
 
     async def watch(self, state: SharedState | None = None) -> None:
-        """Take over whether it is open, as some process has stored it; the state is read unless it is given."""
+        """Adopt the state that any process has stored; read it unless `state` is given."""
         state = await self._core.store.shared_state() if state is None else state
         self._held = state.terminal_suspended
         self.address_block.adopt(state.amo_block)
@@ -93,17 +92,17 @@ class Breaker:
         self._adopt(state.refused_credentials)
 
     def _adopt(self, refused: str | None) -> None:
-        """Take over what the store says, unless this process has found something else meanwhile."""
+        """Adopt what is stored, unless this process has found something else that it has not stored yet."""
         if not self._unstored and refused != self.refused:
             self.refused = refused
             self._suspects.clear()
             self._probed_at = self._core.clock.monotonic()
 
     def refusal(self, connection_id: str, *, demand: RefreshTrigger) -> NotYet | None:
-        """Return why this connection may not be refreshed now, nor be the probe.
+        """Return why the connection may not be refreshed now, not even as the probe.
 
-        A caller's forced refresh may be the probe, or the trial of a connection that was given up; each once a
-        round, so that the next one is another.
+        A caller's forced refresh may be the probe, and so may the trial of a connection that needs its user; each
+        connection once per round, so that the next probe is another one.
         """
         refusal = self.address_block.refusal(connection_id, demand=demand)
         if refusal is not None or self.reason is None:
@@ -114,19 +113,19 @@ class Breaker:
         return NotYet(max(self.probe_in, 1.0), cause_code=self.reason)
 
     def enter(self, connection_id: str) -> None:
-        """Note who is the probe, where it is open."""
+        """Record that a connection is the probe, if the breaker is open."""
         if self.reason is not None:
             self.probed.add(connection_id)
             self._probed_at = self._core.clock.monotonic()
 
     def new_round(self) -> None:
-        """Let everyone be the probe again."""
+        """Allow every connection to be the probe again."""
         self.probed.clear()
 
-    # --- what refreshes have found ---------------------------------------------------------------
+    # --- results of refreshes ----------------------------------------------------------------------
 
     async def succeeded(self) -> None:
-        """Close: AMO has taken our credentials and a refresh token, so whatever was wrong is over."""
+        """Close the breaker: AMO has accepted the client credentials and a refresh token."""
         self.accepted()
         self.new_round()
         await self.address_block.succeeded()
@@ -134,27 +133,27 @@ class Breaker:
             with suppress(StoreUnavailable):  # `watch` tries again
                 await self._store_credentials()
         if self._held:
-            with suppress(StoreUnavailable):  # the next success tells it again
+            with suppress(StoreUnavailable):  # the next success resumes them
                 await self._core.store.resume_terminal()
                 self._held = False
                 self._core.observer(Event(name="terminal_failures.resumed"))
 
     def accepted(self) -> None:
-        """Note that AMO has taken our credentials."""
+        """Record that AMO has accepted the client credentials."""
         self._suspects.clear()
         if self.refused is not None:
             self.refused, self._unstored = None, True
             self._core.observer(Event(name="amo_credentials.accepted"))
 
     def refuse(self, hint: str) -> None:
-        """Open, with AMO's words against our credentials."""
+        """Open the breaker because AMO rejects the client credentials; `hint` has AMO's words."""
         if self.refused is None:
             self.refused, self._unstored = hint, True
             self._probed_at = self._core.clock.monotonic()
             self._core.observer(Event(name="amo_credentials.refused", level=Level.ERROR, fields={"hint": hint}))
 
     async def suspect(self, connection_id: str, words: str) -> None:
-        """Add a suspect, with AMO's words, and open where there are enough."""
+        """Record a suspect, and open the breaker if there are enough."""
         now = self._core.clock.now()
         successes = await self._core.store.successes(now=now)
         latest = successes.latest  # also of other processes
@@ -176,7 +175,7 @@ class Breaker:
         self._unstored = self.refused != refused
 
     async def believes(self) -> bool:
-        """Tell whether one more connection may be given up."""
+        """Return whether another terminal failure may be applied; if that were a mass failure, suspend it."""
         await self.watch()
         if self._held:
             return False

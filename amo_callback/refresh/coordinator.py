@@ -1,12 +1,12 @@
-"""When a pair is refreshed, and for whom: callers at the same moment make one refresh.
+"""When a connection is refreshed, and how concurrent callers share one refresh.
 
-A caller who wants a fresh pair joins the refresh that this process has under way; another process's lease is waited
-for. A place among the concurrent refreshes and a slot at AMO's rate limit come before the attempt, for a claim must not
-age in a queue. A token that an attempt without an answer may have spent is introspected first, which spends nothing.
+A caller joins a refresh of the connection that is running in this process, and waits for the lease of one that is
+running in another process. A refresh first waits for a place among the concurrent refreshes and for a slot of the rate
+limit, because a claim must not age in a queue. A refresh token in doubt is introspected before it is presented.
 
-So the decision is made twice: before the wait, which may be long, and after it. Any second one but to present the token
-begins anew with the row as it is then. Between the second decision and the claim nothing is awaited, and the claim
-holds only for the very row that the decision was made for: where another process has changed it, it is read again.
+Because the wait may be long, the decision is made before and after it. If the second decision is not to present the
+token, the refresh begins again with the current row. Nothing is awaited between the second decision and the claim, and
+the claim succeeds only if the row is unchanged since that decision.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class RefreshCoordinator:
-    """Keeps token pairs fresh, one refresh at a time for each connection."""
+    """Refreshes connections, each at most once at a time."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class RefreshCoordinator:
 
     @property
     def in_flight(self) -> int:
-        """The number of refreshes under way, those included that wait."""
+        """The number of running and waiting refreshes."""
         return len(self._refreshes)
 
     async def refresh(
@@ -64,11 +64,11 @@ class RefreshCoordinator:
         satisfied: Callable[[Connection], bool] | None = None,
         row: Connection | None = None,
     ) -> Connection:
-        """Refresh a connection's pair and return it as stored; callers at the same moment share one refresh.
+        """Refresh a connection and return it as stored; concurrent callers share one refresh.
 
-        One that is `satisfied`, because another caller or process has refreshed it meanwhile, is returned as it is. A
-        caller who has just read the connection passes its `row`. Raises what kept the pair from being refreshed
-        (`AmoCallbackError`); a caller who is cancelled cancels nothing else.
+        A connection that is `satisfied`, because another caller or process has refreshed it, is returned as it is. A
+        caller that has just read the connection passes its `row`. Cancelling a caller does not cancel the refresh.
+        Raises `AmoCallbackError` if the connection could not be refreshed.
         """
         while True:
             task, started = self._refreshes.start(
@@ -79,12 +79,12 @@ class RefreshCoordinator:
             except NotYet:
                 if started:
                     raise
-                continue  # the other caller had to wait, which this one may not have to
+                continue  # what delays the other caller's refresh may not delay this one's
             if started or satisfied is None or satisfied(connection):
                 return connection
 
     async def drain(self) -> None:
-        """Wait until what is in flight is stored, or in its rescue file."""
+        """Wait until the result of every refresh is in the store or in a rescue file."""
         await self._refreshes.drain()
         await self._pending_writes.drain()
 
@@ -125,7 +125,7 @@ class RefreshCoordinator:
             row = await self._core.store.connection(connection_id)
 
     async def _prepare_attempt(self, decision: Present | Introspect, demand: RefreshTrigger) -> float:
-        """Do all that comes before an attempt, and return the monotonic time at which its slot was granted."""
+        """Introspect if necessary, wait for a slot, and return the monotonic time at which it was granted."""
         row = decision.row
         if isinstance(decision, Introspect):
             await self._gate.reserve_probe(row.id, demand)
@@ -137,7 +137,7 @@ class RefreshCoordinator:
         return slot_granted_at
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, at most until the process is to end."""
+        """Wait for `seconds`, or until shutdown."""
         stop = self._core.stop
         await done_unless(stop.wait(), stop=stop, grace=0, clock=self._core.clock, limit=seconds)
 

@@ -1,6 +1,7 @@
-"""Our client id, secret and redirect URI, before they are proven by a first token pair.
+"""The client id, secret and redirect URI, until a first token pair proves them.
 
-Until then no refresh can show that they are wrong, so refused exchanges have to. Afterwards the circuit breaker judges.
+Before the first pair no refresh can show that they are wrong, so rejected code exchanges have to. Afterwards the
+circuit breaker decides.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from amo_callback.errors import AmoCallbackError
 
 _HOSTS = 2
-"""A single host may refuse for a reason of its own."""
+"""A single host may reject them for its own reasons."""
 _REFUSED_FOR = 3600.0
-"""Seconds after the last refusal for which readiness is red."""
+"""Seconds after the last rejection during which readiness fails."""
 
 
 class Credentials:
-    """The knowledge whether AMO accepts our credentials. It reports, and holds nothing back."""
+    """The knowledge whether AMO accepts the client credentials. It only reports; it holds nothing back."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -36,13 +37,13 @@ class Credentials:
 
     @property
     def refused(self) -> str | None:
-        """AMO's words where it refuses our credentials; `None` where that is not known, or no longer."""
+        """AMO's words if it rejects the client credentials, otherwise `None`."""
         if self._refused_at is None or not self._expected or len(self._hosts) < _HOSTS:
             return None
         return self._words if self._core.clock.monotonic() - self._refused_at < _REFUSED_FOR else None
 
     async def watch(self) -> None:
-        """Read from the store whether a pair was obtained, by any process, until one was."""
+        """Check whether any process has obtained a pair, until one has."""
         if not self.proven and await self._core.store.pair_obtained(self._core.amo.client_id):
             self.accept()
         if self._reported and self.refused is None:
@@ -50,7 +51,7 @@ class Credentials:
             self._core.observer(Event(name="amo_credentials.no_longer_refused"))
 
     def accept(self) -> None:
-        """Note that a pair was obtained: whatever was refused before, the credentials are right."""
+        """Record that a pair was obtained, which proves the client credentials."""
         self.proven = True
         self._refused_at = None
         if self._reported:
@@ -58,10 +59,10 @@ class Credentials:
             self._core.observer(Event(name="amo_credentials.accepted"))
 
     async def note_refusal(self, error: AmoCallbackError, *, host: str, expected: bool) -> None:
-        """Note an exchange that AMO refused at `host`.
+        """Record a code exchange that AMO rejected at `host`.
 
-        `expected` says that the grant was started here, or that the host is the configured one: any other host comes
-        from the browser, and so from anybody.
+        `expected` is true if the authorization request was started here or the host is the configured one. Any other
+        host comes from the browser, and so possibly from an attacker.
         """
         if not error.rejects_client or await self._is_proven():
             return
@@ -76,5 +77,5 @@ class Credentials:
 
     async def _is_proven(self) -> bool:
         with suppress(StoreUnavailable):
-            await self.watch()  # another instance may have obtained a pair meanwhile
+            await self.watch()  # another instance may have obtained a pair
         return self.proven

@@ -1,4 +1,4 @@
-"""Whether a connection may be refreshed now, decided from its row and from what this process knows. Pure."""
+"""The rules that decide whether a connection may be refreshed now. Pure functions of its row and of `Facts`."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _LOOK_AGAIN = 0.25
-"""Seconds between two reads of a connection that another process refreshes."""
+"""Seconds between two reads of a connection that another process is refreshing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What this process knows beside the row."""
+    """What this process knows in addition to the row."""
 
     now: datetime
     satisfied: bool = False
-    """Whether the stored pair is what the caller wants."""
+    """Whether the stored pair is fresh enough for the caller."""
     stopping: bool = False
-    """Whether the process is to end."""
+    """Whether the process is shutting down."""
     has_pending_write: bool = False
-    """Whether the stored pair was spent for one that is still a pending write."""
+    """Whether the stored refresh token was spent for a pair that is still a pending write."""
     refusal: NotYet | None = None
-    """The answer of the circuit breaker, or of the block of our address, where it refuses this connection."""
+    """The error of the circuit breaker or the address block if it excludes this connection."""
     lease_left: float = 0.0
-    """Seconds for which an open attempt is left alone."""
+    """Seconds until an attempt in progress may be taken over."""
     host_error: HostNotAllowed | None = None
-    """Why nothing may be sent to the stored host."""
+    """The error if the stored host is not allowed."""
     terminal_suspended: bool = False
-    """Whether terminal failures are suspended, since too many came at once."""
+    """Whether terminal failures are suspended because of a mass failure."""
     introspected: bool = False
-    """Whether the refresh token was introspected for this very doubt."""
+    """Whether the refresh token was introspected after it came in doubt in this way (`doubt_key`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +65,21 @@ class Introspect:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Read the row again after some seconds."""
+    """Wait and read the row again."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Return the connection as it is stored."""
+    """Return the stored connection."""
 
     row: Connection
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Raise an error: nothing is presented."""
+    """Raise an error and present nothing."""
 
     error: AmoCallbackError
 
@@ -88,7 +88,7 @@ Decision = Present | Introspect | Wait | Done | Refuse
 
 
 def decide(row: Connection | None, demand: RefreshTrigger, facts: Facts) -> Decision:
-    """Return what to do next for a connection that is to be refreshed."""
+    """Return the next step for a connection that should be refreshed."""
     if row is None or row.status is Status.DISCONNECTED:
         return Refuse(NotFound())
     if row.status is Status.NEEDS_REAUTH and demand is not RefreshTrigger.TRIAL:
@@ -103,7 +103,7 @@ def decide(row: Connection | None, demand: RefreshTrigger, facts: Facts) -> Deci
         return Wait(min(facts.lease_left, _LOOK_AGAIN))
     if facts.host_error is not None:
         return Refuse(facts.host_error)
-    # This token may have been spent, or, while terminal failures are suspended, those of all connections.
+    # During a mass failure, the token of every connection may have been spent (a restored backup).
     in_doubt = row.in_doubt or row.suspended_token is not None or facts.terminal_suspended
     return Introspect(row) if in_doubt and not facts.introspected else Present(row)
 
@@ -123,16 +123,16 @@ def _back_off(row: Connection, demand: RefreshTrigger, now: datetime) -> NotYet 
     if demand is RefreshTrigger.PROBE or not row.failures or due is None or due <= now:
         return None
     if demand is RefreshTrigger.FORCED and row.last_error == RequestNotSent.code:
-        return None  # the last request never reached AMO
+        return None  # the last request did not reach AMO
     if row.last_error == HostNotAllowed.code:
-        return None  # nothing was sent, and the host is checked next
+        return None  # nothing was sent, and the stored host is checked next
     return NotYet((due - now).total_seconds(), cause_code=row.last_error)
 
 
 def doubt_key(row: Connection) -> Hashable:
-    """Identify the doubt about a refresh token, so that another doubt is introspected again.
+    """Return the deduplication key for introspection of a token in doubt: one introspection per key.
 
-    `failures` is part of it: a token whose answer is suspended a second time is introspected again.
+    It includes `failures`, so that a token is introspected again if its terminal failure is suspended again.
     """
     doubt = row.attempt, row.lease_until, row.doubtful, row.suspended_token
     return row.pair_version, row.failures, *doubt

@@ -1,4 +1,4 @@
-"""Disconnecting: the tokens of a connection are erased on request."""
+"""Disconnecting: erase the tokens of a connection on request."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _TRIES = 20
-"""Changes of a row that are followed: a refresh makes two of them."""
+"""The number of times a changed row is read again; a refresh changes it twice."""
 
 
 async def disconnect(connection_id: str, *, reason: str, store: Store) -> Connection:
-    """Erase a connection's tokens, whatever else changes it meanwhile, and return it as it is then.
+    """Erase a connection's tokens, even if its row changes meanwhile, and return the erased connection.
 
-    A pair that AMO is asked for at this moment is dropped when it comes. Raises `NotFound` where another request was
-    faster, and `Frozen`: the tokens may be in use elsewhere.
+    A pair that a refresh in progress brings is discarded. Raises `NotFound` if the connection is already disconnected,
+    and `Frozen` because a copy of the database may use the tokens.
     """
     for _ in range(_TRIES):
         stored = await _connected(connection_id, store)

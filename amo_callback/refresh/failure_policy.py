@@ -1,4 +1,4 @@
-"""What a refresh without a pair means for its connection: whose fault it is, and when to try again. Pure."""
+"""What a failed refresh means for its connection, and when to try again. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 LOOK_UP_EVERY = timedelta(days=1)
-"""How often the tokens of a connection that was given up are looked up: it may heal."""
+"""How often the tokens of a connection that needs its user are introspected: AMO may accept them again."""
 _REFUSED_FOR = timedelta(days=1)
 _REFUSED_ALONE_FOR = timedelta(days=3)
 _REFUSALS = 8
@@ -40,7 +40,7 @@ def verdict_of(
     rules: RefreshRules,
     random: Callable[[], float],
 ) -> RefreshFailure:
-    """Return what to write down about an attempt that ended with `error`."""
+    """Return the failure to record for an attempt that ended with `error`."""
     reason = _reason(error, claimed)
     given_up = claimed.status is Status.NEEDS_REAUTH
     verdict = RefreshFailure(
@@ -60,14 +60,17 @@ def verdict_of(
 
 
 def look_again_in(reason: Reason | None, rules: RefreshRules) -> timedelta:
-    """Return when a connection that was given up is looked at again: whether its key is back costs AMO nothing."""
+    """Return the time until a connection that needs its user is checked again.
+
+    A check for a missing key asks nothing of AMO, and may be frequent.
+    """
     return timedelta(seconds=rules.retry_cap) if reason is Reason.UNREADABLE else LOOK_UP_EVERY
 
 
 def _of_a_trial(verdict: RefreshFailure, claimed: Connection, now: datetime) -> RefreshFailure:
-    """Leave a connection given up as it was, unless AMO has given a reason now for what it refused without one.
+    """Keep the reason of a connection that needed its user before a trial, unless AMO has now given one.
 
-    A connection that was given up for such a reason is not tried a third time.
+    A connection without a reason from AMO (`refused`) is not tried a third time.
     """
     explained = verdict.reason is not None and claimed.reason is Reason.REFUSED
     refused = verdict.status is Status.NEEDS_REAUTH and not explained
@@ -83,13 +86,16 @@ def _of_a_trial(verdict: RefreshFailure, claimed: Connection, now: datetime) -> 
 
 
 def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
-    """Tell whether one more refusal of a rejected token may be the last: a day long, and the eighth in a row."""
+    """Return whether the connection was refused for at least a day, and now for the eighth time in a row."""
     since = claimed.refused_since
     return since is not None and now - since >= _REFUSED_FOR and claimed.refusals + 1 >= _REFUSALS
 
 
 def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime, rules: RefreshRules) -> bool:
-    """Tell whether AMO refuses this connection and not all of them: others succeed. A single one waits three days."""
+    """Return whether AMO refuses this connection while it accepts others.
+
+    An only connection must be refused for three days.
+    """
     since, latest = claimed.refused_since or now, successes.latest
     if successes.refreshable <= 1:
         return now - since >= _REFUSED_ALONE_FOR
@@ -99,24 +105,24 @@ def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime
 
 
 def last_error_of(reason: Reason | None) -> str:
-    """Return the code of the error that has led to a suspended answer."""
+    """Return the code of the error that caused a suspended failure."""
     return RefreshRefused.code if reason is Reason.REFUSED else InvalidRefreshToken.code
 
 
 def is_final(error: AmoCallbackError) -> bool:
-    """Tell whether only the person can mend it: AMO's listed refusals, a day of others, a pair that no key opens."""
+    """Return whether only the user can repair it: a listed refusal, a day of other refusals, or no decryption key."""
     return isinstance(error, InvalidRefreshToken | RefreshRefused | DecryptionFailed)
 
 
 def _suspended(error: AmoCallbackError, claimed: Connection) -> Reason | None:
-    """Return what a suspended answer means; `None` where no token was presented."""
+    """Return the reason that a suspended failure would have; `None` if no token was presented."""
     if not isinstance(error, MassFailureSuspected) or error.answer is None or not claimed.spending:
         return None
     return _reason(error.answer, claimed)
 
 
 def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
-    """Tell why the person is needed, or `None` where it may pass."""
+    """Return why the user has to connect again; `None` if the failure may pass."""
     if not is_final(error):
         return None
     if isinstance(error, RefreshRefused):
@@ -124,7 +130,7 @@ def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
     if not isinstance(error, InvalidRefreshToken):
         return Reason.UNREADABLE
     if claimed.doubtful == claimed.spending:
-        # An attempt of ours ended without an answer: it may be what spent the token.
+        # An attempt of this service with an unknown outcome may have spent the token.
         return Reason.IN_DOUBT
     return Reason.EXPIRED if error.expired else Reason.REVOKED
 
@@ -146,6 +152,6 @@ def _again(
         random=random,
     )
     if isinstance(error, UnknownOutcome):
-        # AMO may be at work on it still: not before a lease's length has passed.
+        # AMO may still be processing the request: wait for the length of a lease.
         return max(retry, now + timedelta(seconds=rules.lease))
     return retry

@@ -1,7 +1,8 @@
-"""What a refresh without a pair leaves behind: written down, told, and weighed against all the others.
+"""The record of refresh attempts without a pair, and of what they mean for the connection.
 
-A connection is given up only where AMO says so in its listed words, or refuses it for a day while others succeed, or
-no key opens its pair; and where not a whole fleet would be at once: then the answer is suspended, and applied later.
+A connection needs its user only if AMO says so in its listed words, if AMO refuses it for a day while others succeed,
+or if no key decrypts its pair. If that happens to many connections at once, the failure is suspended: it is recorded,
+but not applied until the mass failure is over.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class FailureRecorder:
-    """Judge attempts."""
+    """Records failed refresh attempts."""
 
     def __init__(self, core: Core, *, breaker: Breaker, leases: Leases, raw_answers: RawAnswers) -> None:
         self._core = core
@@ -57,9 +58,9 @@ class FailureRecorder:
     async def record(
         self, claimed: Connection, error: AmoCallbackError, *, demand: RefreshTrigger, seconds: float | None = None
     ) -> AmoCallbackError:
-        """Write down what an attempt's error means, end its claim, and return what to tell the caller.
+        """Record a failed attempt, release its claim, and return the error for the caller.
 
-        `demand` and `seconds` are why the attempt was made, and how long it took.
+        `demand` and `seconds` are the attempt's trigger and duration.
         """
         await self._raw_answers.keep(name_of(claimed), error, domain=claimed.domain, presented=claimed.spending or "")
         made = {
@@ -69,13 +70,13 @@ class FailureRecorder:
             **error.fields,
         }
         try:
-            async with self._deciding:  # so that a whole fleet's deaths are counted one after the other
+            async with self._deciding:  # serialize, so that mass failures are counted correctly
                 error = await self._weigh(claimed, error)
                 verdict = self._verdict(claimed, error)
                 event = _event(claimed, verdict, error, made)
                 judged = await self._save(verdict, claimed, event)
         except StoreUnavailable as failed:
-            # The claim stays, with what it was spending: after the lease it counts as doubtful, and here at once.
+            # The claim stays in the store. This process treats its token as in doubt at once, others after the lease.
             self._leases.end(claimed)
             told = {"error": error.code, "store": failed.detail}
             self._core.observer(connection_event("refresh.result_not_stored", claimed, Level.ERROR, told=told))
@@ -84,11 +85,11 @@ class FailureRecorder:
             superseded = connection_event("refresh.superseded", claimed, Level.WARNING, told=made)
             await record_event(superseded, self._core)
             return Superseded()
-        self._leases.left(judged)  # an attempt that stays open: its lease counts from here
+        self._leases.left(judged)  # the lease of an attempt with an unknown outcome starts here
         return NeedsReauth(verdict.reason) if is_final(error) else error
 
     async def _save(self, verdict: RefreshFailure, claimed: Connection, event: Event) -> Connection | None:
-        """Store a failure and return the row; where the COMMIT was not answered, read the row before that is judged."""
+        """Store a failure and return the row; if the COMMIT response was lost, read whether it was stored."""
         try:
             return await self._core.store.save_verdict(verdict, events=[event])
         except StoreUnavailable:
@@ -106,7 +107,7 @@ class FailureRecorder:
         )
 
     async def _weigh(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
-        """Return the error as it is to be believed."""
+        """Return the error to record: a terminal failure during a mass failure becomes `MassFailureSuspected`."""
         await self._breaker.address_block.failed(claimed, error)
         if claimed.status is not Status.ACTIVE:
             return error
@@ -119,7 +120,11 @@ class FailureRecorder:
         return error
 
     async def _weigh_unexplained(self, claimed: Connection, error: UnauthorizedWithoutHint) -> AmoCallbackError:
-        """Suspect our credentials where introspection accepts the token; where it rejects it, give up after a day."""
+        """Return the error to record for a refusal without a hint.
+
+        If introspection accepts the token, the client credentials are suspect. If it rejects it for a day, the result
+        is `RefreshRefused`.
+        """
         if error.accepted and error.same_host:
             words = f"AMO answers {error.status} {error.title or 'without a hint'}, although it accepts our tokens"
             await self._breaker.suspect(claimed.id, words)
@@ -133,7 +138,7 @@ class FailureRecorder:
         return refused
 
     async def apply_suspended(self, connection: Connection) -> AmoCallbackError | None:
-        """Apply a suspended terminal answer and return what to tell the caller; `None` where it stays suspended."""
+        """Apply a suspended failure and return the error for the caller; `None` if it stays suspended."""
         reason = connection.suspended_reason
         async with self._deciding:
             if reason is None or not await self._breaker.believes():
@@ -146,7 +151,7 @@ class FailureRecorder:
                 connection, last_error=error, now=now, look_up_at=now + LOOK_UP_EVERY, events=[event]
             )
         if not applied:
-            return NotYet(1.0)  # the connection has changed: it is read again
+            return NotYet(1.0)  # the row has changed, and is read again
         return NeedsReauth(reason)
 
 
@@ -159,11 +164,11 @@ _SPENT_BY = {
     Reason.UNREADABLE: "no encryption key opens the pair, or it was sealed for another account or user than the row "
     "names: nothing was presented",
 }
-"""Who spent the token, as far as it can be known."""
+"""What may have spent the token, for the operator."""
 
 
 def _event(claimed: Connection, verdict: RefreshFailure, error: AmoCallbackError, made: Mapping[str, object]) -> Event:
-    """Return what an attempt without a pair is to whoever reads the history."""
+    """Return the history event of a failed attempt."""
     if is_final(error) and claimed.status is not verdict.status and verdict.reason is not None:
         fields = {**made, "reason": verdict.reason, "error": error.code, "spent_by": _SPENT_BY[verdict.reason]}
         name, level = "connection.needs_reauth", Level.WARNING

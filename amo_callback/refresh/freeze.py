@@ -1,9 +1,10 @@
-"""Frozen: nothing is spent, of one connection or of all, until somebody thaws it.
+"""Freeze and thaw: a frozen connection is not refreshed, nor is any connection while all of them are frozen.
 
-A copy of the database that is started elsewhere holds tokens that probe as good, and to spend them kills the
-connections of whoever works with the original. So a store that finds itself on another machine, in another folder or
-restored is frozen, and only a person can tell whether the original still lives. Live tokens are handed out, and what
-was paid for is stored. What enforces it is the claim's own statement: no process can miss it.
+A copy of the database on another host holds tokens that are valid by introspection; to refresh them there breaks the
+connections of the original. A store that finds itself on another machine, in another folder or restored from a backup
+is therefore frozen until an operator thaws it, because only a person knows whether the original is still in use. Valid
+access tokens are still handed out, and pending writes are still stored. The claim's SQL statement enforces the freeze,
+so no process can miss it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class FreezeSwitch:
-    """Freeze and thaw. `machine` names where the store is; a person who thaws says that it belongs there."""
+    """Freezes and thaws. `machine` names the store's location; thawing all connections records it."""
 
     def __init__(self, core: Core, *, machine: str) -> None:
         self._core = core
         self._machine = machine
         self.frozen: Freeze | None = None
-        """Since when nothing is spent, and why, as of the last look."""
+        """When and why all connections were frozen, as last read; `None` if they are not."""
 
     async def begin(self) -> None:
-        """Look where the store is: one that was last used elsewhere spends nothing."""
+        """Compare the store's location with its last one, and freeze all connections if it differs."""
         self.adopt(await self._core.store.check_machine(self._machine))
 
     async def watch(self) -> None:
@@ -35,28 +36,28 @@ class FreezeSwitch:
         self.adopt(await self._core.store.frozen())
 
     async def freeze_all(self, *, why: str) -> Freeze | None:
-        """Spend nothing from now on; what is in flight goes on to its end."""
+        """Freeze all connections; refreshes in progress are finished."""
         await self._core.store.freeze_all(why=why)
         await self.watch()
         return self.frozen
 
     async def thaw_all(self) -> None:
-        """Spend again, on this machine from now on."""
+        """Thaw all connections, on this machine from now on."""
         await self._core.store.thaw_all(machine=self._machine)
         await self.watch()
 
     async def freeze(self, connection: Connection) -> None:
-        """Spend nothing of one connection."""
+        """Freeze one connection."""
         frozen = connection_event("connection.frozen", connection)
         await self._core.store.freeze(connection.id, at=self._core.clock.now(), events=[frozen])
 
     async def thaw(self, connection: Connection) -> None:
-        """Spend again of one connection; while all are frozen, it stays so."""
+        """Thaw one connection; it is still not refreshed while all are frozen."""
         thawed = connection_event("connection.thawed", connection)
         await self._core.store.freeze(connection.id, at=None, events=[thawed])
 
     def adopt(self, frozen: Freeze | None) -> None:
-        """Take over what is stored."""
+        """Adopt the state from the store."""
         if frozen is not None and self.frozen is None:
             fields = {"since": frozen.at, "why": frozen.why, "text": "amo-callback connections thaw --all"}
             self._core.observer(Event(name="service.frozen", level=Level.ERROR, fields=fields))

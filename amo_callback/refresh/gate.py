@@ -1,4 +1,4 @@
-"""What this process knows of whether a connection may be refreshed: it gathers the facts, and `decision` judges."""
+"""The facts that decide whether a connection may be refreshed now; `decision` has the rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """The circuit breaker, the block of our address, the leases, the pending writes and the hosts, asked together."""
+    """One interface to the circuit breaker, the address block, leases, pending writes and stored hosts."""
 
     def __init__(
         self, core: Core, *, breaker: Breaker, leases: Leases, pending_writes: PendingWrites, hosts: StoredHosts
@@ -40,7 +40,10 @@ class Gate:
         satisfied: Callable[[Connection], bool],
         introspected: Hashable,
     ) -> Decision:
-        """Return what to do next; where the stored host is not allowed, the refresh is put off in the store, too."""
+        """Return the next step for a connection.
+
+        If its stored host is not allowed, the refresh is also postponed in the store.
+        """
         if row is None:
             return decide(None, demand, Facts(now=self._core.clock.now()))
         facts = Facts(
@@ -61,7 +64,7 @@ class Gate:
 
     @property
     def closed_by(self) -> AddressBlock | Breaker | None:
-        """What lets nothing but probes through, if anything does."""
+        """What currently allows only probes; `None` if nothing does."""
         for closed in (self._address_block, self._breaker):
             if closed.reason is not None:
                 return closed
@@ -69,36 +72,42 @@ class Gate:
 
     @property
     def is_address_blocked(self) -> bool:
-        """Whether AMO blocks our address, or is suspected to."""
+        """Whether AMO blocks this server's address, or is suspected to."""
         return self._address_block.reason is not None
 
     @property
     def probe_every(self) -> float:
-        """Seconds between two probes while the breaker is open."""
+        """Seconds between two probes while the circuit breaker is open."""
         return self._breaker.probe_every
 
     async def reserve_probe(self, connection_id: str, demand: RefreshTrigger) -> None:
-        """Reserve the probe of a blocked address for a connection; raises `NotYet` where it cannot be the probe."""
+        """Reserve the probe of a blocked address for a connection.
+
+        Raises `NotYet` if the connection cannot be the probe.
+        """
         await self._address_block.enter(connection_id, demand=demand)
 
     def note_probe(self, connection_id: str) -> None:
-        """Note that a connection is presented now: while the breaker is open it is the probe."""
+        """Record that a connection is about to be presented; while the breaker is open, it is the probe."""
         self._breaker.enter(connection_id)
 
     def release_probe(self, connection_id: str) -> None:
-        """Note that the refresh of a connection has ended."""
+        """Record that the refresh of a connection has ended."""
         self._address_block.leave(connection_id)
 
     async def end_round(self, closed: AddressBlock | Breaker) -> None:
-        """Let each connection be the probe again, since each has been."""
+        """Start the next round of probes, in which every connection may be the probe again."""
         closed.new_round()
         await self._address_block.end_without_candidates()
 
     def lease_left(self, row: Connection) -> float:
-        """Return the seconds for which the connection's open attempt is left alone; 0 where there is none."""
+        """Return the seconds until the connection's attempt may be taken over; 0 without an attempt."""
         return self._leases.left(row)
 
     def may_erase(self, row: Connection) -> bool:
-        """Return whether a token that AMO rejects may be erased: the rejection cannot come from an attempt of ours."""
-        doubted = row.in_doubt or row.frozen  # it may be in use elsewhere
+        """Return whether a token that AMO rejects may be erased.
+
+        It may not while the token may have been spent by this service or by a copy of its database.
+        """
+        doubted = row.in_doubt or row.frozen  # another host may use it
         return not (doubted or self._pending_writes.blocks(row) or self._breaker.reason is not None)

@@ -1,4 +1,4 @@
-"""Questions to AMO that spend nothing: whether it knows a token, and where its account lives now."""
+"""Introspection at AMO, which spends nothing: whether AMO accepts a token, and which host its account has."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 _SILENCE = timedelta(days=1)
-"""How long after its access token has expired a connection in doubt still waits for AMO to answer a look-up."""
+"""How long after its access token has expired a connection in doubt waits for an introspection response."""
 
 
 class Introspector:
-    """Ask AMO, each question in a slot of its own."""
+    """Introspects tokens, each in a rate-limit slot of its own."""
 
     def __init__(
         self,
@@ -54,16 +54,16 @@ class Introspector:
         self._raw_answers = raw_answers
 
     async def before_refresh(self, connection: Connection) -> None:
-        """Ask about a refresh token in doubt; raises where it is not to be presented now.
+        """Introspect a refresh token in doubt; raise if it must not be presented now.
 
-        One that AMO refuses is presented all the same, once: whether the look-up knows spent tokens is not
-        known, and only the token endpoint's words are final. While verdicts are held it is not, nor while its access
-        token lives and an answer is kept that may hold the next pair. One whose terminal answer was suspended is not
-        presented again unless AMO accepts it: that answer is applied.
+        A rejected token is still presented once, because only the token endpoint's response is final (it is unknown
+        whether introspection recognizes spent tokens). Exceptions: a mass failure, and a raw answer that may contain
+        the next pair while the access token is valid. A token whose terminal failure was suspended is presented again
+        only if AMO accepts it; otherwise the failure is applied.
         """
         pair = self._core.cipher.pair_of(connection)
         if pair is None:
-            return  # the attempt will tell
+            return  # the attempt records that it cannot be decrypted
         try:
             sighting = await self.about_refresh_token(connection, pair)
         except HostNotAllowed as error:
@@ -97,9 +97,10 @@ class Introspector:
         await self._put_off(connection, MassFailureSuspected(), again=later)
 
     async def _is_accepted(self, connection: Connection, pair: TokenPair, sighting: IntrospectionResult) -> bool:
-        """Tell whether a token whose terminal answer was suspended may be presented again.
+        """Return whether a token whose terminal failure was suspended may be presented again.
 
-        AMO may accept spent tokens in introspection: of one that we may have spent, a rejected access token decides.
+        AMO may accept spent tokens in introspection. For a token that this service may have spent, a rejected access
+        token decides.
         """
         if sighting.standing is not TokenState.GOOD:
             return False
@@ -108,7 +109,7 @@ class Introspector:
         return (await self.about_access_token(connection, pair.access_token)).standing is not TokenState.REFUSED
 
     async def _put_off(self, connection: Connection, error: AmoCallbackError, *, again: datetime) -> NoReturn:
-        """Put a refresh off, and raise why; where only probes may go, this was one."""
+        """Postpone the refresh and raise `error`; while only probes are allowed, this counts as the probe."""
         self._breaker.enter(connection.id)
         postponed = connection_event(
             "refresh.postponed", connection, told={"error": error.code, "next_refresh_at": again}
@@ -119,9 +120,9 @@ class Introspector:
     async def about_refresh_token(
         self, connection: Connection, pair: TokenPair, *, priority: Priority | None = Priority.BACKGROUND
     ) -> IntrospectionResult:
-        """Ask whether AMO knows the refresh token; without a `priority` the caller has waited for the slot.
+        """Introspect the refresh token; with `priority=None`, the caller has already waited for a slot.
 
-        Raises `HostNotAllowed`, also where that is the account's own host and not the one that is asked.
+        Raises `HostNotAllowed`, also if only the account's own host is not allowed.
         """
         for host in filter(None, (connection.domain, connection.api_domain)):
             self._core.amo.base_url(host)
@@ -142,10 +143,7 @@ class Introspector:
         priority: Priority = Priority.BACKGROUND,
         limit: float | None = None,
     ) -> IntrospectionResult:
-        """Ask whether the access token is valid; raises `NotYet` where there was no slot for `limit` seconds.
-
-        Raises `HostNotAllowed`.
-        """
+        """Introspect the access token; raises `NotYet` without a slot after `limit` seconds, and `HostNotAllowed`."""
         self._hosts.base_url(connection)
         await acquire_slot(self._core, priority, limit=limit)
         self._breaker.address_block.check_question()
@@ -154,10 +152,10 @@ class Introspector:
         )
 
     async def whereabouts(self, connection: Connection, pair: TokenPair) -> IntrospectionResult:
-        """Ask where the account lives: by its refresh token, else by an access token that should still live.
+        """Find the account's host by its refresh token, otherwise by an access token that should still be valid.
 
-        A rejected refresh token stays rejected, wherever the account lives. Where nobody can be asked about it, an
-        expired access token counts as rejected.
+        A rejected refresh token stays rejected, whichever host the account has. If neither token can be introspected,
+        an expired access token counts as rejected.
         """
         first = await self.about_refresh_token(connection, pair)
         if first.standing is TokenState.GOOD:
@@ -173,17 +171,17 @@ class Introspector:
         return second
 
     async def _note(self, connection: Connection, sighting: IntrospectionResult) -> None:
-        """Forget refusals where AMO accepts the token after all; a suspended answer is judged before the refresh."""
+        """Clear recorded refusals if AMO accepts the token; a suspended failure is handled before the refresh."""
         counted = connection.refused_since is not None and connection.suspended_token is None
         if counted and sighting.standing is TokenState.GOOD:
             await self._forget_answers(connection)
 
     async def _forget_answers(self, connection: Connection) -> None:
-        with suppress(StoreUnavailable):  # the next accepted introspection does it
+        with suppress(StoreUnavailable):  # the next accepted introspection clears them
             await self._core.store.accept_token(connection)
 
 
 def _is_long_dead(connection: Connection, now: datetime) -> bool:
-    """Tell whether nobody has been served for so long that a silent look-up is no reason to wait any more."""
+    """Return whether the access token expired so long ago that a missing response is no reason to wait."""
     expires = connection.access_expires_at
     return expires is None or now - expires > _SILENCE

@@ -1,15 +1,15 @@
-"""How long other attempts' leases still run.
+"""Remaining lease time of refresh attempts in progress.
 
-Where the store has a clock of its own that all instances share, that clock writes each lease, tells with each read
-how much of it is left, and guards the claim: nobody takes over before it says so, whatever his own clock says.
+With PostgreSQL, all instances use the database clock. The database sets each lease, returns its remaining time with
+each read, and rejects a claim until the lease has expired. Clock skew between instances has no effect.
 
-Else a lease is written with a wall-clock time, but a stepped clock must not end one early, nor keep one for days. So
-an attempt's lease counts as over when its length has passed, by this process's own monotonic clock, since it first
-saw it, or saw it extended. A process that has just started sees every open attempt for the first time.
+With SQLite, leases are stored in wall-clock time. A clock step must neither end a lease early nor extend it by days, so
+each process times a lease with its own monotonic clock, starting when it first reads the attempt or its latest
+extension. A newly started process times every lease from its first read.
 
-While the store is away nobody can store what a refresh has brought: an attempt's owner may hold a good pair.
-So every lease counts anew from the last time that the store could not be used; and for a process that has just started
-from then, since it cannot know whether it could before.
+While the store is unreachable, the process that holds a lease may also hold a token pair that it cannot write. Every
+lease therefore restarts at full length when an outage ends. With PostgreSQL, a process cannot know of outages before
+its start, and treats its start as one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Leases:
-    """Watch open attempts."""
+    """A record of the attempts that this process has seen, and since when."""
 
     def __init__(self, *, length: float, store: Store, clock: Clock) -> None:
         self.length = length
@@ -38,45 +38,42 @@ class Leases:
         self._inherited: frozenset[str | None] = frozenset()
 
     def left(self, connection: Connection) -> float:
-        """Return for how many seconds nobody may judge the connection's open attempt; 0 where there is none."""
+        """Return the seconds until the connection's attempt may be taken over; 0 without an attempt."""
         if connection.attempt is None:
             self.forget(connection.id)
             return 0.0
         return self.left_of(connection.id, connection.attempt, connection.lease_until, told=connection.lease_left)
 
     async def begin(self) -> None:
-        """Note which attempts were open before this process: how old they are is not known."""
+        """Read the attempts that were in progress before this process started; their age is unknown."""
         self._inherited = frozenset(connection.attempt for connection in await self._store.attempts())
 
     def age(self, connection: Connection) -> float:
-        """Return for how many seconds the connection's open attempt has gone on, at least; 0 where there is none."""
+        """Return a lower bound for the seconds since the connection's attempt began; 0 without an attempt."""
         if connection.attempt is None:
             return 0.0
         if connection.attempt in self._inherited:
             return math.inf
         age = self._seen_for(connection.id, connection.attempt, connection.lease_until)
-        if connection.lease_until is not None:  # by the store's clock, which may have been stepped
+        if connection.lease_until is not None:  # by the wall clock, which may have been stepped
             age = max(age, self.length - (connection.lease_until - self._clock.now()).total_seconds())
         return age
 
     def forget(self, name: str) -> None:
-        """Forget an attempt that has ended."""
+        """Forget a finished attempt."""
         self._seen.pop(name, None)
         self._ended.pop(name, None)
 
     def end(self, connection: Connection) -> None:
-        """Note that an attempt of this process has ended without a pair, and that this cannot be written down."""
+        """Record that an attempt of this process has finished without a pair, but could not be closed in the store."""
         self._ended[connection.id] = connection.attempt or ""
 
     def has_ended(self, connection: Connection) -> bool:
-        """Tell whether the connection's open attempt is one that has ended so."""
+        """Return whether the connection's attempt was recorded by `end`."""
         return connection.attempt is not None and self._ended.get(connection.id) == connection.attempt
 
     def left_of(self, name: str, attempt: str, until: datetime | None, *, told: float | None) -> float:
-        """Return for how many seconds an attempt, at whatever goes by this name, is left alone.
-
-        `told` is how many the store's clock gave it when it was read: whoever waits reads again.
-        """
+        """Return the seconds until an attempt may be taken over; `told` is the remaining time by the store's clock."""
         if self._store.has_shared_clock:
             left = self.length if told is None else told
         else:

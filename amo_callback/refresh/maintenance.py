@@ -1,8 +1,9 @@
-"""What only time tells: a clock that was stepped, and refresh tokens whose three months run out.
+"""Periodic maintenance: clock-step detection, expiry warnings and cleanup of expired rows.
 
-A connection that is refreshed is never near its end. One that cannot be (its account is not paid, our credentials are
-wrong, it is frozen) dies of it unseen: so it is told, once each 30, 7 and 1 days before. A long-lived access token
-without a refresh token is warned of in the same way; when it has expired, its connection needs its user.
+Each refresh returns a new refresh token, valid for three months, so only a connection that cannot be refreshed
+approaches expiry: it is frozen, its account is unpaid, or AMO rejects the client credentials. A warning is logged 30, 7
+and 1 days before. Long-lived access tokens without a refresh token get the same warnings; after one expires, the user
+has to connect again.
 """
 
 from __future__ import annotations
@@ -21,26 +22,23 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
 
 WARN_DAYS = (1, 7, 30)
-"""Each is told once, the nearest first, so that who comes late is told of one and not of three."""
+"""Days before expiry; the nearest comes first, so that a late warning is logged once and not three times."""
 _LOOK_EVERY = 60.0
 _KEEP = 86400.0
-"""Seconds for which an expired code is still told apart from one never seen."""
+"""Seconds for which an expired code is still distinguished from an unknown one."""
 _WARN_EVERY = 3600.0
 _STEPS = 20
-"""Steps in which the history is forgotten, at each look: as much as the largest fleet writes meanwhile."""
+"""The maximum number of batches of old history that are deleted per run."""
 _STEPPED = 60.0
-"""Seconds by which wall clock and monotonic clock must have parted."""
+"""The difference in seconds between wall clock and monotonic clock that counts as a step."""
 _STEADY = 3600.0
-"""Seconds for which a process must have run on a steady clock before it warns.
+"""Seconds without a clock step before warnings are logged.
 
-A clock that was put on by months makes everything look overdue, and so does a long time off: both are over once what
-is due has been refreshed.
+After the clock was moved forward by months, and after a long outage, everything looks overdue until it is refreshed.
 """
 
 
 class Maintenance:
-    """Watch the clock and the deadlines."""
-
     def __init__(self, core: Core) -> None:
         self._core = core
         self._steady_since = core.clock.monotonic()
@@ -50,7 +48,7 @@ class Maintenance:
         self._prune_outage = Outage("cleanup", clock=core.clock, observer=core.observer)
 
     async def watch(self) -> None:
-        """Look at the clock, and once a minute, or where it was stepped, at what hangs on it."""
+        """Detect clock steps; once a minute, and after each step, run what depends on the clock."""
         await self._prune()
         stepped = self._stepped()
         if not stepped and self._core.clock.monotonic() < self._look_at:
@@ -73,19 +71,19 @@ class Maintenance:
             await self._warn()
 
     async def _prune(self) -> None:
-        """Delete what has expired, once a minute."""
+        """Delete expired rows, once a minute."""
         if self._core.clock.monotonic() < self._prune_at:
             return
         self._prune_at = self._core.clock.monotonic() + _LOOK_EVERY
         try:
             await self._core.store.prune(now=self._core.clock.now(), keep=_KEEP)
-        except StoreUnavailable as error:  # no reason to refresh nothing
+        except StoreUnavailable as error:  # this must not stop refreshes
             self._prune_outage.failed(error, details=False)
         else:
             self._prune_outage.worked()
 
     def _tell_difference(self) -> None:
-        """Tell once that this process's clock and the store's differ: one of them is wrong."""
+        """Log once if this process's clock and the store's differ: one of them is wrong."""
         ahead = self._core.store.clock_skew
         agrees = abs(ahead) <= CLOCK_TOLERANCE.total_seconds()
         if not agrees and self._agrees:
@@ -95,7 +93,7 @@ class Maintenance:
         self._agrees = agrees
 
     def _stepped(self) -> bool:
-        """Tell whether the wall clock has parted from the monotonic one since the last look."""
+        """Return whether the wall clock was stepped since the last call, by comparison with the monotonic clock."""
         now, ticks = self._core.clock.now(), self._core.clock.monotonic()
         last, self._last = self._last, (now, ticks)
         return last is not None and abs((now - last[0]).total_seconds() - (ticks - last[1])) >= _STEPPED
@@ -119,7 +117,7 @@ class Maintenance:
 
 
 def _expired(connection: Connection) -> Event:
-    """Return the event of a connection without a refresh token: its access token has expired, or is valid again."""
+    """Return the event of a connection without a refresh token whose access token has expired, or is valid again."""
     if connection.status is Status.ACTIVE:
         return connection_event("connection.recovered", connection)
     fields = {"reason": connection.reason, "access_expires_at": connection.access_expires_at}

@@ -1,4 +1,4 @@
-"""What has been paid for with a credential that works once, as bytes for its rescue file."""
+"""A token pair that is not in the store yet, as the content of its rescue file."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from amo_callback.crypto import Cipher
 
 PendingPair = RefreshedPair | NewConnection
-"""A pair whose predecessor, or whose code, has been spent."""
+"""A pair whose previous refresh token, or authorization code, has been spent."""
 
 
 def name_of(pending_pair: PendingPair) -> str:
-    """Return the name of its rescue file: `{connection}-{pair_version}`, of a grant `{connection}-g{attempt}`."""
+    """Return the name of the rescue file: `{connection}-{pair_version}`, for a grant `{connection}-g{attempt}`."""
     if isinstance(pending_pair, RefreshedPair):
         return f"{pending_pair.connection_id}-{pending_pair.pair_version}"
     return f"{pending_pair.connection_id}-g{pending_pair.grant.attempt}"
 
 
 def replaced_by(name: str) -> tuple[str, int | None]:
-    """Return which connection a file belongs to, and the pair version that it replaces; `None` for any."""
+    """Return a file's connection id, and the pair version that its pair replaces; `None` for any version."""
     connection_id, _, version = name.rpartition("-")
     return connection_id, int(version) if version.isdecimal() else None
 
 
 def as_of(pending_pair: PendingPair, now: datetime) -> PendingPair:
-    """Return it with times that are not yet to come: while it waited the clock was put back.
+    """Return the pair with its times moved back if they lie in the future, because the clock was moved back meanwhile.
 
-    How old it is cannot be told then; but it must not be taken for fresh until the old clock's time has come again.
+    Its age is unknown then, but it must not count as fresh until the clock catches up.
     """
     issued_at = (
         pending_pair.issued_at if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.connected_at
@@ -53,13 +53,13 @@ def as_of(pending_pair: PendingPair, now: datetime) -> PendingPair:
 
 
 def _earlier(value: RefreshedPair | Connection, ahead: timedelta) -> dict[str, Any]:
-    """Return its times, put back; but not what tells a grant from a later one, or it would be later than itself."""
+    """Return the times of a pair, moved back, except `connected_at`, which orders grants."""
     times = {name: at for name, at in _fields(value).items() if isinstance(at, datetime) and name != "connected_at"}
     return {name: at - ahead for name, at in times.items()}
 
 
 def seal_pending(pending_pair: PendingPair, cipher: Cipher) -> bytes:
-    """Seal it for its file."""
+    """Encrypt the pair for its rescue file."""
     if isinstance(pending_pair, RefreshedPair):
         content: dict[str, object] = {"refreshed": _fields(pending_pair)}
     else:
@@ -75,7 +75,7 @@ def seal_pending(pending_pair: PendingPair, cipher: Cipher) -> bytes:
 
 
 def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
-    """Open what a file holds; raises `DecryptionFailed`, also for what was put there by hand."""
+    """Decrypt the content of a rescue file; raises `DecryptionFailed`, also for a file that was put there by hand."""
     content = json.loads(cipher.open(sealed, bound_to=context_of(RecordKind.RESCUE, name)), object_hook=_decode)
     try:
         if "refreshed" in content:
@@ -87,12 +87,12 @@ def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
             token_iat=content["token_iat"],
             owner=content.get("owner"),
         )
-    except (KeyError, TypeError, ValueError):  # of another version of amo-callback
+    except (KeyError, TypeError, ValueError):  # written by another version of amo-callback
         raise DecryptionFailed from None
 
 
 def sealed_in(pending_pair: PendingPair) -> Sequence[EncryptedRecord]:
-    """Return what lies sealed within it, and goes into the store as it is."""
+    """Return the encrypted records inside the pair, which are stored unchanged."""
     if isinstance(pending_pair, RefreshedPair):
         return [
             EncryptedRecord(

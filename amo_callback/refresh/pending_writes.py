@@ -1,9 +1,11 @@
-"""Pairs that the store does not take: paid for with the ones before, so they are never let go.
+"""Pending writes: token pairs that the store has not committed.
 
-Such a pair is held in memory, where it can be handed out; it is written to its rescue file; and it is offered to
-the store again and again. The file is removed only after the commit, or once the store holds something newer; after
-a restart it is offered the same way. One that this database has no place for is told, and left where it is. While
-there is one, its connection is not refreshed by this process: the pair in the store has been spent.
+Obtaining such a pair spent the previous refresh token, so losing the pair would lose the connection. The pair is kept
+in memory, for access-token hand-out, and in a rescue file. The write is retried until it commits or the store holds a
+newer pair; then the file is removed. After a restart, the process loads the rescue files and resumes. If the connection
+does not exist in the store, the file is kept and `pair.orphaned` is logged.
+
+While a write is pending, this process does not refresh the connection: the stored refresh token is already spent.
 """
 
 from __future__ import annotations
@@ -29,28 +31,28 @@ _AGAIN = 1.0
 """Seconds between two tries."""
 _RESTORE_EVERY = 60.0
 _STORE_GRACE = 2.0
-"""Seconds that the store has to take a pair once the process is to end; then the pair goes to its rescue file."""
+"""Seconds that the store has for a write at shutdown before the pair is left in its rescue file."""
 _HISTORY = 100
-"""The newest events of a connection among which a refresh of ours is looked for."""
+"""The number of recent events that are searched for a refresh by this service."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Held:
-    """One unsaved pair."""
+    """One pending write."""
 
     pending_pair: PendingPair
     connection: Connection | None
-    """What it makes of its connection; `None` where that has not been read yet."""
+    """The connection with this pair; `None` if it has not been read yet."""
     rescued: bool
     events: Sequence[Event] = ()
-    """What it means that it is stored."""
+    """The events that are committed with it."""
     told: bool = False
     saved: Connection | None = None
     tried: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
 
 class PendingWrites:
-    """Store what has been paid for."""
+    """Stores token pairs, and keeps those that the store does not accept."""
 
     def __init__(self, core: Core, *, rescue: RescueFolder) -> None:
         self._core = core
@@ -60,33 +62,33 @@ class PendingWrites:
         self._orphans: set[str] = set()
         self._expected = 0
         self._settled: set[str] = set()
-        """The names of files whose pair is stored, or superseded, and that cannot be removed."""
+        """Files that could not be removed after their pair was stored or superseded."""
         self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
         self._looking = asyncio.Lock()
         self._again = asyncio.Event()
         self._restore_at = core.clock.monotonic()
 
-    # --- what others must know -------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------
 
     @property
     def names(self) -> list[str]:
-        """The unsaved pairs, by the names of their files."""
+        """The pending writes, by the names of their rescue files."""
         return sorted({*(name_of(held.pending_pair) for held in self._refused()), *self._unreadable, *self._orphans})
 
     @property
     def at_risk(self) -> bool:
-        """Whether a pair is nowhere but in memory, neither stored nor in its rescue file, or is on its way from AMO."""
+        """Whether a pair exists only in memory, or a request that may bring one is in progress."""
         return self._expected > 0 or bool(self.unsafe)
 
     @property
     def unsafe(self) -> list[str]:
-        """The connections whose pair is nowhere but in memory."""
+        """The ids of connections whose pair exists only in memory."""
         return sorted({held.pending_pair.connection_id for held in self._held.values() if not held.rescued})
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """Count a request to AMO that may bring a pair; its answer must come to `save` without another wait."""
+        """Count a request to AMO that may bring a pair; its response must be passed to `save` without another await."""
         self._expected += 1
         try:
             yield
@@ -94,22 +96,22 @@ class PendingWrites:
             self._expected -= 1
 
     def blocks(self, connection: Connection) -> bool:
-        """Tell whether the connection's stored pair has been spent already, for one that is unsaved."""
+        """Return whether the connection's stored refresh token was already spent for a pending write."""
         for owner, version in map(replaced_by, self._unreadable | self._orphans):
-            # Of a grant that cannot be read the stored pair is not spent; what an old database holds is.
+            # A refresh spent the stored refresh token, and those of older pairs; a grant spends none.
             if owner == connection.id and version is not None and connection.pair_version <= version:
                 return True
         return any(self._replaces(name, connection) for name in self._held)
 
     def newest(self, stored: Connection) -> Connection:
-        """Return a connection with the unsaved pair that replaces the stored one, where there is one."""
+        """Return the connection with its pending write, if there is one."""
         for held in self._refused():
             if self._replaces(name_of(held.pending_pair), stored) and stored.status is not Status.DISCONNECTED:
                 return _with(stored, held.pending_pair)
         return stored
 
     def find(self, *, connection_id: str = "", account_id: str = "") -> Connection | None:
-        """Return a connection with its unsaved pair, for when the store cannot be asked."""
+        """Return a connection with its pending write, for use while the store is unreachable."""
         for held in self._refused():
             found = held.connection
             if found is not None and (found.id == connection_id or (account_id and found.account_id == account_id)):
@@ -117,7 +119,7 @@ class PendingWrites:
         return None
 
     def _refused(self) -> list[_Held]:
-        """Return what the store has refused, here or before a restart: of others nobody hears, it may take them now."""
+        """Return the writes that the store has refused at least once; others are still being tried."""
         return [held for held in self._held.values() if held.told]
 
     @staticmethod
@@ -125,27 +127,26 @@ class PendingWrites:
         owner, version = replaced_by(name)
         return owner == stored.id and version in {None, stored.pair_version}
 
-    # --- one pair --------------------------------------------------------------------------------
+    # --- writing -----------------------------------------------------------------------------------
 
     async def save(
         self, pending_pair: PendingPair, *, connection: Connection, events: Sequence[Event] = ()
     ) -> Connection | None:
-        """Store a pair, however long it takes; `None` where a newer one was stored meanwhile.
+        """Store a pair, however long that takes, and return the connection; `None` if a newer pair was stored.
 
-        `connection` is the one that it belongs to, as it was read; `events` are written with it. Once the process is to
-        end, a pair that is in its rescue file is left there: raises `ShuttingDown`.
+        `connection` is the row as it was read; `events` are committed with the pair. At shutdown, a pair with a rescue
+        file is left there, and `ShuttingDown` is raised.
         """
         return await self._hold(_Held(pending_pair, _with(connection, pending_pair), rescued=False, events=events))
 
     async def restore(self) -> None:
-        """Offer every rescue file to the store once, and those that it does not take again and again.
+        """Load every rescue file that is not loaded yet, and try to store its pair.
 
-        At start, and every now and then: another process on the same folder may have ended and left some. One that
-        lives yet offers them, too, and each is stored once. Whoever comes meanwhile waits, and looks after that: two
-        would take up one file. Raises `ConfigurationError` where they cannot be read.
+        Runs at start and once a minute, because another process on the same folder may have left files. Concurrent
+        calls run one after the other. Raises `ConfigurationError` if the folder cannot be read.
         """
         async with self._looking:
-            held = set(self._held)  # one that is stored while the folder is read may still be seen there
+            held = set(self._held)  # a file may still be listed although its pair was stored meanwhile
             try:
                 files = await asyncio.to_thread(self._rescue.read)
             except OSError as error:
@@ -160,14 +161,14 @@ class PendingWrites:
                     await self._take_up(name, files[name])
 
     async def restore_for(self, connection: Connection) -> None:
-        """Restore once more: a process that died at this connection's attempt may have left the next pair."""
+        """Load new rescue files: a process that died during this connection's attempt may have left the next pair."""
         try:
             await self.restore()
         except ConfigurationError:
             raise StoreUnavailable(f"the rescue folder, which may hold the next pair of {connection.id}") from None
 
     async def watch(self) -> None:
-        """Offer each unsaved pair to the store before anything new is spent; once a minute those in the folder."""
+        """Retry every pending write, and once a minute load new rescue files."""
         if self._core.clock.monotonic() >= self._restore_at:
             self._restore_at = self._core.clock.monotonic() + _RESTORE_EVERY
             await self.restore()
@@ -185,20 +186,16 @@ class PendingWrites:
 
     async def _adopt(self, pending_pair: PendingPair) -> None:
         connection = pending_pair.connection if not isinstance(pending_pair, RefreshedPair) else None
-        # Whoever asked for it is gone: that somebody has connected is told by whoever stores it.
+        # The process that exchanged the code is gone, so the process that stores the pair reports the connection.
         events = [] if connection is None else [Event(name="connection.connected", connection_id=connection.id)]
         held = _Held(pending_pair, connection, rescued=True, events=events, told=True)
-        task = asyncio.create_task(self._hold_left(held), name=f"unsaved:{name_of(pending_pair)}")
+        task = asyncio.create_task(self._hold(held), name=f"unsaved:{name_of(pending_pair)}")
         self._restoring.add(task)
         task.add_done_callback(self._restored)
         await held.tried.wait()
 
-    async def _hold_left(self, held: _Held) -> Connection | None:
-        """Hold what another process, or this one before a restart, has left."""
-        return await self._hold(held)
-
     async def settle(self) -> None:
-        """Offer each unsaved pair to the store now, and see to the reserve, before anything new is spent."""
+        """Retry every pending write now, and reserve disk space if necessary."""
         if not self._reserved:
             self._reserved = await asyncio.to_thread(self._rescue.reserve)
         waiting = list(self._held.values())
@@ -209,7 +206,7 @@ class PendingWrites:
         await asyncio.gather(*(held.tried.wait() for held in waiting))
 
     async def drain(self) -> None:
-        """Wait until every pair is stored, or in its rescue file."""
+        """Wait until every pair is in the store or in a rescue file."""
         if self._restoring:
             await asyncio.wait(self._restoring)
 
@@ -235,7 +232,7 @@ class PendingWrites:
             held.tried.set()
 
     async def _offer_in_time(self, held: _Held) -> Exception | None:
-        """Offer a pair as below; once the process is to end the store has two seconds, which count as a refusal."""
+        """Try to store a pair; at shutdown, a store that takes longer than `_STORE_GRACE` counts as a failure."""
         refusals: list[Exception | None] = []
 
         async def offer() -> None:
@@ -246,13 +243,13 @@ class PendingWrites:
         return StoreUnavailable("no answer in time")
 
     async def _offer(self, held: _Held) -> Exception | None:
-        """Offer a pair to the store; return why it is not settled: stored, superseded, or an orphan in its file."""
+        """Try to store a pair; return the error unless it is stored, superseded or orphaned with a rescue file."""
         name = name_of(held.pending_pair)
         if refusal := await self._store_it(held):
             return refusal
         try:
             orphaned = held.saved is None and not await self._is_superseded(held.pending_pair)
-        except Exception as error:  # noqa: BLE001 -- as above: until it is known, the pair is held
+        except Exception as error:  # noqa: BLE001 -- no error may lose the pair
             return error
         if not orphaned:
             self._orphans.discard(name)
@@ -266,7 +263,7 @@ class PendingWrites:
         return None
 
     async def _store_it(self, held: _Held) -> Exception | None:
-        """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
+        """Try to store a pair; return the error, or `None` if it was stored or a newer one is."""
         saved = Event(
             name="pair.write_completed", connection_id=held.pending_pair.connection_id, fields={"superseded": False}
         )
@@ -280,14 +277,14 @@ class PendingWrites:
                 held.saved = await self._core.store.save_refreshed(pending_pair, events=events)
             else:
                 held.saved = await self._core.store.save_connected(pending_pair, events=events)
-        except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
+        except Exception as error:  # noqa: BLE001 -- no error may lose the pair
             return None if await self._was_committed(held, events) else error
         if held.saved is None:
             await self._was_committed(held, events)
         return None
 
     async def _was_committed(self, held: _Held, events: Sequence[Event]) -> bool:
-        """Read whether this very pair was committed, and the answer was lost; then its events are reported here."""
+        """Return whether this pair was committed although the response was lost; then report its events."""
         held.saved = await self._stored(held)
         if held.saved is not None:
             for event in events:
@@ -295,7 +292,7 @@ class PendingWrites:
         return held.saved is not None
 
     async def _stored(self, held: _Held) -> Connection | None:
-        """Return the connection that has, or has had, this very pair: it was committed, and the answer was lost."""
+        """Return the connection if it has, or had, exactly this pair."""
         pending_pair = held.pending_pair
         sealed = (
             pending_pair.sealed_pair if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.sealed_pair
@@ -305,13 +302,13 @@ class PendingWrites:
             if stored is None or stored.status is Status.DISCONNECTED:
                 return None
             return stored if stored.sealed_pair == sealed or await self._is_recorded(held) else None
-        except Exception:  # noqa: BLE001 -- as above: until it is known, the pair is held
+        except Exception:  # noqa: BLE001 -- no error may lose the pair
             return None
 
     async def _is_recorded(self, held: _Held) -> bool:
-        """Tell whether the history has the refresh that brought the pair: written with it, though replaced since.
+        """Return whether the history contains the refresh that obtained the pair.
 
-        While the store was out of reach another process may have refreshed it, or sealed it with a newer key.
+        The row may have changed since: another process may have refreshed or re-encrypted the pair.
         """
         tokens = {event.fields["next_token"] for event in held.events if "next_token" in event.fields}
         if not tokens:
@@ -322,13 +319,12 @@ class PendingWrites:
         )
 
     async def _is_superseded(self, pending_pair: PendingPair) -> bool:
-        """Tell whether the store holds something newer than a pair that it did not take.
+        """Return whether the store holds something newer than a pair that it refused.
 
-        Else it is another database, or an old one that was put back: there the pair belongs to nothing, and it may
-        be all that is left of its connection.
+        If not, this is another database or a restored backup, and the pair may be all that remains of its connection.
         """
         if not isinstance(pending_pair, RefreshedPair):
-            return True  # a grant is refused only for a later one, or a disconnect
+            return True  # the store refuses a grant only because of a later grant or a disconnect
         stored = await self._core.store.connection(pending_pair.connection_id)
         if stored is None:
             return False
@@ -351,17 +347,17 @@ class PendingWrites:
             self._core.observer(bug)
 
     async def _wait(self, held: _Held) -> None:
-        """Wait for the next try, or for the end where the pair is safe."""
+        """Wait for the next try; at shutdown, raise if the pair has a rescue file."""
         if self._core.stop.is_set() and held.rescued:
             raise ShuttingDown
         stop = self._core.stop if held.rescued else asyncio.Event()
         await done_unless(self._again.wait(), stop=stop, grace=0, clock=self._core.clock, limit=_AGAIN)
 
     async def _rescued(self, pending_pair: PendingPair) -> bool:
-        """Write the rescue file; tell whether that was done."""
+        """Write the rescue file and return whether that succeeded."""
         sealed = seal_pending(pending_pair, self._core.cipher)
         self._settled.discard(name_of(pending_pair))
-        self._reserved = False  # it may be given up for this
+        self._reserved = False  # the reserved space may be used up by this
         try:
             await asyncio.to_thread(self._rescue.write, name_of(pending_pair), sealed)
         except OSError:
@@ -369,7 +365,7 @@ class PendingWrites:
         return True
 
     async def _forget(self, name: str) -> None:
-        """Remove the rescue file, after the commit; one that stays is tried again, and logged once."""
+        """Remove the rescue file after the commit; log once if that fails, and retry later."""
         try:
             await asyncio.to_thread(self._rescue.remove, name)
         except OSError as error:
@@ -391,7 +387,7 @@ class PendingWrites:
 
 
 def _with(connection: Connection, pending_pair: PendingPair) -> Connection:
-    """Return a connection as it will be once the pair is stored."""
+    """Return the connection as it will be once the pair is stored."""
     if not isinstance(pending_pair, RefreshedPair):
         return pending_pair.connection
     return dataclasses.replace(

@@ -1,7 +1,9 @@
-"""Good answers in which no pair could be read: paid for, so they are kept, sealed, for a person to look at.
+"""Successful token responses from which no token pair could be read.
 
-Such an answer may hold the next pair all the same. Its file is no pair that waits for the store, and blocks nothing. It
-is removed once a newer pair is stored, or when its refresh token would be dead; `connections import --raw` recovers it.
+A raw answer may still contain the next token pair, so it is saved, encrypted, in the rescue folder. The operator can
+recover the pair with `connections import --raw`. Unlike a pending write, a raw answer does not stop refreshes of the
+connection. The file is removed when a newer pair is stored, or after three months, when its refresh token would have
+expired.
 """
 
 from __future__ import annotations
@@ -28,44 +30,44 @@ if TYPE_CHECKING:
     from amo_callback.refresh.rescue import RescueFolder
 
 _MOST = 64 * 1024
-"""Bytes of a body that are kept."""
+"""Bytes of a response body that are saved."""
 _LOOK_EVERY = 60.0
 """Seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawAnswer:
-    """An answer as it is kept."""
+    """A saved response."""
 
     body: bytes = field(repr=False)
     domain: str
-    """The host that gave it."""
+    """The host that sent it."""
     presented: str
-    """The fingerprint of the refresh token that it was given for; nothing where that was an authorization code."""
+    """The fingerprint of the presented refresh token; empty for a code exchange."""
 
 
 def name_of(connection: Connection) -> str:
-    """Return the name of the file with the answer to a refresh of the stored pair."""
+    """Return the file name for the response to a refresh of the stored pair."""
     return f"{connection.id}-{connection.pair_version}{RAW}"
 
 
 def name_of_grant(code_hash: str) -> str:
-    """Return the name of the file with the answer to an exchange: it begins with its support code."""
+    """Return the file name for the response to a code exchange; it begins with the support code."""
     return f"{code_hash}{RAW}"
 
 
 def refreshed_by(name: str) -> tuple[str, int] | None:
-    """Return which connection's refresh a file answers, and the pair version before it; `None` for an exchange."""
+    """Return the connection id and the pair version before the refresh; `None` for a code exchange."""
     connection_id, version = replaced_by(name.removesuffix(RAW))
     return (connection_id, version) if connection_id and version is not None else None
 
 
 def open_raw(name: str, sealed: bytes, cipher: Cipher) -> RawAnswer:
-    """Open what a file holds; raises `DecryptionFailed`."""
+    """Decrypt the content of a file; raises `DecryptionFailed`."""
     content = json.loads(cipher.open(sealed, bound_to=context_of(RecordKind.RESCUE, name)))
     try:
         return RawAnswer(**{**content, "body": base64.b64decode(content["body"])})
-    except (KeyError, TypeError, ValueError):  # of another version of amo-callback
+    except (KeyError, TypeError, ValueError):  # written by another version of amo-callback
         raise DecryptionFailed from None
 
 
@@ -76,18 +78,18 @@ def _seal(name: str, answer: RawAnswer, cipher: Cipher) -> bytes:
 
 
 class RawAnswers:
-    """Keep raw answers in the rescue folder."""
+    """Saves raw answers to the rescue folder."""
 
     def __init__(self, core: Core, *, rescue: RescueFolder, pending_writes: PendingWrites) -> None:
         self._core = core
         self._rescue = rescue
         self._pending_writes = pending_writes
         self.count = 0
-        """How many there are, as of the last look at the folder."""
+        """The number of files when the folder was last read."""
         self._look_at = core.clock.monotonic()
 
     async def keep(self, name: str, error: AmoCallbackError, *, domain: str, presented: str = "") -> None:
-        """Keep the answer that an error brings, where it may hold a pair; until that is done the process goes on."""
+        """Save the response that an error carries, if it may contain a pair."""
         if not isinstance(error, UnknownOutcome) or not error.body:
             return
         refreshed = refreshed_by(name)
@@ -105,18 +107,18 @@ class RawAnswers:
         self._core.observer(Event(name=event, level=Level.ERROR, connection_id=connection_id, fields=told))
 
     async def has(self, connection: Connection) -> bool:
-        """Tell whether an answer to a refresh of the stored pair is kept, as far as can be told."""
+        """Return whether a response to a refresh of the stored pair is saved; false if the folder cannot be read."""
         try:
             return await asyncio.to_thread(self._rescue.has, name_of(connection))
         except OSError:
             return False
 
     async def watch(self) -> None:
-        """Once a minute, remove what a newer pair has made useless, and what is as old as a refresh token can be."""
+        """Once a minute, remove files with a newer stored pair, and those older than a refresh token's lifetime."""
         if self._core.clock.monotonic() < self._look_at:
             return
         self._look_at = self._core.clock.monotonic() + _LOOK_EVERY
-        with suppress(OSError, StoreUnavailable):  # the next look does it
+        with suppress(OSError, StoreUnavailable):  # retried in a minute
             ages = await asyncio.to_thread(self._rescue.raw_ages)
             self.count = len(ages)
             for name, age in ages.items():

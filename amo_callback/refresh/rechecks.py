@@ -1,13 +1,15 @@
-"""Tokens looked up, not spent: of connections that were given up, and of accounts that AMO's hook named.
+"""Due introspections of connections that need their user, and of accounts named by AMO's hook.
 
-A connection that needs its person keeps its pair, and is looked up once a day: AMO may have been ill, and it heals.
-AMO's hook says that the integration was switched off in an account; but its signature never changes, so whoever
-has seen one can send it again. So it is a hint: only where AMO itself knows the token no more are the tokens erased.
-One that was given up already has its turn now at the first hook since it lived, and then once a day as before.
+A connection that needs its user keeps its pair and is introspected once a day, because AMO may accept it again after a
+fault of its own.
 
-A hook causes a look-up now, and two more later. Further hooks leave one look-up pending, which is made when a pause
-since the last one is over. The pause grows while AMO accepts the token, so a flood of replays costs few look-ups, and
-the last hook is always followed by one.
+AMO calls a hook when the integration is disabled in an account. The hook's signature never changes, so anyone who has
+seen one call can repeat it. It is therefore only a hint: tokens are erased only if AMO itself rejects them. A hook
+causes one introspection immediately and two later. Further hooks leave a single introspection pending, which runs after
+a pause since the last one. The pause grows while AMO accepts the token, so a flood of repeated hooks causes few
+introspections, and the last hook is always followed by one.
+
+A connection that already needs its user is introspected at the first hook since it last worked, and then daily.
 """
 
 from __future__ import annotations
@@ -32,15 +34,15 @@ if TYPE_CHECKING:
     from amo_callback.refresh.introspector import Introspector
 
 _AFTER_HOOK = (timedelta(minutes=1), timedelta(minutes=10))
-"""When an account that the hook named, and that still lives, is looked up again."""
+"""When an account that the hook named, and whose tokens AMO accepted, is introspected again."""
 _SHORTEST, _LONGEST = timedelta(seconds=5), timedelta(minutes=10)
-"""The pause after a look-up, before a further hook causes the next one."""
+"""The pause after an introspection before a further hook may cause another."""
 _QUIET = timedelta(hours=1)
 """The time without a hook after which the pause is the shortest again."""
 
 
 class Rechecker:
-    """Look up whose turn it is."""
+    """Runs due introspections."""
 
     def __init__(self, core: Core, *, gate: Gate, introspector: Introspector, coordinator: RefreshCoordinator) -> None:
         self._core = core
@@ -49,14 +51,14 @@ class Rechecker:
         self._coordinator = coordinator
 
     async def begin(self, account_id: str) -> Sequence[str]:
-        """Have an account's connections looked up: AMO says that the integration was switched off there.
+        """Schedule introspections of an account's connections because AMO's hook says that the integration is disabled.
 
-        Returns the ids of those whose look-up was not pending already.
+        Returns the ids of connections that had none pending.
         """
         return await self._core.store.record_disabled_hook(account_id, shortest=_SHORTEST, quiet=_QUIET)
 
     async def check(self, connection_id: str) -> None:
-        """Look up a connection whose look-up is due; raises `RetryableError` where that cannot be done now."""
+        """Introspect a connection if that is due; raises `RetryableError` if it cannot be done now."""
         connection = await self._core.store.connection(connection_id)
         if connection is None or connection.look_up_at is None or connection.look_up_at > self._core.clock.now():
             return
@@ -66,13 +68,13 @@ class Rechecker:
                 await self._check_given_up(connection, pair)
             else:
                 await self._check_hook(connection, pair)
-        except HostNotAllowed:  # nothing was asked
+        except HostNotAllowed:  # nothing was sent
             await self._look_up_soon(connection_id, status=connection.status)
 
     async def _begin(self, connection: Connection) -> Connection | None:
-        """Wait for a slot, then begin the look-up, so that it covers the hooks that came while it waited.
+        """Wait for a slot, then begin the introspection, so that it covers hooks that arrived during the wait.
 
-        Returns `None` where the connection has changed since it was read, or another process has begun the look-up.
+        Returns `None` if the row has changed, or another process has begun the introspection.
         """
         await acquire_slot(self._core, _priority(connection))
         again_in = (connection.look_up_pause or _SHORTEST) + timedelta(seconds=self._core.rules.lease)
@@ -96,19 +98,16 @@ class Rechecker:
         await self._core.store.schedule_recheck(begun, at=again, pause=pause, events=[unconfirmed])
 
     async def _erase(self, connection: Connection) -> None:
-        """Erase tokens that AMO knows no more; what a grant brings holds, whenever it is stored.
-
-        Where something has changed since the connection was read, it is looked at again.
-        """
+        """Erase tokens that AMO rejects, unless the row has changed since it was read."""
         erased = connection_event(
             "connection.disconnected", connection, Level.WARNING, told={"reason": "switched off in AMO"}
         )
         await self._core.store.disconnect(connection, on_request=False, events=[erased])
 
     async def _standings(self, connection: Connection, pair: TokenPair | None) -> tuple[TokenState, TokenState]:
-        """Ask about the refresh token, and where that is not accepted about an access token that should be valid.
+        """Introspect the refresh token and, if AMO does not accept it, an access token that should be valid.
 
-        Returns the standing of the refresh token, and that of both: only where AMO rejects both may tokens be erased.
+        Returns the state of the refresh token and that of both: tokens may be erased only if AMO rejects both.
         """
         if pair is None:
             return TokenState.UNASKED, TokenState.UNASKED
@@ -123,7 +122,7 @@ class Rechecker:
         ).standing
         return first, first if second is TokenState.UNASKED else second
 
-    # --- given up --------------------------------------------------------------------------------
+    # --- connections that need their user ----------------------------------------------------------
 
     async def _check_given_up(self, connection: Connection, pair: TokenPair | None) -> None:
         now = self._core.clock.now()
@@ -133,7 +132,7 @@ class Rechecker:
                     "connection.in_doubt", connection, told={"from_process": connection.lease_owner}
                 )
                 await self._core.store.mark_in_doubt(connection, events=[doubted])
-            raise NotYet(1.0)  # looked at again: the row is another one now, or its lease runs
+            raise NotYet(1.0)  # the row has changed, or the lease has not expired
         if pair is not None and connection.last_error == "unreadable":
             recovered = connection_event("connection.recovered", connection)
             await self._core.store.reactivate(connection, next_refresh_at=now, events=[recovered])  # the key is back
@@ -142,7 +141,7 @@ class Rechecker:
         again = now + look_again_in(connection.reason, self._core.rules)
         dead = expires is not None and expires <= now
         if dead or pair is None:
-            # Dead by our own clock, which may be wrong: nothing is asked of AMO, but it is not forgotten either.
+            # Expired by this machine's clock, which may be wrong: AMO is not asked, but the recheck stays scheduled.
             await self._core.store.schedule_recheck(connection, at=again)
             return
         begun = await self._begin(connection)
@@ -152,7 +151,7 @@ class Rechecker:
         if both is TokenState.REFUSED and _is_named(begun) and self._gate.may_erase(begun):
             await self._erase(begun)
             return
-        # A refresh token that AMO rejects is not presented once more, even where the access token is still accepted.
+        # A refresh token that AMO rejects is not presented again, even if the access token is still accepted.
         accepted = both is TokenState.GOOD and refresh_token is not TokenState.REFUSED
         tried = accepted or (begun.reason is Reason.REFUSED and not _is_early(connection, now))
         again = (begun.looked_up_at or now) + LOOK_UP_EVERY
@@ -160,17 +159,17 @@ class Rechecker:
             await self._try(begun)
 
     async def _try(self, connection: Connection) -> None:
-        """Present a token that AMO seems to know after all; where it does not, that was the last time."""
+        """Present a token that AMO seems to accept again; if it is rejected, it is not tried again."""
         try:
             await self._coordinator.refresh(connection.id, demand=RefreshTrigger.TRIAL, satisfied=_is_active)
         except (NotYet, RequestNotSent, ShuttingDown):
-            # It was not presented: another connection was the probe, perhaps.
+            # It was not presented, for example because another connection was the probe.
             await self._look_up_soon(connection.id, status=Status.NEEDS_REAUTH)
         except (NeedsReauth, RetryableError):
             return  # it was recorded with the attempt
 
     async def _look_up_soon(self, connection_id: str, *, status: Status) -> None:
-        """Put the look-up off by `retry_cap`, unless the connection has another status by now."""
+        """Postpone the introspection by `retry_cap`, unless the connection's status has changed."""
         connection = await self._core.store.connection(connection_id)
         if connection is not None and connection.status is status:
             soon = self._core.clock.now() + timedelta(seconds=self._core.rules.retry_cap)
@@ -178,30 +177,30 @@ class Rechecker:
 
 
 def _is_active(connection: Connection) -> bool:
-    """Tell whether nobody need try any more: the person has connected again meanwhile."""
+    """Return whether the user has connected again."""
     return connection.status is Status.ACTIVE
 
 
 def _is_early(connection: Connection, now: datetime) -> bool:
-    """Tell whether a hook causes this look-up, and not the day that has passed since the last one."""
+    """Return whether a hook caused this introspection, and not the daily schedule."""
     looked_up_at = connection.looked_up_at
     return looked_up_at is not None and now < looked_up_at + LOOK_UP_EVERY - CLOCK_TOLERANCE
 
 
 def _is_named(connection: Connection) -> bool:
-    """Tell whether AMO's hook has named its account since it last proved alive."""
+    """Return whether AMO's hook has named the account since it last worked."""
     alive_at = connection.refreshed_at or connection.connected_at
     return connection.hook_at is not None and connection.hook_at >= alive_at
 
 
 def _priority(connection: Connection) -> Priority:
-    """Return the priority of a look-up: of an active connection only a hook causes one."""
+    """Return the introspection's priority; an active connection is introspected only because of a hook."""
     hooked = connection.status is Status.ACTIVE or _is_named(connection)
     return Priority.HOOK_CHECK if hooked else Priority.BACKGROUND
 
 
 def _next_pause(pause: timedelta | None, standing: TokenState) -> timedelta:
-    """Return the pause after a look-up: longer than the last one, unless AMO gave no answer."""
+    """Return the pause after an introspection: twice the last one, unless AMO gave no response."""
     if pause is None or standing is TokenState.UNKNOWN:
         return pause or _SHORTEST
     return min(2 * pause, _LONGEST)
@@ -210,7 +209,7 @@ def _next_pause(pause: timedelta | None, standing: TokenState) -> timedelta:
 def _next_look_up(
     connection: Connection, standing: TokenState, *, began: datetime, pause: timedelta
 ) -> datetime | None:
-    """Return when a connection that its hook named is looked up again, if no further hook comes."""
+    """Return when a connection named by a hook is introspected again if there is no further hook."""
     hook_at = connection.hook_at or began
     silent = began + _AFTER_HOOK[-1] if standing is TokenState.UNKNOWN else None  # until AMO gives an answer
     again = next((hook_at + after for after in _AFTER_HOOK if hook_at + after > began), silent)

@@ -1,7 +1,7 @@
-"""The rescue folder: where a pair waits, sealed, that the store does not take; and answers that could not be read.
+"""The rescue folder: encrypted files with token pairs that the store has not committed, and with raw answers.
 
-A file is whole or not there: written beside its place, fsynced, renamed, the folder fsynced. A reserve is kept
-on the disk from the start, and given up for it when the disk is full.
+Files are written atomically: to a temporary file, fsynced, renamed, and the folder fsynced. Some disk space is reserved
+from the start, and released for the files when the disk is full.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 RAW = ".raw"
-"""How the name of a file ends that holds no pair waiting for the store, but an answer that could not be read."""
+"""The suffix of files with raw answers."""
 RESERVE = 4 * 1024 * 1024
-"""Bytes that are kept free for it: some thousand pairs."""
+"""Bytes of reserved disk space: enough for about a thousand pairs."""
 MAX_FILE = 1024 * 1024
-"""Bytes of a file that are read: the longest pair that AMO could issue has 350,000, sealed."""
+"""Bytes read from a file; the longest pair that AMO could issue takes 350,000, encrypted."""
 _RESERVE = ".reserve"
 _UNFINISHED = ".unfinished"
 _TRIAL = "trial"
 _LONG_AGO = 3600.0
-"""Seconds after which nobody is at work on an unfinished file any more."""
+"""Age in seconds from which a temporary file is abandoned."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class RescueFolder:
-    """Files of one folder, readable by their owner alone. Its methods block; they raise `OSError`."""
+    """A folder of files that only their owner can read. Its methods block, and raise `OSError`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def open(self) -> None:
-        """Make the folder and its reserve; raises `ConfigurationError` where nothing can be written there.
+        """Create the folder and reserve disk space; raises `ConfigurationError` if nothing can be written there.
 
-        A disk that is full now is no reason not to start: it may have room when a pair needs it.
+        A full disk does not prevent the start: there may be space when a pair needs it.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class RescueFolder:
         self.reserve()
 
     def _clean(self) -> None:
-        """Remove what was begun long ago: others may be at work here."""
+        """Remove abandoned temporary files; recent ones may belong to another process."""
         now = self._now()
         for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
             with suppress(FileNotFoundError):
@@ -62,14 +62,14 @@ class RescueFolder:
                     unfinished.unlink()
 
     def _now(self) -> float:
-        """Return the time by the clock that gives files theirs."""
+        """Return the current time of the file system."""
         trial = self._begin(_TRIAL, b"")
         now = trial.stat().st_mtime
         trial.unlink()
         return now
 
     def reserve(self) -> bool:
-        """Keep some of the disk free, where there is some; tell whether it is kept."""
+        """Reserve disk space if possible, and return whether it is reserved."""
         reserved = self._folder / _RESERVE
         try:
             descriptor = open_regular(reserved, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
@@ -79,12 +79,12 @@ class RescueFolder:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        except (OSError, AttributeError):  # a disk that is full, or a system that cannot
+        except (OSError, AttributeError):  # the disk is full, or the system does not support it
             return False
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file; the reserve is given up where there is no room, and a folder that was removed is made again."""
+        """Write a file; without space, release the reserve, and recreate the folder if it was removed."""
         try:
             self._write(name, content)
         except OSError:
@@ -93,16 +93,16 @@ class RescueFolder:
             self._write(name, content)
 
     def remove(self, name: str) -> None:
-        """Remove a file: what it holds is in the store."""
+        """Remove a file, durably."""
         (self._folder / name).unlink(missing_ok=True)
         sync(self._folder)
 
     def read(self) -> Mapping[str, bytes | None]:
-        """Return what each file with a pair holds; `None` of one that cannot be read."""
+        """Return the content of each file with a pair; `None` for a file that cannot be read."""
         return self._read(raw=False)
 
     def read_raw(self) -> Mapping[str, bytes | None]:
-        """Return what each raw answer's file holds; `None` of one that cannot be read."""
+        """Return the content of each file with a raw answer; `None` for a file that cannot be read."""
         return self._read(raw=True)
 
     def _read(self, *, raw: bool) -> Mapping[str, bytes | None]:
@@ -111,17 +111,16 @@ class RescueFolder:
             try:
                 found[file.name] = read_regular(file, limit=MAX_FILE, flags=os.O_RDONLY | os.O_NOFOLLOW)
             except FileNotFoundError:
-                continue  # another process has stored it meanwhile
+                continue  # another process has stored its pair
             except OSError:
                 found[file.name] = None
         return found
 
     def has(self, name: str) -> bool:
-        """Tell whether a file is there."""
         return (self._folder / name).exists()
 
     def raw_ages(self) -> Mapping[str, float]:
-        """Return how many seconds ago each raw answer was written."""
+        """Return the age in seconds of each file with a raw answer."""
         ages: dict[str, float] = {}
         files = self._files(raw=True)
         now = self._now() if files else 0.0
@@ -133,7 +132,7 @@ class RescueFolder:
     def _files(self, *, raw: bool) -> Sequence[Path]:
         if not self._folder.exists():
             return []
-        # A pipe or a link is listed, too, and then not read: the operator has to learn of it.
+        # Pipes and links are listed but not read, so that the operator learns of them.
         whole = (file for file in self._folder.iterdir() if not file.name.startswith(".") and not file.is_dir())
         return sorted(file for file in whole if (file.suffix == RAW) is raw)
 
@@ -142,7 +141,7 @@ class RescueFolder:
         sync(self._folder)
 
     def _begin(self, name: str, content: bytes) -> Path:
-        """Write a file of its own, readable by its owner alone, that nobody reads yet."""
+        """Write a temporary file that only its owner can read."""
         descriptor, path = tempfile.mkstemp(prefix=f".{name}.", suffix=_UNFINISHED, dir=self._folder)
         try:
             written = 0

@@ -1,4 +1,4 @@
-"""The loop that keeps connections fresh: what is due, how many at once, beating."""
+"""The refresh scheduler: the background loop that starts due refreshes and rechecks."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from amo_callback.refresh.rechecks import Rechecker
 
 _AHEAD = 8
-"""One more refresh is started for so many that go at once: it waits ready for a place."""
+"""One refresh in `_AHEAD` is started early, so that it waits ready for a free place."""
 _LOOK_UPS = 2
-"""How many look-ups go at once: refreshes come first."""
+"""The maximum number of concurrent rechecks; refreshes come first."""
 
 
 class RefreshScheduler:
-    """Refreshes what is due, for as long as the process lives."""
+    """Refreshes due connections as long as the process runs."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class RefreshScheduler:
         """Called one after the other at the start of each round."""
         self._concurrency = core.rules.concurrency + core.rules.concurrency // _AHEAD
         self._poll_interval = core.rules.poll_interval
-        # What was assigned to an instance that has died is free when its leases end, not later.
+        # Connections assigned to an instance that died are free when its leases expire, not later.
         self._turn = min(TURN, timedelta(seconds=core.rules.lease / 2))
         self._running: dict[str, asyncio.Task[None]] = {}
         self._next: deque[Connection] = deque()
         self._more = False
-        """Whether more may be due than the last query has returned: then the end of a refresh wakes the loop."""
+        """Whether more may be due than the last query returned, so that the end of a refresh wakes the loop."""
         self._rechecking: dict[str, asyncio.Task[None]] = {}
         self._backed_off: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -66,32 +66,32 @@ class RefreshScheduler:
 
     @property
     def beat_age(self) -> float:
-        """Seconds since the loop last came round."""
+        """Seconds since the current round began."""
         return self._core.clock.monotonic() - self._beat_at
 
     @property
     def failed_for(self) -> float:
-        """Seconds for which every round has failed; 0 where the last one worked."""
+        """Seconds for which every round has failed; 0 if the last one succeeded."""
         return self._outage.failed_for
 
     def wake(self) -> None:
-        """Start the next round now: more may be due."""
+        """Start the next round immediately."""
         self._wake.set()
 
     def expect(self, due_at: datetime | None) -> None:
-        """Look again now where a connection comes due before the next look, which is a poll interval away at most."""
+        """Wake the loop if a connection is due before the next round."""
         if due_at is not None and (due_at - self._core.clock.now()).total_seconds() < self._poll_interval:
             self.wake()
 
     async def run(self) -> None:
-        """Sweep until stopped; an iteration that fails is logged, and the loop goes on."""
+        """Run rounds until shutdown; a round that fails is logged, and the loop continues."""
         while not self._core.stop.is_set():
             self._beat_at = self._core.clock.monotonic()
             self._wake.clear()
             try:
                 pause = await self._sweep()
-            except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
-                self._outage.failed(error, details=False)  # the store has its own line
+            except Exception as error:  # noqa: BLE001 -- the loop must survive any bug in one round
+                self._outage.failed(error, details=False)  # the store logs its own failures
                 pause = self._poll_interval
             else:
                 self._outage.worked()
@@ -100,7 +100,7 @@ class RefreshScheduler:
         await asyncio.gather(*self._running.values(), *self._rechecking.values())
 
     async def _sweep(self) -> float:
-        """Start what is due, as far as there are places; return how long nothing more can be."""
+        """Start due refreshes and rechecks as far as there are places, and return the seconds until the next round."""
         self._forget_aside()
         for watch in self._watches:
             await watch()
@@ -112,7 +112,7 @@ class RefreshScheduler:
         next_at = None if self._gate.is_address_blocked else await self._start_due()
         if len(self._running) >= self._concurrency:
             self._more = True
-            return self._poll_interval  # the end of one wakes us
+            return self._poll_interval  # the end of a refresh wakes the loop
         if (closed := self._gate.closed_by) is not None:
             return min(closed.probe_in or self._poll_interval, self._poll_interval)
         if next_at is None:
@@ -120,10 +120,10 @@ class RefreshScheduler:
         return min(max((next_at - self._core.clock.now()).total_seconds(), 0.0), self._poll_interval)
 
     async def _start_due(self) -> datetime | None:
-        """Start what is due, earliest due first, and leave what another process is at; return the next due time.
+        """Start due refreshes, earliest first, except those leased by another process; return the next due time.
 
-        As many more are found as go at once, and each takes the place of one that ends: a backlog is not looked at
-        again for every one of it.
+        The query returns more rows than there are places, and each of them takes the place of a refresh that ends, so a
+        backlog does not cause one query per refresh.
         """
         now = self._core.clock.now()
         while True:
@@ -134,28 +134,27 @@ class RefreshScheduler:
                 now=now, limit=limit, rechecks=rechecks, apart_from=self._apart(), turn=self._turn
             )
             for connection in due.refreshes:
-                if self._gate.lease_left(connection):  # an attempt is under way, here or elsewhere
+                if self._gate.lease_left(connection):  # an attempt is in progress, here or in another process
                     self._put_aside(connection.id, self._poll_interval)
                 else:
                     self._next.append(connection)
             self._start_next()
             for name in due.rechecks:
-                if (
-                    not self._core.stop.is_set() and name not in self._apart()
-                ):  # it may have come while the store was read
+                # Its refresh may have been started since the query.
+                if not self._core.stop.is_set() and name not in self._apart():
                     self._start(name, self._look_up(name), among=self._rechecking)
             if self._core.stop.is_set() or len(due.refreshes) < max(limit, 1):
                 return due.next_at
 
     def _start_next(self) -> None:
-        """Start what the last query has found due, as far as there are places."""
+        """Start refreshes from the last query as far as there are places."""
         while self._next and len(self._running) < self._concurrency and not self._core.stop.is_set():
             connection = self._next.popleft()
             if connection.id not in self._running:
                 self._start(connection.id, self._refresh(connection, RefreshTrigger.SCHEDULE))
 
     async def _start_probe(self, closed: AddressBlock | Breaker) -> None:
-        """While nothing else may be refreshed, try one connection after the other."""
+        """Refresh one connection as the probe while only probes are allowed."""
         if self._running or closed.probe_in > 0:
             return
         turn = timedelta(seconds=self._gate.probe_every)
@@ -206,7 +205,7 @@ class RefreshScheduler:
             raise
 
     def _is_done(self, connection: Connection) -> bool:
-        """Tell whether somebody else has refreshed what was due; a probe is never done."""
+        """Return whether another process has refreshed a due connection; a probe is never done."""
         return self._gate.closed_by is None and not self._is_due(connection)
 
     def _is_due(self, connection: Connection) -> bool:
@@ -215,21 +214,21 @@ class RefreshScheduler:
         return is_over or is_impossible(connection, now=now)
 
     async def _guard(self, connection_id: str, work: Coroutine[object, object, object]) -> None:
-        """Run work for one connection; what went wrong with it was told, and is no concern of the others."""
+        """Run work for one connection; its errors are already logged, and must not affect other connections."""
         try:
             await work
         except (StoreUnavailable, NotYet):
-            self._put_aside(connection_id, self._poll_interval)  # nothing was written down: it still looks due
+            self._put_aside(connection_id, self._poll_interval)  # the row is unchanged, and so still due
         except AmoCallbackError:
-            pass  # written down, with when to try again, and told; or there is nothing left to do
-        except Exception:  # noqa: BLE001 -- because a bug in one refresh is not the others' end; it was told
+            pass  # recorded with the time of the next try, or there is nothing to do
+        except Exception:  # noqa: BLE001 -- a bug in one refresh must not stop the others; it is logged already
             self._put_aside(connection_id, self._core.rules.retry_base)
 
     def _put_aside(self, connection_id: str, seconds: float) -> None:
         self._backed_off[connection_id] = self._core.clock.monotonic() + seconds
 
     def _tell_store(self) -> None:
-        """Tell once that the store cannot be written, and once that it can again."""
+        """Log once that the store cannot be written, and once that it can be written again."""
         failing = self._core.store.last_write_error
         if (failing is None) is self._store_works:
             return

@@ -1,4 +1,4 @@
-"""Slots at AMO's rate limit, for requests that stop with the process."""
+"""Slots of AMO's rate limit for requests of this process, which stop at shutdown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 async def acquire_slot(core: Core, priority: Priority = Priority.BACKGROUND, *, limit: float | None = None) -> float:
-    """Wait for a slot, and return the monotonic time at which it was granted.
+    """Wait for a slot and return the monotonic time at which it was granted.
 
-    Raises `ShuttingDown` when the process is to end, and `NotYet` after `limit` seconds.
+    Raises `ShuttingDown` at shutdown, and `NotYet` after `limit` seconds.
     """
     slot = core.amo.slot(priority)
     granted = await done_unless(slot, stop=core.stop, grace=0, clock=core.clock, limit=limit)
@@ -27,9 +27,9 @@ async def acquire_slot(core: Core, priority: Priority = Priority.BACKGROUND, *, 
 
 
 async def ensure_slot(core: Core, *, granted_at: float, not_after: float) -> bool:
-    """Take another slot where the one granted at `granted_at` is too old; return whether to send the request.
+    """Acquire another slot if the one granted at `granted_at` is too old, and return whether to send the request.
 
-    It is not sent after `not_after`, nor once the process is to end. Both are monotonic times.
+    Returns false after `not_after` and at shutdown. Both parameters are monotonic times.
     """
     now = core.clock.monotonic()
     if now - granted_at > GOOD_FOR and now <= not_after:

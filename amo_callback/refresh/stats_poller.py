@@ -1,7 +1,4 @@
-"""The look at all connections that monitoring is answered from: made every few seconds, never for whoever asks.
-
-However many there are, and however slow the store is, an answer is there at once; it tells how old it is.
-"""
+"""Statistics about all connections, polled every few seconds, so that monitoring never waits for the store."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ if TYPE_CHECKING:
 
 _EVERY = 10.0
 _PATIENCE = 2.0
-"""Seconds after which the store's silence is told; what it says later still counts."""
+"""Seconds after which a slow store is reported; its result is still used when it arrives."""
 _OLDEST = 3 * _EVERY
 _LATE = timedelta(minutes=5)
-"""How long a refresh may be due: more than any that is put off, since that is due later."""
+"""How long a refresh may be due before it counts as overdue; longer than any postponement."""
 
 
 class StatsPoller:
-    """Look at all connections, for as long as the process lives."""
+    """A poller of `StoreStats`."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -36,24 +33,24 @@ class StatsPoller:
         self._trouble: str | None = "not looked at yet"
         self._seen_at: float | None = None
         self.last: StoreStats | None = None
-        """What the store told last."""
+        """The last result."""
         self.seconds: float | None = None
-        """How long it took."""
+        """How long the last query took."""
 
     @property
     def age(self) -> float | None:
-        """Seconds since what was told last was asked for."""
+        """Seconds since the last result was queried; `None` before the first."""
         return None if self._seen_at is None else self._core.clock.monotonic() - self._seen_at
 
     @property
     def trouble(self) -> str | None:
-        """Why what was told last is not to be relied on; `None` where it is."""
+        """Why the last result is outdated or missing; `None` if it is current."""
         if self._trouble is None and self.age is not None and self.age > _OLDEST:
             return f"last looked at {self.age:.0f} s ago"
         return self._trouble
 
     async def run(self) -> None:
-        """Look until stopped; the first look is whoever's who starts this."""
+        """Poll until shutdown; the caller has made the first poll."""
         try:
             while not self._core.stop.is_set():
                 await rest(self._core.stop, seconds=_EVERY, clock=self._core.clock)
@@ -63,7 +60,10 @@ class StatsPoller:
                 self._looking.cancel()
 
     async def look(self) -> None:
-        """Ask the store, and wait for it no longer than a moment: one question at a time, however long it takes."""
+        """Query the store for statistics, waiting at most `_PATIENCE` seconds.
+
+        A slower query keeps running; the next call waits for it instead of starting another.
+        """
         if self._looking is None:
             self._began_at, now = self._core.clock.monotonic(), self._core.clock.now()
             self._looking = asyncio.ensure_future(self._core.store.survey(now=now, late=now - _LATE))
@@ -74,8 +74,8 @@ class StatsPoller:
         try:
             self.last = looking.result()
         except StoreUnavailable as error:
-            self._trouble = error.code  # the store has its own line in the log
-        except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
+            self._trouble = error.code  # the store logs its own failures
+        except Exception as error:  # noqa: BLE001 -- the loop must survive any bug in one round
             self._trouble = error.code if isinstance(error, AmoCallbackError) else "a bug"
             self._outage.failed(error)
         else:

@@ -1,8 +1,8 @@
-"""The stored hosts of connections, checked against the allow list of this moment.
+"""The stored hosts of connections, checked against the current allow list.
 
-A stored host is untrusted input: to edit a row, or a backup before it is restored, takes no encryption key. The AMO
-client sends nothing to a host that is not allowed. This module writes that down, and does not blame the connection: it
-stays active, is tried again each `retry_cap` and at start, and works as soon as the host is allowed.
+A stored host is untrusted input: no encryption key is needed to edit a row, or a backup before it is restored. The AMO
+client sends nothing to a host that is not allowed. This module postpones the refresh of such a connection by
+`retry_cap` and otherwise leaves it active, so it works as soon as the host is allowed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,20 @@ if TYPE_CHECKING:
 
 
 class StoredHosts:
-    """Check the stored hosts of connections."""
-
     def __init__(self, core: Core) -> None:
         self._core = core
         self._retry_cap = timedelta(seconds=core.rules.retry_cap)
 
     async def begin(self) -> None:
-        """Make due what was put off because of its host: since the last start the setting may have changed."""
+        """Make due what was postponed because of its host, since the allow list may have changed before this start."""
         await self._core.store.retry_hosts(now=self._core.clock.now())
 
     def base_url(self, connection: Connection) -> str:
-        """Return the address of AMO's API for a connection's account; raises `HostNotAllowed`."""
+        """Return the base URL of the account's API; raises `HostNotAllowed`."""
         return self._core.amo.base_url(connection.domain)
 
     def error(self, connection: Connection) -> HostNotAllowed | None:
-        """Return why nothing may be sent to the connection's host."""
+        """Return the error if nothing may be sent to the connection's host."""
         try:
             self.base_url(connection)
         except HostNotAllowed as error:
@@ -42,7 +40,7 @@ class StoredHosts:
         return None
 
     async def check(self, connection: Connection) -> str:
-        """Return the address of AMO's API for a connection's account; raises `HostNotAllowed`, and writes it down."""
+        """Return the base URL of the account's API; raises `HostNotAllowed` and postpones the refresh."""
         try:
             return self.base_url(connection)
         except HostNotAllowed as refused:
@@ -50,7 +48,7 @@ class StoredHosts:
             raise
 
     async def put_off(self, connection: Connection, refused: HostNotAllowed) -> None:
-        """Put the refresh off by `retry_cap`; where it is put off already, a further caller writes nothing."""
+        """Postpone the refresh by `retry_cap`, unless it is postponed already."""
         now, due = self._core.clock.now(), connection.next_refresh_at
         is_put_off = connection.last_error == refused.code and (due is None or due > now)
         if is_put_off or connection.status is not Status.ACTIVE:
