@@ -1,9 +1,10 @@
-"""Whether an access token in doubt is still valid: AMO is asked about it, which spends nothing.
+"""Whether an access token in doubt is still valid, by introspection, which spends nothing.
 
-Not known of AMO: whether the old access token outlives a refresh. So the stored one may be invalid before it expires
-after a refresh without an answer; during one that takes long, or that was open before this process; once the connection
-needs its user; while it is frozen (it may be refreshed elsewhere); and where its times cannot be right. One that AMO
-rejects is never handed out. One that AMO does not speak of is, until it expires, but as stale.
+It is unknown whether an old access token remains valid after a refresh. The stored token may therefore be invalid
+before it expires: after a refresh with an unknown outcome; during one that takes long, or began before this process; if
+the connection needs its user; while it is frozen, because another host may refresh it; and if its times are impossible.
+A token that AMO rejects is never handed out. One that AMO gives no response about is handed out as stale until it
+expires.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from amo_callback.tokens.cache import OpenConnection
 
 _PATIENCE = 1.0
-"""Seconds that a caller waits for AMO's answer."""
+"""Seconds that a caller waits for AMO's response."""
 _UNDER_WAY = 5.0
-"""Seconds for which another refresh may be under way before the access token is in doubt."""
+"""Seconds for which another process's refresh may be in progress before the access token is in doubt."""
 _SETTLED = 600.0
 _UNSETTLED = 5.0
-"""Seconds for which an answer holds: a refusal or of a connection given up, and of one that may be refreshed yet."""
+"""Cache times of a result in seconds: final for a rejection or a connection that needs its user, otherwise short."""
 _FROZEN = 60.0
-"""The same, of one that is frozen: elsewhere it may be refreshed at any moment."""
+"""Cache time for a frozen connection, which another host may refresh at any time."""
 _REMEMBERED = 10_000
 
 
@@ -53,12 +54,12 @@ def _pair(connection: Connection) -> _Pair:
 
 
 def _key(connection: Connection) -> str:
-    """Name what an answer is about: this pair, and the last attempt that may have ended its access token."""
+    """Return the cache key of a result: the pair, and the last attempt that may have invalidated its access token."""
     return f"{connection.id} {connection.pair_version} {connection.attempt}"
 
 
 class AccessTokenCheck:
-    """Check whether access tokens are still valid."""
+    """Checks access tokens, and caches the results."""
 
     def __init__(self, core: Core, *, introspector: Introspector, leases: Leases) -> None:
         self._core = core
@@ -69,30 +70,30 @@ class AccessTokenCheck:
         self._asking: SingleFlight[None] = SingleFlight("token check", on_end=self._ended)
 
     def is_doubtful(self, connection: Connection) -> bool:
-        """Tell whether the access token may be dead before its time."""
+        """Return whether the access token may be invalid before it expires."""
         if connection.status is Status.NEEDS_REAUTH or connection.doubtful is not None:
             return True
         if connection.frozen:
-            return True  # it may live elsewhere, and have been refreshed there
+            return True  # another host may have refreshed it
         if _pair(connection) in self._rejected or self._leases.has_ended(connection):
             return True
         if is_impossible(connection, now=self._core.clock.now()):
             return True
-        # A refresh that has just begun is no reason for doubt: it is one when it ends without an answer, or takes long.
+        # A refresh that has just begun casts no doubt, unlike one with an unknown outcome, or one that takes long.
         return connection.attempt is not None and (
             connection.failures > 0 or self._leases.age(connection) >= _UNDER_WAY
         )
 
     def mark_rejected(self, connection: Connection) -> None:
-        """Note that AMO has refused the access token to a backend, which is a hint and no more."""
+        """Record that AMO has rejected the access token for a backend, which is only a hint."""
         self._rejected[_pair(connection)] = None
         while len(self._rejected) > _REMEMBERED:
             self._rejected.popitem(last=False)
 
     async def state_of(self, found: OpenConnection, *, doubted: bool = False) -> TokenState:
-        """Return whether the access token is valid: `UNKNOWN` where AMO could not be asked, or has not answered.
+        """Return the state of the access token; `UNKNOWN` if AMO could not be asked or has not responded.
 
-        A caller may have doubts of its own.
+        A caller with doubts of its own passes `doubted`.
         """
         connection, token = found.connection, found.token
         if token is None:
@@ -114,7 +115,7 @@ class AccessTokenCheck:
         report_bug("token_check.bug", asking, self._core.observer)
 
     async def drain(self) -> None:
-        """Ask nothing any more."""
+        """Cancel all checks."""
         for _, asking in self._asking:
             asking.cancel()
         await self._asking.drain()

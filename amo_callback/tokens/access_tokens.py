@@ -1,4 +1,4 @@
-"""Access tokens for backends: from the cache, else refreshed first, else stale while they are valid."""
+"""Access-token hand-out: from the cache, otherwise refreshed first, otherwise stale while the token is valid."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from amo_callback.tokens.lookup import ConnectionLookup
 
 _IN_DOUBT = "in_doubt"
-"""Why a token is stale that AMO could not be asked about."""
+"""The reason of a stale token whose validity AMO could not confirm."""
 _NEW = timedelta(seconds=10)
-"""The age of a pair up to which a forced refresh returns it as it is."""
+"""The age of a pair up to which a forced refresh returns it unchanged."""
 _PATIENCE = 8.0
-"""Seconds that a hand-out waits for a refresh; one that was asked to refresh waits for AMO to answer or time out."""
+"""Seconds that a hand-out waits for a refresh; a forced refresh waits until AMO responds or times out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandOut:
-    """A valid access token; `stale` where it is valid for less time than was asked for, and `reason` says why."""
+    """A valid access token. It is `stale` if it is valid for less time than requested; `reason` says why."""
 
     connection: Connection
     token: AccessToken
@@ -43,7 +43,7 @@ class HandOut:
 
 
 class AccessTokens:
-    """Hands out access tokens, refreshed first where they are valid for too short a time."""
+    """Hands out access tokens."""
 
     def __init__(
         self,
@@ -61,12 +61,11 @@ class AccessTokens:
         self._hosts = hosts
 
     async def token(self, selector: str, *, min_ttl: float) -> HandOut:
-        """Hand out a token of the connection that a selector names.
+        """Return an access token of the connection that a selector names.
 
-        A token that is valid for less than `min_ttl` seconds is refreshed first; where that fails and it is still
-        valid, it is handed out as stale, and so is the last known one while the store is out of reach. Raises
-        `NotFound`, `NeedsReauth`, `RetryableError`, `OperatorError`: then there is no valid one, or it must not leave
-        (`HostNotAllowed`).
+        A token that is valid for less than `min_ttl` seconds is refreshed first. If the refresh fails, or the store is
+        unreachable, the last known token is returned as stale while it is valid. Raises `NotFound`, `NeedsReauth`,
+        `RetryableError` and `OperatorError` if there is no valid token, and `HostNotAllowed`.
         """
         if hand_out := self._cached(selector, min_ttl):
             return hand_out
@@ -85,12 +84,12 @@ class AccessTokens:
         if self._is_fresh(found.token, min_ttl):
             if hand_out := await self._without_refresh(found):
                 return hand_out
-            satisfied = _newer_than(found.connection)  # it was rejected before it has expired
+            satisfied = _newer_than(found.connection)  # AMO rejects it although it has not expired
         name = found.connection.id
         try:
             return await self._refreshed(name, demand=RefreshTrigger.HAND_OUT, satisfied=satisfied, patience=_PATIENCE)
         except (RetryableError, OperatorError, NeedsReauth) as error:
-            result = await self._lookup.get(name, reread=True)  # another process may have stored a pair
+            result = await self._lookup.get(name, reread=True)  # another process may have refreshed it
             stale = result.store_error is not None or not self._is_fresh(result.found.token, min_ttl)
             hand_out = await self._without_refresh(result.found, error=error if stale else None)
             if hand_out is None:
@@ -98,11 +97,11 @@ class AccessTokens:
             return hand_out
 
     async def refresh(self, selector: str, *, rejected: str | None = None) -> HandOut:
-        """Refresh now, and hand out the new token; raises what `token` raises, and never hands out a stale one.
+        """Refresh now and return the new access token; never return a stale one. Raises as `token` does.
 
-        Any pair stored after the call and in no doubt is new enough, and without a `rejected` token so is one that is
-        younger than ten seconds: a caller in a loop must not rotate tokens. A `rejected` access token selects its own
-        connection; where that has another one by now, it is handed out and nothing is refreshed.
+        Any pair that is stored after the call and not in doubt is new enough. Without a `rejected` token, so is a pair
+        that is less than ten seconds old, because a caller in a loop must not rotate tokens. A `rejected` access token
+        selects its own connection; if that has another token by now, it is returned without a refresh.
         """
         candidates = [open_connection(one, self._core) for one in await self._lookup.find(selector)]
         chosen = self._choose(candidates, rejected)
@@ -121,7 +120,7 @@ class AccessTokens:
         )
 
     def _cached(self, selector: str, min_ttl: float) -> HandOut | None:
-        """Hand out what is certain, fresh and in no doubt: nearly always, and without a wait."""
+        """Return a cached token that is fresh and not in doubt, which is the usual case."""
         found = self._lookup.cached(selector)
         if found is None or found.token is None or found.token.base_url is None:
             return None
@@ -136,7 +135,7 @@ class AccessTokens:
         return lives(token, now=self._core.clock.now())
 
     def _is_new(self, connection: Connection, token: AccessToken) -> bool:
-        """Return whether a connection's pair is so new that a forced refresh would bring nothing."""
+        """Return whether the pair is so new that a forced refresh would gain nothing."""
         if not connection.has_refresh_token or not self._is_valid(token):
             return False
         return self._core.clock.now() - token.issued_at < _NEW and not self._check.is_doubtful(connection)
@@ -149,7 +148,7 @@ class AccessTokens:
         satisfied: Callable[[Connection], bool],
         patience: float,
     ) -> HandOut:
-        """Refresh, but do not keep a backend waiting for a paused rate limit or a slow AMO: the refresh goes on."""
+        """Refresh and return the new token; after `patience` seconds raise `NotYet`, while the refresh continues."""
         refreshing = asyncio.ensure_future(self._coordinator.refresh(connection_id, demand=demand, satisfied=satisfied))
         try:
             if not await done_within(refreshing, seconds=patience, clock=self._core.clock):
@@ -160,17 +159,17 @@ class AccessTokens:
         if refreshed.token is None:
             raise NeedsReauth(Reason.UNREADABLE)
         if not self._is_valid(refreshed.token):
-            raise NotYet(1.0)  # the process was stopped for longer than a token is valid
+            raise NotYet(1.0)  # the process was suspended for longer than the token was valid
         if self._check.is_doubtful(refreshed.connection):
-            raise NotYet(1.0)  # what was stored meanwhile is being refreshed again, and may be invalid by now
+            raise NotYet(1.0)  # the stored pair is being refreshed again, and may be invalid by now
         return await self._hand_out(refreshed.connection, refreshed.token)
 
     async def _without_refresh(
         self, found: OpenConnection, *, error: AmoCallbackError | None = None, changed: bool = False
     ) -> HandOut | None:
-        """Hand out what there is, if it is valid: as stale where `error` kept it from being refreshed, or in doubt.
+        """Return the known token if it is valid: as stale after an `error` of its refresh, or if it is in doubt.
 
-        One that was `changed` since it was read may have been replaced: AMO is asked.
+        If the row has `changed` since it was read, the token may have been replaced, and is introspected.
         """
         token = found.token
         if token is None or not self._is_valid(token):
@@ -186,7 +185,7 @@ class AccessTokens:
         return HandOut(connection=connection, token=token, base_url=base_url, stale=reason is not None, reason=reason)
 
     def _choose(self, candidates: Sequence[OpenConnection], rejected: str | None) -> OpenConnection:
-        """Return the connection that a rejected token is of, as far as it tells; else the freshest."""
+        """Return the connection to which a rejected token belongs, otherwise the first one."""
         if rejected is None:
             return candidates[0]
         for candidate in candidates:
@@ -201,7 +200,7 @@ def _has_token(found: OpenConnection, access_token: str) -> bool:
 
 
 def _newer_than(seen: Connection) -> Callable[[Connection], bool]:
-    """Be satisfied by any pair stored after this one."""
+    """Return a predicate that accepts any pair stored after this one."""
     return lambda connection: connection.pair_version != seen.pair_version
 
 

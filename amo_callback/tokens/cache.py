@@ -1,19 +1,17 @@
-"""A cache of connections by selector, so that nearly all hand-outs read no database.
+"""A cache of connections by selector, so that most hand-outs read no database.
 
-An entry is valid for at most a second (its TTL), and only until the connection is written:
+An entry is valid for at most `_TTL` seconds, and only until the connection is written:
 
-- The store reports this process's writes at once, and other processes' where it can. The result of a read that a write
-  overtook is not cached.
-- Where several instances share the store, an entry is valid for that second and no longer: a write that was not
-  reported is seen then.
-- Where only one process serves, other processes (the command) may write without a report. They change the store's
-  `data_version`, which is polled in the background: while it stays the same, each poll makes all entries valid for one
-  more second. Where the poll fails or is late, callers read the store.
-- An entry from before the store was last out of reach is not valid: another instance may hold a newer pair that it
-  could not store.
+- The store reports writes of this process immediately, and writes of other processes if it can. The result of a read is
+  not cached if a write was reported during the read.
+- With several instances, a write that was not reported is seen when the entry expires.
+- With a single instance, only other processes on the same database (the command) write without a report. They change
+  the store's `data_version`, which is polled in the background. While it is unchanged, each poll renews all entries. If
+  the poll fails or is late, callers read the store.
+- An entry from before the store was last unreachable is not valid: another instance may hold a newer pair that it could
+  not store.
 
-An entry that is no longer valid is kept, unless its connection was erased: while the store is out of reach it is the
-last that is known.
+An expired entry is kept, unless its connection was erased, as the last known one while the store is unreachable.
 """
 
 from __future__ import annotations
@@ -39,29 +37,29 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 10_000
 _TTL = 1.0
-"""Seconds within which another process's change is seen."""
+"""Seconds within which another process's write is seen."""
 _POLL_EVERY = 0.4
 """Seconds between two polls of the store's `data_version`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccessToken:
-    """An access token, and where it may be sent."""
+    """A decrypted access token."""
 
     value: str = field(repr=False)
     issued_at: datetime
     expires_at: datetime
     base_url: str | None
-    """The address of AMO's API for the account; `None` where the stored host is not on the allow list."""
+    """The base URL of the account's API; `None` if the stored host is not allowed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenConnection:
-    """What a hand-out needs of a connection: never the sealed pair, nor the refresh token."""
+    """What a hand-out needs of a connection: never the encrypted pair or the refresh token."""
 
     connection: Connection
     token: AccessToken | None
-    """`None` where no key decrypts the pair."""
+    """`None` if no key decrypts the pair."""
 
 
 def open_connection(connection: Connection, core: Core) -> OpenConnection:
@@ -69,7 +67,7 @@ def open_connection(connection: Connection, core: Core) -> OpenConnection:
     pair, token = core.cipher.pair_of(connection), None
     if pair is not None:
         base_url = None
-        with suppress(HostNotAllowed):  # the allow list stays as it is until the process ends
+        with suppress(HostNotAllowed):  # the allow list does not change while the process runs
             base_url = core.amo.base_url(connection.domain)
         token = AccessToken(
             value=pair.access_token, issued_at=pair.issued_at, expires_at=pair.expires_at, base_url=base_url
@@ -79,7 +77,7 @@ def open_connection(connection: Connection, core: Core) -> OpenConnection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadMark:
-    """The moment at which a read was begun: its result is no newer."""
+    """The state of the cache when a read began; a result is no newer than that."""
 
     at: float
     epoch: int
@@ -99,14 +97,14 @@ class _CacheEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StaleEntry:
-    """The last known connection of a selector; where it was `changed` since then, it is not known into what."""
+    """The last known connection of a selector, and whether it has `changed` since."""
 
     found: OpenConnection
     changed: bool
 
 
 class ConnectionCache:
-    """A cache of up to `limit` connections; those that were not asked for the longest are dropped first."""
+    """A least-recently-used cache of up to `limit` connections."""
 
     def __init__(self, *, store: Store, clock: Clock, limit: int = CONNECTIONS) -> None:
         self._store = store
@@ -115,24 +113,24 @@ class ConnectionCache:
         self._limit = limit
         self._entries: OrderedDict[str, _CacheEntry] = OrderedDict()
         self._selectors: dict[str, tuple[str, ...]] = {}
-        """The selectors under which each connection is cached, by its id."""
+        """The selectors under which each connection is cached, by connection id."""
         self._size = 0
         self._changes = 0
         """The number of reported changes."""
         self._version: int | None = None
         self._epoch = 0
-        """The number of polls that have found a change."""
+        """The number of polls that found a change."""
         self._polled_at = -math.inf
         self._next_poll_at = -math.inf
         self._polling: asyncio.Task[None] | None = None
         store.subscribe(self._changed)
 
     def __len__(self) -> int:
-        """Return the number of cached connections; one under several selectors counts several times."""
+        """Return the number of cached connections, counted once for each of their selectors."""
         return self._size
 
     def get(self, selector: str) -> OpenConnection | None:
-        """Return the first connection that a selector names, where that is valid; start a poll where one is due."""
+        """Return the first connection that a selector names if its entry is valid; start a poll if one is due."""
         now = self._clock.monotonic()
         if not self._is_shared and now >= self._next_poll_at and self._polling is None:
             self._next_poll_at = now + _POLL_EVERY
@@ -149,20 +147,21 @@ class ConnectionCache:
         return found.first
 
     def get_stale(self, selector: str) -> StaleEntry | None:
-        """Return the last known entry of a selector; of an id also where another selector named the connection."""
+        """Return the last known entry of a selector; for an id, also an entry of another selector."""
         others = (self._entries[name] for name in self._selectors.get(selector, ()))
         same = (entry for entry in others if entry.first.connection.id == selector)
         entry = self._entries.get(selector) or next(same, None)
         return None if entry is None else StaleEntry(found=entry.first, changed=entry.changed)
 
     def mark(self) -> ReadMark:
-        """Return the mark of a read that begins now."""
+        """Return the mark for a read that begins now."""
         return ReadMark(at=self._clock.monotonic(), epoch=self._epoch, changes=self._changes)
 
     def put(self, selector: str, first: OpenConnection, mark: ReadMark, *, others: Sequence[str] = ()) -> None:
-        """Cache the result of a read that began at `mark`, unless a write has overtaken it: it may be outdated.
+        """Cache the result of a read that began at `mark`, unless a write was reported since.
 
-        `others` are the ids of further connections that the selector names: a change of any of them ends the entry.
+        `others` are the ids of further connections that the selector names. A write to any of them invalidates the
+        entry.
         """
         if mark.changes != self._changes:
             return
@@ -176,14 +175,14 @@ class ConnectionCache:
             self.drop(next(iter(self._entries)))
 
     async def drain(self) -> None:
-        """Poll no more."""
+        """Stop polling."""
         if self._polling is not None:
             self._polling.cancel()
             with suppress(asyncio.CancelledError):
                 await self._polling
 
     def drop(self, selector: str) -> None:
-        """Forget what a selector named."""
+        """Remove the entry of a selector."""
         entry = self._entries.pop(selector, None)
         for name in () if entry is None else entry.ids:
             self._size -= 1

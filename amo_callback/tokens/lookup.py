@@ -1,4 +1,4 @@
-"""Which connections a selector names: an id, `account:ID`, or `owner:ID`."""
+"""The connections that a selector names: an id, `account:ID` or `owner:ID`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _ACCOUNT, _OWNER = "account:", "owner:"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookupResult:
-    """The connection that a selector names; after a `store_error` the one that it named at the last read."""
+    """The connection that a selector names; after a `store_error`, the one that it named when last read."""
 
     found: OpenConnection
     store_error: StoreUnavailable | None = None
     changed: bool = False
-    """Whether it was changed since then: another pair may have taken the place of the one that is known."""
+    """Whether the row has changed since, so that its pair may have been replaced."""
 
 
 class ConnectionLookup:
-    """Finds connections, each with its pending write."""
+    """Finds connections, including their pending writes."""
 
     def __init__(self, core: Core, *, pending_writes: PendingWrites, cache: ConnectionCache) -> None:
         self._core = core
@@ -38,12 +38,12 @@ class ConnectionLookup:
         self._cache = cache
 
     def cached(self, selector: str) -> OpenConnection | None:
-        """Return the first connection of those that a selector names, where the cache is certain of them."""
+        """Return the first connection that a selector names if the cache has a valid entry."""
         known = self._cache.get(selector)
         return None if known is None else self._newest(known)
 
     async def get(self, selector: str, *, reread: bool = False) -> LookupResult:
-        """Return the first connection of those that a selector names, from the cache unless it is to be `reread`."""
+        """Return the first connection that a selector names, from the cache unless `reread` is set."""
         if not reread and (known := self.cached(selector)) is not None:
             return LookupResult(found=known)
         try:
@@ -67,7 +67,7 @@ class ConnectionLookup:
             return self._existing(await self._read(selector))
         account_id = selector.removeprefix(_ACCOUNT) if selector.startswith(_ACCOUNT) else None
         if account_id == "":
-            raise NotFound  # it would name everyone whose account AMO did not tell
+            raise NotFound  # an empty id would match every connection with an unknown account
         try:
             stored = await self._read(selector)
         except StoreUnavailable:
@@ -83,7 +83,7 @@ class ConnectionLookup:
         return self._existing(stored)
 
     async def _read(self, selector: str) -> Sequence[Connection]:
-        """Read what the store has, and remember it."""
+        """Read the store and cache the result."""
         mark = self._cache.mark()
         stored: Sequence[Connection]
         if selector.startswith(_OWNER):
@@ -108,7 +108,7 @@ class ConnectionLookup:
         return found
 
     async def find_one(self, selector: str) -> Connection:
-        """Return the one connection that a selector names; raises `NotFound`, and `Ambiguous` where it names more."""
+        """Return the only connection that a selector names; raises `NotFound`, and `Ambiguous` if there are several."""
         [first, *others] = await self.find(selector)
         if others:
             raise Ambiguous
