@@ -1,11 +1,11 @@
-"""How accounts are connected: a grant is started, its code exchanged once, and its result given to who may know it.
+"""The OAuth flow: from an authorization request to a stored pair.
 
-- `authorization`: a state is issued, for whom and with which challenge; which codes are taken, by their state.
-- `grant_service`: one code, many callers, one exchange; its result is remembered while AMO's codes live.
-- `grants`: grants as they are stored, their results, and the rules that they follow.
-- `code_exchange`: the only place where a code is spent.
-- `redemption`: the app presents what its deep link brought, and its user becomes an owner.
-- `ownership`: the rules by which a user becomes one.
-- `limits`: how many codes and authorization requests may be in flight, of one address and of all.
-- `flow`: all of it, put together.
+- `authorization`: authorization requests, and which codes are accepted by their state.
+- `grant_service`: one exchange per code, shared by concurrent callers, with a stored result.
+- `grants`: stored grants and the rules for them.
+- `code_exchange`: the only module that spends an authorization code.
+- `redemption`: the app presents the code or ticket of its deep link, and its user becomes an owner.
+- `ownership`: the rules for becoming an owner.
+- `limits`: limits on codes and authorization requests, per address and in total.
+- `flow`: these parts, put together.
 """

@@ -1,4 +1,4 @@
-"""A grant's beginning: a state of ours for AMO's consent page, what it stands for, which codes are taken with it."""
+"""Authorization requests, and the rules by which a code is accepted."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _NO_STATE = (None, b"", b"false")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartedAuthorization:
-    """Where the person goes to allow access, and what the app will get back."""
+    """AMO's consent page for the user, and the state that the app will receive."""
 
     authorize_url: str = field(repr=False)
     state: bytes = field(repr=False)
-    """The state that the deep link will carry: the app's own, or the issued one."""
+    """The state that the deep link will carry: the app's own, otherwise the issued one."""
     expires_at: datetime
 
 
 class Authorizations:
-    """Starts grants, and decides which codes are taken, and which callers get their results."""
+    """Starts authorization requests, and checks the state and verifier of presented codes."""
 
     def __init__(self, core: Core, rules: GrantRules, *, starts: StartLimiter) -> None:
         self._store = core.store
@@ -47,10 +47,10 @@ class Authorizations:
         self._starts = starts
 
     async def start(self, request: AuthorizationRequest, *, address: str | None = None) -> StartedAuthorization:
-        """Issue a state, good for half an hour and one code.
+        """Issue a state that is valid for half an hour and one code.
 
-        `address` is whose it is where no user is known. Raises `TooManyAttempts`, and `QueueFull` where too many others
-        start at the same time.
+        `address` is the caller's, if no user is known. Raises `TooManyAttempts`, and `QueueFull` if too many requests
+        are started at once.
         """
         state = STATE_PREFIX + self._rules.new_secret()
         state_hash = fingerprint(state)
@@ -68,11 +68,11 @@ class Authorizations:
         )
 
     async def admit(self, presented: CodePresentation) -> AuthorizationRequest | None:
-        """Return the request of the state that a new code came with; `None` for the app's own state.
+        """Return the authorization request of a new code's state; `None` for a state of the app's own.
 
-        Where only issued states are taken, a code without one comes from AMO itself, for a listed account (which is
-        checked once AMO has told whose it is). Raises `InvalidState`, `NotFound` for a code that only the app names,
-        and `PkceMismatch` where it expects its challenge to be known.
+        If only issued states are accepted, a code without a state must come from AMO itself, for an allowed account
+        (which is checked after the exchange). Raises `InvalidState`, `NotFound` for a code that only the app presents,
+        and `PkceMismatch` for a verifier without a known challenge.
         """
         if presented.state is not None and is_issued(presented.state):
             return await self._unused(presented.state)
@@ -93,10 +93,10 @@ class Authorizations:
         return self._cipher.open_request(issued.sealed, state_hash=issued.state_hash)
 
     def check(self, presented: CodePresentation, *, state: bytes | None, request: AuthorizationRequest | None) -> None:
-        """Check who asks for the outcome of a code that is known, by the state and the request that it came with.
+        """Check that the caller may see the result of a known code.
 
-        An issued state is a secret of the browser that brings it: a caller with the code alone is another one. Raises
-        `InvalidState`. The app names no state: it has the verifier, or `PkceMismatch` is raised.
+        A browser must present the state that came with the code: an issued state is a secret of that browser. Raises
+        `InvalidState`. The app presents the verifier instead; raises `PkceMismatch`.
         """
         if presented.arrival is CodeSource.APP:
             check_verifier(request, presented.verifier)
@@ -106,7 +106,7 @@ class Authorizations:
             raise InvalidState
 
     async def app_state(self, state: bytes | None) -> bytes | None:
-        """Return the state that the app gets back for the one that came: its own, where it gave one."""
+        """Return the state for the app: its own, if it gave one."""
         if state is None or not is_issued(state):
             return state
         issued = await self._store.issued_state(fingerprint(state))

@@ -1,4 +1,4 @@
-"""One exchange, from a claimed grant to a stored pair: the only place where an authorization code is spent."""
+"""One code exchange, from a claimed grant to a stored pair: the only module that spends an authorization code."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from amo_callback.refresh.raw_answers import RawAnswers
 
 _LAST_SLOT = 1.0
-"""Seconds that an exchange may still wait for its slot once the process is to end: what follows has its own limits, and
-all of it has to fit in the time that the process has then."""
+"""Seconds that an exchange may wait for its slot at shutdown.
+
+The rest of the exchange has its own limits; together they fit into the time that systemd allows.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,24 +55,24 @@ class ExchangeParts:
     credentials: Credentials
     address_block: AddressBlock
     connected: Callable[[Connection], None]
-    """Called where AMO has accepted a code, and its pair is stored."""
+    """Called when AMO has accepted a code and its pair is stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeExchange:
-    """A code that is to be spent."""
+    """An authorization code that is about to be spent."""
 
     code: bytes = field(repr=False)
     domain: str
-    """The account's host, checked."""
+    """The account's host, already checked."""
     request: AuthorizationRequest | None
-    """What its grant began with, where that was here."""
+    """The authorization request if the flow started here."""
     started: float
     """The monotonic time before the grant was claimed."""
     reservation: Reservation
-    """The attempt that counts against the caller's address."""
+    """The caller's rate-limit reservation."""
     turn: asyncio.Lock = field(compare=False, repr=False)
-    """The turn of the caller's address: held while the code waits for the rate limit."""
+    """The lock of the caller's address, held while the code waits for the rate limit."""
 
 
 class Exchanger:
@@ -86,17 +88,17 @@ class Exchanger:
         self._connected = parts.connected
 
     async def exchange(self, grant: Grant, exchange: CodeExchange) -> Grant:
-        """Spend a claimed grant's code, store the pair it brings, and return how the grant ended.
+        """Exchange the code of a claimed grant, store the pair, and return the finished grant.
 
-        Raises `StoreUnavailable` where a refusal cannot be written down; a pair is held until it can be, or
-        `ShuttingDown` once it is in its rescue file.
+        Raises `StoreUnavailable` if a refusal cannot be stored. A pair is kept until it is stored; at shutdown,
+        `ShuttingDown` is raised once the pair has a rescue file.
         """
         try:
             issued = await self._spend(exchange)
         except AmoCallbackError as error:
             await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=exchange.domain)
             if isinstance(error, RequestNotSent | ShuttingDown | NotYet):
-                exchange.reservation.release()  # AMO was not asked
+                exchange.reservation.release()  # nothing was sent to AMO
             ended = _failed(grant, error)
             self._tell_failed(ended, error, exchange.domain)
             expected = exchange.request is not None or exchange.domain == self._rules.default_domain
@@ -109,7 +111,7 @@ class Exchanger:
         return await self._save(grant, exchange, issued)
 
     async def _spend(self, exchange: CodeExchange) -> TokenResponse:
-        """Present the code, in its turn; raises what its refusal means, or `AccountNotAllowed`: it is dropped."""
+        """Present the code; raises its refusal, or `AccountNotAllowed`, and then discards the pair."""
         await self._slot(exchange)
         not_after = exchange.started + self._core.rules.lease - self._core.amo.timeout
         with self._pending_writes.expecting():
@@ -122,7 +124,7 @@ class Exchanger:
         return issued
 
     async def _save(self, grant: Grant, exchange: CodeExchange, issued: TokenResponse) -> Grant:
-        """Store a pair that has been paid for, before anything else happens."""
+        """Store the new pair before anything else."""
         connection = self._granted(issued, exchange.domain)
         ended = dataclasses.replace(
             grant,
@@ -139,7 +141,7 @@ class Exchanger:
         connected = _connected(connection)
         try:
             if await self._pending_writes.save(granted, connection=connection, events=[connected]) is None:
-                # A later grant's pair was stored meanwhile, or the connection was disconnected.
+                # A later grant was stored first, or the connection was disconnected.
                 ended = await self._core.store.grant(grant.code_hash) or ended
                 superseded = Event(
                     name="grant.superseded",
@@ -151,14 +153,14 @@ class Exchanger:
             else:
                 self._connected(connection)
         finally:
-            exchange.reservation.release()  # only now: nothing may come between a pair and the store
+            exchange.reservation.release()  # only now, because nothing may delay storing the pair
         await self._address_block.succeeded()
         return ended
 
     async def _slot(self, exchange: CodeExchange) -> None:
-        """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
+        """Wait for a rate-limit slot until a request could no longer finish within the claim's lease.
 
-        After that another process might hold the claim; a code that leaves the queue takes no slot from the others.
+        After that, another process may hold the claim. A code that stops waiting uses no slot.
         """
         slot = self._turn(exchange)
         left = self._left(exchange.started)
@@ -176,7 +178,7 @@ class Exchanger:
             await self._core.amo.slot(priority_of(exchange.request))
 
     def _left(self, started: float) -> float:
-        """Return for how many seconds more a request may begin."""
+        """Return the seconds until it is too late to send a request."""
         return self._core.rules.lease - self._core.amo.timeout - (self._core.clock.monotonic() - started)
 
     def _granted(self, issued: TokenResponse, domain: str) -> Connection:
@@ -220,9 +222,9 @@ def _connected(connection: Connection) -> Event:
 
 
 def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
-    """Return how a grant ends without a pair: for good, or so that the same code may be tried again."""
+    """Return the grant as failed, or as refused if the same code must not be tried again."""
     if isinstance(error, CodeUsed) and grant.doubtful:
-        # An attempt of ours ended without an answer: most likely it is what spent the code.
+        # An exchange of this service with an unknown outcome most likely spent the code.
         error = CodeExpired()
     final = isinstance(error, UserError)
     return dataclasses.replace(

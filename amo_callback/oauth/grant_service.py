@@ -1,8 +1,8 @@
-"""The completion of grants: an authorization code becomes a stored pair, once, and every caller gets the same result.
+"""One exchange per authorization code, and the same result for every caller.
 
-Browsers prefetch, reload and go back, and the app calls after the browser: one code arrives here many times. The first
-call claims it in the store and exchanges it in a task of its own; the others wait for that task, or for the process
-that runs it, and a later one reads the result. AMO's codes work once, so this also keeps us from asking twice.
+Browsers prefetch, reload and go back, and the app calls after the browser, so one code arrives many times. The first
+call claims the code in the store and exchanges it in a task of its own. Other calls wait for that task, or for the
+process that runs it; later calls read the stored result. An AMO code works once, so it is also presented only once.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from amo_callback.oauth.limits import Limits
 
 _LOOK_AGAIN = 0.25
-"""Seconds between two looks at a grant that another process is exchanging."""
+"""Seconds between two reads of a grant that another process is exchanging."""
 
 
 class GrantService:
-    """Completes grants, each in one task of one process."""
+    """Completes grants."""
 
     def __init__(
         self, core: Core, rules: GrantRules, *, exchanger: Exchanger, authorizations: Authorizations, limits: Limits
@@ -59,15 +59,15 @@ class GrantService:
         self._leases = Leases(length=core.rules.lease, store=core.store, clock=core.clock)
         self._exchanges: SingleFlight[GrantResult] = SingleFlight("grant", on_end=self._ended)
         self._pending: dict[str, GrantResult] = {}
-        """The results so far of the grants that are being exchanged, once they have been claimed."""
+        """The current results of claimed grants that are being exchanged."""
         self._claimed: set[str] = set()
 
     async def complete(self, presented: CodePresentation) -> GrantResult:
-        """Return the result of a code, exchanging it if that was not done; `EXCHANGING` after `patience` seconds.
+        """Return the result of a code, exchanging it first if necessary; `EXCHANGING` after `patience` seconds.
 
-        The first caller's host counts, and is checked only where AMO is to be asked. Raises `UserError` where AMO is
-        not asked, `NotFound`, `QueueFull`, `StoreUnavailable` and `ShuttingDown`. A cancelled caller cancels nothing
-        else.
+        The host of the first caller is used, and checked before anything is sent to AMO. Cancelling a caller does not
+        cancel the exchange. Raises `UserError` if the code is not sent to AMO, `NotFound`, `QueueFull`,
+        `StoreUnavailable` and `ShuttingDown`.
         """
         result = await self._completed(presented)
         self._authorizations.check(presented, state=result.state, request=result.request)
@@ -83,20 +83,17 @@ class GrantService:
             except (UserError, NotFound, PkceMismatch, QueueFull):
                 if started:
                     raise
-                # Another caller's failure (no host, no state, no place): it need not be this one's.
+                # The failure of another caller (no host, no state, no place) need not apply to this one.
         if presented.code_hash not in self._pending:
             raise StoreUnavailable("late")
         return self._pending[presented.code_hash]
 
     async def result(self, handle: str) -> GrantResult:
-        """Return the result for a return handle; raises `NotFound` for one that is unknown or expired."""
+        """Return the result for a return handle; raises `NotFound` if it is unknown or expired."""
         return self._grants.to_result(await self._by_handle(handle))
 
     async def retry(self, handle: str, *, address: str | None = None) -> GrantResult:
-        """Complete the code of a return handle again, where it has failed for a passing reason.
-
-        Raises as `result` and `complete` do.
-        """
+        """Try the code of a return handle again after a temporary failure; raises as `result` and `complete` do."""
         secrets = self._grants.secrets_of(await self._by_handle(handle))
         return await self.complete(
             CodePresentation(code=secrets.code, state=secrets.state, host=secrets.domain, address=address)
@@ -109,15 +106,15 @@ class GrantService:
         return grant
 
     async def connection_of(self, result: GrantResult) -> Connection | None:
-        """Return the connection that a grant led to, as it is now."""
+        """Return the current connection of a grant."""
         return await self._core.store.connection(result.connection_id) if result.connection_id else None
 
     async def drain(self) -> None:
-        """Begin nothing from now on, and wait until what has been claimed is exchanged and stored."""
+        """Start no exchange from now on, and wait until every claimed code is exchanged and stored."""
         self._core.stop.set()
         for code_hash, task in self._exchanges:
             if code_hash not in self._claimed:
-                task.cancel()  # nothing waits for it any more
+                task.cancel()  # it has not claimed its code
         await self._exchanges.drain()
 
     def _ended(self, code_hash: str, task: asyncio.Task[GrantResult]) -> None:
@@ -137,14 +134,14 @@ class GrantService:
                 if secrets is not None:
                     return self._grants.to_result(grant, secrets)
                 if grant.status is GrantStatus.FAILED:
-                    continue  # another caller was faster, and has failed: now the code is known
+                    continue  # another caller claimed it first and failed, so this one tries a known code
             if grant.status is not GrantStatus.EXCHANGING or self._core.stop.is_set():
                 return self._grants.to_result(grant)
             self._pending[presented.code_hash] = self._grants.to_result(grant)
             await self._core.clock.sleep(_LOOK_AGAIN)
 
     async def _attempt(self, presented: CodePresentation, before: Grant | None) -> tuple[Grant, GrantSecrets | None]:
-        """Claim the code and exchange it; return the grant as it is then, and its secrets where we have claimed it."""
+        """Claim the code and exchange it; return the grant, and its secrets if this call claimed it."""
         started = self._core.clock.monotonic()
         known = None if before is None else self._grants.secrets_of(before)
         if known is None:
@@ -152,7 +149,7 @@ class GrantService:
         else:
             self._authorizations.check(presented, state=known.state, request=known.request)
             request = known.request
-        # Without a host the code is asked about where it was seen before, or at the default.
+        # Without a host, the host of an earlier call is used, otherwise the default.
         domain = self._core.amo.check_domain(presented.host or (known.domain if known else None))
         fresh, secrets = self._grants.begin(presented, domain=domain, request=request)
         priority = priority_of(request)
@@ -168,16 +165,16 @@ class GrantService:
                         state_hash=None if known or request is None else fingerprint(presented.state or b""),
                     )
             except (StoreUnavailable, Frozen, InvalidState):
-                reservation.release()  # AMO is not asked
+                reservation.release()  # nothing was sent to AMO
                 raise
             except asyncio.CancelledError:
                 await self._unclaim(fresh)
                 reservation.release()
                 raise
             if grant.attempt != fresh.attempt:
-                reservation.release()  # another caller was faster
+                reservation.release()  # another caller claimed it first
                 return grant, None
-            secrets = known or secrets  # a code that is tried again keeps its handle and ticket
+            secrets = known or secrets  # a retried code keeps its return handle and ticket
             self._claimed.add(presented.code_hash)
             self._pending[presented.code_hash] = self._grants.to_result(grant, secrets)
             exchange = CodeExchange(
@@ -186,7 +183,7 @@ class GrantService:
             return await self._exchanger.exchange(grant, exchange), secrets
 
     async def _unclaim(self, fresh: Grant) -> None:
-        """Give back a claim that was written although its task was cancelled: nothing was sent for it."""
+        """Release a claim that was committed although its task was cancelled, since nothing was sent."""
         grant = await self._core.store.grant(fresh.code_hash)
         if grant is not None and grant.attempt == fresh.attempt:
             await self._core.store.finish_grant(
@@ -194,7 +191,7 @@ class GrantService:
             )
 
     def _is_abandoned(self, grant: Grant) -> bool:
-        """Return whether the process that tried it has died: its lease has passed since this one first saw it."""
+        """Return whether the exchanging process has died: its lease has expired since this process first saw it."""
         if grant.status is not GrantStatus.EXCHANGING:
             self._leases.forget(grant.code_hash)
             return False

@@ -1,4 +1,4 @@
-"""Grants as they are stored, their secrets sealed, their results, and the rules that they follow."""
+"""Stored grants, their encrypted secrets, and the rules for them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 CODE_LIFE = timedelta(minutes=20)
-"""How long AMO's codes live, and our memory of them."""
+"""The lifetime of AMO's codes, and of grants in the store."""
 
 
 def _new_secret() -> str:
-    """Return 128 random bits, as `[A-Za-z0-9_-]`: what links carry unharmed."""
+    """Return 128 random bits as `[A-Za-z0-9_-]`, which need no escaping in links."""
     return randomness.token_urlsafe(16)
 
 
@@ -33,16 +33,16 @@ class GrantRules:
     """Which grants are accepted, and how long a request waits for one."""
 
     issued_only: bool = False
-    """Whether only states that were issued here are taken."""
+    """Whether only states issued here are accepted."""
     allowed_accounts: Collection[str] = ()
     default_domain: str | None = None
     patience: float = 8.0
-    """Seconds after which a person is told that it takes longer; the exchange goes on."""
+    """Seconds after which the user is shown a waiting page; the exchange continues."""
     new_secret: Callable[[], str] = _new_secret
 
 
 class GrantRecords:
-    """Creates grants, and reads them."""
+    """Creates and reads grants."""
 
     def __init__(self, core: Core, rules: GrantRules) -> None:
         self._cipher = core.cipher
@@ -53,7 +53,7 @@ class GrantRecords:
     def begin(
         self, presented: CodePresentation, *, domain: str, request: AuthorizationRequest | None
     ) -> tuple[Grant, GrantSecrets]:
-        """Return the grant as it begins, with a handle and a ticket of its own, and what it keeps sealed."""
+        """Return a new grant with a return handle and a ticket, and its secrets."""
         secrets = GrantSecrets(
             handle=self._new_secret(),
             code=presented.code,
@@ -76,15 +76,15 @@ class GrantRecords:
         return grant, secrets
 
     def secrets_of(self, grant: Grant) -> GrantSecrets:
-        """Return what a grant keeps sealed; raises `DecryptionFailed`, also once that was erased."""
+        """Decrypt the secrets of a grant; raises `DecryptionFailed`, also if they were erased."""
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
     def to_result(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
-        """Return a grant's result so far; its `secrets` are opened where they are not given."""
+        """Return the current result of a grant; its `secrets` are decrypted unless they are given."""
         secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error
         if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
-            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # the process that tried has died
+            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # the exchanging process has died
         return GrantResult(
             status=status,
             error=error,

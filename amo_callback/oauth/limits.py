@@ -1,4 +1,4 @@
-"""How many codes may be on their way to AMO: of one address, and of all."""
+"""Limits on codes and authorization requests, per address and in total."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from amo_callback.grant import AuthorizationRequest
 
 _ADDRESSES = 50_000
-"""Addresses that are remembered at once, the most recent ones."""
+"""The maximum number of remembered addresses; the least recent ones are dropped."""
 _ALL = "all links"
 _FEW = 3
-"""Codes of one address that may wait while the queue is half full."""
+"""Codes per address that may wait while the queue is at least half full."""
 _WRITTEN_AT_ONCE = 4
-"""Codes of each priority: one batch of the store's, or less than half of its connections."""
+"""Concurrent writes per priority: one batch of the store, and less than half of its connections."""
 
 
 def priority_of(request: AuthorizationRequest | None) -> Priority:
-    """Return who goes first: a link alone, which anybody can follow, is less than a user who is known."""
+    """Return the priority of a caller: known users come before plain links, which anyone can follow."""
     if request is None:
         return Priority.STRANGER
     return Priority.STARTED if request.user is None else Priority.EXPECTED
 
 
 class AttemptLimiter:
-    """A limit on what one address may attempt within a window; each process counts for itself."""
+    """A limit on attempts per address and window; each process counts for itself."""
 
     def __init__(self, *, attempts: int, window: float, clock: Clock) -> None:
         self.attempts = attempts
@@ -44,15 +44,15 @@ class AttemptLimiter:
         self._reserved: OrderedDict[tuple[Priority, str], deque[float]] = OrderedDict()
 
     def change(self, *, attempts: int, window: float) -> None:
-        """Apply another limit from now on; reservations stay."""
+        """Replace the limit; reservations stay."""
         self.attempts = attempts
         self._window = window
 
     def reserve(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Reservation:
-        """Reserve an attempt for `window` seconds; `None` (no address) is unlimited.
+        """Reserve an attempt for `window` seconds. `None` (no address) is unlimited.
 
-        Each priority is counted apart, so that strangers behind an address do not use up the attempts of users who are
-        known. Raises `TooManyAttempts`.
+        Each priority is counted separately, so that unknown callers behind a shared address do not use up the attempts
+        of known users. Raises `TooManyAttempts`.
         """
         if address is None:
             return Reservation()
@@ -69,7 +69,7 @@ class AttemptLimiter:
         return Reservation(among=reserved, at=now)
 
     def count(self, address: str, *, among: Priority = Priority.STRANGER) -> int:
-        """Return how many attempts of an address count at this moment."""
+        """Return the number of attempts of an address in the current window."""
         now = self._clock.monotonic()
         return sum(now - at < self._window for at in self._reserved.get((among, _network(address)), ()))
 
@@ -82,17 +82,17 @@ class Reservation:
         self._at = at
 
     def release(self) -> None:
-        """Stop counting the attempt: AMO has accepted the code, or was not asked."""
+        """Stop counting the attempt, because AMO accepted the code or nothing was sent."""
         among, self._among = self._among, None
-        if among is not None and self._at in among:  # else its window has passed
+        if among is not None and self._at in among:  # otherwise its window has passed
             among.remove(self._at)
 
 
 class AdmissionQueue:
-    """The codes that wait for AMO: at most `capacity` of each priority, since more would expire in the queue.
+    """The codes that wait for AMO: at most `capacity` per priority, since more would expire in the queue.
 
-    Each address has a turn of its own, and half of the capacity is for addresses with few codes in the queue, so that a
-    flood from some addresses does not keep other people waiting behind all of it.
+    Each address has a lock of its own, and half of the capacity is for addresses with few waiting codes, so that a
+    flood from some addresses does not delay all other users.
     """
 
     def __init__(self, *, capacity: int) -> None:
@@ -103,7 +103,7 @@ class AdmissionQueue:
 
     @contextmanager
     def enter(self, priority: Priority, address: str | None) -> Iterator[asyncio.Lock]:
-        """Count a code as waiting, and yield the turn of its address: hold it while waiting for the rate limit.
+        """Count a code as waiting, and yield the lock of its address, to be held while waiting for the rate limit.
 
         Raises `QueueFull`.
         """
@@ -123,17 +123,14 @@ class AdmissionQueue:
                 self._turns.pop((priority, name), None)
 
     def write(self, priority: Priority) -> AbstractAsyncContextManager[None]:
-        """Limit the concurrent writes of a priority.
-
-        The store writes a few at once: all of them at a time would make a refresh, and users we expect, wait.
-        """
+        """Limit the concurrent writes of a priority, so that a flood delays neither refreshes nor known users."""
         return self._writes[priority]
 
 
 class StartLimiter:
-    """How many grants may be started: by one user, by one address, and by plain links in all.
+    """Limits on authorization requests: per user, per address, and in total for plain links.
 
-    Anyone can follow a link, from any number of addresses, and each link costs the store a write.
+    Anyone can follow a plain link, from any number of addresses, and each one costs a write to the store.
     """
 
     def __init__(self, *, each: AttemptLimiter, links: AttemptLimiter, queue: AdmissionQueue) -> None:
@@ -143,7 +140,7 @@ class StartLimiter:
 
     @asynccontextmanager
     async def turn(self, request: AuthorizationRequest, *, address: str | None) -> AsyncIterator[None]:
-        """Be the only one of the kind meanwhile; raises `TooManyAttempts`, `QueueFull`, `StoreUnavailable`."""
+        """Hold a place among the concurrent writes; raises `TooManyAttempts`, `QueueFull` and `StoreUnavailable`."""
         priority = priority_of(request)
         who = f"user {request.user}" if request.user is not None else address
         with self._queue.enter(priority, who):
@@ -155,18 +152,18 @@ class StartLimiter:
                 yield
 
     def _reserve_link(self, address: str | None, priority: Priority) -> None:
-        """Reserve one of all links; the second half of them is for the first of each address."""
+        """Reserve one of all plain links; the second half of them is for addresses without one."""
         half_is_used = 2 * self._links.count(_ALL) >= self._links.attempts
         if half_is_used and address is not None and self._each.count(address, among=priority) > 1:
             raise QueueFull
         try:
             self._links.reserve(_ALL)
         except TooManyAttempts:
-            raise QueueFull from None  # it is not this address that has sent too many
+            raise QueueFull from None  # all addresses together have sent too many, not this one
 
 
 class Limits:
-    """The limits on failed codes and on started authorization requests; a code may wait for `queued_for` seconds."""
+    """The limits on failed codes and authorization requests; a code may wait for `queued_for` seconds."""
 
     def __init__(
         self, *, attempts: int, window: float, requests_per_second: float, queued_for: float, clock: Clock
@@ -180,26 +177,26 @@ class Limits:
         self.starts = StartLimiter(each=self._each, links=self._links, queue=AdmissionQueue(capacity=capacity))
 
     def change(self, *, attempts: int, window: float) -> None:
-        """Apply other limits from now on."""
+        """Replace the limits."""
         for limiter in (self.codes, self._each):
             limiter.change(attempts=attempts, window=window)
         self._links.change(attempts=self._links_in(window), window=window)
 
     def _links_in(self, window: float) -> int:
-        """Return how many plain links are followed in a window: half of the codes that can be exchanged in it.
+        """Return how many plain links are allowed in a window: half of the codes that can be exchanged in it.
 
-        The other half is for codes that began elsewhere.
+        The other half is for codes that were requested elsewhere.
         """
         return capacity_for(per_second=self._requests_per_second / 2, seconds=window)
 
 
 def capacity_for(*, per_second: float, seconds: float) -> int:
-    """Return how many codes can be sent within so many seconds, where refreshes take every other slot."""
+    """Return how many codes can be sent in that time if refreshes use every other slot."""
     return max(1, int(per_second / 2 * seconds))
 
 
 def _network(address: str) -> str:
-    """Return what one subscriber holds: an IPv4 address, or the /64 around an IPv6 one."""
+    """Return the network of one subscriber: an IPv4 address, or the /64 of an IPv6 address."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -1,22 +1,19 @@
-"""Who becomes an owner of what a grant has brought.
+"""The rules by which an app user becomes an owner of a connection.
 
-Anybody can be made to follow a link, or to open one that comes back. So neither a link nor a code ties an account to a
-user: a JWT and a proof that the grant began in that user's own app do. These are all ways:
+Anyone can be tricked into following a link, or into opening a deep link. Neither a link nor a code therefore makes a
+user an owner; that takes the user's JWT and a proof that the flow began in the user's own app:
 
-| who started the grant | proof, as the app presents the code | whose JWT | owner from then on |
-| --- | --- | --- | --- |
-| a user, with a challenge | the verifier that fits | that user's | that user, beside others |
-| | | another user's | none |
-| a backend, for a user | the backend vouches for the user | none is needed | that user, once AMO has accepted |
-| a backend, for a user, with a challenge | the verifier that fits | that user's, or none | that user, beside others |
-| | | another user's | none |
-| anybody who opened `/connect` with a challenge | the verifier that fits | any user's | that user, if it has no owner |
-| the app, with its own state (mode `app`) | the state names the user | that user's | that user, if it has no owner |
-| | the state names another user, or none | any user's | none |
-| a user, a plain link, AMO itself: without a challenge, with an issued state or none | none | any user's | none |
+| flow started by | proof when the app presents the code | JWT | new owner | | --- | --- | --- | --- | | a user, with a
+challenge | the matching verifier | that user's | that user, in addition to others | | | | another user's | none | | a
+backend, for a user | the backend asserts the user | not needed | that user, when AMO has accepted the code | | a
+backend, for a user, with a challenge | the matching verifier | that user's, or none | that user, in addition to others
+| | | | another user's | none | | anyone who opened `/connect` with a challenge | the matching verifier | any user's |
+that user, if there is no owner | | the app, with its own state (mode `app`) | the state names the user | that user's |
+that user, if there is no owner | | | the state names another user, or none | any user's | none | | a user, a plain
+link, AMO itself: without a challenge, with an issued state or none | none | any user's | none |
 
-A verifier that does not fit, is missing or was not asked for is `PkceMismatch`: then the result is not given, either.
-Anybody who knows a user's id can make a state that names it: there the app has to compare its own state.
+A wrong, missing or unexpected verifier is `PkceMismatch`, and the result is not returned either. Anyone who knows a
+user's id can make a state that names it; the app has to compare its own state.
 """
 
 from __future__ import annotations
@@ -36,15 +33,14 @@ if TYPE_CHECKING:
     from amo_callback.grant import AuthorizationRequest
 
 CHALLENGE = "^[A-Za-z0-9_-]{43}$"
-"""A challenge of the method S256: 32 bytes, URL-safe base64."""
+"""An S256 challenge: 32 bytes in URL-safe base64."""
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
 def check_verifier(request: AuthorizationRequest | None, verifier: str | None) -> None:
-    """Raise `PkceMismatch` where the grant began with a challenge that the verifier does not fit.
+    """Raise `PkceMismatch` unless the verifier matches the challenge of the authorization request.
 
-    A verifier without a challenge does not fit either: an attacker may have removed the challenge on its way
-    (RFC 9700, 4.8.2).
+    A verifier without a challenge does not match, because an attacker may have removed the challenge (RFC 9700, 4.8.2).
     """
     challenge = request.challenge if request is not None else None
     if challenge is None and verifier is None:
@@ -60,16 +56,16 @@ class Binding(Enum):
     """Whether a user becomes an owner."""
 
     OWNER = "owner"
-    """Beside its other owners."""
+    """In addition to other owners."""
     FIRST_OWNER = "first owner"
-    """Where it has no owner."""
+    """Only if there is no owner."""
     NONE = "none"
 
 
 def binding_of(
     request: AuthorizationRequest | None, *, user: str, state: bytes | None, takes_app_states: bool
 ) -> Binding:
-    """Return what a grant, its verifier checked, makes of the user whose JWT comes with it."""
+    """Return whether the user of a JWT becomes an owner by a grant whose verifier was checked."""
     if request is not None and request.user not in {None, user}:
         return Binding.NONE
     if request is not None and request.challenge is not None:
@@ -78,7 +74,7 @@ def binding_of(
 
 
 def _user_named_in(state: bytes | None) -> str | None:
-    """Return the `userId` of a state that is base64 of a JSON object, as the existing app makes it."""
+    """Return the `userId` of a state that is base64 of a JSON object, the format of the existing app."""
     try:
         decoded = base64.b64decode(_padded(state or b""), altchars=b"-_", validate=True)
         content = json.loads(decoded)
@@ -89,9 +85,9 @@ def _user_named_in(state: bytes | None) -> str | None:
 
 
 def _padded(state: bytes) -> bytes:
-    """Return base64 of either alphabet in the URL-safe one, padded.
+    """Convert base64 of either alphabet to padded URL-safe base64.
 
-    On its way it may have been escaped once more than it was read, or not at all: a space was a `+` then.
+    The state may have been percent-encoded once too often or not at all; in the latter case a `+` arrives as a space.
     """
     plain = unquote_to_bytes(state).rstrip(b"=").replace(b" ", b"-").replace(b"+", b"-").replace(b"/", b"_")
     return plain + b"=" * (-len(plain) % 4)

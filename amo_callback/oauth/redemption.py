@@ -1,4 +1,4 @@
-"""The redemption of grants: the app presents the code, or the ticket, of its deep link, and its user is bound."""
+"""Redemption: the app presents the code or ticket of its deep link, and its user becomes an owner."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
     from amo_callback.oauth.limits import AttemptLimiter, Reservation
 
 TICKET_LIFE = timedelta(minutes=10)
-"""Counted from AMO's acceptance."""
+"""The lifetime of a ticket, from AMO's acceptance of the code."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RedeemRequest:
-    """A code or a ticket, as the app presents it."""
+    """A code or ticket that the app presents."""
 
     code: bytes = field(repr=False)
-    """AMO's code, or a ticket of ours."""
+    """AMO's authorization code, or a ticket."""
     verifier: str | None = field(repr=False, default=None)
     user: str | None = None
-    """Whose JWT came with it."""
+    """The user of the JWT in the request."""
     host: str | None = None
-    """The account's, for a code that was never seen."""
+    """The account's host, for a code that is not known yet."""
     address: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Redeemed:
-    """The result of a grant for the caller that has presented its code."""
+    """The result of a grant for the caller that presented its code."""
 
     result: GrantResult
     connection: Connection | None
-    """As it is now."""
+    """The current connection."""
     is_owner: bool = True
-    """Whether the calling user owns it; true where there is no JWT."""
+    """Whether the calling user is an owner; true without a JWT."""
 
 
 class Redeemer:
@@ -62,9 +62,9 @@ class Redeemer:
         self._attempts = attempts
 
     async def redeem(self, presented: RedeemRequest) -> Redeemed:
-        """Return the result of a grant, and bind the user who has proved to be an owner of its connection.
+        """Return the result of a grant, and make its user an owner if the proof suffices.
 
-        Raises `PkceMismatch`, `GrantExpired` (of a ticket, too), and as `GrantService.complete`.
+        Raises `PkceMismatch`, `GrantExpired` (also for a ticket), and the errors of `GrantService.complete`.
         """
         known = await self._known(fingerprint(presented.code))
         presentation = CodePresentation(
@@ -78,7 +78,7 @@ class Redeemer:
         try:
             result = await self._service.complete(presentation)
         except PkceMismatch:
-            raise  # and keeps the reservation: so guessing is limited
+            raise  # the reservation stays, which limits guessing
         except BaseException:
             reservation.release()
             raise
@@ -89,7 +89,7 @@ class Redeemer:
         return Redeemed(result=result, connection=await self._service.connection_of(result), is_owner=is_owner)
 
     async def _known(self, name: str) -> GrantSecrets | None:
-        """Return the secrets of a ticket or a code; a ticket is one also where it was presented as a code before."""
+        """Return the secrets of the grant with this ticket or code, the ticket first."""
         grant = await self._store.grant_by_ticket(name)
         if grant is not None and self._is_over(grant):
             raise GrantExpired
@@ -112,7 +112,7 @@ class Redeemer:
         return self._attempts.reserve(f"user {presented.user}", among=Priority.EXPECTED)
 
     async def _bind(self, result: GrantResult, connection_id: str, user: str | None) -> bool:
-        """Bind the user who has proved to be an owner; return whether the calling user is one."""
+        """Make the user an owner if the proof suffices, and return whether the calling user is one."""
         request, first_only = result.request, False
         if user is not None:
             binding = binding_of(request, user=user, state=result.app_state, takes_app_states=not self._issued_only)
