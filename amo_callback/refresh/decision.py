@@ -114,7 +114,7 @@ def _obstacle(row: Connection, demand: RefreshTrigger, facts: Facts) -> AmoCallb
     if row.frozen:
         return Frozen()
     if facts.has_pending_write:
-        return StoreUnavailable("the pair before this one is unsaved")
+        return StoreUnavailable("a newer pair is a pending write")
     return facts.refusal or _back_off(row, demand, facts.now)
 
 

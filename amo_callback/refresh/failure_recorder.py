@@ -126,7 +126,7 @@ class FailureRecorder:
         is `RefreshRefused`.
         """
         if error.accepted and error.same_host:
-            words = f"AMO answers {error.status} {error.title or 'without a hint'}, although it accepts our tokens"
+            words = f"AMO answers {error.status} {error.title or 'without a hint'}, although introspection accepts the tokens"
             await self._breaker.suspect(claimed.id, words)
         now = self._core.clock.now()
         if error.accepted is not False or not is_refused_long(claimed, now=now):
@@ -156,13 +156,13 @@ class FailureRecorder:
 
 
 _SPENT_BY = {
-    Reason.REVOKED: "nobody here presented this token before, as far as this database knows: another system has, "
-    "this service has and an older database was put back since, or the grant was withdrawn",
-    Reason.EXPIRED: "it was not used for three months, as AMO counts them",
-    Reason.IN_DOUBT: "an attempt of ours ended without an answer, and may have spent it: see its earlier events",
-    Reason.REFUSED: "not known: for a day AMO has refused this connection without a hint, and rejected its token",
-    Reason.UNREADABLE: "no encryption key opens the pair, or it was sealed for another account or user than the row "
-    "names: nothing was presented",
+    Reason.REVOKED: "not used by this database before; possible causes: another system used it, an older backup was "
+    "restored, or access was revoked",
+    Reason.EXPIRED: "nothing: it was not used for three months",
+    Reason.IN_DOUBT: "possibly a refresh attempt of this service with an unknown outcome: see the earlier events",
+    Reason.REFUSED: "unknown: AMO refused the connection for a day without a hint, and rejected its token",
+    Reason.UNREADABLE: "nothing: no encryption key decrypts the pair, or it belongs to another account or user than "
+    "the row",
 }
 """What may have spent the token, for the operator."""
 

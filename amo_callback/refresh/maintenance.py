@@ -87,7 +87,9 @@ class Maintenance:
         ahead = self._core.store.clock_skew
         agrees = abs(ahead) <= CLOCK_TOLERANCE.total_seconds()
         if not agrees and self._agrees:
-            text = "JWTs of the app are checked by a wrong clock: set this machine's and the database's by NTP"
+            text = (
+                "expiry of app JWTs is checked by a wrong clock: synchronize this host and the database server by NTP"
+            )
             fields = {"seconds_ahead": round(ahead), "text": text}
             self._core.observer(Event(name="clock.differs", level=Level.ERROR, fields=fields))
         self._agrees = agrees

@@ -165,7 +165,9 @@ class PendingWrites:
         try:
             await self.restore()
         except ConfigurationError:
-            raise StoreUnavailable(f"the rescue folder, which may hold the next pair of {connection.id}") from None
+            raise StoreUnavailable(
+                f"the rescue folder cannot be read, and may contain the next pair of {connection.id}"
+            ) from None
 
     async def watch(self) -> None:
         """Retry every pending write, and once a minute load new rescue files."""
@@ -179,7 +181,7 @@ class PendingWrites:
             pending_pair = open_pending(name, content or b"", self._core.cipher)
         except DecryptionFailed:
             self._unreadable.add(name)
-            fields = {"file": name, "text": "give back its encryption key, or its owner, then restart"}
+            fields = {"file": name, "text": "restore the encryption key or the owner of the file, then restart"}
             self._core.observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
         else:
             await self._adopt(pending_pair)
@@ -240,7 +242,7 @@ class PendingWrites:
 
         if await done_unless(offer(), stop=self._core.stop, grace=_STORE_GRACE, clock=self._core.clock):
             return refusals[0]
-        return StoreUnavailable("no answer in time")
+        return StoreUnavailable("timeout")
 
     async def _offer(self, held: _Held) -> Exception | None:
         """Try to store a pair; return the error unless it is stored, superseded or orphaned with a rescue file."""
@@ -256,10 +258,15 @@ class PendingWrites:
             return None
         held.rescued = held.rescued or await self._rescued(held.pending_pair)
         if not held.rescued:
-            return StoreUnavailable("no place for it in this database, nor in the rescue folder")
+            return StoreUnavailable("its connection is not in this database, and its rescue file cannot be written")
         if name not in self._orphans:
             self._orphans.add(name)
-            self._tell("pair.orphaned", held.pending_pair, Level.ERROR, text="is this the right database?")
+            self._tell(
+                "pair.orphaned",
+                held.pending_pair,
+                Level.ERROR,
+                text="its connection is not in this database: check storage.url",
+            )
         return None
 
     async def _store_it(self, held: _Held) -> Exception | None:

@@ -101,7 +101,7 @@ class RawAnswers:
         except OSError as failed:
             event, told["error"] = "raw_answer.lost", failed.strerror
         else:
-            event, told["text"] = "raw_answer.kept", "a pair may be in it: amo-callback connections import --raw FILE"
+            event, told["text"] = "raw_answer.kept", "it may contain a pair: amo-callback connections import --raw FILE"
             self.count += 1
         connection_id = None if refreshed is None else refreshed[0]
         self._core.observer(Event(name=event, level=Level.ERROR, connection_id=connection_id, fields=told))

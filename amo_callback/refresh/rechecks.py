@@ -100,7 +100,7 @@ class Rechecker:
     async def _erase(self, connection: Connection) -> None:
         """Erase tokens that AMO rejects, unless the row has changed since it was read."""
         erased = connection_event(
-            "connection.disconnected", connection, Level.WARNING, told={"reason": "switched off in AMO"}
+            "connection.disconnected", connection, Level.WARNING, told={"reason": "disabled in AMO"}
         )
         await self._core.store.disconnect(connection, on_request=False, events=[erased])
 

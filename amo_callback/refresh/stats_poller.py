@@ -30,7 +30,7 @@ class StatsPoller:
         self._outage = Outage("survey", clock=core.clock, observer=core.observer)
         self._looking: asyncio.Future[StoreStats] | None = None
         self._began_at = core.clock.monotonic()
-        self._trouble: str | None = "not looked at yet"
+        self._trouble: str | None = "not polled yet"
         self._seen_at: float | None = None
         self.last: StoreStats | None = None
         """The last result."""
@@ -46,7 +46,7 @@ class StatsPoller:
     def trouble(self) -> str | None:
         """Why the last result is outdated or missing; `None` if it is current."""
         if self._trouble is None and self.age is not None and self.age > _OLDEST:
-            return f"last looked at {self.age:.0f} s ago"
+            return f"last polled {self.age:.0f} s ago"
         return self._trouble
 
     async def run(self) -> None:
@@ -68,7 +68,7 @@ class StatsPoller:
             self._began_at, now = self._core.clock.monotonic(), self._core.clock.now()
             self._looking = asyncio.ensure_future(self._core.store.survey(now=now, late=now - _LATE))
         if not await done_within(self._looking, seconds=_PATIENCE, clock=self._core.clock):
-            self._trouble = f"no answer for {self._core.clock.monotonic() - self._began_at:.0f} s"
+            self._trouble = f"no response for {self._core.clock.monotonic() - self._began_at:.0f} s"
             return
         looking, self._looking = self._looking, None
         try:

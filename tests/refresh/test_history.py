@@ -47,7 +47,7 @@ async def test_a_token_that_somebody_else_spent_is_told_as_such(harness: Refresh
     [given_up] = await _told(harness, connection)
     assert (given_up.name, given_up.details["reason"]) == ("connection.needs_reauth", "revoked")
     assert given_up.details["token"] == _mark(harness, connection)
-    assert str(given_up.details["spent_by"]).startswith("nobody here presented this token before")
+    assert str(given_up.details["spent_by"]).startswith("not used by this database before")
     assert (given_up.details["status"], len(str(given_up.details["request_id"]))) == (401, 32)
 
 

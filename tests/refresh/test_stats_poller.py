@@ -52,7 +52,7 @@ def post(clock: FakeClock, witness: RecordingObserver) -> Post:
 def test_nothing_is_known_before_the_first_look(post: Post) -> None:
     """Neither good nor bad: it says that nobody has looked."""
     assert (post.stats_poller.last, post.stats_poller.age) == (None, None)
-    assert post.stats_poller.trouble == "not looked at yet"
+    assert post.stats_poller.trouble == "not polled yet"
 
 
 async def test_what_was_seen_grows_old(post: Post) -> None:
@@ -62,7 +62,7 @@ async def test_what_was_seen_grows_old(post: Post) -> None:
     post.clock.advance(30)
     assert post.stats_poller.trouble is None
     post.clock.advance(1)
-    assert post.stats_poller.trouble == "last looked at 31 s ago"
+    assert post.stats_poller.trouble == "last polled 31 s ago"
 
 
 async def _silence(post: Post) -> None:
@@ -78,7 +78,7 @@ async def test_a_silent_store_is_asked_once(post: Post) -> None:
     post.store.waits = True
     for seconds in (2, 4):
         await _silence(post)
-        assert post.stats_poller.trouble == f"no answer for {seconds} s"
+        assert post.stats_poller.trouble == f"no response for {seconds} s"
     assert len(post.store.asked) == 2
     assert (post.stats_poller.last, post.stats_poller.age) == (a_survey(active=1), 4.0)
 

@@ -77,10 +77,10 @@ AHEAD, BEHIND = (
         ({"last": a_survey(mismatched=3)}, "amo_credentials", True, OTHER_CLIENT),
         ({}, "hosts", True, "all allowed"),
         ({"last": a_survey(hosts_not_allowed=3)}, "hosts", False, "amo.allowed_domains: 3. Nothing is sent there"),
-        ({"last": None, "trouble": "not looked at yet"}, "store", False, "not looked at yet"),
-        ({"last": None, "trouble": "not looked at yet"}, "fresh", False, "unknown: not looked at yet"),
-        ({"trouble": "last looked at 31 s ago"}, "store", False, "last looked at 31 s ago"),
-        ({"trouble": "last looked at 31 s ago"}, "fresh", False, "unknown: last looked at 31 s ago"),
+        ({"last": None, "trouble": "not polled yet"}, "store", False, "not polled yet"),
+        ({"last": None, "trouble": "not polled yet"}, "fresh", False, "unknown: not polled yet"),
+        ({"trouble": "last polled 31 s ago"}, "store", False, "last polled 31 s ago"),
+        ({"trouble": "last polled 31 s ago"}, "fresh", False, "unknown: last polled 31 s ago"),
         ({"last_write_error": "SQLITE_FULL"}, "store", False, "cannot be written: SQLITE_FULL"),
         ({"clock_skew": 60.0}, "clock", True, "right"),
         ({"clock_skew": -60.0}, "clock", True, "right"),
@@ -154,7 +154,7 @@ async def test_a_store_that_is_stuck_keeps_nobody_waiting(app: Running) -> None:
         await looking
         answer = await app.private("/readyz", key=None)
         assert answer.status == 503
-        assert answer.json()["checks"]["store"] == {"ok": False, "detail": "no answer for 2 s"}
+        assert answer.json()["checks"]["store"] == {"ok": False, "detail": "no response for 2 s"}
         assert 'amo_callback_check_ok{check="store"} 0.0' in (await app.private("/metrics", key=None)).text
     await stats_poller.look()
     assert (await app.private("/readyz", key=None)).status == 200

@@ -73,7 +73,7 @@ async def test_a_refresher_that_stands_still_starves_the_watchdog() -> None:
         assert made.supervisor.heard("WATCHDOG=1") == 2
 
 
-@pytest.mark.parametrize("trouble", ["store_unavailable", "no answer for 2 s"])
+@pytest.mark.parametrize("trouble", ["store_unavailable", "no response for 2 s"])
 async def test_a_store_that_does_not_answer_kills_nobody(trouble: str) -> None:
     """The refresher waits for it: what only the memory holds must not be lost for that."""
     async with _watched() as made:
