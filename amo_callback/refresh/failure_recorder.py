@@ -126,7 +126,8 @@ class FailureRecorder:
         is `RefreshRefused`.
         """
         if error.accepted and error.same_host:
-            words = f"AMO answers {error.status} {error.title or 'without a hint'}, although introspection accepts the tokens"
+            title = error.title or "without a hint"
+            words = f"AMO answers {error.status} {title}, although introspection accepts the tokens"
             await self._breaker.suspect(claimed.id, words)
         now = self._core.clock.now()
         if error.accepted is not False or not is_refused_long(claimed, now=now):
