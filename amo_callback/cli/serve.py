@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amo_callback.cli.checks.settings import PROXY_IGNORED, proxy_variables
+from amo_callback.cli.checks.configuration import PROXY_IGNORED, proxy_variables
 from amo_callback.cli.context import config_option, load_context, run_loop
 from amo_callback.cli.deadline import Deadline
 from amo_callback.cli.descriptors import fit_connections
