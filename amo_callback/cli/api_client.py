@@ -88,7 +88,7 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
                 return
     check_database_exists(context)
     with acting_as_owner(context.owned):
-        from amo_callback.cli.idle_service import serve_store  # noqa: PLC0415 -- because only this needs the service
+        from amo_callback.cli.serve import serve_store  # noqa: PLC0415 -- because only this needs the service
 
         async with serve_store(context) as (address, key), private_session(address) as session:
             yield ApiClient(session, key, context.settings, is_idle=True)
