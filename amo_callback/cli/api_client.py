@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -87,7 +88,7 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
                 return
     check_database_exists(context)
     with acting_as_owner(context.owned):
-        from amo_callback.cli.idle_service import serve_store  # noqa: PLC0415 -- because only this needs the service
+        from amo_callback.cli.serve import serve_store  # noqa: PLC0415 -- because only this needs the service
 
         async with serve_store(context) as (address, key), private_session(address) as session:
             yield ApiClient(session, key, context.settings, is_idle=True)
@@ -123,8 +124,44 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
     return True
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadinessCheck:
+    """One check of `/readyz`."""
+
+    ok: bool
+    detail: str
+
+
+async def read_readiness(address: str, *, patience: float) -> Mapping[str, ReadinessCheck]:
+    """Return the checks of `/readyz`, which needs no key.
+
+    Raises `NotRunning` where nothing answers, and `CommandFailed` where something else does.
+    """
+    try:
+        async with (
+            asyncio.timeout(patience),
+            private_session(address, patience=patience) as session,
+            session.get("/readyz", allow_redirects=False) as response,
+        ):
+            status, content = response.status, await json_object(response)
+    except TimeoutError:
+        raise NotRunning(f"{address}: no answer within {patience:g} s") from None
+    except aiohttp.ClientConnectorError as error:
+        raise NotRunning(f"{address}: {connection_error(error)}") from None
+    except (aiohttp.ClientError, OSError):
+        raise NotRunning(f"{address}: the connection was lost") from None
+    checks = content.get("checks")
+    if status not in {200, 503} or not isinstance(checks, dict) or not checks:
+        raise CommandFailed(f"{address}: status {status} and no list of checks: something else listens there")
+    return {
+        str(name): ReadinessCheck(ok=check.get("ok") is True, detail=str(check.get("detail", "")))
+        for name, check in checks.items()
+        if isinstance(check, dict)
+    }
+
+
 class ApiClient:
-    """A client of the private API."""
+    """A client of the private API; its methods raise `CommandFailed`."""
 
     def __init__(self, session: aiohttp.ClientSession, key: str, settings: Settings, *, is_idle: bool = False) -> None:
         self.settings = settings
@@ -134,15 +171,12 @@ class ApiClient:
         """No service runs: nothing is refreshed."""
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
-        """Send a GET request; raises `CommandFailed`."""
         return await self._request("GET", path, query)
 
     async def post(self, path: str) -> dict[str, Any]:
-        """Send a POST request; raises `CommandFailed`."""
         return await self._request("POST", path, {})
 
     async def delete(self, path: str) -> dict[str, Any]:
-        """Send a DELETE request; raises `CommandFailed`."""
         return await self._request("DELETE", path, {})
 
     async def get_checks(self) -> dict[str, Any]:
@@ -215,6 +249,10 @@ class ApiClient:
                 return response.status, await json_object(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
+
+
+class NotRunning(CommandFailed):
+    """No service answers at the private API's address."""
 
 
 class ApiError(CommandFailed):

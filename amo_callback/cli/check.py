@@ -1,49 +1,44 @@
-"""`amo-callback check`: what is right, what is wrong, and how to fix it."""
+"""`amo-callback check`: what is right, what is wrong, and how to fix it; and `config …`: the same of the file alone."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from amo_callback.cli.checks.database import check_rescue, check_sqlite
-from amo_callback.cli.checks.files import check_disk, check_secrets
+from amo_callback.cli.checks.configuration import check_outgoing, check_secrets, check_settings
+from amo_callback.cli.checks.database import check_disk, check_rescue, check_sqlite
 from amo_callback.cli.checks.finding import fail, ok, report, run_check, run_check_async
-from amo_callback.cli.checks.http_probe import open_probe
-from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver
-from amo_callback.cli.checks.proxy import check_proxy
+from amo_callback.cli.checks.network import check_amo, check_key_set, check_proxy, check_receiver, open_probe
 from amo_callback.cli.checks.service import check_service, check_unit
-from amo_callback.cli.checks.settings import check_outgoing, check_settings
 from amo_callback.cli.context import acting_as_owner, config_option, json_option, load_context
-from amo_callback.cli.output import progress
+from amo_callback.cli.info import packaged_text
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import find_config
+from amo_callback.config.settings import Settings
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError
 from amo_callback.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from amo_callback.cli.checks.finding import Finding
     from amo_callback.cli.context import CommandContext
     from amo_callback.cli.main import Invocation
     from amo_callback.clock import Clock
 
+_SECONDS = click.FloatRange(min=0, min_open=True, max=86400)
+
 
 @click.command()
 @config_option
 @json_option
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
-    default=10.0,
-    metavar="SECONDS",
-    help="For each answer.",
-)
+@click.option("--timeout", type=_SECONDS, default=10.0, metavar="SECONDS", help="For each answer.")
 @click.pass_obj
 def check(invocation: Invocation, *, config: str | None, as_json: bool, timeout: float) -> int:
     """Check everything, and say what is wrong and how to fix it."""
@@ -69,30 +64,25 @@ def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, p
     database = _check_database(context, clock, patience=patience)
     with acting_as_owner(context.owned):
         yield from run_check("disk", check_disk(context))
-        yield from run_check("store", database)
+        yield from asyncio.run(run_check_async("store", database))
         yield from run_check("rescue", check_rescue(context))
     yield from asyncio.run(_check_others(context, environ, clock=clock, patience=patience))
 
 
-def _check_database(context: CommandContext, clock: Clock, *, patience: float) -> Iterable[Finding]:
-    """Return the checks of the database, which run as they are iterated."""
-    advance, url = partial(progress, "opening pairs"), context.settings.storage.url.get_secret_value()
+def _check_database(context: CommandContext, clock: Clock, *, patience: float) -> AsyncIterator[Finding]:
+    url = context.settings.storage.url.get_secret_value()
+    opening = partial(open_store, url, folder=context.folder, clock=clock, read_only=True)
     if context.database is not None:
-        opening = open_store(url, folder=context.folder, clock=clock, read_only=True)
-        keys, location = context.encryption_keys, context.location
-        found = check_sqlite(context.database, opening, keys=keys, location=location, progress=advance)
-    else:
-        try:
-            from amo_callback.cli.checks.postgres import check_postgres  # noqa: PLC0415 -- because it is an extra
-        except ModuleNotFoundError:
-            return [fail("store", "PostgreSQL takes another package", fix="pip install 'amo-callback[postgres]'")]
-        opening = open_store(url, folder=context.folder, clock=clock, read_only=True)
-        found = check_postgres(context, opening, clock=clock, patience=patience, progress=advance)
+        return check_sqlite(context, context.database, opening())
+    try:
+        from amo_callback.cli.checks.postgres import check_postgres  # noqa: PLC0415 -- because it is an extra
+    except ModuleNotFoundError:
+        return _miss_postgres()
+    return check_postgres(context, opening(), clock=clock, patience=patience)
 
-    def run() -> Iterator[Finding]:
-        yield from asyncio.run(run_check_async("store", found))
 
-    return run()
+async def _miss_postgres() -> AsyncIterator[Finding]:
+    yield fail("store", "PostgreSQL takes another package", fix="pip install 'amo-callback[postgres]'")
 
 
 async def _check_others(
@@ -110,3 +100,32 @@ async def _check_others(
             run_check_async("webhook", check_receiver(settings, http)),
         )
     return [finding for findings in found for finding in findings]
+
+
+# --- config --------------------------------------------------------------------------------------
+
+
+@click.group()
+def config() -> None:
+    """Check the configuration file; print the reference, or a JSON Schema."""
+
+
+@config.command("check")
+@config_option
+@json_option
+@click.pass_obj
+def check_file(invocation: Invocation, *, config: str | None, as_json: bool) -> int:
+    """Check the configuration by itself: nothing else is opened or asked."""
+    return report(check_settings(load_context(config, invocation.environ).settings), as_json=as_json)
+
+
+@config.command("example")
+def example() -> None:
+    """Print the reference: every setting, its default, and what it does."""
+    click.echo(packaged_text("config.example.toml"), nl=False)
+
+
+@config.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    click.echo(json.dumps(Settings.model_json_schema(), indent=2, ensure_ascii=False))

@@ -1,14 +1,17 @@
-"""`amo-callback connections …`, `token`, `events` and `webhooks`: calls of the private API."""
+"""`amo-callback connections …`, `token`, `events`, `webhooks` and `status`: calls of the private API."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from amo_callback.cli import output
-from amo_callback.cli.api_client import MAX_ITEMS, api_command, quoted
-from amo_callback.cli.context import one_or_all, yes_option
+from amo_callback.cli.api_client import MAX_ITEMS, NotRunning, api_command, quoted, read_readiness
+from amo_callback.cli.context import config_option, json_option, load_context, one_or_all, yes_option
 from amo_callback.cli.transfer import export, import_
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
@@ -17,12 +20,16 @@ from amo_callback.model import Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from amo_callback.cli.api_client import ApiClient
+    from amo_callback.cli.api_client import ApiClient, ReadinessCheck
+    from amo_callback.cli.main import Invocation
 
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
 _WEBHOOK_COLUMNS = ("id", "type", "at", "connection_id", "status", "tries", "last_error", "next_try_at")
 _OWN_COLUMNS = {"domain", "token", "next_token", "reason", "error"}
 """Details of an event that have a column of their own, or stand elsewhere."""
+_PATIENCE = 10.0
+_EVERY = 2.0
+"""Seconds between two looks at the status."""
 _ASKED = ": asked by "
 """How readiness shows a freeze by `connections freeze --all`: no other process works with these tokens."""
 
@@ -154,3 +161,42 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
         return output.confirm(question, yes=False)
     except CommandFailed as error:
         raise CommandFailed(f"{frozen}; {error}") from None
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.pass_obj
+def status(invocation: Invocation, *, config: str | None, as_json: bool, watch: bool) -> int:
+    """Show whether the running service is ready, check by check; exit 1 where it is not."""
+    if watch and as_json:
+        raise click.UsageError("--watch or --json, not both")
+    address = load_context(config, invocation.environ).settings.server.private
+    if watch:
+        _watch(address)
+    checks = asyncio.run(read_readiness(address, patience=_PATIENCE))
+    ready = all(check.ok for check in checks.values())
+    found = {"ready": ready, "checks": {name: asdict(check) for name, check in checks.items()}}
+    output.show(found, as_json=as_json, text=lambda: _checks_text(checks))
+    return 0 if ready else 1
+
+
+def _checks_text(checks: Mapping[str, ReadinessCheck]) -> str:
+    rows = [(name, "ok" if check.ok else "not ready", check.detail) for name, check in checks.items()]
+    return output.table(("check", "is", "detail"), rows)
+
+
+def _watch(address: str) -> NoReturn:
+    """Show the status until Ctrl-C."""
+    from rich.live import Live  # noqa: PLC0415 -- because its import takes 50 ms
+    from rich.text import Text  # noqa: PLC0415 -- the same
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            try:
+                text = _checks_text(asyncio.run(read_readiness(address, patience=_PATIENCE)))
+            except NotRunning as error:
+                text = output.printable(str(error))
+            live.update(Text(text), refresh=True)
+            time.sleep(_EVERY)

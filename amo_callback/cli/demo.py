@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.demo.feed import FeedEntry
-    from amo_callback.events import Event
 
 _WELCOME = """\
 The whole flow on this machine: the service, a stand-in for amoCRM, a phone with the app, a backend.
@@ -49,7 +48,7 @@ def demo(*, token_life: int, port: int | None) -> int:
 
 
 async def _demo(addresses: Addresses, *, token_life: int) -> int:
-    signalled = on_signal(_ignore_event)
+    signalled = on_signal(lambda _event: None)
 
     def end() -> None:
         if not signalled.done():
@@ -101,7 +100,3 @@ def _report_closed_output(error: OSError) -> int:
     except OSError:
         os.dup2(nowhere, sys.stderr.fileno())  # the terminal was closed, so stderr is, too
     return 1
-
-
-def _ignore_event(event: Event) -> None:
-    """Let a SIGHUP pass: there is no configuration to read again."""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import SplitResult, urlsplit
+from uuid import UUID
 
 import click
+from pydantic import TypeAdapter, ValidationError
 
-from amo_callback.cli.init_files import CLIENT_SECRET, ENCRYPTION_KEYS, InstallPaths, preflight, write
-from amo_callback.cli.init_validation import (
+from amo_callback.cli.init_files import (
+    CALLBACK,
+    CLIENT_SECRET,
+    ENCRYPTION_KEYS,
     Callback,
-    read_callback,
-    read_client_id,
-    read_client_secret,
-    read_database,
-    read_deep_link,
+    InstallPaths,
+    preflight,
+    write,
 )
 from amo_callback.cli.output import printable
+from amo_callback.config.database_url import url_secrets, validate_url
 from amo_callback.config.loader import CONFIG_VARIABLE, DEFAULT_PATHS
-from amo_callback.config.settings import App
+from amo_callback.config.settings import App, Server
+from amo_callback.config.types import HttpsUrl
 from amo_callback.deploy import units
 from amo_callback.errors import CommandFailed
 from amo_callback.files import MAX_TEXT, read_regular
@@ -31,6 +37,93 @@ if TYPE_CHECKING:
     from amo_callback.cli.main import Invocation
 
 T = TypeVar("T")
+
+_VISIBLE = re.compile(r"[!-~]+")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+def read_callback(text: str) -> Callback:
+    """Read the redirect URI, or the service's address without a path; raises `ValueError`."""
+    given = text if "://" in text else f"https://{text}"
+    if not _VISIBLE.fullmatch(given):
+        raise ValueError("must be an address of visible ASCII characters, as https://admin.example.com")
+    parts = _parts(given)
+    if "?" in given or "#" in given:
+        raise ValueError("must have no ? and no #: AMO adds its own")
+    default = Server().base_path
+    if parts.path in {"", "/"}:
+        return Callback(redirect_uri=f"{given.removesuffix('/')}{default}{CALLBACK}", base_path=default)
+    if not parts.path.endswith(CALLBACK):
+        raise ValueError(f"must have no path, or one that ends in {CALLBACK}, where the service listens")
+    if parts.path.endswith(f"{default}{CALLBACK}"):
+        return Callback(redirect_uri=given, base_path=default)
+    base_path = parts.path.removesuffix(CALLBACK)
+    try:
+        Server(base_path=base_path)
+    except ValidationError:
+        raise ValueError(f"must have a plain path before {CALLBACK}, such as {default}{CALLBACK}") from None
+    return Callback(redirect_uri=given, base_path=base_path)
+
+
+def read_client_id(text: str) -> str:
+    """Read the integration's id; raises `ValueError`."""
+    if not _UUID.fullmatch(text):
+        raise ValueError(f'must be the "Integration ID", 36 characters like {UUID(int=0)}')
+    return text
+
+
+def read_client_secret(text: str) -> str:
+    """Read the integration's secret key; raises `ValueError`, which quotes nothing."""
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError('must be the "Secret key" alone: one line, without spaces')
+    return text
+
+
+def read_deep_link(text: str) -> str:
+    """Read the deep link; raises `ValueError`."""
+    if not text.isprintable():
+        raise ValueError("must be visible characters alone")
+    try:
+        return App(deep_link=text).deep_link
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "string_pattern_mismatch":
+            raise ValueError("must be an address like foryoure://amo-crm/callback, without ? and #") from None
+        raise ValueError(_reason(error)) from None
+
+
+def read_database(text: str) -> str:
+    """Read the database's URL, without a password; raises `ValueError`, which quotes nothing."""
+    if not text.isprintable():
+        raise ValueError("must be visible characters alone")
+    validate_url(text)
+    if url_secrets(text):
+        raise ValueError(
+            "holds a password, and other users of this machine see the command line: give it without, and write the "
+            "whole URL into the configuration afterwards"
+        )
+    return text
+
+
+def _parts(address: str) -> SplitResult:
+    """Return the parts of an address that the configuration takes; raises `ValueError`."""
+    try:
+        parts = urlsplit(address)
+        if not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:
+        raise ValueError("must be an address, and a port a number: https://admin.example.com") from None
+    try:
+        TypeAdapter[str](HttpsUrl).validate_python(address)
+    except ValidationError as error:
+        raise ValueError(_reason(error)) from None
+    return parts
+
+
+def _reason(error: ValidationError) -> str:
+    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
 
 
 def _checked(read: Callable[[str], T]) -> Callable[[str], T]:
@@ -53,6 +146,9 @@ def _read_secret_file(file: str) -> str:
     except UnicodeDecodeError:
         raise ValueError("cannot be read as text") from None
     return read_client_secret(text.strip())
+
+
+# --- the command -----------------------------------------------------------------------------------
 
 
 @click.command()

@@ -12,7 +12,6 @@ import click
 from amo_callback.config.database_url import SQLITE, is_postgres
 from amo_callback.config.template import InitialConfig, InitialSecrets, write_config
 from amo_callback.crypto import new_key
-from amo_callback.deploy import plan
 from amo_callback.errors import CommandFailed
 from amo_callback.files import write_file
 from amo_callback.store import database_file
@@ -21,13 +20,25 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
     from pathlib import Path
 
-    from amo_callback.cli.init_validation import Callback
-
 STATE = "/var/lib/amo-callback"
 """The only folder that the service may write to under systemd."""
 CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
 ENCRYPTION_KEYS = "storage.encryption_keys"
+CALLBACK = "/callback"
 _FOLDER = "credentials"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Callback:
+    """The redirect URI, and the path below which the service listens."""
+
+    redirect_uri: str
+    base_path: str
+
+    @property
+    def hook(self) -> str:
+        """The URL of AMO's "integration disabled" hook."""
+        return f"{self.redirect_uri.removesuffix(CALLBACK)}/hooks/disconnect"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,12 +118,12 @@ def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None
 
 def _write_secrets(paths: InstallPaths, client_secret: str | None) -> Sequence[str]:
     folder = paths.credentials
-    plan.make_private(folder)
+    make_private(folder)
     kept = [name for name in _MADE if paths.has(name)]
     lines = [*(f"{folder / name}: was there, and is kept" for name in kept), *make_keys(folder, given=kept)]
     if client_secret is not None:
         lines.append(f"{folder / CLIENT_SECRET}: {'replaced' if paths.has(CLIENT_SECRET) else 'written'}")
-        plan.keep_secret(folder, CLIENT_SECRET, client_secret)
+        keep_secret(folder, CLIENT_SECRET, client_secret)
     return lines
 
 
@@ -130,5 +141,19 @@ def make_keys(folder: Path, *, given: Container[str]) -> Iterator[str]:
     """Make a file for each key that is not given elsewhere; yield a line for each."""
     for name, (make, what) in _MADE.items():
         if name not in given:
-            plan.keep_secret(folder, name, make())
+            keep_secret(folder, name, make())
             yield f"{folder / name}: {what}"
+
+
+def keep_secret(folder: Path, name: str, value: str) -> None:
+    """Write a secret into a file of its own that root alone may read."""
+    write_file(folder / name, f"{value}\n", mode=0o600, replace=True)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only this process's user can read, and its files, too."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path, mode in [(folder, 0o700), *((file, 0o600) for file in folder.iterdir() if file.is_file())]:
+        if not path.is_symlink():
+            os.chown(path, os.geteuid(), os.getegid())
+            path.chmod(mode)

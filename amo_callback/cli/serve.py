@@ -5,30 +5,36 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import secrets
 import signal
 import sys
+import tempfile
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import click
+from aiohttp import web
+from pydantic import SecretStr
 
-from amo_callback.cli.checks.settings import PROXY_IGNORED, proxy_variables
+from amo_callback.cli.checks.configuration import PROXY_IGNORED, proxy_variables
 from amo_callback.cli.context import config_option, load_context, run_loop
-from amo_callback.cli.deadline import Deadline
-from amo_callback.cli.descriptors import fit_connections
+from amo_callback.cli.process import Deadline, fit_connections
 from amo_callback.clock import SystemClock
 from amo_callback.config.database_url import url_secrets
 from amo_callback.config.loader import find_config, load_settings
 from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.events import Event, Level
+from amo_callback.identity import Scope
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
+from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.redaction import Redactor
 from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
-from amo_callback.web.composition import DataPaths, Service, open_service
+from amo_callback.web.composition import DataPaths, Service, make_apis, open_service, open_services
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
     from pathlib import Path
 
     from amo_callback.cli.context import CommandContext
@@ -194,3 +200,31 @@ def secrets_of(settings: Settings) -> list[str]:
     if settings.webhook.secret is not None:
         values += settings.webhook.secret.get_secret_value().split()
     return values
+
+
+# --- for commands, where no service runs ---------------------------------------------------------
+
+
+@asynccontextmanager
+async def serve_store(context: CommandContext) -> AsyncIterator[tuple[str, str]]:
+    """Serve the private API on the store; yield its address and an API key for everything.
+
+    No task starts, and nothing is sent to AMO. Only this process can reach the Unix socket.
+    """
+    key = secrets.token_urlsafe(32)
+    api = context.settings.api.model_copy(update={"keys": SecretStr(f"command:{'+'.join(Scope)}:{key}")})
+    settings = context.settings.model_copy(update={"api": api})
+    paths = DataPaths(folder=context.folder, rescue=context.rescue, machine=context.location)
+    log = make_logger(level="error", style="console", stream=sys.stderr)
+    idle = open_services(
+        settings, paths=paths, clock=SystemClock(), log=log, observer=lambda _: None, metrics=Metrics(), idle=True
+    )
+    with tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # of mode 0700
+        async with idle as services:
+            runner = web.AppRunner(make_apis(services)[1].make_app(), access_log=None, handle_signals=False)
+            await runner.setup()
+            try:
+                await web.UnixSite(runner, f"{folder}/api").start()
+                yield f"unix:{folder}/api", key
+            finally:
+                await runner.cleanup()

@@ -2,30 +2,93 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from amo_callback.cli.context import yes_option
-from amo_callback.cli.init_files import CLIENT_SECRET, make_keys
+from amo_callback.cli.init_files import CLIENT_SECRET, keep_secret, make_keys, make_private
 from amo_callback.cli.output import EX_USAGE, confirm
 from amo_callback.config.loader import beside, configured_keys, load_settings, load_unit_settings
-from amo_callback.deploy import plan, units
-from amo_callback.deploy.plan import Change
+from amo_callback.deploy import units
 from amo_callback.errors import CommandFailed, ConfigurationError
+from amo_callback.files import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _START = "systemctl enable --now amo-callback"
 _RESTART = f"systemctl restart {' '.join(units.UNITS)}"
+_UNIT_FOLDER = Path("etc/systemd/system")
+_SYSUSERS_FILE = Path("etc/sysusers.d/amo-callback.conf")
 _BOOTED = Path("/run/systemd/system")
 """Exists where systemd manages the machine: sd_booted(3)."""
+
+
+class Change(StrEnum):
+    """The effect of writing a file."""
+
+    NEW = "written"
+    REPLACED = "replaced"
+    NONE = "unchanged"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitFile:
+    """A file to write, and its present content."""
+
+    path: Path
+    content: str = field(repr=False)
+    there: str | None = field(repr=False)
+
+    @property
+    def change(self) -> Change:
+        """The effect of writing it."""
+        if self.there is None:
+            return Change.NEW
+        return Change.NONE if self.there == self.content else Change.REPLACED
+
+    def diff(self) -> str:
+        """Return the changes as a unified diff."""
+        before, after = ((text or "").splitlines(keepends=True) for text in (self.there, self.content))
+        return "".join(difflib.unified_diff(before, after, fromfile=f"{self.path}", tofile=f"{self.path} (new)"))
+
+
+def _planned(installation: units.Installation, *, root: Path) -> Sequence[UnitFile]:
+    """Return the files of an installation below `root`."""
+    files = [(root / _UNIT_FOLDER / name, name) for name in units.UNITS] + [(root / _SYSUSERS_FILE, units.SYSUSERS)]
+    return [UnitFile(path=path, content=units.render(name, installation), there=_there(path)) for path, name in files]
+
+
+def _installed_units(root: Path) -> Sequence[Path]:
+    """Return the units that exist."""
+    return [path for name in units.UNITS if (path := root / _UNIT_FOLDER / name).is_file()]
+
+
+def _write(files: Iterable[UnitFile]) -> None:
+    """Write the files that differ, each atomically: systemd may read one at any moment."""
+    for file in files:
+        if file.change is Change.NONE:
+            continue
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file.path, file.content, mode=0o644, replace=True)
+
+
+def _there(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+# --- the commands -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +167,7 @@ def install_(*, config: Path, root: Path | None, yes: bool) -> int:
 def uninstall(*, root: Path | None) -> None:
     """Stop the service and remove its units, as root; everything else stays."""
     target = _target(root)
-    there = plan.installed_units(target.root)
+    there = _installed_units(target.root)
     if there:
         target.run("systemctl", "disable", "--now", *(path.name for path in there))
         target.run("systemctl", "reset-failed", *(path.name for path in there), check=False)
@@ -131,7 +194,7 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
         raise ConfigurationError(f"{there}: is missing: `amo-callback init --systemd --config {there}` writes it")
     installation = _installation(interpreter, config=config, there=there)
     units.check_places(installation)
-    files = plan.planned(installation, root=target.root)
+    files = _planned(installation, root=target.root)
     replaced = [file for file in files if file.change is Change.REPLACED]
     if replaced and not agreed and not terminal:
         click.echo("amo-callback: units were changed since; install asks before it replaces them: say --yes", err=True)
@@ -140,12 +203,12 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
         click.echo("nothing was changed")
         return 1
     folder = target.below(installation.credentials)
-    plan.make_private(folder)
+    make_private(folder)
     missing = _make_secrets(folder, given=configured_keys(there, folder), terminal=terminal)
-    plan.write(files)
+    _write(files)
     for file in files:
         click.echo(f"{file.path}: {file.change}")
-    target.run("systemd-sysusers", str(target.root / plan.SYSUSERS_FILE))
+    target.run("systemd-sysusers", str(target.root / _SYSUSERS_FILE))
     target.run("systemctl", "daemon-reload")
     _say_next(there, folder=folder, missing=missing, changes={file.change for file in files})
     return 0
@@ -165,7 +228,7 @@ def _installation(interpreter: units.Interpreter, *, config: Path, there: Path |
     )
 
 
-def _confirmed(replaced: Iterable[plan.File], *, agreed: bool) -> bool:
+def _confirmed(replaced: Iterable[UnitFile], *, agreed: bool) -> bool:
     for file in replaced:
         click.echo(file.diff(), nl=False)
     return confirm("Your own changes are better kept with `systemctl edit`. Replace them?", yes=agreed)
@@ -181,7 +244,7 @@ def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Seq
     secret = click.prompt(question, hide_input=True, default="", show_default=False).strip() if terminal else ""
     if not secret:
         return (CLIENT_SECRET,)
-    plan.keep_secret(folder, CLIENT_SECRET, secret)
+    keep_secret(folder, CLIENT_SECRET, secret)
     click.echo(f"{folder}/{CLIENT_SECRET}: written")
     return ()
 

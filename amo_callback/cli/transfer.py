@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +16,18 @@ import click
 from amo_callback.amo.claims import told_by
 from amo_callback.cli import output
 from amo_callback.cli.context import config_option, load_context, open_as_owner, run_loop, yes_option
-from amo_callback.cli.passphrase import known_passphrase, new_file_key
 from amo_callback.errors import CommandFailed
-from amo_callback.files import open_regular
+from amo_callback.files import open_regular, read_text
 from amo_callback.refresh.leases import Leases
 from amo_callback.refresh.rescue import MAX_FILE, RescueFolder
 from amo_callback.transfer.export_file import (
     MAX_LINE,
     ExportWriter,
+    FileKey,
     cipher_for,
     is_export,
+    key_from_passphrase,
+    key_of_host,
     new_file,
     read_export,
 )
@@ -39,9 +42,10 @@ if TYPE_CHECKING:
     from amo_callback.cli.context import CommandContext, OpenedStore
     from amo_callback.cli.main import Invocation
     from amo_callback.crypto import Cipher
-    from amo_callback.transfer.export_file import FileKey, ParsedRecord, RecordError
+    from amo_callback.transfer.export_file import ParsedRecord, RecordError
     from amo_callback.transfer.exporter import Exported
 
+_MIN_PASSPHRASE = 12
 _MAX_SEALED = 1024**3
 _MAX_PLAIN = 256 * 1024**2
 """Bytes of a file: some four hundred thousand connections, some hundred thousand of another system's."""
@@ -70,7 +74,7 @@ def export(
     context = load_context(config, invocation.environ)
     output.sigterm_as_interrupt()
     with new_file(file) as opened:
-        key = new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
+        key = _new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
         exported = run_loop(_export(context, opened, key))
     output.echo(f"{file}: {exported.count:,} connections, encrypted. From now on this database refreshes nothing.")
     if exported.unreadable:
@@ -97,6 +101,38 @@ async def _export(context: CommandContext, file: IO[bytes], key: FileKey) -> Exp
         except BaseException:
             click.echo("amo-callback: it stays frozen; export again, or: amo-callback connections thaw --all", err=True)
             raise
+
+
+def _new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> FileKey:
+    """Return the key of a new export: from a file, or a passphrase that is asked for; raises `CommandFailed`."""
+    if key_file is None:
+        return key_from_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
+    try:
+        return key_of_host(read_text(key_file, CommandFailed).split()[0])
+    except (IndexError, ValueError):
+        raise CommandFailed(f"{key_file}: holds no key as amo-callback keygen makes them") from None
+
+
+def _known_passphrase(file: Path | None) -> str:
+    """Return the passphrase of a file, or one that is asked for; raises `CommandFailed`."""
+    if file is not None:
+        return read_text(file, CommandFailed).split("\n", 1)[0].rstrip("\r")
+    if not sys.stdin.isatty():
+        raise CommandFailed("there is no terminal to ask for the passphrase: name a --passphrase-file")
+    return _ask("Passphrase")
+
+
+def _new_passphrase(file: Path | None) -> str:
+    passphrase = _known_passphrase(file)
+    if len(passphrase) < _MIN_PASSPHRASE:
+        raise CommandFailed(f"the passphrase must have {_MIN_PASSPHRASE} characters or more")
+    if file is None and _ask("The same again") != passphrase:
+        raise CommandFailed("the two passphrases are not the same")
+    return passphrase
+
+
+def _ask(question: str) -> str:
+    return str(click.prompt(question, hide_input=True, default="", show_default=False))
 
 
 # --- import --------------------------------------------------------------------------------------
@@ -144,7 +180,7 @@ def import_(
         cipher = None
         if is_export(first_line) and not raw:
             keys = context.encryption_keys
-            cipher = cipher_for(first_line, keys=keys, passphrase=lambda: known_passphrase(passphrase_file))
+            cipher = cipher_for(first_line, keys=keys, passphrase=lambda: _known_passphrase(passphrase_file))
         if cipher is None:
             _check_size(file, opened, _MAX_PLAIN)
         return run_loop(_import(context, opened, _Options(file=file, cipher=cipher, **options)))

@@ -20,14 +20,12 @@ from amo_callback.amo.sandbox.fake_amo import FakeAmo
 from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
-from amo_callback.demo.backend import Backend
+from amo_callback.demo.backend import Backend, Poller
 from amo_callback.demo.feed import YOU, Feed, LogStream
-from amo_callback.demo.panel import Panel, loopback_only
+from amo_callback.demo.panel import Renderer, loopback_only, panel_routes
 from amo_callback.demo.phone import AUDIENCE, AppConfig, Phone
 from amo_callback.demo.proxy import Proxy
-from amo_callback.demo.render import Renderer
 from amo_callback.demo.scenarios import Scenarios
-from amo_callback.demo.snapshot import Poller
 from amo_callback.observe.log import make_logger, take_over_library_logs
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
@@ -56,11 +54,11 @@ class Addresses:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoSecrets:
-    """Secrets of one demonstration."""
+    """New secrets of one demonstration."""
 
-    api_key: str = field(repr=False)
-    jwt_secret: str = field(repr=False)
-    encryption_key: str = field(repr=False)
+    api_key: str = field(default_factory=secrets.token_urlsafe, repr=False)
+    jwt_secret: str = field(default_factory=secrets.token_urlsafe, repr=False)
+    encryption_key: str = field(default_factory=new_key, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,13 +86,6 @@ def choose_addresses(first: int | None) -> Addresses:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def make_secrets() -> DemoSecrets:
-    """Make new secrets."""
-    return DemoSecrets(
-        api_key=secrets.token_urlsafe(32), jwt_secret=secrets.token_urlsafe(32), encryption_key=new_key()
-    )
 
 
 def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> Settings:
@@ -131,7 +122,7 @@ async def open_demo(
     told: Callable[[FeedEntry], None],
 ) -> AsyncIterator[Demo]:
     """Open the demonstration; no file of it is left at the end."""
-    made = make_secrets()
+    made = DemoSecrets()
     fake = FakeAmo(
         integration=SandboxIntegration(redirect_uri=f"http://{addresses.proxy}/api/amo-crm/callback"),
         now=clock.now,
@@ -174,9 +165,9 @@ async def open_demo(
             f"curl -H 'Authorization: Bearer {made.api_key}' "
             f"'http://{service.private}/connections/account:{fake.accounts[0].id}/token?min_ttl=1'"
         )
-        panel = Panel(life=lambda: poller.snapshot, feed=feed, scenarios=scenarios, renderer=renderer, curl=curl)
+        panel = panel_routes(poller, feed, scenarios, renderer, curl=curl)
         pages = web.Application(middlewares=[loopback_only])
-        pages.add_routes([*panel.routes(), *phone.routes(), *renderer.routes()])
+        pages.add_routes([*panel, *phone.routes(), *renderer.routes()])
         await stack.enter_async_context(open_listener(pages, addresses.panel, name="panel", clock=clock, log=log))
         polling = asyncio.create_task(poller.run(), name="poller")
         stack.push_async_callback(_end, polling)

@@ -1,28 +1,68 @@
-"""The panel: the phone, and beside it the connections' life, what may be tried, and what everybody says."""
+"""The panel: the phone, and beside it the connections, what may be tried, and the event feed."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from importlib import resources
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from amo_callback.demo.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from aiohttp.typedefs import Handler
 
-    from amo_callback.demo.feed import Feed, FeedEntry
-    from amo_callback.demo.render import Renderer
+    from amo_callback.demo.backend import Poller
+    from amo_callback.demo.feed import Feed
     from amo_callback.demo.scenarios import Scenarios
-    from amo_callback.demo.snapshot import Snapshot
-
 
 _HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
+_STATIC = {
+    "panel.css": "text/css",
+    "panel.js": "text/javascript",
+    "phone.css": "text/css",
+    "phone.js": "text/javascript",
+}
+
+
+class Renderer:
+    """Renders the panel and the phone; `phone_sites` are the addresses that the phone's browser goes to."""
+
+    def __init__(self, *, phone_sites: Sequence[str]) -> None:
+        self._environment = Environment(
+            loader=PackageLoader("amo_callback.demo", "pages"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        frames = " ".join(f"http://{site}" for site in phone_sites)
+        self._policy = (
+            f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+            f"form-action 'self'; base-uri 'none'; frame-ancestors 'self'; frame-src 'self' {frames}"
+        )
+
+    def page(self, name: str, **values: object) -> web.Response:
+        html = self._environment.get_template(name).render(values)
+        headers = {"Content-Security-Policy": self._policy, "Cache-Control": "no-store"}
+        return web.Response(text=html, content_type="text/html", headers=headers)
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        return [web.get("/static/{name}", self._static)]
+
+    async def _static(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in _STATIC:
+            raise web.HTTPNotFound
+        text = (resources.files("amo_callback.demo") / "pages" / name).read_text(encoding="utf-8")
+        return web.Response(text=text, content_type=_STATIC[name], charset="utf-8")
 
 
 @web.middleware
@@ -32,13 +72,13 @@ async def loopback_only(request: web.Request, handler: Handler) -> web.StreamRes
     A page elsewhere may have its name resolve to 127.0.0.1, and would read the API key.
     """
     named = request.headers.getall("Host", [])
-    if len(named) != 1 or not is_loopback(named[0]):
+    if len(named) != 1 or not _is_loopback(named[0]):
         return web.Response(status=421, text="The panel answers at 127.0.0.1 and localhost only.\n")
     return await handler(request)
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a `Host` header names the loopback: `localhost`, or an address."""
+def _is_loopback(host: str) -> bool:
+    """Return whether a `Host` header names the loopback: `localhost`, or an address."""
     match = _HOST.fullmatch(host)
     name = match["name"].lower() if match is not None else ""
     if name == "localhost":
@@ -49,51 +89,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Panel:
-    """Its routes."""
+def panel_routes(
+    poller: Poller, feed: Feed, scenarios: Scenarios, renderer: Renderer, *, curl: str
+) -> Sequence[web.RouteDef]:
+    async def show_page(_request: web.Request) -> web.Response:
+        return renderer.page("panel.html", scenarios=SCENARIOS, curl=curl)
 
-    def __init__(
-        self, *, life: Callable[[], Snapshot], feed: Feed, scenarios: Scenarios, renderer: Renderer, curl: str
-    ) -> None:
-        self._life = life
-        self._feed = feed
-        self._trials = scenarios
-        self._renderer = renderer
-        self._curl = curl
-
-    def routes(self) -> Sequence[web.RouteDef]:
-        """Return the panel's routes."""
-        return [
-            web.get("/", self._page),
-            web.get("/snapshot", self._now),
-            web.post("/scenarios/{name}", self._try),
-        ]
-
-    async def _page(self, _request: web.Request) -> web.Response:
-        return self._renderer.page("panel.html", scenarios=SCENARIOS, curl=self._curl)
-
-    async def _now(self, request: web.Request) -> web.Response:
+    async def show_snapshot(request: web.Request) -> web.Response:
         seen = request.query.get("after", "")
         after = int(seen) if seen.isdecimal() and len(seen) < 10 else 0
-        lines = [told(line) for line in self._feed.lines if line.number > after]
-        return web.json_response({**asdict(self._life()), "lines": lines}, headers={"Cache-Control": "no-store"})
+        lines = [{**asdict(line), "at": f"{line.at:%H:%M:%S}"} for line in feed.lines if line.number > after]
+        return web.json_response({**asdict(poller.snapshot), "lines": lines}, headers={"Cache-Control": "no-store"})
 
-    async def _try(self, request: web.Request) -> web.Response:
+    async def run_scenario(request: web.Request) -> web.Response:
         if request.content_type != "application/json":  # which no page of another origin may send unasked
             return web.Response(status=415)
         connection = request.query.get("connection", "")
-        found = next((one for one in self._life().connections if one.id == connection), None)
-        done = await self._trials.run(request.match_info["name"], found)
+        found = next((one for one in poller.snapshot.connections if one.id == connection), None)
+        done = await scenarios.run(request.match_info["name"], found)
         return web.Response(status=204 if done else 404)
 
-
-def told(line: FeedEntry) -> Mapping[str, object]:
-    """Return a line as the page shows it."""
-    return {
-        "number": line.number,
-        "at": f"{line.at:%H:%M:%S}",
-        "who": line.who,
-        "text": line.text,
-        "domain": line.domain,
-        "level": line.level,
-    }
+    return [
+        web.get("/", show_page),
+        web.get("/snapshot", show_snapshot),
+        web.post("/scenarios/{name}", run_scenario),
+    ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from amo_callback.clock import Clock
-    from amo_callback.demo.render import Renderer
+    from amo_callback.demo.panel import Renderer
 
 USER = "42"
 AUDIENCE = "demo"
@@ -81,7 +81,6 @@ class Phone:
         self._screen = Screen()
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """Return the app's pages."""
         return [
             web.get("/phone", self._home),
             web.get("/phone/connect", self._connect),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.sandbox.faults import Fault
@@ -13,9 +14,8 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.sandbox.app import Sandbox
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.demo.backend import Backend
+    from amo_callback.demo.backend import Backend, ConnectionSnapshot
     from amo_callback.demo.feed import Feed
-    from amo_callback.demo.snapshot import ConnectionSnapshot
 
 _BACKENDS = 100
 _AWAY = Fault.HTML
@@ -88,8 +88,8 @@ class Scenarios:
         self._on_one: Mapping[str, Callable[[ConnectionSnapshot, SandboxAccount], Awaitable[None]]] = {
             "refresh": self._refresh,
             "rejected": self._rejected,
-            "lost": self._lost,
-            "cut": self._cut,
+            "lost": partial(self._lose, Fault.NOTHING_AFTER, "amoCRM's next answer gets lost."),
+            "cut": partial(self._lose, Fault.RESET, "The next request to amoCRM gets lost."),
             "move": self._move,
             "revoke": self._revoke,
         }
@@ -126,16 +126,11 @@ class Scenarios:
         answers = await self._backend.reject(connection.id, times=_BACKENDS)
         asked = len(self._sandbox.fake.ledger.refreshes()) - before
         tokens = {answer.content["access_token"] for answer in answers if answer.status == 200}
-        text = f"{len(answers)} answers, {len(tokens)} new token for all of them; amoCRM was asked {_times(asked)}."
+        times = "once" if asked == 1 else f"{asked} times"
+        text = f"{len(answers)} answers, {len(tokens)} new token for all of them; amoCRM was asked {times}."
         if not tokens:
             text = f"They are answered {answers[0].status}, {answers[0].words}."
         self._feed.add(YOU, text, domain=account.host)
-
-    async def _lost(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        await self._lose(Fault.NOTHING_AFTER, "amoCRM's next answer gets lost.", connection, account)
-
-    async def _cut(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        await self._lose(Fault.RESET, "The next request to amoCRM gets lost.", connection, account)
 
     async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         """Lose a request or response of this connection; where none was sent, take the fault back."""
@@ -163,10 +158,6 @@ class Scenarios:
         answer = await self._backend.refresh(connection.id)
         self._feed.catch_up()
         self._feed.add(YOU, f"The backend is answered {answer.status}, {answer.words}.", domain=connection.domain)
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
 
 
 def moved(host: str) -> str:

@@ -7,7 +7,7 @@ import io
 import os
 import pty
 import sys
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -24,7 +24,7 @@ from tests.fakes import START, ShiftedClock
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -71,12 +71,6 @@ async def fill(store: Store, cipher: Cipher, count: int, *, now: datetime = STAR
         connection = a_connection(number, sealed_pair=sealed, refresh_expires_at=now + 90 * DAY, **times)
         imported.append(ImportedConnection(connection=connection, replaces=None))
     await store.import_connections(imported)
-
-
-@contextmanager
-def no_progress(_total: int) -> Iterator[Callable[[int], None]]:
-    """Show nothing."""
-    yield lambda _done: None
 
 
 @asynccontextmanager

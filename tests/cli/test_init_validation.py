@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amo_callback.cli.init_validation import read_callback, read_client_id, read_database, read_deep_link
+from amo_callback.cli.init import read_callback, read_client_id, read_database, read_deep_link
 
 
 @pytest.mark.parametrize(

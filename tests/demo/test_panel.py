@@ -3,7 +3,7 @@
 import re
 
 from amo_callback import probe
-from amo_callback.demo.environment import make_secrets
+from amo_callback.demo.environment import DemoSecrets
 from tests.demo.walkthrough import TOKEN_LIFE, Walkthrough
 
 
@@ -72,7 +72,7 @@ async def test_only_names_of_this_machine_are_answered(show: Walkthrough) -> Non
 
 async def test_nothing_shows_the_keys_of_the_demonstration(show: Walkthrough) -> None:
     """Neither what was made for it, nor what runs, shows a secret where it is printed."""
-    made = make_secrets()
+    made = DemoSecrets()
     for secret in (made.api_key, made.jwt_secret, made.encryption_key):
         assert secret not in repr(made)
     assert show.demo.curl not in repr(show.demo)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from amo_callback.demo.backend import ConnectionSnapshot, Snapshot
 from amo_callback.demo.scenarios import SCENARIOS, moved
-from amo_callback.demo.snapshot import ConnectionSnapshot, Snapshot
 from tests.demo.walkthrough import Walkthrough
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import aiohttp
 
 from amo_callback.clock import SystemClock
+from amo_callback.demo.backend import ConnectionSnapshot, Snapshot
 from amo_callback.demo.environment import Addresses, Demo, choose_addresses, open_demo
 from amo_callback.demo.feed import FeedEntry
-from amo_callback.demo.snapshot import ConnectionSnapshot, Snapshot
 from tests.patience import PATIENCE
 
 TOKEN_LIFE = 3600.0

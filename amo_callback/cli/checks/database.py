@@ -1,54 +1,51 @@
-"""The database: there, whole, of this version, decrypted by our keys, not frozen; and the rescue folder."""
+"""The database: there, whole, of this version, decrypted by our keys, not frozen; its disk; the rescue folder."""
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING
 
+from amo_callback.cli.checks.configuration import open_to_others
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.cli.output import progress
 from amo_callback.clock import rfc3339
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed
 from amo_callback.model import ConnectionFilter, Status
-from amo_callback.refresh.rescue import RescueFolder
+from amo_callback.refresh.rescue import RESERVE, RescueFolder
 from amo_callback.store.engine import Engine
 from amo_callback.store.migrate import OtherSchema, latest_schema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from amo_callback.cli.context import CommandContext
     from amo_callback.model import Connection
     from amo_callback.store import Store
 
-    ProgressOf = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-    """Shows how many are done of so many."""
-
 _PAGE = 500
 """Connections of one read: no checkpoint waits for longer."""
 _NAMED = 5
 """Connections that are named."""
 _THAW = "amo-callback connections thaw --all"
+_MIB = 1024 * 1024
+_LOW_DISK = 256 * _MIB
+"""Bytes of free disk below which there is a warning."""
 
 
 async def check_sqlite(
-    file: Path,
-    opening: AbstractAsyncContextManager[Store],
-    *,
-    keys: Sequence[str],
-    location: str,
-    progress: ProgressOf,
+    context: CommandContext, file: Path, opening: AbstractAsyncContextManager[Store]
 ) -> AsyncIterator[Finding]:
-    """Check the database file, read by `opening`; `progress` shows how many pairs are opened."""
+    """Check the database file, read by `opening`."""
     if (missing := _missing(file)) is not None:
         yield missing
         return
     try:
         async with opening as store:
-            schema = latest_schema(Engine.SQLITE)
-            found = check_contents(store, f"{file}", schema=schema, keys=keys, location=location, progress=progress)
-            async for finding in found:
+            async for finding in check_contents(store, f"{file}", context, schema=latest_schema(Engine.SQLITE)):
                 yield finding
     except OtherSchema as error:
         upgrade = "start this version of the service: it keeps a copy, and upgrades"
@@ -56,19 +53,6 @@ async def check_sqlite(
     except ConfigurationError as error:
         reason = str(error).removeprefix("storage.url: ")
         yield fail("store", reason, fix="correct storage.url, or remove what is there")
-
-
-def check_rescue(context: CommandContext) -> Iterator[Finding]:
-    """Check whether unsaved token pairs wait in the rescue folder."""
-    waiting = RescueFolder(context.rescue).read()
-    if waiting:
-        yield warn(
-            "rescue",
-            f"{len(waiting)} unsaved token pairs in {context.rescue}: the database has not taken them",
-            fix="leave them: the service stores them once the disk has room; if they stay, see its log",
-        )
-    else:
-        yield ok("rescue", f"no unsaved token pairs in {context.rescue}")
 
 
 def _missing(file: Path) -> Finding | None:
@@ -101,19 +85,17 @@ def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
     )
 
 
-async def check_contents(
-    store: Store, name: str, *, schema: int, keys: Sequence[str], location: str, progress: ProgressOf
-) -> AsyncIterator[Finding]:
+async def check_contents(store: Store, name: str, context: CommandContext, *, schema: int) -> AsyncIterator[Finding]:
     """Check what an opened database holds: whole, decrypted by our keys, not frozen."""
-    count = await store.count()
+    count, keys = await store.count(), context.encryption_keys
     if await store.is_whole():
         yield ok("store", f"{name}, {count:,} connections, schema {schema}")
     else:
         yield fail(
             "store", f"{name} is damaged", fix="stop the service, and restore a backup: amo-callback restore FILE"
         )
-    yield _check_canary(keys, await store.stored_canary()) or await _check_pairs(store, keys, count, progress)
-    yield await _check_frozen(store, location)
+    yield _check_canary(keys, await store.stored_canary()) or await _check_pairs(store, keys, count)
+    yield await _check_frozen(store, context.location)
 
 
 def _check_canary(keys: Sequence[str], canary: bytes | None) -> Finding | None:
@@ -131,11 +113,11 @@ def _check_canary(keys: Sequence[str], canary: bytes | None) -> Finding | None:
     return None
 
 
-async def _check_pairs(store: Store, keys: Sequence[str], count: int, progress: ProgressOf) -> Finding:
+async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding:
     """Open every pair; of each only whether it opens is kept."""
     newest, every = Cipher(keys[:1]), Cipher(keys)
     done, older, unreadable, after = 0, 0, list[str](), ""
-    with progress(count) as advance:
+    with progress("opening pairs", count) as advance:
         while page := await store.page(after=after, limit=_PAGE, only=ConnectionFilter()):
             after = page[-1].id
             for connection in page:
@@ -184,3 +166,66 @@ async def _check_frozen(store: Store, location: str) -> Finding:
             fix=f"serve it where it was; or, once nothing else uses these tokens: {_THAW}",
         )
     return ok("frozen", "not frozen")
+
+
+# --- the files ----------------------------------------------------------------------------------
+
+
+def check_rescue(context: CommandContext) -> Iterator[Finding]:
+    """Check whether unsaved token pairs wait in the rescue folder."""
+    waiting = RescueFolder(context.rescue).read()
+    if waiting:
+        yield warn(
+            "rescue",
+            f"{len(waiting)} unsaved token pairs in {context.rescue}: the database has not taken them",
+            fix="leave them: the service stores them once the disk has room; if they stay, see its log",
+        )
+    else:
+        yield ok("rescue", f"no unsaved token pairs in {context.rescue}")
+
+
+def check_disk(context: CommandContext) -> Iterator[Finding]:
+    """Check the files beside the database, and the free disk for it and for the rescue folder."""
+    if context.database is not None and context.database.exists():
+        yield from _ownership(context.database)
+        if open_to_others(context.database, stat.S_IROTH):
+            yield warn(
+                "disk",
+                f"{context.database} can be read by every user: tokens are sealed in it, accounts and owners are not",
+                fix=f"chmod 600 {context.database}",
+            )
+    yield _room(context)
+
+
+def _ownership(database: Path) -> Iterator[Finding]:
+    owner = database.stat().st_uid
+    for suffix in ("-wal", "-shm"):
+        beside = database.with_name(database.name + suffix)
+        if beside.exists() and beside.stat().st_uid != owner:
+            yield fail(
+                "disk",
+                f"{beside} is another user's than {database.name}: the service cannot write",
+                fix=f"chown --reference={database} {beside}",
+            )
+
+
+def _room(context: CommandContext) -> Finding:
+    # The database's disk and the rescue folder's may be two.
+    folders = [context.rescue] if context.database is None else [context.database.parent, context.rescue]
+    known = {_existing(path).stat().st_dev: _existing(path) for path in folders}
+    free = {folder: os.statvfs(folder) for folder in known.values()}
+    folder = min(free, key=lambda folder: free[folder].f_bavail * free[folder].f_frsize)
+    room = free[folder].f_bavail * free[folder].f_frsize
+    message = f"{room // _MIB:,} MiB are free in {folder}"
+    without_names = [path for path, disk in free.items() if disk.f_files and not disk.f_favail]
+    if without_names:
+        return fail("disk", f"{without_names[0]}: no more files can be made", fix="remove files there")
+    if room < 4 * RESERVE:
+        return fail("disk", f"{message}: soon no token pair can be stored", fix="make room")
+    if room < _LOW_DISK:
+        return warn("disk", message, fix="make room before it is full")
+    return ok("disk", message)
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,25 +1,109 @@
-"""Other servers: AMO and its clock, the app's key set, the receiver of webhooks. No credential is sent to them."""
+"""Other servers: AMO, the public address, the app's key set, the webhook receiver. No credential is sent to them."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import aiohttp
+
+from amo_callback import __version__, probe
+from amo_callback.cli.api_client import connection_error
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
-from amo_callback.cli.checks.http_probe import NoResponse
 from amo_callback.identity.jwks import read_jwks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from amo_callback.cli.checks.http_probe import HttpProbe, ProbeResponse
+    from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
+    from amo_callback.crypto import Cipher
+    from amo_callback.probe import Seen
 
-SKEW_TOLD, SKEW_BAD = 30.0, 300.0
+    HttpProbe = Callable[..., Awaitable["ProbeResponse | NoResponse"]]
+    """Takes a method, a URL, and `headers` if there are any."""
+
+_MAX_BODY = 256 * 1024
+"""Bytes of a response that are read at most."""
+_CERTIFICATE = "its certificate is not valid for it"
+_SKEW_WARN, _SKEW_FAIL = 30.0, 300.0
 """Seconds between AMO's clock and ours: when a token ends is counted by ours."""
 _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
+
+
+# --- one request: a time limit, no redirects, no text of an error ----------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeResponse:
+    """A response, and its time: the middle between request and response."""
+
+    status: int
+    at: datetime
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoResponse:
+    """Why there was no response."""
+
+    why: str
+
+
+@asynccontextmanager
+async def open_probe(*, clock: Clock, patience: float) -> AsyncIterator[HttpProbe]:
+    """Open a session; each request may take so many seconds."""
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=False,
+        timeout=aiohttp.ClientTimeout(total=None),
+        headers={"User-Agent": f"amo-callback/{__version__}", "Accept-Encoding": "identity"},
+    ) as session:
+        yield partial(_probe, session, clock, patience)
+
+
+async def _probe(
+    session: aiohttp.ClientSession,
+    clock: Clock,
+    patience: float,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> ProbeResponse | NoResponse:
+    try:
+        async with asyncio.timeout(patience):
+            asked = clock.now()
+            async with session.request(method, url, headers=headers, allow_redirects=False) as response:
+                at = asked + (clock.now() - asked) / 2
+                body = bytearray()
+                async for chunk in response.content.iter_chunked(16 * 1024):
+                    body += chunk
+                    if len(body) > _MAX_BODY:
+                        break
+                return ProbeResponse(status=response.status, at=at, headers=response.headers, body=bytes(body))
+    except TimeoutError:
+        return NoResponse(why=f"no answer within {patience:g} s")
+    except aiohttp.ClientConnectorCertificateError:
+        return NoResponse(why=_CERTIFICATE)
+    except aiohttp.ClientConnectorDNSError:
+        return NoResponse(why="its name is not known here")
+    except aiohttp.ClientConnectorError as error:
+        return NoResponse(why=connection_error(error))
+    except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote what was sent or received
+        return NoResponse(why="no HTTP answer")
+
+
+# --- AMO, and servers of the app's ---------------------------------------------------------------
 
 
 async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
@@ -56,11 +140,11 @@ def _clock(answer: ProbeResponse) -> Finding:
         return warn("clock", "AMO sends no time", fix="compare this machine's clock yourself: timedatectl")
     ahead = (answer.at - _aware(theirs)).total_seconds() - 0.5  # a date has no fractions: half a second on average
     message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
-    if abs(ahead) >= SKEW_BAD:
+    if abs(ahead) >= _SKEW_FAIL:
         return fail("clock", f"{message}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
-    if abs(ahead) >= SKEW_TOLD:
+    if abs(ahead) >= _SKEW_WARN:
         return warn("clock", message, fix=_SET_CLOCK)
-    return ok("clock", f"within {SKEW_TOLD:.0f} s of AMO's")
+    return ok("clock", f"within {_SKEW_WARN:.0f} s of AMO's")
 
 
 def _aware(moment: datetime) -> datetime:
@@ -98,3 +182,64 @@ async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[F
         yield warn("webhook", f"{name}: {answer.why}", fix=fix)
     else:
         yield ok("webhook", f"{name} answers")
+
+
+# --- the reverse proxy ---------------------------------------------------------------------------
+
+
+async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, nonce: str) -> AsyncIterator[Finding]:
+    """Check the redirect URI by HEAD, which never spends a code, and carries none."""
+    address = settings.amo.redirect_uri
+    name = urlsplit(address).netloc
+    answer = await http("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
+    if isinstance(answer, NoResponse):
+        message = f"{name}: {answer.why}"
+        if answer.why == _CERTIFICATE:
+            yield fail("proxy", message, fix="give the proxy a certificate that browsers take")
+        else:
+            yield warn(
+                "proxy",
+                f"{message}, asked from this machine",
+                fix="check from where AMO's browsers come: curl -I the redirect URI elsewhere",
+            )
+        return
+    seen = probe.read_answer(cipher, answer.headers.get(probe.HEADER, ""), nonce=nonce)
+    yield _unseen(settings, name, answer) if seen is None else _seen(settings, name, seen)
+
+
+def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
+    """Return what answers there instead of the service with our keys."""
+    if answer.status in {502, 503, 504}:
+        return fail(
+            "proxy",
+            f"{name} answers {answer.status}: the proxy does not reach the service",
+            fix="start the service; compare the proxy's upstream with server.public",
+        )
+    if answer.status == 200 and answer.headers.get("X-Robots-Tag") == "noindex" and "X-Request-ID" in answer.headers:
+        return fail(
+            "proxy",
+            f"an amo-callback answers at {name}, but not with the keys of this configuration",
+            fix="restart the service if its keys were changed; else the proxy leads to another installation",
+        )
+    return fail(
+        "proxy",
+        f"something else answers at {name} ({answer.status})",
+        fix=f"have the proxy pass {settings.server.base_path}/callback on to server.public: README, nginx",
+    )
+
+
+def _seen(settings: Settings, name: str, seen: Seen) -> Finding:
+    limits = "all clients share one reservation in [limits]"
+    if seen.forwarded and seen.client == seen.peer and seen.peer not in {None, "127.0.0.1", "::1"}:
+        return warn(
+            "proxy",
+            f"{name} leads here, but {seen.peer} is no trusted proxy: {limits}",
+            fix=f'add "{seen.peer}" to server.trusted_proxies, if that is your proxy',
+        )
+    if not seen.forwarded and urlsplit(settings.amo.redirect_uri).scheme == "https":
+        return warn(
+            "proxy",
+            f"{name} leads here, but the proxy does not say whose requests they are: {limits}",
+            fix="have it set X-Forwarded-For to the client's address: see the README's nginx example",
+        )
+    return ok("proxy", f"{name} leads to this service, which sees this machine as {seen.client or 'unknown'}")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
-    from amo_callback.cli.checks.database import ProgressOf
     from amo_callback.cli.context import CommandContext
     from amo_callback.clock import Clock
     from amo_callback.config.database_url import PostgresUrl
@@ -34,14 +33,9 @@ _AN_INSTANCE_TAKES = 11
 
 
 async def check_postgres(
-    context: CommandContext,
-    opening: AbstractAsyncContextManager[Store],
-    *,
-    clock: Clock,
-    patience: float,
-    progress: ProgressOf,
+    context: CommandContext, opening: AbstractAsyncContextManager[Store], *, clock: Clock, patience: float
 ) -> AsyncIterator[Finding]:
-    """Check the database, read by `opening`, and its server; `progress` shows how many pairs are opened."""
+    """Check the database, read by `opening`, and its server."""
     url = context.settings.storage.url.get_secret_value()
     address, began = read_postgres(url), clock.monotonic()
     try:
@@ -50,9 +44,7 @@ async def check_postgres(
             yield finding
         yield check_server_settings(server.settings)
         async with opening as store:
-            schema, keys = latest_schema(Engine.POSTGRES), context.encryption_keys
-            found = check_contents(store, f"{address}", schema=schema, keys=keys, location="", progress=progress)
-            async for finding in found:
+            async for finding in check_contents(store, f"{address}", context, schema=latest_schema(Engine.POSTGRES)):
                 yield finding
     except OtherSchema as error:
         yield _no_schema(address, error) or check_schema(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
 
-from amo_callback.cli.api_client import connection_error, json_object, private_session
+from amo_callback.cli.api_client import NotRunning, private_session, read_readiness
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
-from amo_callback.cli.checks.http_probe import NoResponse
 from amo_callback.deeplink import DEEP_LINK_ERRORS, OURS_OR_AMOS
 from amo_callback.deploy import units
 from amo_callback.errors import CommandFailed
@@ -23,8 +21,7 @@ if TYPE_CHECKING:
 
     from amo_callback.config.settings import Settings
 
-UNIT = units.SERVICE
-SOCKET = units.SOCKETS[0]
+_UNIT = units.SERVICE
 _COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _FEW = 5
 """Callbacks from which their results mean anything."""
@@ -34,50 +31,16 @@ _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
 _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadinessCheck:
-    """One check of `/readyz`."""
-
-    ok: bool
-    detail: str
-
-
-async def ask_readiness(address: str, *, patience: float) -> Mapping[str, ReadinessCheck] | NoResponse:
-    """Return the checks of `/readyz`, which needs no key; raises `CommandFailed` where something else answers."""
-    try:
-        async with (
-            asyncio.timeout(patience),
-            private_session(address, patience=patience) as session,
-            session.get("/readyz", allow_redirects=False) as response,
-        ):
-            status, content = response.status, await json_object(response)
-    except TimeoutError:
-        return NoResponse(why=f"no answer within {patience:g} s")
-    except aiohttp.ClientConnectorError as error:
-        return NoResponse(why=connection_error(error))
-    except (aiohttp.ClientError, OSError):
-        return NoResponse(why="the connection was lost")
-    checks = content.get("checks")
-    if status not in {200, 503} or not isinstance(checks, dict) or not checks:
-        raise CommandFailed(f"{address}: status {status} and no list of checks: something else listens there")
-    return {
-        str(name): ReadinessCheck(ok=check.get("ok") is True, detail=str(check.get("detail", "")))
-        for name, check in checks.items()
-        if isinstance(check, dict)
-    }
-
-
 async def check_service(settings: Settings, *, patience: float) -> AsyncIterator[Finding]:
     """Ask the service whether it is ready."""
     address = settings.server.private
     try:
-        checks = await ask_readiness(address, patience=patience)
+        checks = await read_readiness(address, patience=patience)
+    except NotRunning as error:
+        yield warn("service", str(error), fix="start it: amo-callback serve, or systemctl start amo-callback")
+        return
     except CommandFailed as error:
         yield fail("service", str(error), fix="correct server.private, or stop the other program")
-        return
-    if isinstance(checks, NoResponse):
-        start = "start it: amo-callback serve, or systemctl start amo-callback"
-        yield warn("service", f"{address}: {checks.why}", fix=start)
         return
     red = {name: check.detail for name, check in checks.items() if not check.ok}
     for name, detail in red.items():
@@ -87,14 +50,12 @@ async def check_service(settings: Settings, *, patience: float) -> AsyncIterator
     if not red:
         yield ok("service", f"ready at {address}")
     if (credentials := checks.get("amo_credentials")) and credentials.ok:
-        yield _credentials(credentials.detail)
+        if credentials.detail == NOT_PROVEN:
+            fix = "connect an account: only AMO can tell whether it accepts them"
+            yield note("amo_credentials", credentials.detail, fix=fix)
+        else:
+            yield ok("amo_credentials", credentials.detail)
     yield await _callbacks(settings, patience=patience)
-
-
-def _credentials(detail: str) -> Finding:
-    if detail == NOT_PROVEN:
-        return note("amo_credentials", detail, fix="connect an account: only AMO can tell whether it accepts them")
-    return ok("amo_credentials", detail)
 
 
 async def _callbacks(settings: Settings, *, patience: float) -> Finding:
@@ -132,11 +93,11 @@ async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, patience
     systemctl = shutil.which("systemctl", path=environ.get("PATH"))
     if systemctl is None:
         return
-    service = await _show(systemctl, UNIT, patience=patience)
+    service = await _show(systemctl, _UNIT, patience=patience)
     if not service:
         yield ok("systemd", "does not run on this machine")
         return
-    socket = await _show(systemctl, SOCKET, patience=patience)
+    socket = await _show(systemctl, units.SOCKETS[0], patience=patience)
     yield read_unit(service, socket)
     stop_timeout = read_time_span(service.get("TimeoutStopUSec", ""))
     if stop_timeout is not None and not units.fits_stop_timeout(amo_timeout, stop_timeout):
@@ -159,20 +120,20 @@ def read_time_span(text: str) -> float | None:
 def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
     """Return a finding from the `systemctl show` of the unit and its socket."""
     if service.get("LoadState") == "not-found":
-        return warn("systemd", f"there is no {UNIT}", fix="amo-callback systemd install, if systemd is to run it")
+        return warn("systemd", f"there is no {_UNIT}", fix="amo-callback systemd install, if systemd is to run it")
     if service.get("LoadState") != "loaded":
         return fail(
-            "systemd", f"{UNIT} is {service.get('LoadState')}", fix=f"systemctl status {UNIT}; repair or unmask it"
+            "systemd", f"{_UNIT} is {service.get('LoadState')}", fix=f"systemctl status {_UNIT}; repair or unmask it"
         )
     state = service.get("ActiveState")
     if state == "failed":
-        return fail("systemd", f"{UNIT} has failed ({service.get('Result')})", fix=f"journalctl -u {UNIT} says why")
+        return fail("systemd", f"{_UNIT} has failed ({service.get('Result')})", fix=f"journalctl -u {_UNIT} says why")
     listens = socket.get("ActiveState") == "active"
     if state not in {"active", "reloading"} and not listens:
-        return warn("systemd", f"{UNIT} is {state}", fix=f"systemctl start {UNIT}")
+        return warn("systemd", f"{_UNIT} is {state}", fix=f"systemctl start {_UNIT}")
     if not {service.get("UnitFileState"), socket.get("UnitFileState")} & _STARTED_BY_ITSELF:
-        return warn("systemd", f"{UNIT} is not started with the machine", fix=f"systemctl enable {UNIT}")
-    return ok("systemd", f"{UNIT} is {state}{', its socket listens' if listens else ''}")
+        return warn("systemd", f"{_UNIT} is not started with the machine", fix=f"systemctl enable {_UNIT}")
+    return ok("systemd", f"{_UNIT} is {state}{', its socket listens' if listens else ''}")
 
 
 async def _show(systemctl: str, unit: str, *, patience: float) -> Mapping[str, str]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.cli.checks.database import check_rescue, check_sqlite
+from amo_callback.cli.checks.database import check_disk, check_rescue, check_sqlite
 from amo_callback.cli.checks.finding import Severity, ok, run_check, run_check_async
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.files import location_id
 from amo_callback.store import open_store
 from tests.builders import a_connection, save
-from tests.cli.harness import context_in, fill, no_progress
+from tests.cli.harness import context_in, fill
 from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from amo_callback.cli.context import CommandContext
 
 NAME = "amo-callback.db"
+NOBODY = 65534
 
 
 async def _check(place: CommandContext) -> dict[str, tuple[Severity, str]]:
@@ -33,8 +35,7 @@ async def _check(place: CommandContext) -> dict[str, tuple[Severity, str]]:
 
 def _findings(place: CommandContext) -> AsyncIterator[Finding]:
     opening = open_store(f"sqlite:///{NAME}", folder=place.folder, clock=FakeClock(), read_only=True)
-    keys, location = place.encryption_keys, place.location
-    return check_sqlite(place.folder / NAME, opening, keys=keys, location=location, progress=no_progress)
+    return check_sqlite(place, place.folder / NAME, opening)
 
 
 def _by_name(findings: Iterable[Finding]) -> dict[str, tuple[Severity, str]]:
@@ -170,6 +171,27 @@ def test_files_in_the_rescue_folder_are_told(place: CommandContext) -> None:
     assert _by_name(check_rescue(place))["rescue"][0] is Severity.OK
     (place.rescue / "one").touch()
     assert _by_name(check_rescue(place))["rescue"][0] is Severity.WARN
+
+
+def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:
+    """The nearest folder that is there has the same disk."""
+    [finding] = check_disk(context_in(folder / "no"))
+    assert finding.severity in {Severity.OK, Severity.WARN}
+    assert "MiB are free" in finding.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_beside_the_database_are_its_owners(folder: Path) -> None:
+    """One that root has left keeps the service from writing; one that others may read tells who the accounts are."""
+    place = context_in(folder)
+    database = folder / "amo-callback.db"
+    database.touch()
+    database.chmod(0o644)
+    (folder / "amo-callback.db-wal").touch()
+    os.chown(database, NOBODY, NOBODY)
+    first, second, _ = check_disk(place)
+    assert (first.severity, second.severity) == (Severity.FAIL, Severity.WARN)
+    assert "amo-callback.db-wal is another user's" in first.message
 
 
 def test_a_check_that_throws_ends_no_other() -> None:

@@ -10,8 +10,7 @@ import pytest
 from aiohttp import web
 
 from amo_callback.cli.checks.finding import Severity, run_check_async
-from amo_callback.cli.checks.http_probe import open_probe
-from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver
+from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver, open_probe
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
 from tests.cli.harness import answering, settings_with

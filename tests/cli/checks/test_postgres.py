@@ -17,7 +17,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.config.database_url import PostgresUrl, read_postgres
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
-from tests.cli.harness import environ_with, fill, no_progress, settings_with
+from tests.cli.harness import environ_with, fill, settings_with
 from tests.fakes import START, ShiftedClock
 from tests.postgres import why_not, with_option
 
@@ -45,7 +45,7 @@ async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, 
     context = CommandContext(settings=settings, folder=Path(), database=None, rescue=Path("rescue"))
     clock = clock or SystemClock()
     opening = open_store(url, folder=Path(), clock=clock, read_only=True)
-    found = check_postgres(context, opening, clock=clock, patience=PATIENCE, progress=no_progress)
+    found = check_postgres(context, opening, clock=clock, patience=PATIENCE)
     return {finding.check: (finding.severity, finding.message) for finding in await run_check_async("store", found)}
 
 

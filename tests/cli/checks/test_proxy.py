@@ -11,8 +11,7 @@ from aiohttp import web
 
 from amo_callback import probe
 from amo_callback.cli.checks.finding import Severity
-from amo_callback.cli.checks.http_probe import open_probe
-from amo_callback.cli.checks.proxy import check_proxy
+from amo_callback.cli.checks.network import ProbeResponse, check_proxy, open_probe
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.probe import Seen
@@ -97,8 +96,6 @@ async def test_what_the_service_sees_is_judged(
 
     class Proxy:
         async def __call__(self, _method: str, _url: str, *, headers: Mapping[str, str]) -> Any:
-            from amo_callback.cli.checks.http_probe import ProbeResponse  # noqa: PLC0415 -- because only here it is made
-
             answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
             return ProbeResponse(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
 

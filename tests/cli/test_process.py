@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.cli.deadline import Deadline
+from amo_callback.cli.process import Deadline
 from tests.fakes import FakeClock, RecordingObserver
 
 

@@ -1,12 +1,17 @@
-"""Settings that are valid each, and do not fit together."""
+"""Who can read the configuration's secrets, and settings that are valid each, and do not fit together."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
+from amo_callback.cli.checks.configuration import check_outgoing, check_secrets, check_settings
 from amo_callback.cli.checks.finding import Severity
-from amo_callback.cli.checks.settings import check_outgoing, check_settings
 from tests.cli.harness import API_KEY, settings_with
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROXY = "http://user:sekret@proxy.example:3128"
 
@@ -80,3 +85,54 @@ def test_several_variables_are_one_finding() -> None:
 def test_without_such_a_variable_nothing_is_said(environ: dict[str, str]) -> None:
     """Nor where it is empty, which is how it is switched off."""
     assert list(check_outgoing(environ)) == []
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _verdicts(config: Path | None, **environ: str) -> list[Severity]:
+    return [finding.severity for finding in check_secrets(config, environ)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "severity"),
+    [
+        (0o644, '[amo]\nclient_secret = "x"', Severity.FAIL),
+        (0o640, '[amo]\nclient_secret = "x"', Severity.OK),
+        (0o644, '[amo]\nclient_id = "x"', Severity.OK),
+        (0o644, '[storage]\nurl = "sqlite:///a.db"', Severity.OK),
+        (0o644, '[storage]\nurl = "postgresql://u@h/d"', Severity.OK),
+        (0o644, '[storage]\nurl = "postgresql://u:x@h/d"', Severity.FAIL),
+        (0o602, '[amo]\nclient_id = "x"', Severity.FAIL),
+    ],
+)
+def test_a_configuration_file_is_closed_where_it_holds_secrets(
+    mode: int, text: str, severity: Severity, folder: Path
+) -> None:
+    """Its secrets are named, not shown; one that anybody may change is never good."""
+    config = folder / "config.toml"
+    config.write_text(text)
+    config.chmod(mode)
+    [finding] = check_secrets(config, {})
+    assert finding.severity is severity
+    assert '"x"' not in finding.message
+    assert "u:x" not in finding.message
+
+
+@pytest.mark.parametrize(
+    ("mode", "above", "severity"),
+    [(0o644, 0o755, Severity.FAIL), (0o644, 0o700, Severity.OK), (0o600, 0o755, Severity.OK)],
+)
+def test_files_of_secrets_are_closed(mode: int, above: int, severity: Severity, folder: Path) -> None:
+    """Their own mode closes them, or that of a folder above; other files beside them are nobody's business."""
+    secrets = folder / "secrets"
+    secrets.mkdir()
+    (secrets / "README").touch(0o666)
+    file = secrets / "amo.client_secret"
+    file.touch()
+    file.chmod(mode)
+    secrets.chmod(above)
+    assert _verdicts(None, CREDENTIALS_DIRECTORY=str(secrets)) == [severity]
+    config = folder / "config.toml"
+    config.write_text('[server]\nsecrets = "secrets"')
+    assert _verdicts(config) == [severity]

@@ -1,17 +1,20 @@
-"""The settings: valid each, but contradictory, or without the expected effect."""
+"""The configuration: who can read its secrets; settings that are valid each, but contradictory or without effect."""
 
 from __future__ import annotations
 
+import stat
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.config.loader import SECRETS, secret_folders, secrets_in
 from amo_callback.deeplink import success_link
 from amo_callback.identity import Scope, key_with, read_api_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from amo_callback.config.settings import Settings
 
@@ -28,6 +31,42 @@ _PROXY_FIX = (
     "unset it for the service; where requests must not leave directly, run a proxy on this host that passes them on to "
     "AMO, and name it in amo.endpoint"
 )
+
+
+def check_secrets(config: Path | None, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Check who can read secrets: in the configuration file, and in files of their own."""
+    found: list[Finding] = []
+    if config is not None:
+        found += _changeable(config)
+        if held := secrets_in(config):
+            found += _readable(config, f"it holds {', '.join(held)}", fix="or give each of them a file of its own")
+    for folder in secret_folders(config, environ):
+        for file in sorted(folder.iterdir()):
+            if file.name in SECRETS and file.is_file():
+                found += [*_readable(file, "it is a secret"), *_changeable(file)]
+    yield from found or [ok("secrets", "no other user can read them in a file, or change it")]
+
+
+def _readable(file: Path, why: str, *, fix: str = "") -> Iterator[Finding]:
+    if open_to_others(file, stat.S_IROTH):
+        mend = f"chmod o-rwx {file}{f', {fix}' if fix else ''}"
+        yield fail("secrets", f"{file} can be read by every user of this machine, and {why}", fix=mend)
+
+
+def _changeable(file: Path) -> Iterator[Finding]:
+    if open_to_others(file, stat.S_IWOTH):
+        yield fail("secrets", f"{file} can be changed by every user of this machine", fix=f"chmod o-w {file}")
+
+
+def open_to_others(file: Path, permission: int) -> bool:
+    """Return whether every user has this permission for a file, and can enter the folders above it."""
+    real = file.resolve()
+    if not real.stat().st_mode & permission:
+        return False
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in real.parents)
+
+
+# --- settings ------------------------------------------------------------------------------------
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:

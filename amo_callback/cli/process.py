@@ -1,14 +1,20 @@
-"""The deadline of a shutdown."""
+"""Limits of the serving process: the time to its end, and its open files."""
 
 from __future__ import annotations
 
 import asyncio
+import resource
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from amo_callback.errors import ConfigurationError
 from amo_callback.events import Event, Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from structlog.typing import FilteringBoundLogger
 
     from amo_callback.clock import Clock
     from amo_callback.events import Observer
@@ -18,6 +24,10 @@ _LONGEST = 600.0
 """Seconds for which a pair that is only in memory keeps the process running."""
 _REPORT_EVERY = 10.0
 _STEP = 0.1
+_RESERVE = 200
+"""Descriptors for everything but clients: requests to AMO, the database, rescue files, the log."""
+_FEWEST = 8
+_LISTENERS = 2
 
 
 class Deadline:
@@ -37,7 +47,6 @@ class Deadline:
         """The pairs that may be only in memory; `None` before there can be one."""
 
     def begin(self, status: int) -> None:
-        """Start the countdown, unless it runs already."""
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._wait(status), name="deadline")
 
@@ -67,3 +76,40 @@ class Deadline:
     def _report(self, name: str, text: str) -> None:
         for connection_id in () if self.pending_writes is None else self.pending_writes.unsafe:
             self._observer(Event(name=name, level=Level.ERROR, connection_id=connection_id, fields={"text": text}))
+
+
+# --- open files ----------------------------------------------------------------------------------
+
+
+def fit_connections(wanted: int, log: FilteringBoundLogger) -> int:
+    """Return how many clients each listener may have; raise the limit of open files if that is possible and needed.
+
+    Raises `ConfigurationError` where hardly any client could connect.
+    """
+    needed = _LISTENERS * wanted + _RESERVE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if _number(soft) < needed and soft != hard:
+        with suppress(OSError, ValueError):  # some systems allow less than their hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    before, limit = _number(soft), _number(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    if limit > before:
+        log.info("descriptors.raised", before=before, limit=limit)
+    fitting = min(wanted, (limit - _RESERVE) // _LISTENERS)
+    if fitting < min(wanted, _FEWEST):
+        raise ConfigurationError(
+            f"the process may open {limit} files, and needs {_RESERVE + _LISTENERS * _FEWEST} at least: raise the "
+            "limit (LimitNOFILE= of the unit, ulimit -n)"
+        )
+    if fitting < wanted:
+        log.warning(
+            "descriptors.low",
+            limit=limit,
+            max_connections=fitting,
+            text=f"the process may open too few files for server.max_connections = {wanted} on each listener, and "
+            f"{_RESERVE} more: raise the limit to {needed} (LimitNOFILE= of the unit, ulimit -n), or lower the setting",
+        )
+    return fitting
+
+
+def _number(limit: int) -> int:
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
