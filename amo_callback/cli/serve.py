@@ -21,9 +21,8 @@ from amo_callback.config.loader import find_config, load_settings
 from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.events import Event, Level
-from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
-from amo_callback.observe.redaction import Redactor
 from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
 from amo_callback.web.composition import DataPaths, Service, open_service
 

@@ -45,8 +45,7 @@ from amo_callback.web.public.api import PublicApi
 from amo_callback.web.services import Services
 from amo_callback.web.watchdog import Watchdog, running_watchdog
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
-from amo_callback.webhooks.sender import open_sender
-from amo_callback.webhooks.signing import Signer
+from amo_callback.webhooks.sender import Signer, open_sender
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
