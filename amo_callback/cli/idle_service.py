@@ -14,7 +14,6 @@ from pydantic import SecretStr
 from amo_callback.clock import SystemClock
 from amo_callback.identity import Scope
 from amo_callback.observe.log import make_logger
-from amo_callback.observe.metrics import Metrics
 from amo_callback.web.composition import DataPaths, make_apis, open_services
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ async def serve_store(context: CommandContext) -> AsyncIterator[tuple[str, str]]
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="amo-callback-"))  # of mode 0700
         services = await stack.enter_async_context(
-            open_services(
-                settings, paths=paths, clock=SystemClock(), log=log, observer=_ignore, metrics=Metrics(), idle=True
-            )
+            open_services(settings, paths=paths, clock=SystemClock(), log=log, observer=_ignore, idle=True)
         )
         runner = web.AppRunner(make_apis(services)[1].make_app(), access_log=None, handle_signals=False)
         await runner.setup()

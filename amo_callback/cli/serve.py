@@ -27,14 +27,13 @@ from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
 from amo_callback.web.composition import DataPaths, Service, open_service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from amo_callback.cli.context import CommandContext
     from amo_callback.cli.main import Invocation
     from amo_callback.config.settings import Settings
     from amo_callback.events import Observer
-    from amo_callback.web.composition import Reloader
 
 _LAST_LINES = 1.0
 """Seconds to wait for the log's last lines to be read."""
@@ -119,7 +118,7 @@ async def _serve(
 
     def reload() -> None:
         notifier("RELOADING=1", f"MONOTONIC_USEC={clock.monotonic() * 1e6:.0f}")
-        _reload(service.reloader, read_again, observer)
+        _reload(service.reload, read_again, observer)
         notifier("READY=1")
 
     async with open_service(
@@ -132,9 +131,9 @@ async def _serve(
         listeners=inherited_sockets(environ, pid=os.getpid(), names=("public", "private")),
         max_connections=fit_connections(settings.server.max_connections, log),
         lost_lines=lambda: writer.lost,
+        on_reload={"log.level": lambda fresh: threshold.set(fresh.log.level)},
     ) as service:
         deadline.pending_writes = service.services.lifecycle.pending_writes
-        service.reloader.register("log.level", lambda fresh: threshold.set(fresh.log.level))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         status = await until_end(service, signalled)
         deadline.begin(status)
@@ -171,10 +170,10 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
     return signalled
 
 
-def _reload(reloader: Reloader, read_again: Callable[[], Settings], observer: Observer) -> None:
+def _reload(apply: Callable[[Settings], Sequence[str]], read_again: Callable[[], Settings], observer: Observer) -> None:
     """Apply the configuration as it is now; where it is invalid, all stays as it was."""
     try:
-        needs_restart = reloader.apply(read_again())
+        needs_restart = apply(read_again())
     except ConfigurationError as error:
         observer(Event(name="reload.failed", level=Level.ERROR, fields={"problems": list(error.problems)}))
         return
