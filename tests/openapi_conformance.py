@@ -29,7 +29,7 @@ def conformance_of(running: Running) -> Conformance:
     key = (services.users is not None, settings.server.metrics_auth, settings.server.base_path)
     if key not in _kept:
         *_, document = make_apis(services)
-        _kept[key] = Conformance(json.loads(document.text))
+        _kept[key] = Conformance(json.loads(document()))
     return _kept[key]
 
 

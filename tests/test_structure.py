@@ -30,7 +30,7 @@ SECRETS_COMPARED = {
     "oauth.authorization",
     "oauth.ownership",
     "tokens.access_tokens",
-    "identity.api_keys",
+    "identity",
 }
 
 

@@ -26,22 +26,19 @@ from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.events import Event, Level
 from amo_callback.identity import Scope
-from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
-from amo_callback.observe.metrics import Metrics
-from amo_callback.observe.redaction import Redactor
 from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
 from amo_callback.web.composition import DataPaths, Service, make_apis, open_service, open_services
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from amo_callback.cli.context import CommandContext
     from amo_callback.cli.main import Invocation
     from amo_callback.config.settings import Settings
     from amo_callback.events import Observer
-    from amo_callback.web.composition import Reloader
 
 _LAST_LINES = 1.0
 """Seconds to wait for the log's last lines to be read."""
@@ -126,7 +123,7 @@ async def _serve(
 
     def reload() -> None:
         notifier("RELOADING=1", f"MONOTONIC_USEC={clock.monotonic() * 1e6:.0f}")
-        _reload(service.reloader, read_again, observer)
+        _reload(service.reload, read_again, observer)
         notifier("READY=1")
 
     async with open_service(
@@ -139,9 +136,9 @@ async def _serve(
         listeners=inherited_sockets(environ, pid=os.getpid(), names=("public", "private")),
         max_connections=fit_connections(settings.server.max_connections, log),
         lost_lines=lambda: writer.lost,
+        on_reload={"log.level": lambda fresh: threshold.set(fresh.log.level)},
     ) as service:
         deadline.pending_writes = service.services.lifecycle.pending_writes
-        service.reloader.register("log.level", lambda fresh: threshold.set(fresh.log.level))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         status = await until_end(service, signalled)
         deadline.begin(status)
@@ -178,10 +175,10 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
     return signalled
 
 
-def _reload(reloader: Reloader, read_again: Callable[[], Settings], observer: Observer) -> None:
+def _reload(apply: Callable[[Settings], Sequence[str]], read_again: Callable[[], Settings], observer: Observer) -> None:
     """Apply the configuration as it is now; where it is invalid, all stays as it was."""
     try:
-        needs_restart = reloader.apply(read_again())
+        needs_restart = apply(read_again())
     except ConfigurationError as error:
         observer(Event(name="reload.failed", level=Level.ERROR, fields={"problems": list(error.problems)}))
         return
@@ -216,9 +213,7 @@ async def serve_store(context: CommandContext) -> AsyncIterator[tuple[str, str]]
     settings = context.settings.model_copy(update={"api": api})
     paths = DataPaths(folder=context.folder, rescue=context.rescue, machine=context.location)
     log = make_logger(level="error", style="console", stream=sys.stderr)
-    idle = open_services(
-        settings, paths=paths, clock=SystemClock(), log=log, observer=lambda _: None, metrics=Metrics(), idle=True
-    )
+    idle = open_services(settings, paths=paths, clock=SystemClock(), log=log, observer=lambda _: None, idle=True)
     with tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # of mode 0700
         async with idle as services:
             runner = web.AppRunner(make_apis(services)[1].make_app(), access_log=None, handle_signals=False)

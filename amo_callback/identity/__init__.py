@@ -1,18 +1,98 @@
-"""Authentication: the operator's backends by API keys, the app's users by the app's JWTs."""
+"""Authentication: the operator's backends by API keys, here; the app's users by JWTs."""
 
 from __future__ import annotations
 
-from amo_callback.identity.api_keys import (
-    DEFAULT_SCOPES,
-    MIN_KEY_LENGTH,
-    ApiKey,
-    ApiKeys,
-    Scope,
-    key_with,
-    read_api_keys,
-)
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+
+class Scope(StrEnum):
+    """A right of an API key."""
+
+    READ = "read"
+    TOKEN = "token"  # noqa: S105 -- because it is the scope's name
+    ADMIN = "admin"
+
+
+DEFAULT_SCOPES = frozenset({Scope.READ, Scope.TOKEN})
+"""The scopes of a key whose line names none: what a backend needs, and no more."""
+
+MIN_KEY_LENGTH = 32
 MAX_USER = 255
 """Characters of a user's id."""
 
-__all__ = ["DEFAULT_SCOPES", "MAX_USER", "MIN_KEY_LENGTH", "ApiKey", "ApiKeys", "Scope", "key_with", "read_api_keys"]
+_LINE = re.compile(r"(?P<name>[\w.-]{1,64}):(?:(?P<scopes>[a-z]+(?:\+[a-z]+)*):)?(?P<key>[^\s:]+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiKey:
+    """An API key: its digest, never the key."""
+
+    name: str
+    scopes: frozenset[Scope]
+    digest: bytes = field(repr=False)
+
+
+class ApiKeys:
+    """The keys of the private API."""
+
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self._keys = tuple(keys)
+
+    def replace(self, keys: Sequence[ApiKey]) -> None:
+        """Accept these keys from now on, and no other."""
+        self._keys = tuple(keys)
+
+    def find(self, presented: str) -> ApiKey | None:
+        """Return the key presented; every key is compared, each in constant time."""
+        digest = _digest(presented)
+        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        return found[0] if found else None
+
+
+def read_api_keys(text: str) -> Sequence[ApiKey]:
+    """Read `name:key` or `name:scope+scope:key` lines; raises `ValueError`, which names the line's number."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    keys = [_read_line(number, line) for number, line in lines if line and not line.startswith("#")]
+    if len({key.name for key in keys}) < len(keys):
+        raise ValueError("two lines have the same name")
+    if len({key.digest for key in keys}) < len(keys):
+        raise ValueError("two lines have the same key: one of them would be ignored")
+    return keys
+
+
+def key_with(text: str, scope: Scope) -> str | None:
+    """Return a key with this scope, for a command that may read the configuration."""
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line.strip())
+        if match is not None and scope in _scopes_of(match):
+            return match["key"]
+    return None
+
+
+def _read_line(number: int, line: str) -> ApiKey:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f"line {number} is neither name:key nor name:scope+scope:key")
+    if len(match["key"]) < MIN_KEY_LENGTH:
+        raise ValueError(f"the key in line {number} is shorter than {MIN_KEY_LENGTH} characters")
+    try:
+        scopes = frozenset(map(Scope, _scopes_of(match)))
+    except ValueError:
+        raise ValueError(f"line {number} names a scope that is not one of {', '.join(Scope)}") from None
+    return ApiKey(name=match["name"], scopes=scopes, digest=_digest(match["key"]))
+
+
+def _scopes_of(line: re.Match[str]) -> Collection[str]:
+    return line["scopes"].split("+") if line["scopes"] else DEFAULT_SCOPES
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()

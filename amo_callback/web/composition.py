@@ -12,7 +12,7 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -36,21 +36,18 @@ from amo_callback.tokens.lifecycle import TokenLifecycle
 from amo_callback.web.client_connections import ListenerOptions
 from amo_callback.web.client_ip import TrustedProxies
 from amo_callback.web.listener import HttpListener, open_listener
-from amo_callback.web.openapi import Document
-from amo_callback.web.pages.render import Pages
+from amo_callback.web.openapi import document_text
+from amo_callback.web.pages import Pages
+from amo_callback.web.private import private_routes
 from amo_callback.web.private.api import PrivateApi
-from amo_callback.web.private.routes import private_routes
 from amo_callback.web.public import public_routes
 from amo_callback.web.public.api import PublicApi
-from amo_callback.web.services import Services
 from amo_callback.web.watchdog import Watchdog, running_watchdog
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
-from amo_callback.webhooks.sender import open_sender
-from amo_callback.webhooks.signing import Signer
+from amo_callback.webhooks.sender import Signer, open_sender
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -78,6 +75,24 @@ class DataPaths:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """What the handlers of both APIs use."""
+
+    settings: Settings
+    core: Core
+    store: Store
+    oauth: OAuth
+    lifecycle: TokenLifecycle
+    users: JwtVerifier | None
+    """The verifier of the app's JWTs; `None` where none are configured."""
+    api_keys: ApiKeys
+    proxies: TrustedProxies
+    pages: Pages
+    metrics: Metrics
+    log: FilteringBoundLogger
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Service:
     """The running service."""
 
@@ -89,40 +104,20 @@ class Service:
     """Ends with `TaskDied` where a background task does."""
     stop: Callable[[], None]
     """Start nothing new from now on: the first thing that a signal does."""
-    reloader: Reloader
+    reload: Callable[[Settings], Sequence[str]]
+    """Apply what may change, and return the names of other settings that differ: they need a restart."""
 
 
-class Reloader:
-    """The settings that may change while the service runs, and the handlers that apply them."""
-
-    def __init__(self, settings: Settings, handlers: Mapping[str, Callable[[Settings], None]]) -> None:
-        self._settings = settings
-        self._handlers = dict(handlers)
-
-    def register(self, setting: str, handler: Callable[[Settings], None]) -> None:
-        """Add the handler of a setting, named `section.key`."""
-        self._handlers[setting] = handler
-
-    def apply(self, fresh: Settings) -> Sequence[str]:
-        """Apply what may change, and return the names of other settings that differ: they need a restart."""
-        for handler in self._handlers.values():
-            handler(fresh)
-        return [
-            f"{section}.{key}"
-            for section in type(fresh).model_fields
-            for key in type(getattr(fresh, section)).model_fields
-            if f"{section}.{key}" not in self._handlers
-            and getattr(getattr(fresh, section), key) != getattr(getattr(self._settings, section), key)
-        ]
-
-
-def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Document]:
-    """Return both APIs and their OpenAPI document."""
+def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Callable[[], str]]:
+    """Return both APIs, and the function that returns their OpenAPI document."""
     settings = services.settings
-    document = Document(settings.amo.redirect_uri)
-    private = PrivateApi(services, private_routes(settings, lambda: document.text))
+
+    @cache
+    def document() -> str:
+        return document_text((private, public), settings.amo.redirect_uri)
+
+    private = PrivateApi(services, private_routes(settings, document))
     public = PublicApi(services, public_routes(settings.server.base_path, with_users=services.users is not None))
-    document.apis = (private, public)
     return public, private, document
 
 
@@ -138,47 +133,52 @@ async def open_service(
     listeners: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
     max_connections: int | None = None,
     lost_lines: Callable[[], int] = lambda: 0,
+    on_reload: Mapping[str, Callable[[Settings], None]] = MappingProxyType({}),
 ) -> AsyncIterator[Service]:
     """Open the whole service: store, client, refreshing, grants, webhooks, tasks, then both listeners.
 
     `listeners` are the sockets that another process has opened, by the APIs' names; `lost_lines` counts lines of the
-    log; `max_connections` replaces the setting where the process may not open enough files for it.
+    log; `max_connections` replaces the setting where the process may not open enough files for it; `on_reload` applies
+    settings, named `section.key`, that may change while the service runs.
 
     Raises `ConfigurationError` where it cannot start. At the end nothing new is started, the listeners drain, and what
     is in flight is stored.
     """
     async with AsyncExitStack() as stack:
-        metrics = Metrics(lost_lines=lost_lines)
-
-        def observe(event: Event) -> None:
-            observer(event)
-            metrics(event)
-
         services = await stack.enter_async_context(
-            open_services(settings, paths=paths, clock=clock, log=log, observer=observe, metrics=metrics)
+            open_services(settings, paths=paths, clock=clock, log=log, observer=observer, lost_lines=lost_lines)
         )
+        core, lifecycle = services.core, services.lifecycle
         watchdog = Watchdog(services, supervisor or Notifier({}, pid=0))
         await stack.enter_async_context(running_watchdog(watchdog))  # until everything has drained
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
-        lifecycle, connect = services.lifecycle, services.oauth.connect
-        running = partial(_running, core=services.core, died=died)
-        await stack.enter_async_context(_deliver_webhooks(services, running))
+        webhook = settings.webhook
+        if webhook.url is not None and webhook.secret is not None:
+            signer = Signer(
+                read_webhook_secrets(webhook.secret.get_secret_value()),
+                reconnect_url=settings.amo.connect_url,
+                allowed_domains=settings.amo.allowed_domains,
+            )
+            sender = await stack.enter_async_context(open_sender(webhook.url, signer))
+            dispatcher = WebhookDispatcher(core, sender)
+            services.store.on_webhook(dispatcher.wake)
+            await stack.enter_async_context(_running(dispatcher, name="webhooks", core=core, died=died))
         stack.push_async_callback(lifecycle.drain)
-        stack.push_async_callback(connect.drain)
-        await stack.enter_async_context(running(lifecycle.scheduler, name="refresher"))
+        stack.push_async_callback(services.oauth.connect.drain)
+        await stack.enter_async_context(_running(lifecycle.scheduler, name="refresher", core=core, died=died))
         await lifecycle.stats_poller.look()  # before a request may need it
-        await stack.enter_async_context(running(lifecycle.stats_poller, name="surveyor"))
+        await stack.enter_async_context(_running(lifecycle.stats_poller, name="surveyor", core=core, died=died))
         public, private = await stack.enter_async_context(
             _open_listeners(services, listeners, max_connections or settings.server.max_connections)
         )
 
         def stop() -> None:
             watchdog.stop()
-            services.core.stop.set()
+            core.stop.set()
 
         stack.callback(stop)  # the first thing at the end, also where no signal came
-        observe(Event(name="service.started", fields={"public": public.address, "private": private.address}))
+        core.observer(Event(name="service.started", fields={"public": public.address, "private": private.address}))
         watchdog.ready()
         yield Service(
             public=public.address,
@@ -186,9 +186,9 @@ async def open_service(
             services=services,
             died=died,
             stop=stop,
-            reloader=Reloader(settings, _reload_handlers(services)),
+            reload=partial(_reload, settings, {**_reload_handlers(services), **on_reload}),
         )
-        observe(Event(name="service.stopping"))
+        core.observer(Event(name="service.stopping"))
 
 
 @asynccontextmanager
@@ -199,37 +199,43 @@ async def open_services(
     clock: Clock,
     log: FilteringBoundLogger,
     observer: Observer,
-    metrics: Metrics,
+    lost_lines: Callable[[], int] = lambda: 0,
     idle: bool = False,
 ) -> AsyncIterator[Services]:
     """Open everything but tasks and listeners; raises `ConfigurationError`.
 
     Where it is `idle` it answers from the store, refreshes nothing and sends nothing to AMO.
     """
+    metrics = Metrics(lost_lines=lost_lines)
+
+    def observe(event: Event) -> None:
+        observer(event)
+        metrics(event)
+
     async with AsyncExitStack() as stack:
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
         process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         url = settings.storage.url.get_secret_value()
         store = await stack.enter_async_context(open_store(url, folder=paths.folder, clock=clock, process=process))
         await _check_canary(store, cipher)
-        users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
-        clock = store.clock
-        shared = store.shared or LocalLimits(clock=clock)
+        users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observe))
         rate_limiter = RateLimiter(
-            per_second=settings.amo.requests_per_second, shared=shared, clock=clock, observer=observer
+            per_second=settings.amo.requests_per_second,
+            shared=store.shared or LocalLimits(clock=store.clock),
+            clock=store.clock,
+            observer=observe,
         )
         stack.push_async_callback(rate_limiter.close)
-        amo = _make_client(settings, rate_limiter=rate_limiter, clock=clock, observer=observer)
         rescue = RescueFolder(paths.rescue)
         if not idle:
             await asyncio.to_thread(rescue.open)
-        store.observe(observer)
+        store.observe(observe)
         core = Core(
             store=store,
-            amo=amo,
+            amo=_make_client(settings, rate_limiter=rate_limiter, clock=store.clock, observer=observe),
             cipher=cipher,
-            clock=clock,
-            observer=observer,
+            clock=store.clock,
+            observer=observe,
             random=random.random,
             rules=settings.refresh.rules,
             process=process,
@@ -246,12 +252,11 @@ async def open_services(
             lifecycle.breaker.accepted()
             lifecycle.scheduler.expect(connection.next_refresh_at)
 
-        oauth = OAuth(core, settings, lifecycle, connected=on_connected)
         yield Services(
             settings=settings,
             core=core,
             store=store,
-            oauth=oauth,
+            oauth=OAuth(core, settings, lifecycle, connected=on_connected),
             lifecycle=lifecycle,
             users=users,
             api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value())),
@@ -278,8 +283,6 @@ async def open_users(app: App, *, clock: Clock, observer: Observer) -> AsyncIter
 
         async with open_jwks(app.jwks_url, rules=rules, clock=clock, observer=observer) as verifier:
             yield verifier
-    else:
-        yield None
 
 
 async def _check_canary(store: Store, cipher: Cipher) -> None:
@@ -312,27 +315,6 @@ def _make_client(settings: Settings, *, rate_limiter: RateLimiter, clock: Clock,
 
 
 @asynccontextmanager
-async def _deliver_webhooks(
-    services: Services, running: Callable[..., AbstractAsyncContextManager[None]]
-) -> AsyncIterator[None]:
-    """Deliver webhooks where an endpoint is configured; at the end requests in flight are answered."""
-    settings = services.settings
-    if settings.webhook.url is None or settings.webhook.secret is None:
-        yield
-        return
-    signer = Signer(
-        read_webhook_secrets(settings.webhook.secret.get_secret_value()),
-        reconnect_url=settings.amo.connect_url,
-        allowed_domains=settings.amo.allowed_domains,
-    )
-    async with open_sender(settings.webhook.url, signer) as sender:
-        dispatcher = WebhookDispatcher(services.core, sender)
-        services.store.on_webhook(dispatcher.wake)
-        async with running(dispatcher, name="webhooks"):
-            yield
-
-
-@asynccontextmanager
 async def _running(
     loop: RefreshScheduler | WebhookDispatcher | StatsPoller, *, name: str, core: Core, died: asyncio.Future[None]
 ) -> AsyncIterator[None]:
@@ -360,11 +342,16 @@ async def _open_listeners(
     services: Services, sockets: Mapping[str, Sequence[socket.socket]], max_connections: int
 ) -> AsyncIterator[Sequence[HttpListener]]:
     """Open the listeners of the public and the private API; at the end both close at the same time."""
-    server = services.settings.server
+    server, opened = services.settings.server, []
     public, private, _ = make_apis(services)
     async with AsyncExitStack() as stack:
-        opened = [
-            await stack.enter_async_context(
+        for api, address in ((public, server.public), (private, server.private)):
+            options = ListenerOptions(
+                socket_mode=int(server.socket_mode, 8),
+                max_connections=max_connections,
+                closed=partial(services.metrics.client_closed, api.name),
+            )
+            listener = await stack.enter_async_context(
                 open_listener(
                     api.make_app(),
                     address,
@@ -372,23 +359,15 @@ async def _open_listeners(
                     clock=services.core.clock,
                     log=services.log,
                     sockets=sockets.get(api.name, ()),
-                    options=ListenerOptions(
-                        socket_mode=int(server.socket_mode, 8),
-                        max_connections=max_connections,
-                        closed=partial(services.metrics.client_closed, api.name),
-                    ),
+                    options=options,
                 )
             )
-            for api, address in ((public, server.public), (private, server.private))
-        ]
-        stack.push_async_callback(_close_together, opened)
-        for api, listener in zip((public, private), opened, strict=True):
             services.metrics.watch_clients(api.name, listener.count_connections)
-        yield opened
-
-
-async def _close_together(listeners: Sequence[HttpListener]) -> None:
-    await asyncio.gather(*(listener.close() for listener in listeners))
+            opened.append(listener)
+        try:
+            yield opened
+        finally:
+            await asyncio.gather(*(listener.close() for listener in opened))
 
 
 def _reload_handlers(services: Services) -> Mapping[str, Callable[[Settings], None]]:
@@ -399,6 +378,17 @@ def _reload_handlers(services: Services) -> Mapping[str, Callable[[Settings], No
         services.oauth.limits.change(attempts=fresh.limits.failed_codes, window=fresh.limits.window)
 
     return {"api.keys": replace_keys, "limits.failed_codes": change_limits, "limits.window": change_limits}
+
+
+def _reload(settings: Settings, handlers: Mapping[str, Callable[[Settings], None]], fresh: Settings) -> Sequence[str]:
+    for handler in handlers.values():
+        handler(fresh)
+    return [
+        f"{section}.{key}"
+        for section, before in settings
+        for key, value in before
+        if f"{section}.{key}" not in handlers and getattr(getattr(fresh, section), key) != value
+    ]
 
 
 def _retrieve(died: asyncio.Future[None]) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from amo_callback.store import Store
     from amo_callback.tokens.lifecycle import TokenLifecycle
+    from amo_callback.web.composition import Services
     from amo_callback.web.route import Call
-    from amo_callback.web.services import Services
 
 NOT_PROVEN = "not proven yet"
 """The detail of `amo_credentials` before any token pair was obtained with the client id."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs
@@ -18,8 +17,7 @@ from typing_extensions import TypedDict
 
 from amo_callback import __version__
 from amo_callback.identity import Scope
-from amo_callback.web.auth import Jwt
-from amo_callback.web.route import Reply
+from amo_callback.web.route import Jwt, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,53 +90,42 @@ class _Schemas(GenerateJsonSchema):
         return False
 
 
-class Document:
-    """The OpenAPI document of some APIs, made when it is first needed."""
-
-    def __init__(self, redirect_uri: str) -> None:
-        self.apis: Sequence[Api] = ()
-        address = urlsplit(redirect_uri)
-        self._servers = {
-            "private": {"url": "/", "description": "The private API, where this document is served."},
-            "public": {"url": f"{address.scheme}://{address.netloc}", "description": "The public API."},
-        }
-
-    @cached_property
-    def text(self) -> str:
-        """The document, as JSON."""
-        return json.dumps(self.content)
-
-    @cached_property
-    def content(self) -> OpenApi:
-        """The document."""
-        served = [(api.name, route, _replies(api, route)) for api in self.apis for route in api.routes]
-        wanted = {(_key(kind), mode): kind for _, route, replies in served for kind, mode in _types(route, replies)}
-        found, rest = TypeAdapter.json_schemas(
-            [(key, mode, TypeAdapter(kind)) for (key, mode), kind in wanted.items()],
-            ref_template=_REF + "{model}",
-            schema_generator=_Schemas,
-        )
-        components = cast("Json", rest.get("$defs", {}))
-        writer = _Writer({key: schema for (key, _), schema in found.items()}, components)
-        paths: dict[str, Json] = {}
-        for name, route, replies in served:
-            item, method = paths.setdefault(route.path, {}), route.method.lower()
-            if method in item:  # both APIs have it
-                item[method]["servers"].append(self._servers[name])
-            else:
-                item[method] = {"tags": [name], **writer.operation(route, replies), "servers": [self._servers[name]]}
-        used = _references(paths, components)
-        return {
-            "openapi": "3.1.0",
-            "info": {"title": "amo-callback", "version": __version__, "description": _ABOUT},
-            "servers": [self._servers["private"]],
-            "tags": [{"name": name, "description": server["description"]} for name, server in self._servers.items()],
-            "paths": paths,
-            "components": {
-                "schemas": {name: schema for name, schema in components.items() if name in used},
-                "securitySchemes": _SECURITY_SCHEMES,
-            },
-        }
+def document_text(apis: Sequence[Api], redirect_uri: str) -> str:
+    """Return the OpenAPI document of some APIs, as JSON."""
+    address = urlsplit(redirect_uri)
+    servers = {
+        "private": {"url": "/", "description": "The private API, where this document is served."},
+        "public": {"url": f"{address.scheme}://{address.netloc}", "description": "The public API."},
+    }
+    served = [(api.name, route, _replies(api, route)) for api in apis for route in api.routes]
+    wanted = {(_key(kind), mode): kind for _, route, replies in served for kind, mode in _types(route, replies)}
+    found, rest = TypeAdapter.json_schemas(
+        [(key, mode, TypeAdapter(kind)) for (key, mode), kind in wanted.items()],
+        ref_template=_REF + "{model}",
+        schema_generator=_Schemas,
+    )
+    components: Json = rest.get("$defs", {})
+    writer = _Writer({key: schema for (key, _), schema in found.items()}, components)
+    paths: dict[str, Json] = {}
+    for name, route, replies in served:
+        item, method = paths.setdefault(route.path, {}), route.method.lower()
+        if method in item:  # both APIs have it
+            item[method]["servers"].append(servers[name])
+        else:
+            item[method] = {"tags": [name], **writer.operation(route, replies), "servers": [servers[name]]}
+    used = _references(paths, components)
+    document: OpenApi = {
+        "openapi": "3.1.0",
+        "info": {"title": "amo-callback", "version": __version__, "description": _ABOUT},
+        "servers": [servers["private"]],
+        "tags": [{"name": name, "description": server["description"]} for name, server in servers.items()],
+        "paths": paths,
+        "components": {
+            "schemas": {name: schema for name, schema in components.items() if name in used},
+            "securitySchemes": _SECURITY_SCHEMES,
+        },
+    }
+    return json.dumps(document)
 
 
 class _Writer:

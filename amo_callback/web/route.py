@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, dataclass_transform
 
@@ -19,7 +20,7 @@ from pydantic import ConfigDict, WithJsonSchema, with_config
 
 from amo_callback import probe
 from amo_callback.clock import rfc3339
-from amo_callback.errors import AmoCallbackError, InternalError
+from amo_callback.errors import AmoCallbackError, Forbidden, InternalError, Unauthorized, UnknownApiKey
 from amo_callback.events import REQUEST_ID
 from amo_callback.web.access_log import log_request, new_request_id
 from amo_callback.web.client_ip import answer_probe
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from amo_callback.identity import Scope
-    from amo_callback.web.auth import Jwt
-    from amo_callback.web.services import Services
+    from amo_callback.web.composition import Services
 
 Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"})]
 TimeText = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -38,6 +38,7 @@ TimeText = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time
 Shape = TypeVar("Shape")
 QueryType = TypeVar("QueryType")
 BodyType = TypeVar("BodyType")
+_REALM = 'Bearer realm="amo-callback"'
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -53,7 +54,6 @@ def to_json(value: object) -> str:
 
 
 def json_response(value: object, status: int = 200) -> web.Response:
-    """Return an answer of JSON."""
     return web.Response(text=to_json(value), status=status, content_type="application/json")
 
 
@@ -84,6 +84,31 @@ class Call(NamedTuple, Generic[QueryType, BodyType]):
     def address(self) -> str | None:
         """The client's IP address."""
         return self.services.proxies.client_of(self.request)
+
+
+class Jwt(Enum):
+    """Whether a route needs the JWT of the app's user."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+def bearer(request: web.Request) -> str | None:
+    """Return the bearer token; `None` where no `Authorization` came, an empty text where it cannot be used."""
+    headers = request.headers.getall("Authorization", ())
+    if not headers:
+        return None
+    scheme, _, token = headers[0].partition(" ")
+    return token.strip() if len(headers) == 1 and scheme.lower() == "bearer" else ""
+
+
+def challenge_for(error: AmoCallbackError) -> str | None:
+    """Return the `WWW-Authenticate` header of an error (RFC 6750, section 3); where no token came it names no error."""
+    if isinstance(error, Forbidden):
+        return f'{_REALM}, error="insufficient_scope", scope="{error.scope}"'
+    if isinstance(error, UnknownApiKey | Unauthorized):
+        return f'{_REALM}, error="invalid_token"' if error.presented else _REALM
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,12 +182,7 @@ class Api(ABC):
         """Raise the error that comes before 404 and 405."""
 
     @abstractmethod
-    def render(self, answer: object) -> web.Response:
-        """Render a handler's value."""
-
-    @abstractmethod
-    def render_error(self, error: AmoCallbackError) -> web.Response:
-        """Render an error."""
+    def render_error(self, error: AmoCallbackError) -> web.Response: ...
 
     @abstractmethod
     def render_http_error(self, error: web.HTTPException) -> web.Response:
@@ -221,7 +241,7 @@ class Api(ABC):
         query = None if route.query is None else read_query(request, route.query)
         body = None if route.body is None else await read_body(request, route.body)
         answer = await route.handler(Call(request, self.services, caller, query, body))
-        return answer if isinstance(answer, web.StreamResponse) else self.render(answer)
+        return answer if isinstance(answer, web.StreamResponse) else json_response(answer)
 
 
 class Unmatched(web.DynamicResource):

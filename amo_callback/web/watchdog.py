@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.observe.systemd import Notifier
-    from amo_callback.web.services import Services
+    from amo_callback.web.composition import Services
 
 _STATUS_INTERVAL = 60.0
 _EXTENSION = 30.0

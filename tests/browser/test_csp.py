@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from amo_callback.web.pages.render import read_texts
+from amo_callback.web.pages import read_texts
 from tests.browser.chromium import ANDROID, IPHONE, Chromium
 from tests.browser.conftest import Site
 from tests.browser.page_states import BEFORE_AMO, SETTINGS, STATES, public, returned

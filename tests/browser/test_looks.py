@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, Route
 
-from amo_callback.web.pages.render import LANGUAGES, read_texts
+from amo_callback.web.pages import LANGUAGES, read_texts
 from tests.browser.accessibility import OVERFLOW, axe
 from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, picture
 from tests.browser.page_states import SETTINGS, STATES, returned

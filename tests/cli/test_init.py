@@ -16,8 +16,7 @@ import pytest
 from amo_callback.cli.systemd import Target, install
 from amo_callback.config.loader import load_settings
 from amo_callback.deploy import units
-from amo_callback.identity import key_with
-from amo_callback.identity.api_keys import Scope
+from amo_callback.identity import Scope, key_with
 from tests.cli.harness import typed
 from tests.deploy.test_units import PYTHON
 from tests.e2e.process import command, process_environment, serving

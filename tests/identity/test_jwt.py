@@ -397,10 +397,6 @@ async def test_the_configuration_says_how_users_are_told() -> None:
         assert await users.verify(signed(claims(iss="me", id=7))) == "7"
         with pytest.raises(Unauthorized):
             await users.verify(signed(claims(id=7)))
-    for left_out in ("jwt_audience", "jwt_secret"):  # the configuration refuses both, and this does not rely on it
-        odd = app.model_copy(update={left_out: None})
-        async with open_users(odd, clock=clock, observer=witness) as users:
-            assert users is None
     app = App(jwks_url="http://127.0.0.1:1/keys", jwt_audience=AUDIENCE)
     async with open_users(app, clock=clock, observer=witness) as users:
         assert isinstance(users, JwksVerifier)

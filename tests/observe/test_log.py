@@ -14,8 +14,7 @@ import pytest
 
 from amo_callback.events import Event, Level
 from amo_callback.model import Status
-from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
-from amo_callback.observe.redaction import Redactor
+from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
 
 JWT = "eyJ0eXAiOiJKV1QifQ.eyJhY2NvdW50X2lkIjo3fQ.c2lnbmF0dXJl"
 CODE = "def50200" + "ab" * 40

@@ -84,9 +84,10 @@ async def documents() -> tuple[Document, Document]:
             opened, paths=paths, clock=SystemClock(), log=log, observer=LogObserver(log)
         ) as service:
             first, second = (
-                make_apis(dataclasses.replace(service.services, settings=one))[-1].content for one in (opened, guarded)
+                json.loads(make_apis(dataclasses.replace(service.services, settings=one))[-1]())
+                for one in (opened, guarded)
             )
-    return dict(first), dict(second)
+    return first, second
 
 
 def _endpoints(document: Document, guarded: Document, *, api: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What browsers call themselves, as they were seen."""
 
-from amo_callback.web.pages.user_agent import Kind
+from amo_callback.web.pages import Kind
 
 _IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"
 _IPAD = "Mozilla/5.0 (iPad; CPU OS 17_7 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"

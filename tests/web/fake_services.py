@@ -8,7 +8,7 @@ from typing import cast
 
 from amo_callback.model import AmoBlock, Freeze
 from amo_callback.stats import StoreStats
-from amo_callback.web.services import Services
+from amo_callback.web.composition import Services
 from tests.builders import a_survey
 from tests.fakes import FakeClock
 

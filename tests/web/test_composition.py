@@ -108,11 +108,11 @@ NEW_KEY = "a-new-key-0123456789-0123456789-0123456789-01"
 async def test_keys_that_were_read_again_hold_at_once(app: Running, encryption_key: str) -> None:
     """The new one is accepted, the old one is not any more; both may be there for a while."""
     both = {"API__KEYS": f"backend:{API_KEY}\nnew:{NEW_KEY}"}
-    assert app.service.reloader.apply(load_settings(None, environment(app.amo, encryption_key, **both))) == []
+    assert app.service.reload(load_settings(None, environment(app.amo, encryption_key, **both))) == []
     for key in (API_KEY, NEW_KEY):
         assert (await app.private("/connections", key=key)).status == 200
     alone = {"API__KEYS": f"new:{NEW_KEY}"}
-    app.service.reloader.apply(load_settings(None, environment(app.amo, encryption_key, **alone)))
+    app.service.reload(load_settings(None, environment(app.amo, encryption_key, **alone)))
     answers = [(await app.private("/connections", key=key)).status for key in (API_KEY, READ_KEY, ADMIN_KEY, NEW_KEY)]
     assert answers == [401, 401, 401, 200]
 
@@ -120,7 +120,7 @@ async def test_keys_that_were_read_again_hold_at_once(app: Running, encryption_k
 async def test_what_cannot_be_taken_while_it_runs_is_named(app: Running, encryption_key: str) -> None:
     """Never a value: only which settings have changed, and need a restart."""
     more = {"AMO__CLIENT_SECRET": "another", "LOG__LEVEL": "debug", "API__KEYS": f"new:{NEW_KEY}"}
-    changed = app.service.reloader.apply(load_settings(None, environment(app.amo, encryption_key, **more)))
+    changed = app.service.reload(load_settings(None, environment(app.amo, encryption_key, **more)))
     assert changed == ["amo.client_secret", "log.level"]
 
 
@@ -136,10 +136,10 @@ async def test_limits_that_were_read_again_hold_at_once(app: Running, encryption
 
     for unproven in ("1", "3"):
         fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES=unproven))
-        assert app.service.reloader.apply(fresh) == []
+        assert app.service.reload(fresh) == []
         assert await junk() == (["auth_failed", "rate_limited"] if unproven == "1" else ["auth_failed"] * 2)
         assert await starts() == ([303, 302] if unproven == "1" else [303, 303])
     fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES="3", LIMITS__WINDOW="3600"))
-    assert app.service.reloader.apply(fresh) == []
+    assert app.service.reload(fresh) == []
     app.clock.advance(60)
     assert await starts() == [302, 302]

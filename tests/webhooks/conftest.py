@@ -10,8 +10,7 @@ from amo_callback.events import QueuedWebhook, connection_event
 from amo_callback.model import RefreshRules
 from amo_callback.store import Store
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
-from amo_callback.webhooks.sender import open_sender
-from amo_callback.webhooks.signing import Signer
+from amo_callback.webhooks.sender import Signer, open_sender
 from tests.builders import a_connection, a_core, now, save
 from tests.fakes import START, FakeClock, RecordingObserver
 from tests.patience import PATIENCE

@@ -10,7 +10,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from amo_callback.config.types import read_webhook_secrets
 from amo_callback.events import QueuedWebhook
-from amo_callback.webhooks.signing import Message, Signer
+from amo_callback.webhooks.sender import Message, Signer
 from tests.fakes import START
 from tests.webhooks.receiver import OTHER_SECRET, SECRET
 

@@ -1,1 +1,200 @@
-"""The page that returns the user to the app."""
+"""The page that returns the user to the app: the browser it is for, its content, texts and rendering."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import tomllib
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Texts = dict[str, dict[str, str]]
+"""Section, key, text."""
+
+_FOLDER = resources.files("amo_callback.web") / "pages" / "texts"
+LANGUAGES = ("en", "uk", "ru")
+"""The languages of the pages, the default first: each has its file in the folder."""
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_RELOAD_AFTER = 2
+"""Seconds after which a page that waits for its result is loaded again."""
+_POLICY = (
+    "default-src 'none'; {script}style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+_MAX_AGENT = 2048
+_MAX_LANGUAGES = 512
+"""Characters that are parsed: no browser sends longer headers."""
+
+_IN_APP = re.compile(
+    r"FBAN|FBAV|FB_IAB|Instagram|Barcelona|\bLine/|MicroMessenger|Telegram|WhatsApp|Viber|musical_ly|TikTok"
+    r"|Bytedance|Snapchat|Twitter|LinkedInApp|Pinterest|KAKAOTALK|\bVK(?:AndroidApp|Client|ontakte)?/|vk\.vkclient"
+    r"|; ?wv\)",
+    re.IGNORECASE,
+)
+"""The marks of browsers inside other apps; `; wv)` is Android's own mark of a WebView,
+https://developer.chrome.com/docs/webview/user-agent."""
+_IOS = re.compile(r"\b(?:iPhone|iPad|iPod)\b")
+_ANDROID = re.compile(r"\bAndroid\b.*(?:Chrome|Firefox|Safari|OPR)/")
+_RANGE = re.compile(
+    r"(?P<tag>\*|[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*)"
+    r"(?:[ \t]*;[ \t]*[qQ]=(?P<q>0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?"
+)
+"""A language range and its weight: RFC 9110, sections 12.4.2 and 12.5.4."""
+
+
+class Kind(Enum):
+    """The kind of browser."""
+
+    IOS = "ios"
+    """Safari, a sheet of it inside an app, or a browser built on it."""
+    ANDROID = "android"
+    """A browser, or a tab of one inside an app."""
+    IN_APP = "in_app"
+    """A view inside another app, where an app's address may replace the page by an error."""
+    OTHER = "other"
+    """A desktop, or unknown; also iPads that present themselves as a Macintosh."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserAgent:
+    """The browser that a page is for."""
+
+    kind: Kind
+    language: str
+
+    @property
+    def allows_auto_open(self) -> bool:
+        """Whether a page may open the deep link by itself: in other browsers this can replace the page by an error."""
+        return self.kind in {Kind.IOS, Kind.ANDROID}
+
+
+def parse_user_agent(*, user_agent: str, accept_language: str, languages: Sequence[str]) -> UserAgent:
+    """Parse the headers of those names, for pages in `languages`, the default first; never raises."""
+    return UserAgent(kind=_kind(user_agent), language=_language(accept_language, languages))
+
+
+def _kind(agent: str) -> Kind:
+    if len(agent) > _MAX_AGENT or "Windows Phone" in agent:  # it names all the others, too
+        return Kind.OTHER
+    if _IN_APP.search(agent):
+        return Kind.IN_APP
+    if _IOS.search(agent):
+        return Kind.IOS if "Safari/" in agent else Kind.IN_APP
+    return Kind.ANDROID if _ANDROID.search(agent) else Kind.OTHER
+
+
+def _language(accepted: str, languages: Sequence[str]) -> str:
+    """Choose by RFC 4647's lookup: a range is shortened until it fits, `*` stands for the default."""
+    if len(accepted) > _MAX_LANGUAGES:
+        accepted = accepted[:_MAX_LANGUAGES].rpartition(",")[0]  # half a range is none
+    weights: dict[str, float] = {}
+    refused = set()
+    for item in accepted.split(","):
+        match = _RANGE.fullmatch(item.strip(" \t"))
+        if match is None:
+            continue
+        tag, weight = match["tag"].lower(), float(match["q"] or 1)
+        if weight:
+            language = tag.partition("-")[0]
+            weights[language] = max(weight, weights.get(language, 0))
+        else:
+            refused.add(tag)
+    offered = [language for language in languages if language not in refused]
+    wanted = [language for language in weights if language in offered]
+    return max(wanted, key=lambda language: weights[language], default=(offered or languages)[0])
+
+
+_NOTES = {Kind.OTHER: "on_phone", Kind.IN_APP: "in_app"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """The content of the page in one of its variants: `connected`, `exchanging`, `gone`, or a deep link error."""
+
+    variant: str
+    status: int
+    """The HTTP status."""
+    link: str | None = field(default=None, repr=False)
+    """The deep link, where there is one."""
+    intent: str | None = field(default=None, repr=False)
+    """The deep link as Android's `intent:`."""
+    auto_open: bool = False
+    """Whether the page opens the link once by itself."""
+    attempted: bool = False
+    """Whether it did so before: then the user has come back."""
+    retry_url: str | None = None
+    """The address that retries a temporary failure; empty: the page's own."""
+    domain: str | None = None
+    """The host of the account that was connected."""
+    support: str | None = None
+    """The support code."""
+
+
+class Pages:
+    """The page in its variants and languages."""
+
+    def __init__(self, *, app_name: str) -> None:
+        self._app_name = app_name
+        self._texts = {language: read_texts(language) for language in LANGUAGES}
+        environment = Environment(
+            loader=PackageLoader("amo_callback.web", "pages"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._template = environment.get_template("page.html")
+
+    def render(self, view: View, agent: UserAgent) -> web.Response:
+        """Render a view for a browser."""
+        texts = fill(self._texts[agent.language], {"app": self._app_name, "domain": view.domain or ""})
+        nonce = secrets.token_urlsafe(16)
+        html = self._template.render(
+            view=view,
+            language=agent.language,
+            texts=texts,
+            text=texts[view.variant],
+            todo=texts["todo"]["again"] if view.retry_url is not None else texts[view.variant].get("todo"),
+            note=_note(view, agent, texts),
+            nonce=nonce,
+        )
+        response = web.Response(text=html, status=view.status, content_type="text/html", charset="utf-8")
+        script = f"script-src 'nonce-{nonce}'; " if view.link else ""
+        response.headers["Content-Security-Policy"] = _POLICY.format(nonce=nonce, script=script)
+        response.headers["Vary"] = "Accept, Accept-Language, User-Agent"
+        if view.variant == "exchanging":
+            # A header, since tests for accessibility object to `<meta http-equiv=refresh>`.
+            response.headers["Refresh"] = str(_RELOAD_AFTER)
+        return response
+
+
+def _note(view: View, agent: UserAgent, texts: Texts) -> str | None:
+    """Return a note on the button where it may not work, unless the button to retry comes first."""
+    if view.link is None or view.retry_url is not None or agent.kind not in _NOTES:
+        return None
+    return texts["page"][_NOTES[agent.kind]]
+
+
+def read_texts(language: str) -> Texts:
+    """Read the texts of a language: one TOML file each."""
+    return tomllib.loads((_FOLDER / f"{language}.toml").read_text(encoding="utf-8"))
+
+
+def fill(texts: Texts, values: Mapping[str, str]) -> Texts:
+    """Replace the placeholders, all at once: a value that looks like a placeholder is not replaced again."""
+    return {
+        section: {
+            key: PLACEHOLDER.sub(lambda placeholder: values[placeholder[1]], text) for key, text in content.items()
+        }
+        for section, content in texts.items()
+    }

@@ -22,16 +22,14 @@ from amo_callback.errors import (
     error_classes,
 )
 from amo_callback.web.access_log import LogThrottle, sent_request_id
-from amo_callback.web.auth import challenge_for, find_api_key
-from amo_callback.web.route import Api, Reply, json_response
+from amo_callback.web.route import Api, Reply, bearer, challenge_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from amo_callback.identity import ApiKey, Scope
-    from amo_callback.web.auth import Jwt
-    from amo_callback.web.route import Route
-    from amo_callback.web.services import Services
+    from amo_callback.web.composition import Services
+    from amo_callback.web.route import Jwt, Route
 
 _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
 
@@ -118,16 +116,13 @@ class PrivateApi(Api):
             self._find_key(request)
 
     def _find_key(self, request: web.Request) -> ApiKey:
-        try:
-            return find_api_key(request, self.services.api_keys)
-        except UnknownApiKey:
+        presented = bearer(request) or ""
+        key = self.services.api_keys.find(presented)
+        if key is None:
             self.services.metrics.key_refused()
             self._refused_keys.count()
-            raise
-
-    def render(self, answer: object) -> web.Response:
-        """Render a value as JSON."""
-        return json_response(answer)
+            raise UnknownApiKey(presented=bool(presented))
+        return key
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
         """Render an error as problem details."""

@@ -1,25 +1,31 @@
-"""`GET /events`: the history, newest first."""
+"""The history, and the webhooks of it that wait or were given up: list and retry."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from amo_callback.errors import NotFound
 from amo_callback.identity import Scope
 from amo_callback.web.parsing import Number, Page, Text, paginate
 from amo_callback.web.route import Route, Time, shape
 
 if TYPE_CHECKING:
-    from amo_callback.events import StoredEvent
+    from amo_callback.events import QueuedWebhook, StoredEvent
     from amo_callback.web.route import Call
 
 
-class EventsQuery(Page):
-    """Filters of the list."""
+class NumberedPage(Page):
+    """Part of a list that is ordered by numbers."""
 
     cursor: Number | None = None
     """the next_cursor of the page before"""
+
+
+class EventsQuery(NumberedPage):
+    """Filters of the list."""
+
     connection: Text | None = None
     """1 to 256 characters: whose events, by a connection's id, `account:31920194` or `owner:42`"""
 
@@ -70,4 +76,86 @@ def show_event(event: StoredEvent) -> RecordedEvent:
     return RecordedEvent(**{field.name: getattr(event, field.name) for field in fields(RecordedEvent)})
 
 
-ROUTES = (Route("GET", "/events", list_events, Scope.READ, query=EventsQuery, answer=EventsPage),)
+@shape
+class ShownWebhook:
+    """A webhook that has not been delivered; a dead-lettered one has no next try."""
+
+    id: str
+    type: str
+    at: Time
+    connection_id: str
+    status: Literal["waiting", "dead_lettered"]
+    tries: int
+    last_error: str | None
+    next_try_at: Time | None
+    dead_lettered_at: Time | None
+
+
+@shape
+class WebhooksPage:
+    """A part of the webhooks, oldest first."""
+
+    items: Sequence[ShownWebhook]
+    next_cursor: str | None
+    """The `cursor` of the next page; `null` on the last one."""
+
+
+@shape
+class RetriedWebhooks:
+    """The ids of the webhooks that are tried again."""
+
+    retried: Sequence[str]
+
+
+async def list_webhooks(call: Call[NumberedPage, None]) -> WebhooksPage:
+    """List what has not been delivered, oldest first."""
+    query = call.query
+    found = await call.services.store.webhooks(after=int(query.cursor or "0"), limit=query.limit + 1)
+    items, last = paginate(found, query.limit)
+    return WebhooksPage(
+        items=[show_webhook(webhook) for webhook in items], next_cursor=None if last is None else str(last.number)
+    )
+
+
+async def retry_webhook(call: Call[None, None]) -> RetriedWebhooks:
+    """Try a webhook now, also one that was given up."""
+    # Ids have letters and digits only; the store may not even accept another text.
+    webhook = call.request.match_info["webhook"]
+    found = await call.services.store.retry_webhooks(webhook) if webhook.isalnum() else []
+    if not found:
+        raise NotFound("There is no such webhook.")
+    return _retried(call, found)
+
+
+async def retry_webhooks(call: Call[None, None]) -> RetriedWebhooks:
+    """Try all that were given up."""
+    return _retried(call, await call.services.store.retry_webhooks(None))
+
+
+def _retried(call: Call[None, None], found: Sequence[str]) -> RetriedWebhooks:
+    call.services.log.info("webhooks.retry_requested", key=call.caller, webhooks=len(found))
+    return RetriedWebhooks(retried=found)
+
+
+def show_webhook(webhook: QueuedWebhook) -> ShownWebhook:
+    """Return a webhook as the API shows it."""
+    dead_lettered = webhook.dead_lettered_at is not None
+    return ShownWebhook(
+        id=webhook.id,
+        type=webhook.type,
+        at=webhook.at,
+        connection_id=webhook.connection_id,
+        status="dead_lettered" if dead_lettered else "waiting",
+        tries=webhook.tries,
+        last_error=webhook.last_error,
+        next_try_at=None if dead_lettered else webhook.next_try_at,
+        dead_lettered_at=webhook.dead_lettered_at,
+    )
+
+
+ROUTES = (
+    Route("GET", "/events", list_events, Scope.READ, query=EventsQuery, answer=EventsPage),
+    Route("GET", "/webhooks", list_webhooks, Scope.READ, query=NumberedPage, answer=WebhooksPage),
+    Route("POST", "/webhooks/retry", retry_webhooks, Scope.ADMIN, answer=RetriedWebhooks),
+    Route("POST", "/webhooks/{webhook}/retry", retry_webhook, Scope.ADMIN, answer=RetriedWebhooks, errors=(NotFound,)),
+)

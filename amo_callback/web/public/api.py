@@ -1,11 +1,11 @@
-"""The public API: the app's users, and errors in the envelope that the app reads."""
+"""The public API: the app's users, and the JSON envelope that the existing app reads."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from aiohttp import web
 
@@ -19,14 +19,15 @@ from amo_callback.errors import (
     StoreUnavailable,
     Unauthorized,
 )
-from amo_callback.web.auth import Jwt, challenge_for, find_user
-from amo_callback.web.public.envelope import Failure, deep_link_failure, failure
-from amo_callback.web.route import Api, Reply, Route, json_response
+from amo_callback.model import Status
+from amo_callback.web.route import Api, Jwt, Reply, Route, bearer, challenge_for, shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from amo_callback.identity import Scope
+    from amo_callback.model import Connection
     from amo_callback.web.route import Call
 
 TEXT = ("text/html", "text/plain")
@@ -40,6 +41,74 @@ ERROR_PAGES = {
 }
 _HTTP_ERRORS = {404: NotFound.code, 405: METHOD_NOT_ALLOWED}
 """The errors of HTTP itself that are no `invalid_request`."""
+_RETRY_AFTER = "5"
+Data = TypeVar("Data")
+
+
+@shape
+class Success(Generic[Data]):
+    """The answer to a request that succeeded."""
+
+    success: Literal[True] = True
+    data: Data
+    message: str
+    """For people."""
+
+
+@shape
+class Failure:
+    """The answer to a request that failed."""
+
+    success: Literal[False] = False
+    error: str
+    message: str
+    """What is wrong, for people."""
+
+
+@shape
+class AppStatus:
+    """A connection, as the app knows it."""
+
+    connected: bool
+    hasTokens: bool  # noqa: N815 -- because the existing app reads it
+    """Whether a valid access token is held."""
+    domain: str | None
+    accountId: str | None  # noqa: N815 -- likewise
+
+    @property
+    def message(self) -> str:
+        """The status in words."""
+        return "amoCRM is connected." if self.connected else "amoCRM is not connected."
+
+
+NOT_CONNECTED = AppStatus(connected=False, hasTokens=False, domain=None, accountId=None)
+
+
+def app_status(connection: Connection | None, now: datetime) -> AppStatus:
+    """Return a connection as the app knows it."""
+    if connection is None or connection.status is Status.DISCONNECTED:
+        return NOT_CONNECTED
+    expires_at = connection.access_expires_at
+    return AppStatus(
+        connected=connection.status is Status.ACTIVE,
+        hasTokens=connection.sealed_pair is not None and expires_at is not None and expires_at > now,
+        domain=connection.domain,
+        accountId=connection.account_id,
+    )
+
+
+def failure(status: int, error: str, message: str) -> web.Response:
+    """Render an error."""
+    response = web.json_response({"success": False, "error": error, "message": message}, status=status)
+    if status in {429, 503}:
+        response.headers["Retry-After"] = _RETRY_AFTER
+    return response
+
+
+def deep_link_failure(error: str) -> web.Response:
+    """Render an error as the deep link names it."""
+    known = DEEP_LINK_ERRORS[error]
+    return failure(known.status, error, known.message)
 
 
 def error_actions() -> Mapping[str, str]:
@@ -70,16 +139,18 @@ class PublicApi(Api):
 
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
         """Return the id of the app's user; raises `Unauthorized`, `JwksUnavailable`."""
-        if access is None:
+        verifier = self.services.users
+        if access is None or verifier is None:
             return ""
-        return await find_user(request, self.services.users, required=access is Jwt.REQUIRED) or ""
+        token = bearer(request)
+        if token is None and access is Jwt.OPTIONAL:
+            return ""
+        if not token:
+            raise Unauthorized("missing" if token is None else "header")
+        return await verifier.verify(token)
 
     async def check_unmatched(self, request: web.Request) -> None:
         """Let 404 and 405 be answered."""
-
-    def render(self, answer: object) -> web.Response:
-        """Render data and message in the envelope."""
-        return json_response(answer)
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
         """Render an error in the envelope."""

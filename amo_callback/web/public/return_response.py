@@ -12,8 +12,7 @@ from aiohttp import web
 from amo_callback.deeplink import DEEP_LINK_ERRORS, failure_link, intent_link, success_link
 from amo_callback.errors import RetryableError, TooManyAttempts
 from amo_callback.grant import CallbackParams, GrantResult, GrantStatus
-from amo_callback.web.pages.render import LANGUAGES, View
-from amo_callback.web.pages.user_agent import Kind, UserAgent, parse_user_agent
+from amo_callback.web.pages import LANGUAGES, Kind, UserAgent, View, parse_user_agent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,9 +13,9 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.crypto import Cipher
-from amo_callback.web.authorization_body import AuthorizationBody
+from amo_callback.web.authorizations import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
-from amo_callback.web.public.exchange import ExchangeBody
+from amo_callback.web.public.account import ExchangeBody
 from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, of, owners
 

@@ -1,0 +1,178 @@
+"""Starting an authorization: `POST /authorizations` of both APIs, and `GET {base}/connect` as a plain link."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from aiohttp import web
+from pydantic import ConfigDict, Field, ValidationError
+
+from amo_callback.errors import AmoCallbackError, InvalidRequest, RetryableError, TooManyAttempts
+from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, is_issued
+from amo_callback.identity import MAX_USER, Scope
+from amo_callback.oauth.ownership import CHALLENGE
+from amo_callback.web.parsing import Body, invalid
+from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TO_APP, Success, head_route, is_prefetch
+from amo_callback.web.public.return_response import choose, failed, redirect
+from amo_callback.web.route import Jwt, Reply, Route, Time, shape
+
+if TYPE_CHECKING:
+    from amo_callback.oauth.authorization import StartedAuthorization
+    from amo_callback.web.route import Call
+
+_PKCE = ("code_challenge", "code_challenge_method")
+_STATE_SCHEMA = {"pattern": f"^(?!{STATE_PREFIX.replace('.', '[.]')})[^\\ufffd]*$"}
+"""The rules of `to_request` for a state, but for the number of its bytes, which no pattern can count."""
+
+_State = Annotated[str, Field(max_length=MAX_STATE, json_schema_extra=_STATE_SCHEMA)]
+_Challenge = Annotated[str, Field(pattern=CHALLENGE)]
+
+
+class AuthorizationBody(Body):
+    """The app's part of an authorization request."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={
+            "anyOf": [
+                {"required": [*_PKCE], "properties": {name: {"type": "string"} for name in _PKCE}},
+                {"properties": {name: {"type": "null"} for name in _PKCE}},
+            ]
+        },
+    )
+
+    wanted: ClassVar[str] = (
+        'The body may hold "state" and, together, "code_challenge" and "code_challenge_method": "S256"; each is text.'
+    )
+    names_field: ClassVar[bool] = False
+    seconds: ClassVar[float] = 4.0
+
+    state: Annotated[_State | None, Field(repr=False)] = None
+    """Any text of at most 2048 bytes of UTF-8: it comes back unchanged."""
+    code_challenge: Annotated[_Challenge | None, Field(repr=False)] = None
+    """The SHA-256 of the verifier, 43 characters of base64url (RFC 7636)."""
+    code_challenge_method: Literal["S256"] | None = None
+    """Present together with the challenge, or not at all."""
+
+    def to_request(self, *, user: str | None = None, vouched: bool = False) -> AuthorizationRequest:
+        """Return the authorization request; raises `InvalidRequest`, which names the field.
+
+        The challenge method is S256: `plain` would show the verifier to everybody who sees the link.
+        """
+        state = (self.state or "").encode(errors="surrogatepass")
+        if len(state) > MAX_STATE or "\ufffd" in state.decode(errors="replace"):
+            raise InvalidRequest(f"state: at most {MAX_STATE} bytes of UTF-8")
+        if is_issued(state):
+            raise InvalidRequest("state: this form is for the states that are issued here")
+        if self.code_challenge is None and self.code_challenge_method is not None:
+            raise InvalidRequest("code_challenge: is missing, there is a code_challenge_method")
+        if self.code_challenge is not None and self.code_challenge_method is None:
+            raise InvalidRequest("code_challenge_method: S256, no other")
+        return AuthorizationRequest(user=user, vouched=vouched, challenge=self.code_challenge, state=state or None)
+
+
+@shape
+class AuthorizationStarted:
+    """An authorization request that was started."""
+
+    authorize_url: str
+    """AMO's consent page, to be opened in a browser."""
+    state: str
+    """The state that the deep link will carry: the one that was sent, else an issued one."""
+    expires_at: Time
+
+
+class OwnedAuthorizationBody(AuthorizationBody):
+    """An authorization request for one of the backend's users."""
+
+    wanted: ClassVar[str] = (
+        'the body is {"owner": "…"}, with "state", "code_challenge" and "code_challenge_method" as text or not at all'
+    )
+    names_field: ClassVar[bool] = True
+
+    owner: Annotated[str, Field(min_length=1, max_length=MAX_USER)] | int
+
+
+async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
+    """Start an authorization for the app's user: where to send the browser, and the state that will come back."""
+    started = await call.services.oauth.authorizations.start(call.body.to_request(user=call.caller))
+    return Success(data=show_started(started), message="Open authorize_url in a browser.")
+
+
+async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> AuthorizationStarted:
+    """Start an authorization for `owner`, who becomes an owner of the connection once it is completed."""
+    owner = str(call.body.owner)
+    if len(owner) > MAX_USER or not owner.isprintable():
+        raise invalid("owner", f"at most {MAX_USER} printable characters")
+    request = call.body.to_request(user=owner, vouched=True)
+    started = await call.services.oauth.authorizations.start(request)
+    call.services.log.info("grant.started", key=call.caller, owner=owner)
+    return show_started(started)
+
+
+async def connect(call: Call[None, None]) -> web.Response:
+    """Start an authorization for the user who follows a link, and redirect to AMO's consent page."""
+    if is_prefetch(call.request):
+        return web.Response(status=204)
+    try:
+        request = _read_query(call.request).to_request()
+        started = await call.services.oauth.authorizations.start(request, address=call.address)
+    except AmoCallbackError as error:
+        kind = choose(call, CallbackParams())
+        return failed(call, kind, error=error.deep_link_error, state=None, fields=error.fields)
+    return redirect(303, started.authorize_url)
+
+
+def _read_query(request: web.Request) -> AuthorizationBody:
+    """Read the query: each parameter once; others are ignored."""
+    given = {name: request.query.getall(name) for name in AuthorizationBody.model_fields if name in request.query}
+    try:
+        if any(len(values) > 1 for values in given.values()):
+            raise InvalidRequest
+        return AuthorizationBody.model_validate({name: values[0] for name, values in given.items()})
+    except ValidationError:
+        raise InvalidRequest from None
+
+
+def show_started(started: StartedAuthorization) -> AuthorizationStarted:
+    """Return a started authorization as both APIs show it."""
+    return AuthorizationStarted(
+        authorize_url=started.authorize_url, state=started.state.decode(), expires_at=started.expires_at
+    )
+
+
+PRIVATE_ROUTES = (
+    Route(
+        "POST",
+        "/authorizations",
+        start_grant,
+        Scope.TOKEN,
+        body=OwnedAuthorizationBody,
+        answer=AuthorizationStarted,
+        errors=(RetryableError,),
+    ),
+)
+PUBLIC_ROUTES = (
+    Route(
+        "POST",
+        "/authorizations",
+        start,
+        Jwt.REQUIRED,
+        body=AuthorizationBody,
+        answer=Success[AuthorizationStarted],
+        errors=(TooManyAttempts, RetryableError),
+    ),
+    Route(
+        "GET",
+        "/connect",
+        connect,
+        unparsed_query=AuthorizationBody,
+        replies={
+            204: PREFETCHED,
+            302: TO_APP,
+            303: Reply(about="To AMO's consent page.", headers=("Location",)),
+            **ERROR_PAGES,
+        },
+    ),
+    head_route("/connect"),  # it issues no state
+)
