@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.rules import Fault
 from tests.fakes import FakeClock
 from tests.service import HOST, Amo
 

@@ -11,13 +11,7 @@ import pytest
 
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.grant import GrantStatus, IssuedState, NewConnection
-from amo_callback.model import (
-    ConnectionFilter,
-    ImportedConnection,
-    Reason,
-    Status,
-    fingerprint,
-)
+from amo_callback.model import ConnectionFilter, ImportedConnection, Reason, Status, fingerprint
 from tests.builders import (
     DAY,
     a_claim,

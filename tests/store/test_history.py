@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.events import WEBHOOK_EVENTS, Event
-from amo_callback.model import (
-    RefreshTrigger,
-)
+from amo_callback.model import RefreshTrigger
 from tests.builders import (
     DAY,
     a_claim,

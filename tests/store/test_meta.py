@@ -12,12 +12,7 @@ import pytest
 from amo_callback.errors import Frozen
 from amo_callback.events import Event
 from amo_callback.grant import GrantStatus, IssuedState
-from amo_callback.model import (
-    AmoBlock,
-    Freeze,
-    Reason,
-    Status,
-)
+from amo_callback.model import AmoBlock, Freeze, Reason, Status
 from tests.builders import (
     DAY,
     a_claim,
@@ -41,7 +36,7 @@ if TYPE_CHECKING:
 
 from typing import TYPE_CHECKING
 
-from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
+from amo_callback.crypto import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.errors import StoreUnavailable
 from amo_callback.events import FailedDelivery
 from tests.builders import a_survey

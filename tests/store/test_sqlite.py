@@ -18,7 +18,8 @@ from amo_callback.events import Event
 from amo_callback.model import ConnectionFilter, Reason, Status
 from amo_callback.store import open_store
 from amo_callback.store.engine import Engine, load_statements
-from amo_callback.store.sqlite import WAL_LIMIT, SqliteStore, open_sqlite
+from amo_callback.store.sqlite import SqliteStore, open_sqlite
+from amo_callback.store.sqlite_connection import WAL_LIMIT
 from tests.builders import a_claim, a_connection, save
 from tests.fakes import START, FakeClock
 

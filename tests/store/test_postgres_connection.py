@@ -20,7 +20,7 @@ from tests.postgres import ASKING, CLOSED, GIVEN, why_not
 if (why := why_not()) is not None:
     pytest.skip(why, allow_module_level=True)
 
-from amo_callback.store.postgres_errors import explain
+from amo_callback.store.postgres_connection import explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

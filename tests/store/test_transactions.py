@@ -9,8 +9,8 @@ import pytest
 
 from amo_callback.clock import SystemClock
 from amo_callback.errors import StoreUnavailable
-from amo_callback.store.batching import Batcher
 from amo_callback.store.sqlite import open_sqlite
+from amo_callback.store.sqlite_connection import Batcher
 from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, now, save
 
 if TYPE_CHECKING:
