@@ -82,15 +82,12 @@ async def _begin(app: Running) -> dict[str, set[str]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lived:
-    """What a life of the service brought forth."""
-
     errors: list[str]
     handles: set[str]
     tokens: set[str]
 
 
 async def _live(app: Running) -> Lived:
-    """Do all that can be done."""
     answers: list[Answer] = []
     answers.extend(
         [await app.callback(f"{query}&state={STATE}", html=html) for query, *_ in BROKEN for html in (True, False)]

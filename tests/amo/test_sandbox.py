@@ -22,8 +22,6 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 class Caller:
-    """Somebody with the client's credentials."""
-
     def __init__(self, amo: Amo, http: aiohttp.ClientSession) -> None:
         self.amo, self.http = amo, http
 

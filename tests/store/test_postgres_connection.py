@@ -124,7 +124,6 @@ async def test_a_server_without_tls_is_told_where_it_is_asked_for(tmp_path: Path
 
 @asynccontextmanager
 async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
-    """Answer as a server that has no TLS."""
     heard, done = bytearray(), asyncio.Event()
 
     async def decline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
