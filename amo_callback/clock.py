@@ -17,23 +17,17 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Return seconds that no step of the wall clock changes."""
 
-    async def sleep(self, seconds: float) -> None:
-        """Sleep."""
+    async def sleep(self, seconds: float) -> None: ...
 
 
 class SystemClock:
-    """The machine's clock."""
-
     def now(self) -> datetime:
-        """Return the wall clock's time in UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return seconds that no step of the wall clock changes."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep."""
         await asyncio.sleep(seconds)
 
 
@@ -69,11 +63,9 @@ class DatabaseClock:
         return time + timedelta(seconds=self._machine.monotonic() - asked_at)
 
     def monotonic(self) -> float:
-        """Return seconds that no step of a wall clock changes."""
         return self._machine.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep."""
         await self._machine.sleep(seconds)
 
 

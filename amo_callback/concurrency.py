@@ -43,7 +43,6 @@ class SingleFlight(Generic[T]):
         self._on_end(key, task)
 
     async def drain(self) -> None:
-        """Wait until no task runs."""
         while self._tasks:
             await asyncio.wait(self._tasks.values())
 

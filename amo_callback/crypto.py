@@ -10,11 +10,12 @@ import base64
 import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet, InvalidToken
 
-from amo_callback.encrypted_records import RecordKind, context_of
 from amo_callback.errors import DecryptionFailed
 from amo_callback.grant import AuthorizationRequest, GrantSecrets
 from amo_callback.model import TokenPair, has_own_id
@@ -26,6 +27,42 @@ if TYPE_CHECKING:
 
 _CANARY = b"amo-callback can read this store"
 _SCRYPT_MEMORY = 512 * 1024 * 1024
+
+
+class RecordKind(StrEnum):
+    """What a sealed record belongs to."""
+
+    CONNECTION = "connection"
+    GRANT = "grant"
+    STATE = "state"
+    CANARY = "canary"
+    RESCUE = "rescue"
+
+
+def context_of(kind: RecordKind, name: str) -> str:
+    """Return the name that a record is bound to: sealed for this place, it opens in no other."""
+    return kind.value if kind is RecordKind.CANARY else f"{kind.value}:{name}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncryptedRecord:
+    """A sealed record, as it was read."""
+
+    kind: RecordKind
+    name: str
+    content: bytes = field(repr=False)
+
+    @property
+    def place(self) -> str:
+        return context_of(self.kind, self.name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReencryptedRecord:
+    """The same under another key. It takes the place of the very bytes that were read, and of no others."""
+
+    read: EncryptedRecord
+    content: bytes = field(repr=False)
 
 
 def new_key() -> str:
@@ -68,7 +105,6 @@ class Cipher:
         raise DecryptionFailed
 
     def seal_pair(self, pair: TokenPair, *, connection_id: str) -> bytes:
-        """Seal a token pair for one connection."""
         content = {"access_token": pair.access_token, "refresh_token": pair.refresh_token}
         return self.seal(json.dumps(content).encode(), bound_to=context_of(RecordKind.CONNECTION, connection_id))
 
@@ -97,7 +133,6 @@ class Cipher:
         )
 
     def seal_grant(self, secrets: GrantSecrets, *, code_hash: str) -> bytes:
-        """Seal what a grant hands back, for that grant."""
         return self.seal(_json(secrets), bound_to=context_of(RecordKind.GRANT, code_hash))
 
     def open_grant(self, sealed: bytes, *, code_hash: str) -> GrantSecrets:
@@ -113,7 +148,6 @@ class Cipher:
         )
 
     def seal_request(self, request: AuthorizationRequest, *, state_hash: str) -> bytes:
-        """Seal what a state stands for, for that state."""
         return self.seal(_json(request), bound_to=context_of(RecordKind.STATE, state_hash))
 
     def open_request(self, sealed: bytes, *, state_hash: str) -> AuthorizationRequest:

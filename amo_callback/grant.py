@@ -92,8 +92,6 @@ class CodeSource(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodePresentation:
-    """A presented code, and what came with it."""
-
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False, default=None)
     host: str | None = None
@@ -171,7 +169,6 @@ class NewConnection:
 
     @property
     def connection_id(self) -> str:
-        """Whose it is."""
         return self.connection.id
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
+from amo_callback.crypto import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.errors import CommandFailed, DecryptionFailed
 from amo_callback.events import Event
 from amo_callback.refresh.pending_pair import open_pending, sealed_in
@@ -56,8 +56,6 @@ class KeyUsage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotationResult:
-    """The result of a rotation."""
-
     resealed: int
     after: KeyUsage
     old_key_still_in_use: bool

@@ -63,8 +63,6 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenClaims:
-    """The claims of an access token: unverified hints."""
-
     account: Account
     client_id: str | None = None
     expires_at: datetime | None = None
@@ -207,8 +205,6 @@ class RefreshRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshFailure:
-    """The result of a failed refresh."""
-
     connection_id: str
     attempt: str
     status: Status
@@ -223,31 +219,6 @@ class RefreshFailure:
     """Now, where AMO refuses without a hint and introspection rejects the token."""
     suspended_reason: Reason | None = None
     """What a suspended terminal answer means."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectionCounts:
-    """Counts of the connections with a refresh token."""
-
-    living: int
-    fresh: int
-    """Of these, those with a valid access token."""
-    died: int
-    """Of the others, those that were given up since the time that was asked about."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Successes:
-    """What AMO has accepted of all connections: a success is a refresh or a grant."""
-
-    refreshable: int
-    """Active connections with a refresh token that are not frozen."""
-    latest: datetime | None
-    """The latest success of any connection."""
-    attempted: int
-    """Connections whose refresh was attempted in the last day."""
-    succeeded: int
-    """Of these, those with a success in the last day."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -308,16 +279,12 @@ class TokenState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntrospectionResult:
-    """A look-up's answer."""
-
     standing: TokenState
     domain: str | None = None
     """The present host of the account, where our secrets may go."""
 
 
 class RefreshTrigger(StrEnum):
-    """What causes a refresh."""
-
     SCHEDULE = "schedule"
     HAND_OUT = "hand_out"
     FORCED = "forced"

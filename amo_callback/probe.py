@@ -25,8 +25,6 @@ _QUESTION, _ANSWER = "probe", "probe:answer"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """What the service sees of a request."""
-
     peer: str | None
     """Who has connected; `None` on a Unix socket."""
     forwarded: bool
@@ -36,7 +34,6 @@ class Seen:
 
 
 def ask(cipher: Cipher, *, nonce: str) -> str:
-    """Return the question's header."""
     return cipher.seal(nonce.encode(), bound_to=_QUESTION).decode()
 
 

@@ -34,8 +34,6 @@ class Priority(IntEnum):
 
 
 class WaiterKind(StrEnum):
-    """The kinds of waiters."""
-
     PEOPLE = "people"
     BACKGROUND = "background"
 
@@ -139,11 +137,9 @@ class LocalLimits:
         self._slots = RateState()
 
     async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
-        """Ask for a slot at the rate limit, `interval` seconds after the last one."""
         asked = ask(self._slots, now=self._clock.monotonic(), interval=interval, waiting=waiting, alone=True)
         self._slots = asked.slots
         return asked
 
     async def pause(self, seconds: float) -> None:
-        """Grant no slots for a while."""
         self._slots = pause(self._slots, now=self._clock.monotonic(), seconds=seconds)

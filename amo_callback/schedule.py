@@ -31,12 +31,10 @@ class Lifetime(Protocol):
     """What is valid from one time to another."""
 
     @property
-    def issued_at(self) -> datetime:
-        """Its first moment."""
+    def issued_at(self) -> datetime: ...
 
     @property
-    def expires_at(self) -> datetime:
-        """The first moment at which it is no longer valid."""
+    def expires_at(self) -> datetime: ...
 
 
 def refresh_due(pair: TokenPair, *, at: float, jitter: float, random: Callable[[], float]) -> datetime:

@@ -47,6 +47,31 @@ class StoreStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionCounts:
+    """Counts of the connections with a refresh token."""
+
+    living: int
+    fresh: int
+    """Of these, those with a valid access token."""
+    died: int
+    """Of the others, those that were given up since the time that was asked about."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Successes:
+    """What AMO has accepted of all connections: a success is a refresh or a grant."""
+
+    refreshable: int
+    """Active connections with a refresh token that are not frozen."""
+    latest: datetime | None
+    """The latest success of any connection."""
+    attempted: int
+    """Connections whose refresh was attempted in the last day."""
+    succeeded: int
+    """Of these, those with a success in the last day."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceStatus:
     """The state of the service at this moment, for metrics; no account, domain or free text is in it."""
 

@@ -68,7 +68,6 @@ def a_connection(number: int = 1, **more: Any) -> Connection:
 
 
 def a_grant(code: str = "code", **more: Any) -> Grant:
-    """Return a grant as it begins."""
     values: dict[str, Any] = {
         "code_hash": fingerprint(code),
         "handle_hash": fingerprint(f"handle of {code}"),
@@ -82,7 +81,6 @@ def a_grant(code: str = "code", **more: Any) -> Grant:
 
 
 def a_claim(connection: Connection, **more: Any) -> Claim:
-    """Return a claim of a connection's pair as it stands."""
     values: dict[str, Any] = {
         "connection_id": connection.id,
         "row_version": connection.row_version,
@@ -95,7 +93,6 @@ def a_claim(connection: Connection, **more: Any) -> Claim:
 
 
 def an_extension(connection: Connection, **more: Any) -> LeaseExtension:
-    """Return more time for an attempt, at the account's new host."""
     values: dict[str, Any] = {
         "connection_id": connection.id,
         "attempt": "attempt-1",
@@ -106,7 +103,6 @@ def an_extension(connection: Connection, **more: Any) -> LeaseExtension:
 
 
 def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:
-    """Return the next pair of a connection."""
     at: datetime = more.pop("at", START + DAY / 2)
     values: dict[str, Any] = {
         "connection_id": connection.id,
@@ -122,7 +118,6 @@ def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:
 
 
 def a_verdict(connection: Connection, **more: Any) -> RefreshFailure:
-    """Return what an attempt without a pair leaves."""
     values: dict[str, Any] = {
         "connection_id": connection.id,
         "attempt": "attempt-1",
@@ -176,13 +171,11 @@ async def switch_off(store: Store) -> Sequence[str]:
 
 
 def present(value: T | None) -> T:
-    """Return a value that is there."""
     assert value is not None
     return value
 
 
 async def now(store: Store, connection: Connection) -> Connection:
-    """Return a connection as the store has it now."""
     return present(await store.connection(connection.id))
 
 

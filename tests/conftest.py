@@ -159,7 +159,6 @@ def cipher(encryption_key: str) -> Cipher:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Databases]:
-    """Return where there are PostgreSQL databases."""
     if (why := why_not()) is not None:
         pytest.skip(why)
     with databases() as found:
@@ -207,6 +206,5 @@ def run(tmp_path: Path, encryption_key: str, witness: RecordingObserver) -> Any:
 
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
-    """Run the whole service with its defaults."""
     async with run() as running:
         yield running

@@ -67,7 +67,6 @@ class FakeClock:
                 until.set_result(None)
 
     def step(self, delta: timedelta) -> None:
-        """Step the wall clock; the monotonic one stays."""
         self._step += delta
 
 
@@ -134,7 +133,6 @@ class RecordingObserver:
         return self.named(name)[-1]
 
     async def until_either(self, names: tuple[str, ...], *, times: int) -> None:
-        """Wait until events of these names have happened so many times in all."""
         while sum(event.name in names for event in self.events) < times:
             self._heard.clear()
             await asyncio.wait_for(self._heard.wait(), PATIENCE)
@@ -170,7 +168,6 @@ class FaultyStore:
         self._store.subscribe(listener)
 
     async def until_asked(self, name: str) -> None:
-        """Wait for a call."""
         await self._until(lambda: self.asked[name] > 0)
 
     async def until_waiting(self, name: str) -> None:
@@ -280,8 +277,6 @@ class IdleTracker:
 
 
 class _Watched:
-    """An object whose calls are counted."""
-
     def __init__(self, watched: Any, traffic: IdleTracker) -> None:
         self._watched, self._traffic = watched, traffic
 
@@ -304,8 +299,6 @@ class Override:
 
 
 class InlineExecutor(ThreadPoolExecutor):
-    """An executor without threads."""
-
     def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         done: Future[Any] = Future()
         try:
@@ -330,12 +323,10 @@ class RecordedPace:
         return getattr(self._rate_limiter, name)
 
     async def slot(self, priority: Priority) -> None:
-        """Wait as the real one does."""
         await self._rate_limiter.slot(priority)
         self.granted += 1
 
     async def leave(self, priority: Priority, *, limit: float) -> bool:
-        """Wait as the real one does."""
         self.arrived += 1
         left = await self._rate_limiter.leave(priority, limit=limit)
         if left:
@@ -351,5 +342,4 @@ def most_in_a_second(*times: float) -> int:
 
 @contextmanager
 def unseen(_label: str, _total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress to nobody."""
     yield lambda _done: None

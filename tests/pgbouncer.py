@@ -18,7 +18,6 @@ _PORT = 6432
 
 
 def program() -> str | None:
-    """Return PgBouncer's program, `None` where there is none."""
     return os.environ.get(GIVEN) or shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 

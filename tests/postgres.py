@@ -54,7 +54,6 @@ class Server:
         self._user = "nobody" if os.geteuid() == 0 else None  # it does not run as root
 
     def make(self) -> None:
-        """Make its files."""
         data = self.folder / "data"
         data.mkdir()
         self.folder.chmod(0o755)
@@ -85,7 +84,6 @@ class Server:
             self._process = None
 
     def url(self, database: str = "postgres") -> str:
-        """Return the address of a database."""
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def _until_ready(self) -> None:
@@ -109,7 +107,6 @@ class Server:
 
 @contextmanager
 def serving_postgres(*, settings: Sequence[str] = ("fsync=off",)) -> Iterator[Server]:
-    """Run a server of its own meanwhile."""
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
         server = Server(Path(folder), settings=settings)
         server.make()
@@ -128,7 +125,6 @@ class Databases:
 
     @asynccontextmanager
     async def fresh(self) -> AsyncIterator[str]:
-        """Have a new database meanwhile."""
         import asyncpg  # noqa: PLC0415 -- because it is an extra
 
         name = f"test_{uuid.uuid4().hex}"
@@ -185,7 +181,6 @@ async def in_our_time(postgres: Databases, clock: WrittenClock) -> AsyncIterator
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Any]:
-    """Connect to a database, beside what is tested."""
     import asyncpg  # noqa: PLC0415 -- because it is an extra
 
     connection = await asyncpg.connect(url, statement_cache_size=0)

@@ -21,8 +21,7 @@ from amo_callback.amo.protocol import Integration
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
-from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
+from amo_callback.amo.sandbox.rules import Fault, Lifetimes, SandboxIntegration
 from amo_callback.amo.transport import Transport
 from amo_callback.clock import Clock, SystemClock
 from amo_callback.config.loader import load_settings
@@ -61,7 +60,6 @@ class Amo:
         return f"{self.scheme}://{self.address}/{{domain}}"
 
     def code(self) -> str:
-        """Return a fresh authorization code of the account."""
         return self.fake.allow(self.account)
 
     def request(self, **grant: str) -> dict[str, str]:
@@ -82,8 +80,6 @@ class Amo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """An answer of the service."""
-
     status: int
     headers: dict[str, str]
     text: str
@@ -112,14 +108,12 @@ class Running:
     async def callback(
         self, query: str | None = None, *, html: bool = False, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Come as AMO's redirect does."""
         accept = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8" if html else "*/*"}
         return await self.public(
             f"{BASE}/callback" + (f"?{query}" if query else ""), headers={**accept, **(headers or {})}
         )
 
     def query(self, *, state: str = "the-app's state", code: str | None = None) -> str:
-        """Return the query of a good redirect."""
         return f"code={code or self.amo.code()}&state={quote(state, safe='')}&referer={HOST}&platform=1"
 
     async def public(self, path: str, *, method: str = "GET", **options: Any) -> Answer:
@@ -151,7 +145,6 @@ class Running:
         return name
 
     async def stored(self, name: str) -> Connection:
-        """Return a connection as the store has it."""
         found = await self.service.services.store.connection(name)
         assert found is not None
         return found
@@ -176,7 +169,6 @@ class Running:
         return await self.begun(self.private(f"/connections/{name}/refresh", method="POST"))
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the log."""
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
 
@@ -200,7 +192,6 @@ def environment(amo: Amo, encryption_key: str, **more: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
-    """Serve the stand-in on a socket of its own."""
     fake = FakeAmo(integration=SandboxIntegration(), now=clock.now, lives=Lifetimes(**lives))
     sandbox = Sandbox(fake, clock=clock)
     log = make_logger(level="error", style="json", stream=io.StringIO())

@@ -5,8 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from amo_callback.crypto import Cipher, new_key
-from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
+from amo_callback.crypto import Cipher, EncryptedRecord, RecordKind, ReencryptedRecord, new_key
 from amo_callback.errors import CommandFailed, DecryptionFailed, StoreUnavailable
 from amo_callback.grant import AuthorizationRequest, GrantSecrets, IssuedState, NewConnection
 from amo_callback.key_rotation import BATCH, Rotation, RotationResult

@@ -11,7 +11,6 @@ _README = (_ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def _prose() -> str:
-    """Return README without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", _README, flags=re.MULTILINE | re.DOTALL)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.rules import Fault
 from tests.service import ADMIN_KEY, API_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import SECRET, WITH_USERS, Phone, allow, challenge_of, jwt_of, of
 from tests.web.public.test_callback import BROKEN
@@ -82,15 +82,12 @@ async def _begin(app: Running) -> dict[str, set[str]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lived:
-    """What a life of the service brought forth."""
-
     errors: list[str]
     handles: set[str]
     tokens: set[str]
 
 
 async def _live(app: Running) -> Lived:
-    """Do all that can be done."""
     answers: list[Answer] = []
     answers.extend(
         [await app.callback(f"{query}&state={STATE}", html=html) for query, *_ in BROKEN for html in (True, False)]

@@ -6,7 +6,6 @@ import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from amo_callback.amo.claims import account_of, read_claims, told_by
 from amo_callback.amo.introspection import (
     ACCESS_TOKEN_DEAD,
     REFRESH_TOKEN_REFUSED,
@@ -17,6 +16,7 @@ from amo_callback.amo.introspection import (
     read_sighting,
     refresh_token_request,
 )
+from amo_callback.amo.pair import account_of, read_claims, told_by
 from amo_callback.amo.protocol import (
     AmoRequest,
     Answer,
@@ -70,11 +70,9 @@ class AmoClient:
         self.client_id = integration.client_id
 
     def consent_address(self, state: str) -> str:
-        """Return AMO's consent page."""
         return self._integration.consent_address(state)
 
     def read_redirect(self, query: bytes) -> CallbackParams:
-        """Read the raw query of AMO's redirect."""
         return read_redirect(query, default_domain=self._integration.default_domain, allowed_domains=self._allowed)
 
     def check_domain(self, host: str | None) -> str:
@@ -92,15 +90,12 @@ class AmoClient:
         return self._integration.address(host, "")
 
     async def slot(self, priority: Priority) -> None:
-        """Wait until the rate limit lets one more request go."""
         await self._rate_limiter.slot(priority)
 
     def account_of(self, access_token: str) -> Account:
-        """Return the account that an access token names."""
         return account_of(read_claims(access_token), allowed=self._allowed)
 
     def told_by(self, access_token: str) -> TokenClaims:
-        """Return the claims of an access token."""
         return told_by(access_token, allowed=self._allowed)
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
@@ -165,7 +160,6 @@ class AmoClient:
         return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
     async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:
-        """Send a request, and report its duration and result."""
         began, told = self._clock.monotonic(), {"kind": kind}
         priority = Priority.STRANGER if kind == _KINDS[GrantType.CODE] else Priority.BACKGROUND
         try:

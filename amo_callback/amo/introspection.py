@@ -12,7 +12,7 @@ import hashlib
 import hmac
 from typing import TYPE_CHECKING
 
-from amo_callback.amo.claims import json_object
+from amo_callback.amo.pair import json_object
 from amo_callback.amo.protocol import HEADERS, AmoRequest
 from amo_callback.hosts import check_host
 from amo_callback.model import IntrospectionResult, TokenState

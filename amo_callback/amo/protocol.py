@@ -14,8 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from amo_callback.amo.claims import account_of, json_object, life_of, read_claims
-from amo_callback.amo.pair import find_pair
+from amo_callback.amo.pair import account_of, find_pair, json_object, life_of, read_claims
 from amo_callback.errors import (
     AccountBlocked,
     AmoCallbackError,
@@ -93,12 +92,10 @@ HEADERS = {
 
 
 def exchange_request(integration: Integration, *, code: bytes, domain: str) -> AmoRequest:
-    """Build the request that spends an authorization code; raises `HostNotAllowed`."""
     return _token_request(integration, domain, grant_type="authorization_code", code=code.decode())
 
 
 def refresh_request(integration: Integration, *, refresh_token: str, domain: str) -> AmoRequest:
-    """Build the request that spends a refresh token; raises `HostNotAllowed`."""
     return _token_request(integration, domain, grant_type="refresh_token", refresh_token=refresh_token)
 
 

@@ -52,7 +52,6 @@ class Response:
         """Bytes left of the chunk, or of the content; `None` where it ends with the connection."""
 
     def feed(self, data: bytes) -> None:
-        """Take what has come."""
         rest = data if self.status else self._read_head(data)
         if not rest or self.is_complete:
             return

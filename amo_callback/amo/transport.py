@@ -105,8 +105,6 @@ class Transport:
 
 
 class _HttpConnection(asyncio.Protocol):
-    """A connection to AMO for one request."""
-
     def __init__(self) -> None:
         self.response = Response(limit=ANSWER_LIMIT)
         self.is_sent = False
@@ -116,17 +114,14 @@ class _HttpConnection(asyncio.Protocol):
         """Set once the response is complete, or nothing more can come."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take what the loop has opened."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Read what has come."""
         self.response.feed(data)
         if self.response.is_complete:
             self._ended.set()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Note that nothing more comes."""
         if error is None:
             self.response.end()
         self._ended.set()
@@ -193,7 +188,6 @@ class _Hold:
 
     @property
     def seconds(self) -> float:
-        """The time so far."""
         running = 0.0 if self._began is None else asyncio.get_running_loop().time() - self._began
         return self._seconds + running
 

@@ -9,8 +9,7 @@ import click
 
 from amo_callback.cli import output
 from amo_callback.cli.context import config_option, json_option, load_context, open_as_owner, run_loop
-from amo_callback.crypto import new_key
-from amo_callback.encrypted_records import RecordKind
+from amo_callback.crypto import RecordKind, new_key
 from amo_callback.key_rotation import KeyUsage, Rotation, RotationResult
 from amo_callback.refresh.rescue import RescueFolder
 

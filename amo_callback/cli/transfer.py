@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from amo_callback.amo.claims import told_by
+from amo_callback.amo.pair import told_by
 from amo_callback.cli import output
 from amo_callback.cli.context import config_option, load_context, open_as_owner, run_loop, yes_option
 from amo_callback.errors import CommandFailed

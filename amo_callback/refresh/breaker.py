@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.core import Core
-    from amo_callback.model import ConnectionCounts
     from amo_callback.refresh.address_block import AddressBlock
+    from amo_callback.stats import ConnectionCounts
     from amo_callback.store.meta import SharedState
 
 _SUSPECTS = 2

@@ -18,11 +18,13 @@ from amo_callback.errors import (
     UnknownOutcome,
     VendorRateLimited,
 )
-from amo_callback.model import Connection, Reason, RefreshFailure, RefreshRules, Status, Successes
+from amo_callback.model import Connection, Reason, RefreshFailure, RefreshRules, Status
 from amo_callback.schedule import retry_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from amo_callback.stats import Successes
 
 
 LOOK_UP_EVERY = timedelta(days=1)

@@ -12,9 +12,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import StoreUnavailable
-from amo_callback.events import Event, Level, connection_event
+from amo_callback.events import Event, Level, Outage, connection_event
 from amo_callback.model import Status
-from amo_callback.outage import Outage
 from amo_callback.schedule import CLOCK_TOLERANCE
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.encrypted_records import EncryptedRecord, RecordKind, context_of
+from amo_callback.crypto import EncryptedRecord, RecordKind, context_of
 from amo_callback.errors import DecryptionFailed
 from amo_callback.grant import Grant, GrantStatus, NewConnection
 from amo_callback.model import Connection, RefreshedPair, Status

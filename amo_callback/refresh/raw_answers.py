@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from amo_callback.encrypted_records import RecordKind, context_of
+from amo_callback.crypto import RecordKind, context_of
 from amo_callback.errors import AmoCallbackError, DecryptionFailed, StoreUnavailable, UnknownOutcome
 from amo_callback.events import Event, Level
 from amo_callback.refresh.pending_pair import replaced_by

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import done_unless
 from amo_callback.errors import AmoCallbackError, NotYet, StoreUnavailable
-from amo_callback.events import Event, Level
+from amo_callback.events import Event, Level, Outage
 from amo_callback.model import Connection, RefreshTrigger
-from amo_callback.outage import Outage
 from amo_callback.schedule import TURN, is_impossible
 
 if TYPE_CHECKING:

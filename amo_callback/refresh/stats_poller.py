@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import done_within, rest
 from amo_callback.errors import AmoCallbackError, StoreUnavailable
-from amo_callback.outage import Outage
+from amo_callback.events import Outage
 
 if TYPE_CHECKING:
     from amo_callback.core import Core

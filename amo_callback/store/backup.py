@@ -197,24 +197,20 @@ def _check(snapshot: sqlite3.Connection, path: Path) -> None:
 
 
 def connect(path: Path, *, timeout: float = 5.0) -> sqlite3.Connection:
-    """Open a file that is there."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout, isolation_level=None)
 
 
 def run(database: sqlite3.Connection, statement: str, **values: object) -> list[Any]:
-    """Run a named statement."""
     sql = load_statements(Engine.SQLITE)[statement]
     return database.execute(sql.text, arguments(sql, values)).fetchall()
 
 
 def read_meta(database: sqlite3.Connection, name: str) -> bytes | None:
-    """Return a value of `meta`."""
     found = run(database, "get_meta", name=name)
     return bytes(found[0][0]) if found else None
 
 
 def number(database: sqlite3.Connection, query: str) -> int:
-    """Return the number that a query finds."""
     [number] = database.execute(query).fetchone()
     return int(number)
 

@@ -9,10 +9,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.events import Event, connection_event
-from amo_callback.model import Connection, ConnectionCounts, ConnectionFilter, Reason, Status, Successes
+from amo_callback.model import Connection, ConnectionFilter, Reason, Status
 from amo_callback.schedule import CLOCK_TOLERANCE, TURN
+from amo_callback.stats import ConnectionCounts, Successes
 from amo_callback.store.engine import from_micros, in_transaction, json_list, lease_left, row_reader, values_of
-from amo_callback.store.repository import Repository
+from amo_callback.store.history import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,8 +55,6 @@ _read_successes = row_reader(Successes, converters={}, computed={})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Due:
-    """What is due now, and when the next refresh comes due."""
-
     refreshes: Sequence[Connection]
     """Those with an open attempt too; first rows whose times are impossible, then earliest due first."""
     rechecks: Sequence[str]
@@ -68,7 +67,6 @@ class Connections(Repository):
     """The table `connections`."""
 
     async def connection(self, connection_id: str) -> Connection | None:
-        """Return one connection."""
         return _first(await self.read("connection", id=connection_id))
 
     async def connections_of(self, account_id: str) -> Sequence[Connection]:
@@ -84,7 +82,6 @@ class Connections(Repository):
         return [read_connection(row) for row in found]
 
     async def attempts(self) -> Sequence[Connection]:
-        """Return the connections with an open attempt."""
         return [read_connection(row) for row in await self.read("attempts")]
 
     async def due(

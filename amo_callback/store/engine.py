@@ -181,13 +181,11 @@ class Row(Protocol):
     """A row, as both engines' libraries return it."""
 
     def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401 -- because a column is of any type
-        """Return a column by its name or place."""
+        ...
 
-    def __iter__(self) -> Iterator[Any]:
-        """Go through the values."""
+    def __iter__(self) -> Iterator[Any]: ...
 
-    def keys(self) -> Iterable[str]:
-        """Return the columns' names."""
+    def keys(self) -> Iterable[str]: ...
 
 
 def row_reader(
@@ -259,7 +257,6 @@ class Transaction(ABC):
         self.on_commit: list[Callable[[], None]] = []
 
     async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Run a statement."""
         sql = self._statements[statement]
         found = await self._execute(sql, values) if sql.text else []
         if sql.notes & CHANGES:

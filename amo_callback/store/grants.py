@@ -11,7 +11,7 @@ from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Status
 from amo_callback.store.connections import read_connection
 from amo_callback.store.engine import in_transaction, json_list, lease_left, row_reader, values_of
-from amo_callback.store.repository import Repository
+from amo_callback.store.history import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,27 +28,20 @@ _read_state = row_reader(IssuedState, converters={}, computed={})
 
 
 class Grants(Repository):
-    """The tables `grants` and `owners`."""
-
     async def grant(self, code_hash: str) -> Grant | None:
-        """Return what is known of an authorization code."""
         return _first(await self.read("grant", code_hash=code_hash))
 
     async def grant_by_ticket(self, ticket_hash: str) -> Grant | None:
-        """Return the grant that a ticket stands for."""
         return _first(await self.read("grant_by_ticket", ticket_hash=ticket_hash))
 
     async def issue_state(self, issued: IssuedState) -> None:
-        """Start a grant, by a state that is issued."""
         await self.write("issue_state", **values_of(issued))
 
     async def issued_state(self, state_hash: str) -> IssuedState | None:
-        """Return what is known of a state that was issued."""
         found = await self.read("issued_state", state_hash=state_hash)
         return _read_state(found[0]) if found else None
 
     async def grant_by_handle(self, handle_hash: str) -> Grant | None:
-        """Return the grant that a return address names."""
         return _first(await self.read("grant_by_handle", handle_hash=handle_hash))
 
     async def exchanging(self, *, now: datetime) -> Sequence[Grant]:
@@ -202,7 +195,6 @@ class Grants(Repository):
         return gone
 
     async def _owners(self, transaction: Transaction, connection_id: str) -> Sequence[str]:
-        """Return a connection's owners, within a unit."""
         return [row["owner"] for row in await transaction.run("owners_of", ids=json_list([connection_id]))]
 
     async def _bind(

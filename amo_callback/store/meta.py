@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
+from amo_callback.crypto import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.events import Event, Level
 from amo_callback.model import AmoBlock, Freeze, Reason, Status
 from amo_callback.stats import StoreStats
 from amo_callback.store.engine import ANY, from_micros, in_transaction, json_object, row_reader, to_micros
-from amo_callback.store.repository import Repository, pair_obtained_key
+from amo_callback.store.history import Repository, pair_obtained_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +57,6 @@ class Meta(Repository):
     """The table `meta`."""
 
     async def shared_state(self) -> SharedState:
-        """Return what may stop refreshing."""
         found = {row["name"]: bytes(row["value"]) for row in await self.read("shared_state")}
         frozen, block, words = (found.get(name) for name in ("frozen", "amo_block", "refused_credentials"))
         return SharedState(
@@ -100,11 +99,9 @@ class Meta(Repository):
         return await self._get(pair_obtained_key(client_id)) is not None
 
     async def refuse_credentials(self, words: str) -> None:
-        """Store AMO's words against our credentials, for every process and the next start."""
         await self.write("add_meta", name="refused_credentials", value=words.encode())
 
     async def accept_credentials(self) -> None:
-        """Store that AMO accepts our credentials."""
         await self.write("drop_meta", name="refused_credentials")
 
     async def _get(self, name: str) -> bytes | None:
@@ -192,8 +189,6 @@ class Meta(Repository):
         await self.transact(work)
 
     async def end_amo_block(self) -> None:
-        """Store that AMO no longer blocks our address."""
-
         async def work(transaction: Transaction) -> None:
             if ended := await transaction.run("drop_meta", name="amo_block"):
                 fields = {"since": read_amo_block(ended[0]["value"]).since}
@@ -282,7 +277,6 @@ class Meta(Repository):
         return _read_stats(row)
 
     async def count_sealed(self) -> int:
-        """Count the encrypted records of every kind."""
         [[number]] = await self.read("count_sealed")
         return int(number)
 
@@ -323,7 +317,6 @@ def read_freeze(value: bytes) -> Freeze:
 
 
 def freeze_value(freeze: Freeze) -> bytes:
-    """Return the value `frozen`."""
     return json.dumps({"at": to_micros(freeze.at), "why": freeze.why, "elsewhere": freeze.elsewhere}).encode()
 
 
@@ -339,6 +332,5 @@ def read_amo_block(value: bytes) -> AmoBlock:
 
 
 def amo_block_value(block: AmoBlock) -> bytes:
-    """Return the value `amo_block`."""
     times = {name: to_micros(getattr(block, name)) for name in _BLOCK_TIMES}
     return json.dumps({**times, "probed": block.probed}).encode()

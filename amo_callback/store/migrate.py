@@ -121,14 +121,12 @@ def latest_schema(engine: Engine) -> int:
 
 
 async def check_sqlite_schema(database: aiosqlite.Connection, known: int) -> None:
-    """Raise `OtherSchema` where the database's schema is not the one that is known."""
     version = await _number(database, _VERSION)
     if version != known:
         raise OtherSchema(version, known=known, is_foreign=version == 0)
 
 
 async def check_postgres_schema(database: asyncpg.Connection, known: int) -> None:
-    """Raise `OtherSchema` where the database's schema is not the one that is known."""
     version = await _schema(database)
     if version != known:
         tables = "SELECT EXISTS (SELECT 1 FROM pg_tables WHERE schemaname = current_schema())"

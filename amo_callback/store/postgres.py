@@ -17,6 +17,7 @@ import asyncpg
 from amo_callback.clock import DatabaseClock
 from amo_callback.concurrency import unbroken
 from amo_callback.errors import StoreUnavailable
+from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, ask, pause
 from amo_callback.store import Store
 from amo_callback.store.engine import (
     Engine,
@@ -28,25 +29,18 @@ from amo_callback.store.engine import (
     load_statements,
 )
 from amo_callback.store.migrate import check_postgres_schema, migrate_postgres
-from amo_callback.store.postgres_connection import (
-    PATIENCE,
-    check_pooling,
-    connect,
-    location_of,
-    open_pool,
-)
-from amo_callback.store.postgres_errors import ERRORS, explain
+from amo_callback.store.postgres_connection import ERRORS, PATIENCE, connect, explain, location_of, open_pool
 from amo_callback.store.postgres_listener import Listener
-from amo_callback.store.shared_limits import PostgresLimits
+from amo_callback.store.postgres_server import check_pooling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from asyncpg.pool import PoolConnectionProxy
 
     from amo_callback.clock import Clock
     from amo_callback.model import ChangeNotice
-    from amo_callback.store.engine import Row
+    from amo_callback.store.engine import Database, Row
 
 T = TypeVar("T")
 
@@ -122,8 +116,6 @@ class _Undone(StoreUnavailable):
 
 
 class PostgresStore(Store):
-    """A PostgreSQL database."""
-
     has_shared_clock = True
 
     clock: DatabaseClock
@@ -142,7 +134,6 @@ class PostgresStore(Store):
         listener.on_change(lambda changed: self._notify([changed]))
 
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Run a statement that changes nothing."""
         try:
             async with self._connection() as connection:
                 return await _PostgresTransaction(connection, self).run(statement, **values)
@@ -152,7 +143,6 @@ class PostgresStore(Store):
             raise self._failed(error) from None
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Commit all that `work` runs, or nothing of it. It may be run again, and awaits only its transaction."""
         return await unbroken(self._try(work, lasts=True))
 
     async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
@@ -173,7 +163,6 @@ class PostgresStore(Store):
 
     @property
     def clock_skew(self) -> float:
-        """Seconds by which this process's clock is ahead of the database's."""
         return self.clock.ahead
 
     async def location(self, machine: str) -> str:
@@ -251,3 +240,57 @@ class _PostgresTransaction(Transaction):
 
     async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None:
         await self._connection.executemany(sql.text, [arguments(sql, values) for values in rows])
+
+
+# --- the rate limit --------------------------------------------------------------------------------
+
+_SECOND = 1e6
+"""Microseconds."""
+
+
+class PostgresLimits:
+    """The table `slots`."""
+
+    at_once = False
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
+        def asking(slots: RateState, now: float) -> SlotDecision:
+            return ask(slots, now=now, interval=interval, waiting=waiting)
+
+        return await self._database.coordinate(lambda transaction: _ask(transaction, asking))
+
+    async def pause(self, seconds: float) -> None:
+        def asking(slots: RateState, now: float) -> SlotDecision:
+            return SlotDecision(slots=pause(slots, now=now, seconds=seconds))
+
+        await self._database.coordinate(lambda transaction: _ask(transaction, asking))
+
+
+async def _ask(transaction: Transaction, asking: Callable[[RateState, float], SlotDecision]) -> SlotDecision:
+    """Change the row under its lock, and return the decision."""
+    found = await transaction.run("lock_slots")
+    if not found:
+        await transaction.run("make_slots")
+        found = await transaction.run("lock_slots")
+    asked = asking(_slots(found[0]), found[0]["clock"] / _SECOND)
+    slots = asked.slots
+    await transaction.run(
+        "save_slots",
+        last=slots.last,
+        free_at=int(slots.free_at * _SECOND),
+        people_until=int(slots.people_until * _SECOND),
+        background_until=int(slots.background_until * _SECOND),
+    )
+    return asked
+
+
+def _slots(row: Row) -> RateState:
+    return RateState(
+        last=WaiterKind(row["last"]),
+        free_at=row["free_at"] / _SECOND,
+        people_until=row["people_until"] / _SECOND,
+        background_until=row["background_until"] / _SECOND,
+    )

@@ -48,7 +48,6 @@ class Listener:
         """Why the database cannot be reached; `None` where it can, as far as is known."""
 
     def on_change(self, call: Callable[[ChangeNotice], None]) -> None:
-        """Call `call` with every change of another instance."""
         self._listeners.append(call)
 
     @asynccontextmanager

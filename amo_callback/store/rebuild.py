@@ -253,8 +253,6 @@ def _bound(database: sqlite3.Connection, steps: int) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Source:
-    """The file that is read, opened."""
-
     database: sqlite3.Connection
     path: Path
     size: int
@@ -295,7 +293,6 @@ def _run(target: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> Non
 
 
 def _columns(database: sqlite3.Connection) -> Mapping[str, Sequence[str]]:
-    """Return the columns of each table of a database of our own."""
     tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return {table: [row[1] for row in database.execute(f"PRAGMA table_info({table})")] for table in tables}
 
@@ -317,7 +314,6 @@ def _check_schema(source: _Source, target: sqlite3.Connection, tables: Mapping[s
 
 
 def _check_table(source: _Source, table: str) -> int:
-    """See that a table is not damaged, and return how many rows it has."""
     _bound(source.database, _STEPS_A_PAGE + _STEPS_A_BYTE * source.size)
     [verdict] = source.database.execute(f"PRAGMA quick_check({table})").fetchone()
     if verdict != "ok":
@@ -329,7 +325,6 @@ def _check_table(source: _Source, table: str) -> int:
 
 
 def _copy_table(source: _Source, target: sqlite3.Connection, table: str, columns: Sequence[str]) -> Iterator[int]:
-    """Copy a table's rows; yield how many, page by page."""
     names, places = ", ".join(columns), ", ".join("?" for _ in columns)
     reading = source.database.execute(f"SELECT {names} FROM {table}")  # noqa: S608 -- because the names are ours
     _bound(source.database, _STEPS_A_PAGE)

@@ -15,16 +15,13 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
-
-import aiosqlite
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amo_callback.concurrency import unbroken
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.files import open_regular
 from amo_callback.store import Store
 from amo_callback.store.backup import back_up_before_migration, check_files, error_name
-from amo_callback.store.batching import Batcher
 from amo_callback.store.engine import (
     Engine,
     Row,
@@ -35,6 +32,7 @@ from amo_callback.store.engine import (
     load_statements,
 )
 from amo_callback.store.migrate import check_sqlite_schema, migrate_sqlite
+from amo_callback.store.sqlite_connection import BUSY_TIMEOUT, Batcher, SqliteConnection, WriteAheadLog, prepare, set_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator, Mapping
@@ -47,13 +45,6 @@ T = TypeVar("T")
 _Read = tuple[str, Sequence[object]]
 _Work = Callable[[Transaction], Awaitable[Any]]
 
-WAL_LIMIT = 4 * 1024 * 1024
-"""Bytes of the write-ahead log that are kept when it begins anew: about what SQLite writes between two checkpoints."""
-_CHECKPOINT_WAIT = 0.1
-"""Seconds that a checkpoint waits for the readers; no commit is possible meanwhile."""
-_BUSY_TIMEOUT = 5.0
-"""Seconds that a statement waits for another process's lock."""
-_RETRY = 0.02
 _MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
 """Errors that a restart does not mend; others (busy, full) may pass."""
 _LOST = (
@@ -94,21 +85,21 @@ async def open_sqlite(
                 # Where no service runs, a connection for reading would make the files of the write-ahead log and could
                 # not remove them; one that may write, and does not, removes them as it is closed.
                 mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
-                writer = reader = await stack.enter_async_context(_SqliteConnection(path, mode=mode))
-                await _set_up(reader)
+                writer = reader = await stack.enter_async_context(SqliteConnection(path, mode=mode))
+                await set_up(reader)
                 await check_sqlite_schema(reader, len(known))
             else:
-                writer = await stack.enter_async_context(_SqliteConnection(path))
-                reader = await stack.enter_async_context(_SqliteConnection(path))
-                await _prepare(writer, clock)
+                writer = await stack.enter_async_context(SqliteConnection(path))
+                reader = await stack.enter_async_context(SqliteConnection(path))
+                await prepare(writer, clock)
                 await migrate_sqlite(
                     writer,
                     known,
                     back_up=lambda version: back_up_before_migration(path, version=version, now=clock.now()),
                 )
-                await _prepare(reader, clock)
+                await prepare(reader, clock)
             await reader.execute("PRAGMA query_only = ON")
-        wal = WriteAheadLog(path, busy_timeout=_BUSY_TIMEOUT)
+        wal = WriteAheadLog(path, busy_timeout=BUSY_TIMEOUT)
         yield SqliteStore(writer=writer, reader=reader, wal=wal, clock=clock, process=process)
 
 
@@ -125,91 +116,11 @@ def _explained(path: Path) -> Iterator[None]:
         raise StoreUnavailable(error_name(error)) from None
 
 
-class _SqliteConnection(aiosqlite.Connection):
-    """The library's connection, whose thread also runs functions of ours."""
-
-    def __init__(self, path: Path, *, mode: str = "rwc") -> None:
-        address = f"{path.absolute().as_uri()}?mode={mode}"
-        super().__init__(partial(sqlite3.connect, address, uri=True, isolation_level=None), iter_chunk_size=64)
-
-    async def __aenter__(self) -> Self:
-        _ = await self  # opens it, and is the same
-        return self
-
-    async def run(self, work: Callable[..., T], *values: object) -> T:
-        """Run `work` with SQLite's connection and values on the connection's thread."""
-        result: T = await self._execute(work, self._conn, *values)  # type: ignore[no-untyped-call]  # reason: its own
-        return result
-
-
-async def _set_up(database: aiosqlite.Connection) -> None:
-    database.row_factory = sqlite3.Row
-    await database.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
-
-
-async def _prepare(database: aiosqlite.Connection, clock: Clock) -> None:
-    await _set_up(database)
-    await _enable_wal(database, clock)
-    await database.execute("PRAGMA synchronous = FULL")
-    await database.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
-
-
-async def _enable_wal(database: aiosqlite.Connection, clock: Clock) -> None:
-    """Turn the write-ahead log on; wait for another process that is making the file at this moment.
-
-    SQLite's own busy timeout does not do that here: two that both hold the file's lock to change its mode would
-    wait for each other for ever.
-    """
-    give_up_at = clock.monotonic() + _BUSY_TIMEOUT
-    while True:
-        try:
-            await database.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if not error_name(error).startswith("SQLITE_BUSY") or clock.monotonic() >= give_up_at:
-                raise
-            await clock.sleep(_RETRY)
-        else:
-            return
-
-
-class WriteAheadLog:
-    """The size of one database's write-ahead log; every call is made on the writer's thread.
-
-    SQLite writes each commit to the log and copies it into the database file from time to time (a checkpoint, each
-    1,000 pages). It begins the log anew only at a commit that finds everything copied and no reader that uses the log;
-    and only then does `journal_size_limit` shorten the file. So two things keep it long: readers that overlap, and a
-    reader that stays. Against the first, the writer waits for the readers once the log is too long: those that begin
-    meanwhile read the database file alone, so the wait ends with the readers that are there. Against the second nothing
-    helps but its end, so the wait is short, and is not repeated for every commit.
-    """
-
-    def __init__(self, database: Path, *, busy_timeout: float) -> None:
-        self._file = database.with_name(f"{database.name}-wal")
-        self._busy_timeout = busy_timeout
-        self._again_at = WAL_LIMIT
-
-    def bound(self, writer: sqlite3.Connection) -> None:
-        """Shorten the log after a commit where it is too long; the commit stands, whatever becomes of that."""
-        with suppress(OSError, sqlite3.Error):
-            size = self._file.stat().st_size
-            if size <= WAL_LIMIT:
-                self._again_at = WAL_LIMIT
-            elif size > self._again_at:
-                self._again_at = size + WAL_LIMIT
-                try:
-                    writer.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT * 1000:.0f}")
-                    writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                finally:
-                    writer.execute(f"PRAGMA busy_timeout = {self._busy_timeout * 1000:.0f}")
-
-
 class SqliteStore(Store):
-    """A SQLite file."""
-
     has_shared_clock = False
 
     def __init__(
-        self, *, writer: _SqliteConnection, reader: _SqliteConnection, wal: WriteAheadLog, clock: Clock, process: str
+        self, *, writer: SqliteConnection, reader: SqliteConnection, wal: WriteAheadLog, clock: Clock, process: str
     ) -> None:
         super().__init__(clock=clock, statements=load_statements(Engine.SQLITE), process=process)
         self._writer = writer
@@ -219,7 +130,6 @@ class SqliteStore(Store):
         self._works: Batcher[_Work] = Batcher(self._commit, name="store:commit")
 
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Run a statement that changes nothing."""
         sql = self.statements[statement]
         try:
             given = arguments(sql, {"clock": self.clock.now(), **values})
@@ -229,7 +139,6 @@ class SqliteStore(Store):
         return found
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Commit all that `work` runs, or nothing of it. It may be run again, and awaits only its transaction."""
         return await unbroken(self._transact(work))
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:

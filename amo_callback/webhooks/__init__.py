@@ -5,7 +5,7 @@ twice: after a crash between the receiver's answer and the row's end, or where a
 delivery, it is sent again. A connection's webhooks go one after the other; a receiver that is slow or away holds up
 nothing but webhooks.
 
-`store.repository` writes the row, for the events in `events.WEBHOOK_EVENTS`; another channel needs rows of its own
+`store.history` writes the row, for the events in `events.WEBHOOK_EVENTS`; another channel needs rows of its own
 there, and a dispatcher like this one.
 
 A copy of the database delivers nothing: what waits in it waits in the original, too, and is delivered there.

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import done_unless
 from amo_callback.errors import StoreUnavailable
-from amo_callback.events import Event, FailedDelivery, Level, failure_event
-from amo_callback.outage import Outage
+from amo_callback.events import Event, FailedDelivery, Level, Outage, failure_event
 from amo_callback.webhooks.retry_policy import DeliveryResult, EndpointHealth, next_try
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from amo_callback import __version__
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.rate_limiter import RateLimiter
-from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import (
     AccountNotAllowed,
     CodeUsed,
@@ -173,17 +173,6 @@ def _app(handler: object) -> web.Application:
     return app
 
 
-async def test_429_pauses_everybody(client: AmoClient, amo: Amo) -> None:
-    """After a 429 no slot is given, to anybody, for as long as AMO asked."""
-    amo.sandbox.faults.add(Fault.TOO_MANY)
-    with pytest.raises(VendorRateLimited):
-        await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
-    slot = asyncio.ensure_future(client.slot(Priority.STRANGER))
-    done, _ = await asyncio.wait({slot}, timeout=0.1)
-    assert not done
-    slot.cancel()
-
-
 @pytest.mark.parametrize("request_of", REQUESTS)
 async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
     amo: Amo, clock: FakeClock, request_of: str
@@ -212,8 +201,6 @@ async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
 
 
 class Held:
-    """A rate limit that lets no request leave until a test says so."""
-
     def __init__(self) -> None:
         self.came, self.go, self.may_leave = asyncio.Event(), asyncio.Event(), True
 

@@ -68,20 +68,6 @@ async def test_a_free_slot_is_had_at_once(clock: FakeClock) -> None:
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
 
 
-async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
-    """Under contention a person goes before the background, and every other slot is the background's."""
-    queue = Queue(_rate_limiter(clock, per_second=1))
-    tasks = [queue.join("first", Priority.BACKGROUND)]
-    await _settle()
-    tasks += [queue.join(f"b{number}", Priority.BACKGROUND) for number in range(4)]
-    tasks += [queue.join(f"p{number}", Priority.STRANGER) for number in range(4)]
-    await _settle()
-    for _ in range(8):
-        await _pass(clock, 1)
-    assert queue.served == ["first", "p0", "b0", "p1", "b1", "p2", "b2", "p3", "b3"]
-    await asyncio.gather(*tasks)
-
-
 async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
     """The better known first, whenever they come; and the background has every other slot all the same."""
     queue = Queue(_rate_limiter(clock, per_second=1))

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.rules import Fault
 from tests.fakes import FakeClock
 from tests.service import HOST, Amo
 
@@ -22,8 +22,6 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 class Caller:
-    """Somebody with the client's credentials."""
-
     def __init__(self, amo: Amo, http: aiohttp.ClientSession) -> None:
         self.amo, self.http = amo, http
 

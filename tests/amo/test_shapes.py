@@ -9,16 +9,18 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from trustme import CA
 
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.transport import tls_context
 from amo_callback.errors import RequestNotSent, UnknownOutcome
 from amo_callback.model import TokenResponse
 from tests.amo.body_shapes import NO_PAIRS, PAIRS, Shape
-from tests.certificates import Authority, make_authority
 from tests.fakes import FakeClock
 from tests.service import HOST, Amo, amo_client
 
@@ -31,8 +33,21 @@ CODE, REFRESH_TOKEN = "a code", "a refresh token"
 
 
 @pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
+def authority() -> CA:
+    return CA()
+
+
+def _client_tls(trusted: CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    trusted.configure_trust(context)
+    return context
+
+
+def _server_tls(authority: CA, host: str = "localhost", *, days: int = 1) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    end = datetime.now(UTC) + timedelta(days=days)
+    authority.issue_cert(host, not_before=end - timedelta(days=2), not_after=end).configure_cert(context)
+    return context
 
 
 class Shaped:
@@ -44,7 +59,6 @@ class Shaped:
         self._amo, self._shape, self._end = amo, shape, end
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request."""
         head = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"\r\ncontent-length: (\d+)\r\n", head.lower())
         assert length is not None
@@ -76,19 +90,16 @@ async def _shaped(
 
 
 async def _close(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes) -> None:
-    """Write an answer and close the connection."""
     writer.write(answer)
     await writer.drain()
 
 
 async def _stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes) -> None:
-    """Write an answer and leave the connection open."""
     await _close(reader, writer, answer)
     await reader.read()
 
 
 async def _drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes) -> None:
-    """Write an answer byte by byte."""
     for byte in answer:
         writer.write(bytes([byte]))
         await writer.drain()
@@ -106,7 +117,6 @@ async def _reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ans
 
 
 async def _ask(client: AmoClient, amo: Amo, grant: str) -> TokenResponse:
-    """Spend a credential of the account."""
     if grant == CODE:
         return await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
     issued = amo.fake.token(
@@ -118,15 +128,15 @@ async def _ask(client: AmoClient, amo: Amo, grant: str) -> TokenResponse:
     return await client.refresh(refresh_token=token, domain=HOST, not_after=math.inf)
 
 
-@pytest.mark.parametrize("grant", [CODE, REFRESH_TOKEN])
 @pytest.mark.parametrize("shape", PAIRS)
-async def test_a_pair_is_found_in_every_shape(
-    amo: Amo, clock: FakeClock, authority: Authority, shape: str, grant: str
-) -> None:
+async def test_a_pair_is_found_in_every_shape(amo: Amo, clock: FakeClock, authority: CA, shape: str) -> None:
     """The pair in the answer is the one that AMO has issued, and it was presented once."""
-    tls = authority.server("localhost")
-    async with _shaped(amo, PAIRS[shape], tls=tls) as shaped, amo_client(amo, clock, tls=authority.client()) as client:
-        issued = await _ask(client, amo, grant)
+    tls = _server_tls(authority)
+    async with (
+        _shaped(amo, PAIRS[shape], tls=tls) as shaped,
+        amo_client(amo, clock, tls=_client_tls(authority)) as client,
+    ):
+        issued = await _ask(client, amo, REFRESH_TOKEN)
     assert issued.pair.access_token == shaped.issued["access_token"]
     assert issued.pair.refresh_token == shaped.issued["refresh_token"]
     assert 0 < (issued.pair.expires_at - clock.now()).total_seconds() <= 86_401
@@ -166,41 +176,42 @@ async def test_an_answer_without_a_readable_pair_is_kept(amo: Amo, clock: FakeCl
 # --- TLS -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", ["another host", "expired", "self-signed", "an authority that is not trusted"])
+@pytest.mark.parametrize("wrong", ["another host", "expired", "an authority that is not trusted"])
 async def test_nothing_is_sent_to_a_server_that_cannot_prove_who_it_is(
-    amo: Amo, clock: FakeClock, authority: Authority, tmp_path_factory: pytest.TempPathFactory, wrong: str
+    amo: Amo, clock: FakeClock, authority: CA, wrong: str
 ) -> None:
-    """A certificate of another host, an expired or a self-signed one: no byte of the request goes out."""
+    """A certificate of another host, an expired one, one of an unknown authority: no byte of the request goes out."""
     host = "another.example" if wrong == "another host" else "localhost"
-    tls = authority.server(host, days=-1 if wrong == "expired" else 1, trusted=wrong != "self-signed")
-    trust = make_authority(tmp_path_factory.mktemp("another")) if wrong.startswith("an authority") else authority
+    tls = _server_tls(authority, host, days=-1 if wrong == "expired" else 1)
+    trusted = CA() if wrong.startswith("an authority") else authority
     async with (
         _shaped(amo, PAIRS["with its length"], tls=tls) as shaped,
-        amo_client(amo, clock, tls=trust.client()) as client,
+        amo_client(amo, clock, tls=_client_tls(trusted)) as client,
     ):
         with pytest.raises(RequestNotSent):
             await _ask(client, amo, REFRESH_TOKEN)
     assert shaped.requests == []
 
 
-async def test_the_server_is_told_which_host_is_meant(amo: Amo, clock: FakeClock, authority: Authority) -> None:
+async def test_the_server_is_told_which_host_is_meant(amo: Amo, clock: FakeClock, authority: CA) -> None:
     """Server name indication: one address may serve many hosts."""
     names: list[str | None] = []
-    tls = authority.server("localhost")
+    tls = _server_tls(authority)
     tls.sni_callback = lambda _socket, name, _context: names.append(name)
     async with (
         _shaped(amo, PAIRS["with its length"], tls=tls),
-        amo_client(amo, clock, tls=authority.client()) as client,
+        amo_client(amo, clock, tls=_client_tls(authority)) as client,
     ):
         await _ask(client, amo, REFRESH_TOKEN)
     assert names == ["localhost"]
 
 
 async def test_authorities_of_the_environment_are_trusted(
-    amo: Amo, clock: FakeClock, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    amo: Amo, clock: FakeClock, authority: CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`SSL_CERT_FILE` names whom to trust: behind a proxy that opens TLS, its authority."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
-    tls = authority.server("localhost")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    tls = _server_tls(authority)
     async with _shaped(amo, PAIRS["with its length"], tls=tls), amo_client(amo, clock, tls=tls_context()) as client:
         assert (await _ask(client, amo, REFRESH_TOKEN)).pair.refresh_token

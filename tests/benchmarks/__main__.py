@@ -53,7 +53,6 @@ def options_of(name: str, given: list[str], *, quick: bool) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, tell, and write what was asked for."""
     given = _parser().parse_args()
     earlier = from_json(given.compare.read_text(encoding="utf-8")) if given.compare else None
     report = begin(quick=given.quick, rounds=given.rounds or (2 if given.quick else 5))

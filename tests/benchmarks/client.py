@@ -49,12 +49,10 @@ class Answers:
 
     @property
     def per_second(self) -> float:
-        """Requests that were answered in a second."""
         return self.requests / self.seconds
 
 
 async def load(asked: LoadRequest) -> Answers:
-    """Ask, and return the result."""
     host, port = asked.address.removeprefix("http://").split(":")
     key = f"Authorization: Bearer {asked.key}\r\n" if asked.key else ""
     requests = [f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: */*\r\n{key}\r\n" for path in asked.paths]

@@ -132,6 +132,5 @@ def make_due(folder: Path) -> None:
 
 
 def count(folder: Path, where: str, *values: object) -> int:
-    """Count the connections that a condition selects."""
     with closing(sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True)) as database:
         return int(database.execute(f"SELECT count(*) FROM connections WHERE {where}", values).fetchone()[0])  # noqa: S608 -- because the words are our own

@@ -61,7 +61,6 @@ class Server:
 
     @property
     def resident(self) -> float:
-        """The resident set, in MB."""
         [size] = re.findall(
             r"^VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8"), re.MULTILINE
         )

@@ -32,7 +32,6 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """The median of its values."""
         return statistics.median(self.values)
 
     @property

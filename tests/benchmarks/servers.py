@@ -88,7 +88,6 @@ async def _serve(route: web.RouteDef) -> None:
 
 
 def main(lags: str, what: str, *with_what: str) -> int:
-    """Serve until it is stopped."""
     if what == "service":
         return serve.run(None, os.environ, run_loop=lambda work: run_loop(beside(Path(lags), work)))
     works: dict[str, Callable[..., Coroutine[object, object, object]]] = {

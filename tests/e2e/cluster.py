@@ -19,7 +19,7 @@ import aiohttp
 from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.amo.sandbox.rules import Lifetimes
 from amo_callback.clock import SystemClock
-from amo_callback.store.postgres_errors import ERRORS
+from amo_callback.store.postgres_connection import ERRORS
 from tests.e2e.costs import ACCESS, LATENCY, HandOut, costs
 from tests.e2e.process import Process
 from tests.e2e.processes import DATABASE, Row, Stage, eventually, postgres_rows, staged

@@ -141,7 +141,6 @@ async def serve_apart(clock: ShiftedClock) -> AsyncIterator[Amo]:
 
 
 async def main() -> None:
-    """Print the figures as a table."""
     clock = ShiftedClock()
     with tempfile.TemporaryDirectory() as name:
         async with serve_apart(clock) as amo, run_service(amo, new_key(), Path(name), clock=clock) as app:

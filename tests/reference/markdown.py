@@ -10,7 +10,6 @@ _BARE_PIPE = re.compile(r"(?<!\\)\|")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table."""
     return [_row(head), _row(["---"] * len(head)), *(_row(row) for row in rows)]
 
 
@@ -23,7 +22,6 @@ def codes(texts: Iterable[object]) -> str:
 
 
 def blocks(text: str) -> dict[str, list[str]]:
-    """Return the lines of a text's blocks, by their names."""
     return {match["name"]: match["body"].strip("\n").splitlines() for match in _BLOCK.finditer(text)}
 
 

@@ -23,7 +23,6 @@ _FORMATS = {"password": "secret", "path": "folder", "uri": "URL"}
 
 
 def settings(example: str) -> list[str]:
-    """Return the table of all settings."""
     comments = comments_of(example)
     rows = [
         [code(name), _values(schema), _default(setting), _about(comments.get(name, ""))]

@@ -43,7 +43,6 @@ _FAMILY = re.compile(
 
 
 async def all_tables(repository: Path) -> dict[str, list[str]]:
-    """Return the lines of each table."""
     document, guarded = await documents()
     words = DEEP_LINK_ERRORS.items()
     return {

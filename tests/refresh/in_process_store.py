@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from amo_callback.store.engine import Engine, load_migrations
-from amo_callback.store.sqlite import SqliteStore, WriteAheadLog
+from amo_callback.store.sqlite import SqliteStore
+from amo_callback.store.sqlite_connection import WriteAheadLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from amo_callback.amo.claims import account_of, read_claims
 from amo_callback.amo.introspection import (
     ACCESS_TOKEN_DEAD,
     REFRESH_TOKEN_REFUSED,
@@ -26,11 +25,10 @@ from amo_callback.amo.introspection import (
     read_sighting,
     refresh_token_request,
 )
+from amo_callback.amo.pair import account_of, read_claims
 from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
-from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
-from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.amo.sandbox.replies import problem
-from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount, problem
+from amo_callback.amo.sandbox.rules import Fault, Lifetimes, SandboxIntegration
 from amo_callback.clock import DatabaseClock
 from amo_callback.errors import AmoCallbackError, RequestNotSent, StoreUnavailable, UnknownOutcome
 from amo_callback.grant import GrantStatus, NewConnection

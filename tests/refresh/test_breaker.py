@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import (
     AmoCallbackError,
     InvalidClient,
@@ -17,8 +17,9 @@ from amo_callback.errors import (
     NotYet,
     UnknownOutcome,
 )
-from amo_callback.model import ConnectionCounts, RefreshTrigger, Status
+from amo_callback.model import RefreshTrigger, Status
 from amo_callback.refresh.breaker import is_epidemic
+from amo_callback.stats import ConnectionCounts
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.fakes import START, Override
 from tests.refresh.harness import API_DOMAIN, DAY, GatedClient

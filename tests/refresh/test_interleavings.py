@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.crypto import Cipher, new_key
-from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
+from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.crypto import Cipher, EncryptedRecord, RecordKind, ReencryptedRecord, new_key
 from amo_callback.errors import (
     AmoCallbackError,
     IntrospectionUnavailable,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.amo.sandbox.rules import SandboxIntegration
+from amo_callback.amo.sandbox.rules import Fault, SandboxIntegration
 from amo_callback.errors import AmoCallbackError, InvalidClient, InvalidRefreshToken, MassFailureSuspected, NeedsReauth
-from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, Successes, fingerprint
+from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, fingerprint
 from amo_callback.refresh.failure_policy import is_refused_alone, is_refused_long
+from amo_callback.stats import Successes
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.fakes import START, Override
 from tests.refresh.harness import DAY

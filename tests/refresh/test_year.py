@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.amo.sandbox.faults import Fault
+    from amo_callback.amo.sandbox.rules import Fault
     from amo_callback.crypto import Cipher
     from tests.refresh.simulation import Process
 

@@ -39,7 +39,6 @@ async def either(request: pytest.FixtureRequest, clock: WrittenClock) -> AsyncIt
 
 @pytest.fixture
 async def url(postgres: Databases) -> AsyncIterator[str]:
-    """Return a new database of PostgreSQL."""
     async with postgres.fresh() as found:
         yield found
 

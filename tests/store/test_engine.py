@@ -90,8 +90,6 @@ async def test_a_commit_notifies_of_what_its_statements_declare(store: Store) ->
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A value with a time."""
-
     name: str
     at: datetime | None
 

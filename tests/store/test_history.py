@@ -1,4 +1,4 @@
-"""What every store promises of webhooks."""
+"""What every store promises of events and webhooks."""
 
 from __future__ import annotations
 
@@ -7,37 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.events import WEBHOOK_EVENTS, Event
-from amo_callback.model import (
-    RefreshTrigger,
-)
-from tests.builders import (
-    DAY,
-    a_claim,
-    a_connection,
-    a_verdict,
-    now,
-    present,
-    save,
-)
+from amo_callback.events import WEBHOOK_EVENTS, Event, FailedDelivery, connection_event
+from amo_callback.model import RefreshTrigger
+from tests.builders import DAY, a_claim, a_connection, a_verdict, now, present, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from amo_callback.events import StoredEvent
-    from amo_callback.model import Connection
-    from amo_callback.store import Store
-    from tests.fakes import FakeClock
-
-
-from datetime import datetime
-from typing import TYPE_CHECKING
-
-from amo_callback.events import FailedDelivery, connection_event
-
-if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
-    from amo_callback.events import QueuedWebhook
+    from amo_callback.events import QueuedWebhook, StoredEvent
+    from amo_callback.model import Connection
     from amo_callback.store import Store
     from tests.fakes import FakeClock
 

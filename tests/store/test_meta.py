@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.errors import Frozen
-from amo_callback.events import Event
+from amo_callback.crypto import EncryptedRecord, RecordKind, ReencryptedRecord
+from amo_callback.errors import Frozen, StoreUnavailable
+from amo_callback.events import Event, FailedDelivery
 from amo_callback.grant import GrantStatus, IssuedState
-from amo_callback.model import (
-    AmoBlock,
-    Freeze,
-    Reason,
-    Status,
-)
+from amo_callback.model import AmoBlock, Freeze, Reason, Status
 from tests.builders import (
     DAY,
     a_claim,
     a_connection,
     a_grant,
     a_refreshed,
+    a_survey,
     a_verdict,
     now,
     present,
@@ -31,20 +28,6 @@ from tests.builders import (
     switch_off,
 )
 from tests.fakes import START
-
-if TYPE_CHECKING:
-    from amo_callback.model import ChangeNotice
-    from amo_callback.store import Store
-    from tests.fakes import FakeClock
-    from tests.store.conftest import Beside
-
-
-from typing import TYPE_CHECKING
-
-from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
-from amo_callback.errors import StoreUnavailable
-from amo_callback.events import FailedDelivery
-from tests.builders import a_survey
 
 if TYPE_CHECKING:
     from amo_callback.model import ChangeNotice
@@ -173,7 +156,6 @@ STORED = [RecordKind.CONNECTION, RecordKind.GRANT, RecordKind.STATE, RecordKind.
 
 
 async def _fill(store: Store) -> None:
-    """Have one of each kind."""
     await save(store, a_connection())
     await store.issue_state(IssuedState(state_hash="state", sealed=b"sealed", expires_at=START + timedelta(minutes=30)))
     await store.canary(b"sealed")

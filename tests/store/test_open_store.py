@@ -36,7 +36,6 @@ def reading(either: str, tmp_path: Path, clock: WrittenClock) -> Reading:
 
 
 async def _run(either: str, folder: Path, on_sqlite: str, on_postgres: str) -> None:
-    """Run a statement of the database's engine."""
     if either.startswith("sqlite:"):
         with closing(sqlite3.connect(folder / NAME)) as database, database:
             database.execute(on_sqlite)

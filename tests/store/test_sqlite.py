@@ -18,8 +18,9 @@ from amo_callback.events import Event
 from amo_callback.model import ConnectionFilter, Reason, Status
 from amo_callback.store import open_store
 from amo_callback.store.engine import Engine, load_statements
-from amo_callback.store.sqlite import WAL_LIMIT, SqliteStore, open_sqlite
-from tests.builders import a_claim, a_connection, save
+from amo_callback.store.sqlite import SqliteStore, open_sqlite
+from amo_callback.store.sqlite_connection import WAL_LIMIT
+from tests.builders import a_connection, save
 from tests.fakes import START, FakeClock
 
 if TYPE_CHECKING:
@@ -50,19 +51,6 @@ async def test_its_files_are_the_owners_alone(store: Store, tmp_path: Path) -> N
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == ["amo-callback.db", "amo-callback.db-shm", "amo-callback.db-wal"]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
-
-
-async def test_a_read_only_store_refuses_the_claim(tmp_path: Path) -> None:
-    """A write that is not possible fails before anything is spent."""
-    async with open_store(URL, folder=tmp_path, clock=SystemClock()) as store:
-        stored = await save(store, a_connection())
-        with sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None) as other:
-            other.execute("PRAGMA busy_timeout = 0")
-            other.execute("CREATE TRIGGER full BEFORE UPDATE ON connections BEGIN SELECT RAISE(ABORT, 'full'); END")
-        other.close()
-        with pytest.raises(StoreUnavailable):
-            await store.claim(a_claim(stored))
-        await store.count()
 
 
 @pytest.mark.parametrize("url", ["mysql://x", "amo-callback.db", "sqlite://x"])
@@ -171,20 +159,6 @@ async def test_a_file_that_stays_locked_ends_the_start(tmp_path: Path) -> None:
     assert raised.value.detail == "SQLITE_BUSY"
 
 
-async def test_a_store_that_is_busy_at_the_start_is_no_configuration_error(tmp_path: Path) -> None:
-    """What may pass is not told as something to mend: the process may be started again."""
-    async with open_store(URL, folder=tmp_path, clock=SystemClock()):
-        pass
-    other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
-    other.execute("PRAGMA locking_mode = EXCLUSIVE")
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(StoreUnavailable) as raised:
-        async with open_store(URL, folder=tmp_path, clock=SystemClock()):
-            pass
-    other.close()
-    assert raised.value.detail == "SQLITE_BUSY"
-
-
 async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> None:
     """Unknown words, times beyond the calendar and broken JSON are read as something that does no harm."""
     clock = FakeClock()
@@ -286,14 +260,11 @@ class _Overlapping(threading.Thread):
                 self.wait()
 
     def wait(self) -> None:
-        """Wait until the other one has begun."""
         while not self.stopping and not self._other_begun.acquire(timeout=0.1):
             pass
 
 
 class _Second(_Overlapping):
-    """The one that begins second."""
-
     def run(self) -> None:
         self.wait()
         super().run()

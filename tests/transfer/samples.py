@@ -8,7 +8,7 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.amo.claims import told_by
+from amo_callback.amo.pair import told_by
 from amo_callback.errors import UnknownOutcome
 from amo_callback.model import Account, RefreshRules, connection_id
 from amo_callback.refresh.pending_writes import PendingWrites

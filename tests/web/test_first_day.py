@@ -7,8 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from amo_callback.amo.sandbox.fake_amo import FakeAmo
-from amo_callback.amo.sandbox.replies import SandboxReply, problem
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxReply, problem
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.service import check_service
 from tests.fakes import Override

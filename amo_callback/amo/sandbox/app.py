@@ -13,9 +13,8 @@ import aiohttp
 from aiohttp import web
 from jinja2 import Environment
 
-from amo_callback.amo.sandbox.fake_amo import TOP_LEVEL, FakeAmo, SandboxAccount
-from amo_callback.amo.sandbox.faults import Fault, Faults
-from amo_callback.amo.sandbox.replies import SandboxReply, client_unknown
+from amo_callback.amo.sandbox.fake_amo import TOP_LEVEL, FakeAmo, SandboxAccount, SandboxReply, client_unknown
+from amo_callback.amo.sandbox.rules import Fault, Faults
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -58,7 +57,6 @@ class Sandbox:
             await self.asked.wait()
 
     def app(self) -> web.Application:
-        """Build the web application."""
         app = web.Application()
         app.add_routes(
             [
@@ -76,7 +74,7 @@ class Sandbox:
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         if fault := self.faults.standing:
-            return await _BEFORE[fault](request)
+            return await _BEFORE[fault](request, None)
         if request.query.get("client_id") != self.fake.integration.client_id:
             return web.Response(text="unknown client_id\n", status=400)
         state = request.query.get("state", "false")
@@ -120,7 +118,7 @@ class Sandbox:
         refused = self.limit()
         if refused or fault in _BEFORE:
             self.fake.turned_away(request.match_info["host"], body=body)
-            return web.Response(status=refused) if refused else await _BEFORE[fault](request)
+            return web.Response(status=refused) if refused else await _BEFORE[fault](request, None)
         reply = self.fake.token(request.match_info["host"], body=body, content_type=request.content_type)
         if fault is Fault.SLOW:
             await self.go_on.wait()
@@ -169,20 +167,19 @@ class Sandbox:
     # --- look-ups --------------------------------------------------------------------------------
 
     async def _current_subdomain(self, request: web.Request) -> web.StreamResponse:
-        self.look_ups += 1
-        if fault := self.look_up_faults.next():
-            return await _BEFORE[fault](request)
-        if request.match_info["host"] != f"api-b.{TOP_LEVEL}":
-            return web.Response(status=404)
-        return _response(self.fake.current_subdomain(request.headers.get("X-Refresh-Token", "")))
+        token = request.headers.get("X-Refresh-Token", "")
+        return await self._looked_up(request, f"api-b.{TOP_LEVEL}", lambda: self.fake.current_subdomain(token))
 
     async def _subdomain(self, request: web.Request) -> web.StreamResponse:
+        return await self._looked_up(request, f"www.{TOP_LEVEL}", lambda: self.fake.subdomain(_bearer(request)))
+
+    async def _looked_up(
+        self, request: web.Request, host: str, answer: Callable[[], SandboxReply]
+    ) -> web.StreamResponse:
         self.look_ups += 1
         if fault := self.look_up_faults.next():
-            return await _BEFORE[fault](request)
-        if request.match_info["host"] != f"www.{TOP_LEVEL}":
-            return web.Response(status=404)
-        return _response(self.fake.subdomain(_bearer(request)))
+            return await _BEFORE[fault](request, None)
+        return _response(answer()) if request.match_info["host"] == host else web.Response(status=404)
 
     async def _account(self, request: web.Request) -> web.Response:
         account = self.fake.live_account(_bearer(request))
@@ -202,55 +199,46 @@ def _response(reply: SandboxReply) -> web.Response:
 
 # --- faults --------------------------------------------------------------------------------------
 
+_PROBLEM = "application/problem+json"
 
-def _always(status: int, text: str = "", headers: dict[str, str] | None = None, kind: str = "text/html") -> _Before:
-    async def fault(_request: web.Request) -> web.StreamResponse:
+
+def _always(status: int, text: str = "", headers: dict[str, str] | None = None, kind: str = "text/html") -> _Fault:
+    async def fault(_request: web.Request, _reply: SandboxReply | None) -> web.StreamResponse:
         return web.Response(status=status, text=text, headers=headers, content_type=kind)
 
     return fault
 
 
-async def _half_json(_request: web.Request, reply: SandboxReply) -> web.StreamResponse:
-    return web.Response(body=reply.body[: len(reply.body) // 2], content_type="application/json")
+async def _half_json(_request: web.Request, reply: SandboxReply | None) -> web.StreamResponse:
+    body = b"" if reply is None else reply.body
+    return web.Response(body=body[: len(body) // 2], content_type="application/json")
 
 
-async def _no_refresh_token(_request: web.Request, reply: SandboxReply) -> web.StreamResponse:
-    return web.json_response({key: value for key, value in reply.content.items() if key != "refresh_token"})
+async def _no_refresh_token(_request: web.Request, reply: SandboxReply | None) -> web.StreamResponse:
+    content = {} if reply is None else reply.content
+    return web.json_response({key: value for key, value in content.items() if key != "refresh_token"})
 
 
-async def _nothing(request: web.Request, _reply: SandboxReply) -> web.StreamResponse:
-    return await _reset(request)
-
-
-async def _reset(request: web.Request) -> web.StreamResponse:
+async def _reset(request: web.Request, _reply: SandboxReply | None) -> web.StreamResponse:
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
 
 
-async def _hang_after(request: web.Request, _reply: SandboxReply) -> web.StreamResponse:
-    return await _hang(request)
-
-
-async def _hang(request: web.Request) -> web.StreamResponse:
+async def _hang(request: web.Request, _reply: SandboxReply | None) -> web.StreamResponse:
     while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- because nobody tells a handler that its client has gone
         await asyncio.sleep(0.01)
     return web.Response()
 
 
-async def _wrong_client(_request: web.Request) -> web.StreamResponse:
+async def _wrong_client(_request: web.Request, _reply: SandboxReply | None) -> web.StreamResponse:
     return _response(client_unknown())
 
 
-async def _broken_after(_request: web.Request, _reply: SandboxReply) -> web.StreamResponse:
-    return web.Response(status=500, text="<h1>500</h1>", content_type="text/html")
-
-
 if TYPE_CHECKING:
-    _Before = Callable[[web.Request], Awaitable[web.StreamResponse]]
-    _After = Callable[[web.Request, SandboxReply], Awaitable[web.StreamResponse]]
+    _Fault = Callable[[web.Request, SandboxReply | None], Awaitable[web.StreamResponse]]
 
-_BEFORE: dict[Fault | None, _Before] = {
+_BEFORE: dict[Fault | None, _Fault] = {
     Fault.HTTP_500: _always(500, "<h1>500</h1>"),
     Fault.HTML: _always(502, "<h1>Bad gateway</h1>"),
     Fault.HTML_200: _always(200, "<h1>Maintenance</h1>"),
@@ -258,18 +246,18 @@ _BEFORE: dict[Fault | None, _Before] = {
     Fault.TOO_MANY: _always(429, headers={"Retry-After": "1"}),
     Fault.UNPAID: _always(402),
     Fault.BLOCKED: _always(403, "<html><head><title>403 Forbidden</title></head><body>nginx</body></html>"),
-    Fault.ACCOUNT_BLOCKED: _always(403, '{"title": "Forbidden", "status": 403}', kind="application/problem+json"),
-    Fault.TEAPOT: _always(400, '{"hint": "I am a teapot"}', kind="application/problem+json"),
+    Fault.ACCOUNT_BLOCKED: _always(403, '{"title": "Forbidden", "status": 403}', kind=_PROBLEM),
+    Fault.TEAPOT: _always(400, '{"hint": "I am a teapot"}', kind=_PROBLEM),
     Fault.RESET: _reset,
     Fault.HANG: _hang,
     Fault.WRONG_CLIENT: _wrong_client,
-    Fault.CLIENT_ID: _always(400, '{"hint": "Check the `client_id` parameter"}', kind="application/problem+json"),
-    Fault.NOT_LINKED: _always(400, '{"hint": "Token is not linked to client"}', kind="application/problem+json"),
+    Fault.CLIENT_ID: _always(400, '{"hint": "Check the `client_id` parameter"}', kind=_PROBLEM),
+    Fault.NOT_LINKED: _always(400, '{"hint": "Token is not linked to client"}', kind=_PROBLEM),
 }
-_AFTER: dict[Fault, _After] = {
-    Fault.HTTP_500_AFTER: _broken_after,
+_AFTER: dict[Fault, _Fault] = {
+    Fault.HTTP_500_AFTER: _always(500, "<h1>500</h1>"),
     Fault.HALF_JSON_AFTER: _half_json,
     Fault.NO_REFRESH_TOKEN_AFTER: _no_refresh_token,
-    Fault.NOTHING_AFTER: _nothing,
-    Fault.HANG_AFTER: _hang_after,
+    Fault.NOTHING_AFTER: _reset,
+    Fault.HANG_AFTER: _hang,
 }

@@ -12,19 +12,29 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
-from amo_callback.amo.sandbox.replies import SandboxReply, client_unknown, problem, whereabouts
 from amo_callback.amo.sandbox.rules import Lifetimes, Quirks, SandboxIntegration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TOP_LEVEL = "amocrm.ru"
+_PROBLEM = "https://developers.amocrm.ru/v3/errors/OAuthProblemJson"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxReply:
+    status: int
+    content: Mapping[str, object]
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> bytes:
+        return json.dumps(self.content, ensure_ascii=False).encode()
 
 
 @dataclass(slots=True)
 class SandboxAccount:
-    """An account; its host may change."""
-
     id: int
     host: str
     user_id: int
@@ -34,7 +44,6 @@ class SandboxAccount:
 
     @property
     def valid(self) -> bool:
-        """Whether its tokens are accepted."""
         return not (self.disabled or self.gone)
 
 
@@ -54,8 +63,6 @@ class _RefreshToken:
 
 
 class FakeAmo:
-    """AMO, as far as OAuth goes."""
-
     def __init__(
         self, *, integration: SandboxIntegration, now: Callable[[], datetime], lives: Lifetimes | None = None
     ) -> None:
@@ -74,7 +81,6 @@ class FakeAmo:
     # --- accounts --------------------------------------------------------------------------------
 
     def open_account(self, host: str, *, account_id: int | None = None, user_id: int | None = None) -> SandboxAccount:
-        """Open an account at a host."""
         number = account_id or 31920194 + len(self._accounts)
         account = SandboxAccount(id=number, host=host, user_id=user_id or 700_000 + number % 100_000)
         self._accounts[number] = account
@@ -82,11 +88,9 @@ class FakeAmo:
 
     @property
     def accounts(self) -> list[SandboxAccount]:
-        """Every account."""
         return list(self._accounts.values())
 
     def account_at(self, host: str) -> SandboxAccount | None:
-        """Return the account that lives at a host now."""
         return next((one for one in self._accounts.values() if one.host == host and not one.gone), None)
 
     # --- consent ---------------------------------------------------------------------------------
@@ -215,16 +219,13 @@ class FakeAmo:
     # --- look-ups, and what a token is good for --------------------------------------------------
 
     def pairs_of(self, account: SandboxAccount) -> int:
-        """Count the pairs that an account has been issued."""
         return sum(token.account is account for token in self._refresh_tokens.values())
 
     def is_good(self, refresh_token: str) -> bool:
-        """Tell whether a refresh token could be spent now."""
         token = self._refresh_tokens.get(refresh_token)
         return token is not None and not token.spent and token.account.valid and token.expires_at > self.now()
 
     def live_account(self, access_token: str) -> SandboxAccount | None:
-        """Return whose live access token this is."""
         found = self._access_tokens.get(access_token)
         if found is None or found[1] <= self.now() or not found[0].valid:
             return None
@@ -283,3 +284,27 @@ def _json(body: bytes) -> dict[str, object] | None:
 
 def _segment(content: Mapping[str, object]) -> str:
     return base64.urlsafe_b64encode(json.dumps(content).encode()).rstrip(b"=").decode()
+
+
+# --- answers, in AMO's words -----------------------------------------------------------------------
+
+
+def whereabouts(*, account_id: int, host: str) -> SandboxReply:
+    label, _, top = host.partition(".")
+    return SandboxReply(
+        status=200,
+        content={"id": account_id, "subdomain": label, "domain": host, "top_level_domain": top},
+    )
+
+
+def problem(status: int, hint: str | None, *, title: str = "Bad request", detail: str = "") -> SandboxReply:
+    """Answer a problem as AMO words it; `hint` may be absent."""
+    content: dict[str, object] = {"title": title, "type": _PROBLEM, "status": status, "detail": detail}
+    if hint is not None:
+        content["hint"] = hint
+    return SandboxReply(status=status, content=content, content_type="application/problem+json")
+
+
+def client_unknown() -> SandboxReply:
+    """Answer as AMO does where it does not know the client: without a hint."""
+    return problem(401, None, title="Некорректный клиент", detail="Авторизация клиента не прошла")

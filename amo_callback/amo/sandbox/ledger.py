@@ -52,11 +52,9 @@ class Ledger:
     look_ups: list[LookUp] = field(default_factory=list)
 
     def exchanges(self) -> list[Entry]:
-        """Return the authorization codes presented."""
         return [entry for entry in self.entries if entry.kind == "authorization_code"]
 
     def refreshes(self) -> list[Entry]:
-        """Return the refresh tokens presented."""
         return [entry for entry in self.entries if entry.kind == "refresh_token"]
 
     def doubles(self) -> int:

@@ -10,8 +10,8 @@ from amo_callback.config.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.engine import Engine
 from amo_callback.store.migrate import ENCODINGS, OtherSchema, latest_schema
-from amo_callback.store.postgres_connection import SETTINGS, USE_SESSIONS, read_server
-from amo_callback.store.postgres_errors import MISTAKEN
+from amo_callback.store.postgres_connection import MISTAKEN
+from amo_callback.store.postgres_server import SETTINGS, USE_SESSIONS, read_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.config.database_url import PostgresUrl
     from amo_callback.store import Store
-    from amo_callback.store.postgres_connection import ServerFacts
+    from amo_callback.store.postgres_server import ServerFacts
 
 _OLDEST = 12
 """The oldest version of PostgreSQL that the SQL is written for."""

@@ -27,7 +27,7 @@ if (why := why_not()) is not None:
 import asyncpg
 
 from amo_callback.cli.checks.postgres import check_postgres, check_server, check_server_settings
-from amo_callback.store.postgres_connection import SETTINGS, ServerFacts
+from amo_callback.store.postgres_server import SETTINGS, ServerFacts
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:

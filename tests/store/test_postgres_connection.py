@@ -20,7 +20,7 @@ from tests.postgres import ASKING, CLOSED, GIVEN, why_not
 if (why := why_not()) is not None:
     pytest.skip(why, allow_module_level=True)
 
-from amo_callback.store.postgres_errors import explain
+from amo_callback.store.postgres_connection import explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -124,7 +124,6 @@ async def test_a_server_without_tls_is_told_where_it_is_asked_for(tmp_path: Path
 
 @asynccontextmanager
 async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
-    """Answer as a server that has no TLS."""
     heard, done = bytearray(), asyncio.Event()
 
     async def decline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

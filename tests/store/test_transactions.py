@@ -9,9 +9,9 @@ import pytest
 
 from amo_callback.clock import SystemClock
 from amo_callback.errors import StoreUnavailable
-from amo_callback.store.batching import Batcher
 from amo_callback.store.sqlite import open_sqlite
-from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, now, save
+from amo_callback.store.sqlite_connection import Batcher
+from tests.builders import a_claim, a_connection, now, save
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,9 @@ async def test_one_of_a_group_that_fails_is_rolled_back_alone(store: Store) -> N
     connections = [a_connection(number, account_id=None if number == 4 else str(number)) for number in range(10)]
     saving = [save(store, connection, code=str(number)) for number, connection in enumerate(connections)]
     outcomes = await asyncio.gather(*saving, return_exceptions=True)
-    assert [number for number, one in enumerate(outcomes) if isinstance(one, StoreUnavailable)] == [4]
+    failed = {number: one.detail for number, one in enumerate(outcomes) if isinstance(one, StoreUnavailable)}
+    assert failed.keys() == {4}
+    assert failed[4] in {"SQLITE_CONSTRAINT_NOTNULL", "NotNullViolationError"}
     for number, connection in enumerate(connections):
         stored = await store.connection(connection.id)
         assert (stored is None) is (number == 4)
@@ -142,33 +144,6 @@ async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: S
         await store.release(connection_id=stored.id, attempt="attempt-1")
 
 
-async def test_tasks_at_once_do_not_undo_each_others_work(store: Store) -> None:
-    """A hundred units on one connection, some refused: every accepted one is there."""
-    connections = [await save(store, a_connection(number)) for number in range(20)]
-
-    async def work(number: int) -> None:
-        connection = connections[number]
-        assert await store.claim(a_claim(connection))
-        assert not await store.save_verdict(a_verdict(connection, attempt="not mine"))
-        assert await store.save_refreshed(a_refreshed(connection))
-
-    await asyncio.gather(*(work(number) for number in range(20)))
-    for connection in connections:
-        stored = await now(store, connection)
-        assert stored.pair_version == 2
-
-
-async def test_a_unit_that_fails_is_rolled_back_whole(store: Store) -> None:
-    """A grant whose connection cannot be written is not ended, and the store works on."""
-    stored = await save(store, a_connection(), code="first")
-    broken = a_connection(2, account_id=None)
-    with pytest.raises(StoreUnavailable) as raised:
-        await save(store, broken, code="second")
-    assert raised.value.detail in {"SQLITE_CONSTRAINT_NOTNULL", "NotNullViolationError"}
-    assert await store.connection(broken.id) is None
-    assert await store.claim(a_claim(stored)) is not None
-
-
 async def test_a_closed_store_says_that_it_is_away(beside: Beside) -> None:
     """After its end every call fails with the one error that callers know."""
     async with beside("one") as store:
@@ -177,11 +152,3 @@ async def test_a_closed_store_says_that_it_is_away(beside: Beside) -> None:
         await store.count()
     with pytest.raises(StoreUnavailable):
         await store.release(connection_id="a", attempt="b")
-
-
-async def test_what_was_stored_is_there_after_a_restart(beside: Beside) -> None:
-    """Closed and opened again, the store is the same."""
-    async with beside("one") as store:
-        stored = await save(store, a_connection())
-    async with beside("one") as store:
-        assert await store.connection(stored.id) == stored

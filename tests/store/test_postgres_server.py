@@ -22,7 +22,7 @@ if GIVEN in os.environ:
 
 import asyncpg
 
-from amo_callback.store.postgres_connection import USE_SESSIONS, Pooling, find_pooling, read_server
+from amo_callback.store.postgres_server import USE_SESSIONS, Pooling, find_pooling, read_server
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
