@@ -1,33 +1,28 @@
 """The custody of tokens with everything around it: the stand-in, a store that can be away, a rescue folder, time."""
 
-from __future__ import annotations
-
 import asyncio
 import math
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 
+from amo_callback.amo.client import AmoClient
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.ledger import Entry
+from amo_callback.crypto import Cipher
 from amo_callback.errors import NeedsReauth, RequestNotSent, StoreUnavailable
 from amo_callback.grant import GrantStatus, NewConnection
 from amo_callback.model import Connection, RefreshTrigger, TokenPair, TokenResponse, connection_id
+from amo_callback.refresh.coordinator import RefreshCoordinator
+from amo_callback.store import Store
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
 from tests.fakes import FakeClock, FaultyStore, IdleTracker, MemoryRescue, RecordingObserver
 from tests.service import HOST, Amo
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.amo.sandbox.ledger import Entry
-    from amo_callback.crypto import Cipher
-    from amo_callback.refresh.coordinator import RefreshCoordinator
-    from amo_callback.store import Store
 
 E = TypeVar("E", bound=Exception)
 

@@ -1,11 +1,10 @@
 """AMO blocks our address: what is taken for a block, what leaves while it lasts, and what ends it."""
 
-from __future__ import annotations
-
 import asyncio
 import math
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -14,14 +13,9 @@ from amo_callback.errors import AccountBlocked, AddressBlocked, AmoCallbackError
 from amo_callback.model import Connection, RefreshTrigger, TokenState
 from amo_callback.rate_limit import Priority
 from amo_callback.tokens.cache import open_connection
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.fakes import START, Override
-from tests.refresh.harness import API_DOMAIN, DAY
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 _CAP = 900.0
 """The default `refresh.retry_cap`."""

@@ -1,8 +1,6 @@
 """An attempt to refresh: its claim, its requests, and the account that has moved."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,14 +13,11 @@ from amo_callback.errors import (
     ShuttingDown,
     UnauthorizedWithoutHint,
 )
+from amo_callback.events import Event
 from amo_callback.model import IntrospectionResult, RefreshTrigger, TokenResponse, TokenState
 from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, newer_than
+from tests.refresh.harness import API_DOMAIN, RefreshHarness, newer_than
 from tests.service import HOST
-
-if TYPE_CHECKING:
-    from amo_callback.events import Event
-    from tests.refresh.harness import RefreshHarness
 
 
 async def test_a_stop_during_the_extension_sends_no_second_request(harness: RefreshHarness) -> None:

@@ -1,12 +1,10 @@
 """One refresh: what is written before, what is spent, and what is left when something goes wrong."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import errno
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -28,8 +26,10 @@ from amo_callback.errors import (
 )
 from amo_callback.events import Level
 from amo_callback.model import (
+    Claim,
     Connection,
     Reason,
+    RefreshedPair,
     RefreshRules,
     RefreshTrigger,
     Status,
@@ -39,14 +39,8 @@ from amo_callback.model import (
     short,
 )
 from tests.builders import a_claim, a_refreshed, an_extension, save
-from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, UnreachableClient, newer_than
-
-if TYPE_CHECKING:
-    from amo_callback.model import Claim, RefreshedPair
-    from tests.fakes import FakeClock
-    from tests.refresh.harness import RefreshHarness
-
+from tests.fakes import FakeClock, Override
+from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarness, UnreachableClient, newer_than
 
 # --- a refresh that goes well ---------------------------------------------------------------------
 

@@ -1,10 +1,8 @@
 """Each interleaving that the rules of custody guard against, by its name."""
 
-from __future__ import annotations
-
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -26,10 +24,15 @@ from amo_callback.errors import (
 from amo_callback.model import Connection, Reason, RefreshTrigger, Status, TokenResponse
 from tests.builders import a_claim, a_refreshed, an_extension
 from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, PATIENCE, GatedClient, QueueingClient, UnreachableClient, newer_than
-
-if TYPE_CHECKING:
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import (
+    API_DOMAIN,
+    PATIENCE,
+    GatedClient,
+    QueueingClient,
+    RefreshHarness,
+    UnreachableClient,
+    newer_than,
+)
 
 
 async def _until_waiting(harness: RefreshHarness, refreshing: asyncio.Task[Any], seconds: float) -> None:
