@@ -66,6 +66,12 @@ class FakeClock:
             if at <= self._monotonic and not until.done():
                 until.set_result(None)
 
+    async def tick(self, seconds: float, times: int = 1) -> None:
+        """Let time pass in steps, each once somebody sleeps for as long."""
+        for _ in range(times):
+            await self.until_sleeping(seconds)
+            self.advance(seconds)
+
     def step(self, delta: timedelta) -> None:
         self._step += delta
 
@@ -296,6 +302,17 @@ class Override:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._replaced, name)
+
+
+def answering(answer: object) -> Callable[..., Awaitable[Any]]:
+    """Return a method that returns this answer, or raises it."""
+
+    async def method(*_: object, **__: object) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return method
 
 
 class InlineExecutor(ThreadPoolExecutor):

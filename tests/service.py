@@ -1,7 +1,5 @@
 """The harness of all tests from outside: the stand-in for AMO on a socket, and the whole service against it."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

@@ -1,19 +1,13 @@
 """Two processes that share a store."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import pytest
 
+from amo_callback.amo.client import AmoClient
+from amo_callback.crypto import Cipher
+from amo_callback.store import Store
+from tests.fakes import FakeClock
 from tests.oauth.process import Process
-
-if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.crypto import Cipher
-    from amo_callback.store import Store
-    from tests.fakes import FakeClock
-    from tests.service import Amo
+from tests.service import Amo
 
 
 @pytest.fixture

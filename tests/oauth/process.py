@@ -1,14 +1,17 @@
 """The OAuth flow of one process, on a store that others share."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from amo_callback.amo.client import AmoClient
 from amo_callback.amo.sandbox.rules import Fault
-from amo_callback.grant import CodePresentation
+from amo_callback.core import Core
+from amo_callback.crypto import Cipher
+from amo_callback.grant import CodePresentation, GrantResult
+from amo_callback.model import Connection
 from amo_callback.oauth.authorization import Authorizations
 from amo_callback.oauth.code_exchange import ExchangeParts, Exchanger
 from amo_callback.oauth.grant_service import GrantService
@@ -19,21 +22,10 @@ from amo_callback.refresh.address_block import AddressBlock
 from amo_callback.refresh.credentials import Credentials
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.raw_answers import RawAnswers
+from amo_callback.store import Store
 from tests.builders import a_core
-from tests.fakes import FaultyStore, MemoryRescue, RecordingObserver
-from tests.service import HOST
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.core import Core
-    from amo_callback.crypto import Cipher
-    from amo_callback.grant import GrantResult
-    from amo_callback.model import Connection
-    from amo_callback.store import Store
-    from tests.fakes import FakeClock
-    from tests.service import Amo
+from tests.fakes import FakeClock, FaultyStore, MemoryRescue, RecordingObserver
+from tests.service import HOST, Amo
 
 
 class Counter:

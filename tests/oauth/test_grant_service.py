@@ -1,13 +1,12 @@
 """Grants between processes, and at the end of one; the callback's tests show the rest from outside."""
 
-from __future__ import annotations
-
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from amo_callback.amo.client import AmoClient
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import (
     CodeUsed,
@@ -19,19 +18,14 @@ from amo_callback.errors import (
     TooManyAttempts,
     UnknownOutcome,
 )
-from amo_callback.grant import CodePresentation, GrantStatus
+from amo_callback.grant import CodePresentation, GrantResult, GrantStatus
 from amo_callback.model import Status, TokenResponse, fingerprint
 from amo_callback.rate_limit import Priority
 from amo_callback.refresh.raw_answers import open_raw
 from tests.builders import present
 from tests.fakes import FakeClock, Override
+from tests.oauth.process import Process
 from tests.service import HOST
-
-if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.grant import GrantResult
-    from amo_callback.model import TokenResponse
-    from tests.oauth.process import Process
 
 
 async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(

@@ -1,10 +1,7 @@
 """Limits on failed codes, and on what waits for AMO."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import AsyncExitStack, ExitStack
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,9 +9,7 @@ from amo_callback.errors import QueueFull, TooManyAttempts
 from amo_callback.grant import AuthorizationRequest
 from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter, StartLimiter, capacity_for
 from amo_callback.rate_limit import Priority
-
-if TYPE_CHECKING:
-    from tests.fakes import FakeClock
+from tests.fakes import FakeClock
 
 
 def _limiter(clock: FakeClock, *, attempts: int = 2) -> AttemptLimiter:

@@ -1,20 +1,15 @@
 """Who may have what a grant has brought."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 
 from amo_callback.errors import PkceMismatch
 from amo_callback.grant import AuthorizationRequest
 from amo_callback.oauth.ownership import Binding, binding_of, check_verifier
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"

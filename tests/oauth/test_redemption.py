@@ -1,16 +1,15 @@
 """Grants that begin here, between processes and between two looks: what a race must not be good for."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import (
+    AmoCallbackError,
     Frozen,
     GrantExpired,
     InvalidState,
@@ -23,23 +22,20 @@ from amo_callback.grant import (
     AuthorizationRequest,
     CodePresentation,
     CodeSource,
+    Grant,
     GrantStatus,
     IssuedState,
     NewConnection,
 )
 from amo_callback.model import ConnectionFilter, fingerprint
+from amo_callback.oauth.grant_service import GrantService
 from amo_callback.oauth.limits import priority_of
 from amo_callback.oauth.redemption import RedeemRequest
 from amo_callback.rate_limit import Priority
+from amo_callback.store import Store
 from tests.builders import a_connection, a_grant, present, save
 from tests.fakes import START, Override
-
-if TYPE_CHECKING:
-    from amo_callback.errors import AmoCallbackError
-    from amo_callback.grant import Grant
-    from amo_callback.oauth.grant_service import GrantService
-    from amo_callback.store import Store
-    from tests.oauth.process import Process
+from tests.oauth.process import Process
 
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 

@@ -1,26 +1,18 @@
 """The fixtures of refreshes and of access tokens: on SQLite, and some on PostgreSQL, whose clock is the tests'."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
-from amo_callback.store import open_store
-from tests.fakes import FakeClock, InlineExecutor
+from amo_callback.amo.client import AmoClient
+from amo_callback.crypto import Cipher
+from amo_callback.store import Store, open_store
+from tests.fakes import FakeClock, InlineExecutor, RecordingObserver
 from tests.postgres import WrittenClock, in_our_time, written_clock
 from tests.refresh.harness import RefreshHarness
 from tests.service import Amo, serve_amo
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
-
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.crypto import Cipher
-    from amo_callback.store import Store
-    from tests.fakes import RecordingObserver
 
 ON_BOTH = {
     *("test_access_tokens", "test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused")

@@ -1,33 +1,31 @@
 """The custody of tokens with everything around it: the stand-in, a store that can be away, a rescue folder, time."""
 
-from __future__ import annotations
-
 import asyncio
+import itertools
 import math
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 
+from amo_callback.amo.client import AmoClient
+from amo_callback.amo.rate_limiter import RateLimiter
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
+from amo_callback.amo.sandbox.ledger import Entry
 from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.crypto import Cipher
 from amo_callback.errors import NeedsReauth, RequestNotSent, StoreUnavailable
 from amo_callback.grant import GrantStatus, NewConnection
 from amo_callback.model import Connection, RefreshTrigger, TokenPair, TokenResponse, connection_id
+from amo_callback.rate_limit import LocalLimits
+from amo_callback.refresh.coordinator import RefreshCoordinator
+from amo_callback.store import Store
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
-from tests.fakes import FakeClock, FaultyStore, IdleTracker, MemoryRescue, RecordingObserver
+from tests.fakes import FakeClock, FaultyStore, IdleTracker, MemoryRescue, Override, RecordingObserver
 from tests.service import HOST, Amo
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.amo.sandbox.ledger import Entry
-    from amo_callback.crypto import Cipher
-    from amo_callback.refresh.coordinator import RefreshCoordinator
-    from amo_callback.store import Store
 
 E = TypeVar("E", bound=Exception)
 
@@ -81,7 +79,12 @@ class RefreshHarness:
         """Spend a new code of the account."""
         self.clock.advance(self.grants)  # no two grants at the same moment
         self.grants += 1
-        return await self.client.exchange(code=self.amo.code().encode(), domain=HOST, not_after=math.inf)
+        return await self.exchange_of(self.amo.account)
+
+    async def exchange_of(self, account: SandboxAccount) -> TokenResponse:
+        """Spend a new code of any account."""
+        code = self.amo.fake.allow(account).encode()
+        return await self.client.exchange(code=code, domain=account.host, not_after=math.inf)
 
     def connection_of(self, issued: TokenResponse, **more: Any) -> Connection:
         name = connection_id(issued.account, HOST)
@@ -109,24 +112,23 @@ class RefreshHarness:
             connections.append(await self.connect(**{"api_domain": API_DOMAIN, **more}))
         return connections
 
-    async def connect_accounts(self, size: int, **more: Any) -> list[tuple[SandboxAccount, Connection]]:
+    async def connect_accounts(
+        self, size: int, *, host: str = "a{}.amocrm.ru", **more: Any
+    ) -> list[tuple[SandboxAccount, Connection]]:
         """Connect accounts, each due at another time of the day."""
         connected = []
         for number in range(size):
             self.clock.advance(1)
-            account = self.amo.fake.open_account(f"a{number}.amocrm.ru")
-            code = self.amo.fake.allow(account).encode()
-            issued = await self.client.exchange(code=code, domain=account.host, not_after=math.inf)
-            name = connection_id(issued.account, account.host)
-            values: dict[str, Any] = {
-                "id": name,
-                "domain": account.host,
+            domain = host.format(number)
+            account = self.amo.fake.account_at(domain) or self.amo.fake.open_account(domain)
+            account.user_id += 1
+            values = {
+                "domain": domain,
                 "api_domain": API_DOMAIN,
-                "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),
                 "next_refresh_at": self.clock.now() + timedelta(hours=12) * (number + 1) / size,
                 **more,
             }
-            connected.append((account, await self.keep(issued, **values)))
+            connected.append((account, await self.keep(await self.exchange_of(account), **values)))
         return connected
 
     async def grant(self) -> NewConnection:
@@ -175,6 +177,28 @@ class RefreshHarness:
         refreshing = self.begin(connection, **more)
         await self.amo.sandbox.asked.wait()
         return refreshing
+
+    async def begin_queued(self, connection: Connection, **more: Any) -> tuple[asyncio.Task[Connection], asyncio.Event]:
+        """Begin a refresh that waits for its slot until the event is set."""
+        queue = QueueingClient(self.client)
+        refreshing = self.begin(connection, by=self.make_coordinator(amo=queue), **more)
+        await queue.asked.wait()
+        return refreshing, queue.served
+
+    def before_slot(self, number: int, call: Callable[[], Awaitable[object]]) -> Any:
+        """Return the client, which makes a call before it grants the slot of this number."""
+        slots = itertools.count(1)
+
+        async def slot(_priority: object) -> None:
+            if next(slots) == number:
+                await call()
+
+        return Override(self.client, slot=slot)
+
+    def rate_limiter(self, per_second: float, shared: LocalLimits | None = None) -> RateLimiter:
+        """Return a rate limiter in the test's time."""
+        limits = shared or LocalLimits(clock=self.clock)
+        return RateLimiter(per_second=per_second, shared=limits, clock=self.clock, observer=self.witness)
 
     async def begin_unsaved(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
         """Begin a refresh whose new pair the store does not take."""

@@ -3,23 +3,18 @@
 A thread for each connection costs more time than all the rest of a simulated step.
 """
 
-from __future__ import annotations
-
 import sqlite3
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from amo_callback.clock import Clock
+from amo_callback.store import Store
 from amo_callback.store.engine import Engine, load_migrations
 from amo_callback.store.sqlite import SqliteStore
 from amo_callback.store.sqlite_connection import WriteAheadLog
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from amo_callback.clock import Clock
-    from amo_callback.store import Store
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 -- because a simulation does not simulate a power failure
 _MIGRATIONS = load_migrations(Engine.SQLITE)

@@ -1,14 +1,9 @@
 """The refresh tokens of a simulation: what became of each, and what may be presented."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.model import Reason, TokenState
-
-if TYPE_CHECKING:
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 
 DAY = 86_400.0
 _LONG = 18 * 3600.0

@@ -12,10 +12,11 @@ import asyncio
 import json
 import math
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from datetime import datetime, timedelta
+from typing import Any, cast
 
 from amo_callback.amo.introspection import (
     ACCESS_TOKEN_DEAD,
@@ -29,8 +30,10 @@ from amo_callback.amo.pair import account_of, read_claims
 from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount, problem
 from amo_callback.amo.sandbox.rules import Fault, Lifetimes, SandboxIntegration
-from amo_callback.clock import DatabaseClock
+from amo_callback.clock import Clock, DatabaseClock
+from amo_callback.crypto import Cipher
 from amo_callback.errors import AmoCallbackError, RequestNotSent, StoreUnavailable, UnknownOutcome
+from amo_callback.events import Event
 from amo_callback.grant import GrantStatus, NewConnection
 from amo_callback.model import (
     Account,
@@ -44,21 +47,12 @@ from amo_callback.model import (
     connection_id,
     fingerprint,
 )
-from amo_callback.rate_limit import LocalLimits
+from amo_callback.rate_limit import LocalLimits, Priority
+from amo_callback.store import Store
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
 from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, RecordingObserver
 from tests.refresh.simulated_tokens import DAY, Budget, Token
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-    from datetime import datetime
-
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
-    from amo_callback.events import Event
-    from amo_callback.rate_limit import Priority
-    from amo_callback.store import Store
 
 RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
 TIMEOUT = 15.0

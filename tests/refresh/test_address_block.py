@@ -1,43 +1,35 @@
 """AMO blocks our address: what is taken for a block, what leaves while it lasts, and what ends it."""
 
-from __future__ import annotations
-
-import asyncio
 import math
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import AccountBlocked, AddressBlocked, AmoCallbackError, NotYet
 from amo_callback.model import Connection, RefreshTrigger, TokenState
-from amo_callback.rate_limit import Priority
 from amo_callback.tokens.cache import open_connection
-from tests.fakes import START, Override
-from tests.refresh.harness import API_DOMAIN, DAY
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
+from amo_callback.tokens.lifecycle import TokenLifecycle
+from tests.builders import present
+from tests.fakes import START
+from tests.refresh.harness import DAY, QueueingClient, RefreshHarness
 
 _CAP = 900.0
 """The default `refresh.retry_cap`."""
 
 
-async def _fleet(harness: RefreshHarness, size: int, *, host: str | None = None, **more: Any) -> list[Connection]:
+async def _fleet(harness: RefreshHarness, size: int, **more: Any) -> list[Connection]:
     """Connect so many users, each at a host of their own unless one is given, the last one latest."""
-    connections = []
-    for number in range(size):
-        domain = host or f"account{number}.amocrm.ru"
-        account = harness.amo.fake.account_at(domain) or harness.amo.fake.open_account(domain)
-        account.user_id += 1
-        harness.clock.advance(1)
-        code = harness.amo.fake.allow(account).encode()
-        issued = await harness.client.exchange(code=code, domain=domain, not_after=math.inf)
-        connections.append(await harness.keep(issued, domain=domain, api_domain=API_DOMAIN, **more))
+    return [connection for _, connection in await harness.connect_accounts(size, **more)]
+
+
+async def _suspected(harness: RefreshHarness) -> list[Connection]:
+    """Connect four users, and have the first two refused."""
+    connections = await _fleet(harness, 4)
+    for connection in connections[:2]:
+        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
     return connections
 
 
@@ -47,11 +39,13 @@ async def _run(harness: RefreshHarness, lifecycle: TokenLifecycle, seconds: floa
         await harness.pass_time(seconds, step=step)
 
 
-async def _blocked(harness: RefreshHarness, lifecycle: TokenLifecycle, size: int = 4, **more: Any) -> list[Connection]:
+async def _blocked(
+    harness: RefreshHarness, lifecycle: TokenLifecycle | None = None, size: int = 4, **more: Any
+) -> list[Connection]:
     """Have AMO block our address, and the block found."""
     connections = await _fleet(harness, size, **more)
     _block(harness)
-    await _find_block(harness, lifecycle, connections)
+    await _find_block(harness, lifecycle or harness.lifecycle, connections)
     return connections
 
 
@@ -140,13 +134,10 @@ async def test_enough_refusals_and_that_of_the_latest_success_are_a_block(
 
 async def test_while_a_block_is_suspected_nothing_but_the_confirming_refresh_is_sent(harness: RefreshHarness) -> None:
     """Neither the schedule nor a caller refreshes meanwhile; callers wait a second."""
-    connections = await _fleet(harness, 4)
-    for connection in connections[:2]:
-        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
+    connections = await _suspected(harness)
     for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
-        with pytest.raises(NotYet) as raised:
-            await harness.refresh(connections[2], demand=demand)
-        assert (type(raised.value), raised.value.retry_after) == (NotYet, 1.0)
+        refused = await harness.fail(connections[2], NotYet, demand=demand)
+        assert (type(refused), refused.retry_after) == (NotYet, 1.0)
 
 
 async def test_a_block_is_not_suspected_before_enough_refusals(harness: RefreshHarness) -> None:
@@ -191,11 +182,8 @@ async def test_any_other_answer_to_the_confirmation_drops_the_suspicion(
     harness: RefreshHarness, answer: Fault | None
 ) -> None:
     """Only a 403 confirms it; after a pair, or any other refusal, the others are refreshed again."""
-    connections = await _fleet(harness, 4)
-    for connection in connections[:2]:
-        await harness.fail(connection, AmoCallbackError, Fault.BLOCKED)
-    if answer is not None:
-        harness.amo.sandbox.faults.add(answer)
+    connections = await _suspected(harness)
+    harness.amo.sandbox.faults.add(*([answer] if answer else []))
     with suppress(AmoCallbackError):
         await harness.refresh(connections[3], demand=RefreshTrigger.PROBE)
     assert len(harness.presented()) == 3
@@ -207,7 +195,6 @@ async def test_any_other_answer_to_the_confirmation_drops_the_suspicion(
 async def test_a_suspicion_goes_on_where_the_confirming_refresh_was_not_sent(harness: RefreshHarness) -> None:
     """A pair of another client id is never presented: the next latest success confirms the block."""
     connections = await _fleet(harness, 3)
-    harness.clock.advance(1)
     await _fleet(harness, 1, host="foreign.amocrm.ru", client_id="another")
     _block(harness)
     for connection in connections[:2]:
@@ -247,12 +234,11 @@ async def test_refused_exchanges_and_questions_never_suspect_a_block(harness: Re
 
 async def test_while_blocked_callers_are_told_when_the_next_probe_leaves(harness: RefreshHarness) -> None:
     """Neither the schedule nor a hand-out is the probe; the token at hand is handed out as stale."""
-    connections = await _blocked(harness, harness.lifecycle)
+    connections = await _blocked(harness)
     sent = _left(harness)
     for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED, RefreshTrigger.TRIAL):
-        with pytest.raises(AddressBlocked) as raised:
-            await harness.refresh(connections[2], demand=demand)
-        assert _CAP - 10 <= raised.value.retry_after <= _CAP
+        refused = await harness.fail(connections[2], AddressBlocked, demand=demand)
+        assert _CAP - 10 <= refused.retry_after <= _CAP
     harness.clock.advance(DAY / 2)
     handed_out = await harness.lifecycle.access_tokens.token(connections[2].id, min_ttl=DAY)
     assert (handed_out.stale, handed_out.reason) == (True, "amo_blocked")
@@ -262,18 +248,23 @@ async def test_while_blocked_callers_are_told_when_the_next_probe_leaves(harness
     assert _left(harness) == sent
 
 
-async def test_probes_go_to_the_latest_success_first_and_to_another_each_time(harness: RefreshHarness) -> None:
-    """Each connection once in the order of their last successes, then the same again."""
-    connections = await _blocked(harness, harness.lifecycle)
+@pytest.mark.parametrize("answer", [Fault.BLOCKED, Fault.TEAPOT])
+async def test_probes_go_to_the_latest_success_first_and_to_another_each_time(
+    harness: RefreshHarness, answer: Fault
+) -> None:
+    """Each connection once in the order of their last successes, then again, as long as AMO's answer has no pair."""
+    connections = await _blocked(harness)
     sent = len(harness.presented())
+    harness.amo.sandbox.faults.standing = answer
     await _run(harness, harness.lifecycle, 7.5 * _CAP, step=50)
     # The one refreshed last, 3, was presented to confirm the block.
     assert _presented(harness, connections, sent) == [2, 1, 0, 3, 2, 1, 0]
+    assert _is_blocked(harness.lifecycle)
 
 
 async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_twice(harness: RefreshHarness) -> None:
     """It is sent when a probe may leave; then nothing is for a retry cap, and the next one is another."""
-    connections = await _blocked(harness, harness.lifecycle)
+    connections = await _blocked(harness)
     harness.clock.advance(_CAP)
     sent = _left(harness)
     await harness.fail(connections[2], AccountBlocked, demand=RefreshTrigger.FORCED)
@@ -285,24 +276,23 @@ async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_twice(harn
 
 async def test_a_refresh_that_waited_while_the_block_was_found_is_not_the_probe(harness: RefreshHarness) -> None:
     """It was begun before, and is given up at its last look; the probe stays for the schedule."""
-    connections = await _blocked(harness, harness.lifecycle)
+    connections = await _blocked(harness)
     harness.clock.advance(_CAP)
+    address_block = harness.lifecycle.breaker.address_block
     with pytest.raises(AddressBlocked):
-        await harness.lifecycle.breaker.address_block.enter(connections[2].id, demand=RefreshTrigger.SCHEDULE)
-    assert harness.lifecycle.breaker.address_block.probe_in == 0
+        await address_block.enter(connections[2].id, demand=RefreshTrigger.SCHEDULE)
+    assert address_block.probe_in == 0
 
 
 async def test_while_blocked_no_question_is_asked(harness: RefreshHarness) -> None:
     """Neither a daily look-up nor a question about a token in doubt leaves, which is handed out as stale."""
     given_up = await harness.given_up()
-    await _blocked(harness, harness.lifecycle)
+    await _blocked(harness)
     asked = harness.amo.sandbox.look_ups
     handed_out = await harness.lifecycle.access_tokens.token(given_up.id, min_ttl=0)
     assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
     await _run(harness, harness.lifecycle, 1.5 * DAY, step=450)
-    due = (await harness.now(given_up)).look_up_at
-    assert due is not None
-    assert due <= harness.clock.now()
+    assert present((await harness.now(given_up)).look_up_at) <= harness.clock.now()
     assert harness.amo.sandbox.look_ups == asked
 
 
@@ -351,19 +341,9 @@ async def test_a_block_ends_where_no_connection_can_be_the_probe(harness: Refres
     assert await harness.store.amo_block() is None
 
 
-async def test_an_answer_without_a_pair_does_not_end_the_block(harness: RefreshHarness) -> None:
-    """A probe that is answered in another way is a failed one: the next leaves after a retry cap."""
-    await _blocked(harness, harness.lifecycle)
-    harness.amo.sandbox.faults.standing = Fault.TEAPOT
-    sent = _left(harness)
-    await _run(harness, harness.lifecycle, 2 * _CAP, step=20)
-    assert _is_blocked(harness.lifecycle)
-    assert _left(harness) == sent + 2
-
-
 async def test_a_block_that_cannot_be_ended_in_the_store_ends_with_the_next_success(harness: RefreshHarness) -> None:
     """While the store is away it stays, here as in the store."""
-    connections = await _blocked(harness, harness.lifecycle)
+    connections = await _blocked(harness)
     harness.failing.away = {"end_amo_block"}
     await harness.lifecycle.breaker.address_block.succeeded()
     assert _is_blocked(harness.lifecycle)
@@ -417,28 +397,21 @@ async def test_a_confirmation_that_waited_while_another_process_found_the_block_
     harness: RefreshHarness,
 ) -> None:
     """It was begun while this process suspected a block: the probes of a known one are reserved in the store."""
-    waiting, again = asyncio.Event(), asyncio.Event()
-    again.set()
-
-    async def slot(priority: Priority) -> None:
-        waiting.set()
-        await again.wait()
-        await harness.client.slot(priority)
-
-    amo = Override(harness.client, slot=slot)
-    lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2", amo=amo)
+    queue = QueueingClient(harness.client)
+    queue.served.set()
+    lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2", amo=queue)
     connections = await _fleet(harness, 6)
     _block(harness)
     for refused in connections[2:4]:
         await harness.fail(refused, AccountBlocked, by=other.coordinator)
-    waiting.clear()
-    again.clear()
+    queue.asked.clear()
+    queue.served.clear()
     confirming = harness.begin(connections[4], by=other.coordinator, demand=RefreshTrigger.PROBE)
-    await waiting.wait()
+    await queue.asked.wait()
     await _find_block(harness, lifecycle, connections)
     await other.breaker.watch()
     sent = _left(harness)
-    again.set()
+    queue.served.set()
     with pytest.raises(AddressBlocked):
         await confirming
     assert _left(harness) == sent

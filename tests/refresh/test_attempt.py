@@ -1,8 +1,6 @@
 """An attempt to refresh: its claim, its requests, and the account that has moved."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -11,48 +9,13 @@ from amo_callback.errors import (
     IntrospectionUnavailable,
     InvalidRefreshToken,
     NeedsReauth,
-    RequestNotSent,
-    ShuttingDown,
     UnauthorizedWithoutHint,
 )
+from amo_callback.events import Event
 from amo_callback.model import IntrospectionResult, RefreshTrigger, TokenResponse, TokenState
-from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, newer_than
+from tests.fakes import Override, answering
+from tests.refresh.harness import API_DOMAIN, RefreshHarness, newer_than
 from tests.service import HOST
-
-if TYPE_CHECKING:
-    from amo_callback.events import Event
-    from tests.refresh.harness import RefreshHarness
-
-
-async def test_a_stop_during_the_extension_sends_no_second_request(harness: RefreshHarness) -> None:
-    """The signal comes while more time is being written: the claim is given back, and the token is not in doubt."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.account.host = "renamed.amocrm.ru"
-    harness.failing.after["extend"] = lambda *_, **__: harness.lifecycle.core.stop.set()
-    await harness.fail(connection, ShuttingDown)
-    after = await harness.now(connection)
-    assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)
-    assert len(harness.presented()) == 1
-
-
-@pytest.mark.parametrize("during", ["extend", "refresh"])
-async def test_a_second_request_that_would_outlive_its_lease_is_not_sent(harness: RefreshHarness, during: str) -> None:
-    """Stopped while more time is written, or after it: what is left of the lease is not enough for an answer."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.account.host = "renamed.amocrm.ru"
-    harness.failing.after["extend"] = lambda *_, **__: harness.clock.advance(55.1 if during == "extend" else 0)
-
-    async def refresh(*, domain: str, **request: Any) -> TokenResponse:
-        harness.clock.advance(55.1 if during == "refresh" and domain != connection.domain else 0)
-        return await harness.client.refresh(domain=domain, **request)
-
-    amo = Override(harness.client, refresh=refresh)
-    coordinator = harness.make_coordinator(amo=amo)
-    await harness.fail(connection, RequestNotSent, by=coordinator)
-    assert [entry.host for entry in harness.presented()] == [connection.domain]
-    assert not (await harness.now(connection)).in_doubt
-
 
 ELSEWHERE = "renamed.amocrm.ru"
 
@@ -71,16 +34,10 @@ async def _followed(
         asked.append(domain)
         raise refused
 
-    async def look_up(**_: object) -> IntrospectionResult:
-        return sighting
-
-    async def ask_about(**_: object) -> IntrospectionResult:
-        return IntrospectionResult(standing=UNKNOWN)
-
-    amo = Override(harness.client, refresh=refresh, look_up=look_up, ask_about=ask_about)
-    with pytest.raises(AmoCallbackError) as raised:
-        await harness.refresh(connection, by=harness.make_coordinator(amo=amo))
-    return type(raised.value), asked
+    unknown = answering(IntrospectionResult(standing=UNKNOWN))
+    amo = Override(harness.client, refresh=refresh, look_up=answering(sighting), ask_about=unknown)
+    error = await harness.fail(connection, AmoCallbackError, by=harness.make_coordinator(amo=amo))
+    return type(error), asked
 
 
 @pytest.mark.parametrize(

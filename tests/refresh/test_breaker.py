@@ -1,10 +1,7 @@
 """The circuit breaker: what opens and closes it, and who is tried while it is open."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,11 +19,7 @@ from amo_callback.refresh.breaker import is_epidemic
 from amo_callback.stats import ConnectionCounts
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.fakes import START, Override
-from tests.refresh.harness import API_DOMAIN, DAY, GatedClient
-
-if TYPE_CHECKING:
-    from tests.refresh.harness import RefreshHarness
-
+from tests.refresh.harness import API_DOMAIN, DAY, GatedClient, RefreshHarness
 
 # --- what opens it ---------------------------------------------------------------------------------
 

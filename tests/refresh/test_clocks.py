@@ -1,20 +1,15 @@
 """Times that cannot be right: a connection that has them is refreshed at once, and its access token is in doubt."""
 
-from __future__ import annotations
-
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from amo_callback.model import Connection
 from amo_callback.schedule import is_impossible
 from tests.builders import DAY, a_connection
 from tests.fakes import START
-from tests.refresh.harness import API_DOMAIN
-
-if TYPE_CHECKING:
-    from amo_callback.model import Connection
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, RefreshHarness
 
 MINUTE = timedelta(minutes=1)
 MONTH = 30 * DAY

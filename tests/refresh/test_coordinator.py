@@ -1,12 +1,9 @@
 """One refresh: what is written before, what is spent, and what is left when something goes wrong."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
-import errno
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -16,7 +13,6 @@ from amo_callback.errors import (
     AccountBlocked,
     ClientMismatch,
     IntrospectionUnavailable,
-    InvalidRefreshToken,
     NeedsReauth,
     NotFound,
     NotYet,
@@ -28,8 +24,10 @@ from amo_callback.errors import (
 )
 from amo_callback.events import Level
 from amo_callback.model import (
+    Claim,
     Connection,
     Reason,
+    RefreshedPair,
     RefreshRules,
     RefreshTrigger,
     Status,
@@ -38,15 +36,9 @@ from amo_callback.model import (
     fingerprint,
     short,
 )
-from tests.builders import a_claim, a_refreshed, an_extension, save
-from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, UnreachableClient, newer_than
-
-if TYPE_CHECKING:
-    from amo_callback.model import Claim, RefreshedPair
-    from tests.fakes import FakeClock
-    from tests.refresh.harness import RefreshHarness
-
+from tests.builders import a_claim, an_extension, present, save
+from tests.fakes import Override, answering
+from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarness, UnreachableClient, newer_than
 
 # --- a refresh that goes well ---------------------------------------------------------------------
 
@@ -158,16 +150,6 @@ async def test_a_refresh_that_satisfies_nobody_is_made_once(harness: RefreshHarn
     assert len(harness.presented()) == 1
 
 
-async def test_every_year_of_refreshes_spends_each_token_once(harness: RefreshHarness) -> None:
-    """Refresh after refresh, each token is presented once and the connection lives."""
-    connection = await harness.connect()
-    for _ in range(50):
-        harness.clock.advance(43_200)
-        connection = await harness.refresh(connection)
-    assert harness.amo.fake.ledger.doubles() == 0
-    assert len(harness.presented()) == 50
-
-
 # --- the claim ------------------------------------------------------------------------------------
 
 
@@ -188,21 +170,6 @@ async def test_a_store_that_takes_no_claim_keeps_the_token_unspent(harness: Refr
     connection = await harness.connect()
     harness.failing.away = {"claim"}
     await harness.fail(connection, StoreUnavailable)
-    assert harness.presented() == []
-
-
-async def test_what_somebody_else_claimed_is_waited_for(harness: RefreshHarness) -> None:
-    """Another process's lease holds: nothing is sent, and its pair is returned once it is stored."""
-    connection = await harness.connect()
-    await harness.store.claim(a_claim(connection, owner="process-2"))
-    refreshing = harness.begin(connection, satisfied=lambda now: now.pair_version == 2)
-    for _ in range(3):
-        await harness.clock.until_sleeping(0.25)
-        harness.clock.advance(0.25)
-    await harness.clock.until_sleeping(0.25)
-    await harness.store.save_refreshed(a_refreshed(connection))
-    harness.clock.advance(0.25)
-    assert (await refreshing).pair_version == 2
     assert harness.presented() == []
 
 
@@ -229,25 +196,19 @@ async def test_a_pair_granted_to_another_client_is_not_presented(harness: Refres
 
 
 async def test_a_pair_that_no_key_opens_needs_its_person(harness: RefreshHarness) -> None:
-    """Rows swapped by hand, or sealed with a lost key, are noticed and not sent."""
+    """Rows swapped by hand, or sealed with a lost key, are noticed and not sent; their claim names no token."""
     other = Cipher([new_key()])
     pair = TokenPair(access_token="a", refresh_token="r", issued_at=harness.clock.now(), expires_at=harness.clock.now())
+    claims: list[Claim] = []
+    harness.failing.before["claim"] = lambda claim, **_: claims.append(claim)
     for sealed in (other.seal_pair(pair, connection_id="x"), harness.cipher.seal_pair(pair, connection_id="another")):
         connection = await harness.connect(sealed_pair=sealed)
         assert (await harness.fail(connection, NeedsReauth)).reason is Reason.UNREADABLE
         after = await harness.now(connection)
         assert (after.status, after.reason, after.sealed_pair) == (Status.NEEDS_REAUTH, Reason.UNREADABLE, sealed)
+    claimed = {(claim.fingerprint, claim.owner, claim.lease) for claim in claims}
+    assert claimed == {("", "process-1", timedelta(seconds=60))}
     assert harness.presented() == []
-
-
-async def test_a_claim_of_what_no_key_opens_names_no_token(harness: RefreshHarness) -> None:
-    """Nothing goes out, so nothing can be in doubt; whose the claim is, and for how long, it tells all the same."""
-    connection = await harness.connect(sealed_pair=Cipher([new_key()]).seal(b"", bound_to=""))
-    claims: list[Claim] = []
-    harness.failing.before["claim"] = lambda claim, **_: claims.append(claim)
-    await harness.fail(connection, NeedsReauth)
-    [claim] = claims
-    assert (claim.fingerprint, claim.owner, claim.lease) == ("", "process-1", timedelta(seconds=60))
 
 
 async def test_what_does_not_exist_cannot_be_refreshed(harness: RefreshHarness) -> None:
@@ -305,16 +266,10 @@ async def test_stopping_does_not_wait_for_the_lease_of_another_process(harness: 
         await refreshing
 
 
-async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness, clock: FakeClock) -> None:
+async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness) -> None:
     """A refresh that has no slot yet ends at once, however long AMO has paused us."""
     connection = await harness.connect()
-
-    async def slot(_priority: object) -> None:
-        await clock.sleep(3600)
-
-    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
-    refreshing = harness.begin(connection)
-    await clock.until_sleeping(3600)
+    refreshing, _ = await harness.begin_queued(connection)
     assert (await harness.now(connection)).attempt is None  # a claim must not age in a queue
     harness.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
@@ -322,21 +277,6 @@ async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness
 
 
 # --- the store, away at the wrong moment -----------------------------------------------------------
-
-
-async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(harness: RefreshHarness) -> None:
-    """A received pair has been paid for: it is tried again, told once, and the caller gets it in the end."""
-    connection = await harness.connect()
-    refreshing = await harness.begin_unsaved(connection)
-    for _ in range(3):
-        await harness.clock.until_sleeping(1)
-        harness.clock.advance(1)
-    await harness.clock.until_sleeping(1)
-    harness.failing.away = set()
-    harness.clock.advance(1)
-    assert (await refreshing).pair_version == 2
-    assert len(harness.witness.named("pair.write_pending")) == 1
-    assert harness.amo.fake.ledger.doubles() == 0
 
 
 async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(harness: RefreshHarness) -> None:
@@ -440,7 +380,7 @@ async def test_a_passing_refusal_is_waited_out(
 ) -> None:
     """402 and 403 wait the longest, 429 as long as AMO asks, unknown words back off; the connection stays active."""
     connection = await harness.connect()
-    await harness.fail(connection, error, fault)
+    assert (await harness.fail(connection, error, fault)).__cause__ is None
     after = await harness.now(connection)
     assert (after.status, after.failures, after.in_doubt) == (Status.ACTIVE, 1, False)
     assert after.next_refresh_at == harness.clock.now() + timedelta(seconds=wait)
@@ -450,51 +390,33 @@ async def test_a_patient_caller_respects_the_back_off(harness: RefreshHarness) -
     """Hand-outs do not hammer an ill AMO: until the next try is due, they are told to wait."""
     connection = await harness.connect()
     await harness.fail(connection, AccountBlocked, Fault.UNPAID, demand=RefreshTrigger.HAND_OUT)
-    with pytest.raises(NotYet) as raised:
-        await harness.refresh(connection, demand=RefreshTrigger.HAND_OUT)
-    assert (raised.value.retry_after, raised.value.cause_code) == (900, "account_refused")
+    refused = await harness.fail(connection, NotYet, demand=RefreshTrigger.HAND_OUT)
+    assert (refused.retry_after, refused.cause_code) == (900, "account_refused")
     assert harness.amo.sandbox.requests == 2
     harness.clock.advance(900)
     assert (await harness.refresh(connection, demand=RefreshTrigger.HAND_OUT)).pair_version == 2
 
 
-async def test_the_end_of_the_service_is_told_before_anything_else(harness: RefreshHarness) -> None:
-    """Whoever would have to wait for the next try goes to another instance at once."""
-    connection = await harness.connect()
-    harness.amo.sandbox.faults.add(Fault.UNPAID)
-    assert (await harness.fail(connection, AccountBlocked)).__cause__ is None
-    harness.lifecycle.core.stop.set()
-    await harness.fail(connection, ShuttingDown)
-
-
-async def test_a_failure_tells_how_long_it_took(harness: RefreshHarness) -> None:
+@pytest.mark.parametrize("error", [VendorRateLimited(7), ZeroDivisionError()], ids=["AMO's", "ours"])
+async def test_a_failure_tells_how_long_it_took(harness: RefreshHarness, error: Exception) -> None:
     """Of AMO's as of ours: whoever reads the history sees whether AMO was slow."""
-    for error in (VendorRateLimited(7), ZeroDivisionError()):
-        connection = await harness.connect()
+    connection = await harness.connect()
 
-        async def refresh(error: Exception = error, **_: object) -> TokenResponse:
-            harness.clock.advance(1.5)
-            raise error
+    async def refresh(**_: object) -> TokenResponse:
+        harness.clock.advance(1.5)
+        raise error
 
-        with pytest.raises(type(error)):
-            await harness.refresh(
-                connection,
-                by=harness.make_coordinator(amo=Override(harness.client, refresh=refresh)),
-                demand=RefreshTrigger.FORCED,
-            )
-    told = harness.witness.named("refresh.failed")
-    assert [(event.fields["seconds"], event.fields["demand"]) for event in told] == [(1.5, "forced")] * 2
+    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
+    await harness.fail(connection, type(error), demand=RefreshTrigger.FORCED)
+    [told] = harness.witness.named("refresh.failed")
+    assert (told.fields["seconds"], told.fields["demand"]) == (1.5, "forced")
 
 
 async def test_a_bug_is_told_and_leaves_the_outcome_open(harness: RefreshHarness) -> None:
     """An exception of a kind that nobody expected ends the claim with doubt, and reaches the log with its trace."""
     connection = await harness.connect()
-
-    async def refresh(**_: object) -> TokenResponse:
-        raise ZeroDivisionError
-
-    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
-    await harness.fail(connection, ZeroDivisionError)
+    broken = Override(harness.client, refresh=answering(ZeroDivisionError()))
+    await harness.fail(connection, ZeroDivisionError, by=harness.make_coordinator(amo=broken))
     after = await harness.now(connection)
     assert (after.status, after.last_error, after.in_doubt) == (Status.ACTIVE, "outcome_open", True)
     told = await harness.witness.until("refresh.bug")
@@ -520,18 +442,11 @@ async def test_a_refresh_that_is_cancelled_is_no_bug(harness: RefreshHarness) ->
 async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHarness) -> None:
     """Whoever lost the claim to a new grant may not declare it dead, nor put it off."""
     connection = await harness.connect()
-    asked, go_on = asyncio.Event(), asyncio.Event()
-
-    async def refresh(**_: object) -> TokenResponse:
-        asked.set()
-        await go_on.wait()
-        raise InvalidRefreshToken
-
-    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
-    refreshing = harness.begin(connection, satisfied=lambda now: now.pair_version > 1)
-    await asked.wait()
+    harness.amo.account.disabled = True
+    refreshing = await harness.begin_slow(connection, satisfied=newer_than(connection))
+    harness.amo.account.disabled = False
     granted = await harness.connect()
-    go_on.set()
+    harness.amo.sandbox.go_on.set()
     assert await refreshing == granted
     assert harness.witness.names() == ["refresh.superseded"]
     assert await harness.now(connection) == granted
@@ -540,12 +455,9 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHar
 async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(harness: RefreshHarness) -> None:
     """The person connects again while a refresh waits for its slot: the new pair is the one presented."""
     connection = await harness.connect()
-    queue = QueueingClient(harness.client)
-    harness.coordinator = harness.make_coordinator(amo=queue)
-    refreshing = harness.begin(connection)
-    await queue.asked.wait()
+    refreshing, served = await harness.begin_queued(connection)
     granted = await harness.connect()
-    queue.served.set()
+    served.set()
     assert (await refreshing).pair_version == granted.pair_version + 1
     assert harness.presented()[0].presented == harness.pair(granted).refresh_token
 
@@ -575,19 +487,16 @@ async def test_each_doubt_is_looked_up_before_its_token_is_presented(
     """A look-up tells nothing of an attempt that was left open since, nor of one that got more time and died."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    slots = 0
 
-    async def slot(_priority: object) -> None:
-        nonlocal slots
-        slots += 1
-        if slots == 2 and extended:  # the one for the refresh
+    async def leave_another_doubt() -> None:
+        if extended:
             await harness.store.extend(an_extension(connection, domain=connection.domain))
-        elif slots == 2:
+        else:
             now = await harness.now(connection)
             await harness.store.claim(a_claim(now, owner="process-3", attempt="dead, too"))
 
-    harness.coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
-    refreshing = harness.begin(connection)
+    amo = harness.before_slot(2, leave_another_doubt)  # the slot for the refresh
+    refreshing = harness.begin(connection, by=harness.make_coordinator(amo=amo))
     for looked_up in (0, 1):
         await harness.clock.until_sleeping(0.25)
         assert harness.amo.sandbox.look_ups == looked_up
@@ -623,12 +532,9 @@ async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(harness
 async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_again(harness: RefreshHarness) -> None:
     """Another process was faster: its pair satisfies whoever waited, and is not spent."""
     connection = await harness.connect()
-    queue = QueueingClient(harness.client)
-    coordinator = harness.make_coordinator(amo=queue)
-    refreshing = harness.begin(connection, by=coordinator, satisfied=newer_than(connection))
-    await queue.asked.wait()
+    refreshing, served = await harness.begin_queued(connection, satisfied=newer_than(connection))
     refreshed = await harness.refresh(connection, by=harness.make_coordinator(process="process-2"))
-    queue.served.set()
+    served.set()
     assert await refreshing == refreshed
     assert harness.spent() == 1
 
@@ -652,19 +558,8 @@ async def test_a_store_away_during_the_wait_for_a_slot_gives_an_attempt_a_lease_
     """Looked up and about to be presented: its owner may hold a good pair, and could not store it just now."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    lifecycle = harness.make_lifecycle()
-    lifecycle.leases.left(await harness.now(connection))
-    harness.clock.advance(60)
-    slots = 0
-
-    async def slot(_priority: object) -> None:
-        nonlocal slots
-        slots += 1
-        if slots == 2:  # the one for the refresh
-            await harness.lose_store_once()
-
-    coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot))
-    refreshing = harness.begin(connection, by=coordinator)
+    amo = harness.before_slot(2, harness.lose_store_once)  # the slot for the refresh
+    refreshing = harness.begin(connection, by=harness.make_coordinator(amo=amo))
     await harness.clock.until_sleeping(0.25)
     harness.clock.advance(60)
     await harness.clock.until_sleeping(0.25)
@@ -714,30 +609,10 @@ async def test_no_more_than_so_many_are_refreshed_at_once(harness: RefreshHarnes
     assert {stored.pair_version for stored in await asyncio.gather(*refreshing)} == {2}
 
 
-async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_in_it(harness: RefreshHarness) -> None:
-    """Where no process died at a connection, nothing of it can have been left there."""
-    connection = await harness.connect()
-
-    def read() -> Any:
-        raise OSError(errno.EACCES, "Permission denied")
-
-    coordinator = harness.make_coordinator(rescue=Override(harness.rescue, read=read))
-    refreshed = await harness.refresh(connection, by=coordinator)
-    assert refreshed.pair_version == 2
-    await harness.store.claim(a_claim(refreshed, owner="process-2"))
-    refreshing = harness.begin(connection, by=coordinator)
-    await harness.clock.until_sleeping(0.25)
-    harness.clock.advance(60)
-    with pytest.raises(StoreUnavailable) as raised:
-        await refreshing
-    assert connection.id in raised.value.detail
-
-
 async def test_whoever_joins_a_flight_is_not_content_with_what_contents_another(harness: RefreshHarness) -> None:
     """A backend that met 401 joins one that takes any pair: it gets a new one, and not the one it came with."""
     connection = await harness.connect()
-    claimed = await harness.store.claim(a_claim(connection, owner="process-2"))
-    assert claimed is not None
+    claimed = present(await harness.store.claim(a_claim(connection, owner="process-2")))
     first = harness.begin(connection, satisfied=lambda now: now.attempt is None)
     await harness.clock.until_sleeping(0.25)
     second = harness.begin(connection, demand=RefreshTrigger.FORCED, satisfied=newer_than(connection))

@@ -59,6 +59,7 @@ def _row(**changes: Any) -> Any:
         (DUE, SCHEDULE, {"refusal": AddressBlocked(60)}, AddressBlocked),
         # back-off: it holds back all but a probe, and a forced refresh whose last request never left
         (BACKED_OFF, SCHEDULE, {}, NotYet),
+        (BACKED_OFF, SCHEDULE, {"stopping": True}, ShuttingDown),
         (BACKED_OFF, FORCED, {}, NotYet),
         (BACKED_OFF, PROBE, {}, Present),
         (BACKED_OFF, SCHEDULE, {"now": START + HOUR}, Present),

@@ -1,20 +1,15 @@
 """Disconnecting: whatever happens to a connection meanwhile, it is forgotten, or somebody hears why not."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import pytest
 
 from amo_callback.errors import Frozen, NotFound, StoreUnavailable
 from amo_callback.model import Connection, Status
 from amo_callback.refresh.disconnection import disconnect
+from amo_callback.store import Store
 from tests.builders import a_connection, now, save
-from tests.fakes import START, FaultyStore
-
-if TYPE_CHECKING:
-    from amo_callback.store import Store
-    from tests.fakes import FakeClock, RecordingObserver
+from tests.fakes import START, FakeClock, FaultyStore, RecordingObserver
 
 
 async def _disconnect(connection: Connection, store: object) -> Connection:

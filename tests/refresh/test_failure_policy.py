@@ -1,9 +1,7 @@
 """What a refresh without a pair means for its connection."""
 
-from __future__ import annotations
-
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -26,9 +24,6 @@ from amo_callback.model import Reason, RefreshFailure, RefreshRules, Status
 from amo_callback.refresh.failure_policy import is_final, look_again_in, verdict_of
 from tests.builders import DAY, a_connection
 from tests.fakes import START
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 
 def _judged(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> RefreshFailure:

@@ -1,20 +1,15 @@
 """Frozen: nothing is spent, and everything else goes on."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import Frozen
 from amo_callback.model import Connection, RefreshTrigger, Status
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_claim
-from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient
-
-if TYPE_CHECKING:
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarness
 
 
 async def _freeze(harness: RefreshHarness, connection: Connection, *, everything: bool) -> TokenLifecycle:

@@ -1,18 +1,13 @@
 """Who spent my token? What happened to a connection, by whom, on whose demand, and why."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import AmoCallbackError, NeedsReauth
+from amo_callback.events import StoredEvent
 from amo_callback.model import Connection, RefreshTrigger, fingerprint, short
 from tests.builders import a_claim
-from tests.refresh.harness import API_DOMAIN
-
-if TYPE_CHECKING:
-    from amo_callback.events import StoredEvent
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, RefreshHarness
 
 
 async def _told(harness: RefreshHarness, connection: Connection) -> list[StoredEvent]:

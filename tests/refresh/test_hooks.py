@@ -1,23 +1,17 @@
 """Checks after AMO's disable hook: how soon a true hook is noticed, and how little a flood of replayed ones costs."""
 
-from __future__ import annotations
-
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
-from amo_callback.model import IntrospectionResult, RefreshRules, RefreshTrigger, Status, TokenState
+from amo_callback.model import Connection, IntrospectionResult, RefreshRules, RefreshTrigger, Status, TokenState
 from amo_callback.rate_limit import Priority
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, DAY
-
-if TYPE_CHECKING:
-    from amo_callback.model import Connection
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 HOUR = 3600.0
 PAUSES = [5, 10, 20, 40, 80, 160, 320, 600, 600]

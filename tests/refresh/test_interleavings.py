@@ -1,10 +1,8 @@
 """Each interleaving that the rules of custody guard against, by its name."""
 
-from __future__ import annotations
-
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -23,12 +21,17 @@ from amo_callback.errors import (
     UnknownOutcome,
 )
 from amo_callback.model import Connection, Reason, RefreshTrigger, Status, TokenResponse
-from tests.builders import a_claim, a_refreshed, an_extension
+from tests.builders import a_claim, a_refreshed, an_extension, present
 from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, PATIENCE, GatedClient, QueueingClient, UnreachableClient, newer_than
-
-if TYPE_CHECKING:
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import (
+    API_DOMAIN,
+    PATIENCE,
+    GatedClient,
+    QueueingClient,
+    RefreshHarness,
+    UnreachableClient,
+    newer_than,
+)
 
 
 async def _until_waiting(harness: RefreshHarness, refreshing: asyncio.Task[Any], seconds: float) -> None:
@@ -45,13 +48,11 @@ async def _until_waiting(harness: RefreshHarness, refreshing: asyncio.Task[Any],
 async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
     """However long the rate limit or a place is waited for, the claim is written after, with its whole lease."""
     connection = await harness.connect()
-    queue = QueueingClient(harness.client)
-    refreshing = harness.begin(connection, by=harness.make_coordinator(amo=queue))
-    await queue.asked.wait()
+    refreshing, served = await harness.begin_queued(connection)
     harness.clock.advance(3600)
     assert (await harness.now(connection)).attempt is None
     harness.amo.sandbox.faults.add(Fault.SLOW)
-    queue.served.set()
+    served.set()
     await harness.amo.sandbox.until_asked(2)
     assert (await harness.now(connection)).lease_until == harness.clock.now() + timedelta(seconds=60)
     harness.amo.sandbox.go_on.set()
@@ -61,12 +62,9 @@ async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
 async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respected(harness: RefreshHarness) -> None:
     """Free when the queue was joined, claimed when the slot came: nothing is presented, and the lease is waited for."""
     connection = await harness.connect()
-    queue = QueueingClient(harness.client)
-    coordinator = harness.make_coordinator(amo=queue)
-    refreshing = harness.begin(connection, by=coordinator, satisfied=newer_than(connection))
-    await queue.asked.wait()
+    refreshing, served = await harness.begin_queued(connection, satisfied=newer_than(connection))
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    queue.served.set()
+    served.set()
     await harness.clock.until_sleeping(0.25)
     assert harness.presented() == []
     await harness.store.save_refreshed(a_refreshed(connection))
@@ -78,15 +76,11 @@ async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respecte
 async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harness: RefreshHarness) -> None:
     """Clean when the queue was joined; then another process died at it, and a third gave its claim back."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    queue = QueueingClient(harness.client)
-    coordinator = harness.make_coordinator(amo=queue)
-    refreshing = harness.begin(connection, by=coordinator)
-    await queue.asked.wait()
-    died = await harness.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0)))
-    assert died is not None
+    refreshing, served = await harness.begin_queued(connection)
+    died = present(await harness.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0))))
     await harness.store.claim(a_claim(died, owner="process-3", attempt="given back"))
     await harness.store.release(connection_id=connection.id, attempt="given back")
-    queue.served.set()
+    served.set()
     assert (await refreshing).pair_version == 2
     assert harness.amo.sandbox.look_ups == 1
 
@@ -111,8 +105,7 @@ async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_i
 async def test_an_attempt_extended_meanwhile_is_not_taken_over(harness: RefreshHarness) -> None:
     """Whoever saw a lease end, and claims just as its owner extends it for a second request, comes too late."""
     connection = await harness.connect()
-    seen = await harness.store.claim(a_claim(connection, owner="process-2"))
-    assert seen is not None
+    seen = present(await harness.store.claim(a_claim(connection, owner="process-2")))
     assert await harness.store.extend(an_extension(connection))
     assert await harness.store.claim(a_claim(seen, attempt="mine")) is None
 
@@ -167,12 +160,9 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHar
 async def test_a_pair_that_comes_after_a_disconnect_is_dropped(harness: RefreshHarness) -> None:
     """Forgotten on request while a refresh was on its way: nothing of it comes back."""
     connection = await harness.connect()
-    gated = GatedClient(harness.client, hold_answer=True)
-    coordinator = harness.make_coordinator(amo=gated)
-    late = harness.begin(connection, by=coordinator)
-    await gated.answered.wait()
+    late = await harness.begin_slow(connection)
     assert await harness.store.disconnect(await harness.now(connection), on_request=True)
-    gated.go_on.set()
+    harness.amo.sandbox.go_on.set()
     with pytest.raises(NotFound):
         await late
     after = await harness.now(connection)
@@ -183,14 +173,12 @@ async def test_a_key_change_during_a_flight_loses_neither(harness: RefreshHarnes
     """The old pair is sealed anew while its successor is on its way: the successor is stored, and then sealed anew."""
     connection = await harness.connect()
     new = Cipher([new_key(), encryption_key])
-    gated = GatedClient(harness.client, hold_answer=True)
-    flight = harness.begin(connection, by=harness.make_coordinator(amo=gated))
-    await gated.answered.wait()
+    flight = await harness.begin_slow(connection)
     read = await harness.now(connection)
     sealed = EncryptedRecord(kind=RecordKind.CONNECTION, name=read.id, content=read.sealed_pair or b"")
     resealed = ReencryptedRecord(read=sealed, content=new.reseal(sealed.content, bound_to=sealed.place))
     assert await harness.store.reseal([resealed]) == []
-    gated.go_on.set()
+    harness.amo.sandbox.go_on.set()
     stored = await flight
     assert stored.pair_version == 2
     assert harness.amo.fake.is_good(harness.pair(stored).refresh_token)
@@ -232,19 +220,21 @@ async def test_a_pair_in_anothers_file_is_found_before_its_predecessor_is_presen
 
 
 async def test_a_rescue_folder_that_cannot_be_read_keeps_a_doubtful_token_at_home(harness: RefreshHarness) -> None:
-    """Its successor may lie there: nothing is presented before somebody has looked."""
+    """Its successor may lie there: nothing is presented before somebody has looked; a token beyond doubt is."""
     connection = await harness.connect()
-    await harness.store.claim(a_claim(connection, owner="process-2"))
 
     def read() -> Any:
         raise PermissionError(13, "Permission denied")
 
-    lifecycle = harness.make_lifecycle(rescue=Override(harness.rescue, read=read))
-    refreshing = harness.begin(connection, by=lifecycle.coordinator)
+    coordinator = harness.make_coordinator(rescue=Override(harness.rescue, read=read))
+    refreshed = await harness.refresh(connection, by=coordinator)
+    await harness.store.claim(a_claim(refreshed, owner="process-2"))
+    refreshing = harness.begin(connection, by=coordinator)
     await _until_waiting(harness, refreshing, 60)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable) as raised:
         await refreshing
-    assert harness.presented() == []
+    assert connection.id in raised.value.detail
+    assert len(harness.presented()) == 1
 
 
 async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_lease(harness: RefreshHarness) -> None:
@@ -267,22 +257,24 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_
     assert harness.presented() == []
 
 
-async def test_a_process_stopped_before_its_second_post_sends_nothing_once_its_lease_is_over(
-    harness: RefreshHarness,
+@pytest.mark.parametrize("during", ["extend", "refresh"])
+async def test_a_process_stopped_before_its_second_post_sends_nothing_once_its_lease_is_too_short(
+    harness: RefreshHarness, during: str
 ) -> None:
-    """An account moved; stopped between the longer lease and the request that follows it, nothing is sent after."""
+    """Stopped while more time is written, or after it: what is left of the lease is not enough for an answer."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
+    harness.failing.after["extend"] = lambda *_, **__: harness.clock.advance(55.1 if during == "extend" else 0)
 
-    async def refresh(**request: Any) -> TokenResponse:
-        if request["domain"] == "renamed.amocrm.ru":
-            harness.clock.advance(61)
-        return await harness.client.refresh(**request)
+    async def refresh(*, domain: str, **request: Any) -> TokenResponse:
+        harness.clock.advance(55.1 if during == "refresh" and domain != connection.domain else 0)
+        return await harness.client.refresh(domain=domain, **request)
 
     coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
     await harness.fail(connection, RequestNotSent, by=coordinator)
-    assert harness.spent() == 0
-    assert (await harness.now(connection)).domain == "renamed.amocrm.ru"
+    assert [entry.host for entry in harness.presented()] == [connection.domain]
+    after = await harness.now(connection)
+    assert (after.domain, after.in_doubt) == ("renamed.amocrm.ru", False)
 
 
 async def test_after_the_store_was_away_anothers_attempt_has_a_whole_lease_more(harness: RefreshHarness) -> None:
@@ -449,17 +441,20 @@ async def test_the_second_request_of_a_moved_account_goes_on_an_extended_lease(h
     assert (await refreshing).pair_version == 2
 
 
-async def test_after_a_stop_there_is_no_second_request(harness: RefreshHarness) -> None:
-    """The signal comes during the look-up: the claim is given back, the token unspent and not in doubt."""
+@pytest.mark.parametrize("during", ["look_up", "extend"])
+async def test_after_a_stop_there_is_no_second_request(harness: RefreshHarness, during: str) -> None:
+    """The signal comes during the look-up, or while more time is written: the claim is given back, free of doubt."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
+    stop = harness.lifecycle.core.stop
 
     async def look_up(**question: Any) -> Any:
-        lifecycle.core.stop.set()
+        if during == "look_up":
+            stop.set()
         return await harness.client.look_up(**question)
 
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up))
-    coordinator = lifecycle.coordinator
+    harness.failing.after["extend"] = lambda *_, **__: stop.set()
+    coordinator = harness.make_coordinator(amo=Override(harness.client, look_up=look_up))
     await harness.fail(connection, ShuttingDown, by=coordinator)
     after = await harness.now(connection)
     assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)

@@ -1,17 +1,10 @@
 """Introspection before a refresh token is presented."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import IntrospectionUnavailable, UnauthorizedWithoutHint
 from amo_callback.model import IntrospectionResult, RefreshTrigger, TokenState
 from tests.fakes import START, Override
-from tests.refresh.harness import API_DOMAIN, DAY
-
-if TYPE_CHECKING:
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
 async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_long(harness: RefreshHarness) -> None:

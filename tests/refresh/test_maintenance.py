@@ -1,24 +1,18 @@
 """A clock that was stepped, and refresh tokens whose three months run out."""
 
-from __future__ import annotations
-
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import AccountBlocked, AmoCallbackError, Frozen, NotYet, StoreUnavailable
+from amo_callback.events import Event
 from amo_callback.model import Connection, Status, TokenResponse
 from amo_callback.refresh.maintenance import Maintenance
 from tests.builders import a_connection, a_core, save
 from tests.fakes import Override
-from tests.refresh.harness import DAY
-
-if TYPE_CHECKING:
-    from amo_callback.events import Event
-    from tests.refresh.harness import RefreshHarness
-
+from tests.refresh.harness import DAY, RefreshHarness
 
 HOUR = 3600.0
 

@@ -1,14 +1,14 @@
 """Whose fault it is: what is not one connection's own stops all refreshing, and one success ends that."""
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import Awaitable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import (
     AmoCallbackError,
@@ -20,17 +20,10 @@ from amo_callback.errors import (
     UnauthorizedWithoutHint,
 )
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, TokenResponse
-from amo_callback.rate_limit import LocalLimits
+from amo_callback.rate_limit import LocalLimits, Priority
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.fakes import START, Override
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.rate_limit import Priority
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
-
+from tests.refresh.harness import RefreshHarness
 
 # --- our credentials ------------------------------------------------------------------------------
 

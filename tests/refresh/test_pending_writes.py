@@ -1,13 +1,11 @@
 """Pairs that the store does not take: held, handed out, written to their files, offered again, and stored once."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import json
 import math
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,19 +13,14 @@ from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
 from amo_callback.events import Event
-from amo_callback.model import RefreshTrigger, Status, fingerprint, short
-from amo_callback.refresh.pending_pair import name_of, seal_pending
+from amo_callback.model import Connection, RefreshedPair, RefreshTrigger, Status, fingerprint, short
+from amo_callback.refresh.pending_pair import PendingPair, name_of, seal_pending
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_refreshed, save
 from tests.fakes import MemoryRescue, Override
 from tests.patience import PATIENCE
-from tests.refresh.harness import API_DOMAIN, GatedClient
+from tests.refresh.harness import API_DOMAIN, GatedClient, RefreshHarness
 from tests.service import HOST
-
-if TYPE_CHECKING:
-    from amo_callback.model import Connection, RefreshedPair
-    from amo_callback.refresh.pending_pair import PendingPair
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
 
 
 class StuckRescue(MemoryRescue):

@@ -1,22 +1,15 @@
 """Good answers in which no pair can be read: kept for a person, and their token is not presented on the chance."""
 
-from __future__ import annotations
-
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import AmoCallbackError, DecryptionFailed, NeedsReauth, UnknownOutcome
-from amo_callback.model import Reason, RefreshTrigger
+from amo_callback.model import Connection, Reason, RefreshTrigger
 from amo_callback.refresh.raw_answers import name_of, open_raw
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
-from tests.refresh.harness import API_DOMAIN, DAY
-
-if TYPE_CHECKING:
-    from amo_callback.model import Connection
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
 async def _unread(harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER, **more: object) -> Connection:

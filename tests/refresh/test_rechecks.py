@@ -1,24 +1,17 @@
 """Look-ups of whoever was given up, and of accounts that AMO's hook named: what heals, and what is erased."""
 
-from __future__ import annotations
-
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault, Lifetimes
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import NeedsReauth, NotYet, UnknownOutcome
-from amo_callback.model import IntrospectionResult, Reason, Status, TokenState
+from amo_callback.model import Connection, IntrospectionResult, Reason, Status, TokenState
 from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, DAY, GatedClient, QueueingClient
-
-if TYPE_CHECKING:
-    from amo_callback.model import Connection
-    from tests.refresh.harness import RefreshHarness
-
+from tests.refresh.harness import API_DOMAIN, DAY, GatedClient, QueueingClient, RefreshHarness
 
 MINUTE = timedelta(minutes=1)
 

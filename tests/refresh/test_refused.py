@@ -1,29 +1,24 @@
 """AMO refuses a connection without a hint: whose fault it is, and when its user must connect again."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import math
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.amo.sandbox.rules import Fault, SandboxIntegration
 from amo_callback.errors import AmoCallbackError, InvalidClient, InvalidRefreshToken, MassFailureSuspected, NeedsReauth
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, fingerprint
+from amo_callback.rate_limit import Priority
 from amo_callback.refresh.failure_policy import is_refused_alone, is_refused_long
 from amo_callback.stats import Successes
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.fakes import START, Override
-from tests.refresh.harness import DAY
-
-if TYPE_CHECKING:
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.rate_limit import Priority
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import DAY, RefreshHarness
 
 HOUR = timedelta(hours=1)
 RULES = RefreshRules(poll_interval=600.0)

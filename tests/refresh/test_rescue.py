@@ -1,7 +1,5 @@
 """The rescue folder: files that are whole or not there, room that is kept for them, and whoever shares it."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,34 +1,27 @@
 """The loop: what is due, in what order, how many at once, and what does not stop it."""
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.crypto import Cipher
 from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
-from amo_callback.model import IntrospectionResult, RefreshRules, RefreshTrigger, TokenState
+from amo_callback.model import Connection, IntrospectionResult, RefreshRules, RefreshTrigger, TokenState
+from amo_callback.refresh.coordinator import RefreshCoordinator
 from amo_callback.refresh.maintenance import Maintenance
+from amo_callback.refresh.rechecks import Rechecker
 from amo_callback.refresh.scheduler import RefreshScheduler
+from amo_callback.store import Store
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_claim, a_connection, a_core, a_grant, a_refreshed, save
 from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
 from tests.patience import PATIENCE
-from tests.refresh.harness import API_DOMAIN
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-    from amo_callback.crypto import Cipher
-    from amo_callback.model import Connection
-    from amo_callback.refresh.coordinator import RefreshCoordinator
-    from amo_callback.refresh.rechecks import Rechecker
-    from amo_callback.store import Store
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, RefreshHarness
 
 
 class FakeCoordinator:

@@ -1,29 +1,21 @@
 """Instances whose clocks differ, on one PostgreSQL: the database's clock decides, and nobody's wall clock."""
 
-from __future__ import annotations
-
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from amo_callback.model import RefreshTrigger, Status
 from amo_callback.refresh.disconnection import disconnect
-from amo_callback.store import open_store
+from amo_callback.store import Store, open_store
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import DAY
-from tests.refresh.harness import API_DOMAIN
+from tests.fakes import FakeClock
+from tests.refresh.harness import API_DOMAIN, RefreshHarness
 from tests.service import amo_client
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from amo_callback.store import Store
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.fakes import FakeClock
-    from tests.refresh.harness import RefreshHarness
 
 SECOND = timedelta(seconds=1)
 

@@ -1,13 +1,12 @@
 """Faults, crashes, delays and callers in any order: whatever happens, custody's promises hold."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -20,9 +19,6 @@ from tests.conftest import ROUNDS
 from tests.fakes import FakeClock
 from tests.refresh.in_process_store import open_in_process_store
 from tests.refresh.simulation import COMMITS, FAULTS, Process, Simulation
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
 
 KEY = new_key()
 PROCESSES = 2

@@ -5,27 +5,23 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from amo_callback.amo.client import AmoClient
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import NotYet, ShuttingDown
-from amo_callback.model import RefreshTrigger
+from amo_callback.model import Connection, RefreshTrigger, TokenResponse
 from amo_callback.rate_limit import LocalLimits
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.fakes import Override, RecordedPace, most_in_a_second
+from tests.refresh.harness import RefreshHarness
 from tests.service import amo_client
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-    from pathlib import Path
-
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.model import Connection, TokenResponse
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
 
 RATE = 5
 

@@ -1,20 +1,15 @@
 """The look at all connections that monitoring is answered from."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.errors import StoreUnavailable
 from amo_callback.refresh.stats_poller import StatsPoller
+from amo_callback.stats import StoreStats
 from tests.builders import a_core, a_survey
-
-if TYPE_CHECKING:
-    from amo_callback.stats import StoreStats
-    from tests.fakes import FakeClock, RecordingObserver
-    from tests.service import Running
+from tests.fakes import FakeClock, RecordingObserver
+from tests.service import Running
 
 
 class TokenClaims:

@@ -1,25 +1,18 @@
 """Stored hosts, accounts and users: whoever can write the database gets no secret, and nobody else's token."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import HostNotAllowed, NeedsReauth, UnknownOutcome
-from amo_callback.model import Reason, RefreshRules, RefreshTrigger, Status
-from tests.refresh.harness import API_DOMAIN, DAY
+from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status
+from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 from tests.service import HOST, amo_client
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from amo_callback.model import Connection
-    from tests.refresh.harness import RefreshHarness
 
 EVIL = "evil.example.com"
 HOSTS = [

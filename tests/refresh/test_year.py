@@ -1,28 +1,20 @@
 """A long time: rotation after rotation, some of them with faults, and people who mend what was lost."""
 
-from __future__ import annotations
-
 import random
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Lifetimes
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
+from amo_callback.amo.sandbox.rules import Fault, Lifetimes
+from amo_callback.crypto import Cipher
 from amo_callback.model import Reason, RefreshRules, Status
 from amo_callback.store import open_store
 from tests.fakes import FakeClock
-from tests.refresh.simulation import FAULTS, Simulation
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from datetime import datetime
-    from pathlib import Path
-
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.amo.sandbox.rules import Fault
-    from amo_callback.crypto import Cipher
-    from tests.refresh.simulation import Process
+from tests.refresh.simulation import FAULTS, Process, Simulation
 
 LIFE = timedelta(days=2)
 """Of an access token: refreshed at half of it, a connection rotates once a day."""

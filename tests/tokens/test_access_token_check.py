@@ -1,26 +1,20 @@
 """Access tokens in doubt: AMO is asked, and a dead one is not handed out."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import AccountBlocked, NeedsReauth, NotFound, RetryableError, StoreUnavailable, UnknownOutcome
-from amo_callback.rate_limit import LocalLimits, Priority
+from amo_callback.model import Connection, IntrospectionResult, TokenResponse
+from amo_callback.rate_limit import LocalLimits, Priority, SlotDecision
+from amo_callback.tokens.access_tokens import HandOut
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_claim
 from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, DAY
-
-if TYPE_CHECKING:
-    from amo_callback.model import Connection, IntrospectionResult, TokenResponse
-    from amo_callback.rate_limit import SlotDecision
-    from amo_callback.tokens.access_tokens import HandOut
-    from amo_callback.tokens.lifecycle import TokenLifecycle
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
 async def _in_doubt(harness: RefreshHarness) -> Connection:

@@ -1,18 +1,12 @@
 """Handing out access tokens, and forced refreshes."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import NotFound
-from tests.refresh.harness import API_DOMAIN, DAY, PATIENCE, QueueingClient
-
-if TYPE_CHECKING:
-    from tests.refresh.harness import RefreshHarness
+from tests.refresh.harness import API_DOMAIN, DAY, PATIENCE, QueueingClient, RefreshHarness
 
 
 async def test_a_forced_refresh_is_satisfied_by_any_pair_stored_after_it_came(harness: RefreshHarness) -> None:

@@ -1,28 +1,21 @@
 """The hand-out from memory: nothing is read twice, and nothing that has changed is handed out as live."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from amo_callback.crypto import Cipher
 from amo_callback.errors import NotFound, StoreUnavailable
 from amo_callback.model import Connection, TokenPair
-from amo_callback.store import open_store
+from amo_callback.store import Store, open_store
+from amo_callback.tokens.access_tokens import HandOut
 from amo_callback.tokens.cache import ConnectionCache, OpenConnection, open_connection
 from tests.builders import a_connection, a_refreshed, now, save
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from amo_callback.store import Store
-    from amo_callback.tokens.access_tokens import HandOut
-    from tests.fakes import FakeClock
-    from tests.refresh.harness import RefreshHarness
+from tests.fakes import FakeClock
+from tests.refresh.harness import RefreshHarness
 
 READS = ("connection", "connections_of", "connections_owned")
 

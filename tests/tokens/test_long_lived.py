@@ -1,9 +1,7 @@
 """Long-lived access tokens without a refresh token: kept as they are, warned of, and over when they expire."""
 
-from __future__ import annotations
-
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
@@ -12,13 +10,8 @@ from amo_callback.model import Connection, Reason, Status
 from amo_callback.refresh.maintenance import Maintenance
 from amo_callback.transfer.importer import ImportRules, make_plan
 from tests.builders import a_connection, save
-from tests.refresh.harness import DAY
+from tests.refresh.harness import DAY, RefreshHarness
 from tests.transfer.samples import a_record, arrivals, written
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from tests.refresh.harness import RefreshHarness
 
 YEARS = timedelta(days=5 * 365)
 MINUTE = 60.0
