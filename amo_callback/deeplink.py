@@ -1,8 +1,7 @@
-"""The deep link that returns the user to the app: its encoding and its errors.
+"""The deep link that returns the user to the app, and its errors.
 
-Values are percent-encoded from the bytes they came as, everything but RFC 3986's unreserved characters:
-`+` would be a space to some parsers, and other characters vanish or stay raw in an address whose
-scheme browsers do not know.
+Values are percent-encoded from the bytes as received, except RFC 3986's unreserved characters. Some parsers read `+` as
+a space, and browsers drop or keep other characters in links with a scheme that they do not know.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ HandBack = Literal["code", "ticket", "none"]
 
 
 class DeepLinkError(NamedTuple):
-    """What one `error` of the link means, and its answer in the public API and on the pages."""
+    """The meaning of an `error` in the link, and its form in the public API and on the pages."""
 
     meaning: str
     action: str
     """What the app should do."""
     status: int = 400
     message: str = "amoCRM does not accept the code: connect again."
-    """For the app's user."""
+    """For the user of the app."""
 
 
 DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
@@ -53,7 +52,7 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
             "amoCRM or this service is down or late",
             "try again in a minute",
             status=503,
-            message="amoCRM cannot be asked right now: try again with the same code.",
+            message="amoCRM is not available right now: try again with the same code.",
         ),
         "rate_limited": DeepLinkError(
             "too many bad codes from one address",

@@ -1,11 +1,11 @@
 """The errors of the service, grouped by who has to act.
 
-A class's docstring is the message for the operator, and its attributes are what the two APIs, the pages and the deep
-link say of it; what a word of the deep link means to the app and to the user stands once, in `deeplink`. No message and
-no attribute ever holds a token, code, state, key or secret.
+A class's docstring is the message for operators; its attributes are the error's form in the two APIs, on the pages and
+in the deep link. What an `error` of the deep link means to the app and its user is defined in `deeplink`. No message or
+attribute contains a token, code, state, key or secret.
 
-Of the answers to a refresh only `UnknownOutcome` leaves open whether the refresh token was spent; every other error
-here means that it was not.
+After a refresh only `UnknownOutcome` leaves open whether the refresh token was spent; every other error means that it
+was not.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ _WAIT = "try again after `Retry-After` seconds"
 
 
 class AmoCallbackError(Exception):
-    """amo-callback failed, and has no more specific error for it."""
+    """amo-callback failed for a reason without an error of its own."""
 
     code: ClassVar[str] = "internal_error"
-    """Its name in the log, in events and in metrics."""
+    """The error's name in the log, in events and in metrics."""
     deep_link_error: ClassVar[str] = "auth_failed"
-    """Its `error` in the deep link, and in the public API unless it has an `app_message`."""
+    """The `error` of the deep link, and of the public API unless there is an `app_message`."""
     app_message: ClassVar[str | None] = None
-    """The public API's message, where it answers with `http_status` and `code` instead of the deep link's."""
+    """The public API's message, if it answers with `http_status` and `code` instead of the deep link's error."""
     api_code: str = "internal_error"
-    """Its `code` in the private API."""
+    """The `code` in the private API."""
     http_status: int = 500
     action: str = "try again later: a bug, logged as `http.bug`"
     """What the caller should do."""
     retry_after: float | None = 5.0
-    """Seconds after which to try again, where `http_status` is 502 or 503; `None`: `refresh.retry_cap`."""
+    """Seconds until a retry, if `http_status` is 502 or 503; `None` stands for `refresh.retry_cap`."""
     members: Mapping[str, object] = MappingProxyType({})
-    """Further members of the private API's problem details."""
+    """Additional members of the private API's problem details."""
 
     status: int | None = None
-    """The HTTP status of AMO's answer, where that is what went wrong."""
+    """The HTTP status of AMO's response, if it caused the error."""
     request_id: str | None = None
-    """AMO's id of that answer: its support can look it up."""
+    """The request id in AMO's response, for AMO's support."""
     title: str | None = None
     hint: str | None = None
-    """AMO's words in that answer, as they may be logged."""
+    """Parts of AMO's response that may be logged."""
     rejects_client: bool = False
-    """Whether that answer rejects our client id, secret or redirect URI, and not what was presented."""
+    """Whether the response rejects the client id, secret or redirect URI, and not the presented credential."""
     refused: str | None = None
-    """The kind of value in a callback that is refused."""
+    """The kind of callback parameter that was refused."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or self.code))
 
     @property
     def fields(self) -> dict[str, object]:
-        """Its fields in a log line."""
+        """The fields of the error in a log line."""
         fields: dict[str, object] = {"error": self.code}
         if self.refused is not None:
             fields["refused"] = self.refused
@@ -73,7 +73,7 @@ def error_classes(root: type[AmoCallbackError] = AmoCallbackError) -> Iterator[t
 
 
 class InternalError(AmoCallbackError):
-    """A bug of amo-callback: see its log."""
+    """A bug in amo-callback: see the log."""
 
     app_message = "Something went wrong on our side. Please try again."
 
@@ -90,21 +90,21 @@ class UserError(AmoCallbackError):
 
 
 class InvalidRequest(UserError):
-    """The callback's query is broken, doubled or too long."""
+    """The query of the callback is malformed, too long, or has a parameter twice."""
 
     code = deep_link_error = "invalid_request"
     refused = "query"
 
 
 class InvalidState(UserError):
-    """The state was not issued here, or is older than half an hour, or was used with another code."""
+    """The state was not issued here, is older than half an hour, or was used with another code."""
 
     code = deep_link_error = "invalid_state"
     refused = "state"
 
 
 class AccountNotAllowed(UserError):
-    """The account, or the host that the callback names, may not connect here."""
+    """The account, or the host in the callback, is not allowed to connect."""
 
     code = deep_link_error = "account_not_allowed"
     refused = "host"
@@ -116,7 +116,7 @@ class AccountNotAllowed(UserError):
 
 
 class TooManyAttempts(UserError):
-    """One address has sent more codes that AMO did not accept than [limits] allows."""
+    """One address has sent more rejected codes than [limits] allows."""
 
     code = deep_link_error = "rate_limited"
     http_status = 429
@@ -124,14 +124,14 @@ class TooManyAttempts(UserError):
 
 
 class CodeExpired(UserError):
-    """The authorization code is older than its 20 minutes."""
+    """The authorization code is older than 20 minutes."""
 
     code = deep_link_error = "code_expired"
     refused = "code"
 
 
 class GrantExpired(UserError):
-    """The authorization code was seen here, more than 20 minutes ago."""
+    """The authorization code was first presented more than 20 minutes ago."""
 
     code = deep_link_error = "code_expired"
     http_status = 410
@@ -140,7 +140,7 @@ class GrantExpired(UserError):
 
 
 class CodeUsed(UserError):
-    """The authorization code was already spent, and not by us."""
+    """The authorization code was already spent elsewhere."""
 
     code = deep_link_error = "code_used"
     refused = "code"
@@ -154,7 +154,7 @@ class AuthFailed(UserError):
 
 
 class InvalidRefreshToken(UserError):
-    """AMO reports that the refresh token is invalid: the user has to connect the account again."""
+    """AMO rejects the refresh token: the user has to connect the account again."""
 
     code = "refresh_token_dead"
 
@@ -162,11 +162,11 @@ class InvalidRefreshToken(UserError):
         super().__init__()
         self.expired = expired
         self.undecodable = undecodable
-        """Whether AMO could not read it: so answers also the new owner of a name that the account has left."""
+        """Whether AMO could not read the token; a former host of a moved account answers so, too."""
 
 
 class RefreshRefused(UserError):
-    """AMO has refused the connection without a hint for a day, and rejects its token: its user must connect again."""
+    """AMO has refused the connection for a day and rejects its token: the user has to connect the account again."""
 
     code = "refused"
 
@@ -175,7 +175,7 @@ class RefreshRefused(UserError):
 
 
 class RetryableError(AmoCallbackError):
-    """It may work later."""
+    """The request may succeed later."""
 
     code = "unavailable"
     api_code = deep_link_error = "amo_unavailable"
@@ -184,7 +184,7 @@ class RetryableError(AmoCallbackError):
 
 
 class UnknownOutcome(RetryableError):
-    """AMO's answer is missing or unusable: it is not known whether the credential was spent."""
+    """AMO's response is missing or unusable: it is unknown whether the credential was spent."""
 
     code = "outcome_open"
 
@@ -192,7 +192,7 @@ class UnknownOutcome(RetryableError):
         super().__init__()
         self.detail = detail
         self.body = body
-        """The body of a good answer in which no pair is found. It may hold one: it is a secret."""
+        """The body of a successful response without a readable pair. It may contain one, and is a secret."""
 
 
 class RequestNotSent(RetryableError):
@@ -202,29 +202,29 @@ class RequestNotSent(RetryableError):
 
 
 class IntrospectionUnavailable(RetryableError):
-    """AMO answers no introspection: a refresh token that may have been spent is not presented before it does."""
+    """AMO gives no introspection response; until it does, a refresh token in doubt is not presented."""
 
     code = "no_answer"
 
 
 class AccountBlocked(RetryableError):
-    """AMO refuses the account for now: not paid (402), or blocked (403)."""
+    """AMO refuses the account for now: it is unpaid (402) or blocked (403)."""
 
     code = "account_refused"
     api_code = "amo_refused"
     http_status = 502
-    action = "the account is not paid, or amoCRM blocks it: its owner has to settle that with amoCRM"
+    action = "the account is unpaid or blocked: its owner has to settle that with amoCRM"
     retry_after = None
 
     def __init__(self, status: int, *, is_problem: bool = False) -> None:
         super().__init__()
         self.status = status
         self.is_problem = is_problem
-        """Whether the answer is AMO's own problem+json; a block of our address is nginx's HTML."""
+        """Whether the response is AMO's problem+json; a blocked server address is answered with nginx's HTML."""
 
 
 class Frozen(RetryableError):
-    """Refreshing is frozen: an administrator thaws it with `amo-callback connections thaw`."""
+    """Refreshing is frozen: thaw it with `amo-callback connections thaw`."""
 
     code = api_code = "frozen"
     action = f"{_WAIT}; an administrator has to thaw it: see `/readyz`"
@@ -232,7 +232,7 @@ class Frozen(RetryableError):
 
 
 class VendorRateLimited(RetryableError):
-    """AMO answers 429, too many requests, to this integration."""
+    """AMO answers this integration with 429 (too many requests)."""
 
     code = "amo_rate_limited"
     retry_after: float
@@ -243,7 +243,7 @@ class VendorRateLimited(RetryableError):
 
 
 class UnrecognizedError(RetryableError):
-    """AMO refuses with words that are on no list: never taken as final."""
+    """AMO refuses with an unlisted error, which is never final."""
 
     code = "unknown_refusal"
     deep_link_error = "auth_failed"
@@ -256,7 +256,7 @@ class UnrecognizedError(RetryableError):
 
 
 class UnauthorizedWithoutHint(RetryableError):
-    """AMO answers 401 or 404 without a hint: our credentials are wrong, or the account has moved."""
+    """AMO answers 401 or 404 without a hint: the client credentials are wrong, or the account has moved."""
 
     code = "unexplained_refusal"
 
@@ -264,13 +264,13 @@ class UnauthorizedWithoutHint(RetryableError):
         super().__init__()
         self.status = status
         self.accepted: bool | None = None
-        """Whether introspection accepts the token; `None`: it is not known."""
+        """Whether introspection accepts the token; `None` if that is unknown."""
         self.same_host = False
-        """Whether introspection names the host that has refused."""
+        """Whether introspection names the host that refused."""
 
 
 class NotYet(RetryableError):
-    """A refresh is under way, or its next attempt is not due yet."""
+    """A refresh is in progress, or the next try is not due yet."""
 
     code = "busy"
     retry_after: float
@@ -279,20 +279,20 @@ class NotYet(RetryableError):
         super().__init__()
         self.retry_after = retry_after
         self.cause_code = cause_code
-        """The code of the error after which it waits: callers get that error's answer, with this wait."""
+        """The code of the error that causes the wait; callers get that error, with this wait."""
         cause = next((kind for kind in error_classes() if kind.code == cause_code), RetryableError)
         if issubclass(cause, RetryableError | OperatorError):
             self.api_code, self.http_status, self.action = cause.api_code, cause.http_status, cause.action
 
 
 class AddressBlocked(NotYet):
-    """AMO blocks the address of this server: nothing is refreshed until a probe succeeds."""
+    """AMO blocks the address of this server: refreshing is paused until a probe succeeds."""
 
     code = "amo_blocked"
 
 
 class QueueFull(RetryableError):
-    """Too many codes are queued. Try again later."""
+    """Too many authorization codes are queued: try again later."""
 
     code = "crowded"
 
@@ -305,17 +305,17 @@ class MassFailureSuspected(RetryableError):
     def __init__(self, answer: AmoCallbackError | None = None) -> None:
         super().__init__()
         self.answer = answer
-        """The terminal failure that is suspended, where there is one."""
+        """The terminal failure that is suspended, if there is one."""
 
 
 class Superseded(RetryableError):
-    """Another process has already refreshed this connection, or has begun to."""
+    """Another attempt has replaced this one."""
 
     code = "superseded"
 
 
 class ShuttingDown(RetryableError):
-    """The service is stopping and starts nothing new."""
+    """The service is shutting down."""
 
     code = "shutting_down"
 
@@ -331,14 +331,14 @@ class StoreUnavailable(RetryableError):
 
 
 class JwksUnavailable(RetryableError):
-    """The key set at app.jwks_url cannot be fetched: the app's JWTs cannot be verified until it can."""
+    """The key set at app.jwks_url cannot be fetched: JWTs of the app cannot be verified until it can."""
 
     code = "key_set_unavailable"
 
     def __init__(self, detail: str) -> None:
         super().__init__()
         self.detail = detail
-        """A word of ours for what went wrong."""
+        """The kind of failure."""
 
 
 # --- the operator has to act ---------------------------------------------------------------------
@@ -364,7 +364,7 @@ class ConfigurationError(OperatorError):
 
 
 class InvalidClient(OperatorError):
-    """AMO refuses our client_id, client_secret or redirect_uri: compare them with the integration's page."""
+    """AMO rejects client_id, client_secret or redirect_uri: compare them with the integration's settings in AMO."""
 
     code = "amo_credentials"
     hint: str
@@ -375,13 +375,13 @@ class InvalidClient(OperatorError):
 
 
 class ClientMismatch(OperatorError):
-    """The pair was granted to another client_id than the configured one, and only that one may present it."""
+    """The pair was granted to another client_id than the configured one, which alone may present it."""
 
     code = "client_mismatch"
 
 
 class HostNotAllowed(OperatorError):
-    """A stored host is neither one of AMO's nor in amo.allowed_domains: nothing is sent to it."""
+    """A stored host is neither AMO's nor in amo.allowed_domains: nothing is sent to it."""
 
     code = api_code = "host_not_allowed"
     action = (
@@ -391,8 +391,8 @@ class HostNotAllowed(OperatorError):
 
     def __init__(self, host: str | None = None) -> None:
         super().__init__(
-            f"The stored host {host or '(not a host name)'} is neither one of AMO's nor in amo.allowed_domains: "
-            "nothing is sent there. Add it to amo.allowed_domains and restart, or have the account connect again."
+            f"The stored host {host or '(not a host name)'} is neither AMO's nor in amo.allowed_domains: "
+            "nothing is sent to it. Add it to amo.allowed_domains and restart, or have the account connect again."
         )
 
 
@@ -410,16 +410,16 @@ class NotFound(AmoCallbackError):
 
     code = api_code = "not_found"
     http_status = 404
-    app_message = "This code is not known here: connect again."
-    action = "check the name or the code: nothing of this name is known here, or it was disconnected"
+    app_message = "Unknown code: connect again."
+    action = "check the name or code: it is unknown, or the connection was disconnected"
 
 
 class Ambiguous(AmoCallbackError):
-    """More than one connection fits: name it by its id."""
+    """Several connections match: use an id."""
 
     code = api_code = "ambiguous"
     http_status = 409
-    action = "more than one connection fits, and one must be meant: name it by its id"
+    action = "use an id: several connections match"
 
 
 class UnknownApiKey(AmoCallbackError):
@@ -432,11 +432,11 @@ class UnknownApiKey(AmoCallbackError):
     def __init__(self, *, presented: bool) -> None:
         super().__init__()
         self.presented = presented
-        """Whether a key came with the request."""
+        """Whether the request had a key."""
 
 
 class Forbidden(AmoCallbackError):
-    """The API key may not do this: it lacks the scope."""
+    """The API key lacks the scope."""
 
     code = api_code = "forbidden"
     http_status = 403
@@ -449,31 +449,31 @@ class Forbidden(AmoCallbackError):
 
 
 class Unauthorized(AmoCallbackError):
-    """The app's JWT is missing, has expired, or is not one of the app's."""
+    """The app's JWT is missing, expired or invalid."""
 
     code = api_code = "unauthorized"
     http_status = 401
     app_message = "Send the user's JWT: Authorization: Bearer JWT."
-    action = "send the user's JWT, one that has not expired"
+    action = "send a JWT of the user that has not expired"
 
     def __init__(self, detail: str) -> None:
         super().__init__()
         self.detail = detail
-        """Our name of the check that failed: it distinguishes a wrong app.jwt_audience from a forgery."""
+        """The check that failed, which distinguishes a wrong app.jwt_audience from a forgery."""
 
     @property
     def presented(self) -> bool:
-        """Whether a JWT came with the request."""
+        """Whether the request had a JWT."""
         return self.detail not in {"missing", "header"}
 
 
 class PkceMismatch(AmoCallbackError):
-    """The grant was started with a code challenge, and the code verifier does not fit it."""
+    """The code verifier does not match the code challenge of the authorization request."""
 
     code = api_code = "forbidden"
     http_status = 403
-    app_message = "The code_verifier does not fit the code_challenge."
-    action = "send the `code_verifier` that fits"
+    app_message = "The code_verifier does not match the code_challenge."
+    action = "send the matching `code_verifier`"
 
 
 class NeedsReauth(AmoCallbackError):
@@ -490,7 +490,7 @@ class NeedsReauth(AmoCallbackError):
 
 
 class CommandFailed(AmoCallbackError):
-    """The command could not do what it was asked to."""
+    """The command failed."""
 
     code = "failed"
 
@@ -502,6 +502,6 @@ class BackupFailed(AmoCallbackError):
 
 
 class TaskDied(AmoCallbackError):
-    """A background task ended that has to run as long as the process."""
+    """A background task that must run as long as the process has ended."""
 
     code = "task_died"

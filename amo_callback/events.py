@@ -1,4 +1,4 @@
-"""Events: as they are logged, as they are stored, and as webhooks."""
+"""Events: as logged, as stored and as delivered by webhooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The request that causes what happens, where one does: it stands on each of its log lines."""
+"""The id of the current request, added to each of its log lines."""
 
 
 class Level(StrEnum):
@@ -32,18 +32,18 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened: a dotted noun, a connection, and fields without secrets."""
+    """An event: a dotted name, a connection, and fields without secrets."""
 
     name: str
     level: Level = Level.INFO
     connection_id: str | None = None
     fields: Mapping[str, object] = field(default_factory=dict)
     error: BaseException | None = None
-    """A bug, whose trace is worth keeping."""
+    """A bug whose traceback is logged."""
 
 
 Observer = Callable[[Event], None]
-"""Receives events, for the log and the metrics; it must not raise."""
+"""Receives events for the log and the metrics; must not raise."""
 
 
 def connection_event(
@@ -55,21 +55,21 @@ def connection_event(
 
 
 def failure_event(name: str, error: Exception, *, details: bool = True) -> Event:
-    """Return the event of a failure: an error of ours with its code and `details`, any other as a bug."""
+    """Return the event of a failure: the code and `details` of an `AmoCallbackError`, otherwise a bug."""
     if isinstance(error, AmoCallbackError):
         return Event(name=name, level=Level.ERROR, fields=error.fields if details else {"error": error.code})
     return Event(name=name, level=Level.ERROR, error=error)
 
 
 def report_bug(name: str, task: asyncio.Task[Any], observer: Observer, *, connection_id: str | None = None) -> None:
-    """Report what a task has ended with, where that is no error of ours: its callers may be gone."""
+    """Report the exception of a task unless it is an `AmoCallbackError`; its callers may be gone."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, AmoCallbackError):
         observer(Event(name=name, level=Level.ERROR, connection_id=connection_id, error=error))
 
 
 class Outage:
-    """The failures of one loop since it last worked; `loop` is the first word of its events."""
+    """Consecutive failures of a loop; `loop` is the first word of its events."""
 
     def __init__(self, loop: str, *, clock: Clock, observer: Observer) -> None:
         self._loop = loop
@@ -81,11 +81,11 @@ class Outage:
 
     @property
     def failed_for(self) -> float:
-        """Seconds for which every round has failed; 0 where the last one worked."""
+        """Seconds for which every round has failed; 0 if the last one succeeded."""
         return self._clock.monotonic() - self._since if self._rounds else 0.0
 
     def failed(self, error: Exception, *, details: bool = True) -> None:
-        """Note a failed round, and log it unless an error of this kind has been logged since the loop last worked."""
+        """Record a failed round, and log the first error of each kind."""
         if not self._rounds:
             self._since = self._clock.monotonic()
         self._rounds += 1
@@ -95,7 +95,7 @@ class Outage:
             self._observer(failure_event(f"{self._loop}.failed", error, details=details))
 
     def worked(self) -> None:
-        """Note a round that worked, and log for how long the loop had failed, if it had."""
+        """Record a successful round, and log the end of an outage."""
         if not self._rounds:
             return
         seconds = round(self._clock.monotonic() - self._since, 1)
@@ -106,7 +106,7 @@ class Outage:
 
 
 def _kind(error: Exception) -> str:
-    """Return the code of an error of ours; of any other, which is a bug, its type and where it was raised."""
+    """Return the code of an `AmoCallbackError`; for a bug, its type and location."""
     if isinstance(error, AmoCallbackError):
         return error.code
     trace = error.__traceback__
@@ -118,23 +118,23 @@ def _kind(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredEvent:
-    """An event as the store remembers it."""
+    """An event in the history."""
 
     id: int
     at: datetime
     connection_id: str | None
     name: str
     process: str
-    """Which process wrote it."""
+    """The process that wrote it."""
     details: Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuedWebhook:
-    """A row of the table `webhooks`: a change to report, under an id that stays."""
+    """A row of the table `webhooks`: an event to deliver."""
 
     number: int
-    """Its place in the order in which webhooks came."""
+    """Its position in the queue."""
     id: str
     at: datetime
     type: str
@@ -143,19 +143,19 @@ class QueuedWebhook:
     tries: int = 0
     next_try_at: datetime
     last_error: str | None = None
-    """Why the last try failed: a word of ours, or the receiver's status."""
+    """Why the last try failed: a short word, or the receiver's HTTP status."""
     dead_lettered_at: datetime | None = None
-    """When it was given up: it is kept, and tried again on request."""
+    """When delivery was given up; the webhook is kept, and can be retried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedDelivery:
     id: str
     lease: str
-    """The lease of the try: where it has passed to another process, nothing is changed."""
+    """The lease of the try; if another process holds it by now, nothing is changed."""
     error: str
     next_try_at: datetime | None
-    """`None`: it is dead-lettered."""
+    """`None` if the webhook is dead-lettered."""
 
 
 WEBHOOK_EVENTS = frozenset(
@@ -168,4 +168,4 @@ WEBHOOK_EVENTS = frozenset(
         "connection.disconnected",
     }
 )
-"""Changes reported to the operator's systems: each has a row in the table `webhooks`, written with the change."""
+"""The events that are delivered by webhooks, each stored in the transaction of its change."""

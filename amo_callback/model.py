@@ -1,4 +1,4 @@
-"""The domain's values, frozen; secrets are in no repr."""
+"""The values of the domain, immutable; their reprs contain no secrets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
-"""The namespace of connection ids."""
+"""The UUID namespace of connection ids."""
 
 
 class Status(StrEnum):
-    """Whether a connection is kept fresh."""
+    """The status of a connection: only an active one is refreshed."""
 
     ACTIVE = "active"
     NEEDS_REAUTH = "needs_reauth"
@@ -26,7 +26,7 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a connection needs its user again."""
+    """The reason why the user of a connection has to connect again."""
 
     REVOKED = "revoked"
     EXPIRED = "expired"
@@ -38,7 +38,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenPair:
-    """An access token and the refresh token that replaces it, once."""
+    """An access token and the single-use refresh token that replaces it."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
@@ -47,13 +47,13 @@ class TokenPair:
 
     @property
     def life(self) -> timedelta:
-        """The lifetime of the access token from its issue."""
+        """The lifetime of the access token."""
         return self.expires_at - self.issued_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """The account of a pair, by the claims of its access token: unverified hints."""
+    """The account of a pair, by unverified claims of its access token."""
 
     account_id: str = ""
     user_id: str = ""
@@ -70,17 +70,17 @@ class TokenClaims:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenResponse:
-    """What AMO answered to an exchange or a refresh: a pair, and whose it is."""
+    """AMO's response to a code exchange or a refresh."""
 
     pair: TokenPair
     account: Account
     request_id: str | None = None
-    """AMO's name for its answer."""
+    """The request id in AMO's response."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Connection:
-    """One AMO account, connected by one AMO user, and its sealed pair."""
+    """An AMO account and user with an encrypted token pair."""
 
     id: str
     account_id: str
@@ -102,84 +102,84 @@ class Connection:
     pair_version: int
     row_version: int
     attempt: str | None = None
-    """The open attempt: under way, without an answer, or of a process that died."""
+    """The current refresh attempt: in progress, with an unknown outcome, or of a process that died."""
     lease_owner: str | None = None
-    """Which process the open attempt is of."""
+    """The process that made the attempt."""
     lease_until: datetime | None = None
     spending: str | None = None
-    """The fingerprint of what the open attempt presents."""
+    """The fingerprint of the refresh token that the attempt presents."""
     doubtful: str | None = None
-    """The fingerprint of a refresh token that may have been spent without an answer."""
+    """The fingerprint of a refresh token that an attempt with an unknown outcome may have spent."""
     look_up_at: datetime | None = None
-    """When its tokens are to be looked up, without spending them."""
+    """When its tokens are introspected next."""
     hook_at: datetime | None = None
-    """When AMO's hook last said that the integration was switched off there."""
+    """When AMO's hook last reported the integration as disabled in the account."""
     looked_up_at: datetime | None = None
-    """When the last look-up of its tokens began."""
+    """When the last introspection of its tokens began."""
     look_up_pause: timedelta | None = None
-    """The time that must pass between the last look-up and one that a further hook causes."""
+    """The minimum time between the last introspection and one caused by a further hook."""
     grant_iat: int | None = None
-    """AMO's time of issue of the pair that the present grant began with."""
+    """AMO's issue time of the first pair of the current grant."""
     refused_since: datetime | None = None
-    """Since when AMO refuses it without a hint and introspection rejects its token."""
+    """Since when AMO has refused it without a hint while introspection rejects its token."""
     refusals: int = 0
-    """The number of such attempts in a row."""
+    """The number of such refusals in a row."""
     suspended_reason: Reason | None = None
-    """What a terminal answer meant that a mass failure has suspended."""
+    """The reason of a terminal failure that a mass failure has suspended."""
     suspended_token: str | None = None
-    """The fingerprint of the refresh token that was answered so."""
+    """The fingerprint of the refresh token whose failure is suspended."""
     connected_no: int = field(default=0, compare=False)
-    """The value of the store's counter when it was connected last."""
+    """The value of the store's counter when it was last connected."""
     frozen: bool = False
-    """Whether nothing of it may be spent: it is frozen, or all are."""
+    """Whether it, or every connection, is frozen."""
     lease_left: float | None = field(default=None, compare=False)
-    """Seconds of the open attempt's lease that were left, by the store's clock, as this was read."""
+    """Seconds left of the attempt's lease by the store's clock when the row was read."""
     mended: bool = field(default=False, compare=False)
-    """Whether the write that this is the answer to has made it active again."""
+    """Whether the write that returned this row has reactivated the connection."""
 
     @property
     def has_refresh_token(self) -> bool:
-        """Whether it can be refreshed. An imported long-lived access token has no refresh token."""
+        """Whether it can be refreshed; an imported long-lived access token has no refresh token."""
         return self.refresh_expires_at is not None
 
     @property
     def in_doubt(self) -> bool:
-        """Whether its refresh token may have been spent; only valid once the lease has ended."""
+        """Whether its refresh token may have been spent; meaningful only after the lease has expired."""
         return self.attempt is not None or self.doubtful is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """The right to spend a connection's refresh token once: written before it is spent."""
+    """The claim of a row, which permits its attempt to spend the refresh token once."""
 
     connection_id: str
     row_version: int
-    """The row as it was read: an attempt that was extended, or begun, since then is not taken over from."""
+    """The version of the row as it was read; the claim fails if the row has changed."""
     attempt: str
     owner: str
     lease: timedelta
-    """For how long the attempt is left alone, from the commit on."""
+    """How long other processes wait for the attempt, from the commit."""
     fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaseExtension:
-    """More time for an attempt whose token goes out a second time, to where the account has moved."""
+    """A lease extension for a second request, to the host to which the account has moved."""
 
     connection_id: str
     attempt: str
     lease: timedelta
-    """Counted from its commit."""
+    """Counted from the commit."""
     domain: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshedPair:
-    """A refreshed pair, sealed, as it goes into the store."""
+    """An encrypted refreshed pair to be stored."""
 
     connection_id: str
     pair_version: int
-    """The version that it replaces: it is stored over no other one."""
+    """The version of the pair that it replaces; it replaces no other."""
     sealed_pair: bytes = field(repr=False)
     api_domain: str | None
     issued_at: datetime
@@ -187,12 +187,12 @@ class RefreshedPair:
     refresh_expires_at: datetime
     next_refresh_at: datetime
     grant_iat: int | None = None
-    """Of which grant it is: in an old database that was put back, the versions are those of another one."""
+    """Identifies the grant, because a restored backup may have the same versions for another grant."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshRules:
-    """When to refresh and when to try again: the configuration's `[refresh]`."""
+    """When to refresh, and when to retry: the settings in `[refresh]`."""
 
     at: float = 0.5
     jitter: float = 0.1
@@ -211,54 +211,54 @@ class RefreshFailure:
     reason: Reason | None = None
     last_error: str
     open_for: timedelta | None = None
-    """The refresh token may have been spent: the attempt stays open, undecided, for so long."""
+    """How long the attempt stays current if its outcome is unknown."""
     next_refresh_at: datetime | None
     died_at: datetime | None = None
     look_up_at: datetime | None = None
     refused_at: datetime | None = None
-    """Now, where AMO refuses without a hint and introspection rejects the token."""
+    """The current time if AMO refuses without a hint and introspection rejects the token."""
     suspended_reason: Reason | None = None
-    """What a suspended terminal answer means."""
+    """The reason of a suspended terminal failure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Freeze:
-    """A freeze of all connections: nothing is spent until it is thawed."""
+    """A freeze of all connections until they are thawed."""
 
     at: datetime
     why: str
     elsewhere: bool = False
-    """Whether what is stored may live, and have been refreshed, elsewhere: it is a copy, or was moved."""
+    """Whether the store is a copy or was moved, so that another host may have refreshed its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmoBlock:
-    """A block of our address by AMO: when it began, and when the next requests may leave."""
+    """A block of this server's address by AMO, and when the next requests may be sent."""
 
     since: datetime
     probe_at: datetime
-    """No refresh leaves before this time."""
+    """When the next refresh may be sent."""
     exchange_at: datetime
-    """No exchange leaves before this time."""
+    """When the next code exchange may be sent."""
     probed: tuple[str, ...] = ()
-    """The ids of the connections that have been presented, until each has been."""
+    """The ids of connections that have been the probe in this round."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChangeNotice:
-    """What a write of any process may have changed, for caches of connections."""
+    """A notice of a write by any process, for caches of connections."""
 
     connections: frozenset[str] | None
-    """Their ids; `None`: any of them."""
+    """The ids of changed connections; `None` for any."""
     belonging: bool
-    """Whether it may be a connection that its account, or an owner, did not have before."""
+    """Whether an account or owner may have gained a connection."""
     erased: bool = False
-    """Whether its tokens were erased: they are not to be handed out even while nothing else is known."""
+    """Whether tokens were erased, which must then not be handed out even as stale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionFilter:
-    """Which connections are listed: what is not named does not matter."""
+    """A filter for lists of connections; `None` matches everything."""
 
     account_id: str | None = None
     owner: str | None = None
@@ -272,16 +272,16 @@ class TokenState(StrEnum):
     GOOD = "good"
     REFUSED = "refused"
     UNKNOWN = "unknown"
-    """AMO gave no usable answer."""
+    """AMO gave no usable response."""
     UNASKED = "unasked"
-    """It cannot be introspected."""
+    """The token cannot be introspected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntrospectionResult:
     standing: TokenState
     domain: str | None = None
-    """The present host of the account, where our secrets may go."""
+    """The account's current host, which is allowed."""
 
 
 class RefreshTrigger(StrEnum):
@@ -289,16 +289,16 @@ class RefreshTrigger(StrEnum):
     HAND_OUT = "hand_out"
     FORCED = "forced"
     PROBE = "probe"
-    """To see whether what has stopped all refreshing is over."""
+    """A test whether the reason for pausing all refreshes is over."""
     TRIAL = "trial"
-    """Of a connection given up, whose token AMO seems to know."""
+    """A test of a connection that needs its user, whose token AMO seems to accept."""
 
 
 def connection_id(account: Account, domain: str) -> str:
-    """Return the id of the one connection of an AMO account and AMO user.
+    """Return the id of the connection of an AMO account and AMO user.
 
-    It is derived (a name-based UUID), so a connection can be named, and its pair sealed for it, before
-    and without asking the store. Where AMO's token does not name the account, its domain stands for it.
+    It is a name-based UUID, so that the store need not be read to name a connection or to encrypt its pair. If AMO's
+    token does not name the account, its domain is used instead.
     """
     return str(uuid.uuid5(_CONNECTIONS, f"{account.account_id or '@' + domain}/{account.user_id}"))
 
@@ -306,28 +306,29 @@ def connection_id(account: Account, domain: str) -> str:
 def has_own_id(connection: Connection) -> bool:
     """Return whether a connection's id is derived from its account and user.
 
-    Where AMO did not name the account, the id stands for the host at which it connected, which may have changed since.
+    If AMO did not name the account, the id is derived from the host at which it connected, which may have changed
+    since.
     """
     account = Account(account_id=connection.account_id, user_id=connection.user_id)
     return not connection.account_id or connection.id == connection_id(account, connection.domain)
 
 
 def short(print_: str) -> str:
-    """Return an abbreviated fingerprint, for people."""
+    """Abbreviate a fingerprint, for logs and the history."""
     return print_[:16]
 
 
 def fingerprint(secret: str | bytes) -> str:
-    """Return the fingerprint of a code, token or handle (SHA-256, hex)."""
+    """Return the fingerprint (SHA-256 in hex) of a code, token or handle."""
     return hashlib.sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportedConnection:
-    """A connection from another store or system, as it goes into this one."""
+    """A connection from another store or system that is being imported."""
 
     connection: Connection
     replaces: Connection | None
-    """The stored connection that it replaces, as it was read; any other one stays."""
+    """The stored connection that it replaces, as it was read; a changed one is not replaced."""
     owners: Mapping[str, int] = field(default_factory=dict)
-    """Added to the owners that are stored, each with a value of the store's counter."""
+    """Owners to add, each with a value of the store's counter."""
