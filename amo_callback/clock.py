@@ -1,4 +1,4 @@
-"""The machine's clock and a database server's."""
+"""The clock of the machine, and that of a database server."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time, passed in so that tests own it."""
+    """A source of time, passed in so that tests can control it."""
 
     def now(self) -> datetime:
-        """Return the wall clock's time, in UTC."""
+        """Return the wall-clock time in UTC."""
 
     def monotonic(self) -> float:
-        """Return seconds that no step of the wall clock changes."""
+        """Return seconds of a clock that is never stepped."""
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -32,10 +32,10 @@ class SystemClock:
 
 
 class DatabaseClock:
-    """The time of a database that several instances share: what it said last, plus the monotonic time since.
+    """The clock of a database that several instances share: the last time it returned, plus the monotonic time since.
 
-    Two machines never agree on the time. What one instance stores, others compare, so all of them use the database's
-    clock, and never their own wall clock.
+    The clocks of two machines differ. Instances compare times that others have stored, so all of them use the
+    database's clock and never their own wall clock.
     """
 
     def __init__(self, machine: Clock) -> None:
@@ -43,20 +43,20 @@ class DatabaseClock:
         self._read: tuple[datetime, float] | None = None
 
     def set(self, time: datetime, *, asked_at: float) -> None:
-        """Take the time that the database has answered to a query sent at `asked_at` (monotonic).
+        """Set the time that the database returned for a query sent at `asked_at` (monotonic).
 
-        Counted from before the query, it is ahead by the length of a round trip at most, and a token expires too early
-        rather than too late.
+        Because the query's start is used, the clock is ahead by one round trip at most, so that tokens expire early
+        rather than late.
         """
         self._read = time, asked_at
 
     @property
     def ahead(self) -> float:
-        """Seconds by which this machine's wall clock is ahead of the database's."""
+        """Seconds by which the machine's wall clock is ahead of the database's."""
         return (self._machine.now() - self.now()).total_seconds()
 
     def now(self) -> datetime:
-        """Return the database's time, in UTC; the machine's, before the database has been asked."""
+        """Return the database's time in UTC; before the first query, the machine's."""
         if self._read is None:
             return self._machine.now()
         time, asked_at = self._read
@@ -70,5 +70,5 @@ class DatabaseClock:
 
 
 def rfc3339(moment: datetime) -> str:
-    """Write a time as others read it: RFC 3339, UTC, whole seconds."""
-    return moment.isoformat()[:19] + "Z"  # a tenth of what `strftime` takes
+    """Format a time by RFC 3339, in UTC and whole seconds."""
+    return moment.isoformat()[:19] + "Z"  # ten times as fast as `strftime`

@@ -1,4 +1,4 @@
-"""Work that must not be cut off, and waits that must not be endless."""
+"""Tasks that callers share, work that must not be cancelled, and waits with a limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Tasks by their keys: callers with the same key at the same time share one task."""
+    """Tasks by key: concurrent callers with the same key share one task."""
 
     def __init__(self, name: str, *, on_end: Callable[[str, asyncio.Task[T]], None]) -> None:
         self._name = name
@@ -28,7 +28,7 @@ class SingleFlight(Generic[T]):
         return iter(list(self._tasks.items()))
 
     def start(self, key: str, work: Callable[[], Coroutine[object, object, T]]) -> tuple[asyncio.Task[T], bool]:
-        """Return the task of `key` and whether this call has started it; a caller who leaves cancels nothing."""
+        """Return the task for `key`, and whether this call started it."""
         running = self._tasks.get(key)
         if running is not None and not running.done():
             return running, False
@@ -48,7 +48,7 @@ class SingleFlight(Generic[T]):
 
 
 async def unbroken(work: Awaitable[T]) -> T:
-    """Run `work` to its end even where the caller is cancelled meanwhile; the cancellation follows then."""
+    """Run `work` to completion even if the caller is cancelled; then raise the cancellation."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -59,12 +59,12 @@ async def unbroken(work: Awaitable[T]) -> T:
             except asyncio.CancelledError:
                 continue
         if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not warn: the caller is gone
+            task.exception()  # retrieve the exception so that asyncio does not warn
         raise
 
 
 async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) -> bool:
-    """Wait for `task` at most `seconds`; return whether it is done. It goes on where it is not."""
+    """Wait for `task` at most `seconds`, and return whether it is done; it is not cancelled."""
     timer = asyncio.ensure_future(clock.sleep(seconds))
     both: set[asyncio.Future[T] | asyncio.Future[None]] = {task, timer}
     try:
@@ -72,7 +72,7 @@ async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) 
     finally:
         timer.cancel()
     if not task.done():
-        timer.result()  # a clock that fails must not make its caller spin
+        timer.result()  # a failing clock must not make the caller spin
     return task.done()
 
 
@@ -93,21 +93,21 @@ async def done_unless(
     clock: Clock,
     limit: float | None = None,
 ) -> bool:
-    """Wait for `work`, at most `limit` seconds, and `grace` seconds once `stop` is set; return whether it is done.
+    """Run `work` for at most `limit` seconds, and `grace` seconds once `stop` is set; return whether it is done.
 
-    Where it is not, it is cancelled.
+    If it is not, it is cancelled.
     """
     futures: list[asyncio.Future[object]] = [asyncio.ensure_future(work)]
     task = futures[0]
     try:
         await asyncio.sleep(0)
-        if not task.done():  # else it was done at once, as nearly always, and needs no timers
+        if not task.done():  # usually it is done by now, and needs no timers
             futures.append(asyncio.ensure_future(_after(stop, grace, clock)))
             if limit is not None:
                 futures.append(asyncio.ensure_future(clock.sleep(limit)))
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         for ended in [future for future in futures if future.done()]:
-            ended.result()  # a clock that fails must not make its caller spin
+            ended.result()  # a failing clock must not make the caller spin
         return task.done()
     finally:
         for future in futures:

@@ -1,7 +1,7 @@
-"""Secrets sealed for storage: Fernet, several keys at once, each record bound to its place.
+"""Encryption of stored secrets: Fernet with several keys, each record bound to its context.
 
-A record is sealed together with the name of what it belongs to (`connection:ID`), so that a row copied
-over another one by hand does not open there.
+A record is encrypted together with the name of its context (`connection:ID`), so that a record copied into another row
+by hand is not decrypted there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SCRYPT_MEMORY = 512 * 1024 * 1024
 
 
 class RecordKind(StrEnum):
-    """What a sealed record belongs to."""
+    """The kind of an encrypted record."""
 
     CONNECTION = "connection"
     GRANT = "grant"
@@ -40,13 +40,13 @@ class RecordKind(StrEnum):
 
 
 def context_of(kind: RecordKind, name: str) -> str:
-    """Return the name that a record is bound to: sealed for this place, it opens in no other."""
+    """Return the name of a record's context."""
     return kind.value if kind is RecordKind.CANARY else f"{kind.value}:{name}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncryptedRecord:
-    """A sealed record, as it was read."""
+    """An encrypted record, as it was read."""
 
     kind: RecordKind
     name: str
@@ -59,37 +59,37 @@ class EncryptedRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReencryptedRecord:
-    """The same under another key. It takes the place of the very bytes that were read, and of no others."""
+    """A record encrypted with another key; it replaces exactly the bytes that were read."""
 
     read: EncryptedRecord
     content: bytes = field(repr=False)
 
 
 def new_key() -> str:
-    """Return a fresh encryption key: 32 random bytes, URL-safe base64."""
+    """Return a random encryption key: 32 bytes in URL-safe base64."""
     return Fernet.generate_key().decode()
 
 
 class Cipher:
-    """Seal with the newest key, open with any."""
+    """Encrypts with the newest key, and decrypts with any."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [Fernet(key) for key in keys]
 
     def seal(self, content: bytes, *, bound_to: str) -> bytes:
-        """Encrypt and authenticate `content`, to be opened only under the same name."""
+        """Encrypt and authenticate `content` for one context."""
         return self._keys[0].encrypt(bound_to.encode() + b"\0" + content)
 
     def open(self, sealed: bytes, *, bound_to: str) -> bytes:
-        """Return what was sealed under this name; raises `DecryptionFailed`."""
+        """Decrypt what was encrypted for this context; raises `DecryptionFailed`."""
         return self._opened(sealed, bound_to)[1]
 
     def key_of(self, sealed: bytes, *, bound_to: str) -> int:
-        """Return the place of the key that opens this among ours, 0 for the newest; raises `DecryptionFailed`."""
+        """Return the index of the key that decrypts this, 0 for the newest; raises `DecryptionFailed`."""
         return self._opened(sealed, bound_to)[0]
 
     def reseal(self, sealed: bytes, *, bound_to: str) -> bytes:
-        """Seal the same with the newest key; raises `DecryptionFailed`."""
+        """Encrypt the same content with the newest key; raises `DecryptionFailed`."""
         return self.seal(self.open(sealed, bound_to=bound_to), bound_to=bound_to)
 
     def _opened(self, sealed: bytes, bound_to: str) -> tuple[int, bytes]:
@@ -109,15 +109,15 @@ class Cipher:
         return self.seal(json.dumps(content).encode(), bound_to=context_of(RecordKind.CONNECTION, connection_id))
 
     def open_tokens(self, sealed: bytes, *, connection_id: str) -> tuple[str, str]:
-        """Open a connection's access token and refresh token; raises `DecryptionFailed`."""
+        """Decrypt a connection's access token and refresh token; raises `DecryptionFailed`."""
         content = json.loads(self.open(sealed, bound_to=context_of(RecordKind.CONNECTION, connection_id)))
         return content["access_token"], content["refresh_token"]
 
     def pair_of(self, connection: Connection) -> TokenPair | None:
-        """Return a connection's token pair, with the row's times, or `None` where no key opens it.
+        """Return a connection's token pair, with the times of its row; `None` if no key decrypts it.
 
-        The pair is sealed for the connection's id, and the id is derived from an account and a user: in a row with
-        another account or user it is not opened.
+        The pair is encrypted for the connection's id, which is derived from account and user. In a row with another
+        account or user it is not decrypted.
         """
         if not has_own_id(connection):
             return None
@@ -136,7 +136,7 @@ class Cipher:
         return self.seal(_json(secrets), bound_to=context_of(RecordKind.GRANT, code_hash))
 
     def open_grant(self, sealed: bytes, *, code_hash: str) -> GrantSecrets:
-        """Open what a grant hands back; raises `DecryptionFailed`."""
+        """Decrypt the secrets of a grant; raises `DecryptionFailed`."""
         content = json.loads(self.open(sealed, bound_to=context_of(RecordKind.GRANT, code_hash)))
         return GrantSecrets(
             **{
@@ -151,20 +151,20 @@ class Cipher:
         return self.seal(_json(request), bound_to=context_of(RecordKind.STATE, state_hash))
 
     def open_request(self, sealed: bytes, *, state_hash: str) -> AuthorizationRequest:
-        """Open what a state stands for; raises `DecryptionFailed`."""
+        """Decrypt the authorization request of a state; raises `DecryptionFailed`."""
         return _request(json.loads(self.open(sealed, bound_to=context_of(RecordKind.STATE, state_hash))))
 
     def seal_canary(self) -> bytes:
-        """Return the record that shows at start whether our keys decrypt the store."""
+        """Return the record that shows at start whether the keys decrypt the store."""
         return self.seal(_CANARY, bound_to=context_of(RecordKind.CANARY, ""))
 
     def check_canary(self, sealed: bytes) -> None:
-        """Raise `DecryptionFailed` where no key of ours wrote this store."""
+        """Raise `DecryptionFailed` if none of the keys wrote this store."""
         self.open(sealed, bound_to=context_of(RecordKind.CANARY, ""))
 
 
 def _json(record: GrantSecrets | AuthorizationRequest) -> bytes:
-    """Write a record with its bytes in base64."""
+    """Encode a record as JSON, its bytes in base64."""
     return json.dumps(dataclasses.asdict(record), default=lambda value: base64.b64encode(value).decode()).encode()
 
 
@@ -180,6 +180,6 @@ def _bytes(text: str | None) -> bytes | None:
 
 
 def key_of_passphrase(passphrase: str, *, salt: bytes, n: int, r: int, p: int) -> str:
-    """Return the encryption key that scrypt (RFC 7914) derives; raises `ValueError` where it refuses the cost."""
+    """Derive an encryption key by scrypt (RFC 7914); raises `ValueError` if the cost is too high."""
     key = hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=_SCRYPT_MEMORY, dklen=32)
     return base64.urlsafe_b64encode(key).decode()

@@ -1,4 +1,4 @@
-"""Files: opened without waiting, read up to a limit, written whole or not at all."""
+"""Files: opened without blocking, read up to a limit, written atomically."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MAX_TEXT = 1024 * 1024
-"""Bytes of a configuration file, or of a file with a secret."""
+"""The maximum size in bytes of a configuration file, or of a file with a secret."""
 MACHINE_ID = Path("/etc/machine-id")
 
 
 def check_regular(path: Path, *, follow: bool = True) -> None:
-    """Raise `OSError` where there is something other than a regular file: a pipe, a device, a folder."""
+    """Raise `OSError` if the path is something other than a regular file, such as a pipe or device."""
     try:
         mode = path.stat(follow_symlinks=follow).st_mode
     except FileNotFoundError:
@@ -32,9 +32,9 @@ def check_regular(path: Path, *, follow: bool = True) -> None:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file, or make one (0600) where `flags` say so; raises `OSError`.
+    """Open a regular file, or create it (0600) if `flags` say so; raises `OSError`.
 
-    To open a pipe may block for ever, and to open a device may do something: neither is opened.
+    Opening a pipe may block forever, and opening a device may have effects, so neither is opened.
     """
     follow = not flags & os.O_NOFOLLOW
     check_regular(path, follow=follow)
@@ -55,7 +55,7 @@ def read_regular(path: Path, *, limit: int, flags: int = os.O_RDONLY) -> bytes:
 
 
 def read_text(path: Path, error: Callable[[str], Exception]) -> str:
-    """Return the text of a small file that the operator names; raises `error` with its name and the reason."""
+    """Return the text of a small file; raises `error` with the path and the reason."""
     try:
         return read_regular(path, limit=MAX_TEXT).decode()
     except OSError as refused:
@@ -65,7 +65,7 @@ def read_text(path: Path, error: Callable[[str], Exception]) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, on the disk before anything else happens."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,11 +75,11 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o600, replace: bool = False) -> Iterator[IO[bytes]]:
-    """Write a file that is there whole or not at all, also after a power failure, and never open to more than `mode`.
+    """Write a file completely or not at all, even if the power fails, with permissions of at most `mode`.
 
-    Raises `OSError`: `FileExistsError` where one is there, also when it came meanwhile, unless `replace`.
+    Raises `OSError`, and `FileExistsError` unless `replace` is set, even if the file was created meanwhile.
     """
-    if not replace and os.path.lexists(path):  # before any work is done
+    if not replace and os.path.lexists(path):  # fail before the content is produced
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
     unfinished = Path(name)
@@ -98,16 +98,16 @@ def atomic_file(path: Path, *, mode: int = 0o600, replace: bool = False) -> Iter
 
 
 def write_file(path: Path, text: str, *, mode: int, replace: bool = False) -> None:
-    """Write a text file as `atomic_file` does."""
+    """Write a text file atomically; raises as `atomic_file` does."""
     with atomic_file(path, mode=mode, replace=replace) as file:
         file.write(text.encode())
 
 
 def location_id(database: Path | None, *, machine_id: Path = MACHINE_ID) -> str:
-    """Return an id of a database file's location that reveals nothing of it; PostgreSQL has one of its own.
+    """Return an opaque id of a database file's location; PostgreSQL has its own.
 
-    The machine's id is not to be shown to others (machine-id(5)), so it is hashed; where there is none, as in some
-    containers, the folder alone counts.
+    The machine id must not be disclosed (machine-id(5)), so it is hashed. Without one, as in some containers, only the
+    path counts.
     """
     if database is None:
         return ""

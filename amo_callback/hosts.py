@@ -1,4 +1,4 @@
-"""The hosts that our secret may be sent to."""
+"""The hosts to which the client secret and tokens may be sent."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _LONGEST_LOGGED = 64
 
 
 def loggable_host(value: bytes) -> str | None:
-    """Return the host that a refused value names, or `None` where it may be anything else: a token, a code.
+    """Return the host in a refused value; `None` if the value may be something secret, such as a token.
 
-    The last label has at most 20 letters, so no value of 128 random bits or more passes, whatever is before it.
+    The last label has at most 20 letters, so no value with 128 random bits or more is returned.
     """
     match = _LOGGABLE.fullmatch(value)
     return match[1].decode("ascii").lower() if match is not None and len(match[1]) <= _LONGEST_LOGGED else None
 
 
 def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
-    """Return the account's host in lower case, or `None` for one that must never see our secret.
+    """Return the account's host in lower case; `None` if it must not receive secrets.
 
-    `referer` comes from the browser's address bar, so anyone can choose it, and the client secret is posted to the
-    host it names. Good are one DNS label before a suffix of AMO's, and what the operator listed
-    (`host` exactly, `.suffix` with one label before it). A bare host, or one with a scheme.
+    The `referer` parameter is under the control of the browser's user, and the client secret is posted to the host that
+    it names. Allowed are one DNS label before one of AMO's suffixes, and hosts listed by the operator (`host` exactly,
+    `.suffix` with one label before it), with or without a scheme.
     """
     match = _HOST.fullmatch(value)
     if match is None:
@@ -52,9 +52,9 @@ def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
 
 
 def account_url(endpoint: str, host: str, *, allowed: Sequence[str] = ()) -> str:
-    """Return the address of AMO's API at a host, which replaces `{domain}` in `endpoint`; raises `HostNotAllowed`.
+    """Return the URL of AMO's API at a host, which replaces `{domain}` in `endpoint`; raises `HostNotAllowed`.
 
-    A stored host is checked each time that it is used: a write to the database must not decide where secrets go.
+    A stored host is checked each time it is used: a write to the database must not decide where secrets are sent.
     """
     value = host.encode(errors="replace")
     if check_host(value, allowed=allowed) != host:

@@ -1,7 +1,7 @@
-"""Slots at the rate limit towards AMO: evenly spaced, people first, and in turns while background waits, too.
+"""Slots of the rate limit for requests to AMO: evenly spaced, users first, alternating while refreshes wait, too.
 
-AMO counts 7 requests a second for an integration, answers 429 above that, and bans who goes on. However many instances
-there are, they ask by one state, so what is written here holds for all of them together.
+AMO allows an integration 7 requests a second, answers 429 beyond that, and bans those who continue. All instances share
+one state, so the rules here hold for all of them together.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class Priority(IntEnum):
-    """The order at AMO's rate limit: people first, the better known before strangers, and hook checks last."""
+    """The order of requests: users first (known ones before anonymous ones), hook checks last."""
 
     EXPECTED = 0
-    """A person whose grant began here, for a user that is known."""
+    """A code of a known user who started here."""
     STARTED = 1
-    """A person whose grant began here, with a plain link."""
+    """A code of a user who started here with a plain link."""
     STRANGER = 2
-    """Any other person with a code."""
+    """Any other code."""
     TOKEN_CHECK = 3
-    """A question about an access token that a caller waits for: at most a quarter of the rate."""
+    """Introspection of an access token for a waiting caller: at most a quarter of the rate."""
     BACKGROUND = 4
     HOOK_CHECK = 5
-    """A question about an account that AMO's hook named: at most a tenth of the rate, and only after refreshes."""
+    """Introspection caused by AMO's hook: at most a tenth of the rate, and only after refreshes."""
 
 
 class WaiterKind(StrEnum):
@@ -40,20 +40,20 @@ class WaiterKind(StrEnum):
 
 _NEVER = float("-inf")
 _REMEMBERED = 2
-"""Intervals for which an instance that has asked counts as waiting: within one it asks again."""
+"""Intervals for which an instance counts as waiting after it asked; a waiting one asks within one interval."""
 GOOD_FOR = 1.0
-"""Seconds for which a slot may be used after it was granted: a request that comes later takes another one."""
+"""Seconds for which a granted slot may be used; a later request acquires another one."""
 LATE = 0.5
-"""Intervals by which a slot may be asked for late and the next one be no later for it: to ask others takes time."""
+"""Intervals by which a slot may be requested late without delaying the next one, because asking others takes time."""
 _TICK = 0.01
-"""Seconds by which a loop may be late, where there are no others to ask: else a high rate would be its timers'."""
+"""The same in seconds for a single instance, whose timers alone may be late."""
 LONGEST_PAUSE = 600.0
-"""Seconds of a pause, at most: whatever seems to be longer was left behind by a clock that has been set back."""
+"""The longest pause in seconds; one that seems longer was stored before the clock was moved back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateState:
-    """When the next slot is, who had the last, and until when each kind is taken to wait; in seconds of one clock."""
+    """When the next slot is free, who had the last one, and until when each kind counts as waiting."""
 
     free_at: float = _NEVER
     last: WaiterKind = WaiterKind.BACKGROUND
@@ -63,7 +63,7 @@ class RateState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotDecision:
-    """The result of a request for a slot: its `kind`, or nothing, and the seconds until the next request."""
+    """The result of a request for a slot: the `kind` that got it, if any, and the seconds until the next request."""
 
     slots: RateState
     kind: WaiterKind | None = None
@@ -73,14 +73,14 @@ class SlotDecision:
 def ask(
     slots: RateState, *, now: float, interval: float, waiting: Collection[WaiterKind], alone: bool = False
 ) -> SlotDecision:
-    """Request a slot for one of the kinds `waiting` here; `alone`: no other instance has any.
+    """Request a slot for one of the kinds `waiting` here; `alone` if there is no other instance.
 
-    A person waits in front of a screen, so people go first. But anyone can send codes: while background waits, here or
-    elsewhere, people get every other slot and no more, so that junk codes cannot starve refreshing.
+    A user waits in front of a screen, so users come first. But anyone can send codes: while refreshes wait, here or in
+    another instance, users get only every other slot, so that junk codes cannot starve refreshes.
     """
     until = now + _REMEMBERED * interval
     if alone:
-        slots = RateState(free_at=slots.free_at, last=slots.last)  # who does not wait here has gone away
+        slots = RateState(free_at=slots.free_at, last=slots.last)  # nobody else can be waiting
     slots = dataclasses.replace(
         slots,
         free_at=min(slots.free_at, now + max(LONGEST_PAUSE, interval)),
@@ -91,7 +91,7 @@ def ask(
         return SlotDecision(slots=slots, wait=slots.free_at - now)
     turn = _turn(slots, now)
     if turn not in waiting:
-        # It is others', who ask at this moment, or have gone away.
+        # The slot is for another instance, which is asking now or has stopped waiting.
         gone = (slots.people_until if turn is WaiterKind.PEOPLE else slots.background_until) - now
         return SlotDecision(slots=slots, wait=min(interval * LATE, gone))
     if alone:
@@ -105,7 +105,7 @@ def ask(
 
 
 def pause(slots: RateState, *, now: float, seconds: float) -> RateState:
-    """Grant no slots for a while."""
+    """Grant no slots for `seconds`."""
     return dataclasses.replace(slots, free_at=max(slots.free_at, now + seconds))
 
 
@@ -115,20 +115,20 @@ def _turn(slots: RateState, now: float) -> WaiterKind:
 
 
 class SharedLimits(Protocol):
-    """One rate limit towards AMO, for all instances. Raises `StoreUnavailable`."""
+    """One rate limit for requests to AMO, for all instances. Raises `StoreUnavailable`."""
 
     at_once: bool
-    """Whether to ask takes no time, so that nothing can come between."""
+    """Whether a request for a slot takes no time, so that nothing can happen in between."""
 
     async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
-        """Ask for a slot at the rate limit, `interval` seconds after the last one."""
+        """Request a slot, `interval` seconds after the last one."""
 
     async def pause(self, seconds: float) -> None:
-        """Grant no slots for a while."""
+        """Grant no slots for `seconds`."""
 
 
 class LocalLimits:
-    """The limits of a single process, by its own clock."""
+    """The rate limit of a single process, by its own clock."""
 
     at_once = True
 
