@@ -1,4 +1,4 @@
-"""The client of AMO: `protocol` and `introspection` define requests and responses, `transport` carries them."""
+"""The client of AMO. `protocol` and `introspection` define requests and responses; `transport` carries them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 
 _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
-"""The kinds of requests, in the log and the metrics."""
+"""The kinds of token requests in the log and the metrics."""
 
 
 class AmoClient:
-    """A client of AMO: one request a call, never repeated, redirects never followed."""
+    """A client of AMO: one request per call, never repeated; redirects are never followed."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class AmoClient:
         return read_redirect(query, default_domain=self._integration.default_domain, allowed_domains=self._allowed)
 
     def check_domain(self, host: str | None) -> str:
-        """Return the account's host; raises `InvalidRequest` for none at all, `AccountNotAllowed`."""
+        """Return the account's host; raises `InvalidRequest` if there is none, and `AccountNotAllowed`."""
         named = host or self._integration.default_domain
         if not named:
             raise InvalidRequest
@@ -86,7 +86,7 @@ class AmoClient:
         return domain
 
     def base_url(self, host: str) -> str:
-        """Return the address of AMO's API at a stored host; raises `HostNotAllowed`."""
+        """Return the URL of AMO's API at a stored host; raises `HostNotAllowed`."""
         return self._integration.address(host, "")
 
     async def slot(self, priority: Priority) -> None:
@@ -99,27 +99,27 @@ class AmoClient:
         return told_by(access_token, allowed=self._allowed)
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
-        """Return whether AMO signed that our integration was disabled in this account."""
+        """Return whether AMO signed that the integration was disabled in this account."""
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> TokenResponse:
-        """Spend an authorization code; raises as `protocol.read_answer`, and `RequestNotSent`, also if it is too late.
+        """Spend an authorization code, unless it is later than `not_after`.
 
-        Raises `HostNotAllowed` before anything is sent, here and below.
+        Raises as `protocol.read_answer` does, `RequestNotSent`, and `HostNotAllowed` before anything is sent.
         """
         request = exchange_request(self._integration, code=code, domain=domain)
         return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
-        """Spend a refresh token; raises as `protocol.read_answer`, and `RequestNotSent`, also where it is too late.
+        """Spend a refresh token, unless it is later than `not_after`, which is checked just before the first byte.
 
-        A process may be stopped while it connects: `not_after` is checked just before the first byte.
+        Raises as `protocol.read_answer` does, `RequestNotSent`, and `HostNotAllowed` before anything is sent.
         """
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)
 
     async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> IntrospectionResult:
-        """Ask about a refresh token without spending it; raises `HostNotAllowed` alone."""
+        """Introspect a refresh token; raises only `HostNotAllowed`."""
         return await self._sighting(
             refresh_token_request(self._integration, refresh_token=refresh_token, api_domain=api_domain),
             account_id,
@@ -127,7 +127,7 @@ class AmoClient:
         )
 
     async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
-        """Ask about an access token; raises `HostNotAllowed` alone."""
+        """Introspect an access token; raises only `HostNotAllowed`."""
         return await self._sighting(
             access_token_request(self._integration, access_token=access_token, domain=domain),
             account_id,

@@ -1,9 +1,9 @@
-"""Introspection without I/O: requests about a token that do not spend it, and the meaning of their responses.
+"""Introspection at AMO without I/O: requests about a token that do not spend it, and the meaning of responses.
 
-Two questions. `GET https://{api_domain}/oauth2/account/current/subdomain` with a refresh token, and
-`GET https://www.amocrm.ru/oauth2/account/subdomain` with an access token, both return the present
-host of the account. Not verified of AMO: whether the first refuses a spent refresh token. So it is asked before a token
-in doubt is presented again, but never taken as the last word on it.
+`GET https://{api_domain}/oauth2/account/current/subdomain` with a refresh token and `GET
+https://www.amocrm.ru/oauth2/account/subdomain` with an access token both return the account's current host. It is
+unknown whether the first rejects a spent refresh token. It is therefore used before a token in doubt is presented
+again, but its result is never final.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNASKED = IntrospectionResult(standing=TokenState.UNASKED)
 
 
 def refresh_token_request(integration: Integration, *, refresh_token: str, api_domain: str | None) -> AmoRequest | None:
-    """Build the request about a refresh token; `None` without an `api_domain` (a pair from before 2024-08-21).
+    """Build the request for a refresh token; `None` without an `api_domain` (a pair from before 2024-08-21).
 
     Raises `HostNotAllowed`.
     """
@@ -44,9 +44,9 @@ def refresh_token_request(integration: Integration, *, refresh_token: str, api_d
 
 
 def access_token_request(integration: Integration, *, access_token: str, domain: str) -> AmoRequest | None:
-    """Build the request about an access token, at the vendor's main host for the account's domain.
+    """Build the request for an access token, to the vendor's main host for the account's domain.
 
-    Returns `None` where that host is not allowed. Raises `HostNotAllowed` where the account's own host is not.
+    Returns `None` if that host is not allowed. Raises `HostNotAllowed` if the account's own host is not allowed.
     """
     integration.address(domain, "")
     host = check_host(f"www.{domain.partition('.')[2]}".encode(), allowed=integration.allowed_domains)
@@ -62,9 +62,9 @@ def access_token_request(integration: Integration, *, access_token: str, domain:
 def read_sighting(
     answer: Answer, *, account_id: str, refusals: frozenset[int], allowed: Sequence[str] = ()
 ) -> IntrospectionResult:
-    """Return the result of an introspection: unknown, where the response is of another account or not in AMO's format.
+    """Return the result of an introspection; unknown if the response is for another account or not in AMO's format.
 
-    A bare 401 or 404 may be a proxy's: of `refusals` counts only what comes with a problem in JSON.
+    A status in `refusals` counts only with a JSON body, because a bare 401 or 404 may be a proxy's.
     """
     content = None if answer.broken else json_object(answer.body)
     if answer.status in refusals and content is not None:
@@ -80,9 +80,9 @@ def read_sighting(
 
 
 def is_hook(integration: Integration, *, account_id: str, client_id: str, signature: str) -> bool:
-    """Return whether AMO signed that our integration was disabled in an account.
+    """Return whether AMO signed that the integration was disabled in an account.
 
-    The signature of an account never changes, so it may be a replay: a hint to check, not an order.
+    An account's signature never changes, so the call may be a replay: a reason to check, not an order.
     """
     signed = f"{integration.client_id}|{account_id}".encode()
     good = hmac.new(integration.client_secret.encode(), signed, hashlib.sha256).hexdigest()

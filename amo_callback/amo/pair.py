@@ -1,7 +1,7 @@
-"""The pair in an answer of AMO's, and the claims of its access token.
+"""The token pair in a response of AMO, and the claims of its access token.
 
-A pair has been paid for, so it is found wherever in the text it stands. The claims are unverified hints from a party
-that we called over TLS: AMO publishes no key, and documents none of them, so what is missing or odd is left out.
+Losing the pair would lose the connection, so it is found wherever it stands in the response. Claims are unverified
+hints from AMO over TLS: AMO publishes no key and documents no claims, so missing or malformed ones are ignored.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 _REFRESH_TOKEN = re.compile(r'"refresh_token"')
 _PLACES = 8
-"""Mentions of a refresh token in a text that is looked through, and braces before each: no text costs more work."""
+"""Limits on the work per response: mentions of a refresh token that are examined, and braces before each."""
 _BRACES = 16
 _CONTAINERS = 20_000
-"""Objects and lists of a text that is looked through."""
+"""The maximum number of objects and lists in a response that is searched."""
 _DECODER = JSONDecoder()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairFound:
-    """The content of an answer with a pair in it."""
+    """A token pair found in a response."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
     expires_in: object = field(compare=False, repr=False)
-    """As the answer has it: not checked."""
+    """As received, unchecked."""
 
 
 def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
-    """Return the pair in the first body that has one: the only object with both tokens, else nothing.
+    """Return the pair in the first body that has exactly one, otherwise `None`.
 
-    An object with the refresh token that was `presented` is not a pair, but a copy of the request.
+    An object with the refresh token that was `presented` is a copy of the request, not a pair.
     """
     for body in bodies:
         text = body.decode(detect_encoding(body), errors="replace")
@@ -55,7 +55,7 @@ def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
 def _objects(text: str) -> Iterator[object]:
     """Yield the objects around each mention of a refresh token, the innermost first.
 
-    At most twice the text's length is parsed in all; what is left then is ignored.
+    At most twice the text's length is parsed in total.
     """
     mentions = [mention.start() for mention in _REFRESH_TOKEN.finditer(text)]
     if len(mentions) > _PLACES or text.count("{") + text.count("[") > _CONTAINERS:
@@ -116,7 +116,7 @@ def read_claims(access_token: str) -> dict[str, object]:
 
 
 def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Account:
-    """Return the account of a token; its `api_domain` only where our secrets may go there."""
+    """Return the account in a token's claims; `api_domain` only if secrets may be sent there."""
     api_domain = claims.get("api_domain")
     issued = claims.get("iat")
     host = api_domain.encode(errors="replace") if isinstance(api_domain, str) else b""
@@ -129,7 +129,7 @@ def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Acc
 
 
 def told_by(access_token: str, *, allowed: Sequence[str] = ()) -> TokenClaims:
-    """Return the claims that we use."""
+    """Return the claims that are used."""
     claims = read_claims(access_token)
     audience, expires = claims.get("aud"), claims.get("exp")
     return TokenClaims(
@@ -147,7 +147,7 @@ def _identifier(value: object) -> str:
 def life_of(expires_in: object, claims: dict[str, object]) -> timedelta:
     """Return the lifetime of an access token.
 
-    A pair has been paid for with the old one: it is kept, whatever else the answer lacks.
+    A pair is kept even if the response lacks everything else, because it replaces a spent one.
     """
     issued, expires = claims.get("iat"), claims.get("exp")
     seconds = expires_in

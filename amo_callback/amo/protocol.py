@@ -1,8 +1,8 @@
-"""AMO's token endpoint without I/O: our requests, and what its answers mean.
+"""AMO's token endpoint without I/O: requests, and the meaning of responses.
 
-The vendor's pages: https://www.amocrm.ru/developers/content/oauth/oauth (and `/step-by-step`), for Kommo
-https://developers.kommo.com/reference/get-token. What no page promises, but integrations report, is
-treated as likely and never as a contract: whatever is not understood fails safe.
+The vendor's documentation: https://www.amocrm.ru/developers/content/oauth/oauth (and `/step-by-step`), for Kommo
+https://developers.kommo.com/reference/get-token. Behavior that is only reported by integrations is treated as likely,
+never as guaranteed: an unexpected response must never lose a credential.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 ANSWER_LIMIT = 256 * 1024
-"""Bytes of an answer that are read at most."""
+"""The maximum number of bytes that are read of a response."""
 TOO_LARGE = "too_large"
-"""Why an answer breaks off of which more has come than is read."""
+"""The reason why a longer response is cut off."""
 RETRY_AFTER = 60.0
 """Seconds to wait after a 429 without a readable `Retry-After`."""
 
@@ -50,7 +50,7 @@ RETRY_AFTER = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Integration:
-    """Our registration in AMO. `redirect_uri` goes with both grants, byte for byte as registered."""
+    """The integration registered in AMO. `redirect_uri` is part of every token request, exactly as registered."""
 
     client_id: str
     client_secret: str = field(repr=False)
@@ -58,26 +58,26 @@ class Integration:
     endpoint: str = "https://{domain}"
     authorize_url: str = "https://www.amocrm.ru/oauth"
     allowed_domains: Sequence[str] = ()
-    """Hosts beyond AMO's own that requests may go to."""
+    """Hosts other than AMO's own to which requests may be sent."""
     default_domain: str | None = None
-    """The account's host where a request names none."""
+    """The account's host if a request names none."""
 
     def consent_address(self, state: str) -> str:
-        """Return the consent page; the scope is fixed in the integration."""
+        """Return the URL of the consent page; the scope is defined by the integration."""
         query = urlencode({"client_id": self.client_id, "state": state, "mode": "popup"})
         return f"{self.authorize_url}{'&' if '?' in self.authorize_url else '?'}{query}"
 
     def address(self, domain: str, path: str) -> str:
         """Return the URL of a request to a host of AMO's; raises `HostNotAllowed`.
 
-        Every request that carries a secret gets its URL here.
+        Every request with a secret gets its URL here.
         """
         return account_url(self.endpoint, domain, allowed=self.allowed_domains) + path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmoRequest:
-    """A request, ready to be sent as it is."""
+    """A complete request."""
 
     method: str
     url: str
@@ -87,7 +87,7 @@ class AmoRequest:
 
 HEADERS = {
     "Accept": "application/json",
-    "Accept-Encoding": "identity",  # an answer's limit is then a limit on what is unpacked, too
+    "Accept-Encoding": "identity",  # then the size limit also limits the uncompressed response
 }
 
 
@@ -114,32 +114,32 @@ def _token_request(integration: Integration, domain: str, **grant: str) -> AmoRe
     )
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- responses -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """An answer of AMO's, read up to `ANSWER_LIMIT` bytes."""
+    """A response of AMO, up to `ANSWER_LIMIT` bytes."""
 
     status: int
     body: bytes = field(repr=False)
-    """The body, unpacked as its headers say."""
+    """The body, decompressed as its headers say."""
     others: tuple[bytes, ...] = field(default=(), repr=False)
-    """What the body may be besides, where its headers are wrong."""
+    """Other readings of the body, in case its headers are wrong."""
     broken: str | None = None
-    """Why it ends before its end, where it does."""
+    """Why the response is incomplete; `None` if it is complete."""
     retry_after: str | None = None
     date: str | None = None
     request_id: str | None = None
     is_problem: bool = False
-    """Whether its type is problem+json: AMO's own words, not a proxy's page."""
+    """Whether it is problem+json, and so AMO's own response and not a proxy's."""
 
 
 class GrantType(Enum):
-    """What was presented: each has refusals of its own."""
+    """The kind of presented credential; each has its own refusals."""
 
     CODE = "authorization_code"
-    REFRESH_TOKEN = "refresh_token"  # noqa: S105 -- because OAuth calls the grant type so
+    REFRESH_TOKEN = "refresh_token"  # noqa: S105 -- OAuth's name of the grant type
 
 
 _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]], ...]] = {
@@ -156,28 +156,27 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
         (re.compile(r"cannot decrypt the refresh token"), InvalidRefreshToken),
     ),
 }
-"""The refusals that only the user can resolve: these words and no others are final."""
+"""The refusals that only the user can resolve; no other words are final."""
 
 _REJECTED_CLIENT = re.compile(r"check the `?(?:client_id|client_secret|redirect_uri)`? parameter")
-"""AMO's hints for a wrong client, whatever was presented; a problem+json 401 without a hint means the same."""
+"""AMO's hints for wrong client credentials; a problem+json 401 without a hint means the same."""
 _CLIENT_REFUSALS = re.compile(
     r"check the `?(?!refresh_token\b)\w+`? parameter"
     r"|token is not linked to client"
     r"|authorization code was not issued to this client"
 )
 _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code was not issued to this client")
-"""Of a refresh token these words speak of that token alone."""
+"""In a response to a refresh token, these words concern that token only."""
 
 
 def read_answer(
     answer: Answer, *, grant_type: GrantType, now: datetime, presented: str = "", allowed: Sequence[str] = ()
 ) -> TokenResponse:
-    """Return the pair that was issued for what was `presented`; raises what the answer means.
+    """Return the pair in a response to a `presented` credential; raises the error that the response means.
 
-    Each error knows the answer's status and request id, AMO's words, and whether these reject our client.
-    `UnknownOutcome` where it is not known whether the credential was spent, and `UserError`, `RetryableError` or
-    `OperatorError` where it was not. Expiry is counted from `now`, our own clock: a constant offset between the
-    clocks cancels out.
+    Each error has the response's status and request id, AMO's words, and whether they reject the client credentials. It
+    is `UnknownOutcome` if the credential may have been spent; otherwise a `UserError`, `RetryableError` or
+    `OperatorError`. Expiry is counted from `now` by this service's clock, so that a constant clock skew has no effect.
     """
     try:
         return _read(answer, grant_type, presented, now, allowed)
@@ -187,7 +186,7 @@ def read_answer(
 
 
 def _describe(error: AmoCallbackError, answer: Answer) -> None:
-    """Add to an error what the log and the operator need of the answer."""
+    """Add the details of the response that the log and the operator need."""
     problem = json_object(answer.body)
     title, hint = (_words((problem or {}).get(name)) for name in ("title", "hint"))
     error.status, error.request_id = answer.status, _request_id(answer)
@@ -210,7 +209,7 @@ def _read(
     if answer.status in {402, 403}:
         raise AccountBlocked(answer.status, is_problem=answer.is_problem)
     if answer.status not in {400, 401, 404}:
-        raise UnknownOutcome(f"http_{answer.status}")  # of no other status it is known that nothing was spent
+        raise UnknownOutcome(f"http_{answer.status}")  # any other status leaves open whether it was spent
     raise _refusal(answer, grant_type)
 
 
@@ -251,14 +250,14 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
         if _CLIENT_REFUSALS.match(known):
             return InvalidClient(hint)
     if not hint and answer.status == 404 and grant_type is GrantType.CODE:
-        return AuthFailed()  # there is no account at the host that the browser named
+        return AuthFailed()  # the host named by the browser has no account
     if not hint and answer.status in {401, 404}:
         return UnauthorizedWithoutHint(answer.status)
     return UnrecognizedError(status=answer.status, hint=hint or _words(problem.get("title")))
 
 
 def _request_id(answer: Answer) -> str | None:
-    """Return AMO's name for an answer, where it is one that may be logged."""
+    """Return AMO's request id if it may be logged."""
     name = answer.request_id or ""
     return name if re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", name) else None
 
@@ -267,13 +266,13 @@ _LONG_WORD = re.compile(r"[^\s]{24,}")
 
 
 def _words(text: object) -> str:
-    """Return an answer's text as it may be logged: short, and without anything as long as a secret."""
+    """Return text from a response as it may be logged: short, and without anything as long as a secret."""
     if not isinstance(text, str):
         return ""
     return _LONG_WORD.sub("…", "".join(c if c.isprintable() else " " for c in text[:1000])).strip()[:120]
 
 
 def pause_after(answer: Answer, *, now: datetime) -> float:
-    """Return the length of the pause after a 429: what AMO asks for, at most ten minutes, else a minute."""
+    """Return the pause in seconds after a 429: what AMO asks for, at most ten minutes, otherwise a minute."""
     asked = retry_after(answer.retry_after, date=answer.date, now=now)
     return RETRY_AFTER if asked is None else min(max(asked, 1.0), LONGEST_PAUSE)

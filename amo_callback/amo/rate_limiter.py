@@ -1,8 +1,7 @@
-"""The rate limit towards AMO: so many requests a second, people before background.
+"""The rate limiter for requests to AMO: slots at a fixed rate, users first.
 
-AMO counts 7 a second for an integration, answers 429 above that, and bans who goes on. However many instances there
-are, all of them ask for each slot by one state. A slot comes first, since a claim must not age in a queue. The
-limit is enforced again where a request leaves, since much time may pass in between.
+The rules are in `rate_limit`. A slot is acquired before a claim, because a claim must not age in a queue. Since much
+time may pass in between, the rate is enforced again when a request is sent.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ if TYPE_CHECKING:
     from amo_callback.rate_limit import SharedLimits
 
 _ASK_AGAIN = 1.0
-"""Seconds after which a slot is asked for again where the store was away."""
+"""Seconds until a slot is requested again after the store was unreachable."""
 _SHARED_GOOD_FOR = 2
-"""Intervals for which a slot of a shared state is good: so many more requests than slots may leave in a second."""
+"""Intervals for which a slot of a shared state is valid; so many more requests than slots may be sent in a second."""
 _LEAST_GOOD_FOR = 0.25
-"""Seconds for which any slot is good: at a high rate, a few intervals are no more than the loop's own delay."""
+"""The minimum validity of a slot in seconds: at a high rate, a few intervals are shorter than the loop's own delay."""
 _KINDS = {
     priority: WaiterKind.PEOPLE if priority < Priority.TOKEN_CHECK else WaiterKind.BACKGROUND for priority in Priority
 }
 _AGAIN, _FIRST = 0, 1
-"""A request that needs another slot goes before those that wait for their first: it may hold a claim."""
+"""A request that needs another slot comes before those that wait for their first, because it may hold a claim."""
 _ONE_IN = {Priority.TOKEN_CHECK: 4, Priority.HOOK_CHECK: 10}
-"""The most slots that a priority may take: one in so many, counted in this process."""
+"""The largest share of slots for a priority: one in so many, counted in this process."""
 
 
 class _Share:
@@ -50,7 +49,7 @@ class _Share:
 
 
 class RateLimiter:
-    """A queue for slots, evenly spaced, by priority; between interactive and background see `rate_limit`."""
+    """A queue for slots, by priority."""
 
     def __init__(self, *, per_second: float, shared: SharedLimits, clock: Clock, observer: Observer) -> None:
         self._interval = 1.0 / per_second
@@ -68,13 +67,13 @@ class RateLimiter:
         self._dispatcher: asyncio.Task[None] | None = None
         self._broken = False
         self._unused: deque[float] = deque(maxlen=math.ceil(GOOD_FOR * per_second) + 1)
-        """When each slot was granted that no request has used yet; no more of them can be good."""
+        """When each unused slot was granted; more of them cannot be valid."""
         self._granted_at = -math.inf
         self._exit = asyncio.Lock()
         self._exit_free_at = -math.inf
 
     async def slot(self, priority: Priority) -> None:
-        """Wait for a slot; a cancelled waiter takes neither a slot nor a share."""
+        """Wait for a slot; a cancelled waiter uses neither a slot nor a share."""
         share = self._shares.get(priority)
         if share is None:
             await self._slot(priority)
@@ -86,10 +85,10 @@ class RateLimiter:
             share.free_at = self._clock.monotonic() + _ONE_IN[priority] * self._interval
 
     async def leave(self, priority: Priority, *, limit: float) -> bool:
-        """Wait until a request may leave, at most `limit` seconds; return whether it may.
+        """Wait at most `limit` seconds until a request may be sent, and return whether it may.
 
-        Call this just before the first byte, in the task that sends. Requests leave in the order in which they come
-        here, an interval apart, and each uses up a slot. A slot that is too old does not count: another is taken.
+        Call this in the sending task, just before the first byte. Requests are sent in the order of these calls, an
+        interval apart, and each uses a slot. A slot that is too old is replaced by another one.
         """
         until = self._clock.monotonic() + limit
         while True:
@@ -111,7 +110,7 @@ class RateLimiter:
                 taking.cancel()
 
     def _use_slot(self) -> bool:
-        """Use up the oldest slot that is still valid; return whether there is one."""
+        """Use the oldest valid slot, and return whether there is one."""
         oldest = self._clock.monotonic() - self._good_for
         while self._unused:
             if self._unused.popleft() >= oldest:
@@ -132,7 +131,7 @@ class RateLimiter:
         await granted
 
     async def _has_one(self, priority: Priority) -> bool:
-        """Take a slot without queueing, where nothing waits; return whether there is one."""
+        """Acquire a slot without queueing, if no other request waits; return whether there is one."""
         if self._clock.monotonic() < self._free_at:
             return False
         asked = await self._shared.ask_for_slot(interval=self._interval, waiting=(_KINDS[priority],))
@@ -141,9 +140,9 @@ class RateLimiter:
         return asked.kind is not None
 
     async def pause(self, seconds: float) -> None:
-        """Grant no slots for a while, in any instance: AMO has asked for that."""
+        """Grant no slots for `seconds` in any instance, because AMO has asked for that."""
         self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
-        with suppress(StoreUnavailable):  # then it holds here: the others get no slots while it is away
+        with suppress(StoreUnavailable):  # other instances get no slots anyway while it is unreachable
             await self._shared.pause(seconds)
 
     async def _dispatch(self) -> None:
@@ -152,26 +151,27 @@ class RateLimiter:
             if wait <= 0:
                 wait = await self._ask(waiting)
             if wait > 0:
-                await self._clock.sleep(wait)  # meanwhile somebody may have gone away, come, or paused us
+                await self._clock.sleep(wait)
 
     async def _ask(self, waiting: Collection[WaiterKind]) -> float:
-        """Request a slot, and grant it to the first waiter of its kind; return the seconds until the next request."""
+        """Request a slot and grant it to the first waiter of its kind; return the seconds until the next request."""
         try:
             asked = await self._shared.ask_for_slot(interval=self._interval, waiting=waiting)
         except StoreUnavailable:
             return self._ask_without_store()
-        except Exception as error:  # noqa: BLE001 -- because a waiter must not wait for ever
+        except Exception as error:  # noqa: BLE001 -- a bug must not make a waiter wait forever
             self._tell(error)
             return _ASK_AGAIN
         self._broken = False
-        if asked.kind is not None and self._clock.monotonic() >= self._free_at:  # or we were paused meanwhile
+        if asked.kind is not None and self._clock.monotonic() >= self._free_at:  # not paused meanwhile
             self._let_go(sorted(self._waiting, key=lambda name: (_KINDS[name[1]] is not asked.kind, name)))
         return asked.wait
 
     def _ask_without_store(self) -> float:
-        """Grant one token check a second after the last slot; return the seconds until the next request.
+        """Grant one token check per second while the store is unreachable; return the seconds until the next.
 
-        It spends nothing, and an access token is handed out meanwhile. Nothing else may go: nothing can be claimed.
+        A token check spends nothing, and access tokens are still handed out. Other requests need a claim, which is
+        impossible.
         """
         wait = self._granted_at + _ASK_AGAIN - self._clock.monotonic()
         if wait > 0:
@@ -201,7 +201,7 @@ class RateLimiter:
         self._broken = True
 
     async def close(self) -> None:
-        """End the dispatcher; its waiters have been cancelled before."""
+        """Cancel the dispatcher; its waiters are already cancelled."""
         if self._dispatcher is not None:
             self._dispatcher.cancel()
             await asyncio.wait({self._dispatcher})

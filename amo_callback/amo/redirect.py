@@ -1,4 +1,4 @@
-"""AMO's redirect to our callback, read from the raw bytes of its query: no I/O."""
+"""AMO's redirect to the callback, parsed from the raw bytes of its query; no I/O."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: Sequence[str]) -> CallbackParams:
-    """Read the raw query of AMO's redirect.
+    """Parse the raw query of AMO's redirect.
 
-    It is cut as bytes, since `code` and `state` may be any, and go back to the app as they came. Never
-    raises: what is wrong is in `error`, beside as much of the rest as can be trusted (a `state` only where
-    it came once, whole and not too long).
+    The query is split as bytes, because `code` and `state` may contain any bytes and are returned to the app unchanged.
+    Never raises: a problem is in `error`, next to the values that can be trusted (a `state` only if it came once,
+    completely and not too long).
     """
     found, broken = _parameters(query)
     state = found.get(b"state")
@@ -55,12 +55,12 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
         host = None if referer in {code, state} else loggable_host(referer)
         return refused(error="account_not_allowed", refused="host", refused_host=host)
     if not _is_utf8(code):
-        return refused(error="auth_failed", refused="code")  # no JSON body can carry it, so AMO never issued it
+        return refused(error="auth_failed", refused="code")  # JSON cannot contain it, so AMO cannot have issued it
     return dataclasses.replace(redirect, code=code, domain=domain)
 
 
 def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
-    """Return the parameters we read, decoded, and whether the query is broken, doubled or too long."""
+    """Return the decoded known parameters, and whether the query is malformed, too long, or has one of them twice."""
     parts = query.split(b"&")
     if len(parts) > MAX_PARAMETERS:
         return {}, True
@@ -71,7 +71,7 @@ def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
         name = _unquote(raw_name)
         if name.partition(b"[")[0] not in _OURS:
             continue
-        if b"[" in name or name in found:  # `code[]=…` is a list to some frameworks: nothing of ours is
+        if b"[" in name or name in found:  # `code[]=…` is a list to some frameworks, and never valid here
             spoiled.add(name.partition(b"[")[0])
         elif _BROKEN_ESCAPE.search(raw_value):
             spoiled.add(name)

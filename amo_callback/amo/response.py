@@ -1,8 +1,8 @@
-"""An HTTP/1.1 response, read from the bytes as they come, as leniently as can be.
+"""An HTTP/1.1 response, parsed as leniently as possible while its bytes arrive.
 
-No library's parser takes all that a proxy in front of AMO may do to an answer (a header of a megabyte, a length given
-twice, a header's name with a space), and an answer that is given up for its wrapping may hold the only pair there is.
-So nothing here raises: what cannot be understood is left out, and the bytes are kept.
+No library's parser accepts everything that a proxy in front of AMO may do to a response (a megabyte of headers, two
+lengths, a space in a header name), and a response that is rejected for its framing may contain the only copy of a pair.
+Nothing here raises: what cannot be parsed is skipped, and the bytes are kept.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import suppress
 from http import HTTPStatus
 
 HEAD_LIMIT = 1024 * 1024
-"""Bytes of headers that are kept; what comes beyond is skipped."""
+"""Bytes of headers that are kept; the rest is skipped."""
 _ENDLESS = 16 * HEAD_LIMIT
-"""Bytes of headers after which no end of them is waited for."""
+"""Bytes of headers after which the response is given up."""
 _STATUS_LINE = re.compile(rb"HTTP/[0-9.]+[ \t]+([1-9][0-9]{2})(?![0-9])")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _LONGEST_END = 3
-"""Bytes of the end of the headers that may have come before its last one."""
+"""Bytes of the end of the headers that may have arrived before its last byte."""
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _LONGEST_CHUNK_LINE = 4096
 _WITHOUT_CONTENT = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
@@ -27,29 +27,29 @@ _GZIP = b"\x1f\x8b"
 
 
 class Response:
-    """What has come of a response so far; of what follows its headers `limit` bytes are kept."""
+    """A response in progress; up to `limit` bytes after its headers are kept."""
 
     def __init__(self, *, limit: int) -> None:
         self.status = 0
-        """0 as long as no line has given one."""
+        """0 until a status line has arrived."""
         self.headers: dict[str, str] = {}
-        """Headers by their names in lower case; of one that stands twice the first."""
+        """Headers by lower-case name; the first value of a repeated one."""
         self.is_complete = False
         """Whether nothing more is to be read."""
         self.is_too_large = False
-        """Whether more has come than is kept."""
+        """Whether more has arrived than is kept."""
         self._limit = limit
         self._head = bytearray()
         self._head_size = 0
         self._received = bytearray()
-        """What follows the headers, as it came."""
+        """The bytes after the headers, as received."""
         self._content = bytearray()
-        """The same without the framing of chunks."""
+        """The same bytes without chunk framing."""
         self._chunked = False
         self._line = bytearray()
-        """The beginning of a chunk's first line."""
+        """The beginning of a chunk's size line."""
         self._left: int | None = None
-        """Bytes left of the chunk, or of the content; `None` where it ends with the connection."""
+        """Bytes left of the chunk or the content; `None` if it ends with the connection."""
 
     def feed(self, data: bytes) -> None:
         rest = data if self.status else self._read_head(data)
@@ -66,12 +66,12 @@ class Response:
         self.is_complete = self.is_complete or self.is_too_large
 
     def end(self) -> None:
-        """Note that the connection has ended as it should: where no length was given, so has the response."""
+        """Record that the peer has closed the connection; without a length, that is the end of the response."""
         self.is_complete = self.is_complete or (bool(self.status) and self._left is None and not self._chunked)
 
     @property
     def bodies(self) -> tuple[bytes, ...]:
-        """What the body may be, the likeliest first: unpacked as its headers say, and as it came."""
+        """Possible bodies, the most likely first: decompressed as the headers say, and as received."""
         content, received = bytes(self._content), bytes(self._received)
         encoding = self.headers.get("content-encoding", "").strip().lower()
         unpacked = (_unpacked(body, encoding, limit=self._limit) for body in (content, received))
@@ -80,7 +80,7 @@ class Response:
     # --- headers ---------------------------------------------------------------------------------
 
     def _read_head(self, data: bytes) -> bytes:
-        """Read the headers once they are complete, and return what follows them."""
+        """Parse the headers once they are complete, and return the bytes after them."""
         while data:
             self._head_size += len(data)
             begin = max(len(self._head) - _LONGEST_END, 0)
@@ -101,7 +101,7 @@ class Response:
         return b""
 
     def _read_lines(self, head: bytes) -> None:
-        """Read the status and the headers; of an interim response (100, 102, 103) nothing is kept."""
+        """Parse the status and the headers; interim responses (100, 102, 103) are skipped."""
         lines = head.strip().splitlines()
         if not lines:
             return
@@ -118,7 +118,7 @@ class Response:
             if colon:
                 key, text = name.strip().lower().decode("latin-1"), value.strip().decode("latin-1")
                 if key == "content-length" and self.headers.setdefault(key, text) != text:
-                    self.headers[key] = ""  # two lengths: neither is believed
+                    self.headers[key] = ""  # two different lengths: neither is used
                 self.headers.setdefault(key, text)
 
     def _begin_content(self) -> None:
@@ -133,7 +133,7 @@ class Response:
     # --- content ---------------------------------------------------------------------------------
 
     def _read_chunks(self, data: bytes) -> None:
-        """Take the content out of its chunks; where there are none, it is what has come."""
+        """Remove chunk framing; without any, the bytes are the content."""
         self._line += data
         while self._line:
             if self._left:
@@ -160,7 +160,7 @@ class Response:
 
 
 def _unpacked(body: bytes, encoding: str, *, limit: int) -> bytes:
-    """Return a body unpacked, at most `limit` bytes of it; as it is where it is not packed, whatever is said of it."""
+    """Decompress a body to at most `limit` bytes; return it unchanged if it is not compressed."""
     windows: tuple[int, ...] = ()
     if body.startswith(_GZIP):
         windows = (zlib.MAX_WBITS | 16,)

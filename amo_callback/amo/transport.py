@@ -1,8 +1,8 @@
-"""HTTP towards AMO: one request a connection, never repeated, of which it is known whether anything of it went out.
+"""HTTP to AMO: one request per connection, never repeated, and it is always known whether any of it was sent.
 
-No client library is used: it may repeat a request or reject an answer that has been paid for because of its framing,
-and it does not say whether a byte was written. A connection serves one request: one that is kept alive
-may be closed by AMO just as we write to it, and then it is not known whether the token was spent.
+No client library is used, because it may repeat a request, reject a response for its framing although it contains the
+new pair, and does not report whether a byte was written. Connections are not reused: AMO may close an idle connection
+just when a request is written to it, and then it is unknown whether the token was spent.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from amo_callback.rate_limit import Priority
 
 _LAST = 0.05
-"""The share of a request's time that it gets at the end, whatever came between."""
+"""The share of a request's timeout that it gets at the end in any case."""
 _TICK = 0.01
-"""Seconds between two looks at the time of a request that waits to leave, at least."""
+"""The minimum number of seconds between two checks of a waiting request's timeout."""
 _LONGEST_HOLD = 2.0
-"""Seconds that a request may wait to leave once its connection is open; it is not sent after that."""
+"""Seconds that a request may wait for a slot after its connection is open; after that it is not sent."""
 _NEXT_ADDRESS = 0.25
-"""Seconds after which a host's next address is tried beside the one before: the IPv6 of a network may lead nowhere."""
+"""Seconds until a host's next address is tried, too, because a network's IPv6 may lead nowhere."""
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return a TLS context with the authorities that this machine trusts, or those of `SSL_CERT_FILE`."""
+    """Return a TLS context with the machine's certificate authorities, or those of `SSL_CERT_FILE`."""
     tls = ssl.create_default_context()
     tls.set_alpn_protocols(["http/1.1"])
     return tls
 
 
 class Transport:
-    """A sender of requests to AMO, with `timeout` seconds each; redirects are never followed.
+    """A sender of requests to AMO, each with a timeout of `timeout` seconds; redirects are never followed.
 
     The time that a request waits for a slot does not count.
     """
@@ -57,9 +57,9 @@ class Transport:
         self.timeout = timeout
 
     async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> Answer:
-        """Send a request, not after this monotonic time, and return its answer, also where only a part of it came.
+        """Send a request, but not after a monotonic time, and return the response, even if it is incomplete.
 
-        Raises `RequestNotSent`, and `UnknownOutcome` where no answer came.
+        Raises `RequestNotSent`, and `UnknownOutcome` without a response.
         """
         hold, connection = _Hold(), _HttpConnection()
 
@@ -76,7 +76,7 @@ class Transport:
         except TimeoutError:
             broken = "timeout"
         except (OSError, UnicodeError):
-            pass  # before anything was sent. The library's texts may quote what was to be: none is kept
+            pass  # nothing was sent. The exception's text may quote the request, and is dropped
         finally:
             connection.close()
         response = connection.response
@@ -87,7 +87,7 @@ class Transport:
         return _answer(response, broken=None if response.is_complete else broken or "half_an_answer")
 
     async def _connect(self, request: AmoRequest, connection: _HttpConnection) -> None:
-        """Open a connection to the host that the request names; raises `OSError`."""
+        """Open a connection to the request's host; raises `OSError`."""
         loop, url = asyncio.get_running_loop(), urlsplit(request.url)
         host, is_https = url.hostname or "", url.scheme == "https"
         addresses = await loop.getaddrinfo(host, url.port or (443 if is_https else 80), type=socket.SOCK_STREAM)
@@ -108,10 +108,10 @@ class _HttpConnection(asyncio.Protocol):
     def __init__(self) -> None:
         self.response = Response(limit=ANSWER_LIMIT)
         self.is_sent = False
-        """Whether anything of the request may have gone out."""
+        """Whether any byte of the request may have been sent."""
         self._transport: asyncio.Transport | None = None
         self._ended = asyncio.Event()
-        """Set once the response is complete, or nothing more can come."""
+        """Set when the response is complete, or nothing more can arrive."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -127,7 +127,7 @@ class _HttpConnection(asyncio.Protocol):
         self._ended.set()
 
     async def exchange(self, request: bytes) -> None:
-        """Write a request and wait for the end of its response; nothing is written to a peer that has gone away."""
+        """Write a request and wait for the end of its response; write nothing if the peer has closed the connection."""
         if self._transport is None or self._ended.is_set() or self._transport.is_closing():
             return
         self.is_sent = True
@@ -135,7 +135,7 @@ class _HttpConnection(asyncio.Protocol):
         await self._ended.wait()
 
     def close(self) -> None:
-        """Close the connection at once: nothing more is expected of it."""
+        """Close the connection immediately."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -156,7 +156,7 @@ def _answer(response: Response, *, broken: str | None) -> Answer:
 
 
 def _written(request: AmoRequest) -> bytes:
-    """Return a request as it goes out: its headers and its body in one piece."""
+    """Return the bytes of a request: headers and body in one piece."""
     url = urlsplit(request.url)
     body = request.body or b""
     headers = {
@@ -169,12 +169,12 @@ def _written(request: AmoRequest) -> bytes:
     lines = [f"{request.method} {url.path or '/'}{'?' + url.query if url.query else ''} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if not all(line.isascii() and line.isprintable() for line in lines):
-        raise ValueError("a request's header holds what no header may")
+        raise ValueError("invalid character in a request header")
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class _Hold:
-    """A stopwatch for the time that a request waits to leave."""
+    """A stopwatch for the time that a request waits for its slot."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -193,10 +193,10 @@ class _Hold:
 
 
 async def _within(seconds: float, work: Coroutine[object, object, None], *, hold: _Hold) -> None:
-    """Run `work`, at most so many seconds and those of its `hold`; raises `TimeoutError`.
+    """Run `work` for at most `seconds`, not counting its `hold`; raises `TimeoutError`.
 
-    A process that was stopped finds its time over and, in the same moment, the answer in its socket. So the last
-    twentieth is given only once the loop runs: what has arrived is read before anything is given up.
+    When a process continues after a suspension, its timeout is over, but the response may already be in the socket. The
+    last share of the timeout is therefore measured only while the loop runs, so that the response is read.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds * (1 - _LAST)
