@@ -1,4 +1,4 @@
-"""What the parts of a process need from outside: store, client of AMO, keys, time, log, rules, and the stop signal."""
+"""The environment of one process: store, AMO client, keys, clock, log, rules and stop signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Core:
-    """The outside of one process, shared by its parts; never one of the parts."""
+    """The environment, shared by all parts; it never contains one of the parts."""
 
     store: Store
     amo: AmoClient
@@ -31,13 +31,13 @@ class Core:
     random: Callable[[], float]
     rules: RefreshRules
     process: str
-    """The name of this process, in its claims and in the history."""
+    """The name of this process in its claims and in the history."""
     stop: asyncio.Event
-    """Set once nothing new may be sent to AMO; what has been sent goes on to its end."""
+    """The stop signal: once set, nothing new is sent to AMO; requests in progress are finished."""
 
 
 async def record_event(event: Event, core: Core) -> None:
-    """Store an event that belongs to no other write; where the store is out of reach, only report it."""
+    """Store an event that belongs to no other write; if the store is unreachable, only report it."""
     try:
         await core.store.record(event)
     except StoreUnavailable:

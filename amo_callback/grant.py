@@ -1,4 +1,4 @@
-"""A grant: an authorization code on its way from AMO's redirect to a stored pair, as frozen values."""
+"""A grant: an authorization code from its presentation to a stored pair, as immutable values."""
 
 from __future__ import annotations
 
@@ -14,114 +14,117 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
 
 MAX_CODE = 4096
+"""Maximum decoded length in bytes of an authorization code."""
 MAX_STATE = 2048
-"""Bytes of an authorization code and of a state, decoded, that are taken at most."""
+"""Maximum decoded length in bytes of a state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallbackParams:
-    """What AMO's redirect says, read from the raw bytes of its query."""
+    """The parameters of AMO's redirect."""
 
     code: bytes | None = field(default=None, repr=False)
     state: bytes | None = field(default=None, repr=False)
     domain: str | None = None
-    """The account's host, checked."""
+    """The account's host, already checked."""
     error: str | None = None
-    """The deep link's word for what is wrong, found before AMO is asked."""
+    """The deep link's error, if a parameter is wrong."""
     refused: str | None = None
-    """The kind of value that is wrong."""
+    """The kind of parameter that is wrong."""
     refused_host: str | None = None
-    """That value, where it is a host that may be logged."""
+    """The refused host, if it may be logged."""
     support: str | None = None
-    """The support code of the code that came with it."""
+    """The support code of the authorization code."""
     from_server: bool = False
-    """Sent by AMO's own server: no browser, no person."""
+    """Sent by AMO's own server, without a browser and a user."""
     from_widget: bool = False
-    """Installed from inside AMO: perhaps no browser."""
+    """Installed inside AMO, possibly without a browser."""
 
 
 STATE_PREFIX = "ac1."
-"""What the states begin with that are issued here; 128 bits follow."""
+"""The beginning of states issued here; 128 random bits follow."""
 
 
 def is_issued(state: bytes | None) -> bool:
-    """Return whether a state has the form of those that are issued here."""
+    """Return whether a state has the form of those issued here."""
     return state is not None and state.startswith(STATE_PREFIX.encode())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuthorizationRequest:
-    """A grant that was started here: for whom, and what proves that its end is where it began."""
+    """An authorization request that was started here."""
 
     user: str | None = None
-    """The app's user; `None` where it began with a plain link."""
+    """The app user; `None` for a plain link."""
     vouched: bool = False
     """Whether a backend has asserted the user."""
     challenge: str | None = field(default=None, repr=False)
-    """The S256 code challenge (RFC 7636) whose verifier only the app's instance has that began."""
+    """The S256 code challenge (RFC 7636); only the app instance that started has the verifier."""
     state: bytes | None = field(default=None, repr=False)
-    """The app's own state: handed back in place of the issued one."""
+    """The app's own state, which is returned to it instead of the issued one."""
 
     @property
     def vouched_owner(self) -> str | None:
-        """Who becomes an owner with the grant's end alone; where there is a challenge, its verifier is waited for."""
+        """The user who becomes an owner when the grant succeeds; with a challenge, its verifier is required first."""
         return self.user if self.vouched and self.challenge is None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IssuedState:
-    """A grant that was started here, by its state: its request only sealed."""
+    """The stored authorization request of an issued state."""
 
     state_hash: str
     sealed: bytes | None = field(repr=False)
-    """From the code on, what the grant keeps sealed."""
+    """The encrypted request; once a code has come, the grant's encrypted secrets."""
     expires_at: datetime
     code_hash: str | None = None
-    """Of the code that came back with it."""
+    """The fingerprint of the code that came with the state."""
 
 
 class CodeSource(Enum):
-    """Which way a code comes."""
+    """Where a code comes from."""
 
     BROWSER = "browser"
     VENDOR = "vendor"
-    """From AMO's own server, or from inside AMO: it may have no state."""
+    """AMO's own server, or an installation inside AMO: possibly without a state."""
     APP = "app"
-    """From the app, after the deep link: it names no state."""
+    """The app, after the deep link, without a state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodePresentation:
+    """A presented code and its parameters."""
+
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False, default=None)
     host: str | None = None
-    """The account's, as the caller names it; without one it is where the code was seen before, or the default."""
+    """The account's host as named by the caller; otherwise that of an earlier presentation, or the default."""
     address: str | None = None
-    """Whose unproven codes are limited."""
+    """The address whose codes are limited."""
     arrival: CodeSource = CodeSource.BROWSER
     verifier: str | None = field(repr=False, default=None)
-    """The code verifier that the app presents."""
+    """The code verifier from the app."""
 
     code_hash: str = field(init=False, repr=False)
-    """The code's name."""
+    """The fingerprint of the code, which identifies the grant."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "code_hash", fingerprint(self.code))
 
 
 class GrantStatus(StrEnum):
-    """How far an authorization code has come."""
+    """The status of a grant."""
 
     EXCHANGING = "exchanging"
     CONNECTED = "connected"
     REFUSED = "refused"
     FAILED = "failed"
-    """Failed for a passing reason: the same code may be tried again."""
+    """Failed temporarily: the same code may be tried again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grant:
-    """One authorization code and what became of it; the code itself only sealed."""
+    """A stored grant; the code itself is encrypted."""
 
     code_hash: str
     handle_hash: str
@@ -132,9 +135,9 @@ class Grant:
     attempt: str
     lease_until: datetime
     lease_left: float | None = field(default=None, compare=False)
-    """Seconds that were left of it, by the store's clock, as this was read."""
+    """Seconds left of the lease by the store's clock when the row was read."""
     doubtful: bool = False
-    """Whether an attempt of ours may have spent the code without an answer."""
+    """Whether an exchange with an unknown outcome may have spent the code."""
     expires_at: datetime
     ticket_hash: str | None = None
     accepted_at: datetime | None = None
@@ -145,27 +148,27 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrantSecrets:
-    """What a grant keeps sealed: what its page hands back, and where its code is exchanged."""
+    """The encrypted part of a grant."""
 
     handle: str = field(repr=False)
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False)
     domain: str
     ticket: str = field(default="", repr=False)
-    """What may be handed back in place of AMO's code."""
+    """What the deep link may carry instead of AMO's code."""
     request: AuthorizationRequest | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewConnection:
-    """A granted pair, sealed in its connection, as it goes into the store together with its grant's end."""
+    """The pair of a successful grant, encrypted in its connection, stored together with the finished grant."""
 
     grant: Grant
     connection: Connection
     token_iat: int | None
-    """AMO's time of issue: between two grants of one connection the later one holds."""
+    """AMO's issue time; of two grants of one connection the later one wins."""
     owner: str | None = None
-    """Whom a backend has vouched for: an owner from now on."""
+    """A user asserted by a backend, who becomes an owner."""
 
     @property
     def connection_id(self) -> str:
@@ -174,30 +177,30 @@ class NewConnection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrantResult:
-    """The result of a grant, for the page and the app."""
+    """The result of a grant for the page and the app."""
 
     status: GrantStatus
     error: str | None
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False)
-    """As it came with the code."""
+    """The state that came with the code."""
     handle: str = field(repr=False)
     ticket: str = field(repr=False)
     request: AuthorizationRequest | None
     domain: str
-    """The account's host, as it was exchanged at."""
+    """The account's host."""
     support: str
-    """A name for the grant that reveals nothing of it: on the page, and in the log."""
+    """A support code for the page and the log, from which nothing else can be derived."""
     connection_id: str | None = None
     grant_no: int = 0
     """The store's counter of disconnects when the code was first claimed."""
 
     @property
     def app_state(self) -> bytes | None:
-        """The state that the app gets back: its own."""
+        """The state for the app: its own, if it gave one."""
         return self.state if self.request is None or self.request.state is None else self.request.state
 
 
 def support_code(code_hash: str) -> str:
-    """Return the support code, which is on the page and in the log."""
+    """Return the support code, shown on the page and in the log."""
     return code_hash[:8]

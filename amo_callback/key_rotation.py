@@ -1,13 +1,13 @@
-"""Key rotation: encrypt with the newest key what older keys have encrypted, while the service runs.
+"""Key rotation: re-encrypt with the newest key what older keys have encrypted, while the service runs.
 
-A record is replaced only where it still holds the bytes that were read: a newer record stays. No progress is stored:
-records that the newest key decrypts are done, and an interrupted rotation starts again.
+A record is replaced only if it is unchanged since it was read. No progress is stored: records that the newest key
+decrypts are done, so an interrupted rotation can simply start again.
 
-The canary comes last, and only when everything else is done: until then a process that has only the newest key refuses
-to start, rather than find its connections unreadable; from then on a process that has only older keys refuses.
+The canary is re-encrypted last, and only if everything else is done. Until then, a process that has only the newest key
+refuses to start; afterwards, one that has only older keys does.
 
-Rescue files are counted and left: each belongs to a process that holds the same pair in memory, and removes the file
-once the pair is stored. A file that another process writes again might outlive that.
+Rescue files are counted, but not re-encrypted, because the process that holds the same pair in memory removes the file
+once the pair is stored, and a file that another process has rewritten might remain.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 BATCH = 100
-"""Records of one transaction."""
+"""Records per transaction."""
 _REST = 0.02
-"""Seconds, at least, between two transactions: SQLite's lock goes to the process that asks at that moment."""
+"""Minimum seconds between two transactions, so that other processes get SQLite's lock."""
 _STORED = (RecordKind.CONNECTION, RecordKind.GRANT, RecordKind.STATE)
 
 
 @dataclass(kw_only=True, slots=True)
 class KeyUsage:
-    """How many records each key decrypts."""
+    """The number of records that each key decrypts."""
 
     keys: list[Counter[RecordKind]]
-    """For each key, the newest first: how many records of each kind it decrypts."""
+    """For each key, the newest first, the number of records by kind."""
     unreadable: list[EncryptedRecord] = field(default_factory=list)
     """Records that no key decrypts."""
     resealed: int = 0
     outdated: int = 0
-    """Records in the store that an older key decrypted when they were read, without the canary."""
+    """Stored records without the canary that an older key decrypted when they were read."""
 
     @property
     def unused_keys(self) -> Sequence[int]:
-        """The indexes of older keys that no record needs."""
+        """The indexes of older keys without records."""
         return [number for number, found in enumerate(self.keys) if number > 0 and not found.total()]
 
 
@@ -59,7 +59,7 @@ class RotationResult:
     resealed: int
     after: KeyUsage
     old_key_still_in_use: bool
-    """Another process encrypts with an older key: it does not have the newest key first."""
+    """Another process encrypts with an older key, because it does not have the newest one."""
 
     @property
     def is_complete(self) -> bool:
@@ -82,13 +82,13 @@ class Rotation:
         self._clock = clock
 
     async def dry_run(self, advance: Callable[[int], None]) -> KeyUsage:
-        """Count how many records each key decrypts; changes nothing."""
+        """Count the records that each key decrypts, without changes."""
         return await self._look((*_STORED, RecordKind.CANARY), advance, reseal=False)
 
     async def run(self, advance: Callable[[int], None]) -> RotationResult:
-        """Encrypt again what older keys have encrypted.
+        """Re-encrypt what older keys have encrypted.
 
-        A second pass finds records that another process has written with an older key since.
+        A second pass finds records that another process has written with an older key meanwhile.
         """
         tally = await self._look(_STORED, advance, reseal=True)
         resealed, old_key_still_in_use = tally.resealed, False
@@ -106,7 +106,7 @@ class Rotation:
     async def _look(self, kinds: Sequence[RecordKind], advance: Callable[[int], None], *, reseal: bool) -> KeyUsage:
         tally = KeyUsage(keys=[Counter() for _ in range(self._keys)])
         try:
-            self._count_rescued(tally)  # first: what is stored from here on is found below
+            self._count_rescued(tally)  # first, because a pair that is stored meanwhile is then found in the store
             self._turn_raw(tally, reseal=reseal)
         except OSError as error:
             raise CommandFailed(f"the rescue folder: {error.strerror}") from None
@@ -125,7 +125,7 @@ class Rotation:
         return tally
 
     async def _turn(self, page: Sequence[EncryptedRecord], tally: KeyUsage, *, reseal: bool) -> int:
-        """Count a page of records, and encrypt again those of older keys; return how many."""
+        """Count a page of records, re-encrypt those of older keys, and return how many."""
         outdated = []
         for one in page:
             number = self._count(one, tally)
@@ -140,7 +140,7 @@ class Rotation:
         ]
         left = {one.name for one in await self._store.reseal(resealed)}
         for one, number in outdated:
-            tally.keys[number][one.kind] -= 1  # a record that changed meanwhile: the second pass counts it
+            tally.keys[number][one.kind] -= 1  # the second pass counts a record that has changed
             tally.keys[0][one.kind] += one.name not in left
         return len(outdated) - len(left)
 
@@ -154,7 +154,7 @@ class Rotation:
         return number
 
     def _count_rescued(self, tally: KeyUsage) -> None:
-        """Count each rescue file by the oldest key that it needs, itself or for the records in it."""
+        """Count each rescue file by the oldest key that it, or a record in it, needs."""
         for name, content in self._rescue.read().items():
             file = EncryptedRecord(kind=RecordKind.RESCUE, name=name, content=content or b"")
             try:
@@ -166,7 +166,7 @@ class Rotation:
                 tally.keys[max(numbers)][RecordKind.RESCUE] += 1
 
     def _turn_raw(self, tally: KeyUsage, *, reseal: bool) -> None:
-        """Count unreadable answers, and encrypt again those of older keys: they may be kept for longer than a key."""
+        """Count raw answers, and re-encrypt those of older keys, because they are kept for months."""
         for name, content in self._rescue.read_raw().items():
             file = EncryptedRecord(kind=RecordKind.RESCUE, name=name, content=content or b"")
             number = self._count(file, tally)

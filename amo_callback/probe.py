@@ -1,8 +1,8 @@
-"""A request by which the command recognises the service: only a holder of the keys can make it and read the reply.
+"""A request header by which the command recognizes the service; only holders of the encryption keys can use it.
 
-`amo-callback check` asks it by the public address, and so learns whether that leads to this service, and whether the
-proxy in front passes the client's address on. The command sends it to the private API before its API key: while
-the service is down, another process of the machine may listen there. To all others the header is noise.
+`amo-callback check` sends it through the public address, and so learns whether that leads to this service and whether
+the proxy passes the client's address on. The command also sends it to the private API before its API key, because while
+the service is down another process may listen there. Everyone else's header is ignored.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ if TYPE_CHECKING:
     from amo_callback.crypto import Cipher
 
 HEADER = "X-Amo-Callback-Probe"
-"""Of the request and of its answer."""
+"""The name of the header in the request and in the response."""
 _LIMIT = 512
-"""Characters: what is longer is ignored."""
+"""The maximum number of characters; longer headers are ignored."""
 _QUESTION, _ANSWER = "probe", "probe:answer"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
+    """A request as the service sees it."""
+
     peer: str | None
-    """Who has connected; `None` on a Unix socket."""
+    """The address of the TCP peer; `None` for a Unix socket."""
     forwarded: bool
-    """Whether there was an `X-Forwarded-For`."""
+    """Whether there was an `X-Forwarded-For` header."""
     client: str | None
-    """Whose request it is taken for."""
+    """The client address derived from it."""
 
 
 def ask(cipher: Cipher, *, nonce: str) -> str:
+    """Return the header for a request."""
     return cipher.seal(nonce.encode(), bound_to=_QUESTION).decode()
 
 
 def answer(cipher: Cipher, question: str, *, seen: Seen) -> str | None:
-    """Return the answer's header, or `None` where the request was not made with our keys."""
+    """Return the header for the response; `None` if the request was not made with these keys."""
     nonce = _opened(cipher, question, bound_to=_QUESTION)
     if nonce is None:
         return None
@@ -47,7 +50,7 @@ def answer(cipher: Cipher, question: str, *, seen: Seen) -> str | None:
 
 
 def read_answer(cipher: Cipher, header: str, *, nonce: str) -> Seen | None:
-    """Return what the service sees, or `None` where this is no answer to this question."""
+    """Return the request as the service saw it; `None` if this is no response to `nonce`."""
     content = _opened(cipher, header, bound_to=_ANSWER)
     if content is None:
         return None

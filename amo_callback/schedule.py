@@ -1,4 +1,4 @@
-"""When a connection is due, and when to try again: pure arithmetic on times that are passed in."""
+"""When a connection is due, and when to retry. Pure functions of the times passed in."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection, TokenPair
 
 REFRESH_TOKEN_LIFE = timedelta(days=90)
-"""A refresh token dies after three months without use (https://www.amocrm.ru/developers/content/oauth/oauth)."""
+"""A refresh token expires after three months without use (https://www.amocrm.ru/developers/content/oauth/oauth)."""
 
 TRIES_LEFT = 3
-"""How many more tries a back-off leaves before the access token expires."""
+"""The number of further tries that a back-off leaves before the access token expires."""
 
 CLOCK_TOLERANCE = timedelta(seconds=60)
-"""How far in the future a time may be that another clock, or the same one before a step, has written."""
+"""How far in the future a stored time may be, because another clock, or this one before a step, has written it."""
 TURN = timedelta(seconds=30)
-"""How long connections that are due stay assigned to one of several instances."""
+"""How long due connections stay assigned to one of several instances."""
 
 YOUNG = 20
-"""A pair younger than this part of its life is fresh, whatever life is asked for."""
+"""A pair is fresh, whatever time to live is requested, for this fraction of its lifetime."""
 
 
 class Lifetime(Protocol):
-    """What is valid from one time to another."""
+    """Something that is valid for a period."""
 
     @property
     def issued_at(self) -> datetime: ...
@@ -38,9 +38,9 @@ class Lifetime(Protocol):
 
 
 def refresh_due(pair: TokenPair, *, at: float, jitter: float, random: Callable[[], float]) -> datetime:
-    """Return when a pair should be refreshed: after `at` of its life, give or take `jitter` of that.
+    """Return when a pair should be refreshed: after `at` of its lifetime, plus or minus `jitter` of that.
 
-    The jitter keeps accounts that were connected together from coming due together for ever.
+    The jitter keeps accounts that were connected at the same time from being due at the same time forever.
     """
     share = at * (1 + jitter * (2 * random() - 1))
     return pair.issued_at + pair.life * min(share, 1.0)
@@ -55,10 +55,10 @@ def retry_at(
     cap: float,
     random: Callable[[], float],
 ) -> datetime:
-    """Return when to try again after `failures` in a row: exponential back-off with full jitter.
+    """Return when to retry after `failures` in a row: exponential back-off with full jitter.
 
-    While the access token is valid, no wait takes more than what leaves `TRIES_LEFT` further tries before
-    it expires. Never sooner than a second: full jitter may draw nothing at all.
+    While the access token is valid, a wait is so short that it leaves `TRIES_LEFT` further tries. It is at least a
+    second, because full jitter may draw zero.
     """
     wait = random() * min(cap, base * 2.0 ** min(failures - 1, 30))
     if expires_at is not None and expires_at > now:
@@ -67,10 +67,10 @@ def retry_at(
 
 
 def retry_after(value: str | None, *, date: str | None, now: datetime) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, `None` where it is missing or unreadable.
+    """Return the seconds in a `Retry-After` header; `None` if it is missing or malformed.
 
-    The header holds seconds or an HTTP date. A date is compared with the answer's own `Date` header, else with `now`:
-    the clocks of two hosts never agree.
+    The header contains seconds or an HTTP date. A date is compared with the response's own `Date` header, otherwise
+    with `now`, because the clocks of two hosts differ.
     """
     if value is not None and re.fullmatch(r"[0-9]+", value):
         return float(value)
@@ -89,14 +89,14 @@ def _http_date(value: str | None) -> datetime | None:
 
 
 def lives(token: Lifetime, *, now: datetime) -> bool:
-    """Return whether the access token is unexpired by the clock."""
+    """Return whether the token has not expired."""
     return now < token.expires_at
 
 
 def is_impossible(connection: Connection, *, now: datetime) -> bool:
-    """Return whether a connection's times cannot be right, so that it is due now, and its access token in doubt.
+    """Return whether a connection's times are impossible, so that it is due now and its access token in doubt.
 
-    It was issued in the future, or is due later than it expires, which a back-off after a failure may be.
+    Its token was issued in the future, or its refresh is due after the token expires (possible only during a back-off).
     """
     issued, expires, due = connection.access_issued_at, connection.access_expires_at, connection.next_refresh_at
     if issued is not None and issued > now + CLOCK_TOLERANCE:
@@ -105,7 +105,7 @@ def is_impossible(connection: Connection, *, now: datetime) -> bool:
 
 
 def fresh_enough(token: Lifetime, *, now: datetime, min_ttl: float) -> bool:
-    """Return whether the access token has `min_ttl` seconds left, or is as fresh as one can be."""
+    """Return whether the token is valid for another `min_ttl` seconds, or is as fresh as it can be."""
     if not lives(token, now=now) or token.issued_at > now + CLOCK_TOLERANCE:
         return False
     life = token.expires_at - token.issued_at

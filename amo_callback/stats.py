@@ -1,4 +1,4 @@
-"""The state of all connections together, and of the service, for monitoring."""
+"""Statistics about all connections and the service, for monitoring."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreStats:
-    """Counts of all connections and webhooks, from one read."""
+    """Counts of all connections and webhooks, from one query."""
 
     active: int
+    """The number of active connections."""
     fresh: int
-    """Of these, those with a valid access token."""
+    """Active connections with a valid access token."""
     needs_reauth: Mapping[Reason, int]
     disconnected: int
     mismatched: int
     """Connections that were granted to another client id."""
     hosts_not_allowed: int
-    """Active ones to whose host nothing is sent: it is not on the allow list."""
+    """Active connections whose host is not on the allow list."""
     expired: int
-    """Active ones whose access tokens have expired, though they are not frozen."""
+    """Active connections that are not frozen and have an expired access token."""
     due: int
-    """Refreshes that are due, and not frozen."""
+    """Due refreshes of connections that are not frozen."""
     overdue: int
-    """Of these, those that have been due for too long."""
+    """Refreshes that have been due for too long."""
     next_expiry: datetime | None
-    """When the first access token ends, or ended, of an active connection that is not frozen."""
+    """The earliest expiry of an access token among active connections that are not frozen; may be in the past."""
     next_deadline: datetime | None
-    """When the first refresh token of an active connection ends, after which its user has to connect again.
+    """The earliest expiry of a refresh token among active connections, after which its user has to connect again.
 
-    Of a connection without a refresh token it is the access token.
+    A connection without a refresh token counts with its access token.
     """
     waiting: int
-    """Webhooks that are to be delivered."""
+    """Webhooks to be delivered."""
     waiting_since: datetime | None
-    """When the oldest of these was written."""
+    """When the oldest of them was stored."""
     dead_lettered: int
-    """Webhooks that were given up, and kept."""
+    """Webhooks whose delivery was given up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,21 +74,21 @@ class Successes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceStatus:
-    """The state of the service at this moment, for metrics; no account, domain or free text is in it."""
+    """The status of the service for metrics, without accounts, domains or free text."""
 
     checks: Mapping[str, bool]
-    """The checks of `/readyz`, by their names."""
+    """The results of the checks of `/readyz`, by name."""
     survey: StoreStats | None
-    """The last counts of the store; `None` before the first."""
+    """The last statistics of the store; `None` before the first."""
     survey_age: float | None
-    """Seconds since then."""
+    """Their age in seconds."""
     survey_seconds: float | None
-    """How long it took."""
+    """How long the query took."""
     beat_age: float
-    """Seconds since the refresher last came round."""
+    """Seconds since the scheduler's current round began."""
     in_flight: int
-    """Refreshes that are under way in this process."""
+    """Refreshes in progress in this process."""
     pending_writes: int
-    """Pairs that the store does not accept."""
+    """The number of pending writes."""
     webhooks_delivered: bool
-    """Whether a receiver is configured: without one waiting webhooks mean nothing."""
+    """Whether `webhook.url` is set; without it, waiting webhooks mean nothing."""
