@@ -126,8 +126,6 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadinessCheck:
-    """One check of `/readyz`."""
-
     ok: bool
     detail: str
 
@@ -197,13 +195,11 @@ class ApiClient:
             raise
 
     async def refresh(self, name: str) -> dict[str, Any]:
-        """Refresh a pair now, and return its access token."""
         if self._is_idle:
             raise CommandFailed(_NO_REFRESH)
         return await self.post(f"{await self.path_of(name)}/refresh")
 
     async def pages(self, path: str, query: Mapping[str, str] | None = None, *, limit: int) -> list[dict[str, Any]]:
-        """Return the items of a paged list."""
         items: list[dict[str, Any]] = []
         cursor: dict[str, str] = {}
         while len(items) < limit:

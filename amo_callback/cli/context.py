@@ -72,7 +72,6 @@ class CommandContext:
 
     @property
     def location(self) -> str:
-        """The name of the database file's location."""
         return location_id(self.database)
 
     @property
@@ -92,7 +91,6 @@ class OpenedStore:
 
 
 def load_context(config: str | None, environ: Mapping[str, str]) -> CommandContext:
-    """Read the configuration; raises `ConfigurationError`."""
     path = find_config(config, environ)
     settings = load_settings(path, environ)
     folder = storage_folder(path, environ)

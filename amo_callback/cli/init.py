@@ -69,7 +69,6 @@ def read_callback(text: str) -> Callback:
 
 
 def read_client_id(text: str) -> str:
-    """Read the integration's id; raises `ValueError`."""
     if not _UUID.fullmatch(text):
         raise ValueError(f'must be the "Integration ID", 36 characters like {UUID(int=0)}')
     return text
@@ -83,7 +82,6 @@ def read_client_secret(text: str) -> str:
 
 
 def read_deep_link(text: str) -> str:
-    """Read the deep link; raises `ValueError`."""
     if not text.isprintable():
         raise ValueError("must be visible characters alone")
     try:

@@ -50,12 +50,10 @@ class InstallPaths:
 
     @property
     def credentials(self) -> Path:
-        """The folder of secret files, under systemd."""
         return self.config.parent / _FOLDER
 
     @property
     def database(self) -> str:
-        """The default database."""
         return f"{SQLITE}{STATE}/amo-callback.db" if self.systemd else f"{SQLITE}amo-callback.db"
 
     def check_database(self, url: str) -> None:
@@ -70,7 +68,6 @@ class InstallPaths:
         return self.systemd and file.is_file() and file.stat().st_size > 0
 
     def decide(self, callback: Callback, *, client_id: str, deep_link: str, database: str) -> InitialConfig:
-        """Return the configuration to write."""
         return InitialConfig(
             client_id=client_id,
             redirect_uri=callback.redirect_uri,

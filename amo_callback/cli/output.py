@@ -34,7 +34,6 @@ def printable(text: str) -> str:
 
 
 def show(found: object, *, as_json: bool, text: Callable[[], str]) -> None:
-    """Print an answer: as JSON for programs, else as text."""
     click.echo(json.dumps(found) if as_json else text())
 
 

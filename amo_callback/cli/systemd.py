@@ -33,8 +33,6 @@ _BOOTED = Path("/run/systemd/system")
 
 
 class Change(StrEnum):
-    """The effect of writing a file."""
-
     NEW = "written"
     REPLACED = "replaced"
     NONE = "unchanged"
@@ -42,33 +40,27 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitFile:
-    """A file to write, and its present content."""
-
     path: Path
     content: str = field(repr=False)
     there: str | None = field(repr=False)
 
     @property
     def change(self) -> Change:
-        """The effect of writing it."""
         if self.there is None:
             return Change.NEW
         return Change.NONE if self.there == self.content else Change.REPLACED
 
     def diff(self) -> str:
-        """Return the changes as a unified diff."""
         before, after = ((text or "").splitlines(keepends=True) for text in (self.there, self.content))
         return "".join(difflib.unified_diff(before, after, fromfile=f"{self.path}", tofile=f"{self.path} (new)"))
 
 
 def _planned(installation: units.Installation, *, root: Path) -> Sequence[UnitFile]:
-    """Return the files of an installation below `root`."""
     files = [(root / _UNIT_FOLDER / name, name) for name in units.UNITS] + [(root / _SYSUSERS_FILE, units.SYSUSERS)]
     return [UnitFile(path=path, content=units.render(name, installation), there=_there(path)) for path, name in files]
 
 
 def _installed_units(root: Path) -> Sequence[Path]:
-    """Return the units that exist."""
     return [path for name in units.UNITS if (path := root / _UNIT_FOLDER / name).is_file()]
 
 
@@ -181,7 +173,6 @@ def uninstall(*, root: Path | None) -> None:
 
 
 def this_interpreter() -> units.Interpreter:
-    """Return the Python that runs this."""
     return units.Interpreter(
         venv=Path(sys.prefix), base=Path(sys.base_prefix), executable=Path(sys.executable).resolve()
     )

@@ -140,8 +140,6 @@ def _ask(question: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Options:
-    """The options of an import."""
-
     file: Path
     cipher: Cipher | None
     """What decrypts an export; `None` for any other file."""

@@ -18,15 +18,12 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY = 0.5
 """Seconds between two looks."""
-
 _FRESH = 1
 """Seconds that a token must have left: the demo's live for half a minute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiAnswer:
-    """The service's response."""
-
     status: int
     content: Mapping[str, Any] = field(repr=False)
 
@@ -39,8 +36,6 @@ class ApiAnswer:
 
 
 class Backend:
-    """A client of the private API."""
-
     def __init__(self, http: aiohttp.ClientSession, *, private: str, key: str) -> None:
         self._http = http
         self._base = f"http://{private}"
@@ -84,8 +79,6 @@ class Backend:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionSnapshot:
-    """A connection's state."""
-
     id: str
     account_id: str
     domain: str
@@ -106,8 +99,6 @@ class ConnectionSnapshot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """The whole state."""
-
     connections: Sequence[ConnectionSnapshot] = ()
     not_ready: Sequence[str] = ()
     """The checks of `/readyz` that are not good."""
@@ -121,8 +112,6 @@ class Snapshot:
 
 
 class Poller:
-    """Polls the service's private API and AMO's ledger."""
-
     def __init__(self, backend: Backend, sandbox: Sandbox, *, clock: Clock) -> None:
         self._backend = backend
         self._sandbox = sandbox

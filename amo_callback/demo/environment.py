@@ -63,11 +63,7 @@ class DemoSecrets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demo:
-    """A running demonstration."""
-
     service: Service
-    feed: Feed
-    scenarios: Scenarios
     poller: Poller
     curl: str = field(repr=False)
     """A command that takes a token."""
@@ -171,7 +167,7 @@ async def open_demo(
         await stack.enter_async_context(open_listener(pages, addresses.panel, name="panel", clock=clock, log=log))
         polling = asyncio.create_task(poller.run(), name="poller")
         stack.push_async_callback(_end, polling)
-        yield Demo(service=service, feed=feed, scenarios=scenarios, poller=poller, curl=curl)
+        yield Demo(service=service, poller=poller, curl=curl)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

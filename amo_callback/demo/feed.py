@@ -49,7 +49,6 @@ class Feed:
 
     @property
     def lines(self) -> Sequence[FeedEntry]:
-        """The last entries, the oldest first."""
         return tuple(self._lines)
 
     def __call__(self, event: Event) -> None:
@@ -60,7 +59,6 @@ class Feed:
             self.add(SERVICE, text, domain=str(event.fields.get("domain", "")), level=event.level)
 
     def catch_up(self) -> None:
-        """Add what AMO has noted since."""
         entries, look_ups = self._ledger.entries[self._read :], self._ledger.look_ups[self._looked_up :]
         self._read += len(entries)
         self._looked_up += len(look_ups)
@@ -72,7 +70,6 @@ class Feed:
     def add(
         self, who: str, text: str, *, domain: str = "", level: Level = Level.INFO, at: datetime | None = None
     ) -> None:
-        """Add a sentence."""
         self._number += 1
         entry = FeedEntry(
             number=self._number, at=at or self._clock.now(), who=who, text=text, domain=domain, level=level
@@ -89,7 +86,6 @@ class LogStream(io.StringIO):
         self._feed = feed
 
     def write(self, text: str) -> int:
-        """Add each line."""
         for line in filter(None, text.splitlines()):
             self._feed.add(SERVICE, line, level=Level.WARNING)
         return len(text)

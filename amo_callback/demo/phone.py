@@ -30,14 +30,6 @@ _STARTS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ApiCall:
-    """A request of the app and its response, as they are shown."""
-
-    request: str
-    answer: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Screen:
     """The app's screen after its last step."""
 
@@ -46,13 +38,12 @@ class Screen:
     text: str = ""
     link: str = ""
     """The deep link, as a phone would get it."""
-    calls: Sequence[ApiCall] = ()
+    request: str = ""
+    answer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AppConfig:
-    """What the app was built with."""
-
     base: str
     """The address of the public API."""
     deep_link: str
@@ -60,8 +51,6 @@ class AppConfig:
 
 
 class Phone:
-    """The app of one user."""
-
     def __init__(
         self,
         http: aiohttp.ClientSession,
@@ -123,15 +112,13 @@ class Phone:
             self._screen = Screen(title="Not connected", text=f"The deep link says error={word}.", link=link)
             return _to("/phone")
         answer = await self._ask("POST", "/exchange-code", {"code": code, "code_verifier": verifier})
-        call = ApiCall(
-            request=f'POST /exchange-code {{"code": "{code[:_SHOWN]}…", "code_verifier": "…"}}', answer=_json(answer)
-        )
         self._screen = Screen(
             title="Back in the app" if answer.get("success") else "Not connected",
             connected=bool(answer.get("success")),
             text="The state is the one the app made.",
             link=link,
-            calls=[call],
+            request=f'POST /exchange-code {{"code": "{code[:_SHOWN]}…", "code_verifier": "…"}}',
+            answer=_json(answer),
         )
         return _to("/phone")
 
@@ -139,8 +126,7 @@ class Phone:
         answer = await self._ask("POST", "/disconnect")
         if answer.get("success"):
             self._tell("The app's user disconnects all that is his: the service has erased the tokens.")
-        call = ApiCall(request="POST /disconnect", answer=_json(answer))
-        self._screen = Screen(title="Disconnected", calls=[call])
+        self._screen = Screen(title="Disconnected", request="POST /disconnect", answer=_json(answer))
         return _to("/phone")
 
     async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -33,7 +33,6 @@ class Proxy:
         """The public API's address, once it listens."""
 
     def app(self) -> web.Application:
-        """Build the web application."""
         app = web.Application(client_max_size=1024**2)
         app.add_routes([web.route("*", "/{path:.*}", self._pass)])
         return app

@@ -23,8 +23,6 @@ _AWAY = Fault.HTML
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """A scenario of the panel."""
-
     name: str
     title: str
     expect: str
@@ -78,8 +76,6 @@ SCENARIOS = (
 
 
 class Scenarios:
-    """Runs the scenarios."""
-
     def __init__(self, sandbox: Sandbox, backend: Backend, feed: Feed, *, hook: str) -> None:
         self._sandbox = sandbox
         self._backend = backend

@@ -50,8 +50,6 @@ class Interpreter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Installation:
-    """The values that are filled in."""
-
     interpreter: Interpreter
     config: Path
     credentials: Path

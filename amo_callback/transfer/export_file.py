@@ -77,7 +77,6 @@ class ExportRecord:
 
     @property
     def pair(self) -> TokenPair:
-        """The token pair."""
         return TokenPair(**{name: getattr(self, name) for name in _PAIR})
 
 
@@ -178,7 +177,6 @@ def key_from_passphrase(passphrase: str, *, salt: bytes) -> FileKey:
 
 
 def key_of_host(key: str) -> FileKey:
-    """Return another host's encryption key."""
     return FileKey(described=_SealedWith(key=_hint(key)), cipher=Cipher([key]))
 
 
@@ -201,8 +199,6 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 class ExportWriter:
-    """Writes the lines of an export."""
-
     def __init__(self, file: IO[bytes], key: FileKey, *, file_id: str) -> None:
         self._file = file
         self._cipher = key.cipher
@@ -211,12 +207,10 @@ class ExportWriter:
         self.count = 0
 
     def add(self, record: ExportRecord) -> None:
-        """Add a record."""
         self.count += 1
         self._write(self._cipher.seal(_RECORD.dump_json(record), bound_to=f"{self._name}:{self.count}"))
 
     def end(self) -> None:
-        """Write the end."""
         self._write(self._cipher.seal(_END, bound_to=f"{self._name}:end:{self.count}"))
 
     def _write(self, line: bytes) -> str:

@@ -27,8 +27,6 @@ _LOOK_AGAIN = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """The result of an export."""
-
     count: int
     unreadable: Sequence[str]
     """Connections whose pair no key decrypts: they are not in the file."""

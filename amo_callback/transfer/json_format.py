@@ -78,7 +78,6 @@ class JsonReader:
     now: datetime
 
     def read_file(self, content: bytes) -> Iterator[ParsedRecord | RecordError]:
-        """Read a file's connections."""
         return self._parse_each(_entries(content))
 
     def read_values(self, values: Iterable[object]) -> Iterator[ParsedRecord | RecordError]:

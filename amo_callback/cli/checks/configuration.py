@@ -70,7 +70,6 @@ def open_to_others(file: Path, permission: int) -> bool:
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Check the settings alone."""
     yield _redirect_uri(settings)
     yield _deep_link(settings)
     yield _api_keys(settings)

@@ -172,7 +172,6 @@ async def _check_frozen(store: Store, location: str) -> Finding:
 
 
 def check_rescue(context: CommandContext) -> Iterator[Finding]:
-    """Check whether unsaved token pairs wait in the rescue folder."""
     waiting = RescueFolder(context.rescue).read()
     if waiting:
         yield warn(

@@ -42,7 +42,6 @@ class Finding:
 
 
 def ok(check: str, message: str) -> Finding:
-    """Return a finding of what is right."""
     return Finding(check=check, severity=Severity.OK, message=message)
 
 
@@ -57,7 +56,6 @@ def warn(check: str, message: str, *, fix: str) -> Finding:
 
 
 def fail(check: str, message: str, *, fix: str) -> Finding:
-    """Return a finding of what is wrong."""
     return Finding(check=check, severity=Severity.FAIL, message=message, fix=fix)
 
 

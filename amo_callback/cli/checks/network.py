@@ -52,8 +52,6 @@ class ProbeResponse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoResponse:
-    """Why there was no response."""
-
     why: str
 
 
@@ -152,7 +150,6 @@ def _aware(moment: datetime) -> datetime:
 
 
 async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Check whether the app's JWTs can be verified."""
     if settings.app.jwks_url is None:
         return
     name = urlsplit(settings.app.jwks_url).netloc

@@ -59,7 +59,6 @@ async def check_postgres(
 
 
 def _no_schema(address: PostgresUrl, error: OtherSchema) -> Finding | None:
-    """Return a finding for a database without our tables."""
     if error.is_foreign:
         return fail("store", f"{address} holds something else", fix="name a database of its own in storage.url")
     if error.version == 0:

@@ -32,7 +32,6 @@ _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generat
 
 
 async def check_service(settings: Settings, *, patience: float) -> AsyncIterator[Finding]:
-    """Ask the service whether it is ready."""
     address = settings.server.private
     try:
         checks = await read_readiness(address, patience=patience)
@@ -89,7 +88,6 @@ def read_callbacks(counts: Mapping[str, int]) -> Finding:
 
 
 async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, patience: float) -> AsyncIterator[Finding]:
-    """Ask systemd for the unit, where there is one."""
     systemctl = shutil.which("systemctl", path=environ.get("PATH"))
     if systemctl is None:
         return
