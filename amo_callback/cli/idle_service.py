@@ -14,7 +14,8 @@ from pydantic import SecretStr
 from amo_callback.clock import SystemClock
 from amo_callback.identity import Scope
 from amo_callback.observe.log import make_logger
-from amo_callback.web.composition import DataPaths, make_apis, open_services
+from amo_callback.web.apis import make_apis
+from amo_callback.web.composition import DataPaths, open_services
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
