@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
 
-from amo_callback.web.composition import make_apis
+from amo_callback.web.apis import make_apis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -29,7 +29,8 @@ from amo_callback.identity import Scope
 from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
-from amo_callback.web.composition import DataPaths, Service, make_apis, open_service, open_services
+from amo_callback.web.apis import make_apis
+from amo_callback.web.composition import DataPaths, Service, open_service, open_services
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence

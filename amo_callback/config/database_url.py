@@ -29,17 +29,14 @@ class PostgresUrl:
     """Passwords, as written and decoded."""
 
     def __str__(self) -> str:
-        """Return how it is shown to people."""
         return f"PostgreSQL database {self.database} at {', '.join(self.hosts)}"
 
     @property
     def is_local(self) -> bool:
-        """Whether the server is on this machine."""
         return all(host.startswith("/") or host in _LOOPBACK for host in self.hosts)
 
 
 def is_postgres(url: str) -> bool:
-    """Return whether `url` names a PostgreSQL database."""
     return url.startswith(_POSTGRES)
 
 

@@ -80,7 +80,6 @@ class Amo(_Section):
 
     @property
     def connect_url(self) -> str:
-        """The link where a user connects."""
         return f"{self.redirect_uri.removesuffix('/callback')}/connect"
 
     @model_validator(mode="after")
@@ -159,7 +158,6 @@ class Refresh(_Section):
 
     @property
     def rules(self) -> RefreshRules:
-        """The same as a value of the model."""
         return RefreshRules(**self.model_dump())
 
 
@@ -204,8 +202,6 @@ class Log(_Section):
 
 
 class Settings(BaseSettings):
-    """The whole configuration."""
-
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import AsyncIterator, Collection, Sequence
+
+    from amo_callback.clock import Clock
+    from amo_callback.config.settings import App
+    from amo_callback.events import Observer
+    from amo_callback.identity.jwt import JwtVerifier
 
 
 class Scope(StrEnum):
-    """A right of an API key."""
-
     READ = "read"
     TOKEN = "token"  # noqa: S105 -- because it is the scope's name
     ADMIN = "admin"
@@ -41,20 +45,20 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of the private API."""
-
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._keys = tuple(keys)
 
     def replace(self, keys: Sequence[ApiKey]) -> None:
-        """Accept these keys from now on, and no other."""
         self._keys = tuple(keys)
 
     def find(self, presented: str) -> ApiKey | None:
         """Return the key presented; every key is compared, each in constant time."""
         digest = _digest(presented)
-        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
-        return found[0] if found else None
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
 
 
 def read_api_keys(text: str) -> Sequence[ApiKey]:
@@ -75,6 +79,24 @@ def key_with(text: str, scope: Scope) -> str | None:
         if match is not None and scope in _scopes_of(match):
             return match["key"]
     return None
+
+
+@asynccontextmanager
+async def open_users(app: App, *, clock: Clock, observer: Observer) -> AsyncIterator[JwtVerifier | None]:
+    """Open the verifier of the app's JWTs; `None` where none are configured."""
+    if app.jwt_audience is None:
+        yield None
+        return
+    from amo_callback.identity.jwt import Hs256Verifier, JwtRules  # noqa: PLC0415 -- because few have JWTs
+
+    rules = JwtRules(audience=app.jwt_audience, issuer=app.jwt_issuer, user_claim=app.jwt_user_claim)
+    if app.jwt_secret is not None:
+        yield Hs256Verifier(app.jwt_secret.get_secret_value(), rules=rules)
+    elif app.jwks_url is not None:
+        from amo_callback.identity.jwks import open_jwks  # noqa: PLC0415 -- likewise
+
+        async with open_jwks(app.jwks_url, rules=rules, clock=clock, observer=observer) as verifier:
+            yield verifier
 
 
 def _read_line(number: int, line: str) -> ApiKey:

@@ -105,7 +105,6 @@ class JwksVerifier:
         return user
 
     async def close(self) -> None:
-        """Cancel a request that is under way."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait({self._fetching})

@@ -44,8 +44,6 @@ _FAILED_CHECKS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
 
 
 class JwtVerifier(Protocol):
-    """A verifier of the app's JWTs."""
-
     async def verify(self, token: str) -> str:
         """Return the id of the token's user; raises `Unauthorized`, `JwksUnavailable`."""
 
@@ -76,7 +74,6 @@ class Hs256Verifier:
         self._rules = rules
 
     async def verify(self, token: str) -> str:
-        """Return the id of the token's user; raises `Unauthorized`."""
         read_key_id(token)
         return verify_with(self._key, token, rules=self._rules)
 

@@ -39,7 +39,6 @@ class Gauges:
         self._status = status
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield each gauge whose value is known."""
         now, survey = self._status, self._status.survey
         yield _each("check_ok", "Whether a check of /readyz is good.", "check", now.checks)
         yield _one("refresher_beat_age_seconds", "Seconds since the refresher's last heartbeat.", now.beat_age)

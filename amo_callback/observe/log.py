@@ -66,11 +66,9 @@ class Threshold:
         self.set(level)
 
     def set(self, level: str) -> None:
-        """Write from this level on."""
         self._number = logging.getLevelName(level.upper())
 
     def __call__(self, _logger: object, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Let a line through, or drop it."""
         if NAME_TO_LEVEL[method] < self._number:
             raise structlog.DropEvent
         return line
@@ -90,13 +88,11 @@ class Redactor:
         self._hints = (*self._secrets, *_HINTS)
 
     def __call__(self, _logger: object, _method: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        """Scrub a line; a structlog processor."""
         if self._is_clean(line):
             return line
         return {key: _GONE if key in _SECRET_FIELDS else self._clean(value) for key, value in line.items()}
 
     def scrub(self, text: str) -> str:
-        """Return the text without secrets."""
         for secret in self._secrets:
             text = text.replace(secret, _GONE)
         return _SHAPES.sub(lambda found: f"{found['name']}={_GONE}" if found["name"] else _GONE, text)
@@ -143,9 +139,8 @@ def make_logger(
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
         level if isinstance(level, Threshold) else Threshold(level),
-        _add_request,
         structlog.processors.add_log_level,
-        _add_time,
+        _add_context,
         structlog.processors.format_exc_info,
         redactor or Redactor(secrets),
     ]
@@ -164,13 +159,9 @@ def make_logger(
     ).bind()  # a logger at once: what `wrap_logger` returns makes one for every line
 
 
-def _add_request(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _add_context(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if (request_id := REQUEST_ID.get()) is not None:
         line["request_id"] = request_id
-    return line
-
-
-def _add_time(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     line["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"  # structlog's own takes three times as long
     return line
 
@@ -185,7 +176,7 @@ def _as_json(_logger: object, _method: str, line: Mapping[str, Any]) -> str:
 def _describe_loss(render: Processor, prefix: str, lines: int) -> str:
     text = "nobody read the log, or it could not be written"
     line = {"event": "log.lines_lost", "level": "warning", "lines": lines, "text": text}
-    return f"{prefix}{render(None, 'warning', _add_time(None, 'warning', line))!s}\n"
+    return f"{prefix}{render(None, 'warning', _add_context(None, 'warning', line))!s}\n"
 
 
 class _Sink:
@@ -203,13 +194,10 @@ class _Sink:
 
 
 class LogObserver:
-    """Write events as log lines."""
-
     def __init__(self, logger: FilteringBoundLogger) -> None:
         self._logger = logger
 
     def __call__(self, event: Event) -> None:
-        """Write one line."""
         fields = {name: _plain(value) for name, value in event.fields.items()}
         if event.connection_id is not None:
             fields["connection_id"] = event.connection_id
@@ -241,7 +229,6 @@ class LibraryLog(logging.Handler):
         self._logger = logger
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a library's record as one line."""
         try:
             text = record.getMessage()
         except Exception:  # noqa: BLE001 -- because a line that a library has got wrong is no reason to break its work

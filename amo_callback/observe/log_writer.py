@@ -53,11 +53,9 @@ class LogWriter:
 
     @property
     def lost(self) -> int:
-        """The number of lines that were not written."""
         return self._lost
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
         return self._terminal
 
     def write(self, line: str) -> None:

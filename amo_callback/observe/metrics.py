@@ -105,59 +105,53 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         Info("amo_callback_build", "The version that runs.", registry=registry).info({"version": __version__})
-        self._refreshes = Counter(
-            "amo_callback_refreshes",
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"amo_callback_{name}", about, labels, registry=registry)
+
+        def duration(name: str, about: str, *labels: str) -> Histogram:
+            return Histogram(
+                f"amo_callback_{name}_duration_seconds", about, labels, registry=registry, buckets=_SECONDS
+            )
+
+        self._refreshes = counter(
+            "refreshes",
             "Attempts at a refresh that ended: succeeded; failed (tried again) or given_up (its user must connect "
             "again), with the reason; superseded by a newer pair.",
-            ["outcome", "reason"],
-            registry=registry,
+            "outcome",
+            "reason",
         )
-        self._refresh_seconds = Histogram(
-            "amo_callback_refresh_duration_seconds",
-            "How long attempts at a refresh took.",
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self._asked = Counter(
-            "amo_callback_amo_requests",
+        self._refresh_seconds = duration("refresh", "How long attempts at a refresh took.")
+        self._asked = counter(
+            "amo_requests",
             "Requests to AMO (exchange, refresh, look_up), by its answer: 2xx to 5xx (429 apart), not_sent, no_answer.",
-            ["kind", "status"],
-            registry=registry,
+            "kind",
+            "status",
         )
-        self._asked_seconds = Histogram(
-            "amo_callback_amo_request_duration_seconds",
-            "How long AMO took to answer, or we to give up.",
-            ["kind"],
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self._callbacks = Counter(
-            "amo_callback_callbacks",
+        self._asked_seconds = duration("amo_request", "How long AMO took to answer, or we to give up.", "kind")
+        self._callbacks = counter(
+            "callbacks",
             "Callbacks, by what became of them: connected, still exchanging, or the word of the error.",
-            ["outcome"],
-            registry=registry,
+            "outcome",
         )
-        self._hand_outs = Counter(
-            "amo_callback_hand_outs",
+        self._hand_outs = counter(
+            "hand_outs",
             "Access tokens asked for, by what was handed out (fresh, stale), or the code of why none was.",
-            ["outcome"],
-            registry=registry,
+            "outcome",
         )
-        self._refused = Counter(
-            "amo_callback_api_keys_refused", "Requests with no API key, or an unknown one.", registry=registry
-        )
+        self._refused = counter("api_keys_refused", "Requests with no API key, or an unknown one.")
         self._clients = Gauge(
             "amo_callback_client_connections",
             "Clients connected at this moment, by listener.",
             ["listener"],
             registry=registry,
         )
-        self._clients_closed = Counter(
-            "amo_callback_client_connections_closed",
+        self._clients_closed = counter(
+            "client_connections_closed",
             "Connections closed because of a limit: for a newer one (max_connections), for a request that was not "
             "complete (incomplete_request) or not begun (idle) in time, or for an answer that was not read.",
-            ["listener", "reason"],
-            registry=registry,
+            "listener",
+            "reason",
         )
         registry.register(_LostLines(lost_lines))
         self._begin()
@@ -180,7 +174,6 @@ class Metrics:
         self._handed_out = {outcome: self._hand_outs.labels(outcome) for outcome in TOKEN_RESULTS}
 
     def __call__(self, event: Event) -> None:
-        """Count an event, if its name is one of those that are counted."""
         if event.name == "amo.request":
             self._count_asked(event)
         elif event.name in _OUTCOMES:
@@ -202,7 +195,6 @@ class Metrics:
             self._asked_seconds.labels(kind).observe(seconds)
 
     def key_refused(self) -> None:
-        """Count a request with an unknown API key."""
         self._refused.inc()
 
     def watch_clients(self, listener: str, count: Callable[[], int]) -> None:
@@ -210,19 +202,17 @@ class Metrics:
         self._clients.labels(listener).set_function(count)
 
     def client_closed(self, listener: str, reason: str) -> None:
-        """Count a client connection that was closed because of a limit."""
         self._clients_closed.labels(listener, reason).inc()
 
     def handed_out(self, outcome: str) -> None:
         """Count a request for an access token, by what was handed out, or by the error's code."""
-        self._handed_out[_among(self._handed_out, outcome)].inc()
+        (self._handed_out.get(outcome) or self._handed_out[OTHER]).inc()
 
     def called_back(self, outcome: str) -> None:
         """Count a callback, by the status of its grant, or by the deep link's error."""
-        self._called_back[_among(self._called_back, outcome)].inc()
+        (self._called_back.get(outcome) or self._called_back[OTHER]).inc()
 
     def text(self, status: ServiceStatus) -> bytes:
-        """Return the counters and the service's status in Prometheus's text format."""
         return generate_latest(_Exposed(self._registry, Gauges(status)))
 
 
@@ -233,7 +223,6 @@ class _LostLines:
         self._count = count
 
     def collect(self) -> Iterator[Metric]:
-        """Return the counter."""
         text = "Log lines that are lost, because the log was not read or could not be written."
         yield CounterMetricFamily("amo_callback_log_lines_lost", text, value=self._count())
 
@@ -246,7 +235,6 @@ class _Exposed(CollectorRegistry):
         self._parts = collectors
 
     def collect(self) -> Iterator[Metric]:
-        """Yield each metric."""
         for part in self._parts:
             for metric in part.collect():
                 metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]

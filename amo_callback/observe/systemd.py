@@ -36,7 +36,6 @@ class Notifier:
 
     @property
     def enabled(self) -> bool:
-        """Whether there is a supervisor."""
         return self._address is not None
 
     def __call__(self, *assignments: str) -> None:

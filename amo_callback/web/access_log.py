@@ -23,15 +23,10 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _MINUTE = 60.0
 
 
-def new_request_id() -> str:
-    """Return a random id; it is no secret."""
-    return f"{random.getrandbits(64):016x}"
-
-
-def sent_request_id(request: web.Request) -> str | None:
-    """Return the `X-Request-ID` of a request, where it is well-formed."""
-    sent = request.headers.get("X-Request-ID")
-    return sent if sent is not None and _REQUEST_ID.fullmatch(sent) else None
+def make_request_id(request: web.Request, *, take_over: bool) -> str:
+    """Return the request's `X-Request-ID`, if it may be taken over and is well-formed, else a random one."""
+    sent = request.headers.get("X-Request-ID", "") if take_over else ""
+    return sent if _REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(64):016x}"
 
 
 def log_request(
@@ -70,7 +65,6 @@ class LogThrottle:
         self._waiting: asyncio.Task[None] | None = None
 
     def count(self) -> None:
-        """Count one event."""
         self._unwritten += 1
         if self._waiting is None or self._waiting.done():
             self._flush()

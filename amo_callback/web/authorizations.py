@@ -135,7 +135,6 @@ def _read_query(request: web.Request) -> AuthorizationBody:
 
 
 def show_started(started: StartedAuthorization) -> AuthorizationStarted:
-    """Return a started authorization as both APIs show it."""
     return AuthorizationStarted(
         authorize_url=started.authorize_url, state=started.state.decode(), expires_at=started.expires_at
     )

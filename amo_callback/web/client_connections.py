@@ -43,8 +43,6 @@ class ClientWait:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waits:
-    """The time limits of a client."""
-
     request: ClientWait = ClientWait(reason="incomplete_request", seconds=10.0)
     """Send a request's head; then its body, in as much time again."""
     next_request: ClientWait = ClientWait(reason="idle", seconds=75.0)
@@ -54,21 +52,17 @@ class Waits:
 
     @property
     def shortest(self) -> float:
-        """The shortest time of them, in seconds."""
         return min(self.request.seconds, self.next_request.seconds, self.answer.seconds)
 
 
 WAITS = Waits()
 
 
-def _ignore(_reason: str) -> None:
-    """Do nothing with the reason of a closed connection."""
+def _ignore(_reason: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListenerOptions:
-    """The limits of a listener."""
-
     socket_mode: int = 0o660
     """The mode of a Unix socket."""
     max_connections: int = 1000
@@ -78,14 +72,11 @@ class ListenerOptions:
 
 
 class Client(Protocol):
-    """A connection to a client."""
-
     @property
     def has_unsent_bytes(self) -> bool:
         """Whether a part of an answer is not in the socket's buffer yet."""
 
-    def abort(self) -> None:
-        """Close the connection immediately."""
+    def abort(self) -> None: ...
 
 
 class _Waiting(NamedTuple):
@@ -118,20 +109,16 @@ class ClientConnections:
         self._waiting: dict[Client, _Waiting] = {}  # in the order in which they began to wait
 
     def __len__(self) -> int:
-        """Return the number of open connections."""
         return len(self._open)
 
     @property
     def is_full(self) -> bool:
-        """Whether no other connection may be accepted."""
         return len(self._open) >= self._limit
 
     def add(self, client: Client) -> None:
-        """Count an accepted connection."""
         self._open.add(client)
 
     def remove(self, client: Client) -> None:
-        """Forget a connection that has gone."""
         if client in self._open:
             self._open.discard(client)
             self._waiting.pop(client, None)
@@ -155,7 +142,6 @@ class ClientConnections:
                 return
 
     def close_overdue(self) -> None:
-        """Close the connections whose clients have exceeded their time limit."""
         now = self._now()
         for client, waiting in [*self._waiting.items()]:
             if waiting.until <= now:

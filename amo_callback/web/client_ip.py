@@ -43,7 +43,7 @@ class TrustedProxies:
         """
         if peer is not None and not self._trusts(peer):
             return peer
-        for entry in reversed([entry for line in forwarded for entry in line.split(",")]):
+        for entry in reversed(",".join(forwarded).split(",")):
             hop = _plain(_without_port(entry.strip()))
             if hop is None:
                 break
@@ -87,12 +87,10 @@ def _without_port(entry: str) -> str:
     return entry if match is None else match["ipv4"] or match["ipv6"]
 
 
-def answer_probe(request: web.Request, cipher: Cipher, proxies: TrustedProxies) -> str | None:
+def answer_probe(request: web.Request, cipher: Cipher, *, client: str | None) -> str | None:
     """Return the sealed answer to an identity probe, or `None` where the request is none that our keys sealed."""
     question = request.headers.get(probe.HEADER)
-    if question is None or request.method != "HEAD":
+    if question is None:
         return None
-    seen = probe.Seen(
-        peer=peer_of(request), forwarded="X-Forwarded-For" in request.headers, client=proxies.client_of(request)
-    )
+    seen = probe.Seen(peer=peer_of(request), forwarded="X-Forwarded-For" in request.headers, client=client)
     return probe.answer(cipher, question, seen=seen)

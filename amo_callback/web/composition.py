@@ -12,7 +12,7 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from amo_callback.core import Core
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.events import Event, Level
-from amo_callback.identity import ApiKeys, read_api_keys
+from amo_callback.identity import ApiKeys, open_users, read_api_keys
 from amo_callback.oauth.flow import OAuth
 from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier
@@ -33,15 +33,9 @@ from amo_callback.rate_limit import LocalLimits
 from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.tokens.lifecycle import TokenLifecycle
-from amo_callback.web.client_connections import ListenerOptions
+from amo_callback.web.apis import open_listeners
 from amo_callback.web.client_ip import TrustedProxies
-from amo_callback.web.listener import HttpListener, open_listener
-from amo_callback.web.openapi import document_text
 from amo_callback.web.pages import Pages
-from amo_callback.web.private import private_routes
-from amo_callback.web.private.api import PrivateApi
-from amo_callback.web.public import public_routes
-from amo_callback.web.public.api import PublicApi
 from amo_callback.web.watchdog import Watchdog, running_watchdog
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import Signer, open_sender
@@ -53,7 +47,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.clock import Clock
-    from amo_callback.config.settings import App, Settings
+    from amo_callback.config.settings import Settings
     from amo_callback.events import Observer
     from amo_callback.identity.jwt import JwtVerifier
     from amo_callback.model import Connection
@@ -94,8 +88,6 @@ class Services:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Service:
-    """The running service."""
-
     public: str
     """The address of the public API."""
     private: str
@@ -106,19 +98,6 @@ class Service:
     """Start nothing new from now on: the first thing that a signal does."""
     reload: Callable[[Settings], Sequence[str]]
     """Apply what may change, and return the names of other settings that differ: they need a restart."""
-
-
-def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Callable[[], str]]:
-    """Return both APIs, and the function that returns their OpenAPI document."""
-    settings = services.settings
-
-    @cache
-    def document() -> str:
-        return document_text((private, public), settings.amo.redirect_uri)
-
-    private = PrivateApi(services, private_routes(settings, document))
-    public = PublicApi(services, public_routes(settings.server.base_path, with_users=services.users is not None))
-    return public, private, document
 
 
 @asynccontextmanager
@@ -170,7 +149,7 @@ async def open_service(
         await lifecycle.stats_poller.look()  # before a request may need it
         await stack.enter_async_context(_running(lifecycle.stats_poller, name="surveyor", core=core, died=died))
         public, private = await stack.enter_async_context(
-            _open_listeners(services, listeners, max_connections or settings.server.max_connections)
+            open_listeners(services, listeners, max_connections or settings.server.max_connections)
         )
 
         def stop() -> None:
@@ -267,24 +246,6 @@ async def open_services(
         )
 
 
-@asynccontextmanager
-async def open_users(app: App, *, clock: Clock, observer: Observer) -> AsyncIterator[JwtVerifier | None]:
-    """Open the verifier of the app's JWTs; `None` where none are configured."""
-    if app.jwt_audience is None:
-        yield None
-        return
-    from amo_callback.identity.jwt import Hs256Verifier, JwtRules  # noqa: PLC0415 -- because few have JWTs
-
-    rules = JwtRules(audience=app.jwt_audience, issuer=app.jwt_issuer, user_claim=app.jwt_user_claim)
-    if app.jwt_secret is not None:
-        yield Hs256Verifier(app.jwt_secret.get_secret_value(), rules=rules)
-    elif app.jwks_url is not None:
-        from amo_callback.identity.jwks import open_jwks  # noqa: PLC0415 -- likewise
-
-        async with open_jwks(app.jwks_url, rules=rules, clock=clock, observer=observer) as verifier:
-            yield verifier
-
-
 async def _check_canary(store: Store, cipher: Cipher) -> None:
     """Refuse to start on a store that our keys cannot read: every connection in it would look lost."""
     try:
@@ -335,39 +296,6 @@ async def _running(
     finally:
         core.stop.set()
         await asyncio.wait({task})
-
-
-@asynccontextmanager
-async def _open_listeners(
-    services: Services, sockets: Mapping[str, Sequence[socket.socket]], max_connections: int
-) -> AsyncIterator[Sequence[HttpListener]]:
-    """Open the listeners of the public and the private API; at the end both close at the same time."""
-    server, opened = services.settings.server, []
-    public, private, _ = make_apis(services)
-    async with AsyncExitStack() as stack:
-        for api, address in ((public, server.public), (private, server.private)):
-            options = ListenerOptions(
-                socket_mode=int(server.socket_mode, 8),
-                max_connections=max_connections,
-                closed=partial(services.metrics.client_closed, api.name),
-            )
-            listener = await stack.enter_async_context(
-                open_listener(
-                    api.make_app(),
-                    address,
-                    name=api.name,
-                    clock=services.core.clock,
-                    log=services.log,
-                    sockets=sockets.get(api.name, ()),
-                    options=options,
-                )
-            )
-            services.metrics.watch_clients(api.name, listener.count_connections)
-            opened.append(listener)
-        try:
-            yield opened
-        finally:
-            await asyncio.gather(*(listener.close() for listener in opened))
 
 
 def _reload_handlers(services: Services) -> Mapping[str, Callable[[Settings], None]]:

@@ -37,12 +37,10 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no problem."""
         return self.problem is None
 
     @property
     def detail(self) -> str:
-        """The problem, or that there is none."""
         return self.good if self.problem is None else self.problem
 
 
@@ -75,7 +73,6 @@ def status_line(services: Services) -> str:
 
 
 def service_status(services: Services) -> ServiceStatus:
-    """Return the state of the service, for metrics."""
     lifecycle = services.lifecycle
     return ServiceStatus(
         checks={check.name: check.ok for check in checks(services)},

@@ -95,7 +95,6 @@ class HttpListener:
         )
 
     def count_connections(self) -> int:
-        """Return the number of open connections."""
         return len(self._acceptor.connections)
 
     async def open(self, address: str, inherited: Sequence[socket.socket] = ()) -> None:

@@ -86,12 +86,10 @@ class _Schemas(GenerateJsonSchema):
     """Schemas without titles, which only repeat the names."""
 
     def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 -- because it is pydantic's signature
-        """Set none."""
         return False
 
 
 def document_text(apis: Sequence[Api], redirect_uri: str) -> str:
-    """Return the OpenAPI document of some APIs, as JSON."""
     address = urlsplit(redirect_uri)
     servers = {
         "private": {"url": "/", "description": "The private API, where this document is served."},
@@ -129,14 +127,11 @@ def document_text(apis: Sequence[Api], redirect_uri: str) -> str:
 
 
 class _Writer:
-    """Writes operations, with the schemas of their types."""
-
     def __init__(self, schemas: Mapping[str, Any], components: Mapping[str, Any]) -> None:
         self._schemas = schemas
         self._components = components
 
     def operation(self, route: Route, replies: Mapping[int, Reply]) -> Json:
-        """Return the documentation of a route."""
         summary, _, description = (route.handler.__doc__ or "").partition("\n\n")
         scope = route.access if isinstance(route.access, Scope) else None
         if scope is not None:

@@ -25,8 +25,7 @@ class ParserLog:
         self._log = log
         self._listener = listener
 
-    def debug(self, *_: object, **__: object) -> None:
-        """Drop it."""
+    def debug(self, *_: object, **__: object) -> None: ...
 
     def warning(self, *_: object, exc_info: object = None, **__: object) -> None:
         """Log the error's type, at `info`: any client can cause it."""
@@ -64,7 +63,6 @@ class RequestHandler(web.RequestHandler):
         return self._socket is not None and self._socket.get_write_buffer_size() > 0
 
     def abort(self) -> None:
-        """Close the connection immediately."""
         if self._socket is not None:
             self._socket.abort()
 
@@ -75,7 +73,6 @@ class RequestHandler(web.RequestHandler):
         self._note(self._waits.request)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the connection."""
         super().connection_lost(exc)
         self._connections.remove(self)
 

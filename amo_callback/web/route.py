@@ -22,7 +22,7 @@ from amo_callback import probe
 from amo_callback.clock import rfc3339
 from amo_callback.errors import AmoCallbackError, Forbidden, InternalError, Unauthorized, UnknownApiKey
 from amo_callback.events import REQUEST_ID
-from amo_callback.web.access_log import log_request, new_request_id
+from amo_callback.web.access_log import log_request, make_request_id
 from amo_callback.web.client_ip import answer_probe
 from amo_callback.web.parsing import Body, Query, read_body, read_query
 
@@ -72,6 +72,8 @@ class Call(NamedTuple, Generic[QueryType, BodyType]):
     services: Services
     caller: str
     """The name of the API key, or the id of the app's user; empty where there is none."""
+    address: str | None
+    """The client's IP address."""
     query: QueryType
     body: BodyType
 
@@ -79,11 +81,6 @@ class Call(NamedTuple, Generic[QueryType, BodyType]):
     def name(self) -> str:
         """The `{id}` of the path."""
         return self.request.match_info["id"]
-
-    @property
-    def address(self) -> str | None:
-        """The client's IP address."""
-        return self.services.proxies.client_of(self.request)
 
 
 class Jwt(Enum):
@@ -156,6 +153,7 @@ class Api(ABC):
     name: ClassVar[str]
     headers: ClassVar[Mapping[str, str]]
     """Set on every answer that does not set them itself."""
+    takes_over_request_ids: ClassVar[bool]
 
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
         self.services = services
@@ -192,17 +190,14 @@ class Api(ABC):
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
         """Return the documentation of a route's errors, by their statuses."""
 
-    def request_id(self, _request: web.Request) -> str:
-        """Return the id of a request."""
-        return new_request_id()
-
     async def _answer(self, route: Route | None, request: web.Request) -> web.StreamResponse:
         services, started = self.services, self._clock.monotonic()
-        request_id = self.request_id(request)
+        client = services.proxies.client_of(request)
+        request_id = make_request_id(request, take_over=self.takes_over_request_ids)
         token = REQUEST_ID.set(request_id)
         try:
             try:
-                response = await self._call(route, request)
+                response = await self._call(route, request, client)
             except AmoCallbackError as error:
                 response = self.render_error(error)
             except web.HTTPException as error:
@@ -217,7 +212,7 @@ class Api(ABC):
             for name, value in self.headers.items():
                 response.headers.setdefault(name, value)
             response.headers["X-Request-ID"] = request_id
-            if request.method == "HEAD" and (seen := answer_probe(request, services.core.cipher, services.proxies)):
+            if request.method == "HEAD" and (seen := answer_probe(request, services.core.cipher, client=client)):
                 response.headers[probe.HEADER] = seen
             if self._logs_requests:
                 log_request(
@@ -227,20 +222,20 @@ class Api(ABC):
                     route="none" if route is None else route.path,
                     status=response.status,
                     seconds=self._clock.monotonic() - started,
-                    peer=services.proxies.client_of(request),
+                    peer=client,
                 )
             return response
         finally:
             REQUEST_ID.reset(token)
 
-    async def _call(self, route: Route | None, request: web.Request) -> web.StreamResponse:
+    async def _call(self, route: Route | None, request: web.Request, client: str | None) -> web.StreamResponse:
         if route is None:
             await self.check_unmatched(request)
             raise await _http_error(request)
         caller = await self.authenticate(request, route.access)
         query = None if route.query is None else read_query(request, route.query)
         body = None if route.body is None else await read_body(request, route.body)
-        answer = await route.handler(Call(request, self.services, caller, query, body))
+        answer = await route.handler(Call(request, self.services, caller, client, query, body))
         return answer if isinstance(answer, web.StreamResponse) else json_response(answer)
 
 

@@ -27,8 +27,6 @@ _INTERVAL = 10.0
 
 
 class Watchdog:
-    """Feeds the supervisor's watchdog."""
-
     def __init__(self, services: Services, supervisor: Notifier) -> None:
         self._services = services
         self._clock = services.core.clock
@@ -40,17 +38,14 @@ class Watchdog:
 
     @property
     def enabled(self) -> bool:
-        """Whether there is a supervisor."""
         return self._notify.enabled
 
     def ready(self) -> None:
-        """Notify that the service is ready."""
         self._notify("READY=1", f"STATUS={status_line(self._services)}")
         self._status_at = self._clock.monotonic()
         self._ready.set()
 
     def stop(self) -> None:
-        """Notify that the service ends."""
         if not self._stopping:
             self._notify("STOPPING=1", "STATUS=ends, and stores what is in flight")
         self._stopping = True

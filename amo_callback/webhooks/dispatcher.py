@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import done_unless
@@ -29,8 +29,6 @@ stopped for a minute, the webhook is sent twice under its one id, which receiver
 
 
 class WebhookDispatcher:
-    """The loop that delivers the table `webhooks`."""
-
     def __init__(self, core: Core, sender: Sender) -> None:
         self._core = core
         self._sender = sender
@@ -66,7 +64,7 @@ class WebhookDispatcher:
             apart = tuple(self._running)  # our own, whatever the clock says of their leases
             upcoming = await self._core.store.next_webhook(now=now, length=LEASE, apart_from=apart)
             if upcoming is None or upcoming > now:  # and nothing is written
-                return self._until(upcoming, now)
+                return POLL if upcoming is None else min((upcoming - now).total_seconds(), POLL)
             lease = uuid.uuid4().hex
             claimed = await self._core.store.claim_webhooks(
                 now=now, length=LEASE, lease=lease, limit=places, apart_from=apart
@@ -84,10 +82,6 @@ class WebhookDispatcher:
         self._running[webhook.id] = task
         task.add_done_callback(ended)
 
-    def _until(self, upcoming: datetime | None, now: datetime) -> float:
-        left = POLL if upcoming is None else (upcoming - now).total_seconds()
-        return min(left, POLL)
-
     async def _deliver(self, webhook: QueuedWebhook, *, lease: str) -> None:
         """Try once; where the store does not take what came of it, the lease ends, and it is tried again."""
         try:
@@ -100,13 +94,13 @@ class WebhookDispatcher:
         except StoreUnavailable as error:
             self._outage.failed(error)
         except Exception as error:  # noqa: BLE001 -- because one webhook is not the others' end
-            self._tell_failed(error)
+            self._core.observer(failure_event("webhooks.failed", error))
 
     async def _post(self, webhook: QueuedWebhook) -> DeliveryResult:
         try:
             return await self._sender.post(webhook, now=self._core.clock.now())
         except Exception as bug:  # noqa: BLE001 -- because a webhook that meets a bug is retried and dead-lettered like others
-            self._tell_failed(bug)
+            self._core.observer(failure_event("webhooks.failed", bug))
             return DeliveryResult(why="bug")
 
     async def _end(self, webhook: QueuedWebhook) -> None:
@@ -130,6 +124,3 @@ class WebhookDispatcher:
     def _event(self, name: str, webhook: QueuedWebhook, level: Level, **more: object) -> Event:
         fields = {"webhook": webhook.id, "type": webhook.type, "tries": webhook.tries, **more}
         return Event(name=name, level=level, connection_id=webhook.connection_id, fields=fields)
-
-    def _tell_failed(self, error: Exception) -> None:
-        self._core.observer(failure_event("webhooks.failed", error))

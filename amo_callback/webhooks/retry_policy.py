@@ -34,8 +34,6 @@ _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABL
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryResult:
-    """The result of one try."""
-
     status: int | None = None
     why: str | None = None
     """Our word for the reason, where there is no status."""
@@ -93,7 +91,6 @@ class EndpointHealth:
         self._failing.pop(webhook.id, None)
 
     def note(self, webhook: QueuedWebhook, answer: DeliveryResult) -> None:
-        """Record the result of a try."""
         now = self._clock.monotonic()
         self._paused_until = max(self._paused_until, now + answer.pause(self._clock.now()))
         if not answer.good:

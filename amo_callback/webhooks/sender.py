@@ -33,8 +33,6 @@ _ENDS_IN_A_PERSON = frozenset({"connection.needs_reauth", "connection.expiring"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """A request to the receiver."""
-
     body: bytes
     headers: Mapping[str, str] = field(repr=False)
 
@@ -74,7 +72,6 @@ class Signer:
 
 @asynccontextmanager
 async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) -> AsyncIterator[Sender]:
-    """Open a sender with a session of its own."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from amo_callback.config.settings import App
 from amo_callback.errors import JwksUnavailable, Unauthorized
+from amo_callback.identity import open_users
 from amo_callback.identity.jwks import MAX_KEYS, JwksVerifier, read_jwks
 from amo_callback.identity.jwt import Hs256Verifier, JwtRules, Key, verify_with_any
-from amo_callback.web.composition import open_users
 from tests.fakes import FakeClock, RecordingObserver
 from tests.identity.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
 

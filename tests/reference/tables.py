@@ -17,7 +17,8 @@ from amo_callback.crypto import new_key
 from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.observe.metrics import Metrics
-from amo_callback.web.composition import DataPaths, make_apis, open_service
+from amo_callback.web.apis import make_apis
+from amo_callback.web.composition import DataPaths, open_service
 from amo_callback.web.private.api import problem_errors
 from amo_callback.web.public.api import error_actions
 from tests.builders import a_service_status, a_survey

@@ -23,7 +23,7 @@ from amo_callback.errors import (
     error_classes,
 )
 from amo_callback.identity import Scope
-from amo_callback.web.composition import make_apis
+from amo_callback.web.apis import make_apis
 from amo_callback.web.public.api import error_actions
 from amo_callback.web.route import Unmatched
 from tests.openapi_conformance import Conformance, conformance_of

@@ -19,7 +19,7 @@ from amo_callback.errors import StoreUnavailable
 from amo_callback.grant import support_code
 from amo_callback.model import fingerprint
 from amo_callback.observe.log import make_logger
-from amo_callback.web.composition import make_apis
+from amo_callback.web.apis import make_apis
 from amo_callback.web.listener import open_listener
 from tests.fakes import ShiftedClock
 from tests.service import API_KEY, BASE, HOST, Running

@@ -52,8 +52,6 @@ _RANGE = re.compile(
 
 
 class Kind(Enum):
-    """The kind of browser."""
-
     IOS = "ios"
     """Safari, a sheet of it inside an app, or a browser built on it."""
     ANDROID = "android"
@@ -66,8 +64,6 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserAgent:
-    """The browser that a page is for."""
-
     kind: Kind
     language: str
 
@@ -140,8 +136,6 @@ class View:
 
 
 class Pages:
-    """The page in its variants and languages."""
-
     def __init__(self, *, app_name: str) -> None:
         self._app_name = app_name
         self._texts = {language: read_texts(language) for language in LANGUAGES}
@@ -156,7 +150,6 @@ class Pages:
         self._template = environment.get_template("page.html")
 
     def render(self, view: View, agent: UserAgent) -> web.Response:
-        """Render a view for a browser."""
         texts = fill(self._texts[agent.language], {"app": self._app_name, "domain": view.domain or ""})
         nonce = secrets.token_urlsafe(16)
         html = self._template.render(

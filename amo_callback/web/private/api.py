@@ -21,7 +21,7 @@ from amo_callback.errors import (
     UnknownApiKey,
     error_classes,
 )
-from amo_callback.web.access_log import LogThrottle, sent_request_id
+from amo_callback.web.access_log import LogThrottle
 from amo_callback.web.route import Api, Reply, bearer, challenge_for
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
 
 
 def problem_errors() -> Mapping[str, type[AmoCallbackError]]:
-    """Return the error that each `code` stands for."""
     found: dict[str, type[AmoCallbackError]] = {}
     for kind in error_classes():
         found.setdefault(kind.api_code, kind)
@@ -72,9 +71,8 @@ class Problem(TypedDict):
 
 
 class PrivateApi(Api):
-    """The API of backends and monitoring."""
-
     name = "private"
+    takes_over_request_ids = True
     headers = MappingProxyType({"Cache-Control": "no-store"})
 
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
@@ -86,17 +84,12 @@ class PrivateApi(Api):
         )
 
     def make_app(self) -> web.Application:
-        """Return the application."""
         app = super().make_app()
         app.on_cleanup.append(self._close)
         return app
 
     async def _close(self, _app: web.Application) -> None:
         self._refused_keys.close()
-
-    def request_id(self, request: web.Request) -> str:
-        """Take over the id that a backend has sent."""
-        return sent_request_id(request) or super().request_id(request)
 
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
         """Return the name of the API key; raises `UnknownApiKey`, and `Forbidden` for a key without the scope.
@@ -125,7 +118,6 @@ class PrivateApi(Api):
         return key
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
-        """Render an error as problem details."""
         members = dict(error.members)
         if isinstance(error, NeedsReauth):
             members["reconnect_url"] = self.services.settings.amo.connect_url
@@ -138,12 +130,10 @@ class PrivateApi(Api):
         return response
 
     def render_http_error(self, error: web.HTTPException) -> web.Response:
-        """Render an error of HTTP itself as problem details."""
         code = NotFound.api_code if error.status == HTTPStatus.NOT_FOUND else InvalidRequest.api_code
         return _problem(error.status, code, error.reason)
 
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
-        """Return the documentation of a route's errors, with those of every route of its kind."""
         errors: set[type[AmoCallbackError]] = {AmoCallbackError, *route.errors}
         if route.access is not None:
             errors |= {UnknownApiKey, Forbidden, StoreUnavailable}

@@ -72,7 +72,6 @@ def filter_of(selector: str | None) -> dict[str, Any]:
 
 
 def show_event(event: StoredEvent) -> RecordedEvent:
-    """Return an event as the API shows it."""
     return RecordedEvent(**{field.name: getattr(event, field.name) for field in fields(RecordedEvent)})
 
 
@@ -138,7 +137,6 @@ def _retried(call: Call[None, None], found: Sequence[str]) -> RetriedWebhooks:
 
 
 def show_webhook(webhook: QueuedWebhook) -> ShownWebhook:
-    """Return a webhook as the API shows it."""
     dead_lettered = webhook.dead_lettered_at is not None
     return ShownWebhook(
         id=webhook.id,

@@ -73,8 +73,6 @@ class ImportResult:
 
 
 class InvalidConnections(InvalidRequest):
-    """Some connections of an import cannot be taken."""
-
     def __init__(self, problems: Sequence[RecordError]) -> None:
         super().__init__(f"connections: {len(problems)} of them cannot be taken; nothing was changed")
         shown = [{"place": problem.place, "why": problem.why} for problem in problems[:_MAX_PROBLEMS]]

@@ -26,12 +26,9 @@ from amo_callback.web.route import Route, TimeText
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from datetime import datetime
     from typing import Any
 
-    from amo_callback.model import Connection
     from amo_callback.tokens.access_tokens import HandOut
-    from amo_callback.tokens.cache import AccessToken
     from amo_callback.web.route import Call
 
 HAND_OUT_ERRORS = (NotFound, NeedsReauth, AccountBlocked, RetryableError, OperatorError, Frozen, HostNotAllowed)
@@ -106,25 +103,21 @@ async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> we
     services.log.info(
         "token.handed_out", key=call.caller, connection_id=connection.id, stale=stale, reason=handed_out.reason
     )
-    shown = show_token(connection, handed_out.token, now=services.core.clock.now(), base_url=handed_out.base_url)
-    if stale:
-        shown["stale"], shown["reason"] = True, handed_out.reason
-    return web.Response(body=to_json(shown), headers=_HEADERS)
-
-
-def show_token(connection: Connection, token: AccessToken, *, now: datetime, base_url: str) -> TokenAnswer:
-    """Return an access token as the API shows it."""
-    return {
+    token, left = handed_out.token, handed_out.token.expires_at - services.core.clock.now()
+    shown: TokenAnswer = {
         "connection_id": connection.id,
         "access_token": token.value,
         "token_type": "Bearer",
         "expires_at": rfc3339(token.expires_at),
-        "expires_in": max(int((token.expires_at - now).total_seconds()), 0),
+        "expires_in": max(int(left.total_seconds()), 0),
         "issued_at": rfc3339(token.issued_at),
         "account_id": connection.account_id,
         "domain": connection.domain,
-        "base_url": base_url,
+        "base_url": handed_out.base_url,
     }
+    if stale:
+        shown["stale"], shown["reason"] = True, handed_out.reason
+    return web.Response(body=to_json(shown), headers=_HEADERS)
 
 
 ROUTES = (

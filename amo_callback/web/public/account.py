@@ -116,7 +116,6 @@ async def disconnect(call: Call[None, None]) -> Success[AppStatus]:
 
 
 async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
-    """Return the status of a user's connection."""
     try:
         [connection, *_] = await call.services.lifecycle.lookup.find(f"owner:{user}")
     except NotFound:

@@ -77,7 +77,6 @@ class AppStatus:
 
     @property
     def message(self) -> str:
-        """The status in words."""
         return "amoCRM is connected." if self.connected else "amoCRM is not connected."
 
 
@@ -85,7 +84,6 @@ NOT_CONNECTED = AppStatus(connected=False, hasTokens=False, domain=None, account
 
 
 def app_status(connection: Connection | None, now: datetime) -> AppStatus:
-    """Return a connection as the app knows it."""
     if connection is None or connection.status is Status.DISCONNECTED:
         return NOT_CONNECTED
     expires_at = connection.access_expires_at
@@ -98,7 +96,6 @@ def app_status(connection: Connection | None, now: datetime) -> AppStatus:
 
 
 def failure(status: int, error: str, message: str) -> web.Response:
-    """Render an error."""
     response = web.json_response({"success": False, "error": error, "message": message}, status=status)
     if status in {429, 503}:
         response.headers["Retry-After"] = _RETRY_AFTER
@@ -120,9 +117,8 @@ def error_actions() -> Mapping[str, str]:
 
 
 class PublicApi(Api):
-    """The API of browsers, the app and AMO."""
-
     name = "public"
+    takes_over_request_ids = False
     headers = MappingProxyType(
         {
             "Cache-Control": "no-store",
@@ -149,11 +145,9 @@ class PublicApi(Api):
             raise Unauthorized("missing" if token is None else "header")
         return await verifier.verify(token)
 
-    async def check_unmatched(self, request: web.Request) -> None:
-        """Let 404 and 405 be answered."""
+    async def check_unmatched(self, request: web.Request) -> None: ...
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
-        """Render an error in the envelope."""
         if isinstance(error, InvalidRequest):
             return failure(error.http_status, error.code, str(error))
         if error.app_message is None:
@@ -164,12 +158,10 @@ class PublicApi(Api):
         return response
 
     def render_http_error(self, error: web.HTTPException) -> web.Response:
-        """Render an error of HTTP itself in the envelope."""
         code = _HTTP_ERRORS.get(error.status, InvalidRequest.code)
         return failure(error.status, code, f"{error.status} {HTTPStatus(error.status).phrase}")
 
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
-        """Return the documentation of a route's errors, with those of every route of its kind."""
         found: dict[int, set[str]] = defaultdict(set)
         errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
         if route.access is not None:

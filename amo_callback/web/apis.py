@@ -1,0 +1,118 @@
+"""Both APIs: their routes, their document, and their listeners."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from amo_callback.identity import Scope
+from amo_callback.web import authorizations, health
+from amo_callback.web.client_connections import ListenerOptions
+from amo_callback.web.listener import HttpListener, open_listener
+from amo_callback.web.openapi import OpenApi, document_text
+from amo_callback.web.private import connections, events, imports, tokens
+from amo_callback.web.private.api import PrivateApi
+from amo_callback.web.public import account, callback
+from amo_callback.web.public.api import PublicApi
+from amo_callback.web.route import Jwt, Reply, Route, both_methods
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from amo_callback.config.settings import Settings
+    from amo_callback.web.composition import Services
+    from amo_callback.web.route import Call
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Callable[[], str]]:
+    """Return both APIs, and the function that returns their OpenAPI document."""
+    settings = services.settings
+
+    @cache
+    def document() -> str:
+        return document_text((private, public), settings.amo.redirect_uri)
+
+    private = PrivateApi(services, _private_routes(settings, document))
+    public = PublicApi(services, _public_routes(settings.server.base_path, with_users=services.users is not None))
+    return public, private, document
+
+
+@asynccontextmanager
+async def open_listeners(
+    services: Services, sockets: Mapping[str, Sequence[socket.socket]], max_connections: int
+) -> AsyncIterator[Sequence[HttpListener]]:
+    """Open the listeners of the public and the private API; at the end both close at the same time."""
+    server, opened = services.settings.server, []
+    public, private, _ = make_apis(services)
+    async with AsyncExitStack() as stack:
+        for api, address in ((public, server.public), (private, server.private)):
+            options = ListenerOptions(
+                socket_mode=int(server.socket_mode, 8),
+                max_connections=max_connections,
+                closed=partial(services.metrics.client_closed, api.name),
+            )
+            listener = await stack.enter_async_context(
+                open_listener(
+                    api.make_app(),
+                    address,
+                    name=api.name,
+                    clock=services.core.clock,
+                    log=services.log,
+                    sockets=sockets.get(api.name, ()),
+                    options=options,
+                )
+            )
+            services.metrics.watch_clients(api.name, listener.count_connections)
+            opened.append(listener)
+        try:
+            yield opened
+        finally:
+            await asyncio.gather(*(listener.close() for listener in opened))
+
+
+def _public_routes(base: str, *, with_users: bool) -> Sequence[Route]:
+    """Return all routes, under `base`; without JWTs there are none for the app's users."""
+    routes = [*callback.ROUTES, *account.ROUTES, *authorizations.PUBLIC_ROUTES]
+    return [
+        *(replace(route, path=base + route.path) for route in routes if with_users or route.access is not Jwt.REQUIRED),
+        *both_methods(health.HEALTHZ),
+    ]
+
+
+def _private_routes(settings: Settings, document: Callable[[], str]) -> Sequence[Route]:
+    async def openapi(_call: Call[None, None]) -> web.Response:
+        """Describe what both APIs take and answer: this document."""
+        text = await asyncio.to_thread(document)  # the first time it takes longer than the loop may be blocked
+        return web.Response(text=text, content_type="application/json")
+
+    return [
+        *tokens.ROUTES,
+        *imports.ROUTES,
+        *connections.ROUTES,
+        *events.ROUTES,
+        *authorizations.PRIVATE_ROUTES,
+        Route(
+            "GET",
+            "/metrics",
+            metrics,
+            Scope.READ if settings.server.metrics_auth else None,
+            replies={200: Reply(about="What is counted, and gauges.", type=str, media=("text/plain",))},
+        ),
+        Route("GET", "/openapi.json", openapi, Scope.READ, answer=OpenApi),
+        *both_methods(health.HEALTHZ),
+        *both_methods(health.READYZ),
+    ]
+
+
+async def metrics(call: Call[None, None]) -> web.Response:
+    """Show what is counted, and the state of the service, in Prometheus's text format."""
+    text = call.services.metrics.text(health.service_status(call.services))
+    return web.Response(body=text, headers={"Content-Type": _METRICS_TYPE})
