@@ -125,7 +125,6 @@ class StoredEvent:
     connection_id: str | None
     name: str
     process: str
-    """Which process wrote it."""
     details: Mapping[str, object]
 
 

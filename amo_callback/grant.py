@@ -29,11 +29,9 @@ class CallbackParams:
     error: str | None = None
     """The deep link's word for what is wrong, found before AMO is asked."""
     refused: str | None = None
-    """The kind of value that is wrong."""
     refused_host: str | None = None
     """That value, where it is a host that may be logged."""
     support: str | None = None
-    """The support code of the code that came with it."""
     from_server: bool = False
     """Sent by AMO's own server: no browser, no person."""
     from_widget: bool = False
@@ -100,10 +98,8 @@ class CodePresentation:
     """Whose unproven codes are limited."""
     arrival: CodeSource = CodeSource.BROWSER
     verifier: str | None = field(repr=False, default=None)
-    """The code verifier that the app presents."""
 
     code_hash: str = field(init=False, repr=False)
-    """The code's name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "code_hash", fingerprint(self.code))
@@ -138,7 +134,6 @@ class Grant:
     expires_at: datetime
     ticket_hash: str | None = None
     accepted_at: datetime | None = None
-    """When AMO accepted the code."""
     no: int = 0
     """The store's counter of disconnects when the code was first claimed."""
 

@@ -43,7 +43,6 @@ class KeyUsage:
     keys: list[Counter[RecordKind]]
     """For each key, the newest first: how many records of each kind it decrypts."""
     unreadable: list[EncryptedRecord] = field(default_factory=list)
-    """Records that no key decrypts."""
     resealed: int = 0
     outdated: int = 0
     """Records in the store that an older key decrypted when they were read, without the canary."""

@@ -47,7 +47,6 @@ class TokenPair:
 
     @property
     def life(self) -> timedelta:
-        """The lifetime of the access token from its issue."""
         return self.expires_at - self.issued_at
 
 
@@ -70,12 +69,9 @@ class TokenClaims:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenResponse:
-    """What AMO answered to an exchange or a refresh: a pair, and whose it is."""
-
     pair: TokenPair
     account: Account
     request_id: str | None = None
-    """AMO's name for its answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +100,6 @@ class Connection:
     attempt: str | None = None
     """The open attempt: under way, without an answer, or of a process that died."""
     lease_owner: str | None = None
-    """Which process the open attempt is of."""
     lease_until: datetime | None = None
     spending: str | None = None
     """The fingerprint of what the open attempt presents."""
@@ -115,7 +110,6 @@ class Connection:
     hook_at: datetime | None = None
     """When AMO's hook last said that the integration was switched off there."""
     looked_up_at: datetime | None = None
-    """When the last look-up of its tokens began."""
     look_up_pause: timedelta | None = None
     """The time that must pass between the last look-up and one that a further hook causes."""
     grant_iat: int | None = None
@@ -237,9 +231,7 @@ class AmoBlock:
 
     since: datetime
     probe_at: datetime
-    """No refresh leaves before this time."""
     exchange_at: datetime
-    """No exchange leaves before this time."""
     probed: tuple[str, ...] = ()
     """The ids of the connections that have been presented, until each has been."""
 
@@ -267,8 +259,6 @@ class ConnectionFilter:
 
 
 class TokenState(StrEnum):
-    """The state of a token by introspection."""
-
     GOOD = "good"
     REFUSED = "refused"
     UNKNOWN = "unknown"

@@ -123,7 +123,6 @@ class Answer:
 
     status: int
     body: bytes = field(repr=False)
-    """The body, unpacked as its headers say."""
     others: tuple[bytes, ...] = field(default=(), repr=False)
     """What the body may be besides, where its headers are wrong."""
     broken: str | None = None

@@ -11,7 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from amo_callback.store.engine import Engine, load_migrations
+from amo_callback.store.engine import Engine
+from amo_callback.store.migrate import load_migrations
 from amo_callback.store.sqlite import SqliteStore
 from amo_callback.store.sqlite_connection import WriteAheadLog
 
