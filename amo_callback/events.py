@@ -125,7 +125,6 @@ class StoredEvent:
     connection_id: str | None
     name: str
     process: str
-    """The process that wrote it."""
     details: Mapping[str, object]
 
 

@@ -30,11 +30,9 @@ class CallbackParams:
     error: str | None = None
     """The deep link's error, if a parameter is wrong."""
     refused: str | None = None
-    """The kind of parameter that is wrong."""
     refused_host: str | None = None
     """The refused host, if it may be logged."""
     support: str | None = None
-    """The support code of the authorization code."""
     from_server: bool = False
     """Sent by AMO's own server, without a browser and a user."""
     from_widget: bool = False
@@ -103,10 +101,8 @@ class CodePresentation:
     """The address whose codes are limited."""
     arrival: CodeSource = CodeSource.BROWSER
     verifier: str | None = field(repr=False, default=None)
-    """The code verifier from the app."""
 
     code_hash: str = field(init=False, repr=False)
-    """The fingerprint of the code, which identifies the grant."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "code_hash", fingerprint(self.code))
@@ -141,7 +137,6 @@ class Grant:
     expires_at: datetime
     ticket_hash: str | None = None
     accepted_at: datetime | None = None
-    """When AMO accepted the code."""
     no: int = 0
     """The store's counter of disconnects when the code was first claimed."""
 

@@ -43,7 +43,6 @@ class KeyUsage:
     keys: list[Counter[RecordKind]]
     """For each key, the newest first, the number of records by kind."""
     unreadable: list[EncryptedRecord] = field(default_factory=list)
-    """Records that no key decrypts."""
     resealed: int = 0
     outdated: int = 0
     """Stored records without the canary that an older key decrypted when they were read."""

@@ -47,7 +47,6 @@ class TokenPair:
 
     @property
     def life(self) -> timedelta:
-        """The lifetime of the access token."""
         return self.expires_at - self.issued_at
 
 
@@ -70,12 +69,9 @@ class TokenClaims:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenResponse:
-    """AMO's response to a code exchange or a refresh."""
-
     pair: TokenPair
     account: Account
     request_id: str | None = None
-    """The request id in AMO's response."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +100,6 @@ class Connection:
     attempt: str | None = None
     """The current refresh attempt: in progress, with an unknown outcome, or of a process that died."""
     lease_owner: str | None = None
-    """The process that made the attempt."""
     lease_until: datetime | None = None
     spending: str | None = None
     """The fingerprint of the refresh token that the attempt presents."""
@@ -115,7 +110,6 @@ class Connection:
     hook_at: datetime | None = None
     """When AMO's hook last reported the integration as disabled in the account."""
     looked_up_at: datetime | None = None
-    """When the last introspection of its tokens began."""
     look_up_pause: timedelta | None = None
     """The minimum time between the last introspection and one caused by a further hook."""
     grant_iat: int | None = None
@@ -237,9 +231,7 @@ class AmoBlock:
 
     since: datetime
     probe_at: datetime
-    """When the next refresh may be sent."""
     exchange_at: datetime
-    """When the next code exchange may be sent."""
     probed: tuple[str, ...] = ()
     """The ids of connections that have been the probe in this round."""
 
@@ -267,8 +259,6 @@ class ConnectionFilter:
 
 
 class TokenState(StrEnum):
-    """The state of a token by introspection."""
-
     GOOD = "good"
     REFUSED = "refused"
     UNKNOWN = "unknown"

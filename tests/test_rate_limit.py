@@ -72,12 +72,6 @@ def test_late_asks_are_made_up_for(data: st.DataObject) -> None:
     assert len(had) >= 20
 
 
-def test_people_and_background_take_turns_at_one_asker() -> None:
-    """Who has both waiting is told whose the slot is."""
-    kinds = [kind for _, kind in _play([BOTH], iter(lambda: EARLY, None), until=6 * INTERVAL)]
-    assert kinds[:5] == [WaiterKind.PEOPLE, WaiterKind.BACKGROUND] * 2 + [WaiterKind.PEOPLE]
-
-
 def test_who_asks_early_is_told_when() -> None:
     """The next slot is an interval after the last one, and who asks before that has none."""
     first = _ask(RateState(free_at=1000.0), 1000.0, PEOPLE)

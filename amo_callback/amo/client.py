@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 
 _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
-"""The kinds of token requests in the log and the metrics."""
 
 
 class AmoClient:

@@ -123,7 +123,6 @@ class Answer:
 
     status: int
     body: bytes = field(repr=False)
-    """The body, decompressed as its headers say."""
     others: tuple[bytes, ...] = field(default=(), repr=False)
     """Other readings of the body, in case its headers are wrong."""
     broken: str | None = None

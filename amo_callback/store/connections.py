@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amo_callback.events import Event, connection_event
 from amo_callback.model import Connection, ConnectionFilter, Reason, Status
@@ -31,10 +31,6 @@ _REASONS = {reason.value: reason for reason in Reason}
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def _is_frozen(columns: Mapping[str, Any]) -> bool:
-    return columns["frozen_at"] is not None or bool(columns.get("all_frozen"))
-
-
 # A word that is unknown was written by hand, and must not stop what reads many rows.
 read_connection = row_reader(
     Connection,
@@ -44,13 +40,14 @@ read_connection = row_reader(
         "suspended_reason": lambda word: _REASONS.get(word, Reason.IN_DOUBT) if word else None,
         "look_up_pause": _MICROSECOND.__mul__,
     },
-    computed={"frozen": _is_frozen, "lease_left": lease_left},
+    computed={
+        "frozen": lambda columns: columns["frozen_at"] is not None or bool(columns.get("all_frozen")),
+        "lease_left": lease_left,
+    },
     leave=frozenset({"mended"}),
 )
-
-
-_read_counts = row_reader(ConnectionCounts, converters={}, computed={})
-_read_successes = row_reader(Successes, converters={}, computed={})
+_read_counts = row_reader(ConnectionCounts)
+_read_successes = row_reader(Successes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _read_grant = row_reader(
     Grant, converters={"status": GrantStatus, "doubtful": bool}, computed={"lease_left": lease_left}
 )
-_read_state = row_reader(IssuedState, converters={}, computed={})
+_read_state = row_reader(IssuedState)
 
 
 class Grants(Repository):

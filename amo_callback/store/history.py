@@ -44,8 +44,8 @@ _EVENTS = {
     "connection_id": "events_of",
 }
 """The statement that finds events, by what they are filtered by."""
-_read_event = row_reader(StoredEvent, converters={"details": json_object}, computed={})
-_read_webhook = row_reader(QueuedWebhook, converters={"data": json_object}, computed={})
+_read_event = row_reader(StoredEvent, converters={"details": json_object})
+_read_webhook = row_reader(QueuedWebhook, converters={"data": json_object})
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 

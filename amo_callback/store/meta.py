@@ -31,11 +31,8 @@ class SharedState:
 
     frozen: Freeze | None
     terminal_suspended: bool
-    """Whether further terminal failures are suspended."""
     amo_block: AmoBlock | None
-    """The block of our address."""
     refused_credentials: str | None
-    """AMO's words against our credentials."""
 
 
 def _needs_reauth(columns: Mapping[str, Any]) -> Mapping[Reason, int]:
@@ -45,7 +42,6 @@ def _needs_reauth(columns: Mapping[str, Any]) -> Mapping[Reason, int]:
 
 _read_stats = row_reader(
     StoreStats,
-    converters={},
     computed={
         "needs_reauth": _needs_reauth,
         "disconnected": lambda columns: json.loads(columns["not_active"]).get(Status.DISCONNECTED, 0),

@@ -19,16 +19,8 @@ from amo_callback.concurrency import unbroken
 from amo_callback.errors import StoreUnavailable
 from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, ask, pause
 from amo_callback.store import Store
-from amo_callback.store.engine import (
-    Engine,
-    Statement,
-    Transaction,
-    arguments,
-    from_micros,
-    load_migrations,
-    load_statements,
-)
-from amo_callback.store.migrate import check_postgres_schema, migrate_postgres
+from amo_callback.store.engine import Engine, Statement, Transaction, arguments, from_micros, load_statements
+from amo_callback.store.migrate import check_postgres_schema, load_migrations, migrate_postgres
 from amo_callback.store.postgres_connection import ERRORS, PATIENCE, connect, explain, location_of, open_pool
 from amo_callback.store.postgres_listener import Listener
 from amo_callback.store.postgres_server import check_pooling
@@ -52,7 +44,6 @@ _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError, a
 """What ends a transaction for no fault of its own: two had locked what the other one wanted; another version of
 amo-callback has changed a table since the statement was prepared; another instance has inserted the row meanwhile."""
 _AGAIN = 2
-"""How often such a one is tried again."""
 _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
@@ -62,7 +53,6 @@ _LOST = (
     asyncpg.InternalClientError,
     ConnectionError,
 )
-"""What says that the database is out of reach."""
 _FAILING = (
     *_LOST,
     asyncpg.OperatorInterventionError,
@@ -246,10 +236,16 @@ class _PostgresTransaction(Transaction):
 
 _SECOND = 1e6
 """Microseconds."""
+_TIMES = ("free_at", "people_until", "background_until")
 
 
 class PostgresLimits:
-    """The table `slots`."""
+    """The table `slots`: instances ask under a lock, by the database's clock.
+
+    Why a row of slots, and not the n-th part of the rate for each of n instances: the whole rate is there for whichever
+    of them has work, no instance need know how many there are, and while the database is away nobody goes, which is
+    right: nothing could be claimed.
+    """
 
     at_once = False
 
@@ -257,40 +253,24 @@ class PostgresLimits:
         self._database = database
 
     async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
-        def asking(slots: RateState, now: float) -> SlotDecision:
-            return ask(slots, now=now, interval=interval, waiting=waiting)
-
-        return await self._database.coordinate(lambda transaction: _ask(transaction, asking))
+        return await self._change(lambda slots, now: ask(slots, now=now, interval=interval, waiting=waiting))
 
     async def pause(self, seconds: float) -> None:
-        def asking(slots: RateState, now: float) -> SlotDecision:
-            return SlotDecision(slots=pause(slots, now=now, seconds=seconds))
+        await self._change(lambda slots, now: SlotDecision(slots=pause(slots, now=now, seconds=seconds)))
 
-        await self._database.coordinate(lambda transaction: _ask(transaction, asking))
+    async def _change(self, change: Callable[[RateState, float], SlotDecision]) -> SlotDecision:
+        """Change the row under its lock, and return the decision."""
 
+        async def work(transaction: Transaction) -> SlotDecision:
+            found = await transaction.run("lock_slots")
+            if not found:
+                await transaction.run("make_slots")
+                found = await transaction.run("lock_slots")
+            [row] = found
+            times = {name: row[name] / _SECOND for name in _TIMES}
+            decision = change(RateState(last=WaiterKind(row["last"]), **times), row["clock"] / _SECOND)
+            times = {name: int(getattr(decision.slots, name) * _SECOND) for name in _TIMES}
+            await transaction.run("save_slots", last=decision.slots.last, **times)
+            return decision
 
-async def _ask(transaction: Transaction, asking: Callable[[RateState, float], SlotDecision]) -> SlotDecision:
-    """Change the row under its lock, and return the decision."""
-    found = await transaction.run("lock_slots")
-    if not found:
-        await transaction.run("make_slots")
-        found = await transaction.run("lock_slots")
-    asked = asking(_slots(found[0]), found[0]["clock"] / _SECOND)
-    slots = asked.slots
-    await transaction.run(
-        "save_slots",
-        last=slots.last,
-        free_at=int(slots.free_at * _SECOND),
-        people_until=int(slots.people_until * _SECOND),
-        background_until=int(slots.background_until * _SECOND),
-    )
-    return asked
-
-
-def _slots(row: Row) -> RateState:
-    return RateState(
-        last=WaiterKind(row["last"]),
-        free_at=row["free_at"] / _SECOND,
-        people_until=row["people_until"] / _SECOND,
-        background_until=row["background_until"] / _SECOND,
-    )
+        return await self._database.coordinate(work)

@@ -54,7 +54,6 @@ _TRANSIENT: Sequence[tuple[type[Exception], str]] = (
     (OSError, "the server cannot be reached"),
 )
 MISTAKEN = "storage.url: PostgreSQL cannot be used: "
-"""The beginning of the text of a mistake."""
 _PARAMETERS = "unsupported startup parameter"
 _NO_TLS = "the server does not offer TLS, which sslmode requires"
 

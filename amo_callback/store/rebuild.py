@@ -36,8 +36,9 @@ from amo_callback.store.backup import (
     reason_of,
     schema_of,
 )
-from amo_callback.store.engine import Engine, from_micros, load_migrations
+from amo_callback.store.engine import Engine, from_micros
 from amo_callback.store.meta import read_amo_block, read_freeze
+from amo_callback.store.migrate import load_migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

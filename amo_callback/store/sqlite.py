@@ -22,17 +22,9 @@ from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.files import open_regular
 from amo_callback.store import Store
 from amo_callback.store.backup import back_up_before_migration, check_files, error_name
-from amo_callback.store.engine import (
-    Engine,
-    Row,
-    Statement,
-    Transaction,
-    arguments,
-    load_migrations,
-    load_statements,
-)
-from amo_callback.store.migrate import check_sqlite_schema, migrate_sqlite
-from amo_callback.store.sqlite_connection import BUSY_TIMEOUT, Batcher, SqliteConnection, WriteAheadLog, prepare, set_up
+from amo_callback.store.engine import Engine, Row, Statement, Transaction, arguments, load_statements
+from amo_callback.store.migrate import check_sqlite_schema, load_migrations, migrate_sqlite
+from amo_callback.store.sqlite_connection import BUSY_TIMEOUT, Batcher, SqliteConnection, WriteAheadLog, prepare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator, Mapping
@@ -55,7 +47,6 @@ _LOST = (
     "SQLITE_PROTOCOL",
     "ValueError",  # closed
 )
-"""Errors that mean that the database is out of reach."""
 _UNWRITABLE = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
 """Errors that mean so of a write: all writers share one lock, so while this write has waited for it no process could
 store a pair. Any other error is of one statement alone."""
@@ -86,7 +77,6 @@ async def open_sqlite(
                 # not remove them; one that may write, and does not, removes them as it is closed.
                 mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
                 writer = reader = await stack.enter_async_context(SqliteConnection(path, mode=mode))
-                await set_up(reader)
                 await check_sqlite_schema(reader, len(known))
             else:
                 writer = await stack.enter_async_context(SqliteConnection(path))

@@ -41,8 +41,7 @@ class SqliteConnection(aiosqlite.Connection):
     """The library's connection, whose thread also runs functions of ours."""
 
     def __init__(self, path: Path, *, mode: str = "rwc") -> None:
-        address = f"{path.absolute().as_uri()}?mode={mode}"
-        super().__init__(partial(sqlite3.connect, address, uri=True, isolation_level=None), iter_chunk_size=64)
+        super().__init__(partial(_connect, f"{path.absolute().as_uri()}?mode={mode}"), iter_chunk_size=64)
 
     async def __aenter__(self) -> Self:
         _ = await self  # opens it, and is the same
@@ -54,13 +53,14 @@ class SqliteConnection(aiosqlite.Connection):
         return result
 
 
-async def set_up(database: aiosqlite.Connection) -> None:
-    database.row_factory = sqlite3.Row
-    await database.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
+def _connect(address: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT)
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 async def prepare(database: aiosqlite.Connection, clock: Clock) -> None:
-    await set_up(database)
+    """Have what a commit has written on the disk, and in a write-ahead log of a limited length."""
     await _enable_wal(database, clock)
     await database.execute("PRAGMA synchronous = FULL")
     await database.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")

@@ -181,16 +181,6 @@ async def test_the_ledger_knows_what_was_turned_away(caller: Caller) -> None:
     assert ledger.doubles() == 0
 
 
-async def test_a_disabled_integration_is_dead_at_once(caller: Caller) -> None:
-    """Once the account switched the integration off, neither token is good."""
-    _, pair = await caller.exchange()
-    caller.amo.account.disabled = True
-    status, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
-    assert (status, problem["hint"]) == (401, "Token has been revoked")
-    bearer = f"Bearer {pair['access_token']}"
-    assert (await caller.get(HOST, "api/v4/account", Authorization=bearer))[0] == 401
-
-
 # --- what is not known of AMO ---------------------------------------------------------------------
 
 
@@ -225,35 +215,3 @@ async def test_the_old_host_of_a_moved_account_gives_no_hint(caller: Caller, sta
     assert (refused, "hint" in problem) == (status, False)
     assert caller.amo.fake.is_good(pair["refresh_token"])
     assert (await caller.look_up(pair["refresh_token"]))[1]["domain"] == "renamed.amocrm.ru"
-
-
-@pytest.mark.parametrize(
-    ("fault", "status", "hint"),
-    [(Fault.WRONG_CLIENT, 401, None), (Fault.NOT_LINKED, 400, "Token is not linked to client")],
-)
-async def test_an_amo_that_takes_us_for_another_client_spends_nothing(
-    caller: Caller, fault: Fault, status: int, hint: str | None
-) -> None:
-    """With and without a hint; the next request is taken."""
-    _, pair = await caller.exchange()
-    caller.amo.sandbox.faults.add(fault)
-    refused, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
-    assert (refused, problem.get("hint")) == (status, hint)
-    assert (await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"]))[0] == 200
-
-
-async def test_a_connection_that_is_reset_before_anything_was_looked_at_spends_nothing(caller: Caller) -> None:
-    """To the client it looks like an answer that was lost."""
-    _, pair = await caller.exchange()
-    caller.amo.sandbox.faults.add(Fault.RESET)
-    with pytest.raises(aiohttp.ClientError):
-        await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
-    assert caller.amo.fake.is_good(pair["refresh_token"])
-
-
-async def test_look_ups_have_faults_of_their_own(caller: Caller) -> None:
-    """They come one after the other, and do not touch the token endpoint."""
-    _, pair = await caller.exchange()
-    caller.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    assert [(await caller.look_up(pair["refresh_token"]))[0] for _ in range(2)] == [500, 200]
-    assert caller.amo.sandbox.look_ups == 2

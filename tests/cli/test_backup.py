@@ -21,7 +21,8 @@ import amo_callback
 from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import backup, open_store
-from amo_callback.store.engine import Engine, load_migrations
+from amo_callback.store.engine import Engine
+from amo_callback.store.migrate import load_migrations
 from tests.builders import a_connection, save
 from tests.cli.harness import typed
 from tests.e2e.process import command, process_environment, serving

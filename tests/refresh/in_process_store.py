@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from amo_callback.clock import Clock
 from amo_callback.store import Store
-from amo_callback.store.engine import Engine, load_migrations
+from amo_callback.store.engine import Engine
+from amo_callback.store.migrate import load_migrations
 from amo_callback.store.sqlite import SqliteStore
 from amo_callback.store.sqlite_connection import WriteAheadLog
 

@@ -182,15 +182,10 @@ async def test_an_extension_is_only_its_own_attempts(store: Store) -> None:
 
 
 async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store) -> None:
-    """A process that died after its claim may have spent the token: the fingerprint is doubtful from then on."""
-    stored = await save(store, a_connection())
-    dead = present(await store.claim(a_claim(stored, fingerprint="maybe-spent", lease=OVER)))
-    claimed = present(await store.claim(a_claim(dead, attempt="2", fingerprint="next")))
-    assert (claimed.doubtful, claimed.spending) == ("maybe-spent", "next")
+    """A process that died after its claim may have spent the token: it is doubtful from then on.
 
-
-async def test_doubt_outlives_a_claim_that_could_present_nothing(store: Store) -> None:
-    """An unreadable pair is claimed without a fingerprint: what was doubtful before still is once its key is back."""
+    A claim without a fingerprint, of a pair that no key opens, changes nothing of that.
+    """
     claimed = await save(store, a_connection())
     for attempt, spending in (("dead", "maybe-spent"), ("unreadable", ""), ("3", "maybe-spent")):
         after = present(await store.claim(a_claim(claimed, attempt=attempt, fingerprint=spending, lease=OVER)))
@@ -322,7 +317,7 @@ async def test_a_look_up_is_begun_by_one_process(store: Store) -> None:
 
 
 async def test_a_new_grant_begins_with_the_shortest_pause(store: Store, clock: FakeClock) -> None:
-    """What hooks before it have left is forgotten."""
+    """What hooks before it have left is forgotten, and a hook after it is no repetition of those."""
     connection = await save(store, a_connection(), iat=1)
     await switch_off(store)
     begun = present(await store.begin_recheck(await now(store, connection), again_in=60 * SECOND))
@@ -331,6 +326,8 @@ async def test_a_new_grant_begins_with_the_shortest_pause(store: Store, clock: F
     clock.advance(1)
     granted = await save(store, a_connection(connected_at=START + SECOND), iat=2)
     assert (granted.hook_at, granted.looked_up_at, granted.look_up_pause) == (None, None, None)
+    assert granted.look_up_at is None
+    assert await switch_off(store) == [connection.id]
 
 
 async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Store, clock: FakeClock) -> None:
@@ -412,15 +409,6 @@ async def test_what_was_read_before_a_claim_is_not_written_over_it(store: Store,
     }
     assert not await changed[change]()
     assert await store.connection(stored.id) == claimed
-
-
-async def test_a_hook_after_a_new_grant_counts_however_soon(store: Store) -> None:
-    """Off, on and off again within ten minutes: the second one is no repetition of the first."""
-    stored = await save(store, a_connection(), iat=1)
-    await switch_off(store)
-    granted = await save(store, a_connection(connected_at=START + SECOND), iat=2)
-    assert (granted.look_up_at, granted.hook_at) == (None, None)
-    assert await switch_off(store) == [stored.id]
 
 
 async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Store, clock: FakeClock) -> None:

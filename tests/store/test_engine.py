@@ -108,7 +108,7 @@ def test_a_time_beyond_the_calendar_is_read_as_the_nearest(stored: int | None, r
     with closing(sqlite3.connect(":memory:")) as database:
         database.row_factory = sqlite3.Row
         row = database.execute("SELECT 'one' AS name, ? AS at", [stored]).fetchone()
-    assert row_reader(Named, converters={}, computed={})(row) == Named(name="one", at=read)
+    assert row_reader(Named)(row) == Named(name="one", at=read)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "[" * 100_000])

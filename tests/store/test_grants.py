@@ -174,15 +174,6 @@ async def test_an_abandoned_grant_may_have_spent_its_code(store: Store) -> None:
     assert (after.attempt, after.doubtful) == ("2", True)
 
 
-async def test_a_connection_and_its_grants_end_are_one(store: Store) -> None:
-    """Who sees the grant as connected finds the connection."""
-    grant = await store.claim_grant(a_grant(), now=START)
-    ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=a_connection().id)
-    await store.save_connected(NewConnection(grant=ended, connection=a_connection(), token_iat=None))
-    assert await store.grant(grant.code_hash) == ended
-    assert await store.connection(a_connection().id) is not None
-
-
 async def test_expired_grants_are_erased_then_forgotten(store: Store) -> None:
     """After the code's life nothing sealed is left, a day later nothing at all."""
     grant = await store.claim_grant(a_grant(), now=START)

@@ -19,9 +19,9 @@ from amo_callback.model import ChangeNotice, Freeze, ImportedConnection
 from amo_callback.rate_limit import WaiterKind
 from amo_callback.refresh.leases import Leases
 from amo_callback.store import open_store
-from amo_callback.store.engine import Engine, load_migrations, load_statements
+from amo_callback.store.engine import Engine, load_statements
 from amo_callback.store.meta import freeze_value
-from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.migrate import load_migrations, migrate_postgres
 from amo_callback.store.postgres_connection import connect, open_pool
 from amo_callback.store.postgres_listener import Listener
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, present, save

@@ -11,7 +11,8 @@ import pytest
 from amo_callback.clock import SystemClock
 from amo_callback.errors import BackupFailed
 from amo_callback.store import backup, open_store
-from amo_callback.store.engine import Engine, load_migrations
+from amo_callback.store.engine import Engine
+from amo_callback.store.migrate import load_migrations
 from amo_callback.store.rebuild import RestoreLimits, open_given, rebuild
 from tests.builders import a_connection, present, save
 from tests.fakes import START, unseen

@@ -37,11 +37,9 @@ class Sandbox:
         self.requests = 0
         """Requests to the token endpoint, those that met a fault included."""
         self.asked = asyncio.Event()
-        """Set by each request to the token endpoint."""
         self.cut_off = asyncio.Event()
         """Set where a client did not want the whole of a huge answer."""
         self.go_on = asyncio.Event()
-        """Lets slow answers go."""
         self._clock = clock
         self._per_second = per_second
         self._recent: deque[float] = deque()

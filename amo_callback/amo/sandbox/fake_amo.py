@@ -238,22 +238,23 @@ class FakeAmo:
     def current_subdomain(self, refresh_token: str) -> SandboxReply:
         """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
         token = self._refresh_tokens.get(refresh_token)
-        known = token is not None and token.account.valid and token.expires_at > self.now()
-        if token is None or not known or (token.spent and not self.quirks.look_up_knows_spent):
-            return self._looked_up("refresh_token", None, problem(401, "Token has been revoked"))
-        return self._looked_up("refresh_token", token.account)
+        if token is None or not token.account.valid or token.expires_at <= self.now():
+            return self._looked_up("refresh_token", None)
+        is_known = not token.spent or self.quirks.look_up_knows_spent
+        return self._looked_up("refresh_token", token.account if is_known else None)
 
     def subdomain(self, access_token: str) -> SandboxReply:
         """Answer `GET https://www.amocrm.ru/oauth2/account/subdomain`."""
         return self._looked_up("access_token", self.live_account(access_token))
 
-    def _looked_up(
-        self, kind: str, account: SandboxAccount | None, refusal: SandboxReply | None = None
-    ) -> SandboxReply:
+    def _looked_up(self, kind: str, account: SandboxAccount | None) -> SandboxReply:
         if account is None:
-            reply, host = refusal or problem(401, None), ""
+            host, reply = "", problem(401, "Token has been revoked" if kind == "refresh_token" else None)
         else:
-            reply, host = whereabouts(account_id=account.id, host=account.host), account.host
+            host = account.host
+            label, _, top = host.partition(".")
+            place = {"id": account.id, "subdomain": label, "domain": host, "top_level_domain": top}
+            reply = SandboxReply(status=200, content=place)
         self.ledger.look_ups.append(LookUp(at=self.now(), kind=kind, host=host, status=reply.status))
         return reply
 
@@ -287,14 +288,6 @@ def _segment(content: Mapping[str, object]) -> str:
 
 
 # --- answers, in AMO's words -----------------------------------------------------------------------
-
-
-def whereabouts(*, account_id: int, host: str) -> SandboxReply:
-    label, _, top = host.partition(".")
-    return SandboxReply(
-        status=200,
-        content={"id": account_id, "subdomain": label, "domain": host, "top_level_domain": top},
-    )
 
 
 def problem(status: int, hint: str | None, *, title: str = "Bad request", detail: str = "") -> SandboxReply:

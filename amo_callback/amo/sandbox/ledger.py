@@ -46,9 +46,7 @@ class Ledger:
 
     entries: list[Entry] = field(default_factory=list)
     issued: list[str] = field(default_factory=list, repr=False)
-    """Every refresh token issued."""
     access_tokens: list[str] = field(default_factory=list, repr=False)
-    """Every access token issued."""
     look_ups: list[LookUp] = field(default_factory=list)
 
     def exchanges(self) -> list[Entry]:
