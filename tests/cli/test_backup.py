@@ -129,13 +129,6 @@ async def test_keys_that_do_not_open_the_copy_are_refused(living: Path, environ:
     assert _counted(living / NAME) == (3, False)
 
 
-async def test_where_there_is_no_database_there_is_nothing_to_back_up(tmp_path: Path, environ: dict[str, str]) -> None:
-    """The setting is named, and no database is made on the way."""
-    told = await command("backup", "copy", folder=tmp_path, environ=environ)
-    assert told == (78, "", f"amo-callback: storage.url: there is no database {tmp_path / NAME}\n")
-    assert list(tmp_path.iterdir()) == []
-
-
 async def test_where_there_is_no_folder_nothing_is_restored(living: Path, environ: dict[str, str], copy: Path) -> None:
     """The setting is named."""
     elsewhere = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
@@ -403,13 +396,6 @@ async def test_only_the_rows_of_a_file_are_taken(
         assert frozen is not None
         assert frozen.elsewhere
         assert await store.count() == 2
-
-
-async def test_a_device_is_not_restored(living: Path, environ: dict[str, str]) -> None:
-    """It would be read for ever."""
-    for device in ("/dev/zero", "/dev/null"):
-        told = await command("restore", device, "--yes", folder=living, environ=environ)
-        assert told == (1, "", f"amo-callback: {device}: Not a regular file\n")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])

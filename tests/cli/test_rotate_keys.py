@@ -182,11 +182,3 @@ async def test_a_pair_in_the_rescue_folder_keeps_the_old_key(here: Place) -> Non
     file.unlink()
     status, out, _ = await here.rotate()
     assert (status, "Sealed again: 1.\nNothing needs key 2 any more" in out) == (0, True)
-
-
-async def test_where_there_is_no_database_none_is_made(here: Place) -> None:
-    """A folder that was misspelt is told."""
-    status, out, err = await here.rotate()
-    assert (status, out) == (78, "")
-    assert "there is no database" in err
-    assert list(here.folder.iterdir()) == []

@@ -1,7 +1,6 @@
 """`amo-callback demo`: one command, nothing to configure."""
 
 import asyncio
-import fcntl
 import os
 import pty
 import re
@@ -9,7 +8,6 @@ import shlex
 import signal
 import socket
 import sys
-import termios
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import pytest
 from yarl import URL
 
 from amo_callback.cli.main import main
+from tests.cli.harness import take_terminal
 from tests.demo.walkthrough import link
 from tests.e2e.process import without_slow_steps
 from tests.patience import PATIENCE
@@ -91,15 +90,10 @@ async def _listen(told: list[bytes], terminal: int, pattern: bytes) -> bytes:
     return found[1]
 
 
-def _take_terminal() -> None:
-    """Make standard input the controlling terminal, whose closing sends SIGHUP."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 def _on_terminal(terminal: int, folder: Path) -> Awaitable[asyncio.subprocess.Process]:
     return asyncio.create_subprocess_exec(
         *_COMMAND, "30", cwd=folder, env={**os.environ, "TMPDIR": str(folder)},
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=_take_terminal,
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=take_terminal,
     )  # fmt: skip
 
 
