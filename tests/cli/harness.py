@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from amo_callback.cli.context import CommandContext
+from amo_callback.cli.context import load_context
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.model import ImportedConnection, TokenPair
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.cli.checks.finding import Finding, Severity
+    from amo_callback.cli.context import CommandContext
     from amo_callback.config.settings import Settings
     from amo_callback.crypto import Cipher
     from amo_callback.store import Store
@@ -56,11 +57,11 @@ def settings_with(**more: str) -> Settings:
     return load_settings(None, environ_with(**more))
 
 
-def context_in(folder: Path, *keys: str) -> CommandContext:
-    """Return the context of a command whose database is in a folder, with these encryption keys."""
-    settings = settings_with(**({"STORAGE__ENCRYPTION_KEYS": "\n".join(keys)} if keys else {}))
-    database = folder / "amo-callback.db"
-    return CommandContext(settings=settings, folder=folder, database=database, rescue=folder / "rescue")
+def context_in(folder: Path, *keys: str, **more: str) -> CommandContext:
+    """Return the context of a command whose database is in a folder, with these encryption keys and settings."""
+    if keys:
+        more["STORAGE__ENCRYPTION_KEYS"] = "\n".join(keys)
+    return load_context(None, {**environ_with(**more), "STATE_DIRECTORY": str(folder)})
 
 
 async def fill(store: Store, cipher: Cipher, count: int, *, now: datetime = START) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import amo_callback
-from amo_callback.cli.context import CommandContext, acting_as_owner
+from amo_callback.cli.context import acting_as_owner
 from amo_callback.cli.main import main
 from amo_callback.crypto import new_key
-from tests.cli.harness import environ_with, settings_with
+from tests.cli.harness import context_in, environ_with
 
 NOBODY = 65534
 PACKAGE = Path(amo_callback.__file__).parent
@@ -52,9 +52,7 @@ def test_where_the_database_is_a_server_the_rescue_folder_says_who_the_service_i
     """Or, before there is one, the nearest folder above it."""
     (tmp_path / "rescue").mkdir()
     os.chown(tmp_path / "rescue" if there == "rescue" else tmp_path, NOBODY, NOBODY)
-    place = CommandContext(
-        settings=settings_with(), folder=tmp_path, database=None, rescue=tmp_path / (there or "other")
-    )
+    place = context_in(tmp_path, STORAGE__URL="postgresql://u@h/d", STORAGE__RESCUE=there or "other")
     with acting_as_owner(place.owned):
         assert os.geteuid() == NOBODY
     assert place.location == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
@@ -165,31 +164,9 @@ async def test_a_receiver_is_there_whatever_he_answers() -> None:
 # --- the public address, with a proxy in front that is right or wrong ------------------------------
 
 
-@asynccontextmanager
-async def _proxy(target: str, *, adds: Mapping[str, str], status: int | None = None) -> AsyncIterator[str]:
-    """Serve a reverse proxy: it passes on what comes, and says with what headers."""
-
-    async def pass_on(request: web.Request) -> web.Response:
-        if status is not None:
-            return web.Response(status=status)
-        headers = {**request.headers, **adds}
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(request.method, f"http://{target}{request.path_qs}", headers=headers) as answer,
-        ):
-            return web.Response(status=answer.status, headers=answer.headers)
-
-    async with answering(pass_on) as address:
-        yield address
-
-
-def _at(app: Running, address: str) -> Settings:
-    """Return the configuration with the redirect URI at an address."""
-    amo = app.settings.amo.model_copy(update={"redirect_uri": f"http://{address}{BASE}/callback"})
-    return app.settings.model_copy(update={"amo": amo})
-
-
-async def _check_at(settings: Settings, key: str) -> tuple[Severity, str]:
+async def _check_address(address: str, key: str) -> tuple[Severity, str]:
+    """Check the redirect URI at an address, with an encryption key."""
+    settings = settings_with(AMO__REDIRECT_URI=f"http://{address}{BASE}/callback")
     async with open_probe(clock=SystemClock(), patience=PATIENCE) as http:
         [finding] = [each async for each in check_proxy(settings, http, cipher=Cipher([key]), nonce=NONCE)]
     return finding.severity, finding.message
@@ -197,8 +174,17 @@ async def _check_at(settings: Settings, key: str) -> tuple[Severity, str]:
 
 async def test_a_proxy_that_tells_the_client_is_ok(app: Running, encryption_key: str) -> None:
     """The service tells whom it sees come; it has begun nothing for it, and shows nothing of it to others."""
-    async with _proxy(app.service.public, adds={"X-Forwarded-For": CLIENT}) as address:
-        severity, told = await _check_at(_at(app, address), encryption_key)
+
+    async def pass_on(request: web.Request) -> web.Response:
+        headers = {**request.headers, "X-Forwarded-For": CLIENT}
+        async with (
+            aiohttp.ClientSession(f"http://{app.service.public}") as session,
+            session.request(request.method, request.path_qs, headers=headers) as answer,
+        ):
+            return web.Response(status=answer.status, headers=answer.headers)
+
+    async with answering(pass_on) as address:
+        severity, told = await _check_address(address, encryption_key)
     assert (severity, told) == (Severity.OK, f"{address} leads to this service, which sees this machine as {CLIENT}")
     assert [line["event"] for line in app.lines() if line["event"].startswith("grant")] == []
 
@@ -224,44 +210,41 @@ async def test_a_proxy_that_is_not_trusted_is_told(run: Any, encryption_key: str
     ],
     ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
 )
-async def test_what_the_service_sees_is_judged(
-    seen: Seen, severity: Severity, told: str, app: Running, encryption_key: str
-) -> None:
+async def test_what_the_service_sees_is_judged(seen: Seen, severity: Severity, told: str, cipher: Cipher) -> None:
     """Whether the client's address comes through, and is believed."""
-    cipher = Cipher([encryption_key])
 
-    class Proxy:
-        async def __call__(self, _method: str, _url: str, *, headers: Mapping[str, str]) -> Any:
-            answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
-            return ProbeResponse(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
+    async def ask(_method: str, _url: str, *, headers: Mapping[str, str]) -> ProbeResponse:
+        answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
+        return ProbeResponse(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
 
-    amo = app.settings.amo.model_copy(update={"redirect_uri": "https://admin.example.com/api/amo-crm/callback"})
-    settings = app.settings.model_copy(update={"amo": amo})
-    http: Any = Proxy()
-    [finding] = [each async for each in check_proxy(settings, http, cipher=cipher, nonce=NONCE)]
+    [finding] = [each async for each in check_proxy(settings_with(), ask, cipher=cipher, nonce=NONCE)]
     assert finding.severity is severity
     assert told in finding.message
 
 
 @pytest.mark.parametrize(("status", "told"), [(502, "does not reach the service"), (404, "something else answers")])
-async def test_a_proxy_that_leads_elsewhere_fails(status: int, told: str, app: Running, encryption_key: str) -> None:
+async def test_a_proxy_that_leads_elsewhere_fails(status: int, told: str) -> None:
     """To nobody, or to something else."""
-    async with _proxy(app.service.public, adds={}, status=status) as address:
-        severity, found = await _check_at(_at(app, address), encryption_key)
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    async with answering(answer) as address:
+        severity, found = await _check_address(address, new_key())
     assert severity is Severity.FAIL
     assert told in found
 
 
 async def test_another_installation_is_told_apart(app: Running) -> None:
     """A service with other keys does not answer, and looks like one nevertheless."""
-    severity, told = await _check_at(_at(app, app.service.public), new_key())
+    severity, told = await _check_address(app.service.public, new_key())
     assert severity is Severity.FAIL
     assert "but not with the keys of this configuration" in told
 
 
-async def test_what_cannot_be_asked_from_here_is_a_warning(app: Running, encryption_key: str) -> None:
+async def test_what_cannot_be_asked_from_here_is_a_warning() -> None:
     """Many networks do not lead back to themselves: that is no fault of the proxy's."""
-    severity, told = await _check_at(_at(app, "127.0.0.1:1"), encryption_key)
+    severity, told = await _check_address("127.0.0.1:1", new_key())
     assert (severity, told) == (Severity.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
 
 

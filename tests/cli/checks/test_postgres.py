@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.cli.checks.finding import Severity, run_check_async
-from amo_callback.cli.context import CommandContext
 from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
 from amo_callback.config.database_url import PostgresUrl, read_postgres
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
-from tests.cli.harness import by_check, environ_with, fill, settings_with
+from tests.cli.harness import by_check, context_in, environ_with, fill
 from tests.fakes import START, ShiftedClock
 from tests.postgres import why_not, with_option
 
@@ -41,8 +40,7 @@ SERVER = ("server", "server_tls", "server_clock", "server_room")
 
 
 async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Severity, str]]:
-    settings = settings_with(STORAGE__ENCRYPTION_KEYS="\n".join(keys or [new_key()]), STORAGE__URL=url)
-    context = CommandContext(settings=settings, folder=Path(), database=None, rescue=Path("rescue"))
+    context = context_in(Path(), *(keys or [new_key()]), STORAGE__URL=url)
     clock = clock or SystemClock()
     opening = open_store(url, folder=Path(), clock=clock, read_only=True)
     found = check_postgres(context, opening, clock=clock, patience=PATIENCE)
