@@ -147,10 +147,6 @@ class _Options:
     dry_run: bool
     yes: bool
 
-    @property
-    def source(self) -> str:
-        return "a raw answer" if self.raw else "plain JSON" if self.cipher is None else "an export"
-
 
 @click.command("import")
 @config_option
@@ -216,7 +212,8 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         if not output.confirm("Import them?", yes=options.yes):
             output.echo("Nothing was changed.")
             return 1
-        status = await _carry_out(plan, opened, source=options.source)
+        source = "a raw answer" if options.raw else "plain JSON" if options.cipher is None else "an export"
+        status = await _carry_out(plan, opened, source=source)
         if options.raw and status == 0:
             options.file.unlink(missing_ok=True)  # it is stored, and the service may not know what an exchange brought
         return status

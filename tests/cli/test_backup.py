@@ -136,14 +136,6 @@ async def test_where_there_is_no_folder_nothing_is_restored(living: Path, enviro
     assert told == (78, "", f"amo-callback: storage.url: there is no folder {living / 'nowhere'}\n")
 
 
-async def test_a_file_that_is_there_is_not_overwritten(living: Path, environ: dict[str, str], copy: Path) -> None:
-    """The message names the file and the reason, and the older copy stays."""
-    status, _, err = await command("backup", str(copy), folder=living, environ=environ)
-    assert status == 1
-    assert err.startswith(f"amo-callback: {copy}: File exists")
-    assert _counted(copy) == (2, True)
-
-
 async def test_while_the_service_runs_it_is_backed_up_and_not_restored(
     living: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
