@@ -40,8 +40,6 @@ MAX_ITEMS = 10_000
 """Items that are listed at most."""
 _TIMEOUT = 30.0
 _UNIX = "unix:"
-_AMO_UNAVAILABLE = "amo_unavailable"
-"""Of an idle service: it asks AMO nothing."""
 _NO_REFRESH = "only the running service refreshes: start it, and try again"
 
 
@@ -190,7 +188,7 @@ class ApiClient:
         try:
             return await self.get(path, min_ttl="0")
         except ApiError as error:
-            if error.api_code == _AMO_UNAVAILABLE:
+            if error.api_code == "amo_unavailable":  # an idle service asks AMO nothing
                 raise CommandFailed(f"it has no valid access token, and {_NO_REFRESH}") from None
             raise
 

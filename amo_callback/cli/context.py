@@ -118,12 +118,6 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 # --- the database's owner ------------------------------------------------------------------------
 
 
-def _status_of_owner(owned: Path) -> os.stat_result:
-    """Return the status of a file; of its nearest folder where it does not exist, or is a link."""
-    is_there = owned.exists() and not owned.is_symlink()
-    return next(path for path in (*([owned] if is_there else []), *owned.absolute().parents) if path.exists()).stat()
-
-
 def _user_variables(user: int) -> dict[str, str]:
     """Return a user's environment variables: PostgreSQL's library reads files in the home, and takes the name."""
     try:
@@ -170,12 +164,14 @@ def _is_readable(file: str) -> bool:
 def acting_as_owner(owned: Path) -> Iterator[None]:
     """Act as the owner of the service's files for the block: root would follow any link in their folder.
 
-    Raises `CommandFailed` where the owner cannot read this program.
+    That is the owner of `owned`, or of the nearest folder above it where it does not exist, or is a link. Raises
+    `CommandFailed` where the owner cannot read this program.
     """
     if os.geteuid() != 0:
         yield
         return
-    owner = _status_of_owner(owned)
+    at = owned.parent.absolute() if owned.is_symlink() else owned.absolute()
+    owner = next(path for path in (at, *at.parents) if path.exists()).stat()
     groups, environ = os.getgroups(), dict(os.environ)
     os.setgroups([])
     os.setegid(owner.st_gid)

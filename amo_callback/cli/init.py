@@ -196,7 +196,6 @@ def init(
     """Write a configuration: ask for what is needed, make the keys. Nothing is written before all is known."""
     paths = _paths(config, invocation.environ, systemd=systemd)
     database = database or paths.database
-    paths.check_database(database)
     asking = not no_input and sys.stdin.isatty() and sys.stdout.isatty()
     if not asking:
         for option, value in (("--redirect-uri", callback), ("--client-id", client_id)):

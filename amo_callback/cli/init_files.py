@@ -56,12 +56,6 @@ class InstallPaths:
     def database(self) -> str:
         return f"{SQLITE}{STATE}/amo-callback.db" if self.systemd else f"{SQLITE}amo-callback.db"
 
-    def check_database(self, url: str) -> None:
-        """Raise `click.UsageError` where the service could not write under systemd."""
-        below = f"{SQLITE}{STATE}/"
-        if self.systemd and not is_postgres(url) and not url.startswith(below):
-            raise click.UsageError(f"--database: must begin with {below}, where the service may write under systemd")
-
     def has(self, name: str) -> bool:
         """Return whether a secret's file exists: an encryption key may be the only copy."""
         file = self.credentials / name
@@ -80,7 +74,13 @@ class InstallPaths:
 
 
 def preflight(paths: InstallPaths, database: str) -> None:
-    """Raise `CommandFailed` where a file is in the way, before anything is asked or written."""
+    """Raise an error before anything is asked or written.
+
+    `click.UsageError` where the service could not write under systemd, `CommandFailed` where a file is in the way.
+    """
+    below = f"{SQLITE}{STATE}/"
+    if paths.systemd and not is_postgres(database) and not database.startswith(below):
+        raise click.UsageError(f"--database: must begin with {below}, where the service may write under systemd")
     config = paths.config
     if config.exists() or config.is_symlink():
         raise CommandFailed(

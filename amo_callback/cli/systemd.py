@@ -56,12 +56,15 @@ class UnitFile:
 
 
 def _planned(installation: units.Installation, *, root: Path) -> Sequence[UnitFile]:
-    files = [(root / _UNIT_FOLDER / name, name) for name in units.UNITS] + [(root / _SYSUSERS_FILE, units.SYSUSERS)]
-    return [UnitFile(path=path, content=units.render(name, installation), there=_there(path)) for path, name in files]
-
-
-def _installed_units(root: Path) -> Sequence[Path]:
-    return [path for name in units.UNITS if (path := root / _UNIT_FOLDER / name).is_file()]
+    files = {root / _UNIT_FOLDER / name: name for name in units.UNITS} | {root / _SYSUSERS_FILE: units.SYSUSERS}
+    return [
+        UnitFile(
+            path=path,
+            content=units.render(name, installation),
+            there=path.read_text(encoding="utf-8", errors="replace") if path.exists() else None,
+        )
+        for path, name in files.items()
+    ]
 
 
 def _write(files: Iterable[UnitFile]) -> None:
@@ -71,13 +74,6 @@ def _write(files: Iterable[UnitFile]) -> None:
             continue
         file.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(file.path, file.content, mode=0o644, replace=True)
-
-
-def _there(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
 
 
 # --- the commands -------------------------------------------------------------------------------
@@ -159,7 +155,7 @@ def install_(*, config: Path, root: Path | None, yes: bool) -> int:
 def uninstall(*, root: Path | None) -> None:
     """Stop the service and remove its units, as root; everything else stays."""
     target = _target(root)
-    there = _installed_units(target.root)
+    there = [path for name in units.UNITS if (path := target.root / _UNIT_FOLDER / name).is_file()]
     if there:
         target.run("systemctl", "disable", "--now", *(path.name for path in there))
         target.run("systemctl", "reset-failed", *(path.name for path in there), check=False)
@@ -190,7 +186,10 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
     if replaced and not agreed and not terminal:
         click.echo("amo-callback: units were changed since; install asks before it replaces them: say --yes", err=True)
         return EX_USAGE
-    if replaced and not _confirmed(replaced, agreed=agreed):
+    for file in replaced:
+        click.echo(file.diff(), nl=False)
+    question = "Your own changes are better kept with `systemctl edit`. Replace them?"
+    if replaced and not confirm(question, yes=agreed):
         click.echo("nothing was changed")
         return 1
     folder = target.below(installation.credentials)
@@ -217,12 +216,6 @@ def _installation(interpreter: units.Interpreter, *, config: Path, there: Path |
         socket_mode=server.socket_mode,
         amo_timeout=amo_timeout,
     )
-
-
-def _confirmed(replaced: Iterable[UnitFile], *, agreed: bool) -> bool:
-    for file in replaced:
-        click.echo(file.diff(), nl=False)
-    return confirm("Your own changes are better kept with `systemctl edit`. Replace them?", yes=agreed)
 
 
 def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Sequence[str]:

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from amo_callback.cli.main import Invocation
     from amo_callback.crypto import Cipher
     from amo_callback.transfer.export_file import ParsedRecord, RecordError
-    from amo_callback.transfer.exporter import Exported
 
 _MIN_PASSPHRASE = 12
 _MAX_SEALED = 1024**3
@@ -75,22 +74,22 @@ def export(
     output.sigterm_as_interrupt()
     with new_file(file) as opened:
         key = _new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
-        exported = run_loop(_export(context, opened, key))
-    output.echo(f"{file}: {exported.count:,} connections, encrypted. From now on this database refreshes nothing.")
-    if exported.unreadable:
-        output.echo(f"Not in it, since no key decrypts their pairs: {', '.join(exported.unreadable)}")
+        writer = ExportWriter(opened, key, file_id=secrets.token_hex(16))
+        unreadable = run_loop(_export(context, writer))
+    output.echo(f"{file}: {writer.count:,} connections, encrypted. From now on this database refreshes nothing.")
+    if unreadable:
+        output.echo(f"Not in it, since no key decrypts their pairs: {', '.join(unreadable)}")
     output.echo(f"Next, on the other host: amo-callback connections import {file.name}")
     output.echo("Do not thaw here once they are imported there: tokens that two hosts refresh are lost to both.")
 
 
-async def _export(context: CommandContext, file: IO[bytes], key: FileKey) -> Exported:
+async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str]:
     async with open_as_owner(context) as opened:
         await opened.store.check_machine(context.location)  # a copy says so, before it is frozen by us
         store, clock, rescue = opened.store, opened.clock, RescueFolder(context.rescue)
         frozen = await freeze(store, why=_WHY)
         if frozen.why != _WHY:
             output.echo(f"Was frozen already: {frozen.why}")
-        writer = ExportWriter(file, key, file_id=secrets.token_hex(16))
         leases = Leases(length=context.settings.refresh.lease, store=store, clock=clock)
         try:
             await wait_until_idle(store, leases=leases, clock=clock, rescue=rescue, report=output.waiting_reporter())
@@ -147,10 +146,6 @@ class _Options:
     replace: bool
     dry_run: bool
     yes: bool
-
-    @property
-    def source(self) -> str:
-        return "a raw answer" if self.raw else "plain JSON" if self.cipher is None else "an export"
 
 
 @click.command("import")
@@ -217,7 +212,8 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         if not output.confirm("Import them?", yes=options.yes):
             output.echo("Nothing was changed.")
             return 1
-        status = await _carry_out(plan, opened, source=options.source)
+        source = "a raw answer" if options.raw else "plain JSON" if options.cipher is None else "an export"
+        status = await _carry_out(plan, opened, source=source)
         if options.raw and status == 0:
             options.file.unlink(missing_ok=True)  # it is stored, and the service may not know what an exchange brought
         return status

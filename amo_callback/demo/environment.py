@@ -1,4 +1,4 @@
-"""The service and everything around it, opened in order."""
+"""The service, the reverse proxy in front of it, and everything around them, opened in order."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
 
 from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.fake_amo import FakeAmo
@@ -24,14 +26,13 @@ from amo_callback.demo.backend import Backend, Poller
 from amo_callback.demo.feed import YOU, Feed, LogStream
 from amo_callback.demo.panel import Renderer, loopback_only, panel_routes
 from amo_callback.demo.phone import AUDIENCE, AppConfig, Phone
-from amo_callback.demo.proxy import Proxy
 from amo_callback.demo.scenarios import Scenarios
 from amo_callback.observe.log import make_logger, take_over_library_logs
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3
 """The panel's, AMO's and the proxy's."""
+_NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
+"""What belongs to one connection: RFC 9110, section 7.6.1."""
+_POLICY = "Content-Security-Policy"
+_AWAY = "The service does not answer yet.\n"
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 
@@ -107,6 +112,56 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
         "API__KEYS": f"demo:{made.api_key}",
     }
     return load_settings(None, {f"AMO_CALLBACK_{name}": value for name, value in values.items()})
+
+
+class Proxy:
+    """Passes requests on to the public API.
+
+    Only here the service's pages may be framed, and by the panel alone: the phone stands in a frame there. The
+    service itself forbids it (`frame-ancestors 'none'`), and so should every proxy.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, *, panel: str) -> None:
+        self._http = http
+        self._panel = panel
+        self.public: str | None = None
+        """The public API's address, once it listens."""
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=1024**2)
+        app.add_routes([web.route("*", "/{path:.*}", self._pass)])
+        return app
+
+    async def _pass(self, request: web.Request) -> web.Response:
+        if self.public is None:
+            return web.Response(status=502, text=_AWAY)
+        if not request.raw_path.startswith("/"):
+            return web.Response(status=400, text="This is no proxy for other hosts.\n")
+        address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
+        headers = CIMultiDict(_end_to_end(request.headers.items()))
+        headers["X-Forwarded-For"] = request.remote or ""  # in the place of what the client claims
+        try:
+            async with self._http.request(
+                request.method, address, headers=headers, data=await request.read(), allow_redirects=False
+            ) as answer:
+                passed = web.Response(status=answer.status, body=await answer.read())
+                passed.headers.clear()
+                passed.headers.extend(_end_to_end(answer.headers.items()))
+        except (aiohttp.ClientError, TimeoutError):
+            return web.Response(status=502, text=_AWAY)
+        return self._framed(passed)
+
+    def _framed(self, answer: web.Response) -> web.Response:
+        policy = answer.headers.get(_POLICY)
+        if policy is not None:
+            allowed = f"frame-ancestors http://{self._panel}"
+            answer.headers[_POLICY] = policy.replace("frame-ancestors 'none'", allowed)
+        answer.headers.popall("X-Frame-Options", None)
+        return answer
+
+
+def _end_to_end(headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    return [(name, value) for name, value in headers if name.lower() not in _NOT_PASSED_ON]
 
 
 @asynccontextmanager

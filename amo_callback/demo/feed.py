@@ -115,14 +115,6 @@ def sentence(event: Event) -> str | None:
     return None
 
 
-def _succeeded(fields: Mapping[str, object]) -> str:
-    return f"Refreshed, and stored before anybody hears of it. Next {_at(fields)}."
-
-
-def _failed(fields: Mapping[str, object]) -> str:
-    return f"{_WHY.get(str(fields.get('error')), 'This refresh brought no pair.')} Looked at again {_at(fields)}."
-
-
 def _at(fields: Mapping[str, object]) -> str:
     due = fields.get("next_refresh_at")
     return f"at {due:%H:%M:%S}" if isinstance(due, datetime) else "when its time comes"
@@ -153,8 +145,10 @@ _REASONS = {
 }
 _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "connection.connected": lambda _: "Connected: the code is exchanged, the pair sealed and stored.",
-    "refresh.succeeded": _succeeded,
-    "refresh.failed": _failed,
+    "refresh.succeeded": lambda fields: f"Refreshed, and stored before anybody hears of it. Next {_at(fields)}.",
+    "refresh.failed": lambda fields: (
+        f"{_WHY.get(str(fields.get('error')), 'This refresh brought no pair.')} Looked at again {_at(fields)}."
+    ),
     "refresh.postponed": lambda fields: f"It cannot be looked up now. Again {_at(fields)}.",
     "refresh.taken_over": lambda _: "An attempt ended without an answer: amoCRM is asked what became of it.",
     "connection.in_doubt": lambda _: "Its refresh token may be spent: amoCRM is asked before it is used.",

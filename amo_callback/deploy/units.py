@@ -31,8 +31,7 @@ _UNIX = "unix:"
 _PREFIX = "amo-callback-"
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- because the unit hides it
 """Folders that the unit hides from the service."""
-_LIBRARIES = ("/usr/lib", "-/usr/lib64", "-/lib", "-/lib64")
-_TOOLS = ("/bin/kill",)
+_EXECUTABLE = ("/usr/lib", "-/usr/lib64", "-/lib", "-/lib64", "/bin/kill")
 _PLAIN = re.compile(r"/[A-Za-z0-9._/+@~-]*")
 """A path without characters that are special in a unit."""
 
@@ -131,7 +130,7 @@ def _executable(python: Interpreter) -> list[str]:
     ours = [_plain(python.venv), _plain(python.executable)]
     if python.base != Path("/usr"):
         ours.append(f"{_plain(python.base)}/lib")
-    return [*dict.fromkeys((*ours, *_LIBRARIES, *_TOOLS))]
+    return [*dict.fromkeys((*ours, *_EXECUTABLE))]
 
 
 def _stream(door: str, address: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import CommandFailed
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
 PAGE = 500
 _LOOK_AGAIN = 1.0
 """Seconds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exported:
-    count: int
-    unreadable: Sequence[str]
-    """Connections whose pair no key decrypts: they are not in the file."""
 
 
 async def freeze(store: Store, *, why: str) -> Freeze:
@@ -84,8 +76,11 @@ async def export(
     rescue: RescueFolder,
     writer: ExportWriter,
     advance: Callable[[int], None],
-) -> Exported:
-    """Write every connection that is not disconnected; raises `CommandFailed` where the store did not stay frozen."""
+) -> Sequence[str]:
+    """Write every connection that is not disconnected; return the ids of those whose pair no key decrypts.
+
+    These are not in the file. Raises `CommandFailed` where the store did not stay frozen.
+    """
     unreadable = []
     after = ""
     while page := await store.page(after=after, limit=PAGE, only=ConnectionFilter()):
@@ -106,4 +101,4 @@ async def export(
         raise CommandFailed(
             "it was thawed meanwhile: tokens may have been refreshed since they were read, so nothing is exported"
         )
-    return Exported(count=writer.count, unreadable=unreadable)
+    return unreadable

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import os
 import pty
 import sys
+import termios
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from amo_callback.cli.context import CommandContext
+from amo_callback.cli.context import load_context
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.model import ImportedConnection, TokenPair
@@ -24,15 +26,19 @@ from tests.fakes import START, ShiftedClock
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
+    from amo_callback.cli.checks.finding import Finding, Severity
+    from amo_callback.cli.context import CommandContext
     from amo_callback.config.settings import Settings
     from amo_callback.crypto import Cipher
     from amo_callback.store import Store
 
 API_KEY = "k" * 32
+INTERRUPT = "\x03"
+"""Ctrl-C."""
 REQUIRED = {
     "AMO__CLIENT_ID": "c619",
     "AMO__CLIENT_SECRET": "the-client-secret",
@@ -51,11 +57,11 @@ def settings_with(**more: str) -> Settings:
     return load_settings(None, environ_with(**more))
 
 
-def context_in(folder: Path, *keys: str) -> CommandContext:
-    """Return the context of a command whose database is in a folder, with these encryption keys."""
-    settings = settings_with(**({"STORAGE__ENCRYPTION_KEYS": "\n".join(keys)} if keys else {}))
-    database = folder / "amo-callback.db"
-    return CommandContext(settings=settings, folder=folder, database=database, rescue=folder / "rescue")
+def context_in(folder: Path, *keys: str, **more: str) -> CommandContext:
+    """Return the context of a command whose database is in a folder, with these encryption keys and settings."""
+    if keys:
+        more["STORAGE__ENCRYPTION_KEYS"] = "\n".join(keys)
+    return load_context(None, {**environ_with(**more), "STATE_DIRECTORY": str(folder)})
 
 
 async def fill(store: Store, cipher: Cipher, count: int, *, now: datetime = START) -> None:
@@ -73,6 +79,10 @@ async def fill(store: Store, cipher: Cipher, count: int, *, now: datetime = STAR
     await store.import_connections(imported)
 
 
+def by_check(findings: Iterable[Finding]) -> dict[str, tuple[Severity, str]]:
+    return {finding.check: (finding.severity, finding.message) for finding in findings}
+
+
 @asynccontextmanager
 async def answering(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
     """Serve something that is not the service; yield its address."""
@@ -83,6 +93,11 @@ async def answering(answer: Callable[[web.Request], Awaitable[web.StreamResponse
         yield listener.address
 
 
+def take_terminal() -> None:
+    """Make standard input the controlling terminal: it sends SIGINT for Ctrl-C, and SIGHUP when it is closed."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 async def typed(
     *arguments: str,
     folder: Path,
@@ -90,19 +105,22 @@ async def typed(
     environ: Mapping[str, str] | None = None,
     program: Sequence[str] = ("-m", "amo_callback.cli.main"),
 ) -> tuple[int, str]:
-    """Run a command at a terminal, and answer each question once it is asked; return exit status and what was shown."""
+    """Run a command at a terminal, and answer each question once it is asked; return exit status and what was shown.
+
+    `INTERRUPT` is typed as soon as its text is shown.
+    """
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         sys.executable, *program, *arguments, cwd=folder, env=process_environment(environ or {}),
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(theirs)
     shown, left, seen = "", list(answers), 0
     try:
         with suppress(OSError):  # the other end is closed
-            while chunk := await asyncio.wait_for(asyncio.to_thread(os.read, ours, 4096), PATIENCE):
-                shown += chunk.decode()
-                if left and left[0][0] in shown[seen:] and shown.endswith(": "):
+            while chunk := await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), PATIENCE):
+                shown += chunk.decode(errors="replace")
+                if left and left[0][0] in shown[seen:] and (shown.endswith(": ") or left[0][1] == INTERRUPT):
                     seen = len(shown)
                     os.write(ours, left.pop(0)[1].encode())
     finally:

@@ -12,20 +12,20 @@ from aiohttp import web
 
 from amo_callback import probe
 from amo_callback.cli.api_client import open_api
-from amo_callback.cli.context import CommandContext
+from amo_callback.cli.context import load_context
 from amo_callback.clock import SystemClock
-from amo_callback.config.loader import load_settings
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
 from amo_callback.store import open_store
 from tests.builders import a_connection
-from tests.cli.harness import API_KEY, answering, fill, settings_with
+from tests.cli.harness import API_KEY, answering, context_in, fill
 from tests.service import environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from amo_callback.cli.context import CommandContext
     from amo_callback.crypto import Cipher
     from tests.service import Amo
 
@@ -42,8 +42,7 @@ async def _behind_the_door(
         return answer(request)
 
     async with answering(handler) as address:
-        settings = settings_with(SERVER__PRIVATE=address, STORAGE__ENCRYPTION_KEYS=key)
-        yield CommandContext(settings=settings, folder=folder, database=folder / "a.db", rescue=folder / "rescue")
+        yield context_in(folder, key, SERVER__PRIVATE=address)
 
 
 @pytest.mark.parametrize("said", ["", "nonsense", "echo"])
@@ -90,10 +89,8 @@ async def test_without_a_service_nothing_begins(tmp_path: Path, amo: Amo, encryp
     """The private API answers from the store alone: a copy is not frozen, no pair is stored, and AMO is not asked."""
     (tmp_path / "rescue").mkdir()
     (tmp_path / "rescue" / "kept").write_bytes(b"a pair that waits")
-    settings = load_settings(None, environment(amo, encryption_key, API__KEYS=""))
-    context = CommandContext(
-        settings=settings, folder=tmp_path, database=tmp_path / "amo-callback.db", rescue=tmp_path / "rescue"
-    )
+    environ = {**environment(amo, encryption_key, API__KEYS=""), "STATE_DIRECTORY": str(tmp_path)}
+    context = load_context(None, environ)
     stored = a_connection(0)
     in_doubt = "UPDATE connections SET doubtful = 'a fingerprint'"
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=SystemClock()) as store:

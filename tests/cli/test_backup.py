@@ -130,26 +130,11 @@ async def test_keys_that_do_not_open_the_copy_are_refused(living: Path, environ:
     assert _counted(living / NAME) == (3, False)
 
 
-async def test_where_there_is_no_database_there_is_nothing_to_back_up(tmp_path: Path, environ: dict[str, str]) -> None:
-    """The setting is named, and no database is made on the way."""
-    told = await command("backup", "copy", folder=tmp_path, environ=environ)
-    assert told == (78, "", f"amo-callback: storage.url: there is no database {tmp_path / NAME}\n")
-    assert list(tmp_path.iterdir()) == []
-
-
 async def test_where_there_is_no_folder_nothing_is_restored(living: Path, environ: dict[str, str], copy: Path) -> None:
     """The setting is named."""
     elsewhere = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
     told = await command("restore", str(copy), "--yes", folder=living, environ=elsewhere)
     assert told == (78, "", f"amo-callback: storage.url: there is no folder {living / 'nowhere'}\n")
-
-
-async def test_a_file_that_is_there_is_not_overwritten(living: Path, environ: dict[str, str], copy: Path) -> None:
-    """The message names the file and the reason, and the older copy stays."""
-    status, _, err = await command("backup", str(copy), folder=living, environ=environ)
-    assert status == 1
-    assert err.startswith(f"amo-callback: {copy}: File exists")
-    assert _counted(copy) == (2, True)
 
 
 async def test_while_the_service_runs_it_is_backed_up_and_not_restored(
@@ -404,13 +389,6 @@ async def test_only_the_rows_of_a_file_are_taken(
         assert frozen is not None
         assert frozen.elsewhere
         assert await store.count() == 2
-
-
-async def test_a_device_is_not_restored(living: Path, environ: dict[str, str]) -> None:
-    """It would be read for ever."""
-    for device in ("/dev/zero", "/dev/null"):
-        told = await command("restore", device, "--yes", folder=living, environ=environ)
-        assert told == (1, "", f"amo-callback: {device}: Not a regular file\n")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])

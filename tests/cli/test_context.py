@@ -6,6 +6,7 @@ import getpass
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import amo_callback
-from amo_callback.cli.context import CommandContext, acting_as_owner
-from tests.cli.harness import environ_with, settings_with
+from amo_callback.cli.context import acting_as_owner
+from amo_callback.cli.main import main
+from amo_callback.crypto import new_key
+from tests.cli.harness import context_in, environ_with
 
 NOBODY = 65534
 PACKAGE = Path(amo_callback.__file__).parent
@@ -49,9 +52,7 @@ def test_where_the_database_is_a_server_the_rescue_folder_says_who_the_service_i
     """Or, before there is one, the nearest folder above it."""
     (tmp_path / "rescue").mkdir()
     os.chown(tmp_path / "rescue" if there == "rescue" else tmp_path, NOBODY, NOBODY)
-    place = CommandContext(
-        settings=settings_with(), folder=tmp_path, database=None, rescue=tmp_path / (there or "other")
-    )
+    place = context_in(tmp_path, STORAGE__URL="postgresql://u@h/d", STORAGE__RESCUE=there or "other")
     with acting_as_owner(place.owned):
         assert os.geteuid() == NOBODY
     assert place.location == ""
@@ -96,3 +97,28 @@ def test_whoever_owns_the_database_already_stays_who_he_is(tmp_path: Path) -> No
     before = (os.geteuid(), os.getegid(), os.getgroups())
     with acting_as_owner(tmp_path / "amo-callback.db"):
         assert (os.geteuid(), os.getegid(), os.getgroups()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["backup", "copy"],
+        ["rotate-keys"],
+        ["connections", "list"],
+        ["connections", "export", "x.export", "--to-key-file", "key"],
+    ],
+)
+def test_where_there_is_no_database_none_is_made(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was misspelt is a configuration that names the wrong place."""
+    (tmp_path / "key").write_text(new_key())
+    monkeypatch.chdir(tmp_path)
+    environ = {**environ_with(SERVER__PRIVATE="127.0.0.1:1"), "STATE_DIRECTORY": str(tmp_path)}
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(arguments, environ=environ) == 78
+    finally:
+        signal.signal(signal.SIGTERM, before)  # backup and export have it heard as Ctrl-C
+    assert f"there is no database {tmp_path / 'amo-callback.db'}" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["key"]

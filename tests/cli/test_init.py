@@ -8,11 +8,13 @@ import re
 import stat
 import sys
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
+from amo_callback.cli.init import read_callback, read_client_id, read_database, read_deep_link
 from amo_callback.cli.systemd import Target, install
 from amo_callback.config.loader import load_settings
 from amo_callback.deploy import units
@@ -23,8 +25,7 @@ from tests.e2e.process import command, process_environment, serving
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
 ID = "31920194-0000-4000-8000-00000000c619"
 URI = "https://admin.example.com/api/amo-crm/callback"
@@ -182,23 +183,23 @@ async def test_what_is_missing_or_wrong_is_told(tmp_path: Path, options: tuple[s
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("there", ["config.toml", "amo-callback.db"])
-async def test_nothing_that_is_there_is_replaced(tmp_path: Path, there: str) -> None:
-    """A configuration may hold the only copy of the key, and a database takes no new one."""
-    (tmp_path / there).write_text("precious", encoding="utf-8")
+def _link(path: Path) -> None:
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("there", "make"),
+    [("config.toml", Path.touch), ("amo-callback.db", Path.touch), ("config.toml", _link)],
+    ids=["a configuration", "a database", "a link that leads nowhere"],
+)
+async def test_nothing_that_is_there_is_replaced(tmp_path: Path, there: str, make: Callable[[Path], None]) -> None:
+    """A configuration may hold the only copy of the key, a database takes no new one, and no link is followed."""
+    make(tmp_path / there)
     before = _files(tmp_path)
     status, out, err = await command("init", *NEEDED, folder=tmp_path)
     assert (status, out) == (1, "")
     assert err.startswith(f"amo-callback: {there} exists")
     assert _files(tmp_path) == before
-
-
-async def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path) -> None:
-    """Whoever made it does not get the secrets where he wants them."""
-    (tmp_path / "config.toml").symlink_to(tmp_path / "elsewhere")
-    status, _, err = await command("init", *NEEDED, folder=tmp_path)
-    assert (status, "exists" in err) == (1, True)
-    assert not (tmp_path / "elsewhere").exists()
 
 
 # --- for systemd ---------------------------------------------------------------------------------
@@ -261,3 +262,61 @@ async def test_without_any_configuration_serve_names_init(tmp_path: Path) -> Non
     status, out, err = await command("serve", folder=tmp_path)
     assert (status, out, len(err.splitlines())) == (78, "", 1)
     assert "`amo-callback init` writes one" in err
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "base"),
+    [
+        ("admin.example.com", "https://admin.example.com/api/amo-crm/callback", "/api/amo-crm"),
+        ("https://admin.example.com/", "https://admin.example.com/api/amo-crm/callback", "/api/amo-crm"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080/api/amo-crm/callback", "/api/amo-crm"),
+        ("https://a.example/crm/api/amo-crm/callback", "https://a.example/crm/api/amo-crm/callback", "/api/amo-crm"),
+        ("https://A.example:8443/oauth/callback", "https://A.example:8443/oauth/callback", "/oauth"),
+    ],
+)
+def test_an_address_or_the_redirect_uri_itself_is_taken(text: str, uri: str, base: str) -> None:
+    """A redirect URI stays byte for byte; where its path is another one, the service listens there."""
+    found = read_callback(text)
+    assert (found.redirect_uri, found.base_path) == (uri, base)
+    assert found.hook == uri.removesuffix("/callback") + "/hooks/disconnect"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "http://a.example",
+        "ftp://a.example",
+        "https://",
+        "https://[a.example",
+        "https://a.example:port",
+        "https://a.example:0",
+        "https://u:p@a.example",
+        "https://a.example/callback",
+        "https://a.example/a b/callback",
+        "https://a.example/%zz/callback",
+        "https://a.example/x/callback?",
+        "https://a.example/x/callback#a",
+        "https://a.example/x/callback/",
+        "https://пример.example",
+        "a.example\x7f",
+        "a.example\udc80",
+    ],
+)
+def test_an_address_that_cannot_be_registered_is_refused(text: str) -> None:
+    """With a reason, and never a trace."""
+    with pytest.raises(ValueError, match=r"^(must|has) ") as raised:
+        read_callback(text)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("read", [read_client_id, read_deep_link, read_database])
+@pytest.mark.parametrize("text", ["", "a\udc80", "a:\x1b[2J", "a\nb"])
+def test_what_moves_a_cursor_or_is_no_text_is_no_answer(read: object, text: str) -> None:
+    """Whatever is asked for."""
+    assert callable(read)
+    with pytest.raises(ValueError, match=r"^must "):
+        read(text)

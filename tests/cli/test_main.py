@@ -83,3 +83,14 @@ def test_commands_are_completed_without_importing_them() -> None:
     context = click.Context(cli)
     assert [item.value for item in cli.shell_complete(context, "re")] == ["restore"]
     assert [item.value for item in cli.shell_complete(context, "--v")] == ["--version"]
+
+
+def test_documents_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The manual is the README; an unknown name is a usage error that names them all."""
+    assert main(["docs"]) == 0
+    assert capsys.readouterr().out.split() == ["manual", "security"]
+    for name, title in (("security", "# Security"), ("manual", "# amo-callback")):
+        assert main(["docs", name]) == 0
+        assert title in capsys.readouterr().out
+    assert main(["docs", "nothing"]) == 2
+    assert "manual, security" in capsys.readouterr().err

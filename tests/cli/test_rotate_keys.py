@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import signal
 import sqlite3
-import sys
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,8 +20,8 @@ from amo_callback.refresh.pending_pair import name_of, seal_pending
 from amo_callback.store import open_store
 from tests.builders import a_connection, a_refreshed
 from tests.cli.harness import environ_with, fill
-from tests.e2e.process import command, process_environment
-from tests.e2e.processes import eventually, hold_up, staged
+from tests.e2e.process import command
+from tests.e2e.processes import staged
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -107,33 +105,6 @@ async def test_keys_are_replaced_while_the_service_refreshes(tmp_path: Path) -> 
     assert "storage.encryption_keys: none of them opens this database" in err
 
 
-async def test_killed_in_the_middle_it_goes_on_where_it_was(here: Place) -> None:
-    """Each pair opens with one key or the other, the new one alone is refused until the end, a second run ends it."""
-    count = 2000
-    await here.fill(count)
-    last = max(name for (name,) in here.run("SELECT id FROM connections"))
-    go_on = hold_up(here.folder / "amo-callback.db", f"UPDATE ON connections WHEN old.id = '{last}'")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "rotate-keys",
-        cwd=here.folder, env=process_environment(here.environ()), stdout=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    await eventually(lambda: here.opened(here.new) > 0)
-    process.kill()
-    assert await process.wait() == -signal.SIGKILL
-    go_on()
-    done = here.opened(here.new)
-    assert 0 < done < count
-    assert here.opened(here.old) == count - done
-    status, _, err = await here.rotate(keys=here.new)
-    assert (status, "none of them opens this database" in err) == (78, True)
-    status, out, _ = await here.rotate("--json")
-    told = json.loads(out)
-    assert (status, told["resealed"], told["not_needed"]) == (0, count - done + 1, [2])
-    assert here.opened(here.new) == count
-    status, out, _ = await here.rotate("--json", keys=here.new)
-    assert (status, json.loads(out)["resealed"]) == (0, 0)
-
-
 async def test_it_says_what_is_sealed_with_which_key_and_what_is_not_needed_any_more(here: Place) -> None:
     """Beforehand as a trial that changes nothing; afterwards with what to do, and with what needs the old key yet."""
     await here.fill(3)
@@ -182,11 +153,3 @@ async def test_a_pair_in_the_rescue_folder_keeps_the_old_key(here: Place) -> Non
     file.unlink()
     status, out, _ = await here.rotate()
     assert (status, "Sealed again: 1.\nNothing needs key 2 any more" in out) == (0, True)
-
-
-async def test_where_there_is_no_database_none_is_made(here: Place) -> None:
-    """A folder that was misspelt is told."""
-    status, out, err = await here.rotate()
-    assert (status, out) == (78, "")
-    assert "there is no database" in err
-    assert list(here.folder.iterdir()) == []

@@ -10,7 +10,8 @@ from tests.demo.walkthrough import TOKEN_LIFE, Walkthrough
 async def test_what_is_seen_is_told_without_a_token(show: Walkthrough) -> None:
     """The panel's figures hold the connection's life, and the lines since the last one that was seen; no token."""
     one = await show.connect()
-    told = await show.now()
+    async with show.http.get(f"http://{show.addresses.panel}/snapshot") as response:
+        told = await response.json()
     assert [seen["id"] for seen in told["connections"]] == [one.id]
     assert 0 < told["connections"][0]["left"] <= TOKEN_LIFE
     assert told["not_ready"] == []

@@ -5,7 +5,6 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 
@@ -57,11 +56,6 @@ class Walkthrough:
 
     def said(self, who: str) -> list[str]:
         return [line.text for line in self.lines if line.who == who]
-
-    async def now(self) -> Any:
-        """Return what the panel is told."""
-        async with self.http.get(f"http://{self.addresses.panel}/snapshot") as response:
-            return await response.json()
 
 
 def link(html: str, pattern: str) -> str:

@@ -75,19 +75,6 @@ async def test_without_a_service_what_is_wrong_is_told(tmp_path: Path, encryptio
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_configuration_that_cannot_be_used_is_a_finding(tmp_path: Path) -> None:
-    """One finding for each problem."""
-    status, out, _ = await command("check", "--json", folder=tmp_path)
-    findings = json.loads(out)["findings"]
-    assert status == 1
-    assert {one["check"] for one in findings if one["severity"] == "fail"} == {"configuration"}
-
-
-async def test_a_timeout_of_nothing_is_refused(tmp_path: Path) -> None:
-    """As any other misuse of the command."""
-    assert (await command("check", "--timeout", "0", folder=tmp_path))[0] == 2
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Give a folder that another user can reach, as pytest's own may not be."""

@@ -1,7 +1,6 @@
 """`amo-callback demo`: one command, nothing to configure."""
 
 import asyncio
-import fcntl
 import os
 import pty
 import re
@@ -9,8 +8,6 @@ import shlex
 import signal
 import socket
 import sys
-import termios
-from collections.abc import Awaitable
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +15,7 @@ import pytest
 from yarl import URL
 
 from amo_callback.cli.main import main
+from tests.cli.harness import take_terminal
 from tests.demo.walkthrough import link
 from tests.e2e.process import without_slow_steps
 from tests.patience import PATIENCE
@@ -71,45 +69,18 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-async def _listen(told: list[bytes], terminal: int, pattern: bytes) -> bytes:
-    """Read from a terminal until something is told, and return that."""
-    loop = asyncio.get_running_loop()
-    heard = asyncio.Event()
-
-    def hear() -> None:
-        told.append(os.read(terminal, 65536))
-        heard.set()
-
-    loop.add_reader(terminal, hear)
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not (found := re.search(pattern, b"".join(told))):
-                heard.clear()
-                await heard.wait()
-    finally:
-        loop.remove_reader(terminal)
-    return found[1]
-
-
-def _take_terminal() -> None:
-    """Make standard input the controlling terminal, whose closing sends SIGHUP."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def _on_terminal(terminal: int, folder: Path) -> Awaitable[asyncio.subprocess.Process]:
-    return asyncio.create_subprocess_exec(
-        *_COMMAND, "30", cwd=folder, env={**os.environ, "TMPDIR": str(folder)},
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=_take_terminal,
-    )  # fmt: skip
-
-
 async def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
     """Where the window is closed the demonstration ends by itself, and leaves nothing."""
     ours, theirs = pty.openpty()
-    process = await _on_terminal(theirs, tmp_path)
+    process = await asyncio.create_subprocess_exec(
+        *_COMMAND, "30", cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take_terminal,
+    )  # fmt: skip
     os.close(theirs)
+    shown = b""
     try:
-        await _listen([], ours, rb"(Ctrl-C ends it)")
+        while b"Ctrl-C ends it" not in shown:
+            shown += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), PATIENCE)
         os.close(ours)
         assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
     finally:

@@ -3,13 +3,9 @@
 `AMO_CALLBACK_TEST_CONNECTIONS=100000 python -m pytest tests/e2e/test_large_transfer.py -n0` takes as many as it says.
 """
 
-import asyncio
 import os
-import pty
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +16,7 @@ from amo_callback.model import ConnectionFilter
 from amo_callback.store import Store, open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
-from tests.e2e.process import process_environment
+from tests.cli.harness import typed
 from tests.postgres import Databases
 from tests.transfer.samples import CLIENT, RULES, a_record, arrivals, written
 
@@ -55,11 +51,9 @@ async def test_connections_go_from_sqlite_to_postgresql(
     expected = {record.id: (record.access_token, record.refresh_token, sorted(record.owners)) for record in records}
     async with postgres.fresh() as url:
         began = time.monotonic()
-        shown = await _run(tmp_path, _environ(keys["old"], URL), "export", "all.export", "--to-key-file", "new.key")
-        assert f"{CONNECTIONS:,} of {CONNECTIONS:,}" in shown
+        await _run(tmp_path, _environ(keys["old"], URL), "export", "all.export", "--to-key-file", "new.key")
         exported = time.monotonic()
-        shown = await _run(tmp_path, _environ(keys["new"], url), "import", "all.export", "--yes")
-        assert f"{CONNECTIONS:,} of {CONNECTIONS:,}" in shown
+        await _run(tmp_path, _environ(keys["new"], url), "import", "all.export", "--yes")
         imported = time.monotonic()
         async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
             assert await store.frozen() is None
@@ -82,25 +76,14 @@ def _environ(key: str, url: str) -> dict[str, str]:
         "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
         "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": key,
         "AMO_CALLBACK_STORAGE__URL": url,
+        "TERM": "xterm",
     }
 
 
-async def _run(folder: Path, environ: Mapping[str, str], *arguments: str) -> str:
-    """Run a command of `connections` whose standard error is a terminal; return what that showed."""
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "connections", *arguments,
-        cwd=folder, env=process_environment({**environ, "TERM": "xterm"}), stdout=asyncio.subprocess.DEVNULL,
-        stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    shown = b""
-    with suppress(OSError):  # the other end is closed
-        while chunk := await asyncio.to_thread(os.read, ours, 65536):
-            shown += chunk
-    os.close(ours)
-    assert await process.wait() == 0, shown
-    return shown.decode()
+async def _run(folder: Path, environ: Mapping[str, str], *arguments: str) -> None:
+    """Run a command of `connections` at a terminal, which shows its progress."""
+    status, shown = await typed("connections", *arguments, folder=folder, environ=environ, answers=[])
+    assert (status, f"{CONNECTIONS:,} of {CONNECTIONS:,}" in shown) == (0, True), shown
 
 
 async def _contents(store: Store, cipher: Cipher) -> dict[str, tuple[str, str, list[str]]]:

@@ -168,18 +168,18 @@ def test_a_hostile_header_eats_nothing(header: bytes) -> None:
     assert len(str(raised.value)) < 500
 
 
-@pytest.mark.parametrize("cost", [{"n": 3 * 2**10}, {"n": 3}])
-def test_a_cost_within_bounds_that_is_none_is_refused(cost: dict[str, Any]) -> None:
-    """Scrypt itself tells."""
-    header = _header(sealed_with={"passphrase": COST | cost})
-    with pytest.raises(CommandFailed, match="its numbers are none that scrypt takes"):
-        cipher_for(header, keys=[KEY], passphrase=lambda: PASSPHRASE)
-
-
-def test_a_header_that_names_no_lock_opens_nothing() -> None:
-    """Whoever made it."""
-    with pytest.raises(CommandFailed, match="which is none of storage"):
-        cipher_for(_header(sealed_with={}), keys=[KEY], passphrase=_never)
+@pytest.mark.parametrize(
+    ("sealed_with", "why"),
+    [
+        ({"passphrase": COST | {"n": 3 * 2**10}}, "its numbers are none that scrypt takes"),
+        ({"passphrase": COST | {"n": 3}}, "its numbers are none that scrypt takes"),
+        ({}, "which is none of storage"),
+    ],
+)
+def test_a_header_that_names_no_key_opens_nothing(sealed_with: dict[str, Any], why: str) -> None:
+    """A cost within bounds that scrypt itself refuses, and nothing at all."""
+    with pytest.raises(CommandFailed, match=why):
+        cipher_for(_header(sealed_with=sealed_with), keys=[KEY], passphrase=lambda: PASSPHRASE)
 
 
 def test_an_export_is_told_from_plain_json_by_its_first_line() -> None:
@@ -231,18 +231,14 @@ def test_a_file_that_was_not_ended_leaves_nothing(tmp_path: Path, error: BaseExc
 
 
 def test_a_file_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
-    """Also one that came meanwhile, and a link that leads nowhere."""
+    """Also one that came meanwhile, and a link that leads nowhere; a folder that is missing is named."""
     path, link = tmp_path / "x.export", tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(CommandFailed, match="cannot be written: File exists"):
         _write(link, then=lambda: None)
     with pytest.raises(CommandFailed, match="cannot be written: File exists"):
         _write(path, then=lambda: path.write_bytes(b"old"))
-    assert path.read_bytes() == b"old"
-    assert {each.name for each in tmp_path.iterdir()} == {"link", "x.export"}
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """With the reason."""
     with pytest.raises(CommandFailed, match="cannot be written: No such file or directory"):
         _write(tmp_path / "nowhere" / "x.export", then=lambda: None)
+    assert path.read_bytes() == b"old"
+    assert {each.name for each in tmp_path.iterdir()} == {"link", "x.export"}

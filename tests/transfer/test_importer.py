@@ -20,7 +20,7 @@ from tests.fakes import START
 from tests.transfer.samples import CLIENT, REPLACE, RULES, a_record, arrivals, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from amo_callback.model import Connection
     from amo_callback.store import Store
@@ -218,38 +218,30 @@ async def test_who_has_disconnected_comes_back_only_where_that_is_asked_for(stor
 # --- races ---------------------------------------------------------------------------------------
 
 
-async def _overtaken(store: Store, cipher: Cipher, change: Any) -> Connection:
-    """Change a connection between the plan to replace it and the writing, which then leaves it alone."""
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store, connection: store.save_refreshed(a_refreshed(connection)),
+        lambda store, connection: store.claim(a_claim(connection)),
+        lambda store, connection: store.disconnect(connection, on_request=True),
+    ],
+    ids=["refreshed", "being refreshed", "disconnected"],
+)
+async def test_a_connection_that_changed_since_the_plan_is_not_replaced(
+    store: Store, cipher: Cipher, change: Callable[[Store, Connection], Awaitable[object]]
+) -> None:
+    """The row that was read is no longer there: it is left, and the others are written."""
     await _bring(store, cipher, a_record(), a_record(2))
     newer = [a_record(number, refresh_token=f"n{number}", issued_at=START + DAY / 4) for number in (1, 2)]
     plan = await _plan(store, cipher, *newer, rules=REPLACE)
-    await change(await _stored(store, a_record()))
+    before = await _stored(store, a_record())
+    await change(store, before)
     changed = await _stored(store, a_record())
+    assert changed != before
     assert await written(plan, store, cipher) == [a_record().id]
     assert await _stored(store, a_record()) == changed
     assert cipher.pair_of(await _stored(store, newer[1])) == newer[1].pair
     assert len(await store.events(connection_id=a_record().id, limit=9)) == 1
-    return changed
-
-
-async def test_a_pair_that_was_refreshed_since_the_plan_is_not_replaced(store: Store, cipher: Cipher) -> None:
-    """The bytes that were read are no longer there: it is left, and the others are written."""
-
-    async def refresh(connection: Connection) -> None:
-        await store.save_refreshed(a_refreshed(connection))
-
-    assert (await _overtaken(store, cipher, refresh)).pair_version == 2
-
-
-async def test_a_pair_that_is_being_refreshed_is_not_replaced(store: Store, cipher: Cipher) -> None:
-    """The attempt that is under way keeps its claim and stores what it brings."""
-
-    async def claim(connection: Connection) -> None:
-        await store.claim(a_claim(connection))
-
-    claimed = await _overtaken(store, cipher, claim)
-    assert claimed.attempt is not None
-    assert await store.save_refreshed(a_refreshed(claimed)) is not None
 
 
 async def test_an_attempt_of_a_dead_process_is_replaced_after_its_lease(
@@ -284,15 +276,6 @@ async def test_an_attempt_that_went_on_since_the_plan_keeps_its_claim(store: Sto
     assert await store.extend(an_extension(claimed, lease=DAY))
     assert await written(plan, store, cipher) == [a_record().id]
     assert (await _stored(store, a_record())).attempt == claimed.attempt
-
-
-async def test_one_that_disconnected_since_the_plan_stays_disconnected(store: Store, cipher: Cipher) -> None:
-    """A person was faster."""
-
-    async def disconnect(connection: Connection) -> None:
-        await store.disconnect(connection, on_request=True)
-
-    assert (await _overtaken(store, cipher, disconnect)).sealed_pair is None
 
 
 async def test_one_that_connected_since_the_plan_keeps_its_own_tokens(store: Store, cipher: Cipher) -> None:

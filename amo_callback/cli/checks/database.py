@@ -56,16 +56,12 @@ async def check_sqlite(
 
 
 def _missing(file: Path) -> Finding | None:
-    folder = file.parent
     if file.exists():
         return None
-    if not folder.is_dir():
-        return fail("store", f"there is no folder {folder}", fix="create it, or correct storage.url")
-    return warn(
-        "store",
-        f"there is no database {file}",
-        fix="`amo-callback serve` makes it; if there was one: is storage.url, or $STATE_DIRECTORY, the service's?",
-    )
+    if not file.parent.is_dir():
+        return fail("store", f"there is no folder {file.parent}", fix="create it, or correct storage.url")
+    fix = "`amo-callback serve` makes it; if there was one: is storage.url, or $STATE_DIRECTORY, the service's?"
+    return warn("store", f"there is no database {file}", fix=fix)
 
 
 # --- the contents, of either engine ----------------------------------------------------------------
@@ -74,8 +70,13 @@ def _missing(file: Path) -> Finding | None:
 def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
     """Return a finding for another version's schema; `upgrade` is the fix for an older one."""
     versions = f"(schema {error.version}, known here: {error.known})"
+    if error.is_foreign:
+        fix = "correct storage.url: amo-callback takes a database of its own"
+        return fail("store", f"{name} is no database of amo-callback", fix=fix)
     if error.version == 0:
-        return fail("store", f"{name} is no database of amo-callback", fix="correct storage.url")
+        return warn(
+            "store", f"{name} is empty", fix="`amo-callback serve` makes the tables; if there were some: is it this?"
+        )
     if error.version < error.known:
         return warn("store", f"{name} is of an older amo-callback {versions}", fix=upgrade)
     return fail(

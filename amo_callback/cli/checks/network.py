@@ -136,17 +136,15 @@ def _clock(answer: ProbeResponse) -> Finding:
         theirs = parsedate_to_datetime(answer.headers.get("Date", ""))
     except ValueError:
         return warn("clock", "AMO sends no time", fix="compare this machine's clock yourself: timedatectl")
-    ahead = (answer.at - _aware(theirs)).total_seconds() - 0.5  # a date has no fractions: half a second on average
+    if theirs.tzinfo is None:
+        theirs = theirs.replace(tzinfo=UTC)
+    ahead = (answer.at - theirs).total_seconds() - 0.5  # a date has no fractions: half a second on average
     message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
     if abs(ahead) >= _SKEW_FAIL:
         return fail("clock", f"{message}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
     if abs(ahead) >= _SKEW_WARN:
         return warn("clock", message, fix=_SET_CLOCK)
     return ok("clock", f"within {_SKEW_WARN:.0f} s of AMO's")
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:

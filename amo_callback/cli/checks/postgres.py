@@ -47,25 +47,13 @@ async def check_postgres(
             async for finding in check_contents(store, f"{address}", context, schema=latest_schema(Engine.POSTGRES)):
                 yield finding
     except OtherSchema as error:
-        yield _no_schema(address, error) or check_schema(
-            f"{address}", error, upgrade="start this version of the service: it upgrades"
-        )
+        yield check_schema(f"{address}", error, upgrade="start this version of the service: it upgrades")
     except ConfigurationError as error:
         reason = str(error).removeprefix(MISTAKEN)
         fix = USE_SESSIONS if reason.endswith(USE_SESSIONS) else "correct storage.url, or the server's access rules"
         yield fail("store", f"{address}: {reason.removesuffix(f': {USE_SESSIONS}')}", fix=fix)
     except StoreUnavailable as error:
         yield fail("store", f"{address}: {error.detail}", fix="start the server, and let this machine reach it")
-
-
-def _no_schema(address: PostgresUrl, error: OtherSchema) -> Finding | None:
-    if error.is_foreign:
-        return fail("store", f"{address} holds something else", fix="name a database of its own in storage.url")
-    if error.version == 0:
-        return warn(
-            "store", f"{address} is empty", fix="`amo-callback serve` makes the tables; if there were some: is it this?"
-        )
-    return None
 
 
 # --- the server ----------------------------------------------------------------------------------

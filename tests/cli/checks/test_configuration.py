@@ -8,7 +8,7 @@ import pytest
 
 from amo_callback.cli.checks.configuration import check_outgoing, check_secrets, check_settings
 from amo_callback.cli.checks.finding import Severity
-from tests.cli.harness import API_KEY, settings_with
+from tests.cli.harness import API_KEY, by_check, settings_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ PROXY = "http://user:sekret@proxy.example:3128"
 def _found(**more: str) -> dict[str, tuple[Severity, str]]:
     findings = list(check_settings(settings_with(**more)))
     assert all(finding.fix for finding in findings if finding.severity is not Severity.OK)
-    return {finding.check: (finding.severity, finding.message) for finding in findings}
+    return by_check(findings)
 
 
 def test_settings_that_fit_are_ok() -> None:

@@ -15,11 +15,11 @@ from amo_callback.crypto import Cipher, new_key
 from amo_callback.files import location_id
 from amo_callback.store import open_store
 from tests.builders import a_connection, save
-from tests.cli.harness import context_in, fill
+from tests.cli.harness import by_check, context_in, fill
 from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from amo_callback.cli.checks.finding import Finding
@@ -30,16 +30,12 @@ NOBODY = 65534
 
 
 async def _check(place: CommandContext) -> dict[str, tuple[Severity, str]]:
-    return _by_name(await run_check_async("store", _findings(place)))
+    return by_check(await run_check_async("store", _findings(place)))
 
 
 def _findings(place: CommandContext) -> AsyncIterator[Finding]:
     opening = open_store(f"sqlite:///{NAME}", folder=place.folder, clock=FakeClock(), read_only=True)
     return check_sqlite(place, place.folder / NAME, opening)
-
-
-def _by_name(findings: Iterable[Finding]) -> dict[str, tuple[Severity, str]]:
-    return {finding.check: (finding.severity, finding.message) for finding in findings}
 
 
 def _run(folder: Path, statement: str, *values: object) -> None:
@@ -164,13 +160,13 @@ async def test_a_database_from_elsewhere_will_be_frozen(place: CommandContext) -
 
 def test_files_in_the_rescue_folder_are_told(place: CommandContext) -> None:
     """Those that wait, and no others; the folder is not made."""
-    assert _by_name(check_rescue(place))["rescue"][0] is Severity.OK
+    assert by_check(check_rescue(place))["rescue"][0] is Severity.OK
     assert not place.rescue.exists()
     place.rescue.mkdir()
     (place.rescue / ".reserve").touch()
-    assert _by_name(check_rescue(place))["rescue"][0] is Severity.OK
+    assert by_check(check_rescue(place))["rescue"][0] is Severity.OK
     (place.rescue / "one").touch()
-    assert _by_name(check_rescue(place))["rescue"][0] is Severity.WARN
+    assert by_check(check_rescue(place))["rescue"][0] is Severity.WARN
 
 
 def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:

@@ -1,30 +1,43 @@
-"""AMO and others, asked over a socket."""
+"""AMO, the reverse proxy and others, asked over a socket."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
+from amo_callback import probe
 from amo_callback.cli.checks.finding import Severity, run_check_async
-from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver, open_probe
+from amo_callback.cli.checks.network import (
+    ProbeResponse,
+    check_amo,
+    check_key_set,
+    check_proxy,
+    check_receiver,
+    open_probe,
+)
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.probe import Seen
 from tests.cli.harness import answering, settings_with
 from tests.patience import PATIENCE
-from tests.service import HOST, environment
+from tests.service import BASE, HOST, environment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from amo_callback.config.settings import Settings
-    from tests.service import Amo
+    from tests.service import Amo, Running
 
     Check = Callable[..., AsyncIterator[object]]
 
+NONCE = "0123456789abcdef"
+CLIENT = "203.0.113.9"
 KEY_SET = (
     '{"keys": [{"kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", '
     '"y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}'
@@ -146,3 +159,121 @@ async def test_a_receiver_is_there_whatever_he_answers() -> None:
     assert methods == ["HEAD"]
     [(_, severity, _)] = await _check(check_receiver, settings)
     assert severity is Severity.WARN
+
+
+# --- the public address, with a proxy in front that is right or wrong ------------------------------
+
+
+async def _check_address(address: str, key: str) -> tuple[Severity, str]:
+    """Check the redirect URI at an address, with an encryption key."""
+    settings = settings_with(AMO__REDIRECT_URI=f"http://{address}{BASE}/callback")
+    async with open_probe(clock=SystemClock(), patience=PATIENCE) as http:
+        [finding] = [each async for each in check_proxy(settings, http, cipher=Cipher([key]), nonce=NONCE)]
+    return finding.severity, finding.message
+
+
+async def test_a_proxy_that_tells_the_client_is_ok(app: Running, encryption_key: str) -> None:
+    """The service tells whom it sees come; it has begun nothing for it, and shows nothing of it to others."""
+
+    async def pass_on(request: web.Request) -> web.Response:
+        headers = {**request.headers, "X-Forwarded-For": CLIENT}
+        async with (
+            aiohttp.ClientSession(f"http://{app.service.public}") as session,
+            session.request(request.method, request.path_qs, headers=headers) as answer,
+        ):
+            return web.Response(status=answer.status, headers=answer.headers)
+
+    async with answering(pass_on) as address:
+        severity, told = await _check_address(address, encryption_key)
+    assert (severity, told) == (Severity.OK, f"{address} leads to this service, which sees this machine as {CLIENT}")
+    assert [line["event"] for line in app.lines() if line["event"].startswith("grant")] == []
+
+
+async def test_a_proxy_that_is_not_trusted_is_told(run: Any, encryption_key: str) -> None:
+    """Without its address in the list everybody who comes through it is one person to the limits."""
+    async with run(SERVER__TRUSTED_PROXIES="192.0.2.1") as app:
+        question = probe.ask(Cipher([encryption_key]), nonce=NONCE)
+        headers = {probe.HEADER: question, "X-Forwarded-For": CLIENT}
+        answer = await app.public(f"{BASE}/callback", method="HEAD", headers=headers)
+    seen = probe.read_answer(Cipher([encryption_key]), answer.headers[probe.HEADER], nonce=NONCE)
+    assert seen == Seen(peer="127.0.0.1", forwarded=True, client="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("seen", "severity", "told"),
+    [
+        (Seen(peer="172.18.0.1", forwarded=True, client="172.18.0.1"), Severity.WARN, "172.18.0.1 is no trusted proxy"),
+        (Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1"), Severity.WARN, "does not say whose"),
+        (Seen(peer=None, forwarded=False, client=None), Severity.WARN, "does not say whose"),
+        (Seen(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Severity.OK, "as 127.0.0.1"),
+        (Seen(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"as {CLIENT}"),
+    ],
+    ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
+)
+async def test_what_the_service_sees_is_judged(seen: Seen, severity: Severity, told: str, cipher: Cipher) -> None:
+    """Whether the client's address comes through, and is believed."""
+
+    async def ask(_method: str, _url: str, *, headers: Mapping[str, str]) -> ProbeResponse:
+        answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
+        return ProbeResponse(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
+
+    [finding] = [each async for each in check_proxy(settings_with(), ask, cipher=cipher, nonce=NONCE)]
+    assert finding.severity is severity
+    assert told in finding.message
+
+
+@pytest.mark.parametrize(("status", "told"), [(502, "does not reach the service"), (404, "something else answers")])
+async def test_a_proxy_that_leads_elsewhere_fails(status: int, told: str) -> None:
+    """To nobody, or to something else."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    async with answering(answer) as address:
+        severity, found = await _check_address(address, new_key())
+    assert severity is Severity.FAIL
+    assert told in found
+
+
+async def test_another_installation_is_told_apart(app: Running) -> None:
+    """A service with other keys does not answer, and looks like one nevertheless."""
+    severity, told = await _check_address(app.service.public, new_key())
+    assert severity is Severity.FAIL
+    assert "but not with the keys of this configuration" in told
+
+
+async def test_what_cannot_be_asked_from_here_is_a_warning() -> None:
+    """Many networks do not lead back to themselves: that is no fault of the proxy's."""
+    severity, told = await _check_address("127.0.0.1:1", new_key())
+    assert (severity, told) == (Severity.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("question", ["", "no question", "x" * 600, "é", "answer", "other"])
+async def test_nobody_else_is_answered(method: str, question: str, app: Running, encryption_key: str) -> None:
+    """Noise, an answer of ours sent back as a question, another key's question: the header is not there."""
+    cipher = Cipher([encryption_key])
+    made = {
+        "answer": probe.answer(
+            cipher, probe.ask(cipher, nonce=NONCE), seen=Seen(peer=None, forwarded=False, client="")
+        ),
+        "other": probe.ask(Cipher([new_key()]), nonce=NONCE),
+    }
+    answer = await app.public(f"{BASE}/callback", method=method, headers={probe.HEADER: made.get(question) or question})
+    assert probe.HEADER not in answer.headers
+
+
+async def test_only_a_look_is_answered(app: Running, encryption_key: str) -> None:
+    """What does work says nothing of who sent it, whoever asks."""
+    headers = {probe.HEADER: probe.ask(Cipher([encryption_key]), nonce=NONCE)}
+    answers = [await app.public(f"{BASE}/callback", method=method, headers=headers) for method in ("GET", "HEAD")]
+    assert [probe.HEADER in answer.headers for answer in answers] == [False, True]
+
+
+def test_an_answer_to_another_question_is_none(encryption_key: str) -> None:
+    """A cache in between may have kept it."""
+    cipher = Cipher([encryption_key])
+    answer = probe.answer(cipher, probe.ask(cipher, nonce="one"), seen=Seen(peer=None, forwarded=False, client=None))
+    assert answer is not None
+    assert probe.read_answer(cipher, answer, nonce="other") is None
+    assert probe.read_answer(cipher, answer, nonce="one") == Seen(peer=None, forwarded=False, client=None)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.cli.checks.finding import Severity, run_check_async
-from amo_callback.cli.context import CommandContext
 from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
 from amo_callback.config.database_url import PostgresUrl, read_postgres
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
-from tests.cli.harness import environ_with, fill, settings_with
+from tests.cli.harness import by_check, context_in, environ_with, fill
 from tests.fakes import START, ShiftedClock
 from tests.postgres import why_not, with_option
 
@@ -41,12 +40,11 @@ SERVER = ("server", "server_tls", "server_clock", "server_room")
 
 
 async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Severity, str]]:
-    settings = settings_with(STORAGE__ENCRYPTION_KEYS="\n".join(keys or [new_key()]), STORAGE__URL=url)
-    context = CommandContext(settings=settings, folder=Path(), database=None, rescue=Path("rescue"))
+    context = context_in(Path(), *(keys or [new_key()]), STORAGE__URL=url)
     clock = clock or SystemClock()
     opening = open_store(url, folder=Path(), clock=clock, read_only=True)
     found = check_postgres(context, opening, clock=clock, patience=PATIENCE)
-    return {finding.check: (finding.severity, finding.message) for finding in await run_check_async("store", found)}
+    return by_check(await run_check_async("store", found))
 
 
 async def _fetch(url: str, query: str) -> list[asyncpg.Record]:
@@ -149,26 +147,6 @@ async def test_a_schema_of_another_version_is_one_line(served: str, encryption_k
         assert "keys" not in found
 
 
-async def test_keys_and_pairs_are_told(served: str, encryption_key: str) -> None:
-    """Another's keys, a pair that none opens, and an older key that is still needed."""
-    assert "the service does not start" in (await _check(served, new_key()))["keys"][1]
-    assert "3 still need an older key" in (await _check(served, new_key(), encryption_key))["keys"][1]
-    await _run(served, "UPDATE connections SET sealed_pair = NULL")
-    assert (await _check(served, encryption_key))["keys"][1].startswith("no key opens 3 of 3 pairs: ")
-
-
-async def test_a_copy_will_be_frozen_and_a_frozen_one_is_told(served: str, encryption_key: str, tmp_path: Path) -> None:
-    """Before the service does it; the check itself freezes nothing."""
-    async with open_store(served, folder=tmp_path, clock=SystemClock()) as store:
-        await store.freeze_all(why="to move")
-    assert (await _check(served, encryption_key))["frozen"][1].endswith(": to move")
-    await _run(served, "DELETE FROM meta WHERE name = 'frozen'")
-    await _run(served, "UPDATE meta SET value = 'elsewhere' WHERE name = 'machine'")
-    for _ in range(2):
-        severity, told = (await _check(served, encryption_key))["frozen"]
-        assert (severity, "it will be frozen" in told) == (Severity.WARN, True)
-
-
 async def test_a_clock_that_differs_from_the_servers_is_told(served: str, encryption_key: str) -> None:
     """Leases are told by the server's, when a token ends by ours."""
     clock = ShiftedClock()
@@ -192,8 +170,7 @@ FIT = ServerFacts(
 
 def _looked_at(host: str = "db.example.com", *, verified: bool = True, **more: Any) -> dict[str, tuple[Severity, str]]:
     address = PostgresUrl(hosts=(host,), database="amo", is_verified=verified, secrets=())
-    found = check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START)
-    return {finding.check: (finding.severity, finding.message) for finding in found}
+    return by_check(check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START))
 
 
 def test_a_server_that_fits_is_ok() -> None:

@@ -1,4 +1,4 @@
-"""`amo-callback config …` and `docs`."""
+"""`amo-callback config …`, and `check` where it asks nobody."""
 
 from __future__ import annotations
 
@@ -50,12 +50,14 @@ def test_the_schema_accepts_what_the_reference_shows(capsys: pytest.CaptureFixtu
     assert not jsonschema_rs.is_valid(schema, {**valid, "sever": {}})
 
 
-def test_documents_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """The manual is the README; an unknown name is a usage error that names them all."""
-    assert main(["docs"]) == 0
-    assert capsys.readouterr().out.split() == ["manual", "security"]
-    for name, title in (("security", "# Security"), ("manual", "# amo-callback")):
-        assert main(["docs", name]) == 0
-        assert title in capsys.readouterr().out
-    assert main(["docs", "nothing"]) == 2
-    assert "manual, security" in capsys.readouterr().err
+def test_a_check_of_a_configuration_that_cannot_be_used_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    """One finding for each problem."""
+    assert main(["check", "--json"], environ=environ_with(AMO__TIMEOUT="soon")) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert {one["check"] for one in findings if one["severity"] == "fail"} == {"configuration"}
+
+
+def test_a_timeout_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """As any other misuse of the command."""
+    assert main(["check", "--timeout", "0"]) == 2
+    assert "--timeout" in capsys.readouterr().err
