@@ -139,8 +139,8 @@ async def open_service(
                 reconnect_url=settings.amo.connect_url,
                 allowed_domains=settings.amo.allowed_domains,
             )
-            sender = await stack.enter_async_context(open_sender(webhook.url, signer))
-            dispatcher = WebhookDispatcher(core, sender)
+            send = await stack.enter_async_context(open_sender(webhook.url, signer))
+            dispatcher = WebhookDispatcher(core, send)
             services.store.on_webhook(dispatcher.wake)
             await stack.enter_async_context(_running(dispatcher, name="webhooks", core=core, died=died))
         stack.push_async_callback(lifecycle.drain)

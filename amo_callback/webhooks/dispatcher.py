@@ -30,9 +30,9 @@ stopped for a minute, the webhook is sent twice under its one id, which receiver
 
 
 class WebhookDispatcher:
-    def __init__(self, core: Core, sender: Sender) -> None:
+    def __init__(self, core: Core, send: Sender) -> None:
         self._core = core
-        self._sender = sender
+        self._send = send
         self._receiver = EndpointHealth(clock=core.clock, observer=core.observer)
         self._outage = Outage("webhooks", clock=core.clock, observer=core.observer)
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -99,7 +99,7 @@ class WebhookDispatcher:
 
     async def _post(self, webhook: QueuedWebhook) -> DeliveryResult:
         try:
-            return await self._sender.post(webhook, now=self._core.clock.now())
+            return await self._send(webhook, self._core.clock.now())
         except Exception as bug:  # noqa: BLE001 -- because a webhook that meets a bug is retried and dead-lettered like others
             self._core.observer(failure_event("webhooks.failed", bug))
             return DeliveryResult(why="bug")

@@ -19,7 +19,6 @@ from amo_callback.errors import (
     NotFound,
     StoreUnavailable,
     UnknownApiKey,
-    error_classes,
 )
 from amo_callback.web.access_log import LogThrottle
 from amo_callback.web.route import Api, Reply, bearer, challenge_for
@@ -32,13 +31,6 @@ if TYPE_CHECKING:
     from amo_callback.web.route import Jwt, Route
 
 _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
-
-
-def problem_errors() -> Mapping[str, type[AmoCallbackError]]:
-    found: dict[str, type[AmoCallbackError]] = {}
-    for kind in error_classes():
-        found.setdefault(kind.api_code, kind)
-    return found
 
 
 @with_config(ConfigDict(use_attribute_docstrings=True))

@@ -12,7 +12,7 @@ from aiohttp import web
 from amo_callback.deeplink import DEEP_LINK_ERRORS, failure_link, intent_link, success_link
 from amo_callback.errors import RetryableError, TooManyAttempts
 from amo_callback.grant import CallbackParams, GrantResult, GrantStatus
-from amo_callback.web.pages import LANGUAGES, Kind, UserAgent, View, parse_user_agent
+from amo_callback.web.pages import Kind, UserAgent, View, parse_user_agent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,9 +140,7 @@ def _link_to_app(app: App, outcome: GrantResult, *, state: bytes | None) -> str 
     state = _state_for_app(outcome, state)
     if outcome.error is not None:
         return failure_link(app.deep_link, error=outcome.error, state=state)
-    code = outcome.code
-    if app.hand_back == "ticket" and outcome.ticket:  # a grant of a version before has none
-        code = outcome.ticket.encode()
+    code = outcome.ticket.encode() if app.hand_back == "ticket" else outcome.code
     return success_link(app.deep_link, hand_back=app.hand_back, code=code, state=state)
 
 
@@ -175,7 +173,6 @@ def _user_agent(request: web.Request) -> UserAgent:
     return parse_user_agent(
         user_agent=request.headers.get("User-Agent", ""),
         accept_language=",".join(request.headers.getall("Accept-Language", [])),
-        languages=LANGUAGES,
     )
 
 
