@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.events import Observer, QueuedWebhook
 
-WAITS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0)
+BACKOFF = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0)
 """Seconds after each try that failed; the last one over and over."""
 _JITTER = 0.2
 """Give or take this share: what failed together does not come back together."""
-TRYING = timedelta(days=1)
+MAX_AGE = timedelta(days=1)
 """The age at which a webhook is dead-lettered."""
 LEAST_TRIES = 5
 """However old a webhook was at its first try, the receiver may be starting just now."""
 MOST_PATIENCE = 3600.0
 """Seconds that a receiver may ask for at most: longer outages are left to the back-off."""
-_OLD = 2 * WAITS[-1]
+_OLD = 2 * BACKOFF[-1]
 """Seconds after which a webhook that failed here has ended elsewhere, or it would have been tried again."""
 _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
@@ -63,9 +63,9 @@ def next_try(
     """Return when a webhook that failed is tried again; `None` where it is given up."""
     if answer.status == HTTPStatus.GONE:  # the receiver says that it wants no more
         return None
-    wait = WAITS[min(max(webhook.tries, 1), len(WAITS)) - 1] * (1 + _JITTER * (2 * random() - 1))
+    wait = BACKOFF[min(max(webhook.tries, 1), len(BACKOFF)) - 1] * (1 + _JITTER * (2 * random() - 1))
     again = now + timedelta(seconds=math.ceil(max(wait, answer.pause(now))))
-    if again > webhook.at + TRYING and webhook.tries >= LEAST_TRIES:
+    if again > webhook.at + MAX_AGE and webhook.tries >= LEAST_TRIES:
         return None
     return again
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Sender = Callable[["QueuedWebhook", "datetime"], Awaitable[DeliveryResult]]
 TIMEOUT = 10.0
 """Seconds for one request, from the look-up of its host to the answer's head."""
-_ENDS_IN_A_PERSON = frozenset({"connection.needs_reauth", "connection.expiring"})
+_WITH_RECONNECT_URL = frozenset({"connection.needs_reauth", "connection.expiring"})
 """The events that the user resolves by connecting again."""
 
 
@@ -68,7 +68,7 @@ class Signer:
         domain = str(data.get("domain", ""))
         if check_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:
             data.pop("domain", None)
-        if webhook.type in _ENDS_IN_A_PERSON:
+        if webhook.type in _WITH_RECONNECT_URL:
             data["reconnect_url"] = self._reconnect_url
         return data
 

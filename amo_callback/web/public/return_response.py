@@ -48,13 +48,10 @@ def _accepts_html(request: web.Request) -> bool:
     """Return whether `Accept` names HTML; `*/*` does not count."""
     for item in ",".join(request.headers.getall("Accept", [])).split(","):
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
-        if kind in {"text/html", "application/xhtml+xml"} and not _has_zero_weight(parameters):
+        refused = any(p.startswith("q=") and not p.removeprefix("q=").strip("0.") for p in parameters)
+        if kind in {"text/html", "application/xhtml+xml"} and not refused:
             return True
     return False
-
-
-def _has_zero_weight(parameters: list[str]) -> bool:
-    return any(p.startswith("q=") and not p.removeprefix("q=").strip("0.") for p in parameters)
 
 
 def respond(call: Call[Any, Any], kind: ResponseKind, *, outcome: GrantResult, state: bytes | None) -> web.Response:

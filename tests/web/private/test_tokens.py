@@ -212,22 +212,6 @@ async def test_while_amo_blocks_our_address_a_refresh_is_unavailable_until_the_n
     assert "amo_callback_amo_blocked 1.0" in metrics.text
 
 
-async def test_a_hundred_backends_that_got_401_cause_one_refresh(app: Running) -> None:
-    """They all present the same rejected token, some of them late, and all get the same new one."""
-    connection = await app.connected()
-    rejected = await _token(app, connection)
-    body = {"rejected_access_token": rejected}
-
-    async def refresh() -> Any:
-        return await app.private(f"/connections/{connection}/refresh", method="POST", json=body)
-
-    answers = await asyncio.gather(*(refresh() for _ in range(100)))
-    answers.append(await refresh())
-    assert {answer.status for answer in answers} == {200}
-    assert len({answer.json()["access_token"] for answer in answers}) == 1
-    assert len(app.amo.fake.ledger.refreshes()) == 1
-
-
 async def test_a_rejected_token_selects_its_own_connection(app: Running) -> None:
     """Of an account's two connections the one is refreshed whose token was rejected; later, by what the token tells."""
     first = await app.connected()

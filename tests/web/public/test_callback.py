@@ -212,15 +212,6 @@ async def test_a_code_spent_by_an_answer_that_was_lost_is_told_as_expired(app: R
     assert (await app.callback(query, html=True)).status == 303
 
 
-async def test_wrong_credentials_are_not_the_persons_fault(run: Any) -> None:
-    """Where AMO refuses our client secret, the person is asked to try again, and the page says 503."""
-    async with run(AMO__CLIENT_SECRET="another one") as app:
-        answer = await app.callback(app.query(state="s"))
-        assert answer.location == f"{LINK}?error=amo_unavailable&state=s"
-        redirected = await app.callback(app.query(state="s"), html=True)
-        assert (await app.public(redirected.location)).status == 503
-
-
 async def test_amo_away_is_told_at_once(run: Any) -> None:
     """Where AMO cannot be reached the code stays unspent, and works once AMO is back."""
     async with run(AMO__ENDPOINT="http://127.0.0.1:9/{domain}") as app:

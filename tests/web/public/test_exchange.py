@@ -118,15 +118,6 @@ async def test_a_refusal_of_amos_is_400(app: Running, code: str) -> None:
     assert len(app.amo.fake.ledger.entries) == 1
 
 
-async def test_a_code_known_and_expired_is_410(app: Running) -> None:
-    """After 20 minutes the app is told to start again."""
-    code = app.amo.code()
-    await app.callback(app.query(code=code))
-    app.clock.advance(1200)
-    answer = await _ask(app, code=code, referer=HOST)
-    assert (answer.status, answer.json()["error"]) == (410, "code_expired")
-
-
 async def test_a_passing_failure_is_503_and_can_be_tried_again(app: Running) -> None:
     """The same code works once AMO is well."""
     code = app.amo.code()
