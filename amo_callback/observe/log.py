@@ -83,7 +83,7 @@ class Redactor:
         self.also(secrets)
 
     def also(self, secrets: Collection[str]) -> None:
-        """Take these out, too, from now on."""
+        """Take out these values, too, from now on."""
         self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= _SHORTEST)}, key=len, reverse=True)
         self._hints = (*self._secrets, *_HINTS)
 
@@ -220,7 +220,7 @@ _NUMBERS = {
 
 
 class LibraryLog(logging.Handler):
-    """Bring what libraries log (warnings and up) into our lines."""
+    """Write the warnings and errors of libraries as our lines."""
 
     def __init__(self, logger: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)
