@@ -26,7 +26,7 @@ from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.events import Event, Level
 from amo_callback.identity import Scope
-from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log import LevelFilter, LogObserver, Redactor, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
 from amo_callback.web.apis import make_apis
@@ -100,9 +100,9 @@ async def _serve(
     leave: Callable[[int], None],
 ) -> int:
     settings, clock = context.settings, SystemClock()
-    redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
+    redactor, level_filter = Redactor(secrets_of(settings)), LevelFilter(settings.log.level)
     log = make_logger(
-        level=threshold,
+        level=level_filter,
         style=settings.log.format,
         stream=writer,
         redactor=redactor,
@@ -137,7 +137,7 @@ async def _serve(
         listeners=inherited_sockets(environ, pid=os.getpid(), names=("public", "private")),
         max_connections=fit_connections(settings.server.max_connections, log),
         lost_lines=lambda: writer.lost,
-        on_reload={"log.level": lambda fresh: threshold.set(fresh.log.level)},
+        on_reload={"log.level": lambda fresh: level_filter.set(fresh.log.level)},
     ) as service:
         deadline.pending_writes = service.services.lifecycle.pending_writes
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)

@@ -52,7 +52,7 @@ def toml_string(text: str) -> str:
 def _head(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]:
     yield "# Written by `amo-callback init`. Everything else has a default: config.example.toml names and explains it."
     if secrets is not None:
-        yield "# InitialSecrets are in here: this file is yours alone (mode 0600)."
+        yield "# Secrets are in here: this file is yours alone (mode 0600)."
     server = {}
     if config.secrets_folder is not None:
         server["secrets"] = (config.secrets_folder, "beside this file: a file for each secret, named SECTION.KEY")

@@ -29,7 +29,7 @@ TIMEOUT = 5.0
 """Seconds for one request; a caller waits for it."""
 MAX_ANSWER = 256 * 1024
 TTL = 600.0
-"""Seconds for which a set is used without being fetched again."""
+"""Seconds for which a set is used before it is fetched again."""
 STALE_TTL = 86400.0
 """Seconds for which it is used at most while no newer one can be fetched."""
 MIN_REFETCH = 60.0
@@ -38,7 +38,7 @@ RETRY_BASE, RETRY_CAP = 5.0, 60.0
 """Seconds between requests that fail: doubling, up to the second."""
 MIN_RSA_BITS = 2048
 MAX_KEYS = 100
-"""Of a set: a token may have to be tried with all that have its name."""
+"""Keys of a set: a token may have to be tried with all that have its name."""
 _MAX_CONTAINERS = 20 * MAX_KEYS
 """Objects and lists of a set, however deep: they are what takes long to parse."""
 _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
@@ -124,7 +124,7 @@ class JwksVerifier:
         return self._clock.monotonic() - moment
 
     async def _fetch(self) -> None:
-        """Fetch the set; callers that come meanwhile wait for the same request, and cancel nothing by leaving."""
+        """Fetch the set, once for all callers; one that is cancelled does not cancel the request."""
         if self._fetching is None:
             self._fetching = asyncio.create_task(self._fetch_now(), name="jwks")
         await asyncio.shield(self._fetching)

@@ -67,7 +67,7 @@ class Key:
 
 
 class Hs256Verifier:
-    """A verifier of what the app's backend signs with a secret that is configured here, too (HS256)."""
+    """A verifier of HS256 tokens, by the secret that is shared with the app's backend."""
 
     def __init__(self, secret: str, *, rules: JwtRules) -> None:
         self._key = Key(algorithm="HS256", material=read_secret(secret))

@@ -13,25 +13,15 @@ from amo_callback.oauth.limits import Limits
 from amo_callback.oauth.redemption import Redeemer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from amo_callback.config.settings import Settings
     from amo_callback.core import Core
-    from amo_callback.model import Connection
     from amo_callback.tokens.lifecycle import TokenLifecycle
 
 
 class OAuth:
-    """The OAuth flow of one process, built and not started; `connected` is called where AMO has accepted a code."""
+    """The OAuth flow of one process, built and not started."""
 
-    def __init__(
-        self,
-        core: Core,
-        settings: Settings,
-        lifecycle: TokenLifecycle,
-        *,
-        connected: Callable[[Connection], None],
-    ) -> None:
+    def __init__(self, core: Core, settings: Settings, lifecycle: TokenLifecycle) -> None:
         amo = settings.amo
         rules = GrantRules(
             issued_only=settings.app.state == "issued",
@@ -50,7 +40,7 @@ class OAuth:
             raw_answers=lifecycle.raw_answers,
             credentials=lifecycle.credentials,
             address_block=lifecycle.breaker.address_block,
-            connected=connected,
+            connected=lifecycle.connected,
         )
         self.authorizations = Authorizations(core, rules, starts=limits.starts)
         self.connect = GrantService(

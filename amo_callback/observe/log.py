@@ -59,7 +59,7 @@ _SHORTEST = 6
 """Secrets shorter than this are not searched for: they are parts of ordinary words."""
 
 
-class Threshold:
+class LevelFilter:
     """The level below which nothing is written; it may be another one at any time. A structlog processor."""
 
     def __init__(self, level: str) -> None:
@@ -83,7 +83,7 @@ class Redactor:
         self.also(secrets)
 
     def also(self, secrets: Collection[str]) -> None:
-        """Take these out, too, from now on."""
+        """Take out these values, too, from now on."""
         self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= _SHORTEST)}, key=len, reverse=True)
         self._hints = (*self._secrets, *_HINTS)
 
@@ -125,7 +125,7 @@ class Redactor:
 
 def make_logger(
     *,
-    level: str | Threshold,
+    level: str | LevelFilter,
     style: str,
     stream: TextIO | LogWriter,
     secrets: Collection[str] = (),
@@ -138,7 +138,7 @@ def make_logger(
     """
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
-        level if isinstance(level, Threshold) else Threshold(level),
+        level if isinstance(level, LevelFilter) else LevelFilter(level),
         structlog.processors.add_log_level,
         _add_context,
         structlog.processors.format_exc_info,
@@ -198,19 +198,17 @@ class LogObserver:
         self._logger = logger
 
     def __call__(self, event: Event) -> None:
-        fields = {name: _plain(value) for name, value in event.fields.items()}
+        fields = dict(event.fields)
+        for name, value in fields.items():  # neither a time nor a word holds a secret: only text is searched for one
+            if isinstance(value, datetime):
+                fields[name] = value.isoformat()
+            elif isinstance(value, StrEnum):
+                fields[name] = value.value
         if event.connection_id is not None:
             fields["connection_id"] = event.connection_id
         if event.error is not None:
             fields["exc_info"] = event.error
         self._logger.log(_NUMBERS[event.level], event.name, **fields)
-
-
-def _plain(value: object) -> object:
-    """Write a time or a word as text: neither holds a secret, and what is text is looked through at one go."""
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value.value if isinstance(value, StrEnum) else value
 
 
 _NUMBERS = {
@@ -222,7 +220,7 @@ _NUMBERS = {
 
 
 class LibraryLog(logging.Handler):
-    """Bring what libraries log (warnings and up) into our lines."""
+    """Write the warnings and errors of libraries as our lines."""
 
     def __init__(self, logger: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)

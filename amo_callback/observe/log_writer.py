@@ -81,7 +81,7 @@ class LogWriter:
         """Do nothing: the thread writes what there is."""
 
     def finish(self, *, seconds: float) -> None:
-        """Wait until all lines are written, at most so long."""
+        """Wait until all lines are written, at most for `seconds`."""
         self._idle.wait(seconds)
 
     def _append(self, line: str) -> None:
@@ -105,7 +105,7 @@ class LogWriter:
                         self._count_lost(len(lines))
 
     def _next(self) -> list[str]:
-        """Take lines for one write; none where none is left."""
+        """Return the lines of one write; empty where none is left."""
         lines: list[str] = []
         size = 0
         with self._lock:

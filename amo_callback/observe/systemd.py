@@ -1,4 +1,4 @@
-"""Notifications to systemd, the sockets inherited from it, and its journal.
+"""Notifications to systemd and its watchdog, the sockets inherited from it, and its journal.
 
 The protocols are stable and need no library (https://systemd.io/PORTABILITY_AND_STABILITY/): sd_notify(3),
 sd_watchdog_enabled(3), sd_listen_fds(3), sd-daemon(3) for the prefixes, systemd.exec(5) for `JOURNAL_STREAM`.
@@ -6,16 +6,19 @@ sd_watchdog_enabled(3), sd_listen_fds(3), sd-daemon(3) for the prefixes, systemd
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections import deque
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from amo_callback.clock import Clock
 
 PREFIXES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", "critical": "<2>"}
 """The journal's prefixes for a line's priority."""
@@ -23,6 +26,12 @@ _FIRST = 3
 """The first inherited file descriptor."""
 _KEPT = 64
 """Messages that are kept while systemd's queue is full: of more the oldest are dropped."""
+
+_STATUS_INTERVAL = 60.0
+_EXTENSION = 30.0
+"""Seconds of more time that are asked for at the end, again and again, while a pair is only in memory."""
+_INTERVAL = 10.0
+"""Seconds between two notifications, unless a watchdog asks for more."""
 
 
 class Notifier:
@@ -51,6 +60,72 @@ class Notifier:
             while self._unsent:
                 sender.send(self._unsent[0])
                 self._unsent.popleft()
+
+
+class Watchdog:
+    """The notifications of one process, from readiness to the end.
+
+    A watchdog kills a process that it does not hear from, and a killed process loses what only its memory holds. So it
+    is fed while the process `is_alive`; a blocked loop sends nothing. At the end, more time is asked for while a pair
+    is `at_risk`.
+    """
+
+    def __init__(
+        self,
+        notify: Notifier,
+        *,
+        clock: Clock,
+        status: Callable[[], str],
+        is_alive: Callable[[], bool],
+        at_risk: Callable[[], bool],
+    ) -> None:
+        self._notify = notify
+        self._clock = clock
+        self._status = status
+        self._is_alive = is_alive
+        self._at_risk = at_risk
+        self._interval = _INTERVAL if notify.watchdog is None else min(notify.watchdog / 3, _INTERVAL)
+        self._status_at = 0.0
+        self._ready = asyncio.Event()
+        self._stopping = False
+
+    def ready(self) -> None:
+        self._notify("READY=1", f"STATUS={self._status()}")
+        self._status_at = self._clock.monotonic()
+        self._ready.set()
+
+    def stop(self) -> None:
+        if not self._stopping:
+            self._notify("STOPPING=1", "STATUS=ends, and stores what is in flight")
+        self._stopping = True
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Notify in the background, if there is a supervisor."""
+        task = asyncio.create_task(self._run(), name="watchdog") if self._notify.enabled else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _run(self) -> None:
+        await self._ready.wait()  # before that a supervisor waits for nothing else
+        while True:
+            if self._stopping:
+                if self._at_risk():
+                    self._notify(f"EXTEND_TIMEOUT_USEC={_EXTENSION * 1e6:.0f}")
+            elif self._is_alive():
+                self._notify("WATCHDOG=1", *self._status_if_due())
+            await self._clock.sleep(self._interval)
+
+    def _status_if_due(self) -> list[str]:
+        now = self._clock.monotonic()
+        if now - self._status_at < _STATUS_INTERVAL:
+            return []
+        self._status_at = now
+        return [f"STATUS={self._status()}"]
 
 
 def inherited_sockets(

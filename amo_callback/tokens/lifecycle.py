@@ -28,6 +28,7 @@ from amo_callback.tokens.lookup import ConnectionLookup
 
 if TYPE_CHECKING:
     from amo_callback.core import Core
+    from amo_callback.model import Connection
     from amo_callback.refresh.rescue import RescueFolder
 
 
@@ -92,6 +93,11 @@ class TokenLifecycle:
         state = await self.core.store.shared_state()
         self.freeze_switch.adopt(state.frozen)
         await self.breaker.watch(state)
+
+    def connected(self, connection: Connection) -> None:
+        """Note that AMO has accepted a code: our credentials are good, and the new pair has its own due time."""
+        self.breaker.accepted()
+        self.scheduler.expect(connection.next_refresh_at)
 
     async def switched_off(self, account_id: str) -> None:
         """Check an account of which AMO's hook says that the integration was switched off there."""

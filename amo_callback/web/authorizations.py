@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from aiohttp import web
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from amo_callback.errors import AmoCallbackError, InvalidRequest, RetryableError, TooManyAttempts
 from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, is_issued
 from amo_callback.identity import MAX_USER, Scope
 from amo_callback.oauth.ownership import CHALLENGE
-from amo_callback.web.parsing import Body, invalid
+from amo_callback.web.parsing import Body, invalid, read_known_query
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TO_APP, Success, head_route, is_prefetch
 from amo_callback.web.public.return_response import choose, failed, redirect
 from amo_callback.web.route import Jwt, Reply, Route, Time, shape
@@ -115,23 +115,12 @@ async def connect(call: Call[None, None]) -> web.Response:
     if is_prefetch(call.request):
         return web.Response(status=204)
     try:
-        request = _read_query(call.request).to_request()
+        request = read_known_query(call.request, AuthorizationBody).to_request()
         started = await call.services.oauth.authorizations.start(request, address=call.address)
     except AmoCallbackError as error:
         kind = choose(call, CallbackParams())
         return failed(call, kind, error=error.deep_link_error, state=None, fields=error.fields)
     return redirect(303, started.authorize_url)
-
-
-def _read_query(request: web.Request) -> AuthorizationBody:
-    """Read the query: each parameter once; others are ignored."""
-    given = {name: request.query.getall(name) for name in AuthorizationBody.model_fields if name in request.query}
-    try:
-        if any(len(values) > 1 for values in given.values()):
-            raise InvalidRequest
-        return AuthorizationBody.model_validate({name: values[0] for name, values in given.items()})
-    except ValidationError:
-        raise InvalidRequest from None
 
 
 def show_started(started: StartedAuthorization) -> AuthorizationStarted:

@@ -28,15 +28,15 @@ from amo_callback.events import Event, Level
 from amo_callback.identity import ApiKeys, open_users, read_api_keys
 from amo_callback.oauth.flow import OAuth
 from amo_callback.observe.metrics import Metrics
-from amo_callback.observe.systemd import Notifier
+from amo_callback.observe.systemd import Notifier, Watchdog
 from amo_callback.rate_limit import LocalLimits
 from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.tokens.lifecycle import TokenLifecycle
+from amo_callback.web import health
 from amo_callback.web.apis import open_listeners
 from amo_callback.web.client_ip import TrustedProxies
 from amo_callback.web.pages import Pages
-from amo_callback.web.watchdog import Watchdog, running_watchdog
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import Signer, open_sender
 
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from amo_callback.config.settings import Settings
     from amo_callback.events import Observer
     from amo_callback.identity.jwt import JwtVerifier
-    from amo_callback.model import Connection
     from amo_callback.refresh.scheduler import RefreshScheduler
     from amo_callback.refresh.stats_poller import StatsPoller
     from amo_callback.store import Store
@@ -128,8 +127,14 @@ async def open_service(
             open_services(settings, paths=paths, clock=clock, log=log, observer=observer, lost_lines=lost_lines)
         )
         core, lifecycle = services.core, services.lifecycle
-        watchdog = Watchdog(services, supervisor or Notifier({}, pid=0))
-        await stack.enter_async_context(running_watchdog(watchdog))  # until everything has drained
+        watchdog = Watchdog(
+            supervisor or Notifier({}, pid=0),
+            clock=core.clock,
+            status=partial(health.status_line, services),
+            is_alive=partial(health.is_alive, services),
+            at_risk=lambda: lifecycle.pending_writes.at_risk,
+        )
+        await stack.enter_async_context(watchdog.running())  # until everything has drained
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
         webhook = settings.webhook
@@ -139,8 +144,8 @@ async def open_service(
                 reconnect_url=settings.amo.connect_url,
                 allowed_domains=settings.amo.allowed_domains,
             )
-            sender = await stack.enter_async_context(open_sender(webhook.url, signer))
-            dispatcher = WebhookDispatcher(core, sender)
+            send = await stack.enter_async_context(open_sender(webhook.url, signer))
+            dispatcher = WebhookDispatcher(core, send)
             services.store.on_webhook(dispatcher.wake)
             await stack.enter_async_context(_running(dispatcher, name="webhooks", core=core, died=died))
         stack.push_async_callback(lifecycle.drain)
@@ -227,15 +232,11 @@ async def open_services(
         else:
             await lifecycle.prepare()
 
-        def on_connected(connection: Connection) -> None:
-            lifecycle.breaker.accepted()
-            lifecycle.scheduler.expect(connection.next_refresh_at)
-
         yield Services(
             settings=settings,
             core=core,
             store=store,
-            oauth=OAuth(core, settings, lifecycle, connected=on_connected),
+            oauth=OAuth(core, settings, lifecycle),
             lifecycle=lifecycle,
             users=users,
             api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value())),

@@ -72,6 +72,13 @@ def status_line(services: Services) -> str:
     return "; ".join(problems) or f"keeps {0 if survey is None else survey.active} connections fresh"
 
 
+def is_alive(services: Services) -> bool:
+    """Return whether the refresher runs, or waits for a store that does not answer: no reason to kill the process."""
+    lifecycle = services.lifecycle
+    oldest = max_heartbeat_age(services.settings.refresh.poll_interval)
+    return lifecycle.stats_poller.trouble is not None or lifecycle.scheduler.beat_age <= oldest
+
+
 def service_status(services: Services) -> ServiceStatus:
     lifecycle = services.lifecycle
     return ServiceStatus(

@@ -21,6 +21,7 @@ _MAX_NAME = 64
 Item = TypeVar("Item")
 QueryModel = TypeVar("QueryModel", bound="Query")
 BodyModel = TypeVar("BodyModel", bound="Body")
+KnownModel = TypeVar("KnownModel", bound=BaseModel)
 
 
 def _whole_number(given: object) -> object:
@@ -89,6 +90,17 @@ def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
     except ValidationError as error:
         name = _first_field(error)
         raise invalid(name, known[name].description or "is not what it should be") from None
+
+
+def read_known_query(request: web.Request, model: type[KnownModel]) -> KnownModel:
+    """Parse the parameters that a model knows, each once; others are ignored. Raises `InvalidRequest`."""
+    given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
+    try:
+        if any(len(values) > 1 for values in given.values()):
+            raise InvalidRequest
+        return model.model_validate({name: values[0] for name, values in given.items()})
+    except ValidationError:
+        raise InvalidRequest from None
 
 
 @cache

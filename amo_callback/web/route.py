@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
@@ -20,7 +21,7 @@ from pydantic import ConfigDict, WithJsonSchema, with_config
 
 from amo_callback import probe
 from amo_callback.clock import rfc3339
-from amo_callback.errors import AmoCallbackError, Forbidden, InternalError, Unauthorized, UnknownApiKey
+from amo_callback.errors import AmoCallbackError, Forbidden, InternalError, InvalidRequest, Unauthorized, UnknownApiKey
 from amo_callback.events import REQUEST_ID
 from amo_callback.web.access_log import log_request, make_request_id
 from amo_callback.web.client_ip import answer_probe
@@ -122,6 +123,13 @@ class Reply:
     """The only values of a member of the body."""
 
 
+def error_reply(actions: Mapping[str, str], *, member: str, **reply: Any) -> Reply:  # noqa: ANN401 -- because they are `Reply`'s
+    """Return the documentation of errors, with what the client should do by the code in a member of the body."""
+    codes = sorted(actions)
+    about = "\n".join(f"- `{code}`: {actions[code]}" for code in codes)
+    return Reply(about=about, values={member: codes}, **reply)
+
+
 Handler = Callable[[Call[Any, Any]], Awaitable[object]]
 
 
@@ -154,6 +162,8 @@ class Api(ABC):
     headers: ClassVar[Mapping[str, str]]
     """Set on every answer that does not set them itself."""
     takes_over_request_ids: ClassVar[bool]
+    access_errors: ClassVar[Sequence[type[AmoCallbackError]]]
+    """What every route may raise that asks who calls."""
 
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
         self.services = services
@@ -187,8 +197,26 @@ class Api(ABC):
         """Render an error of HTTP itself."""
 
     @abstractmethod
+    def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:
+        """Return an error's status, its code, and what the client should do."""
+
+    @abstractmethod
+    def error_reply(self, status: int, actions: Mapping[str, str]) -> Reply:
+        """Return the documentation of a status, by its codes and what the client should do."""
+
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
-        """Return the documentation of a route's errors, by their statuses."""
+        """Return the documentation of a route's errors, with those of every route of its kind."""
+        errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
+        errors += self.access_errors if route.access is not None else ()
+        if route.query is not None or route.body is not None:
+            errors.append(InvalidRequest)
+        found: dict[int, dict[str, str]] = defaultdict(dict)
+        for status, code, action in map(self.describe, errors):
+            found[status][code] = action
+        if route.body is not None:
+            _, code, action = self.describe(InvalidRequest)
+            found[408][code] = found[413][code] = action
+        return {status: self.error_reply(status, actions) for status, actions in found.items()}
 
     async def _answer(self, route: Route | None, request: web.Request) -> web.StreamResponse:
         services, started = self.services, self._clock.monotonic()
@@ -200,6 +228,8 @@ class Api(ABC):
                 response = await self._call(route, request, client)
             except AmoCallbackError as error:
                 response = self.render_error(error)
+                if challenge := challenge_for(error):
+                    response.headers["WWW-Authenticate"] = challenge
             except web.HTTPException as error:
                 response = self.render_http_error(error)
                 if "Allow" in error.headers:

@@ -1,4 +1,4 @@
-"""The loop that delivers: what is due, some at once, each connection's in their order."""
+"""The loop that delivers webhooks: several at once, those of one connection in order."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ stopped for a minute, the webhook is sent twice under its one id, which receiver
 
 
 class WebhookDispatcher:
-    def __init__(self, core: Core, sender: Sender) -> None:
+    def __init__(self, core: Core, send: Sender) -> None:
         self._core = core
-        self._sender = sender
+        self._send = send
         self._receiver = EndpointHealth(clock=core.clock, observer=core.observer)
         self._outage = Outage("webhooks", clock=core.clock, observer=core.observer)
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -53,10 +53,10 @@ class WebhookDispatcher:
             else:
                 self._outage.worked()
             await done_unless(self._wake.wait(), stop=self._core.stop, grace=0, clock=self._core.clock, limit=pause)
-        await asyncio.gather(*self._running.values())  # each has its own end to its patience
+        await asyncio.gather(*self._running.values())  # each request has its time limit
 
     async def _start_due(self) -> float:
-        """Start what is due, as far as there are places; return how long nothing more can be."""
+        """Start what is due, up to `AT_ONCE` deliveries; return the seconds until more may be due."""
         while (places := AT_ONCE - len(self._running)) > 0 and not self._core.stop.is_set():
             if pause := self._receiver.pause_left:
                 return min(pause, POLL)
@@ -83,7 +83,7 @@ class WebhookDispatcher:
         task.add_done_callback(ended)
 
     async def _deliver(self, webhook: QueuedWebhook, *, lease: str) -> None:
-        """Try once; where the store does not take what came of it, the lease ends, and it is tried again."""
+        """Try one delivery; if its result cannot be stored, its lease ends and it is tried again."""
         try:
             answer = await self._post(webhook)
             self._receiver.note(webhook, answer)
@@ -98,7 +98,7 @@ class WebhookDispatcher:
 
     async def _post(self, webhook: QueuedWebhook) -> DeliveryResult:
         try:
-            return await self._sender.post(webhook, now=self._core.clock.now())
+            return await self._send(webhook, self._core.clock.now())
         except Exception as bug:  # noqa: BLE001 -- because a webhook that meets a bug is retried and dead-lettered like others
             self._core.observer(failure_event("webhooks.failed", bug))
             return DeliveryResult(why="bug")

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.events import Observer, QueuedWebhook
 
-WAITS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0)
-"""Seconds after each try that failed; the last one over and over."""
+BACKOFF = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0)
+"""Seconds to wait after each failed try; the last one repeats."""
 _JITTER = 0.2
-"""Give or take this share: what failed together does not come back together."""
-TRYING = timedelta(days=1)
+"""Random share by which a wait differs: what failed together is not retried together."""
+MAX_AGE = timedelta(days=1)
 """The age at which a webhook is dead-lettered."""
 LEAST_TRIES = 5
-"""However old a webhook was at its first try, the receiver may be starting just now."""
+"""Tries before a webhook is dead-lettered, however old it is: the receiver may be starting just now."""
 MOST_PATIENCE = 3600.0
 """Seconds that a receiver may ask for at most: longer outages are left to the back-off."""
-_OLD = 2 * WAITS[-1]
+_OLD = 2 * BACKOFF[-1]
 """Seconds after which a webhook that failed here has ended elsewhere, or it would have been tried again."""
 _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
@@ -42,16 +42,16 @@ class DeliveryResult:
 
     @property
     def good(self) -> bool:
-        """Whether the receiver has taken the webhook."""
+        """Whether the receiver has accepted the webhook."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def error(self) -> str:
-        """What went wrong, in a word that quotes nothing."""
+        """A word for what went wrong, which quotes nothing."""
         return self.why or f"status_{self.status}"
 
     def pause(self, now: datetime) -> float:
-        """Return the seconds for which the receiver wants nothing at all."""
+        """Return the pause that the receiver asks for, in seconds."""
         if self.status not in _PAUSES:
             return 0.0
         return min(retry_after(self.retry_after, date=self.date, now=now) or 0.0, MOST_PATIENCE)
@@ -61,11 +61,11 @@ def next_try(
     webhook: QueuedWebhook, answer: DeliveryResult, *, now: datetime, random: Callable[[], float]
 ) -> datetime | None:
     """Return when a webhook that failed is tried again; `None` where it is given up."""
-    if answer.status == HTTPStatus.GONE:  # the receiver says that it wants no more
+    if answer.status == HTTPStatus.GONE:  # the receiver wants no webhooks any more
         return None
-    wait = WAITS[min(max(webhook.tries, 1), len(WAITS)) - 1] * (1 + _JITTER * (2 * random() - 1))
+    wait = BACKOFF[min(max(webhook.tries, 1), len(BACKOFF)) - 1] * (1 + _JITTER * (2 * random() - 1))
     again = now + timedelta(seconds=math.ceil(max(wait, answer.pause(now))))
-    if again > webhook.at + TRYING and webhook.tries >= LEAST_TRIES:
+    if again > webhook.at + MAX_AGE and webhook.tries >= LEAST_TRIES:
         return None
     return again
 
@@ -83,7 +83,7 @@ class EndpointHealth:
 
     @property
     def pause_left(self) -> float:
-        """Seconds for which the receiver wants nothing, as it says."""
+        """Seconds left of the pause that the receiver asked for."""
         return max(self._paused_until - self._clock.monotonic(), 0.0)
 
     def forget(self, webhook: QueuedWebhook) -> None:

@@ -7,8 +7,10 @@ typed, with nothing of its own to install since 1.1.
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
 
     from amo_callback.events import QueuedWebhook
 
+Sender = Callable[["QueuedWebhook", "datetime"], Awaitable[DeliveryResult]]
 TIMEOUT = 10.0
 """Seconds for one request, from the look-up of its host to the answer's head."""
-_ENDS_IN_A_PERSON = frozenset({"connection.needs_reauth", "connection.expiring"})
+_WITH_RECONNECT_URL = frozenset({"connection.needs_reauth", "connection.expiring"})
 """The events that the user resolves by connecting again."""
 
 
@@ -65,13 +68,14 @@ class Signer:
         domain = str(data.get("domain", ""))
         if check_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:
             data.pop("domain", None)
-        if webhook.type in _ENDS_IN_A_PERSON:
+        if webhook.type in _WITH_RECONNECT_URL:
             data["reconnect_url"] = self._reconnect_url
         return data
 
 
 @asynccontextmanager
 async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) -> AsyncIterator[Sender]:
+    """Open a session, and yield the function that sends a webhook."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -80,33 +84,25 @@ async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) ->
         timeout=aiohttp.ClientTimeout(total=patience),
         headers={"User-Agent": f"amo-callback/{__version__}"},
     ) as session:
-        yield Sender(url, signer, session=session)
+        yield partial(_send, session, url, signer)
 
 
-class Sender:
-    """A client of the operator's receiver: one request a call, redirects never followed."""
-
-    def __init__(self, url: str, signer: Signer, *, session: aiohttp.ClientSession) -> None:
-        self._url = url
-        self._signer = signer
-        self._session = session
-
-    async def post(self, webhook: QueuedWebhook, *, now: datetime) -> DeliveryResult:
-        """Post a webhook; only the response's headers are read, so that no body is too long."""
-        message = self._signer.message(webhook, now=now)
-        try:
-            async with self._session.post(
-                self._url, data=message.body, headers=message.headers, allow_redirects=False
-            ) as response:
-                headers = response.headers
-                return DeliveryResult(
-                    status=response.status, retry_after=headers.get("Retry-After"), date=headers.get("Date")
-                )
-        except TimeoutError:
-            return DeliveryResult(why="timeout")
-        except aiohttp.ClientConnectorCertificateError:
-            return DeliveryResult(why="certificate")
-        except aiohttp.ClientConnectorError:
-            return DeliveryResult(why="unreachable")
-        except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote the address
-            return DeliveryResult(why="connection_lost")
+async def _send(
+    session: aiohttp.ClientSession, url: str, signer: Signer, webhook: QueuedWebhook, now: datetime
+) -> DeliveryResult:
+    """Send one request; redirects are not followed, and of the response only the headers are read."""
+    message = signer.message(webhook, now=now)
+    try:
+        async with session.post(url, data=message.body, headers=message.headers, allow_redirects=False) as response:
+            headers = response.headers
+            return DeliveryResult(
+                status=response.status, retry_after=headers.get("Retry-After"), date=headers.get("Date")
+            )
+    except TimeoutError:
+        return DeliveryResult(why="timeout")
+    except aiohttp.ClientConnectorCertificateError:
+        return DeliveryResult(why="certificate")
+    except aiohttp.ClientConnectorError:
+        return DeliveryResult(why="unreachable")
+    except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote the address
+        return DeliveryResult(why="connection_lost")

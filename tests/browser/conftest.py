@@ -1,6 +1,5 @@
 """A real browser for each case; without one, the cases are skipped and say so."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -110,19 +109,18 @@ async def elsewhere() -> AsyncIterator[Site]:
 
 @dataclass(kw_only=True, slots=True)
 class Lenient:
-    """The stand-in behind a door that takes any code for a good one, and that may be far away."""
+    """The stand-in behind a door that takes any code for a good one."""
 
     app: Running
-    delay: float
     codes: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
 def lenient(run: Any) -> Callable[..., Any]:
-    """Return how to run the service against an AMO that takes any code, some time away."""
+    """Return how to run the service against an AMO that takes any code."""
 
     @asynccontextmanager
-    async def running(*, delay: float = 0.0, **more: str) -> AsyncIterator[Lenient]:
+    async def running(**more: str) -> AsyncIterator[Lenient]:
         behind: list[Lenient] = []
 
         async def token(request: web.Request) -> web.Response:
@@ -130,8 +128,6 @@ def lenient(run: Any) -> Callable[..., Any]:
             amo = here.app.amo
             body = await request.json()
             here.codes.append(body["code"])
-            if here.delay:
-                await asyncio.sleep(here.delay)
             body["code"] = amo.code()
             reply = amo.fake.token(HOST, body=json.dumps(body).encode(), content_type="application/json")
             return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type)
@@ -142,7 +138,7 @@ def lenient(run: Any) -> Callable[..., Any]:
             serve(front) as address,
             run(AMO__ENDPOINT=f"{address.replace('localhost', '127.0.0.1')}/{{domain}}", **more) as app,
         ):
-            behind.append(Lenient(app=app, delay=delay))
+            behind.append(Lenient(app=app))
             yield behind[0]
 
     return running

@@ -101,16 +101,6 @@ async def test_a_tap_asks_for_exactly_the_link(chromium: Chromium, app: Running)
     assert tab.navigations == [("anchorClick", _link(app, state=state))]
 
 
-async def test_the_keyboard_taps_too(chromium: Chromium, app: Running) -> None:
-    """The first stop of the Tab key is the button, and Enter presses it."""
-    tab = await chromium.tab(DESKTOP, own_browser=True)
-    await tab.page.goto(await returned(app))
-    await tab.page.keyboard.press("Tab")
-    await tab.page.keyboard.press("Enter")
-    await tab.pass_time(60)
-    assert tab.navigations == [("anchorClick", _link(app))]
-
-
 async def test_without_javascript_the_button_is_all_there_is(chromium: Chromium, app: Running) -> None:
     """Without JavaScript nothing is tried, and the button works as any link does."""
     tab = await chromium.tab(ANDROID, javascript=False, own_browser=True)

@@ -143,13 +143,3 @@ async def test_nobodys_word_moves_the_address(app: Running) -> None:
         page = await app.public(answer.location, headers=headers)
         assert "evil.example" not in page.text + repr(answer.headers) + repr(page.headers)
         assert "Set-Cookie" not in {**answer.headers, **page.headers}
-
-
-async def test_only_get_is_a_visit(app: Running) -> None:
-    """Other methods are refused with what is allowed, spend nothing and lead nowhere."""
-    query = app.query()
-    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
-        answer = await app.public(f"{BASE}/callback?{query}", method=method, headers={"Accept": "text/html"})
-        assert (answer.status, "Location" in answer.headers) == (405, False)
-        assert {word.strip() for word in answer.headers["Allow"].split(",")} == {"GET", "HEAD"}
-    assert app.amo.sandbox.requests == 0

@@ -9,7 +9,7 @@ from playwright.async_api import Page, Route
 
 from amo_callback.web.pages import LANGUAGES, read_texts
 from tests.browser.accessibility import OVERFLOW, axe
-from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, picture
+from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, picture
 from tests.browser.page_states import SETTINGS, STATES, returned
 from tests.service import Running
 
@@ -136,17 +136,6 @@ async def test_what_is_tapped_is_large_enough(chromium: Chromium, app: Running) 
     assert len(boxes) >= 2
     for what, height, wider in boxes:
         assert (what, height >= 48, abs(wider) < 1) == (what, True, True)
-
-
-@pytest.mark.parametrize(("asked", "language"), [("uk-UA", "uk"), ("de-DE", "en")])
-async def test_the_page_speaks_the_browsers_language(
-    chromium: Chromium, app: Running, asked: str, language: str
-) -> None:
-    """The browser's language decides, and English stands in for those that the page does not speak."""
-    tab = await chromium.tab(Device(), language=asked)
-    await tab.page.goto(await returned(app))
-    assert await tab.page.evaluate("document.documentElement.lang") == language
-    assert await tab.page.locator("h1").inner_text() == read_texts(language)["connected"]["title"]
 
 
 async def test_nothing_moves_for_who_wants_no_motion(chromium: Chromium, app: Running) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -11,9 +10,9 @@ import pytest
 from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.web.pages import read_texts
 from tests.browser.chromium import DESKTOP, IPHONE, Chromium, Device, Tab
-from tests.browser.conftest import Lenient, Site
-from tests.browser.page_states import STATE, public, returned
-from tests.service import BASE, HOST, Running
+from tests.browser.conftest import Site
+from tests.browser.page_states import public
+from tests.service import BASE, Running
 
 RETURN = re.compile(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}")
 LINK = "foryoure://amo-crm/callback"
@@ -54,19 +53,6 @@ async def test_consent_leads_to_the_page_at_a_clean_address_and_back_to_consent(
     assert urlsplit(tab.page.url).path == "/oauth"
     assert [address for address in tab.requests if "/callback" in address] == []
     assert app.amo.sandbox.requests == 1
-
-
-async def test_refusal_leads_to_the_page_too(chromium: Chromium, app: Running) -> None:
-    """Who refuses at amoCRM reads so, and the app is told by its word."""
-    registered = urlsplit(app.amo.fake.integration.redirect_uri).netloc
-    tab = await chromium.tab(IPHONE, flags=(f"--host-resolver-rules=MAP {registered} {app.service.public}",))
-    client_id = app.amo.fake.integration.client_id
-    await tab.page.goto(f"http://{app.amo.address}/oauth?client_id={client_id}&state=s")
-    await tab.page.click("a.refuse")
-    await tab.page.wait_for_selector("#open")
-    assert await _heading(tab) == TITLES["access_denied"]
-    assert await tab.link() == f"{LINK}?error=access_denied&state=s"
-    assert app.amo.sandbox.requests == 0
 
 
 async def test_reload_back_forward_and_a_second_tab_exchange_nothing_more(chromium: Chromium, app: Running) -> None:
@@ -139,80 +125,3 @@ async def test_a_passing_failure_can_be_tried_again(chromium: Chromium, app: Run
     assert app.amo.sandbox.requests == 3
     await tab.page.reload()
     assert app.amo.sandbox.requests == 3
-
-
-async def test_with_a_ticket_amos_code_stays_here(chromium: Chromium, run: Any) -> None:
-    """With `hand_back = "ticket"` neither the page nor its link holds AMO's code, and the ticket is what is sent."""
-    async with run(APP__HAND_BACK="ticket") as app:
-        code = app.amo.code()
-        tab = await chromium.tab(IPHONE, own_browser=True)
-        await tab.page.goto(public(app, f"{BASE}/callback?{app.query(code=code, state='s')}"))
-        sent = await tab.until_launched()
-        assert re.fullmatch(rf"{LINK}\?code=[A-Za-z0-9_-]+&state=s", sent)
-        assert sent == await tab.link()
-        assert code not in await tab.page.content()
-
-
-# --- what is left behind, and what it costs ------------------------------------------------------
-
-
-async def test_the_log_of_many_visits_holds_no_secret(chromium: Chromium, app: Running) -> None:
-    """Visits, reloads, failures and retries leave no code, state, handle or token in the log, at its wordiest."""
-    states = [f"state-{number}-0123456789" for number in range(4)]
-    handles = set()
-    tab = await _allowed(chromium, app, IPHONE, state=states[0])
-    handles.add(urlsplit(tab.page.url).path.rpartition("/")[2])
-    await tab.page.reload()
-    tab = await chromium.tab()
-    app.amo.sandbox.faults.add(Fault.HTTP_500)
-    for query in (
-        app.query(state=states[1]),
-        app.query(code="junk-0123456789", state=states[2]),
-        f"error=access_denied&state={states[3]}",
-        "code=a&code=b&state=" + states[3],
-        "code=%zz-0123456789",
-    ):
-        await tab.page.goto(public(app, f"{BASE}/callback?{query}"))
-        if "/return/" in tab.page.url:
-            handles.add(urlsplit(tab.page.url).path.rpartition("/")[2])
-        if await tab.page.locator("#again").count():
-            async with tab.page.expect_navigation():
-                await tab.page.click("#again")
-    ledger = app.amo.fake.ledger
-    secrets = {
-        *states,
-        *handles,
-        "zz-0123456789",
-        *(entry.presented for entry in ledger.entries),
-        *ledger.issued,
-        *ledger.access_tokens,
-    }
-    assert len(handles) == 3
-    assert len(ledger.entries) == 4
-    log = app.log.getvalue()
-    assert "connection.connected" in log
-    assert [secret for secret in secrets if secret in log] == []
-
-
-async def test_what_a_visit_costs(
-    chromium: Chromium, lenient: Callable[..., Any], record_property: Callable[[str, object], None]
-) -> None:
-    """A visit is two requests, the callback and one page that brings all it needs; its figures are told."""
-    async with lenient(delay=0.15) as amo:
-        here: Lenient = amo
-        tab = await chromium.tab(IPHONE, own_browser=True)
-        first = await tab.page.goto(await returned(here.app))  # warms both up
-        assert first is not None
-        await tab.until_launched()
-        tab = await chromium.another(tab.context)
-        answer = await tab.page.goto(public(here.app, f"{BASE}/callback?{here.app.query(state=STATE)}"))
-        assert answer is not None
-        visits = [address for address in tab.requests if address.startswith("http")]
-        assert [urlsplit(address).path.split("/")[-2] for address in visits] == ["amo-crm", "return"]
-        took = await tab.page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-        body = await answer.body()
-        assert len(body) <= 10_000
-        record_property("page bytes", len(body))
-        record_property("requests of a visit", len(visits))
-        record_property("ms from callback to page, amoCRM 150 ms away", round(took))
-        assert HOST not in {urlsplit(address).netloc for address in visits}

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.e2e.process import command
 from tests.e2e.processes import Stage, staged
-from tests.webhooks.receiver import SECRET, EndpointHealth
+from tests.webhooks.receiver import SECRET, Receiver
 
 
 async def _run(stage: Stage, *arguments: str) -> tuple[int, str, str]:
@@ -23,7 +23,7 @@ async def test_webhooks_are_listed_and_tried_again_beside_the_service_and_withou
     tmp_path: Path, encryption_key: str
 ) -> None:
     """The same lines either way; what is asked for without the service is done by the next one."""
-    async with EndpointHealth().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
+    async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
         stage.settings |= {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": SECRET, "LOG__LEVEL": "debug"}
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         receiver.always = 410

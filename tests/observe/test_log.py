@@ -14,7 +14,7 @@ import pytest
 
 from amo_callback.events import Event, Level
 from amo_callback.model import Status
-from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log import LevelFilter, LogObserver, Redactor, make_logger, take_over_library_logs
 
 JWT = "eyJ0eXAiOiJKV1QifQ.eyJhY2NvdW50X2lkIjo3fQ.c2lnbmF0dXJl"
 CODE = "def50200" + "ab" * 40
@@ -113,9 +113,9 @@ def test_levels_and_styles() -> None:
 def test_the_level_may_be_another_one_at_any_time(level: str) -> None:
     """Of whoever has the logger already; also of what libraries and events bring by number."""
     levels = ["debug", "info", "warning", "error"]
-    threshold = Threshold("error")
-    log = Log(level=threshold)
-    threshold.set(level)
+    level_filter = LevelFilter("error")
+    log = Log(level=level_filter)
+    level_filter.set(level)
     for name in levels:
         getattr(log.logger, name)(f"direct.{name}")
         LogObserver(log.logger)(Event(name=f"event.{name}", level=Level(name)))

@@ -1,5 +1,6 @@
-"""What systemd is told, and the sockets that it hands over."""
+"""What systemd is told, the sockets that it hands over, and whether its journal reads the log."""
 
+import io
 import os
 import secrets
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from amo_callback.errors import ConfigurationError
-from amo_callback.observe.systemd import Notifier, inherited_sockets
+from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
 from tests.patience import PATIENCE
 
 NAMES = ("public", "private")
@@ -137,3 +138,22 @@ def test_a_socket_that_is_no_door_is_refused(pair: int, names: str) -> None:
     """Nobody would answer there: the start ends, and says which name it wants."""
     with pytest.raises(ConfigurationError, match="FileDescriptorName"):
         inherited_sockets(_environ(LISTEN_FDNAMES=names), pid=7, names=NAMES, first=pair)
+
+
+def test_the_variable_must_name_the_very_stream(tmp_path: Path) -> None:
+    """A process of the same unit whose output was sent elsewhere has the variable, too."""
+    with (tmp_path / "here").open("w") as here, (tmp_path / "elsewhere").open("w") as elsewhere:
+        status = os.fstat(here.fileno())
+        environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert is_journal(here, environ)
+        assert not is_journal(elsewhere, environ)
+        assert not is_journal(here, {})
+        assert not is_journal(here, {"JOURNAL_STREAM": "nonsense"})
+
+
+def test_what_is_no_open_file_is_no_journal(tmp_path: Path) -> None:
+    """A stream in memory, or one that was closed."""
+    assert not is_journal(io.StringIO(), {"JOURNAL_STREAM": "1:2"})
+    with (tmp_path / "closed").open("w") as closed:
+        pass
+    assert not is_journal(closed, {"JOURNAL_STREAM": "1:2"})

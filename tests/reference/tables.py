@@ -15,11 +15,11 @@ from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.deeplink import DEEP_LINK_ERRORS
+from amo_callback.errors import error_classes
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.observe.metrics import Metrics
 from amo_callback.web.apis import make_apis
 from amo_callback.web.composition import DataPaths, open_service
-from amo_callback.web.private.api import problem_errors
 from amo_callback.web.public.api import error_actions
 from tests.builders import a_service_status, a_survey
 from tests.fakes import START
@@ -148,9 +148,10 @@ def _public_errors(document: Document) -> list[str]:
 
 def _private_errors(document: Document) -> list[str]:
     statuses = _statuses(document, api="private")
+    errors = {kind.api_code: kind for kind in reversed([*error_classes()])}  # of several with a code, the parent
     rows = [
         [code(problem), _listed({error.http_status, *statuses[problem]}), error.action]
-        for problem, error in sorted(problem_errors().items(), key=lambda item: item[1].http_status)
+        for problem, error in sorted(errors.items(), key=lambda item: (item[1].http_status, item[0]))
     ]
     return table(["`code`", "status", "what the backend should do"], rows)
 

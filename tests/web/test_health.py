@@ -1,24 +1,69 @@
 """Alive, and ready."""
 
+from __future__ import annotations
+
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from amo_callback.model import AmoBlock
+from amo_callback.model import AmoBlock, Freeze
+from amo_callback.stats import StoreStats
 from amo_callback.store import Store
 from amo_callback.store.sqlite import SqliteStore
-from amo_callback.web.health import checks, service_status
+from amo_callback.web.composition import Services
+from amo_callback.web.health import checks, is_alive, service_status, status_line
 from tests.builders import a_survey
 from tests.fakes import START
 from tests.patience import PATIENCE
 from tests.service import Running
-from tests.web.fake_services import FakeServices
+
+
+class FakeLifecycle:
+    """A lifecycle of tokens whose parts are all this one object."""
+
+    def __init__(self) -> None:
+        self.beat_age = self.failed_for = 0.0
+        self.in_flight = self.count = 0
+        self.refused: str | None = None
+        self.proven = True
+        self.held = False
+        self.frozen: Freeze | None = None
+        self.block: AmoBlock | None = None
+        self.names: Sequence[str] = ()
+        self.last: StoreStats | None = a_survey(active=42, fresh=42)
+        self.age: float | None = 0.0
+        self.seconds: float | None = 0.0
+        self.trouble: str | None = None
+
+    @property
+    def scheduler(self) -> FakeLifecycle:
+        return self
+
+    breaker = address_block = credentials = pending_writes = raw_answers = freeze_switch = stats_poller = (
+        coordinator
+    ) = scheduler
+
+
+class FakeServices:
+    """What the checks read."""
+
+    def __init__(self, *, poll_interval: float = 5.0) -> None:
+        self.lifecycle = FakeLifecycle()
+        self.store = SimpleNamespace(last_write_error=None, clock_skew=0.0)
+        self.settings = SimpleNamespace(
+            refresh=SimpleNamespace(poll_interval=poll_interval), webhook=SimpleNamespace(url=None)
+        )
+
+    @property
+    def services(self) -> Services:
+        return cast("Services", self)
 
 
 async def test_both_doors_say_that_the_process_lives(app: Running) -> None:
@@ -108,6 +153,33 @@ def test_the_oldest_heartbeat_follows_the_poll_interval() -> None:
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
         fake.lifecycle.beat_age = age
         assert {check.name: check.ok for check in checks(fake.services)}["refresher"] is ok
+
+
+@pytest.mark.parametrize(
+    ("beat_age", "trouble", "alive"),
+    [(15.0, None, True), (15.1, None, False), (1000.0, "store_unavailable", True), (1000.0, "no answer for 2 s", True)],
+)
+def test_a_refresher_that_stands_still_is_not_alive(beat_age: float, trouble: str | None, *, alive: bool) -> None:
+    """One that only waits for its store is: a kill would lose what only its memory holds."""
+    fake = FakeServices()
+    fake.lifecycle.beat_age, fake.lifecycle.trouble = beat_age, trouble
+    assert is_alive(fake.services) is alive
+
+
+def test_the_status_line_says_what_is_wrong() -> None:
+    """Whatever an administrator has to mend is in the line; else how many connections are kept fresh."""
+    fake = FakeServices()
+    assert status_line(fake.services) == "keeps 42 connections fresh"
+    fake.store.last_write_error = "SQLITE_FULL"
+    lifecycle = fake.lifecycle
+    lifecycle.names = ["a-1"]
+    lifecycle.refused, lifecycle.held = "invalid_client", True
+    lifecycle.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
+    lifecycle.frozen = Freeze(at=START, why="asked for", elsewhere=False)
+    assert status_line(fake.services) == (
+        "the database cannot be written (SQLITE_FULL); AMO refuses our credentials; AMO blocks this server's address; "
+        "1 new pairs wait for the database; frozen, nothing is refreshed; too many connections failed at once"
+    )
 
 
 async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import socket
-import stat
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
@@ -153,16 +152,6 @@ async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address
             b"GET /look HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Forwarded-For: 198.51.100.9\r\n\r\n",
         )
     assert seen == [("127.0.0.1", "198.51.100.9")]
-
-
-@pytest.mark.parametrize("mode", [0o660, 0o600])
-async def test_a_unix_socket_has_the_mode_that_the_configuration_says(
-    served: Served, tmp_path: Path, mode: int
-) -> None:
-    """Whatever the process's umask takes away from new files."""
-    path = tmp_path / "private.sock"
-    async with served.open(f"unix:{path}", socket_mode=mode):
-        assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 async def test_a_file_that_is_no_socket_is_not_taken_over(served: Served, tmp_path: Path) -> None:

@@ -30,13 +30,16 @@ from tests.openapi_conformance import Conformance, conformance_of
 from tests.service import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer, Running
 from tests.web.phone import WITH_USERS
 
+TOKEN_KEY = "o" * 40
+"""A key that may not read."""
 FOR_USERS = {f"{BASE}/authorizations", f"{BASE}/status", f"{BASE}/disconnect"}
 
 
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
     """Run the service with users, so that it has all its routes."""
-    async with run(**WITH_USERS) as running:
+    keys = f"backend:{API_KEY}\nreader:read:{READ_KEY}\nadmin:read+token+admin:{ADMIN_KEY}\nother:token:{TOKEN_KEY}"
+    async with run(**WITH_USERS, API__KEYS=keys) as running:
         yield running
 
 
@@ -121,15 +124,17 @@ async def test_examples_are_what_they_are_examples_of(app: Running) -> None:
 
 async def test_every_operation_asks_for_the_scope_that_it_names(app: Running) -> None:
     """A key without the scope gets 403 and the scope's name, before anything else is looked at."""
-    keys = {Scope.READ: None, Scope.TOKEN: READ_KEY, Scope.ADMIN: API_KEY}
+    keys = {Scope.READ: TOKEN_KEY, Scope.TOKEN: READ_KEY, Scope.ADMIN: API_KEY}
     asked = 0
     for method, path, operation in _operations(await _document(app)):
         key = keys.get(operation.get("x-scope"))
         if key is not None:
             answer = await app.private(_named(path), method=method, key=key)
             assert (answer.status, answer.json()["scope"]) == (403, operation["x-scope"])
+            challenge = f'Bearer realm="amo-callback", error="insufficient_scope", scope="{operation["x-scope"]}"'
+            assert answer.headers["WWW-Authenticate"] == challenge
             asked += 1
-    assert asked >= 7
+    assert asked > 15
 
 
 async def test_private_routes_are_not_on_the_public_listener(app: Running) -> None:
@@ -146,15 +151,6 @@ async def test_private_routes_are_not_on_the_public_listener(app: Running) -> No
         asked += 1
     assert asked > 15
     assert (await app.private(f"{BASE}/callback")).status == 404
-
-
-async def test_the_document_wants_a_key_that_may_read(app: Running, run: Any) -> None:
-    """401 without a key, and 403 for one that may only do something else; the public API knows nothing of it."""
-    assert (await app.private("/openapi.json", key=None)).status == 401
-    assert (await app.public("/openapi.json")).status == 404
-    other = "o" * 40
-    async with run(API__KEYS=f"other:token:{other}") as running:
-        assert (await running.private("/openapi.json", key=other)).status == 403
 
 
 async def test_what_is_not_told_of_is_noticed(app: Running) -> None:

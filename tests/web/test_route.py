@@ -56,7 +56,7 @@ class Broken:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SlotDecision:
+class Outcome:
     """An answer, and what was logged of it."""
 
     status: int
@@ -83,7 +83,7 @@ class Apis:
         ):
             yield public.address, private.address, stream
 
-    async def ask(self, error: Exception, path: str, *, private: bool = False, accept: str = "*/*") -> SlotDecision:
+    async def ask(self, error: Exception, path: str, *, private: bool = False, accept: str = "*/*") -> Outcome:
         headers = {"Accept": accept, "Authorization": f"Bearer {API_KEY}"}
         async with self.open(error) as (public_address, private_address, stream), aiohttp.ClientSession() as http:
             url = URL(f"http://{private_address if private else public_address}{path}", encoded=True)
@@ -91,7 +91,7 @@ class Apis:
             async with http.request(
                 method, url, headers=headers, data=b'{"code": "c"}', allow_redirects=False
             ) as answer:
-                return SlotDecision(
+                return Outcome(
                     status=answer.status,
                     text=await answer.text(),
                     location=answer.headers.get("Location"),

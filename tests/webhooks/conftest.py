@@ -14,7 +14,7 @@ from amo_callback.webhooks.sender import Signer, open_sender
 from tests.builders import a_connection, a_core, now, save
 from tests.fakes import START, FakeClock, RecordingObserver
 from tests.patience import PATIENCE
-from tests.webhooks.receiver import SECRET, EndpointHealth
+from tests.webhooks.receiver import SECRET, Receiver
 
 POLL = 5.0
 CONNECT = "https://admin.example.com/api/amo-crm/connect"
@@ -23,7 +23,7 @@ CONNECT = "https://admin.example.com/api/amo-crm/connect"
 class Office:
     """Where webhooks are written, and delivered from."""
 
-    def __init__(self, *, store: Store, clock: FakeClock, witness: RecordingObserver, receiver: EndpointHealth) -> None:
+    def __init__(self, *, store: Store, clock: FakeClock, witness: RecordingObserver, receiver: Receiver) -> None:
         self.store, self.clock, self.witness, self.receiver = store, clock, witness, receiver
 
     @asynccontextmanager
@@ -66,11 +66,11 @@ class Office:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[EndpointHealth]:
-    async with EndpointHealth().serve() as served:
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver().serve() as served:
         yield served
 
 
 @pytest.fixture
-def office(store: Store, clock: FakeClock, witness: RecordingObserver, receiver: EndpointHealth) -> Office:
+def office(store: Store, clock: FakeClock, witness: RecordingObserver, receiver: Receiver) -> Office:
     return Office(store=store, clock=clock, witness=witness, receiver=receiver)

@@ -36,7 +36,7 @@ class Delivery:
         return json.loads(self.body)
 
 
-class EndpointHealth:
+class Receiver:
     """Takes everything, but for the statuses that a test gives it to answer first."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class EndpointHealth:
         return [delivery.id for delivery in self.deliveries]
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[EndpointHealth]:
+    async def serve(self) -> AsyncIterator[Receiver]:
         async with self._server:
             try:
                 yield self

@@ -348,16 +348,3 @@ async def test_a_copy_of_the_database_delivers_nothing(office: Office, *, elsewh
         await office.store.thaw_all(machine="here")
         await office.after(5)
         await office.witness.until("webhook.delivered")
-
-
-async def test_a_webhook_that_waited_long_for_its_first_try_gets_a_few(office: Office) -> None:
-    """A service that was down for days begins beside a receiver that begins, too."""
-    webhook = await office.write()
-    office.clock.advance(3 * DAY.total_seconds())
-    office.receiver.statuses = [502] * 4
-    async with office.dispatcher():
-        for number in range(1, 5):
-            await office.witness.until("webhook.failed", times=number)
-            await office.after(600)
-        await office.witness.until("webhook.delivered")
-    assert office.receiver.ids == [webhook.id] * 5

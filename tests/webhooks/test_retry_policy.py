@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from amo_callback.events import QueuedWebhook
-from amo_callback.webhooks.retry_policy import LEAST_TRIES, WAITS, DeliveryResult, next_try
+from amo_callback.webhooks.retry_policy import BACKOFF, LEAST_TRIES, DeliveryResult, next_try
 from tests.fakes import START
 
 DAY = 86_400.0
@@ -26,7 +26,7 @@ def _wait(tries: int, *, age: float = 0, share: float = 0.5, **answer: Any) -> f
 
 def test_waits_grow_to_two_hours() -> None:
     """From seconds on, and the longest over and over."""
-    assert [_wait(tries) for tries in range(1, 10)] == [*WAITS, WAITS[-1], WAITS[-1]]
+    assert [_wait(tries) for tries in range(1, 10)] == [*BACKOFF, BACKOFF[-1], BACKOFF[-1]]
 
 
 def test_what_failed_together_does_not_come_back_together() -> None:
@@ -36,8 +36,8 @@ def test_what_failed_together_does_not_come_back_together() -> None:
 
 def test_a_webhook_is_given_up_after_a_day() -> None:
     """Not before, whatever was tried; and not without a few tries, however old it is."""
-    assert _wait(30, age=DAY - WAITS[-1]) == WAITS[-1]
-    assert _wait(30, age=DAY - WAITS[-1] + 1) is None
+    assert _wait(30, age=DAY - BACKOFF[-1]) == BACKOFF[-1]
+    assert _wait(30, age=DAY - BACKOFF[-1] + 1) is None
     assert _wait(LEAST_TRIES, age=9 * DAY) is None
     assert _wait(LEAST_TRIES - 1, age=9 * DAY) is not None
 

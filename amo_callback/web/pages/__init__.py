@@ -14,7 +14,7 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 Texts = dict[str, dict[str, str]]
 """Section, key, text."""
@@ -73,9 +73,9 @@ class UserAgent:
         return self.kind in {Kind.IOS, Kind.ANDROID}
 
 
-def parse_user_agent(*, user_agent: str, accept_language: str, languages: Sequence[str]) -> UserAgent:
-    """Parse the headers of those names, for pages in `languages`, the default first; never raises."""
-    return UserAgent(kind=_kind(user_agent), language=_language(accept_language, languages))
+def parse_user_agent(*, user_agent: str, accept_language: str) -> UserAgent:
+    """Parse the headers of those names; never raises."""
+    return UserAgent(kind=_kind(user_agent), language=_language(accept_language))
 
 
 def _kind(agent: str) -> Kind:
@@ -88,7 +88,7 @@ def _kind(agent: str) -> Kind:
     return Kind.ANDROID if _ANDROID.search(agent) else Kind.OTHER
 
 
-def _language(accepted: str, languages: Sequence[str]) -> str:
+def _language(accepted: str) -> str:
     """Choose by RFC 4647's lookup: a range is shortened until it fits, `*` stands for the default."""
     if len(accepted) > _MAX_LANGUAGES:
         accepted = accepted[:_MAX_LANGUAGES].rpartition(",")[0]  # half a range is none
@@ -104,9 +104,9 @@ def _language(accepted: str, languages: Sequence[str]) -> str:
             weights[language] = max(weight, weights.get(language, 0))
         else:
             refused.add(tag)
-    offered = [language for language in languages if language not in refused]
+    offered = [language for language in LANGUAGES if language not in refused]
     wanted = [language for language in weights if language in offered]
-    return max(wanted, key=lambda language: weights[language], default=(offered or languages)[0])
+    return max(wanted, key=lambda language: weights[language], default=(offered or LANGUAGES)[0])
 
 
 _NOTES = {Kind.OTHER: "on_phone", Kind.IN_APP: "in_app"}

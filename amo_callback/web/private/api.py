@@ -19,26 +19,18 @@ from amo_callback.errors import (
     NotFound,
     StoreUnavailable,
     UnknownApiKey,
-    error_classes,
 )
 from amo_callback.web.access_log import LogThrottle
-from amo_callback.web.route import Api, Reply, bearer, challenge_for
+from amo_callback.web.route import Api, Reply, bearer, error_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from amo_callback.identity import ApiKey, Scope
     from amo_callback.web.composition import Services
     from amo_callback.web.route import Jwt, Route
 
 _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
-
-
-def problem_errors() -> Mapping[str, type[AmoCallbackError]]:
-    found: dict[str, type[AmoCallbackError]] = {}
-    for kind in error_classes():
-        found.setdefault(kind.api_code, kind)
-    return found
 
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
@@ -73,6 +65,7 @@ class Problem(TypedDict):
 class PrivateApi(Api):
     name = "private"
     takes_over_request_ids = True
+    access_errors = (UnknownApiKey, Forbidden, StoreUnavailable)
     headers = MappingProxyType({"Cache-Control": "no-store"})
 
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
@@ -125,27 +118,19 @@ class PrivateApi(Api):
         if error.http_status in {502, 503}:
             seconds = self.services.settings.refresh.retry_cap if error.retry_after is None else error.retry_after
             response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
-        if challenge := challenge_for(error):
-            response.headers["WWW-Authenticate"] = challenge
         return response
 
     def render_http_error(self, error: web.HTTPException) -> web.Response:
         code = NotFound.api_code if error.status == HTTPStatus.NOT_FOUND else InvalidRequest.api_code
         return _problem(error.status, code, error.reason)
 
-    def error_replies(self, route: Route) -> Mapping[int, Reply]:
-        errors: set[type[AmoCallbackError]] = {AmoCallbackError, *route.errors}
-        if route.access is not None:
-            errors |= {UnknownApiKey, Forbidden, StoreUnavailable}
-        if route.query is not None or route.body is not None:
-            errors.add(InvalidRequest)
-        replies = {
-            status: _reply(status, {error for error in errors if error.http_status == status})
-            for status in {error.http_status for error in errors}
-        }
-        if route.body is not None:
-            replies |= {status: _reply(status, [InvalidRequest]) for status in (408, 413)}
-        return replies
+    def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:
+        return error.http_status, error.api_code, error.action
+
+    def error_reply(self, status: int, actions: Mapping[str, str]) -> Reply:
+        always = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 502: "Retry-After", 503: "Retry-After"}
+        headers = (always[status],) if status in always else ()
+        return error_reply(actions, member="code", type=Problem, media=("application/problem+json",), headers=headers)
 
 
 def _problem(status: int, code: str, detail: str, members: Mapping[str, object] = MappingProxyType({})) -> web.Response:
@@ -154,22 +139,4 @@ def _problem(status: int, code: str, detail: str, members: Mapping[str, object] 
         {"status": status, "title": title, "code": code, "detail": detail, **members},
         status=status,
         content_type="application/problem+json",
-    )
-
-
-def _reply(status: int, errors: Iterable[type[AmoCallbackError]]) -> Reply:
-    actions = {error.api_code: error.action for error in errors}
-    always: dict[int, tuple[str, ...]] = {
-        401: ("WWW-Authenticate",),
-        403: ("WWW-Authenticate",),
-        502: ("Retry-After",),
-        503: ("Retry-After",),
-    }
-    codes = sorted(actions)
-    return Reply(
-        about="\n".join(f"- `{code}`: {actions[code]}" for code in codes),
-        type=Problem,
-        media=("application/problem+json",),
-        headers=always.get(status, ()),
-        values={"code": codes},
     )

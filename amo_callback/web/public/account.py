@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -12,6 +12,7 @@ from amo_callback.errors import (
     CodeExpired,
     CodeUsed,
     GrantExpired,
+    InvalidRequest,
     InvalidState,
     NotFound,
     PkceMismatch,
@@ -22,7 +23,7 @@ from amo_callback.errors import (
 from amo_callback.grant import MAX_CODE, GrantStatus
 from amo_callback.model import Status
 from amo_callback.oauth.redemption import RedeemRequest
-from amo_callback.web.parsing import Body
+from amo_callback.web.parsing import Body, read_known_query
 from amo_callback.web.public.api import (
     NOT_CONNECTED,
     AppStatus,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from amo_callback.web.route import Call
 
 _DISCONNECTED = "amoCRM is disconnected here. To withdraw the permission in amoCRM too, remove the integration there."
+_NOT_AMOS = (403, PkceMismatch.code, "The signature is not AMO's.")
 _NOT_TO_YOU = "The account is connected, but not to you."
 
 
@@ -125,25 +127,18 @@ async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
 
 async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Response:
     """Start a check of the account's connections: the signature never changes, so it may be a replay."""
-    hook = _read_hook(call.request)
-    if hook is None or not call.services.core.amo.is_hook(
-        account_id=hook.account_id, client_id=hook.client_uuid or hook.client_id, signature=hook.signature
-    ):
-        return failure(403, PkceMismatch.code, "The signature is not AMO's.")
+    try:
+        hook = read_known_query(call.request, HookQuery)
+    except InvalidRequest:
+        return failure(*_NOT_AMOS)
+    client_id = hook.client_uuid or hook.client_id
+    if not call.services.core.amo.is_hook(account_id=hook.account_id, client_id=client_id, signature=hook.signature):
+        return failure(*_NOT_AMOS)
     try:
         await call.services.lifecycle.switched_off(hook.account_id)
     except StoreUnavailable as error:
         return failure(503, error.code, "Not now. Please tell us again.")
     return Success(data=None, message="The account's connections are being checked.")
-
-
-def _read_hook(request: web.Request) -> HookQuery | None:
-    """Return the hook's parameters; a doubled one counts as missing."""
-    given = {name: request.query.getall(name) for name in HookQuery.model_fields if name in request.query}
-    try:
-        return HookQuery.model_validate({name: values[0] for name, values in given.items() if len(values) == 1})
-    except ValidationError:
-        return None
 
 
 ROUTES = (

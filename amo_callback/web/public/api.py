@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
@@ -20,7 +19,7 @@ from amo_callback.errors import (
     Unauthorized,
 )
 from amo_callback.model import Status
-from amo_callback.web.route import Api, Jwt, Reply, Route, bearer, challenge_for, shape
+from amo_callback.web.route import Api, Jwt, Reply, Route, bearer, error_reply, shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,6 +118,7 @@ def error_actions() -> Mapping[str, str]:
 class PublicApi(Api):
     name = "public"
     takes_over_request_ids = False
+    access_errors = (Unauthorized,)
     headers = MappingProxyType(
         {
             "Cache-Control": "no-store",
@@ -152,40 +152,27 @@ class PublicApi(Api):
             return failure(error.http_status, error.code, str(error))
         if error.app_message is None:
             return deep_link_failure(error.deep_link_error)
-        response = failure(error.http_status, error.code, error.app_message)
-        if challenge := challenge_for(error):
-            response.headers["WWW-Authenticate"] = challenge
-        return response
+        return failure(error.http_status, error.code, error.app_message)
 
     def render_http_error(self, error: web.HTTPException) -> web.Response:
         code = _HTTP_ERRORS.get(error.status, InvalidRequest.code)
         return failure(error.status, code, f"{error.status} {HTTPStatus(error.status).phrase}")
 
-    def error_replies(self, route: Route) -> Mapping[int, Reply]:
-        found: dict[int, set[str]] = defaultdict(set)
-        errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
-        if route.access is not None:
-            errors.append(Unauthorized)
-        for error in errors:
-            if error.app_message is not None:
-                found[error.http_status].add(error.code)
-            else:
-                found[DEEP_LINK_ERRORS[error.deep_link_error].status].add(error.deep_link_error)
-        if route.body is not None:
-            for status in (400, 408, 413):
-                found[status].add(InvalidRequest.code)
-        return {status: failure_reply(status, *codes) for status, codes in found.items()}
+    def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:
+        if error.app_message is not None:
+            return error.http_status, error.code, error_actions()[error.code]
+        code = error.deep_link_error
+        return DEEP_LINK_ERRORS[code].status, code, error_actions()[code]
+
+    def error_reply(self, status: int, actions: Mapping[str, str]) -> Reply:
+        return failure_reply(status, *actions)
 
 
 def failure_reply(status: int, *codes: str) -> Reply:
     """Return the documentation of an error in the envelope."""
-    actions, always = error_actions(), {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
-    return Reply(
-        about="\n".join(f"- `{code}`: {actions[code]}" for code in sorted(codes)),
-        type=Failure,
-        headers=(always[status],) if status in always else (),
-        values={"error": sorted(codes)},
-    )
+    known, always = error_actions(), {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
+    headers = (always[status],) if status in always else ()
+    return error_reply({code: known[code] for code in codes}, member="error", type=Failure, headers=headers)
 
 
 async def head_ok(_call: Call[None, None]) -> web.Response:

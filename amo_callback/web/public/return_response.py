@@ -12,7 +12,7 @@ from aiohttp import web
 from amo_callback.deeplink import DEEP_LINK_ERRORS, failure_link, intent_link, success_link
 from amo_callback.errors import RetryableError, TooManyAttempts
 from amo_callback.grant import CallbackParams, GrantResult, GrantStatus
-from amo_callback.web.pages import LANGUAGES, Kind, UserAgent, View, parse_user_agent
+from amo_callback.web.pages import Kind, UserAgent, View, parse_user_agent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,13 +48,10 @@ def _accepts_html(request: web.Request) -> bool:
     """Return whether `Accept` names HTML; `*/*` does not count."""
     for item in ",".join(request.headers.getall("Accept", [])).split(","):
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
-        if kind in {"text/html", "application/xhtml+xml"} and not _has_zero_weight(parameters):
+        refused = any(p.startswith("q=") and not p.removeprefix("q=").strip("0.") for p in parameters)
+        if kind in {"text/html", "application/xhtml+xml"} and not refused:
             return True
     return False
-
-
-def _has_zero_weight(parameters: list[str]) -> bool:
-    return any(p.startswith("q=") and not p.removeprefix("q=").strip("0.") for p in parameters)
 
 
 def respond(call: Call[Any, Any], kind: ResponseKind, *, outcome: GrantResult, state: bytes | None) -> web.Response:
@@ -140,9 +137,7 @@ def _link_to_app(app: App, outcome: GrantResult, *, state: bytes | None) -> str 
     state = _state_for_app(outcome, state)
     if outcome.error is not None:
         return failure_link(app.deep_link, error=outcome.error, state=state)
-    code = outcome.code
-    if app.hand_back == "ticket" and outcome.ticket:  # a grant of a version before has none
-        code = outcome.ticket.encode()
+    code = outcome.ticket.encode() if app.hand_back == "ticket" else outcome.code
     return success_link(app.deep_link, hand_back=app.hand_back, code=code, state=state)
 
 
@@ -175,7 +170,6 @@ def _user_agent(request: web.Request) -> UserAgent:
     return parse_user_agent(
         user_agent=request.headers.get("User-Agent", ""),
         accept_language=",".join(request.headers.getall("Accept-Language", [])),
-        languages=LANGUAGES,
     )
 
 

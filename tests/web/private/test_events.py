@@ -14,23 +14,23 @@ from amo_callback.events import connection_event
 from tests.builders import a_connection, save
 from tests.fakes import ShiftedClock
 from tests.service import ADMIN_KEY, READ_KEY, Answer, Running
-from tests.webhooks.receiver import OTHER_SECRET, SECRET, EndpointHealth
+from tests.webhooks.receiver import OTHER_SECRET, SECRET, Receiver
 
 README = Path(__file__).parents[3] / "README.md"
 
 
-def _settings(receiver: EndpointHealth) -> dict[str, str]:
+def _settings(receiver: Receiver) -> dict[str, str]:
     return {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": f"{SECRET}\n{OTHER_SECRET}"}
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[EndpointHealth]:
-    async with EndpointHealth().serve() as served:
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver().serve() as served:
         yield served
 
 
 @pytest.fixture
-async def notifying(run: Any, receiver: EndpointHealth) -> AsyncIterator[Running]:
+async def notifying(run: Any, receiver: Receiver) -> AsyncIterator[Running]:
     """Run the whole service with a receiver."""
     async with run(**_settings(receiver)) as running:
         yield running
@@ -44,7 +44,7 @@ async def _retry(app: Running, path: str, *, key: str = ADMIN_KEY) -> Answer:
     return await app.private(path, key=key, method="POST")
 
 
-async def test_a_connect_is_delivered_as_the_readme_says(notifying: Running, receiver: EndpointHealth) -> None:
+async def test_a_connect_is_delivered_as_the_readme_says(notifying: Running, receiver: Receiver) -> None:
     """What it shows for Python verifies what comes."""
     connection = await notifying.connected()
     await notifying.witness.until("webhook.delivered")
@@ -59,7 +59,7 @@ async def test_a_connect_is_delivered_as_the_readme_says(notifying: Running, rec
     assert (await _list(notifying)) == {"items": [], "next_cursor": None}
 
 
-async def test_whoever_has_to_connect_again_is_told_where(notifying: Running, receiver: EndpointHealth) -> None:
+async def test_whoever_has_to_connect_again_is_told_where(notifying: Running, receiver: Receiver) -> None:
     """The reason, and the address of this service's own plain link; of tokens nothing."""
     await notifying.connected()
     notifying.amo.account.disabled = True
@@ -74,7 +74,7 @@ async def test_whoever_has_to_connect_again_is_told_where(notifying: Running, re
     assert not any(token in delivery.body.decode() for token in issued for delivery in receiver.deliveries)
 
 
-async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, receiver: EndpointHealth) -> None:
+async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, receiver: Receiver) -> None:
     """With its tries and its last error; one by its id, or all."""
     receiver.statuses = [410, 410]
     connection = await notifying.connected()
@@ -99,7 +99,7 @@ async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, r
     assert [event["name"] for event in events].count("webhook.dead_lettered") == 2
 
 
-async def test_webhooks_are_listed_page_by_page(notifying: Running, receiver: EndpointHealth) -> None:
+async def test_webhooks_are_listed_page_by_page(notifying: Running, receiver: Receiver) -> None:
     """In the order in which they came, each once."""
     receiver.always = 410
     for number in range(3):
@@ -130,7 +130,7 @@ async def test_without_a_receiver_webhooks_wait(app: Running) -> None:
     assert (waiting["status"], waiting["tries"], waiting["last_error"]) == ("waiting", 0, None)
 
 
-async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: EndpointHealth) -> None:
+async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Receiver) -> None:
     """While it holds a request, connects are answered and pairs refreshed."""
     receiver.open.clear()
     async with run(lives={"access": 1000}, **_settings(receiver)) as app:
@@ -144,7 +144,7 @@ async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Endpoi
         await app.witness.until("webhook.delivered")
 
 
-async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: EndpointHealth) -> None:
+async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: Receiver) -> None:
     """The service waits for the receiver's answer before it closes the store: nothing comes twice for that."""
     receiver.open.clear()
     async with run(**_settings(receiver)) as app:
@@ -166,7 +166,7 @@ async def test_a_webhook_that_can_be_none_is_not_found_on_either_database(run: A
         assert (await app.private("/readyz", key=None)).status == 200
 
 
-async def test_no_secret_of_webhooks_leaves(run: Any, receiver: EndpointHealth) -> None:
+async def test_no_secret_of_webhooks_leaves(run: Any, receiver: Receiver) -> None:
     """Neither they nor the receiver's address are in the log, in events, in answers or in the database."""
     receiver.statuses = [500, 301]
     async with run(**_settings(receiver)) as app:
@@ -202,7 +202,7 @@ class DeadlyClock(ShiftedClock):
         await super().sleep(seconds)
 
 
-async def test_a_dispatcher_that_dies_ends_the_process_with_a_status(run: Any, receiver: EndpointHealth) -> None:
+async def test_a_dispatcher_that_dies_ends_the_process_with_a_status(run: Any, receiver: Receiver) -> None:
     """Else nobody would be notified of anything any more, in silence: the process is started again."""
     receiver.always = 503
     receiver.headers = {"Retry-After": "3"}

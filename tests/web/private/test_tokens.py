@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.sandbox.rules import Fault
-from tests.service import ADMIN_KEY, API_KEY, HOST, READ_KEY, Running
+from tests.service import ADMIN_KEY, API_KEY, HOST, Running
 
 
 async def test_a_backend_gets_a_live_token_and_where_to_use_it(app: Running) -> None:
@@ -165,15 +165,6 @@ async def test_an_unknown_connection_is_404_and_a_bad_min_ttl_400(app: Running) 
         assert answer.json()["detail"].startswith("min_ttl: ")
 
 
-async def test_a_key_without_the_scope_is_403(app: Running) -> None:
-    """A key that may only read takes no token."""
-    connection = await app.connected()
-    answer = await app.private(f"/connections/{connection}/token", key=READ_KEY)
-    assert (answer.status, answer.json()["code"], answer.json()["scope"]) == (403, "forbidden", "token")
-    challenge = 'Bearer realm="amo-callback", error="insufficient_scope", scope="token"'
-    assert answer.headers["WWW-Authenticate"] == challenge
-
-
 async def test_basic_authentication_is_not_bearer(app: Running) -> None:
     """Only the one scheme, in whatever letters."""
     connection = await app.connected()
@@ -221,22 +212,6 @@ async def test_while_amo_blocks_our_address_a_refresh_is_unavailable_until_the_n
     assert "amo_callback_amo_blocked 1.0" in metrics.text
 
 
-async def test_a_hundred_backends_that_got_401_cause_one_refresh(app: Running) -> None:
-    """They all present the same rejected token, some of them late, and all get the same new one."""
-    connection = await app.connected()
-    rejected = await _token(app, connection)
-    body = {"rejected_access_token": rejected}
-
-    async def refresh() -> Any:
-        return await app.private(f"/connections/{connection}/refresh", method="POST", json=body)
-
-    answers = await asyncio.gather(*(refresh() for _ in range(100)))
-    answers.append(await refresh())
-    assert {answer.status for answer in answers} == {200}
-    assert len({answer.json()["access_token"] for answer in answers}) == 1
-    assert len(app.amo.fake.ledger.refreshes()) == 1
-
-
 async def test_a_rejected_token_selects_its_own_connection(app: Running) -> None:
     """Of an account's two connections the one is refreshed whose token was rejected; later, by what the token tells."""
     first = await app.connected()
@@ -269,15 +244,6 @@ async def test_a_refresh_that_fails_hands_nothing_out(app: Running, fault: Fault
         assert "access_token" not in answer.text
         assert int(answer.headers["Retry-After"]) >= 1
     assert len(app.amo.fake.ledger.refreshes()) == 1
-
-
-async def test_a_dead_connection_is_told_as_that(app: Running) -> None:
-    """409, with the reason and where to connect again."""
-    connection = await app.connected()
-    app.amo.account.disabled = True
-    answer = await app.private(f"/connections/{connection}/refresh", method="POST")
-    assert (answer.status, answer.json()["code"], answer.json()["reason"]) == (409, "needs_reauth", "revoked")
-    assert answer.json()["reconnect_url"] == "http://127.0.0.1:8080/api/amo-crm/connect"
 
 
 @pytest.mark.parametrize(

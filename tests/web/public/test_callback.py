@@ -43,7 +43,7 @@ async def test_the_page_is_forgotten_with_the_code(app: Running) -> None:
     """After 20 minutes the return address shows an honest 404 page without a link, and so does a made-up one."""
     answer = await app.callback(app.query(), html=True)
     app.clock.advance(1200)
-    for address in (answer.location, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"):
+    for address in (answer.location, f"{answer.location}?again=1", f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"):
         page = await app.public(address)
         assert (page.status, "<a " in page.text) == (404, False)
         assert "no longer valid" in page.text
@@ -212,15 +212,6 @@ async def test_a_code_spent_by_an_answer_that_was_lost_is_told_as_expired(app: R
     assert (await app.callback(query, html=True)).status == 303
 
 
-async def test_wrong_credentials_are_not_the_persons_fault(run: Any) -> None:
-    """Where AMO refuses our client secret, the person is asked to try again, and the page says 503."""
-    async with run(AMO__CLIENT_SECRET="another one") as app:
-        answer = await app.callback(app.query(state="s"))
-        assert answer.location == f"{LINK}?error=amo_unavailable&state=s"
-        redirected = await app.callback(app.query(state="s"), html=True)
-        assert (await app.public(redirected.location)).status == 503
-
-
 async def test_amo_away_is_told_at_once(run: Any) -> None:
     """Where AMO cannot be reached the code stays unspent, and works once AMO is back."""
     async with run(AMO__ENDPOINT="http://127.0.0.1:9/{domain}") as app:
@@ -354,11 +345,10 @@ async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
 
 
 async def test_every_answer_of_the_public_api_is_protected(app: Running) -> None:
-    """No cache, no referrer, no frame, no sniffing; a page's style has a nonce of its own each time."""
+    """No cache, no referrer, no frame, no sniffing."""
     redirected = await app.callback(app.query(), html=True)
     answers = [
         redirected,
-        await app.public(redirected.location),
         await app.public(redirected.location),
         await app.callback(app.query()),
         await app.callback("code=a&code=b", html=True),
@@ -375,28 +365,6 @@ async def test_every_answer_of_the_public_api_is_protected(app: Running) -> None
         assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
         assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
         assert "aiohttp" not in answer.headers["Server"]
-    policies = {answer.headers["Content-Security-Policy"] for answer in answers[1:3]}
-    assert len(policies) == 2
-    nonce = re.search(r"'nonce-([\w-]{22})'", answers[1].headers["Content-Security-Policy"])
-    assert nonce is not None
-    assert f'<style nonce="{nonce[1]}">' in answers[1].text
-
-
-async def test_hostile_values_stay_text_on_the_page(app: Running) -> None:
-    """Whatever stands in code and state, the page has one link, one script, and the link's parameters are two."""
-    for hostile in (
-        '"><script>window.__x=1</script>',
-        "' onmouseover='x",
-        "{{7*7}}",
-        "&code=EVIL&state=EVIL",
-        "\u2028",
-    ):
-        state = quote_from_bytes(hostile.encode(), safe="")
-        page = await app.callback(f"error=access_denied&state={state}", html=True)
-        assert f'href="{LINK}?error=access_denied&amp;state={state}"' in page.text
-        markup = Markup.read(page.text)
-        assert [len(markup.named(name)) for name in ("a", "script", "img")] == [1, 1, 0]
-        assert not any(name.startswith("on") for _, element in markup.elements for name in element)
 
 
 # --- support codes --------------------------------------------------------------------------------

@@ -195,16 +195,6 @@ async def test_too_many_tries_are_told_with_the_way_to_go_on(run: Any) -> None:
         assert (await app.public(address)).status == 200
 
 
-async def test_nothing_is_tried_again_after_its_time(app: Running) -> None:
-    """After 20 minutes the page is gone, and its button with it."""
-    app.amo.sandbox.faults.add(Fault.HTTP_500)
-    address = await _returned(app)
-    app.clock.advance(1200)
-    for query in ("", "?again=1"):
-        answer, markup = await _look(app, address + query)
-        assert (answer.status, markup.named("a")) == (404, [])
-
-
 async def test_a_passing_error_at_the_callbacks_address_is_tried_again_there(run: Any) -> None:
     """Nothing was written, so the same address, whose code is still good, is what "Try again" leads to."""
     async with run(LIMITS__FAILED_CODES="1") as app:
