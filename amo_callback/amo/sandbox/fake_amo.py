@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from amo_callback.amo.pair import json_object
 from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
 from amo_callback.amo.sandbox.rules import Lifetimes, Quirks, SandboxIntegration
 
@@ -117,7 +118,7 @@ class FakeAmo:
 
     def token(self, host: str, *, body: bytes, content_type: str) -> SandboxReply:
         """Answer `POST https://{host}/oauth2/access_token`."""
-        request = _json(body) if content_type == "application/json" else None
+        request = json_object(body) if content_type == "application/json" else None
         if request is None:
             return client_unknown()  # a form is refused with these misleading words
         kind, presented = _presented(request)
@@ -128,7 +129,7 @@ class FakeAmo:
 
     def turned_away(self, host: str, *, body: bytes) -> None:
         """Note what was presented to an AMO that did not look at it."""
-        kind, presented = _presented(_json(body) or {})
+        kind, presented = _presented(json_object(body) or {})
         self._note(host, kind, presented, status=None, hint=None)
 
     def _note(self, host: str, kind: str, presented: object, *, status: int | None, hint: str | None) -> None:
@@ -273,14 +274,6 @@ def _presented(request: Mapping[str, object]) -> tuple[str, object]:
     """Return what kind of credential a request presents, and the credential."""
     kind = str(request.get("grant_type"))
     return kind, request.get({"authorization_code": "code", "refresh_token": "refresh_token"}.get(kind, ""))
-
-
-def _json(body: bytes) -> dict[str, object] | None:
-    try:
-        content = json.loads(body)
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _segment(content: Mapping[str, object]) -> str:
