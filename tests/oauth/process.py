@@ -7,7 +7,7 @@ import dataclasses
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.grant import CodePresentation
 from amo_callback.oauth.authorization import Authorizations
 from amo_callback.oauth.code_exchange import ExchangeParts, Exchanger

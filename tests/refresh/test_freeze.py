@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import Frozen
 from amo_callback.model import Connection, RefreshTrigger, Status
 from tests.builders import a_claim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AmoCallbackError, NeedsReauth
 from amo_callback.model import Connection, RefreshTrigger, fingerprint, short
 from tests.builders import a_claim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import IntrospectionUnavailable, UnauthorizedWithoutHint
 from amo_callback.model import IntrospectionResult, RefreshTrigger, TokenState
 from tests.fakes import START, Override

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AccountBlocked, AmoCallbackError, Frozen, NotYet, StoreUnavailable
 from amo_callback.model import Connection, Status, TokenResponse
 from amo_callback.refresh.maintenance import Maintenance

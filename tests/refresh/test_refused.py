@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault, SandboxIntegration
+from amo_callback.amo.sandbox.app import Fault
+from amo_callback.amo.sandbox.fake_amo import SandboxIntegration
 from amo_callback.errors import AmoCallbackError, InvalidClient, InvalidRefreshToken, MassFailureSuspected, NeedsReauth
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, fingerprint
 from amo_callback.refresh.failure_policy import is_refused_alone, is_refused_long

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
 from amo_callback.model import IntrospectionResult, RefreshRules, RefreshTrigger, TokenState
 from amo_callback.refresh.maintenance import Maintenance

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Lifetimes
+from amo_callback.amo.sandbox.fake_amo import Lifetimes
 from amo_callback.model import Reason, RefreshRules, Status
 from amo_callback.store import open_store
 from tests.fakes import FakeClock
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from amo_callback.amo.sandbox.app import Fault
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.amo.sandbox.rules import Fault
     from amo_callback.crypto import Cipher
     from tests.refresh.simulation import Process
 

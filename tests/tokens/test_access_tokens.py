@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import NotFound
 from tests.refresh.harness import API_DOMAIN, DAY, PATIENCE, QueueingClient
 

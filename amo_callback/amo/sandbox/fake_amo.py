@@ -13,13 +13,40 @@ from typing import TYPE_CHECKING
 
 from amo_callback.amo.pair import json_object
 from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
-from amo_callback.amo.sandbox.rules import Lifetimes, Quirks, SandboxIntegration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TOP_LEVEL = "amocrm.ru"
 _PROBLEM = "https://developers.amocrm.ru/v3/errors/OAuthProblemJson"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxIntegration:
+    client_id: str = "c6190000-0000-4000-8000-000000000000"
+    client_secret: str = field(default="sandbox-client-secret-0123456789abcdef", repr=False)
+    redirect_uri: str = "http://127.0.0.1:8080/api/amo-crm/callback"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lifetimes:
+    """How long things live, in seconds."""
+
+    code: float = 1200.0
+    access: float = 86400.0
+    refresh: float = 90 * 86400.0
+
+
+@dataclass(slots=True)
+class Quirks:
+    """What is not known of AMO: each way can be had, and who relies on neither is right with both."""
+
+    refresh_kills_access: bool = False
+    """Whether a refresh ends the access token before it."""
+    look_up_knows_spent: bool = False
+    """Whether the look-up takes a spent refresh token for a good one."""
+    moved_status: int = 404
+    """What the old host of a moved account answers, without a hint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
