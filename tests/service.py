@@ -17,9 +17,8 @@ from yarl import URL
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.rate_limiter import RateLimiter
-from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
-from amo_callback.amo.sandbox.rules import Fault, Lifetimes, SandboxIntegration
+from amo_callback.amo.sandbox.app import Fault, Sandbox
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, Lifetimes, SandboxAccount, SandboxIntegration
 from amo_callback.amo.transport import Transport
 from amo_callback.clock import Clock, SystemClock
 from amo_callback.config.loader import load_settings

@@ -4,12 +4,13 @@ import dataclasses
 import json
 
 import pytest
+from pydantic import TypeAdapter
 
 from tests.benchmarks.__main__ import BENCHMARKS, QUICK, options_of
 from tests.benchmarks.client import percentile
 from tests.benchmarks.harness import longest_lag
 from tests.benchmarks.report import QUICK as QUICK_NOTE
-from tests.benchmarks.report import Figure, Outcome, Report, from_json, lines
+from tests.benchmarks.report import Figure, Outcome, Report, lines
 
 SPEED = Figure(name="hand-outs, ours/bare", unit="ratio", values=[0.7, 0.5, 0.65], at_least=0.6)
 LAG = Figure(name="lag", unit="ms", values=[12345.6], at_most=20)
@@ -59,7 +60,7 @@ def test_report_says_what_is_not_to_be_quoted() -> None:
 def test_report_comes_back_from_json() -> None:
     """A report that was written is read as it was."""
     report = a_report(SPEED, LAG, quick=True, failed={"sweep": "why"})
-    assert from_json(json.dumps(dataclasses.asdict(report))) == report
+    assert TypeAdapter(Report).validate_json(json.dumps(dataclasses.asdict(report))) == report
 
 
 def test_options_are_a_benchmarks_parameters() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from tests.service import ADMIN_KEY, API_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import SECRET, WITH_USERS, Phone, allow, challenge_of, jwt_of, of
 from tests.web.public.test_callback import BROKEN

@@ -18,8 +18,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.fake_amo import FakeAmo
-from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, Lifetimes, SandboxIntegration
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.demo.backend import Backend, Poller

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from amo_callback import __version__
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.rate_limiter import RateLimiter
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import (
     AccountNotAllowed,
     CodeUsed,

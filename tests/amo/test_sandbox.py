@@ -9,8 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault, Sandbox
 from tests.fakes import FakeClock
 from tests.service import HOST, Amo
 

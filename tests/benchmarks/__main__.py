@@ -15,10 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from amo_callback.cli.context import run_loop
 from tests.benchmarks import api, refreshes, start
 from tests.benchmarks.harness import Bench, idle_loop
-from tests.benchmarks.report import Report, begin, draw, from_json, lines
+from tests.benchmarks.report import Report, begin, draw, lines
 
 BENCHMARKS: Mapping[str, Any] = {
     "handout": api.handout,
@@ -54,7 +56,7 @@ def options_of(name: str, given: list[str], *, quick: bool) -> dict[str, Any]:
 
 def main() -> int:
     given = _parser().parse_args()
-    earlier = from_json(given.compare.read_text(encoding="utf-8")) if given.compare else None
+    earlier = TypeAdapter(Report).validate_json(given.compare.read_bytes()) if given.compare else None
     report = begin(quick=given.quick, rounds=given.rounds or (2 if given.quick else 5))
     with TemporaryDirectory(prefix="benchmarks-") as folder:
         report = run_loop(_measure(report, given, Path(folder)))

@@ -13,8 +13,7 @@ from aiohttp import web
 
 from amo_callback.amo.protocol import Answer, GrantType, Integration, exchange_request, read_answer
 from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
-from amo_callback.amo.sandbox.rules import SandboxIntegration
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount, SandboxIntegration
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher
 from amo_callback.model import connection_id

@@ -1,6 +1,5 @@
 """Reports: figures with the bars that they should reach, as JSON, as a table and as plots."""
 
-import json
 import math
 import os
 import platform
@@ -78,19 +77,6 @@ def begin(*, quick: bool, rounds: int) -> Report:
             "kernel": platform.release(),
         },
     )
-
-
-def from_json(text: str) -> Report:
-    content = json.loads(text)
-    outcomes = {
-        name: Outcome(
-            figures=[Figure(**figure) for figure in outcome["figures"]],
-            curves=outcome["curves"],
-            notes=outcome["notes"],
-        )
-        for name, outcome in content.pop("outcomes").items()
-    }
-    return Report(**content, outcomes=outcomes)
 
 
 def lines(report: Report, earlier: Report | None = None) -> str:

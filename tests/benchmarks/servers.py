@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp import web
 
 from amo_callback.amo.protocol import Integration, exchange_request
-from amo_callback.amo.sandbox.rules import SandboxIntegration
+from amo_callback.amo.sandbox.fake_amo import SandboxIntegration
 from amo_callback.cli import serve
 from amo_callback.cli.context import run_loop
 from tests.benchmarks.harness import DEEP_LINK

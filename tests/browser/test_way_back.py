@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.web.pages import read_texts
 from tests.browser.chromium import DESKTOP, IPHONE, Chromium, Device, Tab
 from tests.browser.conftest import Site

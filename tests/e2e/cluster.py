@@ -16,8 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-from amo_callback.amo.sandbox.rules import Lifetimes
+from amo_callback.amo.sandbox.fake_amo import Lifetimes, SandboxAccount
 from amo_callback.clock import SystemClock
 from amo_callback.store.postgres_connection import ERRORS
 from tests.e2e.costs import ACCESS, LATENCY, HandOut, costs

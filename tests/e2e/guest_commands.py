@@ -33,8 +33,11 @@ def main(command: str, *arguments: str) -> int:
 
 def _amo(address: str, redirect_uri: str) -> int:
     from amo_callback.amo.sandbox.app import Sandbox  # noqa: PLC0415 -- because probes run without it
-    from amo_callback.amo.sandbox.fake_amo import FakeAmo  # noqa: PLC0415 -- the same
-    from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration  # noqa: PLC0415 -- the same
+    from amo_callback.amo.sandbox.fake_amo import (  # noqa: PLC0415 -- the same
+        FakeAmo,
+        Lifetimes,
+        SandboxIntegration,
+    )
     from amo_callback.clock import SystemClock  # noqa: PLC0415 -- the same
     from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- the same
     from amo_callback.web.listener import open_listener  # noqa: PLC0415 -- the same

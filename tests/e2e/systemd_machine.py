@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import SandboxIntegration
+from amo_callback.amo.sandbox.fake_amo import SandboxIntegration
 from tests.patience import PATIENCE
 from tests.service import BASE
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-from amo_callback.amo.sandbox.rules import Fault
 from tests.e2e.process import Process
 from tests.e2e.processes import DATABASE, Row, Stage, eventually, problem, staged
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from tests.e2e.disk_faults import Disk, LimitedFiles, SmallDisk, remount, small_disk, unwritable
 from tests.e2e.process import Process, command
 from tests.e2e.processes import Stage, eventually, problem, staged

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from tests.e2e.disk_faults import limit_files
 from tests.e2e.process import Process, process_environment
 from tests.e2e.processes import DATABASE, Stage, eventually, hold_up, staged

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import SandboxIntegration
+from amo_callback.amo.sandbox.fake_amo import SandboxIntegration
 from amo_callback.deploy import units
 from tests.e2e.guest_commands import FOLDER, PROBES, SHARED_MEMORY
 from tests.e2e.systemd_machine import AMO, CONFIG, ETC, PRIVATE, PUBLIC, Lab, booted, until

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from amo_callback.amo.client import AmoClient
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.core import Core
 from amo_callback.crypto import Cipher
 from amo_callback.grant import CodePresentation, GrantResult

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.client import AmoClient
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import (
     CodeUsed,
     GrantExpired,

@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, zip_longest
 
-COMMAND = ".venv/bin/python -m tests.reference"
 _BLOCK = re.compile(r"(<!-- reference: (?P<name>[a-z -]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 _BARE_PIPE = re.compile(r"(?<!\\)\|")
 
@@ -35,21 +33,6 @@ def written(text: str, tables: Mapping[str, Sequence[str]]) -> str:
         return f"{match[1]}\n{body}\n\n{match[4]}"
 
     return _BLOCK.sub(renewed, text)
-
-
-def complaints(text: str, tables: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return how the blocks of a text differ from the tables: nothing, where all is well."""
-    found = blocks(text)
-    missing = [
-        f"README.md has no block {name!r}: <!-- reference: {name} --> … <!-- end -->" for name in tables.keys() - found
-    ]
-    unknown = [f"README.md has a block {name!r}, for which there is no table" for name in found.keys() - tables]
-    differing = []
-    for name in tables.keys() & found:
-        pairs = ((is_, should) for is_, should in zip_longest(found[name], tables[name]) if is_ != should)
-        for is_, should in islice(pairs, 1):
-            differing.append(f"README.md, block {name!r}: it is {is_!r}, and should be {should!r}: run {COMMAND}")
-    return sorted(missing) + sorted(unknown) + sorted(differing)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -12,9 +12,9 @@ import pytest
 
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.rate_limiter import RateLimiter
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.amo.sandbox.ledger import Entry
-from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.crypto import Cipher
 from amo_callback.errors import NeedsReauth, RequestNotSent, StoreUnavailable
 from amo_callback.grant import GrantStatus, NewConnection

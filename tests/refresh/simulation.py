@@ -28,8 +28,8 @@ from amo_callback.amo.introspection import (
 )
 from amo_callback.amo.pair import account_of, read_claims
 from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
-from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount, problem
-from amo_callback.amo.sandbox.rules import Fault, Lifetimes, SandboxIntegration
+from amo_callback.amo.sandbox.app import Fault
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, Lifetimes, SandboxAccount, SandboxIntegration, problem
 from amo_callback.clock import Clock, DatabaseClock
 from amo_callback.crypto import Cipher
 from amo_callback.errors import AmoCallbackError, RequestNotSent, StoreUnavailable, UnknownOutcome

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AccountBlocked, AddressBlocked, AmoCallbackError, NotYet
 from amo_callback.model import Connection, RefreshTrigger, TokenState
 from amo_callback.tokens.cache import open_connection

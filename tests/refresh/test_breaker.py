@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import (
     AmoCallbackError,
     InvalidClient,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import (
     AccountBlocked,

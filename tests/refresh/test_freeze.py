@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import Frozen
 from amo_callback.model import Connection, RefreshTrigger, Status
 from amo_callback.tokens.lifecycle import TokenLifecycle

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AmoCallbackError, NeedsReauth
 from amo_callback.events import StoredEvent
 from amo_callback.model import Connection, RefreshTrigger, fingerprint, short

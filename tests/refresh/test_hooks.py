@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.model import Connection, IntrospectionResult, RefreshRules, RefreshTrigger, Status, TokenState
 from amo_callback.rate_limit import Priority
 from amo_callback.tokens.lifecycle import TokenLifecycle

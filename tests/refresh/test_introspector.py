@@ -1,6 +1,6 @@
 """Introspection before a refresh token is presented."""
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import IntrospectionUnavailable, UnauthorizedWithoutHint
 from amo_callback.model import IntrospectionResult, RefreshTrigger, TokenState
 from tests.fakes import START, Override

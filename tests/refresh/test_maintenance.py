@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AccountBlocked, AmoCallbackError, Frozen, NotYet, StoreUnavailable
 from amo_callback.events import Event
 from amo_callback.model import Connection, Status, TokenResponse

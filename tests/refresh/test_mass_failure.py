@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-from amo_callback.amo.sandbox.rules import Fault
 from amo_callback.errors import (
     AmoCallbackError,
     ClientMismatch,

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AmoCallbackError, DecryptionFailed, NeedsReauth, UnknownOutcome
 from amo_callback.model import Connection, Reason, RefreshTrigger
 from amo_callback.refresh.raw_answers import name_of, open_raw

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault, Lifetimes
+from amo_callback.amo.sandbox.app import Fault
+from amo_callback.amo.sandbox.fake_amo import Lifetimes
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import NeedsReauth, NotYet, UnknownOutcome
 from amo_callback.model import Connection, IntrospectionResult, Reason, Status, TokenState

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-from amo_callback.amo.sandbox.rules import Fault, SandboxIntegration
+from amo_callback.amo.sandbox.app import Fault
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount, SandboxIntegration
 from amo_callback.errors import AmoCallbackError, InvalidClient, InvalidRefreshToken, MassFailureSuspected, NeedsReauth
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, fingerprint
 from amo_callback.rate_limit import Priority

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.crypto import Cipher
 from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
 from amo_callback.model import Connection, IntrospectionResult, RefreshRules, RefreshTrigger, TokenState

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import HostNotAllowed, NeedsReauth, UnknownOutcome
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness

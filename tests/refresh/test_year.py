@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-from amo_callback.amo.sandbox.rules import Fault, Lifetimes
+from amo_callback.amo.sandbox.app import Fault
+from amo_callback.amo.sandbox.fake_amo import Lifetimes, SandboxAccount
 from amo_callback.crypto import Cipher
 from amo_callback.model import Reason, RefreshRules, Status
 from amo_callback.store import open_store

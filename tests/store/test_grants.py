@@ -12,17 +12,7 @@ import pytest
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.grant import GrantStatus, IssuedState, NewConnection
 from amo_callback.model import ConnectionFilter, ImportedConnection, Reason, Status, fingerprint
-from tests.builders import (
-    DAY,
-    a_claim,
-    a_connection,
-    a_grant,
-    a_refreshed,
-    a_verdict,
-    now,
-    present,
-    save,
-)
+from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, now, present, save
 from tests.fakes import START
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AccountBlocked, NeedsReauth, NotFound, RetryableError, StoreUnavailable, UnknownOutcome
 from amo_callback.model import Connection, IntrospectionResult, TokenResponse
 from amo_callback.rate_limit import LocalLimits, Priority, SlotDecision

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import NotFound
 from tests.refresh.harness import API_DOMAIN, DAY, PATIENCE, QueueingClient, RefreshHarness
 

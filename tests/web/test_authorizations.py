@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, of, owners
 

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from tests.fakes import ShiftedClock
 from tests.postgres import Databases
 from tests.service import ADMIN_KEY, BASE, HOST, Running, run_service, serve_amo

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
 from importlib import resources
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
@@ -14,7 +16,6 @@ from aiohttp import web
 from jinja2 import Environment
 
 from amo_callback.amo.sandbox.fake_amo import TOP_LEVEL, FakeAmo, SandboxAccount, SandboxReply, client_unknown
-from amo_callback.amo.sandbox.rules import Fault, Faults
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,6 +24,45 @@ if TYPE_CHECKING:
 
 _BANNED_AFTER = 20
 """429 answers in a row after which AMO answers 403."""
+
+
+class Fault(Enum):
+    """How the token endpoint misbehaves. `_AFTER`: the credential has been spent by then."""
+
+    HTTP_500 = "500 before spending"
+    HTTP_500_AFTER = "500 after spending"
+    HTML = "an HTML page with status 502"
+    HTML_200 = "an HTML page with status 200"
+    HALF_JSON_AFTER = "half a JSON"
+    NO_REFRESH_TOKEN_AFTER = "an answer without refresh token"  # noqa: S105 -- because it is a description
+    REDIRECT = "a redirect"
+    RESET = "the connection closed before anything was looked at"
+    HANG = "no answer until the client gives up, and nothing was looked at"
+    WRONG_CLIENT = "401 without a hint"
+    CLIENT_ID = "400, Check the `client_id` parameter"
+    NOT_LINKED = "400, Token is not linked to client"
+    HUGE_AFTER = "64 MB"
+    NOTHING_AFTER = "the connection closed without an answer"
+    HANG_AFTER = "no answer until the client gives up"
+    SLOW = "an answer that waits until it is let go"
+    TOO_MANY = "429 with Retry-After: 1"
+    UNPAID = "402"
+    BLOCKED = "403 with nginx's HTML"
+    ACCOUNT_BLOCKED = "403 as a problem in JSON"
+    TEAPOT = "400 with words that are on no list"
+
+
+@dataclass(slots=True)
+class Faults:
+    coming: deque[Fault] = field(default_factory=deque)
+    standing: Fault | None = None
+    """What all meet for whom none is coming, until it is taken away."""
+
+    def add(self, *faults: Fault) -> None:
+        self.coming.extend(faults)
+
+    def next(self) -> Fault | None:
+        return self.coming.popleft() if self.coming else self.standing
 
 
 class Sandbox:

@@ -11,14 +11,42 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from amo_callback.amo.pair import json_object
 from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
-from amo_callback.amo.sandbox.rules import Lifetimes, Quirks, SandboxIntegration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TOP_LEVEL = "amocrm.ru"
 _PROBLEM = "https://developers.amocrm.ru/v3/errors/OAuthProblemJson"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxIntegration:
+    client_id: str = "c6190000-0000-4000-8000-000000000000"
+    client_secret: str = field(default="sandbox-client-secret-0123456789abcdef", repr=False)
+    redirect_uri: str = "http://127.0.0.1:8080/api/amo-crm/callback"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lifetimes:
+    """How long things live, in seconds."""
+
+    code: float = 1200.0
+    access: float = 86400.0
+    refresh: float = 90 * 86400.0
+
+
+@dataclass(slots=True)
+class Quirks:
+    """What is not known of AMO: each way can be had, and who relies on neither is right with both."""
+
+    refresh_kills_access: bool = False
+    """Whether a refresh ends the access token before it."""
+    look_up_knows_spent: bool = False
+    """Whether the look-up takes a spent refresh token for a good one."""
+    moved_status: int = 404
+    """What the old host of a moved account answers, without a hint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +145,7 @@ class FakeAmo:
 
     def token(self, host: str, *, body: bytes, content_type: str) -> SandboxReply:
         """Answer `POST https://{host}/oauth2/access_token`."""
-        request = _json(body) if content_type == "application/json" else None
+        request = json_object(body) if content_type == "application/json" else None
         if request is None:
             return client_unknown()  # a form is refused with these misleading words
         kind, presented = _presented(request)
@@ -128,7 +156,7 @@ class FakeAmo:
 
     def turned_away(self, host: str, *, body: bytes) -> None:
         """Note what was presented to an AMO that did not look at it."""
-        kind, presented = _presented(_json(body) or {})
+        kind, presented = _presented(json_object(body) or {})
         self._note(host, kind, presented, status=None, hint=None)
 
     def _note(self, host: str, kind: str, presented: object, *, status: int | None, hint: str | None) -> None:
@@ -273,14 +301,6 @@ def _presented(request: Mapping[str, object]) -> tuple[str, object]:
     """Return what kind of credential a request presents, and the credential."""
     kind = str(request.get("grant_type"))
     return kind, request.get({"authorization_code": "code", "refresh_token": "refresh_token"}.get(kind, ""))
-
-
-def _json(body: bytes) -> dict[str, object] | None:
-    try:
-        content = json.loads(body)
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _segment(content: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from tests.service import ADMIN_KEY, API_KEY, HOST, Running
 
 

@@ -7,7 +7,7 @@ from urllib.parse import quote_from_bytes
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.grant import support_code
 from amo_callback.model import fingerprint
 from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running

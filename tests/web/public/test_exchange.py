@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.web.authorizations import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.account import ExchangeBody

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.rules import Fault
+from amo_callback.amo.sandbox.app import Fault
 from amo_callback.web.pages import Kind
 from tests.service import BASE, HOST, Answer, Running
 from tests.web.agents import AGENTS, CHROME, DESKTOP, INSTAGRAM, SAFARI
