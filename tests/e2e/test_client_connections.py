@@ -49,7 +49,7 @@ async def _closed(stage: Stage, address: str, listener: str) -> float:
 async def test_a_crowd_that_says_nothing_stops_neither_callbacks_nor_tokens_nor_refreshes(
     tmp_path: Path, encryption_key: str, listener: str, first: bytes
 ) -> None:
-    """Beside hundreds of open connections each new callback is answered, tokens are handed out, and all is refreshed."""
+    """Beside hundreds of connections each new callback is answered, tokens are handed out, and all is refreshed."""
     async with (
         staged(tmp_path, encryption_key, accounts=3, every=1) as stage,
         stage.serving(open_files=(OPEN_FILES, OPEN_FILES)) as process,
