@@ -26,7 +26,7 @@ from tests.e2e.proxy import CommitProxy
 from tests.postgres import Server
 
 INSTANCES, ACCOUNTS = 3, 40
-CALLERS = 4
+CALLERS = 2
 """Backends that ask each instance, about ten times a second each."""
 FORCED = 0.02
 """The share of their requests that force a refresh."""

@@ -236,7 +236,7 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     """Look again and again until something is so that nobody tells."""
     async with asyncio.timeout(PATIENCE):
         while not await _told(condition()):  # noqa: ASYNC110 -- because it becomes so in another process
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 async def _told(answer: bool | Awaitable[bool]) -> bool:  # noqa: FBT001 -- because it is an answer, no switch

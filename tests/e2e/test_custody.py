@@ -113,6 +113,7 @@ async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, en
                 while len(process.named("pair.write_pending")) < 2:  # SQLite waits for the lock, and gives up
                     answers = [await stage.token(process, account, min_ttl=0) for account in stage.accounts]
                     assert [answer.status for answer in answers] == [200] * 4
+                    await asyncio.sleep(0.1)
                 other.execute("ROLLBACK")
             await stage.until_ready(process)
             await stage.until_refreshed()

@@ -1,7 +1,7 @@
 """No connection is lost through our fault: disks that are full, and files that cannot be written."""
 
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,25 +66,22 @@ async def test_a_database_that_cannot_be_written_spends_nothing(disk: Disk, encr
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 
-@pytest.mark.parametrize("restarts", [False, True])
 async def test_pairs_for_which_the_disk_has_no_room_are_handed_out_and_stored_once_there_is(
-    disk: Disk, encryption_key: str, *, restarts: bool
+    disk: Disk, encryption_key: str
 ) -> None:
     """They wait in memory and in rescue files, which outlive a process that stops while the disk is still full."""
-    async with _slow_lives(disk.folder, encryption_key) as stage, AsyncExitStack() as stack:
-        process = await stack.enter_async_context(stage.serving())
-        await _paid_for_on_a_full_disk(stage, disk, process)
-        if restarts:
+    async with _slow_lives(disk.folder, encryption_key) as stage:
+        async with stage.serving() as process:
+            await _paid_for_on_a_full_disk(stage, disk, process)
             await process.stop()
-            assert len(_rescued(disk)) == 2
+        assert len(_rescued(disk)) == 2
         disk.empty(process)
-        if restarts:
-            process = await stack.enter_async_context(stage.serving())
-        await process.until("pair.write_completed", times=2)
-        await stage.until_ready(process)
-        assert _rescued(disk) == []
-        await stage.until_refreshed()
-        await process.stop()
+        async with stage.serving() as process:
+            await process.until("pair.write_completed", times=2)
+            await stage.until_ready(process)
+            assert _rescued(disk) == []
+            await stage.until_refreshed()
+            await process.stop()
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 

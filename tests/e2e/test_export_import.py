@@ -29,7 +29,7 @@ async def _asked(stage: Stage, process: Process) -> AsyncIterator[None]:
         while True:
             account = stage.accounts[number]
             await (stage.refresh(process, account) if number % 3 == 0 else stage.token(process, account, min_ttl=1))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
 
     callers = [asyncio.create_task(ask(number)) for number in range(len(stage.accounts))]
     try:

@@ -1,4 +1,4 @@
-"""The log of a real process: whoever reads it may stop, and what it holds may be no ASCII."""
+"""The log of a real process, which whoever reads it may stop reading."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.e2e.process import process_environment, serving
+from tests.e2e.process import process_environment
 from tests.patience import PATIENCE
 from tests.service import API_KEY, Amo, environment
 
@@ -50,15 +50,3 @@ def _until(log: Any, event: str) -> dict[str, Any]:
         pass
     found: dict[str, Any] = line
     return found
-
-
-async def test_what_ascii_cannot_say_is_escaped(amo: Amo, encryption_key: str, tmp_path: Path) -> None:
-    """A line with other letters is there, and is JSON: here the complaint about a setting at a reload."""
-    config = tmp_path / "config.toml"
-    config.write_text('[log]\nlevel = "info"\n', encoding="utf-8")
-    environ = {**environment(amo, encryption_key), "AMO_CALLBACK_CONFIG": str(config), "PYTHONIOENCODING": "ascii"}
-    async with serving(environ, tmp_path) as process:
-        await process.until("service.started")
-        config.write_text('[log]\n"уровень" = "info"\n', encoding="utf-8")
-        process.signal(signal.SIGHUP)
-        assert "уровень" in str((await process.until("reload.failed"))["problems"])

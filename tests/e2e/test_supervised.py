@@ -115,15 +115,6 @@ async def test_a_restart_under_load_loses_no_request(
     assert lost == 0
 
 
-async def test_a_socket_that_is_no_door_ends_the_start(
-    supervisor: Notifier, living_amo: Amo, tmp_path: Path, encryption_key: str
-) -> None:
-    """Without `FileDescriptorName=` systemd names a socket after its unit: told in one line, with status 78."""
-    environ = environment(living_amo, encryption_key)
-    async with serving(environ, tmp_path, doors=supervisor.doors, names="amo-callback.socket:private") as process:
-        assert await process.ended() == 78
-
-
 async def _connected(amo: Amo, supervisor: Notifier) -> str:
     """Connect an account, and return where its token is handed out."""
     query = f"code={amo.code()}&referer={amo.account.host}"

@@ -23,22 +23,24 @@ from amo_callback.model import Status, TokenResponse, fingerprint
 from amo_callback.rate_limit import Priority
 from amo_callback.refresh.raw_answers import open_raw
 from tests.builders import present
-from tests.fakes import FakeClock, Override
+from tests.fakes import FakeClock, Override, answering
 from tests.oauth.process import Process
 from tests.service import HOST
 
 
+@pytest.mark.parametrize("minutes", [0, 10, -60])
 async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(
-    process: Process, other: Process
+    process: Process, other: Process, minutes: int
 ) -> None:
-    """The callback arrives at two processes: one exchanges, both answer with the same handle."""
+    """One exchanges, both answer with the same handle: however the wall clock is stepped, the lease is waited for."""
     async with process.slow_exchange(code := process.amo.code()) as first:
         second = asyncio.create_task(other.complete(code))
         await other.clock.until_sleeping(0.25)
+        other.clock.step(timedelta(minutes=minutes))
+        await other.clock.tick(0.25)
+        await other.clock.until_sleeping(0.25)
     assert (await first).status is GrantStatus.CONNECTED
-    while not second.done():
-        other.clock.advance(0.25)
-        await asyncio.wait({second}, timeout=0.01)
+    await _waited(other, second)
     assert await second == await first
     assert len(process.amo.fake.ledger.exchanges()) == 1
 
@@ -56,7 +58,7 @@ async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease
     process.clock.advance(8)
     assert (await waiting).status is GrantStatus.EXCHANGING
     process.clock.advance(52)
-    await _drained(process)
+    await _waited(process, asyncio.create_task(process.connect.drain()))
     outcome = await process.complete(code)
     assert outcome.status is GrantStatus.CONNECTED
     process.clock.advance(600)
@@ -65,27 +67,11 @@ async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease
     assert await process.complete(code) == outcome
 
 
-@pytest.mark.parametrize("minutes", [10, -60])
-async def test_a_stepped_clock_ends_no_lease_of_a_code(process: Process, other: Process, minutes: int) -> None:
-    """Another process is exchanging it: however the wall clock is stepped, its lease is waited for, and not longer."""
-    async with process.slow_exchange(code := process.amo.code()) as first:
-        second = asyncio.create_task(other.complete(code))
-        await other.clock.until_sleeping(0.25)
-        other.clock.step(timedelta(minutes=minutes))
-        other.clock.advance(0.25)
-        await other.clock.until_sleeping(0.25)
-    assert (await first).status is GrantStatus.CONNECTED
-    while not second.done():
-        other.clock.advance(0.25)
-        await asyncio.wait({second}, timeout=0.01)
-    assert len(process.amo.fake.ledger.exchanges()) == 1
-
-
-async def _drained(process: Process) -> None:
-    draining = asyncio.create_task(process.connect.drain())
-    while not draining.done():
+async def _waited(process: Process, task: asyncio.Task[Any]) -> None:
+    """Let time pass until a task that looks from time to time is done."""
+    while not task.done():
         process.clock.advance(0.25)
-        await asyncio.wait({draining}, timeout=0.01)
+        await asyncio.wait({task}, timeout=0.01)
 
 
 async def _block(process: Process) -> None:
@@ -188,14 +174,11 @@ async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Proces
     waiting = asyncio.create_task(process.complete(code))
     await process.witness.until("pair.write_pending")
     await process.clock.until_sleeping(8)
-    for _ in range(8):
-        await process.clock.until_sleeping(1)
-        process.clock.advance(1)
+    await process.clock.tick(1, times=8)
     outcome = await waiting
     assert outcome.status is GrantStatus.EXCHANGING
     process.failing.away = set()
-    await process.clock.until_sleeping(1)
-    process.clock.advance(1)
+    await process.clock.tick(1)
     await process.connect.drain()
     assert (await process.connect.result(outcome.handle)).status is GrantStatus.CONNECTED
 
@@ -204,8 +187,7 @@ async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(
     """Where not even the claim is written after 8 s there is no address to wait at: try again."""
     process.failing.before["grant"] = lambda _: process.clock.sleep(3600)
     waiting = asyncio.create_task(process.complete("code"))
-    await process.clock.until_sleeping(8)
-    process.clock.advance(8)
+    await process.clock.tick(8)
     with pytest.raises(StoreUnavailable):
         await waiting
 
@@ -246,8 +228,7 @@ async def test_stopping_does_not_wait_for_the_rate_limit(process: Process) -> No
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(3600)
     process.stop.set()
-    await process.clock.until_sleeping(1)
-    process.clock.advance(1)
+    await process.clock.tick(1)
     outcome = await waiting
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
@@ -289,14 +270,14 @@ async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: P
 
 
 async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process) -> None:
-    """What cannot be sent within its lease leaves the queue, unsent: another process may follow."""
+    """What cannot be sent within its lease leaves the queue, unsent, and takes no place: another may follow."""
     queue = Queue(process.clock, 3600)
-    process.connect = process.make(queue, patience=100)
-    waiting = asyncio.create_task(process.complete("code"))
-    await process.clock.until_sleeping(45)
-    process.clock.advance(45)
-    outcome = await waiting
-    assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
+    process.connect = process.make(queue, places=1, patience=100)
+    for _ in range(2):
+        waiting = asyncio.create_task(process.complete("code"))
+        await process.clock.tick(45)
+        outcome = await waiting
+        assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
 
 async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process) -> None:
@@ -378,8 +359,7 @@ async def test_one_process_never_exchanges_a_code_twice(process: Process) -> Non
     app = asyncio.create_task(process.connect.complete(CodePresentation(code=code.encode())))
     await process.clock.until_sleeping(8)
     process.failing.away = set()
-    await process.clock.until_sleeping(1)
-    process.clock.advance(1)
+    await process.clock.tick(1)
     assert (await app).status is GrantStatus.CONNECTED
     assert len(process.amo.fake.ledger.entries) == 1
 
@@ -429,12 +409,8 @@ async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: P
 
 async def test_what_never_reached_amo_takes_no_place(process: Process) -> None:
     """Our own outage is not counted as somebody's junk."""
-
-    class Away(Queue):
-        async def exchange(self, **_: object) -> TokenResponse:
-            raise RequestNotSent
-
-    process.connect = process.make(Away(process.clock, 0), places=1)
+    unsent = Override(process.client, exchange=answering(RequestNotSent()))
+    process.connect = process.make(unsent, places=1)
     for _ in range(3):
         outcome = await process.complete("code")
         assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
@@ -444,26 +420,16 @@ async def test_what_never_reached_amo_takes_no_place(process: Process) -> None:
             await process.complete("code")
 
 
-async def test_what_amo_accepts_gives_its_place_back(process: Process) -> None:
-    """One address with one place connects as often as it likes."""
-    process.connect = process.make(places=1)
+@pytest.mark.parametrize(
+    ("rules", "error"), [({}, None), ({"allowed_accounts": ["1"]}, "account_not_allowed")], ids=["ours", "foreign"]
+)
+async def test_what_amo_accepts_gives_its_place_back(
+    process: Process, rules: dict[str, Any], error: str | None
+) -> None:
+    """One address with one place connects as often as it likes; a foreign account is not kept, but was no junk."""
+    process.connect = process.make(places=1, **rules)
     for _ in range(3):
-        assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
-
-
-async def test_what_amo_accepts_for_a_foreign_account_gives_its_place_back(process: Process) -> None:
-    """It is not ours to keep, but it was no junk."""
-    process.connect = process.make(places=1, allowed_accounts=["1"])
-    for _ in range(3):
-        assert (await process.complete(process.amo.code())).error == "account_not_allowed"
-
-
-async def test_junk_that_amo_refused_takes_a_place(process: Process, client: AmoClient) -> None:
-    """One address with one place sends one bad code, and no second."""
-    process.connect = process.make(client, places=1)
-    assert (await process.complete("junk")).error == "auth_failed"
-    with pytest.raises(TooManyAttempts):
-        await process.complete("more junk")
+        assert (await process.complete(process.amo.code())).error == error
 
 
 async def test_the_end_waits_for_what_was_sent_and_for_nothing_else(process: Process, other: Process) -> None:
@@ -497,32 +463,15 @@ async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_en
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
 
 
-async def test_whoever_leaves_the_queue_takes_no_place(process: Process) -> None:
-    """AMO was not asked: a paused rate limit is not counted as somebody's junk."""
-    process.connect = process.make(Queue(process.clock, 3600), places=1, patience=100)
-    for _ in range(2):
-        waiting = asyncio.create_task(process.complete("code"))
-        await process.clock.until_sleeping(45)
-        process.clock.advance(45)
-        assert (await waiting).error == "amo_unavailable"
-
-
 async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) -> None:
     """Our answer was lost, then AMO was away: that the code is spent is still our doing, and told as "start again"."""
-    code = process.amo.code()
+    code, whole = process.amo.code(), process.connect
+    away = process.make(Override(process.client, exchange=answering(RequestNotSent())))
     process.amo.sandbox.faults.add(Fault.HTTP_500_AFTER)
-    outcomes = [(await process.complete(code)).error]
-
-    async def exchange(**_: object) -> TokenResponse:
-        raise RequestNotSent
-
-    whole, process.connect = (
-        process.connect,
-        process.make(Override(process.client, exchange=exchange)),
-    )
-    outcomes.append((await process.complete(code)).error)
-    process.connect = whole
-    outcomes.append((await process.complete(code)).error)
+    outcomes = []
+    for service in (whole, away, whole):
+        process.connect = service
+        outcomes.append((await process.complete(code)).error)
     assert outcomes == ["amo_unavailable", "amo_unavailable", "code_expired"]
 
 

@@ -1,6 +1,7 @@
 """Limits on failed codes, and on what waits for AMO."""
 
 import asyncio
+import itertools
 from contextlib import AsyncExitStack, ExitStack
 
 import pytest
@@ -21,11 +22,7 @@ def test_an_attempt_stops_counting_after_the_window_or_when_released(clock: Fake
     limiter = _limiter(clock)
     limiter.reserve("192.0.2.1")
     clock.advance(30)
-    proven = limiter.reserve("192.0.2.1")
-    with pytest.raises(TooManyAttempts):
-        limiter.reserve("192.0.2.1")
-    proven.release()
-    proven.release()  # counts once
+    limiter.reserve("192.0.2.1").release()
     limiter.reserve("192.0.2.1")
     with pytest.raises(TooManyAttempts):
         limiter.reserve("192.0.2.1")
@@ -72,15 +69,6 @@ def test_nobodys_address_is_not_limited(clock: FakeClock) -> None:
     limiter = _limiter(clock)
     for _ in range(5):
         limiter.reserve(None).release()
-
-
-def test_memory_is_bounded(clock: FakeClock) -> None:
-    """A flood from everywhere forgets those heard of longest ago."""
-    limiter = _limiter(clock, attempts=1)
-    limiter.reserve("192.0.2.1")
-    for number in range(50_000):
-        limiter.reserve(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-    limiter.reserve("192.0.2.1")
 
 
 def test_known_users_are_counted_apart_from_strangers(clock: FakeClock) -> None:
@@ -147,13 +135,17 @@ def test_the_capacity_is_what_can_be_sent() -> None:
 def test_an_address_that_comes_again_is_remembered_longest(clock: FakeClock) -> None:
     """Beyond the limit the addresses whose last attempt is the oldest are forgotten, not those that came first."""
     limiter = _limiter(clock)
+    flood = (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}" for number in itertools.count())
     limiter.reserve("192.0.2.1")
-    for number in range(49_999):
-        limiter.reserve(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    for address in itertools.islice(flood, 49_999):
+        limiter.reserve(address)
     limiter.reserve("192.0.2.1")
     limiter.reserve("192.0.2.2")
     with pytest.raises(TooManyAttempts):
         limiter.reserve("192.0.2.1")
+    for address in itertools.islice(flood, 50_000):
+        limiter.reserve(address)
+    limiter.reserve("192.0.2.1")
 
 
 def test_a_reservation_released_twice_releases_no_other(clock: FakeClock) -> None:

@@ -34,7 +34,7 @@ from amo_callback.oauth.redemption import RedeemRequest
 from amo_callback.rate_limit import Priority
 from amo_callback.store import Store
 from tests.builders import a_connection, a_grant, present, save
-from tests.fakes import START, Override
+from tests.fakes import START, Override, answering
 from tests.oauth.process import Process
 
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
@@ -122,24 +122,19 @@ async def test_a_pair_that_is_offered_again_does_not_bind_again(store: Store) ->
 
 
 async def test_a_ticket_is_over_to_the_second(process: Process) -> None:
-    """It is taken until its ten minutes have passed, and not in the moment in which they have."""
-    ticket = (await process.complete(process.amo.code())).ticket
+    """It is taken until its ten minutes have passed, and not in the moment in which they have; a failed one never."""
+    process.amo.sandbox.faults.add(Fault.HTTP_500)
+    failed, ticket = [(await process.complete(process.amo.code())).ticket for _ in range(2)]
     redeemer = process.redeemer(process.store)
+    with pytest.raises(GrantExpired):
+        await redeemer.redeem(RedeemRequest(code=failed.encode()))
     process.clock.advance(599)
     redeemed = await redeemer.redeem(RedeemRequest(code=ticket.encode()))
     assert redeemed.result.status is GrantStatus.CONNECTED
     process.clock.advance(1)
     with pytest.raises(GrantExpired):
         await redeemer.redeem(RedeemRequest(code=ticket.encode()))
-
-
-async def test_the_ticket_of_a_failed_grant_is_none(process: Process) -> None:
-    """It has not begun to be good: nothing is tried for it."""
-    process.amo.sandbox.faults.add(Fault.HTTP_500)
-    ticket = (await process.complete(process.amo.code())).ticket
-    with pytest.raises(GrantExpired):
-        await process.redeemer(process.store).redeem(RedeemRequest(code=ticket.encode()))
-    assert process.amo.sandbox.requests == 1
+    assert process.amo.sandbox.requests == 2
 
 
 async def test_who_is_late_by_a_moment_has_his_state_yet(store: Store) -> None:
@@ -237,11 +232,8 @@ async def test_an_owners_connections_are_paged(store: Store) -> None:
 
 async def test_who_cannot_be_answered_takes_no_place(process: Process) -> None:
     """Only who guesses verifiers is counted: where the store is away it is nobody's guess."""
-
-    async def complete(_visit: CodePresentation) -> None:
-        raise StoreUnavailable("away")
-
-    process.connect = cast("GrantService", Override(process.connect, complete=complete))
+    away = Override(process.connect, complete=answering(StoreUnavailable("away")))
+    process.connect = cast("GrantService", away)
     redeemer = process.redeemer(process.store, places=1)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):

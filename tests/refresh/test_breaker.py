@@ -10,16 +10,13 @@ from amo_callback.errors import (
     AmoCallbackError,
     InvalidClient,
     MassFailureSuspected,
-    NeedsReauth,
-    NotYet,
     UnknownOutcome,
 )
 from amo_callback.model import RefreshTrigger, Status
 from amo_callback.refresh.breaker import is_epidemic
 from amo_callback.stats import ConnectionCounts
-from tests.builders import a_claim, a_connection, a_verdict, save
-from tests.fakes import START, Override
-from tests.refresh.harness import API_DOMAIN, DAY, GatedClient, RefreshHarness
+from tests.builders import a_claim, a_connection, a_verdict, present, save
+from tests.refresh.harness import DAY, RefreshHarness
 
 # --- what opens it ---------------------------------------------------------------------------------
 
@@ -45,18 +42,6 @@ async def _five_die(harness: RefreshHarness) -> None:
         await harness.store.save_verdict(verdict)
 
 
-async def test_the_deaths_of_a_whole_fleet_are_not_believed(harness: RefreshHarness) -> None:
-    """After five connections have died within ten minutes, the sixth is kept, and nothing more is refreshed."""
-    await _five_die(harness)
-    connection = await harness.connect()
-    harness.amo.account.disabled = True
-    await harness.fail(connection, MassFailureSuspected)
-    assert (await harness.now(connection)).status is Status.ACTIVE
-    assert (await harness.witness.until("terminal_failures.suspended")).fields == {"died": 5, "living": 1}
-    another = await save(harness.store, a_connection(7))
-    assert (await harness.fail(another, NotYet)).cause_code == MassFailureSuspected.code
-
-
 async def _suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
     """Make connections suspect, and return why the breaker is open after each."""
     breaker, reasons = harness.lifecycle.breaker, []
@@ -67,10 +52,14 @@ async def _suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
     return reasons
 
 
+async def _save(harness: RefreshHarness, connections: int) -> None:
+    for number in range(connections):
+        await save(harness.store, a_connection(number))
+
+
 async def test_two_suspects_open_it_once_the_last_success_is_older_than_the_retry_cap(harness: RefreshHarness) -> None:
     """One connection may have a trouble of its own, however often it is refused; a second one is no accident."""
-    for number in range(10):
-        await save(harness.store, a_connection(number))
+    await _save(harness, 10)
     harness.clock.advance(900)
     assert await _suspect(harness, "one", "one", "another") == [None, None, InvalidClient.code]
     assert harness.witness.names() == ["amo_credentials.refused"]
@@ -79,8 +68,7 @@ async def test_two_suspects_open_it_once_the_last_success_is_older_than_the_retr
 
 async def test_ten_suspects_in_a_row_open_it_however_recent_the_last_success_is(harness: RefreshHarness) -> None:
     """The same connection twice counts once, and a success in between begins the count anew."""
-    for number in range(20):
-        await save(harness.store, a_connection(number))
+    await _save(harness, 20)
     names = [str(number) for number in range(10)]
     assert await _suspect(harness, *names[:9], *names[:9]) == [None] * 18
     await harness.lifecycle.breaker.succeeded()
@@ -89,8 +77,7 @@ async def test_ten_suspects_in_a_row_open_it_however_recent_the_last_success_is(
 
 async def test_a_success_of_another_process_clears_the_suspects(harness: RefreshHarness) -> None:
     """The store tells of it: suspects from before count no more, those from after do."""
-    for number in range(10):
-        await save(harness.store, a_connection(number))
+    await _save(harness, 10)
     harness.clock.advance(901)
     assert await _suspect(harness, "one") == [None]
     harness.clock.advance(1)
@@ -154,22 +141,6 @@ async def test_where_there_is_no_probe_the_loop_waits(harness: RefreshHarness) -
         assert harness.traffic.calls["probe"] == 1
 
 
-async def test_while_the_probe_waits_for_its_slot_the_loop_waits_too(harness: RefreshHarness) -> None:
-    """A rate limit that is paused for an hour has nobody ask the store meanwhile, but once a poll interval."""
-    await harness.connect(next_refresh_at=START)
-
-    async def slot(_priority: object) -> None:
-        await harness.clock.sleep(3600)
-
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=slot))
-    lifecycle.breaker.refuse("Check the `client_id` parameter")
-    harness.clock.advance(61)
-    async with harness.running(lifecycle):
-        await harness.clock.until_sleeping(3600)
-        await harness.clock.until_sleeping(5)
-        assert harness.traffic.calls["shared_state"] == 1
-
-
 async def test_a_trial_may_be_the_probe(harness: RefreshHarness) -> None:
     """Where nobody else lives, the daily look-up of one that was given up closes the breaker, and heals it."""
     connection = await harness.given_up()
@@ -185,9 +156,7 @@ async def test_who_was_the_probe_lets_another_be_it(harness: RefreshHarness, dem
     """One that callers ask for again and again is the probe once a round, and one probe goes every minute."""
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
-    refusal = breaker.refusal("one", demand=demand)
-    assert refusal is not None
-    assert refusal.retry_after == 60
+    assert present(breaker.refusal("one", demand=demand)).retry_after == 60
     harness.clock.advance(60)
     assert breaker.refusal("one", demand=demand) is None
     breaker.enter("one")
@@ -203,22 +172,7 @@ async def test_nobody_else_is_refreshed(harness: RefreshHarness, demand: Refresh
     """Neither the schedule nor a hand-out is the probe."""
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(DAY)
-    refusal = harness.lifecycle.breaker.refusal("one", demand=demand)
-    assert refusal is not None
-    assert refusal.cause_code == InvalidClient.code
-
-
-async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(harness: RefreshHarness) -> None:
-    """The probe asks before it presents: what AMO does not know is put off, and its one presentation is not risked."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.account.disabled = True
-    await harness.store.suspend_terminal(now=harness.clock.now())
-    await harness.lifecycle.breaker.watch()
-    harness.clock.advance(60)
-    await harness.fail(connection, MassFailureSuspected, demand=RefreshTrigger.PROBE)
-    after = await harness.now(connection)
-    assert (after.status, after.next_refresh_at) == (Status.ACTIVE, harness.clock.now() + timedelta(minutes=15))
-    assert harness.presented() == []
+    assert present(harness.lifecycle.breaker.refusal("one", demand=demand)).cause_code == InvalidClient.code
 
 
 async def test_one_success_closes_it_for_every_process(harness: RefreshHarness) -> None:
@@ -232,16 +186,6 @@ async def test_one_success_closes_it_for_every_process(harness: RefreshHarness) 
     await other.breaker.watch()
     assert (harness.lifecycle.breaker.reason, other.breaker.reason) == (None, None)
     assert harness.witness.names() == ["terminal_failures.resumed"]
-
-
-async def test_a_person_who_is_needed_is_no_reason_to_open_it(harness: RefreshHarness) -> None:
-    """One dead token among the living is believed at once."""
-    for number in range(5):
-        await save(harness.store, a_connection(number + 1))
-    connection = await harness.connect()
-    harness.amo.account.disabled = True
-    await harness.fail(connection, NeedsReauth)
-    assert harness.lifecycle.breaker.reason is None
 
 
 async def test_a_success_lets_everyone_be_the_probe_again(harness: RefreshHarness) -> None:
@@ -272,13 +216,10 @@ async def test_a_success_that_cannot_be_written_down_ends_no_hold(harness: Refre
 async def test_verdicts_that_another_process_holds_are_held_before_the_loop_hears(harness: RefreshHarness) -> None:
     """The refresh was under way when the other one held them: its connection is kept."""
     connection = await harness.connect()
-    gated = GatedClient(harness.client, hold_request=True)
-    coordinator = harness.make_coordinator(amo=gated)
-    refreshing = harness.begin(connection, by=coordinator)
-    await gated.asked.wait()
-    await harness.store.suspend_terminal(now=harness.clock.now())
     harness.amo.account.disabled = True
-    gated.send.set()
+    refreshing = await harness.begin_slow(connection)
+    await harness.store.suspend_terminal(now=harness.clock.now())
+    harness.amo.sandbox.go_on.set()
     with pytest.raises(MassFailureSuspected):
         await refreshing
     after = await harness.now(connection)

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import Frozen
 from amo_callback.model import Connection, RefreshTrigger, Status
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_claim
-from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarness
+from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
 async def _freeze(harness: RefreshHarness, connection: Connection, *, everything: bool) -> TokenLifecycle:
@@ -36,12 +35,9 @@ async def test_on_nobodys_demand_is_anything_spent_while_it_is_frozen(
 async def test_who_froze_during_the_wait_for_a_slot_is_heard(harness: RefreshHarness, *, everything: bool) -> None:
     """Free when the queue was joined, frozen when the slot came: the token stays at home."""
     connection = await harness.connect()
-    queue = QueueingClient(harness.client)
-    coordinator = harness.make_coordinator(amo=queue)
-    refreshing = harness.begin(connection, by=coordinator)
-    await queue.asked.wait()
+    refreshing, served = await harness.begin_queued(connection)
     await _freeze(harness, connection, everything=everything)
-    queue.served.set()
+    served.set()
     with pytest.raises(Frozen):
         await refreshing
     assert harness.presented() == []
@@ -59,9 +55,7 @@ async def test_a_claim_is_refused_by_the_store_itself(harness: RefreshHarness, *
 async def test_a_refresh_in_flight_ends_well(harness: RefreshHarness) -> None:
     """What was sent before the freeze is stored after it."""
     connection = await harness.connect()
-    harness.amo.sandbox.faults.add(Fault.SLOW)
-    flight = harness.begin(connection)
-    await harness.amo.sandbox.until_asked(2)
+    flight = await harness.begin_slow(connection)
     other = await _freeze(harness, connection, everything=True)
     assert [one.id for one in await harness.store.attempts()] == [connection.id]
     harness.amo.sandbox.go_on.set()
@@ -103,9 +97,7 @@ async def test_the_loop_leaves_the_frozen_alone_until_thawed(harness: RefreshHar
 
 async def test_others_are_refreshed_while_one_is_frozen(harness: RefreshHarness) -> None:
     """Freezing one costs nobody else a refresh."""
-    frozen = await harness.connect()
-    harness.amo.account.user_id += 1
-    free = await harness.connect()
+    frozen, free = await harness.connect_users(2)
     await _freeze(harness, frozen, everything=False)
     harness.clock.advance(DAY / 2)
     async with harness.running(harness.lifecycle):
@@ -170,20 +162,16 @@ async def test_a_copy_hands_out_nothing_that_the_original_has_replaced(harness: 
         await copy.access_tokens.token(connection.id, min_ttl=0)
 
 
-async def test_what_was_thawed_elsewhere_is_due_at_once(harness: RefreshHarness) -> None:
-    """Whether its tokens are the newest is not known: they are refreshed, and the dead are found out."""
+@pytest.mark.parametrize("machine", ["there", "here"])
+async def test_what_was_thawed_elsewhere_is_due_at_once(harness: RefreshHarness, machine: str) -> None:
+    """Whether its tokens are the newest is not known; what was frozen on request nobody else had: due when it was."""
     connection = await harness.connect()
     await harness.lifecycle.freeze_switch.begin()
-    copy = harness.make_lifecycle(machine="there")
+    copy = harness.make_lifecycle(machine=machine)
     await copy.freeze_switch.begin()
+    if machine == "here":
+        await copy.freeze_switch.freeze_all(why="a pause")
     harness.clock.advance(60)
     await copy.freeze_switch.thaw_all()
-    assert (await harness.now(connection)).next_refresh_at == harness.clock.now()
-
-
-async def test_what_was_frozen_on_request_is_due_when_it_was(harness: RefreshHarness) -> None:
-    """Nobody else had it meanwhile."""
-    connection = await harness.connect()
-    await harness.lifecycle.freeze_switch.freeze_all(why="a pause")
-    await harness.lifecycle.freeze_switch.thaw_all()
-    assert (await harness.now(connection)).next_refresh_at == connection.next_refresh_at
+    due = harness.clock.now() if machine == "there" else connection.next_refresh_at
+    assert (await harness.now(connection)).next_refresh_at == due

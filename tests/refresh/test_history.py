@@ -1,7 +1,5 @@
 """Who spent my token? What happened to a connection, by whom, on whose demand, and why."""
 
-from typing import Any
-
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AmoCallbackError, NeedsReauth
 from amo_callback.events import StoredEvent
@@ -44,16 +42,6 @@ async def test_a_token_that_somebody_else_spent_is_told_as_such(harness: Refresh
     assert given_up.details["token"] == _mark(harness, connection)
     assert str(given_up.details["spent_by"]).startswith("not used by this database before")
     assert (given_up.details["status"], len(str(given_up.details["request_id"]))) == (401, 32)
-
-
-async def test_a_move_is_told_before_the_refresh_that_follows_it(harness: RefreshHarness) -> None:
-    """It is written down with the lease on which the token goes there."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.account.host = "renamed.amocrm.ru"
-    await harness.refresh(connection)
-    moved, refreshed = await _told(harness, connection)
-    assert (moved.name, moved.details["moved_to"]) == ("connection.moved", "renamed.amocrm.ru")
-    assert refreshed.name == "refresh.succeeded"
 
 
 async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(harness: RefreshHarness) -> None:
@@ -121,21 +109,3 @@ async def test_what_is_remembered_holds_no_secret(harness: RefreshHarness) -> No
     told = str(await harness.store.events(limit=100))
     assert [secret for secret in secrets if secret[-24:] in told or secret[:24] in told] == []
     assert len(await _told(harness, connection)) >= 5
-
-
-async def test_a_change_that_was_not_made_is_not_told(harness: RefreshHarness) -> None:
-    """A late pair that a newer grant has superseded leaves one line, and none that says it was stored."""
-    connection = await harness.connect()
-    events: list[Any] = []
-
-    class Late:
-        async def save_refreshed(self, refreshed: Any, **more: Any) -> Any:
-            await harness.connect()
-            return await harness.store.save_refreshed(refreshed, **more)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(harness.store, name)
-
-    await harness.refresh(connection, by=harness.make_coordinator(store=Late()))
-    events = [event.name for event in await _told(harness, connection)]
-    assert events == ["refresh.superseded"]

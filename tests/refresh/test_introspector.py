@@ -3,7 +3,7 @@
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import IntrospectionUnavailable, UnauthorizedWithoutHint
 from amo_callback.model import IntrospectionResult, RefreshTrigger, TokenState
-from tests.fakes import START, Override
+from tests.fakes import START, Override, answering
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
@@ -21,15 +21,8 @@ async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_l
 async def test_while_deaths_are_held_each_pair_is_looked_up(harness: RefreshHarness) -> None:
     """What AMO has told of the pair before says nothing of the one that the person has brought meanwhile."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    slots = 0
-
-    async def slot(_priority: object) -> None:
-        nonlocal slots
-        slots += 1
-        if slots == 2:  # the one for the refresh
-            await harness.connect(api_domain=API_DOMAIN)
-
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=slot))
+    amo = harness.before_slot(2, lambda: harness.connect(api_domain=API_DOMAIN))  # the slot for the refresh
+    lifecycle = harness.make_lifecycle(amo=amo)
     await harness.store.suspend_terminal(now=harness.clock.now())
     await lifecycle.breaker.watch()
     harness.clock.advance(60)
@@ -39,29 +32,22 @@ async def test_while_deaths_are_held_each_pair_is_looked_up(harness: RefreshHarn
 
 async def test_a_probe_whose_look_up_has_no_answer_was_the_probe(harness: RefreshHarness) -> None:
     """An AMO that does not answer is asked once a minute, each time about another connection."""
-    for _ in range(3):
-        harness.amo.account.user_id += 1
-        await harness.connect(api_domain=API_DOMAIN, next_refresh_at=START)
+    await harness.connect_users(3, next_refresh_at=START)
     await harness.store.suspend_terminal(now=harness.clock.now())
     harness.amo.sandbox.look_up_faults.add(*[Fault.HTTP_500] * 50)
-    lifecycle = harness.make_lifecycle()
-    async with harness.running(lifecycle):
+    async with harness.running(harness.lifecycle):
         await harness.pass_time(130, step=5)
     assert harness.amo.sandbox.look_ups == 2
-    assert len(lifecycle.breaker.probed) == 2
+    assert len(harness.lifecycle.breaker.probed) == 2
     assert harness.presented() == []
 
 
 async def test_a_dead_access_token_does_not_tell_that_an_account_has_not_moved(harness: RefreshHarness) -> None:
     """Where AMO does not answer about the refresh token, nobody is a suspect: the other token may just have ended."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-
-    async def look_up(**_: object) -> IntrospectionResult:
-        return IntrospectionResult(standing=TokenState.UNKNOWN)
-
-    async def ask_about(**_: object) -> IntrospectionResult:
-        return IntrospectionResult(standing=TokenState.REFUSED)
-
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up, ask_about=ask_about))
+    unknown, refused = (
+        answering(IntrospectionResult(standing=standing)) for standing in (TokenState.UNKNOWN, TokenState.REFUSED)
+    )
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=unknown, ask_about=refused))
     await harness.fail(connection, UnauthorizedWithoutHint, Fault.WRONG_CLIENT, by=lifecycle.coordinator)
     assert lifecycle.breaker.reason is None

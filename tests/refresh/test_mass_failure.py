@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.errors import (
@@ -20,7 +19,7 @@ from amo_callback.errors import (
     UnauthorizedWithoutHint,
 )
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, TokenResponse
-from amo_callback.rate_limit import LocalLimits, Priority
+from amo_callback.rate_limit import Priority
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.fakes import START, Override
 from tests.refresh.harness import RefreshHarness
@@ -38,9 +37,8 @@ async def test_listed_client_errors_of_two_connections_stop_everything(harness: 
         await harness.fail(connection, InvalidClient)
     assert harness.lifecycle.breaker.refused == "Check the `client_id` parameter"
     for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
-        with pytest.raises(NotYet) as raised:
-            await harness.refresh(two, demand=demand)
-        assert (raised.value.cause_code, raised.value.retry_after) == ("amo_credentials", 60)
+        refused = await harness.fail(two, NotYet, demand=demand)
+        assert (refused.cause_code, refused.retry_after) == ("amo_credentials", 60)
     assert len(harness.presented()) == 2
     assert {(await harness.now(each)).status for each in (one, two, three)} == {Status.ACTIVE}
 
@@ -105,10 +103,8 @@ async def test_one_after_the_other_is_the_probe_and_a_success_closes_it(harness:
                 assert harness.amo.sandbox.requests == 3 + probes - 1
                 harness.clock.advance(5)
             await harness.witness.until("refresh.failed", times=probes)
-        for _ in range(12):
-            await harness.clock.until_sleeping(5)
-            harness.clock.advance(5)
-        await harness.witness.until("refresh.succeeded", times=1)
+        await harness.clock.tick(5, times=12)
+        await harness.witness.until("refresh.succeeded")
     presented = [entry.presented for entry in harness.presented()]
     assert len(set(presented[:3])) == 3
     assert harness.lifecycle.breaker.reason is None
@@ -160,7 +156,8 @@ async def test_a_whole_fleet_dying_at_once_is_not_believed(harness: RefreshHarne
     for each in (lifecycle, restarted):
         assert (await harness.fail(connections[6], NotYet, by=each.coordinator)).cause_code == "mass_failure"
     assert len(harness.presented()) == 6
-    assert harness.witness.names().count("terminal_failures.suspended") == 1
+    [suspended] = harness.witness.named("terminal_failures.suspended")
+    assert suspended.fields == {"died": 5, "living": 3}
 
 
 async def test_sixteen_at_once_do_not_slip_through(harness: RefreshHarness) -> None:
@@ -223,12 +220,12 @@ def _presented(harness: RefreshHarness, accounts: list[SandboxAccount]) -> int:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("gone", [2, 8])
+@pytest.mark.parametrize(("size", "gone"), [(12, 2), (25, 5)])
 async def test_accounts_that_are_gone_stop_nobody_and_their_users_are_told_after_a_day(
-    harness: RefreshHarness, gone: int, record_property: Any
+    harness: RefreshHarness, size: int, gone: int, record_property: Any
 ) -> None:
     """In two days the breaker never opens, the other accounts stay fresh, and the dead are hardly asked any more."""
-    everyone = await harness.connect_accounts(40)
+    everyone = await harness.connect_accounts(size)
     dead, living = everyone[:gone], everyone[gone:]
     for account, _ in dead:
         account.gone = True
@@ -241,18 +238,14 @@ async def test_accounts_that_are_gone_stop_nobody_and_their_users_are_told_after
     assert lifecycle.breaker.reason is None
     for _, connection in dead:
         after = await harness.now(connection)
-        assert (after.status, after.reason, after.sealed_pair) == (
-            Status.NEEDS_REAUTH, Reason.REFUSED, connection.sealed_pair,
-        )  # fmt: skip
+        assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.REFUSED)
+        assert after.sealed_pair == connection.sealed_pair
         assert after.refused_since is not None
     given_up = harness.witness.named("connection.needs_reauth")
-    assert {(event.connection_id, event.fields["reason"]) for event in given_up} == {
-        (connection.id, Reason.REFUSED) for _, connection in dead
-    }
+    told = {(event.connection_id, event.fields["reason"]) for event in given_up}
+    assert told == {(connection.id, Reason.REFUSED) for _, connection in dead}
     webhooks = [one for one in await harness.store.webhooks(limit=100) if one.type == "connection.needs_reauth"]
-    assert len(webhooks) == gone
-    for one in webhooks:
-        assert one.data["reason"] == "refused"
+    assert [one.data["reason"] for one in webhooks] == ["refused"] * gone
     for _, connection in living:
         after = await harness.now(connection)
         assert (after.status, after.failures, after.pair_version >= 4) == (Status.ACTIVE, 0, True)
@@ -282,9 +275,7 @@ async def test_where_nobody_else_succeeds_a_refused_connection_is_kept(harness: 
 
 async def test_a_backlog_is_spread_and_whose_token_dies_first_goes_first(harness: RefreshHarness, rounds: int) -> None:
     """Everything due at once after a day's outage: so many a second, the oldest expiry first, and each once."""
-    rate_limiter = RateLimiter(
-        per_second=5, shared=LocalLimits(clock=harness.clock), clock=harness.clock, observer=harness.witness
-    )
+    rate_limiter = harness.rate_limiter(5)
     slots: list[float] = []
     sent: list[str] = []
 

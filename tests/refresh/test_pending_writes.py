@@ -13,13 +13,13 @@ from amo_callback.amo.sandbox.app import Fault
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
 from amo_callback.events import Event
-from amo_callback.model import Connection, RefreshedPair, RefreshTrigger, Status, fingerprint, short
+from amo_callback.model import Connection, RefreshTrigger, Status, fingerprint, short
 from amo_callback.refresh.pending_pair import PendingPair, name_of, seal_pending
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_refreshed, save
 from tests.fakes import MemoryRescue, Override
 from tests.patience import PATIENCE
-from tests.refresh.harness import API_DOMAIN, GatedClient, RefreshHarness
+from tests.refresh.harness import API_DOMAIN, RefreshHarness
 from tests.service import HOST
 
 
@@ -79,49 +79,6 @@ async def test_an_unsaved_pair_is_handed_out_before_the_stored_one(harness: Refr
             await harness.lifecycle.access_tokens.token("another customer", min_ttl=0)
     await harness.bring_store_back()
     await refreshing
-
-
-async def test_a_pair_without_an_account_is_found_by_its_connection_alone(harness: RefreshHarness) -> None:
-    """Where AMO's token does not tell whose it is, nobody finds it by naming no account."""
-    connection = await harness.connect(account_id="")
-    refreshing = await harness.begin_unsaved(connection)
-    pending_writes = harness.lifecycle.pending_writes
-    assert pending_writes.find(connection_id="another customer") is None
-    found = pending_writes.find(connection_id=connection.id)
-    assert found is not None
-    assert found.id == connection.id
-    harness.failing.away = set()
-    await pending_writes.settle()
-    await refreshing
-
-
-async def test_the_stored_pair_is_not_presented_while_its_successor_is_unsaved(harness: RefreshHarness) -> None:
-    """It has been spent: a new refresh waits for the store."""
-    connection, refreshing = await _pending_writes(harness)
-    other = harness.make_lifecycle(rescue=harness.rescue)
-    await other.pending_writes.restore()
-    for lifecycle in (harness.lifecycle, other):
-        assert lifecycle.pending_writes.blocks(connection)
-    await harness.fail(connection, StoreUnavailable, by=other.coordinator, demand=RefreshTrigger.FORCED)
-    harness.failing.away = set()
-    for lifecycle in (harness.lifecycle, other):
-        await lifecycle.pending_writes.settle()
-    await refreshing
-    await other.pending_writes.drain()
-    assert harness.amo.fake.ledger.doubles() == 0
-    assert (await harness.now(connection)).pair_version == 2
-
-
-async def test_a_bug_in_the_store_lets_go_of_no_pair(harness: RefreshHarness) -> None:
-    """An exception of a kind that nobody expected is told with its trace, and the pair is offered again."""
-    connection = await harness.connect()
-    harness.failing.before["save_refreshed"] = ZeroDivisionError()
-    refreshing = harness.begin(connection)
-    event = await harness.witness.until("pair.write_pending")
-    assert isinstance(event.error, ZeroDivisionError)
-    harness.failing.before.clear()
-    await harness.lifecycle.pending_writes.settle()
-    assert (await refreshing).pair_version == 2
 
 
 async def test_a_pair_whose_commit_was_not_answered_is_stored(harness: RefreshHarness) -> None:
@@ -199,22 +156,21 @@ async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(harness
     assert "refresh.result_not_stored" not in harness.witness.names()
 
 
-async def test_a_bug_in_a_look_lets_go_of_no_pair(harness: RefreshHarness) -> None:
-    """The store has not taken it, and whether it holds a newer one cannot be read, for a reason nobody expected."""
+@pytest.mark.parametrize("call", ["save_refreshed", "connection"], ids=["of the save", "of the look that follows it"])
+async def test_a_bug_in_the_store_lets_go_of_no_pair(harness: RefreshHarness, call: str) -> None:
+    """It is told with its trace, and the pair is offered again: also where the store did not say why it took none."""
     connection = await harness.connect()
-    gated = GatedClient(harness.client, hold_answer=True)
-    lifecycle = harness.make_lifecycle(amo=gated)
-    flight = harness.begin(connection, by=lifecycle.coordinator)
-    await gated.answered.wait()
-    harness.failing.answers["save_refreshed"] = None
-    harness.failing.before["connection"] = ZeroDivisionError()
-    gated.go_on.set()
+    flight = await harness.begin_slow(connection)
+    if call == "connection":
+        harness.failing.answers["save_refreshed"] = None
+    harness.failing.before[call] = ZeroDivisionError()
+    harness.amo.sandbox.go_on.set()
     await harness.witness.until_either(("pair.write_pending", "refresh.bug"), times=1)
     [event] = harness.witness.named("pair.write_pending")
     assert isinstance(event.error, ZeroDivisionError)
     harness.failing.answers.clear()
     harness.failing.before.clear()
-    await lifecycle.pending_writes.settle()
+    await harness.lifecycle.pending_writes.settle()
     assert (await flight).pair_version == 2
 
 
@@ -270,14 +226,11 @@ async def test_the_end_waits_for_what_was_left_in_a_file(harness: RefreshHarness
 
 
 async def test_the_end_waits_for_a_pair_that_is_nowhere_else(harness: RefreshHarness) -> None:
-    """Where its file cannot be written either, the process keeps it and goes on trying."""
+    """Where its file cannot be written either, the process keeps it, tells so once, and goes on trying."""
     harness.rescue.full = True
     connection, refreshing = await _pending_writes(harness)
-    assert harness.witness.named("pair.write_pending")[0].fields["rescued"] is False
     harness.lifecycle.core.stop.set()
-    for _ in range(3):
-        await harness.clock.until_sleeping(1)
-        harness.clock.advance(1)
+    await harness.clock.tick(1, times=3)
     await harness.clock.until_sleeping(1)
     assert not refreshing.done()
     harness.failing.away = set()
@@ -285,6 +238,8 @@ async def test_the_end_waits_for_a_pair_that_is_nowhere_else(harness: RefreshHar
     await harness.lifecycle.drain()
     assert (await refreshing).pair_version == 2
     assert (await harness.now(connection)).pair_version == 2
+    [told] = harness.witness.named("pair.write_pending")
+    assert told.fields["rescued"] is False
 
 
 async def test_the_end_is_free_once_the_file_can_be_written(harness: RefreshHarness) -> None:
@@ -433,32 +388,18 @@ async def test_a_folder_that_cannot_be_read_is_told_at_the_start(harness: Refres
         await harness.make_lifecycle(rescue=Override(harness.rescue, read=read)).pending_writes.restore()
 
 
-async def test_a_file_that_cannot_be_removed_is_told_and_harmless(harness: RefreshHarness) -> None:
-    """The pair is in the store: the caller gets it, and whoever watches hears of the file."""
-    connection = await harness.connect()
-    lifecycle = harness.make_lifecycle(rescue=StuckRescue())
-    refreshing = await harness.begin_unsaved(connection, by=lifecycle.coordinator)
-    await harness.bring_store_back(lifecycle)
-    assert (await refreshing).status is Status.ACTIVE
-    assert harness.witness.names() == [
-        "pair.write_pending",
-        "refresh.succeeded",
-        "pair.write_completed",
-        "rescue.not_removed",
-    ]
-
-
 async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(harness: RefreshHarness) -> None:
-    """Each look into the folder tries again, without a line and without offering the pair to the store."""
+    """The pair is in the store, and the caller gets it; each look into the folder tries again, without a line."""
     connection, rescue = await harness.connect(), StuckRescue()
     lifecycle = harness.make_lifecycle(rescue=rescue)
     refreshing = await harness.begin_unsaved(connection, by=lifecycle.coordinator)
     await harness.bring_store_back(lifecycle)
-    await refreshing
+    assert (await refreshing).status is Status.ACTIVE
     offered = harness.failing.asked["save_refreshed"]
     for _ in range(3):
         await lifecycle.pending_writes.restore()
-    assert len(harness.witness.named("rescue.not_removed")) == len(harness.witness.named("pair.write_completed")) == 1
+    told = ["pair.write_pending", "refresh.succeeded", "pair.write_completed", "rescue.not_removed"]
+    assert harness.witness.names() == told
     rescue.stuck = False
     await lifecycle.pending_writes.restore()
     assert (rescue.read(), harness.failing.asked["save_refreshed"], lifecycle.pending_writes.names) == ({}, offered, [])
@@ -534,61 +475,40 @@ async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(harness: Ref
 async def test_a_superseded_pair_is_no_orphan_because_the_store_cannot_be_read(harness: RefreshHarness) -> None:
     """Whether a newer pair is stored cannot be told at the moment: it is asked again, and then let go."""
     connection = await harness.connect()
-    gated = GatedClient(harness.client, hold_answer=True)
-    lifecycle = harness.make_lifecycle(amo=gated)
-    flight = harness.begin(connection, by=lifecycle.coordinator)
-    await gated.answered.wait()
+    flight = await harness.begin_slow(connection)
     again = await harness.connect()
     harness.failing.away = {"connection"}
-    gated.go_on.set()
+    harness.amo.sandbox.go_on.set()
     await harness.witness.until("pair.write_pending")
-    await harness.bring_store_back(lifecycle)
+    await harness.bring_store_back()
     assert await flight == again
-    assert (lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
+    assert (harness.lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
 
 
 async def test_an_orphan_is_held_until_it_has_a_file(harness: RefreshHarness) -> None:
-    """No place for it in this database, nor on the disk: it is not let go before it has one."""
+    """An old database was put back, and the disk is full: its pair is not let go before it has a file."""
     connection = await harness.connect()
-    gated = GatedClient(harness.client, hold_answer=True)
-
-    class OldDatabase:
-        """The store, until an old one is put in its place."""
-
-        put_back = False
-
-        async def save_refreshed(self, refreshed: RefreshedPair, **more: Any) -> object:
-            return None if self.put_back else await harness.store.save_refreshed(refreshed, **more)
-
-        async def connection(self, name: str) -> Connection | None:
-            stored = await harness.store.connection(name)
-            return dataclasses.replace(stored, pair_version=0) if stored and self.put_back else stored
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(harness.store, name)
-
-    store = OldDatabase()
-    lifecycle = harness.make_lifecycle(amo=gated, store=store)
-    flight = harness.begin(connection, by=lifecycle.coordinator)
-    await gated.answered.wait()
-    store.put_back = True
+    pending_writes = harness.lifecycle.pending_writes
+    flight = await harness.begin_slow(connection)
+    old = dataclasses.replace(await harness.now(connection), pair_version=0)
+    harness.failing.answers = {"save_refreshed": None, "connection": old}
     harness.rescue.full = True
-    gated.go_on.set()
+    harness.amo.sandbox.go_on.set()
     await harness.witness.until("pair.write_pending")
     assert not flight.done()
     harness.rescue.full = False
-    await lifecycle.pending_writes.settle()
+    await pending_writes.settle()
     await harness.witness.until("pair.orphaned")
     assert len(harness.rescue.files) == 1
     for _ in range(3):
-        await lifecycle.pending_writes.restore()
+        await pending_writes.restore()
     assert harness.witness.names().count("pair.orphaned") == 1
-    assert len(lifecycle.pending_writes.names) == 1
+    assert len(pending_writes.names) == 1
     assert (await flight).pair_version == 0
-    store.put_back = False  # and now the right one again
-    await lifecycle.pending_writes.restore()
+    harness.failing.answers.clear()  # and now the right one again
+    await pending_writes.restore()
     assert (await harness.now(connection)).pair_version == 2
-    assert (lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
+    assert (pending_writes.names, harness.rescue.files) == ([], {})
 
 
 async def test_a_rescued_pair_that_mends_a_connection_is_told(harness: RefreshHarness) -> None:
@@ -653,22 +573,21 @@ async def test_a_pair_whose_row_has_gone_while_it_was_paid_for_is_put_in_a_file(
     assert harness.witness.names() == ["pair.orphaned"]
 
 
-async def test_a_file_of_a_later_version_is_told_and_stops_nothing(harness: RefreshHarness) -> None:
-    """After a step back to the version before, what only the later one knows is unreadable, and the service starts."""
-    pending_pair = a_refreshed(a_connection(7))
-    name = name_of(pending_pair)
-    later = json.dumps({"refreshed": {"connection_id": pending_pair.connection_id, "scopes": "crm"}})
-    harness.rescue.files[name] = harness.cipher.seal(later.encode(), bound_to=f"rescue:{name}")
-    await harness.lifecycle.pending_writes.restore()
-    assert harness.lifecycle.pending_writes.names == [name]
-    assert harness.witness.names() == ["rescue.unreadable"]
-
-
-async def test_a_file_under_another_name_is_not_read(harness: RefreshHarness) -> None:
-    """Renamed by hand it would stand for another pair, and stay for ever: it is told instead."""
+@pytest.mark.parametrize("of", ["a later version", "another name"])
+async def test_a_file_that_this_version_does_not_understand_is_told_and_stops_nothing(
+    harness: RefreshHarness, of: str
+) -> None:
+    """After a step back to the version before, or renamed by hand, it is unreadable, and the service starts."""
     connection = await harness.connect()
     pending_pair = a_refreshed(connection)
-    harness.rescue.files[f"{connection.id}-7"] = seal_pending(pending_pair, harness.cipher)
+    name = name_of(pending_pair) if of == "a later version" else f"{connection.id}-7"
+    later = json.dumps({"refreshed": {"connection_id": connection.id, "scopes": "crm"}})
+    harness.rescue.files[name] = (
+        harness.cipher.seal(later.encode(), bound_to=f"rescue:{name}")
+        if of == "a later version"
+        else seal_pending(pending_pair, harness.cipher)
+    )
     await harness.lifecycle.pending_writes.restore()
+    assert harness.lifecycle.pending_writes.names == [name]
     assert harness.witness.names() == ["rescue.unreadable"]
     assert await harness.now(connection) == connection

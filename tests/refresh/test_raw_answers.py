@@ -19,18 +19,16 @@ async def _unread(harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER,
     return connection
 
 
-def _presented(harness: RefreshHarness) -> int:
-    return len(harness.presented())
-
-
-@pytest.mark.parametrize("fault", [Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HTML_200])
+@pytest.mark.parametrize(
+    "fault", [Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HTML_200, Fault.HUGE_AFTER]
+)
 async def test_a_good_answer_without_a_readable_pair_is_kept_sealed(harness: RefreshHarness, fault: Fault) -> None:
-    """It is told at once, holds AMO's very body, and is no pair that waits for the store."""
+    """It is told at once, holds AMO's very body up to 64 KiB, and is no pair that waits for the store."""
     connection = await _unread(harness, fault)
     [(name, sealed)] = harness.rescue.files.items()
     assert name == f"{connection.id}-1.raw"
     answer = open_raw(name, sealed, harness.cipher)
-    assert answer.body
+    assert len(answer.body) == 64 * 1024 if fault is Fault.HUGE_AFTER else answer.body
     assert answer.body not in sealed
     assert answer.domain == connection.domain
     [kept] = harness.witness.named("raw_answer.kept")
@@ -47,13 +45,6 @@ async def test_other_answers_are_not_kept(harness: RefreshHarness, fault: Fault)
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, AmoCallbackError, fault)
     assert harness.rescue.files == {}
-
-
-async def test_a_body_is_kept_up_to_64_kib(harness: RefreshHarness) -> None:
-    """A longer one is cut: a pair is a small part of that."""
-    await _unread(harness, Fault.HUGE_AFTER)
-    [(name, sealed)] = harness.rescue.files.items()
-    assert len(open_raw(name, sealed, harness.cipher).body) == 64 * 1024
 
 
 async def test_an_answer_that_cannot_be_kept_is_told(harness: RefreshHarness) -> None:
@@ -79,11 +70,10 @@ async def test_a_kept_answer_waits_until_the_access_token_has_expired(
         await harness.fail(connection, UnknownOutcome)
         assert (await harness.now(connection)).next_refresh_at == harness.clock.now() + timedelta(minutes=15)
         harness.clock.advance(900)
-    assert _presented(harness) == 1
+    assert len(harness.presented()) == 1
     harness.clock.advance(900)
-    with pytest.raises(NeedsReauth) as raised:
-        await harness.refresh(connection)
-    assert (raised.value.reason, _presented(harness)) == (Reason.IN_DOUBT, 2)
+    assert (await harness.fail(connection, NeedsReauth)).reason is Reason.IN_DOUBT
+    assert len(harness.presented()) == 2
 
 
 async def test_a_token_with_a_kept_answer_is_presented_where_amo_accepts_it(harness: RefreshHarness) -> None:
@@ -104,7 +94,7 @@ async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_h
         await harness.traffic.until_quiet()
         harness.clock.advance(0.25)
     assert isinstance(refreshing.exception(), UnknownOutcome)
-    assert _presented(harness) == 1
+    assert len(harness.presented()) == 1
 
 
 async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(harness: RefreshHarness) -> None:

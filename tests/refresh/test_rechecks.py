@@ -11,8 +11,9 @@ from amo_callback.amo.sandbox.fake_amo import Lifetimes
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import NeedsReauth, NotYet, UnknownOutcome
 from amo_callback.model import Connection, IntrospectionResult, Reason, Status, TokenState
-from tests.fakes import Override
-from tests.refresh.harness import API_DOMAIN, DAY, GatedClient, QueueingClient, RefreshHarness
+from tests.builders import present
+from tests.fakes import Override, answering
+from tests.refresh.harness import API_DOMAIN, DAY, GatedClient, RefreshHarness
 
 MINUTE = timedelta(minutes=1)
 
@@ -68,30 +69,12 @@ async def test_what_amo_knows_no_more_is_erased(harness: RefreshHarness) -> None
     assert harness.presented() == []
 
 
-async def test_an_account_that_dies_after_its_hook_is_found_by_a_later_look_up(harness: RefreshHarness) -> None:
-    """AMO told before it acted: the look-up a minute later finds the tokens dead."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
-    await _check_hook(harness, connection)
-    harness.amo.account.disabled = True
-    harness.clock.advance(60)
-    await harness.look_up_due()
-    assert (await harness.now(connection)).status is Status.DISCONNECTED
-
-
-async def test_an_amo_that_does_not_tell_erases_nothing(harness: RefreshHarness) -> None:
-    """A look-up without an answer is no confirmation."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.amo.account.disabled = True
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    await _check_hook(harness, connection)
-    after = await harness.now(connection)
-    assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
-    assert after.look_up_at == harness.clock.now() + MINUTE
-
-
-async def test_where_only_the_access_token_can_be_asked_about_it_decides(harness: RefreshHarness) -> None:
-    """A pair from before AMO told its API host is looked up by its access token."""
-    connection = await harness.connect(api_domain=None)
+@pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
+async def test_an_account_that_dies_after_its_hook_is_found_by_a_later_look_up(
+    harness: RefreshHarness, api_domain: str | None
+) -> None:
+    """AMO told before it acted; a pair from before AMO told its API host is looked up by its access token."""
+    connection = await harness.connect(api_domain=api_domain)
     await _check_hook(harness, connection)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
     harness.amo.account.disabled = True
@@ -103,11 +86,8 @@ async def test_where_only_the_access_token_can_be_asked_about_it_decides(harness
 async def test_a_refusal_of_the_refresh_token_alone_erases_nothing(harness: RefreshHarness) -> None:
     """Whatever refuses a refresh token in between, a live access token shows that the account has not left us."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-
-    async def look_up(**_: object) -> IntrospectionResult:
-        return IntrospectionResult(standing=TokenState.REFUSED)
-
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up))
+    refused = answering(IntrospectionResult(standing=TokenState.REFUSED))
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=refused))
     await lifecycle.switched_off(connection.account_id)
     await harness.look_up_due(lifecycle)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
@@ -134,11 +114,8 @@ async def test_a_pair_whose_successor_is_unsaved_is_not_erased(harness: RefreshH
     harness.clock.advance(1)
     await _check_hook(harness, connection)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
-    harness.failing.away = set()
-    await pending_writes.settle()
-    saved = await saving
-    assert saved is not None
-    assert saved.sealed_pair == pending_pair.connection.sealed_pair
+    await harness.bring_store_back()
+    assert present(await saving).sealed_pair == pending_pair.connection.sealed_pair
 
 
 @pytest.mark.parametrize("status", [Status.ACTIVE, Status.NEEDS_REAUTH])
@@ -289,10 +266,8 @@ async def test_replayed_hooks_do_not_starve_healing(harness: RefreshHarness) -> 
 
 async def test_an_unreadable_pair_revives_when_its_key_is_back(harness: RefreshHarness) -> None:
     """Whether the key is back is looked at each quarter of an hour; with it the connection is active again, and due."""
-    lost = new_key()
-    issued = await harness.exchange()
-    name = harness.connection_of(issued).id
-    sealed = Cipher([lost]).seal_pair(issued.pair, connection_id=name)
+    lost, issued = new_key(), await harness.exchange()
+    sealed = Cipher([lost]).seal_pair(issued.pair, connection_id=harness.connection_of(issued).id)
     connection = await harness.keep(issued, sealed_pair=sealed)
     await harness.fail(connection, NeedsReauth)
     harness.clock.advance(DAY)
@@ -380,40 +355,31 @@ async def test_a_trial_does_not_spend_the_pair_of_a_new_grant(harness: RefreshHa
     """The person connects again while the trial waits for its slot: there is nothing left to try."""
     connection = await harness.given_up()
     harness.clock.advance(DAY)
+    presented, granted = len(harness.presented()), list[Connection]()
 
-    class SecondInQueue(QueueingClient):
-        """Look-ups have their slot at once; the trial after them waits."""
+    async def connect_again() -> None:
+        granted.append(await harness.connect(api_domain=API_DOMAIN))
 
-        slots = 0
-
-        async def slot(self, priority: object) -> None:
-            self.slots += 1
-            if self.slots > 1:
-                await super().slot(priority)
-
-    queue = SecondInQueue(harness.client)
-    trying = asyncio.create_task(harness.look_up_due(harness.make_lifecycle(amo=queue)))
-    await queue.asked.wait()
-    again = await harness.connect(api_domain=API_DOMAIN)
-    presented = len(harness.presented())
-    queue.served.set()
-    await trying
-    assert await harness.now(connection) == again
+    amo = harness.before_slot(2, connect_again)  # the first slot is the look-up's
+    await harness.look_up_due(harness.make_lifecycle(amo=amo))
+    assert [await harness.now(connection)] == granted
     assert len(harness.presented()) == presented
 
 
 async def test_a_hook_is_asked_about_until_somebody_confirms_or_denies_it(harness: RefreshHarness) -> None:
-    """All look-ups silent: ten minutes later it is asked again, and not forgotten."""
+    """A look-up without an answer erases nothing: it is asked again after a minute, and then every ten."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.disabled = True
     await harness.lifecycle.switched_off(connection.account_id)
     harness.amo.sandbox.look_up_faults.add(*[Fault.HTTP_500] * 4)
+    waits = []
     for _ in range(4):
         await harness.look_up_due()
         after = await harness.now(connection)
-        assert after.status is Status.ACTIVE
-        assert after.look_up_at is not None
-        harness.clock.advance((after.look_up_at - harness.clock.now()).total_seconds())
+        assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
+        waits.append((present(after.look_up_at) - harness.clock.now()).total_seconds())
+        harness.clock.advance(waits[-1])
+    assert waits == [60, 540, 600, 600]
     await harness.look_up_due()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 

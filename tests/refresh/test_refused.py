@@ -1,8 +1,6 @@
 """AMO refuses a connection without a hint: whose fault it is, and when its user must connect again."""
 
 import asyncio
-import dataclasses
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +10,11 @@ from amo_callback.amo.sandbox.app import Fault
 from amo_callback.amo.sandbox.fake_amo import SandboxAccount, SandboxIntegration
 from amo_callback.errors import AmoCallbackError, InvalidClient, InvalidRefreshToken, MassFailureSuspected, NeedsReauth
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, fingerprint
-from amo_callback.rate_limit import Priority
 from amo_callback.refresh.failure_policy import is_refused_alone, is_refused_long
 from amo_callback.stats import Successes
 from amo_callback.tokens.lifecycle import TokenLifecycle
-from tests.builders import a_claim, a_connection, a_verdict, save
-from tests.fakes import START, Override
+from tests.builders import a_claim, a_connection, a_verdict, present, save
+from tests.fakes import START, Override, answering
 from tests.refresh.harness import DAY, RefreshHarness
 
 HOUR = timedelta(hours=1)
@@ -28,15 +25,24 @@ def _why_open(lifecycle: TokenLifecycle) -> str | None:
     return lifecycle.breaker.reason
 
 
+async def _refused(harness: RefreshHarness) -> tuple[SandboxAccount, Connection]:
+    """Have one of five connections refused every hour until it is given up, while another is connected each time."""
+    [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
+    account.gone = True
+    while (await harness.now(one)).status is Status.ACTIVE:
+        harness.clock.advance(3600)
+        await save(harness.store, a_connection(900, connected_at=harness.clock.now()), code=str(harness.clock.now()))
+        await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    assert (await harness.now(one)).reason is Reason.REFUSED
+    return account, one
+
+
 # --- afterwards --------------------------------------------------------------------------------
 
 
 async def test_a_refused_connection_is_presented_once_a_day_and_recovers(harness: RefreshHarness) -> None:
     """Its introspection stays rejected; its token is presented all the same, for AMO may accept it again."""
-    [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
-    account.gone = True
-    await _refuse_for_a_day(harness, one)
-    assert (await harness.now(one)).reason is Reason.REFUSED
+    account, one = await _refused(harness)
     sent = len(harness.presented())
     for days in (1, 2):
         harness.clock.advance(DAY)
@@ -55,22 +61,14 @@ async def test_a_refused_connection_is_presented_once_a_day_and_recovers(harness
 
 async def test_a_refused_connection_answered_with_a_hint_is_introspected_once_a_day(harness: RefreshHarness) -> None:
     """It is revoked from then on: presented only once introspection accepts its token, as any revoked connection."""
-    [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
-    account.gone = True
-    await _refuse_for_a_day(harness, one)
-    presented = 0
-
-    async def refresh(**_request: Any) -> Any:
-        nonlocal presented
-        presented += 1
-        raise InvalidRefreshToken
-
-    revoking = harness.make_lifecycle(amo=Override(harness.client, refresh=refresh))
+    account, one = await _refused(harness)
+    revoking = harness.make_lifecycle(amo=Override(harness.client, refresh=answering(InvalidRefreshToken())))
+    refreshes = harness.traffic.calls["refresh"]
     for _ in range(3):
         harness.clock.advance(DAY)
         await harness.look_up_due(revoking)
-        after = await harness.now(one)
-        assert (after.reason, presented) == (Reason.REVOKED, 1)
+        assert (await harness.now(one)).reason is Reason.REVOKED
+    assert harness.traffic.calls["refresh"] == refreshes + 1
     account.gone = False
     for seconds in (DAY, 70):  # the first look-up forgets the refusals
         harness.clock.advance(seconds)
@@ -80,9 +78,7 @@ async def test_a_refused_connection_answered_with_a_hint_is_introspected_once_a_
 
 async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over(harness: RefreshHarness) -> None:
     """The hook starts a look-up at once, but the token was presented three hours ago."""
-    [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
-    account.gone = True
-    await _refuse_for_a_day(harness, one)
+    _, one = await _refused(harness)
     sent, asked = len(harness.presented()), harness.amo.sandbox.look_ups
     harness.amo.sandbox.look_up_faults.standing = Fault.HTTP_500  # AMO does not say whether it knows the token
     harness.clock.advance(3 * 3600)
@@ -93,18 +89,6 @@ async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over
     harness.clock.advance(DAY)
     await harness.look_up_due()
     assert len(harness.presented()) == sent + 1
-
-
-async def _refuse_for_a_day(
-    harness: RefreshHarness, connection: Connection, *, hours: int = 24, every: float = 1.0
-) -> None:
-    """Have a connection refused for so many hours, while another one is connected every hour."""
-    for _ in range(round(hours / every) + 1):
-        harness.clock.advance(every * 3600)
-        await save(harness.store, a_connection(900, connected_at=harness.clock.now()), code=str(harness.clock.now()))
-        await harness.fail(connection, AmoCallbackError, demand=RefreshTrigger.PROBE)
-        if (await harness.now(connection)).status is not Status.ACTIVE:
-            return
 
 
 # --- what counts ---------------------------------------------------------------------------------
@@ -130,20 +114,15 @@ async def test_a_refusal_with_a_rejected_introspection_is_counted_in_the_row(har
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.HTTP_500, Fault.UNPAID, Fault.BLOCKED, Fault.TOO_MANY, Fault.CLIENT_ID, Fault.TEAPOT]
+    "fault", [None, Fault.HTTP_500, Fault.UNPAID, Fault.BLOCKED, Fault.TOO_MANY, Fault.CLIENT_ID, Fault.TEAPOT]
 )
-async def test_another_answer_neither_counts_nor_resets_refusals(harness: RefreshHarness, fault: Fault) -> None:
-    """An unknown outcome, 402, 403, 429 and words of other kinds say nothing about the connection's user."""
+async def test_another_answer_neither_counts_nor_resets_refusals(harness: RefreshHarness, fault: Fault | None) -> None:
+    """An unknown outcome, 402, 403, 429, other words, or a silent introspection say nothing of the user."""
     _, one = await _one_refused(harness)
-    await harness.fail(one, AmoCallbackError, fault, demand=RefreshTrigger.PROBE)
-    after = await harness.now(one)
-    assert (after.refused_since, after.refusals) == (one.refused_since, 1)
-
-
-async def test_a_silent_introspection_neither_counts_nor_resets_refusals(harness: RefreshHarness) -> None:
-    """AMO refuses, and does not say whether it accepts the token."""
-    _, one = await _one_refused(harness)
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    if fault is None:
+        harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    else:
+        harness.amo.sandbox.faults.add(fault)
     await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 1)
@@ -239,13 +218,8 @@ async def test_a_new_grant_resets_refusals(harness: RefreshHarness) -> None:
     """So does a disconnect; what was counted belongs to the pair before."""
     account, one = await _one_refused(harness)
     account.gone = False
-    issued = await harness.client.exchange(
-        code=harness.amo.fake.allow(account).encode(), domain=account.host, not_after=math.inf
-    )
     harness.clock.advance(1)
-    pair = dataclasses.replace(issued.pair, issued_at=harness.clock.now())
-    sealed = harness.cipher.seal_pair(pair, connection_id=one.id)
-    await harness.keep(issued, id=one.id, domain=account.host, sealed_pair=sealed, connected_at=harness.clock.now())
+    await harness.keep(await harness.exchange_of(account), domain=account.host, connected_at=harness.clock.now())
     after = await harness.now(one)
     assert (after.pair_version, after.refused_since, after.refusals) == (2, None, 0)
 
@@ -409,34 +383,29 @@ async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_t
 async def test_a_token_whose_answer_was_suspended_meanwhile_is_not_presented(
     harness: RefreshHarness, number: int
 ) -> None:
-    """AMO accepted the token before the wait for a slot; meanwhile another process got a terminal answer for it.
-
-    One that had such an answer before, which the look-up took back, has the very same one again.
-    """
+    """While it waits for its slot another process hears a terminal answer: its first, or the same one again."""
     everyone = await harness.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
         await harness.fail(connection, AmoCallbackError)
     account, connection = everyone[number]
     account.disabled = False
-    sent, slots = len(harness.presented()), 0
+    sent, suspended = len(harness.presented()), asyncio.Event()
 
-    async def slot(_priority: Priority) -> None:
-        nonlocal slots
-        slots += 1
-        if slots == 2:  # the first was for the introspection
-            presented = fingerprint(harness.pair(connection).refresh_token)
-            claimed = await harness.store.claim(a_claim(await harness.now(connection), fingerprint=presented))
-            assert claimed is not None
-            answer = a_verdict(claimed, status=Status.ACTIVE, suspended_reason=Reason.REVOKED, next_refresh_at=START)
-            assert await harness.store.save_verdict(answer) is not None
-            account.disabled = True
+    async def suspend() -> None:
+        presented = fingerprint(harness.pair(connection).refresh_token)
+        claimed = present(await harness.store.claim(a_claim(await harness.now(connection), fingerprint=presented)))
+        answer = a_verdict(claimed, status=Status.ACTIVE, suspended_reason=Reason.REVOKED, next_refresh_at=START)
+        assert await harness.store.save_verdict(answer) is not None
+        account.disabled = True
+        suspended.set()
 
-    lifecycle = harness.make_lifecycle(process="process-3", amo=Override(harness.client, slot=slot))
+    amo = harness.before_slot(2, suspend)  # the first slot is the introspection's
+    lifecycle = harness.make_lifecycle(process="process-3", amo=amo)
     await lifecycle.breaker.watch()
     harness.clock.advance(901)
     await harness.fail(connection, AmoCallbackError, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
-    assert slots > 1
+    assert suspended.is_set()
     assert len(harness.presented()) == sent
 
 

@@ -136,14 +136,14 @@ def test_a_folder_inside_is_left_alone(rescue: RescueFolder, folder: Path) -> No
 def test_a_file_that_another_process_removes_meanwhile_is_no_loss(folder: Path) -> None:
     """Whoever removes a file has stored what it holds: the reader goes on with the others."""
 
-    class SharedLimits(PosixPath):
+    class SharedFolder(PosixPath):
         def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
             found = super().stat(follow_symlinks=follow_symlinks)
             if self.name == "x-1" and not follow_symlinks:  # as it is opened
                 self.unlink()  # the other process is faster
             return found
 
-    rescue = RescueFolder(SharedLimits(folder))
+    rescue = RescueFolder(SharedFolder(folder))
     rescue.open()
     rescue.write("x-1", b"stored meanwhile")
     rescue.write("x-2", b"pair")

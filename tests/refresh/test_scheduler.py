@@ -18,7 +18,7 @@ from amo_callback.refresh.rechecks import Rechecker
 from amo_callback.refresh.scheduler import RefreshScheduler
 from amo_callback.store import Store
 from amo_callback.tokens.lifecycle import TokenLifecycle
-from tests.builders import a_claim, a_connection, a_core, a_grant, a_refreshed, save
+from tests.builders import a_claim, a_connection, a_core, a_grant, a_refreshed, now, present, save
 from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
 from tests.patience import PATIENCE
 from tests.refresh.harness import API_DOMAIN, RefreshHarness
@@ -105,10 +105,7 @@ async def test_what_is_due_is_refreshed_and_then_left_alone(loop: Loop) -> None:
         await loop.coordinator.until_asked(3)
         await loop.clock.until_sleeping(5)
         assert sorted(loop.coordinator.asked) == sorted(connection.id for connection in connections)
-    for connection in connections:
-        stored = await loop.store.connection(connection.id)
-        assert stored is not None
-        assert stored.pair_version == 2
+    assert {(await now(loop.store, connection)).pair_version for connection in connections} == {2}
 
 
 async def test_the_loop_sleeps_until_the_nearest_due_time_and_no_longer_than_it_polls(loop: Loop) -> None:
@@ -184,9 +181,7 @@ async def test_the_loop_beats_while_refreshes_are_slow(loop: Loop) -> None:
     loop.coordinator.held.clear()
     async with loop.running() as scheduler:
         await loop.coordinator.until_asked(1)
-        for _ in range(12):
-            await loop.clock.until_sleeping(5)
-            loop.clock.advance(5)
+        await loop.clock.tick(5, times=12)
         await loop.clock.until_sleeping(5)
         assert scheduler.beat_age == 0
         loop.clock.advance(4)
@@ -195,17 +190,21 @@ async def test_the_loop_beats_while_refreshes_are_slow(loop: Loop) -> None:
     assert len(loop.coordinator.asked) == 1
 
 
-async def test_an_iteration_that_fails_is_told_and_the_loop_goes_on(loop: Loop) -> None:
-    """A store that is away, or a bug, costs one poll interval."""
+@pytest.mark.parametrize(
+    ("error", "code"), [(StoreUnavailable("x"), "store_unavailable"), (ZeroDivisionError(), None)], ids=["away", "bug"]
+)
+async def test_an_iteration_that_fails_is_told_and_the_loop_goes_on(
+    loop: Loop, error: Exception, code: str | None
+) -> None:
+    """A store that is away, or a bug, which is told with its trace, costs one poll interval."""
     await loop.due(1)
-    loop.failing.away = {"due"}
+    loop.failing.before["due"] = error
     async with loop.running():
-        await loop.witness.until("refresher.failed")
-        loop.failing.away = set()
-        await loop.clock.until_sleeping(5)
-        loop.clock.advance(5)
+        failed = await loop.witness.until("refresher.failed")
+        loop.failing.before.clear()
+        await loop.clock.tick(5)
         await loop.coordinator.until_asked(1)
-    assert loop.witness.events[0].fields == {"error": "store_unavailable"}
+    assert failed.error is error if code is None else failed.fields == {"error": code}
 
 
 async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_back(loop: Loop) -> None:
@@ -213,14 +212,11 @@ async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_b
     async with loop.running():
         for outage in (1, 2):
             loop.failing.away = {"due"}
-            for _ in range(24):
-                await loop.clock.until_sleeping(5)
-                loop.clock.advance(5)
+            await loop.clock.tick(5, times=24)
             await loop.clock.until_sleeping(5)
             assert len(loop.witness.named("refresher.failed")) == outage
             loop.failing.away = set()
-            await loop.clock.until_sleeping(5)
-            loop.clock.advance(5)
+            await loop.clock.tick(5)
             recovered = await loop.witness.until("refresher.recovered", times=outage)
             assert recovered.fields["failed_for_seconds"] == 5 * cast("int", recovered.fields["failed_rounds"]) >= 120
 
@@ -229,29 +225,13 @@ async def test_a_cleanup_that_fails_each_minute_is_logged_once(loop: Loop) -> No
     """It is no reason to refresh nothing: the rounds work, and end neither line."""
     loop.failing.away = {"prune"}
     async with loop.running():
-        for _ in range(4 * 12):
-            await loop.clock.until_sleeping(5)
-            loop.clock.advance(5)
+        await loop.clock.tick(5, times=4 * 12)
         await loop.clock.until_sleeping(5)
         assert loop.witness.names() == ["cleanup.failed"]
         loop.failing.away = set()
         while not loop.witness.named("cleanup.recovered"):
-            await loop.clock.until_sleeping(5)
-            loop.clock.advance(5)
+            await loop.clock.tick(5)
     assert loop.witness.names() == ["cleanup.failed", "cleanup.recovered"]
-
-
-async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop: Loop) -> None:
-    """An exception of a kind that nobody expected costs one poll interval, too."""
-    await loop.due(1)
-    loop.failing.before["due"] = ZeroDivisionError()
-    async with loop.running():
-        event = await loop.witness.until("refresher.failed")
-        assert isinstance(event.error, ZeroDivisionError)
-        loop.failing.before.clear()
-        await loop.clock.until_sleeping(5)
-        loop.clock.advance(5)
-        await loop.coordinator.until_asked(1)
 
 
 @pytest.mark.parametrize(
@@ -318,9 +298,7 @@ async def test_expired_grants_are_forgotten_in_passing(loop: Loop) -> None:
         await loop.clock.until_sleeping(5)
         loop.clock.advance(1200)
         await loop.clock.until_sleeping(5)
-    stored = await loop.store.grant(grant.code_hash)
-    assert stored is not None
-    assert stored.sealed is None
+    assert present(await loop.store.grant(grant.code_hash)).sealed is None
 
 
 async def test_an_attempt_of_another_process_takes_no_place_of_the_loops(harness: RefreshHarness) -> None:
@@ -335,7 +313,7 @@ async def test_an_attempt_of_another_process_takes_no_place_of_the_loops(harness
 
 
 async def test_while_one_probe_waits_for_its_slot_there_is_no_other(harness: RefreshHarness) -> None:
-    """A rate limit that is paused for an hour gathers no fleet of probes that would all go at its end."""
+    """A rate limit that is paused for an hour gathers no fleet of probes, and has the loop wait for its polls."""
     await harness.connect_users(3, next_refresh_at=START)
     waiting = 0
 
@@ -348,9 +326,10 @@ async def test_while_one_probe_waits_for_its_slot_there_is_no_other(harness: Ref
     lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(61)
     async with harness.running(lifecycle):
-        for _ in range(3):
-            await harness.clock.until_sleeping(5)
-            harness.clock.advance(5)
+        await harness.clock.until_sleeping(3600)
+        await harness.clock.until_sleeping(5)
+        assert harness.traffic.calls["shared_state"] == 1
+        await harness.clock.tick(5, times=3)
         await harness.clock.until_sleeping(5)
         assert waiting == 1
 
@@ -383,9 +362,7 @@ async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up))
     running = asyncio.create_task(lifecycle.scheduler.run())
     await began.wait()
-    for _ in range(3):
-        await harness.clock.until_sleeping(5)
-        harness.clock.advance(5)
+    await harness.clock.tick(5, times=3)
     await harness.clock.until_sleeping(5)
     assert asked == 1
     lifecycle.core.stop.set()

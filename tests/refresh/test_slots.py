@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,7 +16,6 @@ from amo_callback.amo.client import AmoClient
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import NotYet, ShuttingDown
 from amo_callback.model import Connection, RefreshTrigger, TokenResponse
-from amo_callback.rate_limit import LocalLimits
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.fakes import Override, RecordedPace, most_in_a_second
 from tests.refresh.harness import RefreshHarness
@@ -42,24 +40,10 @@ def _plain(method: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[
 @asynccontextmanager
 async def _paced(harness: RefreshHarness) -> AsyncIterator[RecordedPace]:
     """Have the harness speak to AMO at a limited rate, in the test's time."""
-    rate_limiter = RateLimiter(
-        per_second=RATE, shared=LocalLimits(clock=harness.clock), clock=harness.clock, observer=harness.witness
-    )
-    recorded = RecordedPace(rate_limiter, harness.clock)
+    recorded = RecordedPace(harness.rate_limiter(RATE), harness.clock)
     async with amo_client(harness.amo, harness.clock, rate_limiter=cast("RateLimiter", recorded)) as client:
         harness.client = _uncounted(client)
         yield recorded
-
-
-async def _fleet(harness: RefreshHarness, size: int) -> list[Connection]:
-    """Connect so many accounts."""
-    connections = []
-    for number in range(size):
-        account = harness.amo.fake.open_account(f"shop{number}.amocrm.ru")
-        code = harness.amo.fake.allow(account).encode()
-        issued = await harness.client.exchange(code=code, domain=account.host, not_after=math.inf)
-        connections.append(await harness.keep(issued, domain=account.host))
-    return connections
 
 
 @contextmanager
@@ -76,7 +60,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(harness: RefreshHarness, tmp_path: Path) -> None:
     """Another process holds SQLite's write lock for 3.5 s; then 16 claims are committed at once."""
-    connections = await _fleet(harness, 16)
+    connections = [connection for _, connection in await harness.connect_accounts(16)]
     async with _paced(harness) as rate_limiter:
         begun = 0
 

@@ -12,7 +12,7 @@ from tests.fakes import FakeClock, RecordingObserver
 from tests.service import Running
 
 
-class TokenClaims:
+class SurveyedStore:
     """A store that tells what a test says, when it says it."""
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class TokenClaims:
 
 
 class Post:
-    """A surveyor, and what is around it."""
+    """A poller, and what is around it."""
 
     def __init__(self, clock: FakeClock, witness: RecordingObserver) -> None:
-        self.clock, self.witness, self.store = clock, witness, TokenClaims()
+        self.clock, self.witness, self.store = clock, witness, SurveyedStore()
         self.core = a_core(store=self.store, clock=clock, observer=witness)
         self.stats_poller = StatsPoller(self.core)
 

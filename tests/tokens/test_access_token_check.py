@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AccountBlocked, NeedsReauth, NotFound, RetryableError, StoreUnavailable, UnknownOutcome
-from amo_callback.model import Connection, IntrospectionResult, TokenResponse
+from amo_callback.model import Connection, IntrospectionResult
 from amo_callback.rate_limit import LocalLimits, Priority, SlotDecision
 from amo_callback.tokens.access_tokens import HandOut
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_claim
-from tests.fakes import Override
+from tests.fakes import Override, answering
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
@@ -94,25 +93,13 @@ async def test_a_token_that_replaced_ours_and_died_is_not_handed_out(harness: Re
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.advance(DAY / 2)
     granted = await harness.grant()
-    answered, go_on = asyncio.Event(), asyncio.Event()
-
-    async def refresh(**request: Any) -> TokenResponse:
-        issued = await harness.client.refresh(**request)
-        answered.set()
-        await go_on.wait()
-        return issued
-
-    waiting = asyncio.create_task(
-        harness.make_lifecycle(amo=Override(harness.client, refresh=refresh)).access_tokens.token(
-            connection.id, min_ttl=0.9 * DAY
-        )
-    )
-    await answered.wait()
+    harness.amo.sandbox.asked.clear()
+    harness.amo.sandbox.faults.add(Fault.SLOW, Fault.NOTHING_AFTER)
+    waiting = asyncio.create_task(harness.lifecycle.access_tokens.token(connection.id, min_ttl=0.9 * DAY))
+    await harness.amo.sandbox.asked.wait()
     assert await harness.store.save_connected(granted) is not None
-    await harness.fail(
-        connection, UnknownOutcome, Fault.NOTHING_AFTER, by=harness.make_lifecycle(process="process-2").coordinator
-    )
-    go_on.set()
+    await harness.fail(connection, UnknownOutcome, by=harness.make_lifecycle(process="process-2").coordinator)
+    harness.amo.sandbox.go_on.set()
     with pytest.raises(RetryableError):
         await waiting
 
@@ -131,24 +118,17 @@ async def test_an_open_attempt_is_asked_about_anew(harness: RefreshHarness) -> N
 
 
 @pytest.mark.parametrize("kills", [True, False])
-async def test_a_silent_amo_keeps_nobody_from_a_token(harness: RefreshHarness, *, kills: bool) -> None:
-    """Where AMO does not answer, the token is handed out as stale: it may be valid."""
+@pytest.mark.parametrize("fault", [Fault.HTTP_500, Fault.HANG])
+async def test_a_silent_amo_keeps_nobody_from_a_token(harness: RefreshHarness, fault: Fault, *, kills: bool) -> None:
+    """Where AMO does not answer within a second, the token is handed out as stale: it may be valid."""
     harness.amo.fake.quirks.refresh_kills_access = kills
     connection = await _in_doubt(harness)
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    handed_out = await _token(harness, connection)
-    assert handed_out.token.value == harness.pair(connection).access_token
-    assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
-
-
-async def test_a_slow_amo_keeps_nobody_waiting(harness: RefreshHarness) -> None:
-    """After a second without AMO's answer the token is handed out as stale."""
-    connection = await _in_doubt(harness)
-    harness.amo.sandbox.look_up_faults.add(Fault.HANG)
+    harness.amo.sandbox.look_up_faults.add(fault)
     handing_out = asyncio.create_task(_token(harness, connection))
-    await harness.clock.until_sleeping(1)
-    assert not handing_out.done()
-    harness.clock.advance(1)
+    if fault is Fault.HANG:
+        await harness.clock.until_sleeping(1)
+        assert not handing_out.done()
+        harness.clock.advance(1)
     handed_out = await handing_out
     assert handed_out.token.value == harness.pair(connection).access_token
     assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
@@ -162,9 +142,7 @@ async def test_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_st
     for connection in connections:
         await harness.store.claim(a_claim(connection, owner="process-2"))
     harness.clock.advance(5)
-    rate_limiter = RateLimiter(
-        per_second=1, shared=LocalLimits(clock=harness.clock), clock=harness.clock, observer=harness.witness
-    )
+    rate_limiter = harness.rate_limiter(1)
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=rate_limiter.slot))
     asking = [asyncio.create_task(lifecycle.access_tokens.token(one.id, min_ttl=0)) for one in connections]
     await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
@@ -191,9 +169,7 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(harness: RefreshHa
 
     harness.amo.fake.quirks.refresh_kills_access = False
     connection = await _in_doubt(harness)
-    rate_limiter = RateLimiter(
-        per_second=5, shared=Away(clock=harness.clock), clock=harness.clock, observer=harness.witness
-    )
+    rate_limiter = harness.rate_limiter(5, Away(clock=harness.clock))
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=rate_limiter.slot))
     others = [asyncio.create_task(rate_limiter.slot(Priority.BACKGROUND)) for _ in range(9)]
     await harness.clock.until_sleeping(1)  # before the store is asked again
@@ -209,13 +185,10 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(harness: RefreshHa
         waiting.cancel()
     await lifecycle.access_token_check.drain()
     await rate_limiter.close()
-    rate_limiter = RateLimiter(
-        per_second=5, shared=Away(clock=harness.clock), clock=harness.clock, observer=harness.witness
-    )
+    rate_limiter = harness.rate_limiter(5, Away(clock=harness.clock))
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=rate_limiter.slot))
-    assert (await lifecycle.access_tokens.token(connection.id, min_ttl=0)).token.value == harness.pair(
-        connection
-    ).access_token
+    handed_out = await lifecycle.access_tokens.token(connection.id, min_ttl=0)
+    assert handed_out.token.value == harness.pair(connection).access_token
     assert harness.amo.sandbox.look_ups == 1
     await lifecycle.access_token_check.drain()
     await rate_limiter.close()
@@ -239,26 +212,24 @@ async def test_a_connection_given_up_hands_out_what_lives(harness: RefreshHarnes
     assert harness.amo.sandbox.look_ups == asked + 1
 
 
-async def test_a_token_that_was_rejected_is_not_handed_out_as_fresh(harness: RefreshHarness) -> None:
-    """A backend heard 401, and the refresh cannot be done: where AMO refuses the token, too, nobody else gets it."""
+@pytest.mark.parametrize("lives", [False, True])
+async def test_a_token_that_was_rejected_is_handed_out_only_where_amo_knows_it(
+    harness: RefreshHarness, *, lives: bool
+) -> None:
+    """A backend heard 401, and the refresh cannot be done: its word is a hint, and AMO's decides."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.fade(connection)
-    harness.amo.sandbox.faults.add(Fault.UNPAID)
-    access_tokens = harness.lifecycle.access_tokens
-    with pytest.raises(AccountBlocked):
-        await access_tokens.refresh(connection.id, rejected=harness.pair(connection).access_token)
-    with pytest.raises(RetryableError):
-        await _token(harness, connection)
-
-
-async def test_a_rejected_token_that_lives_is_handed_out(harness: RefreshHarness) -> None:
-    """A backend's word is a hint: where AMO knows the token, it is beyond doubt again."""
-    connection = await harness.connect(api_domain=API_DOMAIN)
+    token = harness.pair(connection).access_token
+    if not lives:
+        harness.fade(connection)
     harness.amo.sandbox.faults.add(Fault.UNPAID)
     with pytest.raises(AccountBlocked):
-        await harness.lifecycle.access_tokens.refresh(connection.id, rejected=harness.pair(connection).access_token)
+        await harness.lifecycle.access_tokens.refresh(connection.id, rejected=token)
+    if not lives:
+        with pytest.raises(RetryableError):
+            await _token(harness, connection)
+        return
     for _ in range(2):
-        assert (await _token(harness, connection)).token.value == harness.pair(connection).access_token
+        assert (await _token(harness, connection)).token.value == token
         harness.clock.advance(60)
     assert harness.amo.sandbox.look_ups == 1
 
@@ -281,6 +252,7 @@ async def test_nobody_gets_another_connections_token(harness: RefreshHarness) ->
     for selector in ("another-customer", "account:", "account:7", ""):
         with pytest.raises(NotFound):
             await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
+    assert (await _token(harness, connection)).connection.id == connection.id
     await harness.bring_store_back()
     await refreshing
 
@@ -381,13 +353,9 @@ async def test_doubt_about_an_access_token_outlives_a_refusal_that_passes(harnes
 
 async def test_a_bug_in_a_token_check_is_reported_and_the_token_is_stale(harness: RefreshHarness) -> None:
     """The caller is served as when AMO does not answer, and the administrator learns of the bug."""
-
-    async def ask_about(**_: object) -> None:
-        raise ZeroDivisionError
-
     connection = await _in_doubt(harness)
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, ask_about=ask_about))
-    hand_out = await lifecycle.access_tokens.token(connection.id, min_ttl=0)
+    broken = Override(harness.client, ask_about=answering(ZeroDivisionError()))
+    hand_out = await harness.make_lifecycle(amo=broken).access_tokens.token(connection.id, min_ttl=0)
     assert (hand_out.stale, hand_out.reason) == (True, "in_doubt")
     [bug] = harness.witness.named("token_check.bug")
     assert isinstance(bug.error, ZeroDivisionError)

@@ -13,7 +13,7 @@ from amo_callback.model import Connection, TokenPair
 from amo_callback.store import Store, open_store
 from amo_callback.tokens.access_tokens import HandOut
 from amo_callback.tokens.cache import ConnectionCache, OpenConnection, open_connection
-from tests.builders import a_connection, a_refreshed, now, save
+from tests.builders import a_connection, a_refreshed, now, present, save
 from tests.fakes import FakeClock
 from tests.refresh.harness import RefreshHarness
 
@@ -75,20 +75,16 @@ async def test_a_warm_hand_out_reads_and_opens_nothing(harness: RefreshHarness, 
     assert (_reads(harness), cipher.opened) == (reads, opened)
 
 
-async def test_this_process_sees_its_own_refresh_at_once(harness: RefreshHarness) -> None:
-    """Whoever asks after a refresh gets what it has brought."""
-    connection, selectors = await _owned(harness)
-    refreshed = await harness.refresh(connection)
-    for selector in selectors:
-        assert (await _token(harness, selector)).token.value == harness.pair(refreshed).access_token
-
-
-async def test_this_process_sees_its_own_disconnect_at_once(harness: RefreshHarness) -> None:
-    """Nothing is handed out any more, whatever named it."""
+@pytest.mark.parametrize(("away", "error"), [(False, NotFound), (True, StoreUnavailable)], ids=["there", "away"])
+async def test_this_process_sees_its_own_disconnect_at_once(
+    harness: RefreshHarness, error: type[Exception], *, away: bool
+) -> None:
+    """Its tokens were erased on request: that they are remembered, and live, is no reason to hand them out."""
     connection, selectors = await _owned(harness)
     assert await harness.store.disconnect(connection, on_request=True)
+    harness.failing.away = {*READS, "data_version"} if away else set()
     for selector in selectors:
-        with pytest.raises(NotFound):
+        with pytest.raises(error):
             await _token(harness, selector)
 
 
@@ -116,12 +112,13 @@ async def test_this_process_sees_a_freeze_at_once(harness: RefreshHarness, *, ev
         assert (await _token(harness, selector)).connection.frozen
 
 
-async def test_this_process_sees_a_new_grant_at_once(harness: RefreshHarness) -> None:
-    """Connected again, and another user's connection of the same account too, which is the fresher one."""
+async def test_this_process_sees_its_own_refresh_and_a_new_grant_at_once(harness: RefreshHarness) -> None:
+    """Also another user's connection of the same account, which is the fresher one."""
     connection, selectors = await _owned(harness)
-    again = await harness.keep(await harness.exchange())
-    for selector in selectors:
-        assert (await _token(harness, selector)).token.value == harness.pair(again).access_token
+    for granted in (False, True):
+        brought = await (harness.connect() if granted else harness.refresh(connection))
+        for selector in selectors:
+            assert (await _token(harness, selector)).token.value == harness.pair(brought).access_token
     harness.amo.account.user_id += 1
     harness.clock.advance(10)
     other = await harness.connect()
@@ -132,11 +129,9 @@ async def test_this_process_sees_a_new_grant_at_once(harness: RefreshHarness) ->
 async def test_another_processs_change_is_seen_within_a_second(harness: RefreshHarness, elsewhere: Store) -> None:
     """A pair that is superseded there is handed out here for less than a second."""
     connection, selectors = await _owned(harness)
-    pair = harness.pair(connection)
-    sealed = harness.cipher.seal_pair(pair, connection_id=connection.id)
-    at = harness.clock.now()
-    refreshed = await elsewhere.save_refreshed(a_refreshed(connection, at=at, sealed_pair=sealed))
-    assert refreshed is not None
+    sealed = harness.cipher.seal_pair(harness.pair(connection), connection_id=connection.id)
+    next_pair = a_refreshed(connection, at=harness.clock.now(), sealed_pair=sealed)
+    refreshed = present(await elsewhere.save_refreshed(next_pair))
     harness.clock.advance(1)
     for selector in selectors:
         assert (await _token(harness, selector)).connection.pair_version == refreshed.pair_version
@@ -157,45 +152,31 @@ async def test_another_processs_disconnect_is_seen_within_a_second(harness: Refr
             await _token(harness, selector)
 
 
-async def test_what_is_remembered_is_handed_out_while_the_store_is_away(harness: RefreshHarness) -> None:
-    """As stale, with the reason, and only while it lives; what nobody has asked for is not known."""
+@pytest.mark.parametrize("seconds", [0.5, 2])
+async def test_what_is_remembered_is_handed_out_while_the_store_is_away(
+    harness: RefreshHarness, seconds: float
+) -> None:
+    """As stale, also within the second for which it was certain, and only while it lives: it may be replaced."""
     connection, selectors = await _owned(harness)
     harness.failing.away = {*READS, "data_version"}
-    harness.clock.advance(2)
-    for selector in selectors:
-        handed_out = await _token(harness, selector)
-        assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, True)
-        assert handed_out.reason == StoreUnavailable.code
+    harness.clock.advance(seconds)
     with pytest.raises(StoreUnavailable):
         await _token(harness, "account:1")
-    harness.clock.advance(86_400)
-    with pytest.raises(StoreUnavailable):
-        await _token(harness, connection.id)
-
-
-async def test_what_was_read_before_the_store_went_away_is_stale_at_once(harness: RefreshHarness) -> None:
-    """Also within the second for which it was certain: a refresh elsewhere may have got a pair that cannot be stored.
-
-    The rule: while the store is away, what is remembered is handed out as stale, or AMO is asked about it.
-    """
-    connection, selectors = await _owned(harness)
-    harness.clock.advance(0.5)
-    harness.failing.away = {*READS, "data_version"}
-    with pytest.raises(StoreUnavailable):
-        await harness.failing.connection(connection.id)
     for selector in selectors:
         handed_out = await _token(harness, selector)
         assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, True)
         assert handed_out.reason == StoreUnavailable.code
     harness.failing.away = set()
     assert not (await _token(harness, connection.id)).stale
+    harness.failing.away = {*READS, "data_version"}
+    harness.clock.advance(86_400)
+    with pytest.raises(StoreUnavailable):
+        await _token(harness, connection.id)
 
 
 async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_knows_it(harness: RefreshHarness) -> None:
     """Another pair may have taken its place, and nobody can read which: AMO is asked whether this one lives."""
     connection, selectors = await _owned(harness)
-    for selector in selectors:
-        await _token(harness, selector)
     await harness.store.schedule_recheck(await harness.now(connection), at=None)
     harness.failing.away = {*READS, "data_version"}
     asked = harness.amo.sandbox.look_ups
@@ -204,20 +185,7 @@ async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_know
         assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, True)
     assert harness.amo.sandbox.look_ups == asked + 1
     harness.clock.advance(5)
-    harness.amo.fake.quirks.refresh_kills_access = True
-    harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
-    for selector in selectors:
-        with pytest.raises(StoreUnavailable):
-            await _token(harness, selector)
-
-
-async def test_what_was_disconnected_as_the_store_went_away_is_not_handed_out(harness: RefreshHarness) -> None:
-    """Its tokens were erased on request: that they are remembered, and live, is no reason."""
-    connection, selectors = await _owned(harness)
-    for selector in selectors:
-        await _token(harness, selector)
-    assert await harness.store.disconnect(await harness.now(connection), on_request=True)
-    harness.failing.away = {*READS, "data_version"}
+    harness.fade(connection)
     for selector in selectors:
         with pytest.raises(StoreUnavailable):
             await _token(harness, selector)
@@ -229,10 +197,8 @@ async def test_a_read_that_a_write_overtook_is_not_remembered(harness: RefreshHa
     go_on = harness.failing.after["connection"] = asyncio.Event()
     asking = asyncio.create_task(harness.lifecycle.access_tokens.token(connection.id, min_ttl=0))
     await harness.failing.until_waiting("connection")
-    refreshed = await harness.store.save_refreshed(
-        a_refreshed(connection, at=harness.clock.now(), sealed_pair=connection.sealed_pair)
-    )
-    assert refreshed is not None
+    next_pair = a_refreshed(connection, at=harness.clock.now(), sealed_pair=connection.sealed_pair)
+    refreshed = present(await harness.store.save_refreshed(next_pair))
     go_on.set()
     await asking
     assert (await _token(harness, connection.id)).connection.pair_version == refreshed.pair_version
@@ -249,22 +215,18 @@ async def test_a_read_of_before_a_write_is_not_remembered_after_it(harness: Refr
     cache.put("account:1", before, mark)
     assert (len(cache), cache.get_stale(stored.id), cache.get_stale("account:1")) == (0, None, None)
     cache.put(stored.id, _open(harness, await harness.now(stored)), cache.mark())
-    stale = cache.get_stale(stored.id)
-    assert stale is not None
+    stale = present(cache.get_stale(stored.id))
     assert (stale.found.connection.pair_version, stale.changed) == (stored.pair_version + 1, False)
 
 
 async def test_a_change_of_any_connection_of_an_account_ends_its_entry(harness: RefreshHarness) -> None:
     """Another of its connections may come first by it."""
-    first = await harness.connect()
-    harness.amo.account.user_id += 1
-    second = await harness.connect()
+    first, second = await harness.connect_users(2)
     selector = f"account:{first.account_id}"
     assert (await _token(harness, selector)).connection.id == second.id
     harness.clock.advance(0.5)
     await harness.refresh(first)
-    stale = harness.lifecycle.cache.get_stale(selector)
-    assert stale is not None
+    stale = present(harness.lifecycle.cache.get_stale(selector))
     assert (stale.found.connection.id, stale.changed) == (second.id, True)
     assert harness.lifecycle.cache.get(selector) is None
     assert (await _token(harness, selector)).connection.id == first.id
@@ -286,13 +248,11 @@ async def test_the_cache_holds_neither_the_sealed_pair_nor_the_refresh_token(har
     cache = ConnectionCache(store=harness.store, clock=harness.clock)
     stored = await harness.connect()
     cache.put(stored.id, _open(harness, stored), cache.mark())
-    stale = cache.get_stale(stored.id)
-    assert stale is not None
-    held = stale.found
-    assert held.token is not None
-    assert (held.token.value, held.connection.sealed_pair) == (harness.pair(stored).access_token, None)
+    stale = present(cache.get_stale(stored.id))
+    held, token = stale.found, present(stale.found.token)
+    assert (token.value, held.connection.sealed_pair) == (harness.pair(stored).access_token, None)
     assert harness.pair(stored).refresh_token not in repr(dataclasses.asdict(held))
-    assert held.token.value not in repr((cache, stale))
+    assert token.value not in repr((cache, stale))
 
 
 def _open(harness: RefreshHarness, connection: Connection) -> OpenConnection:
