@@ -2,6 +2,7 @@
 
 import re
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -29,6 +30,14 @@ def test_links_to_files_lead_to_a_file() -> None:
     files = {link or picture for link, picture in linked}
     assert ".pictures/demo.png" in files
     assert {file for file in files if not (_ROOT / file).exists()} == set()
+
+
+def test_glossary_modules_exist() -> None:
+    """Each term names the module where it lives."""
+    text = (_ROOT / "amo_callback/docs/glossary.md").read_text(encoding="utf-8")
+    modules = re.findall(r"^\| [^|`]+ \| [^|]+ \| `([\w.]+)` \|$", text, re.MULTILINE)
+    assert len(modules) == text.count("\n| ") - 2
+    assert [module for module in modules if find_spec(f"amo_callback.{module}") is None] == []
 
 
 def test_every_runtime_dependency_is_told_with_what_it_may_touch() -> None:
