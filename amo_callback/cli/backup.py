@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from amo_callback.cli import output
-from amo_callback.cli.context import acting_as_owner, check_database_exists, with_context, yes_option
+from amo_callback.cli.context import PATH, acting_as_owner, check_database_exists, with_context, yes_option
 from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
@@ -18,6 +17,8 @@ from amo_callback.store import backup as store_backup
 from amo_callback.store.rebuild import open_given, rebuild
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from amo_callback.cli.context import CommandContext
 
 _THAW = "amo-callback connections thaw --all"
@@ -38,7 +39,7 @@ They are left out."""
 
 @click.command()
 @with_context
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 def backup(context: CommandContext, *, file: Path) -> None:
     """Copy the database into FILE, also while the service runs."""
     database = _file(context)
@@ -56,7 +57,7 @@ def backup(context: CommandContext, *, file: Path) -> None:
 @click.command()
 @with_context
 @yes_option
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
     """Put the rows of the backup FILE in the place of the database, frozen."""
     database = _file(context)
