@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from amo_callback.cli import output
-from amo_callback.cli.context import acting_as_owner, check_database_exists, config_option, load_context, yes_option
+from amo_callback.cli.context import PATH, acting_as_owner, check_database_exists, with_context, yes_option
 from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
@@ -18,8 +17,9 @@ from amo_callback.store import backup as store_backup
 from amo_callback.store.rebuild import open_given, rebuild
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from amo_callback.cli.context import CommandContext
-    from amo_callback.cli.main import Invocation
 
 _THAW = "amo-callback connections thaw --all"
 _OF_POSTGRES = """\
@@ -38,12 +38,10 @@ They are left out."""
 
 
 @click.command()
-@config_option
-@click.argument("file", type=click.Path(path_type=Path))
-@click.pass_obj
-def backup(invocation: Invocation, *, config: str | None, file: Path) -> None:
+@with_context
+@click.argument("file", type=PATH)
+def backup(context: CommandContext, *, file: Path) -> None:
     """Copy the database into FILE, also while the service runs."""
-    context = load_context(config, invocation.environ)
     database = _file(context)
     check_database_exists(context)
     output.sigterm_as_interrupt()
@@ -57,13 +55,11 @@ def backup(invocation: Invocation, *, config: str | None, file: Path) -> None:
 
 
 @click.command()
-@config_option
+@with_context
 @yes_option
-@click.argument("file", type=click.Path(path_type=Path))
-@click.pass_obj
-def restore(invocation: Invocation, *, config: str | None, yes: bool, file: Path) -> int:
+@click.argument("file", type=PATH)
+def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
     """Put the rows of the backup FILE in the place of the database, frozen."""
-    context = load_context(config, invocation.environ)
     database = _file(context)
     if not database.parent.is_dir():
         raise ConfigurationError(f"storage.url: there is no folder {database.parent}")

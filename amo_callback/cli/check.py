@@ -15,7 +15,7 @@ from amo_callback.cli.checks.database import check_disk, check_rescue, check_sql
 from amo_callback.cli.checks.finding import fail, ok, report, run_check, run_check_async
 from amo_callback.cli.checks.network import check_amo, check_key_set, check_proxy, check_receiver, open_probe
 from amo_callback.cli.checks.service import check_service, check_unit
-from amo_callback.cli.context import acting_as_owner, config_option, json_option, load_context
+from amo_callback.cli.context import acting_as_owner, config_option, json_option, load_context, with_context
 from amo_callback.cli.info import packaged_text
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import find_config
@@ -111,12 +111,11 @@ def config() -> None:
 
 
 @config.command("check")
-@config_option
+@with_context
 @json_option
-@click.pass_obj
-def check_file(invocation: Invocation, *, config: str | None, as_json: bool) -> int:
+def check_file(context: CommandContext, *, as_json: bool) -> int:
     """Check the configuration by itself: nothing else is opened or asked."""
-    return report(check_settings(load_context(config, invocation.environ).settings), as_json=as_json)
+    return report(check_settings(context.settings), as_json=as_json)
 
 
 @config.command("example")

@@ -11,7 +11,7 @@ import click
 
 from amo_callback.cli import output
 from amo_callback.cli.api_client import MAX_ITEMS, NotRunning, api_command, quoted, read_readiness
-from amo_callback.cli.context import config_option, json_option, load_context, one_or_all, yes_option
+from amo_callback.cli.context import json_option, one_or_all, with_context, yes_option
 from amo_callback.cli.transfer import export, import_
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from amo_callback.cli.api_client import ApiClient, ReadinessCheck
-    from amo_callback.cli.main import Invocation
+    from amo_callback.cli.context import CommandContext
 
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
 _WEBHOOK_COLUMNS = ("id", "type", "at", "connection_id", "status", "tries", "last_error", "next_try_at")
@@ -164,15 +164,14 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
 
 
 @click.command()
-@config_option
+@with_context
 @json_option
 @click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
-@click.pass_obj
-def status(invocation: Invocation, *, config: str | None, as_json: bool, watch: bool) -> int:
+def status(context: CommandContext, *, as_json: bool, watch: bool) -> int:
     """Show whether the running service is ready, check by check; exit 1 where it is not."""
     if watch and as_json:
         raise click.UsageError("--watch or --json, not both")
-    address = load_context(config, invocation.environ).settings.server.private
+    address = context.settings.server.private
     if watch:
         _watch(address)
     checks = asyncio.run(read_readiness(address, patience=_PATIENCE))

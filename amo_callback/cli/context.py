@@ -25,6 +25,7 @@ from amo_callback.store import database_file, open_store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 
+    from amo_callback.cli.main import Invocation
     from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
     from amo_callback.store import Store
@@ -35,6 +36,7 @@ config_option = click.option(
     "--config", metavar="FILE", help="Default: $AMO_CALLBACK_CONFIG, ./config.toml, /etc/amo-callback/config.toml."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+PATH = click.Path(path_type=Path)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
@@ -88,6 +90,18 @@ class OpenedStore:
     store: Store
     cipher: Cipher
     clock: Clock
+
+
+def with_context(run: Callable[..., T]) -> Callable[..., T]:
+    """Give a command --config, and as its first argument the context that this names."""
+
+    @config_option
+    @click.pass_obj
+    @wraps(run)
+    def loaded(invocation: Invocation, /, *, config: str | None, **options: object) -> T:
+        return run(load_context(config, invocation.environ), **options)
+
+    return loaded
 
 
 def load_context(config: str | None, environ: Mapping[str, str]) -> CommandContext:

@@ -171,10 +171,7 @@ def _read_secret_file(file: str) -> str:
     help='Holds the "Secret key" of that page; -: standard input.',
 )
 @click.option(
-    "--deep-link",
-    type=_checked(read_deep_link),
-    metavar="URL",
-    help=f"The app's address. Default: {App().deep_link}",
+    "--deep-link", type=_checked(read_deep_link), metavar="URL", help=f"The app's address. Default: {App().deep_link}"
 )
 @click.option("--database", type=_checked(read_database), metavar="URL", help="Default: an SQLite file.")
 @click.option("--no-input", is_flag=True, help="Ask nothing.")

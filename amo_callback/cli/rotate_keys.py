@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amo_callback.cli import output
-from amo_callback.cli.context import config_option, json_option, load_context, open_as_owner, run_loop
+from amo_callback.cli.context import json_option, open_as_owner, run_loop, with_context
 from amo_callback.crypto import RecordKind, new_key
 from amo_callback.key_rotation import KeyUsage, Rotation, RotationResult
 from amo_callback.refresh.rescue import RescueFolder
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from amo_callback.cli.context import CommandContext
-    from amo_callback.cli.main import Invocation
 
 _HEADS = {
     RecordKind.CONNECTION: "connections",
@@ -45,13 +44,12 @@ def keygen() -> None:
 
 
 @click.command()
-@config_option
+@with_context
 @json_option
 @click.option("--dry-run", is_flag=True, help="Count what is encrypted with which key, and change nothing.")
-@click.pass_obj
-def rotate_keys(invocation: Invocation, *, config: str | None, as_json: bool, dry_run: bool) -> int:
+def rotate_keys(context: CommandContext, *, as_json: bool, dry_run: bool) -> int:
     """Encrypt everything with the newest encryption key, also while the service runs."""
-    return run_loop(_rotate(load_context(config, invocation.environ), as_json=as_json, dry_run=dry_run))
+    return run_loop(_rotate(context, as_json=as_json, dry_run=dry_run))
 
 
 async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> int:

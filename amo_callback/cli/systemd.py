@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amo_callback.cli.context import yes_option
+from amo_callback.cli.context import PATH, yes_option
 from amo_callback.cli.init_files import CLIENT_SECRET, keep_secret, make_keys, make_private
 from amo_callback.cli.output import EX_USAGE, confirm
 from amo_callback.config.loader import beside, configured_keys, load_settings, load_unit_settings
@@ -106,12 +106,8 @@ class Target:
             raise CommandFailed(f"`{' '.join(command)}` failed ({done.returncode})")
 
 
-_config_option = click.option(
-    "--config", type=click.Path(path_type=Path), default=units.CONFIG, metavar="FILE", help="The configuration."
-)
-_root_option = click.option(
-    "--root", type=click.Path(path_type=Path), metavar="FOLDER", help="Write below this folder, and run nothing."
-)
+_config_option = click.option("--config", type=PATH, default=units.CONFIG, metavar="FILE", help="The configuration.")
+_root_option = click.option("--root", type=PATH, metavar="FOLDER", help="Write below this folder, and run nothing.")
 
 
 @click.group()

@@ -8,14 +8,13 @@ import secrets
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
 
 from amo_callback.amo.pair import told_by
 from amo_callback.cli import output
-from amo_callback.cli.context import config_option, load_context, open_as_owner, run_loop, yes_option
+from amo_callback.cli.context import PATH, open_as_owner, run_loop, with_context, yes_option
 from amo_callback.errors import CommandFailed
 from amo_callback.files import open_regular, read_text
 from amo_callback.refresh.leases import Leases
@@ -38,9 +37,9 @@ from amo_callback.transfer.json_format import JsonReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from amo_callback.cli.context import CommandContext, OpenedStore
-    from amo_callback.cli.main import Invocation
     from amo_callback.crypto import Cipher
     from amo_callback.transfer.export_file import ParsedRecord, RecordError
 
@@ -51,26 +50,21 @@ _MAX_PLAIN = 256 * 1024**2
 _MAX_PROBLEMS = 100
 """Problems that are printed."""
 _WHY = "exported to another host, which refreshes these tokens now"
+_passphrase_option = click.option("--passphrase-file", metavar="FILE", type=PATH, help="Its first line; else asked.")
 
 
 @click.command("export")
-@config_option
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--passphrase-file", metavar="FILE", type=click.Path(path_type=Path), help="Its first line; else asked.")
-@click.option(
-    "--to-key-file", metavar="FILE", type=click.Path(path_type=Path), help="The other host's encryption key instead."
-)
-@click.pass_obj
-def export(
-    invocation: Invocation, *, config: str | None, file: Path, passphrase_file: Path | None, to_key_file: Path | None
-) -> None:
+@with_context
+@click.argument("file", type=PATH)
+@_passphrase_option
+@click.option("--to-key-file", metavar="FILE", type=PATH, help="The other host's encryption key instead.")
+def export(context: CommandContext, *, file: Path, passphrase_file: Path | None, to_key_file: Path | None) -> None:
     """Write all connections to an encrypted FILE.
 
     They are for another host or database, and are frozen here.
     """
     if passphrase_file and to_key_file:
         raise click.UsageError("--passphrase-file or --to-key-file, not both")
-    context = load_context(config, invocation.environ)
     output.sigterm_as_interrupt()
     with new_file(file) as opened:
         key = _new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
@@ -149,22 +143,18 @@ class _Options:
 
 
 @click.command("import")
-@config_option
+@with_context
 @yes_option
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option("--raw", is_flag=True, help="FILE is an unreadable answer of AMO from the rescue folder.")
-@click.option("--passphrase-file", metavar="FILE", type=click.Path(path_type=Path), help="Its first line; else asked.")
+@_passphrase_option
 @click.option("--replace", is_flag=True, help="Also replace other tokens of the same connection.")
 @click.option("--dry-run", is_flag=True, help="Say what it would do, and change nothing.")
-@click.pass_obj
-def import_(
-    invocation: Invocation, /, *, config: str | None, file: Path, passphrase_file: Path | None, **options: bool
-) -> int:
+def import_(context: CommandContext, /, *, file: Path, passphrase_file: Path | None, **options: bool) -> int:
     """Import an export, or tokens in plain JSON.
 
     FILE is an export of another host or database, or another system's tokens.
     """
-    context = load_context(config, invocation.environ)
     raw = options["raw"]
     with _opened(file) as opened:
         _check_size(file, opened, MAX_FILE if raw else _MAX_SEALED)

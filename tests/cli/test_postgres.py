@@ -14,6 +14,7 @@ from amo_callback.crypto import Cipher
 from amo_callback.store import open_store
 from tests.builders import a_connection
 from tests.cli.harness import environ_with, fill
+from tests.e2e.process import command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,3 +84,21 @@ def test_a_server_that_is_away_is_told_in_a_line(
     told = capsys.readouterr().err
     assert "the socket, or a certificate, does not exist" in told
     assert "sekret" not in told
+
+
+async def test_connections_move_from_one_server_to_another(
+    environ: dict[str, str], postgres: Databases, encryption_key: str, tmp_path: Path
+) -> None:
+    """What was exported is frozen there, and imported elsewhere it is whole."""
+    (tmp_path / "key").write_text(encryption_key)
+    async with postgres.fresh() as url:
+        export = ("connections", "export", "out", "--to-key-file", "key")
+        status, _, err = await command(*export, folder=tmp_path, environ=environ)
+        assert status == 0, err
+        status, out, err = await command(
+            "connections", "import", "out", "--yes", folder=tmp_path, environ={**environ, URL: url}
+        )
+        assert status == 0, err
+        assert "Imported 2 connections." in out
+        async with open_store(environ[URL], folder=tmp_path, clock=SystemClock()) as store:
+            assert await store.frozen() is not None
