@@ -114,17 +114,12 @@ def test_environment_wins_over_credentials_over_secret_files_over_toml(tmp_path:
 
 
 def test_a_folder_that_systemd_hands_over_is_read(tmp_path: Path) -> None:
-    """`LoadCredential=` of a folder puts a name before those of its files, which counts for nothing."""
+    """`LoadCredential=` of a folder puts a name before those of its files; the database's URL may be one of them."""
     (tmp_path / "amo-callback_amo.client_secret").write_text("credentials\n", encoding="utf-8")
+    (tmp_path / "storage.url").write_text("postgresql://u:sekret@h/d\n", encoding="utf-8")
     environ = {name: value for name, value in REQUIRED.items() if not name.endswith("SECRET")}
     settings = load_settings(None, {**environ, "CREDENTIALS_DIRECTORY": str(tmp_path)})
     assert settings.amo.client_secret.get_secret_value() == "credentials"
-
-
-def test_where_the_database_is_may_be_a_secret_file(tmp_path: Path) -> None:
-    """A URL with a password in it is kept as other secrets are."""
-    (tmp_path / "storage.url").write_text("postgresql://u:sekret@h/d\n", encoding="utf-8")
-    settings = load_settings(None, {**REQUIRED, "CREDENTIALS_DIRECTORY": str(tmp_path)})
     assert settings.storage.url.get_secret_value() == "postgresql://u:sekret@h/d"
 
 
@@ -355,6 +350,8 @@ def test_a_file_that_cannot_be_read_is_named_without_its_content(tmp_path: Path)
     assert problem == f"{path}: is not valid TOML: (at line 2, column 24)"
     path.write_bytes(b"\xff")
     assert _problems({}, path) == [f"{path}: is not UTF-8 text"]
+    path = _written(tmp_path, f"[amo]\nclient_id = {'9' * 5000}")  # more digits than Python reads
+    assert _problems({}, path) == [f"{path}: a number has too many digits"]
 
 
 def test_a_secrets_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -398,9 +395,3 @@ def test_where_unsaved_pairs_wait(url: str, rescue: str | None, state: str | Non
         environ["STATE_DIRECTORY"] = state
     settings = load_settings(None, {**REQUIRED, **environ})
     assert rescue_folder(settings, Path("/etc/app/config.toml"), environ) == Path(expected)
-
-
-def test_a_number_of_thousands_of_digits_is_told_in_a_line(tmp_path: Path) -> None:
-    """Python refuses to read it."""
-    path = _written(tmp_path, f"[amo]\nclient_id = {'9' * 5000}")
-    assert _problems({}, path) == [f"{path}: a number has too many digits"]

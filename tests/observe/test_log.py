@@ -103,10 +103,11 @@ def test_levels_and_styles() -> None:
     log.logger.info("no")
     log.logger.warning("yes")
     assert log.line() == {"event": "yes", "level": "warning"}
-    console = Log(style="console")
-    console.logger.info("hello", name="value")
+    console = Log(style="console", journal=True)  # its lines are several where there is a trace: no prefix
+    console.logger.warning("hello", name="value")
     assert "hello" in console.stream.getvalue()
     assert "name=value" in console.stream.getvalue()
+    assert not console.stream.getvalue().startswith("<")
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
@@ -137,13 +138,6 @@ def test_the_journal_is_told_how_urgent_a_line_is() -> None:
     assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>", "<2>", "<3>", ""]
     assert [json.loads(line[3:])["level"] for line in lines[:5]] == ["debug", "info", "warning", "error", "critical"]
     assert "\x00" not in log.stream.getvalue()
-
-
-def test_the_console_is_for_people_also_in_the_journal() -> None:
-    """Its lines are several where there is a trace, so they carry no prefix."""
-    log = Log(style="console", journal=True)
-    log.logger.warning("hello")
-    assert not log.stream.getvalue().startswith("<")
 
 
 def test_a_log_that_cannot_be_written_stops_nothing() -> None:

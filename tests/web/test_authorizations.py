@@ -485,3 +485,12 @@ async def test_a_stranger_is_told_when_too_many_wait(run: Any) -> None:
         app.amo.sandbox.go_on.set()
         assert of((await first).location)["error"] == "auth_failed"
         assert "code" in of((await app.callback(query)).location)
+
+
+async def test_known_people_have_places_of_their_own(run: Any) -> None:
+    """Strangers who use up an address's places leave those of whoever began a grant here."""
+    async with run(LIMITS__FAILED_CODES="1", **WITH_USERS) as app:
+        url = (await Phone(app, "42").start())["authorize_url"]
+        for word in ("auth_failed", "rate_limited"):
+            assert of((await app.callback(app.query(code=f"junk-{word}"))).location)["error"] == word
+        assert "code" in of((await allow(app, url)).location)

@@ -189,15 +189,6 @@ async def test_a_request_that_arrives_byte_by_byte_gets_no_more_time(listener: L
         assert listener.closed == ["incomplete_request"]
 
 
-async def test_a_kept_connection_is_closed_when_it_is_not_used(listener: Listener) -> None:
-    """After an answer a client has the time for the next request's beginning."""
-    async with listener.open(waits=_waits(next_request=SOON)):
-        client = await listener.connect()
-        assert await client.ask()
-        assert await client.until_closed() == b""
-        assert listener.closed == ["idle"]
-
-
 async def test_the_start_of_a_second_request_sent_with_the_first_has_the_time_of_a_request(listener: Listener) -> None:
     """A client that sends more while it is being answered is not idle afterwards."""
     async with listener.open(waits=_waits(request=SOON)):

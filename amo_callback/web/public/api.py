@@ -135,13 +135,13 @@ class PublicApi(Api):
 
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
         """Return the id of the app's user; raises `Unauthorized`, `JwksUnavailable`."""
-        verifier = self.services.users
-        if access is None or verifier is None:
+        if access is None:
             return ""
-        token = bearer(request)
+        verifier = self.services.users
+        token = None if verifier is None else bearer(request)
         if token is None and access is Jwt.OPTIONAL:
             return ""
-        if not token:
+        if verifier is None or not token:
             raise Unauthorized("missing" if token is None else "header")
         return await verifier.verify(token)
 
