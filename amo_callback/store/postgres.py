@@ -21,9 +21,8 @@ from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, ask, pa
 from amo_callback.store import Store
 from amo_callback.store.engine import Engine, Statement, Transaction, arguments, from_micros, load_statements
 from amo_callback.store.migrate import check_postgres_schema, load_migrations, migrate_postgres
-from amo_callback.store.postgres_connection import ERRORS, PATIENCE, connect, explain, location_of, open_pool
-from amo_callback.store.postgres_listener import Listener
-from amo_callback.store.postgres_server import check_pooling
+from amo_callback.store.postgres_connection import ERRORS, PATIENCE, Listener, connect, location_of, open_pool
+from amo_callback.store.postgres_server import check_pooling, explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence

@@ -22,8 +22,7 @@ from amo_callback.store import open_store
 from amo_callback.store.engine import Engine, load_statements
 from amo_callback.store.meta import freeze_value
 from amo_callback.store.migrate import load_migrations, migrate_postgres
-from amo_callback.store.postgres_connection import connect, open_pool
-from amo_callback.store.postgres_listener import Listener
+from amo_callback.store.postgres_connection import Listener, connect, open_pool
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, present, save
 from tests.fakes import START, FakeClock
 from tests.patience import PATIENCE

@@ -1,29 +1,26 @@
-"""PgBouncer in front of PostgreSQL: in session mode the store works, in any other it says why it does not start."""
+"""Why PostgreSQL cannot be used: in words, and whether another start may help."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from contextlib import AsyncExitStack
+import socket
+import ssl
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from amo_callback.clock import SystemClock
-from amo_callback.errors import ConfigurationError
+from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store import open_store
-from tests.builders import a_claim, a_connection, save
-from tests.pgbouncer import pooled, why_no_pgbouncer
-from tests.postgres import GIVEN, why_not, with_option
+from tests.postgres import ASKING, CLOSED, GIVEN, why_not
 
-if (why := why_not() or why_no_pgbouncer()) is not None:
+if (why := why_not()) is not None:
     pytest.skip(why, allow_module_level=True)
-if GIVEN in os.environ:
-    pytest.skip("a server that was given is not ours to pool", allow_module_level=True)
 
-import asyncpg
-
-from amo_callback.store.postgres_server import USE_SESSIONS, Pooling, find_pooling, read_server
-from tests.patience import PATIENCE
+from amo_callback.store.postgres_server import explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,97 +28,133 @@ if TYPE_CHECKING:
 
     from tests.postgres import Databases
 
+OUR_RULES = pytest.mark.skipif(GIVEN in os.environ, reason="whom a given server lets in, it says itself")
 
-@pytest.fixture
-async def direct(postgres: Databases) -> AsyncIterator[str]:
+
+async def _refused(url: str, folder: Path) -> ConfigurationError | StoreUnavailable:
+    with pytest.raises((ConfigurationError, StoreUnavailable)) as raised:
+        async with open_store(url, folder=folder, clock=SystemClock()):
+            pass
+    assert raised.value.__cause__ is None
+    error = raised.value
+    assert isinstance(error, ConfigurationError | StoreUnavailable)
+    assert "sekret" not in f"{error}{error.fields}"
+    return error
+
+
+async def _mistake(url: str, folder: Path) -> str:
+    error = await _refused(url, folder)
+    assert isinstance(error, ConfigurationError)
+    return str(error)
+
+
+async def _away(url: str, folder: Path) -> str:
+    error = await _refused(url, folder)
+    assert isinstance(error, StoreUnavailable)
+    return error.detail
+
+
+def _other(postgres: Databases, *, database: str, user: str = "", query: str = "") -> str:
+    """Return the address of another database, or of another user's, on the server."""
+    parts = urlsplit(postgres.address)
+    place = f"{user}@{parts.netloc.rpartition('@')[2]}" if user else parts.netloc
+    return urlunsplit(parts._replace(netloc=place, path=f"/{database}", query=f"{parts.query}{query}"))
+
+
+@OUR_RULES
+async def test_a_wrong_password_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
+    """The server asks for one, and does not take this."""
+    told = await _mistake(_other(postgres, database=ASKING, user="postgres:sekret"), tmp_path)
+    why = "the server does not accept this user and password (InvalidPasswordError)"
+    assert told == f"storage.url: PostgreSQL cannot be used: {why}"
+
+
+@OUR_RULES
+async def test_whom_the_server_lets_not_in_is_told_so(postgres: Databases, tmp_path: Path) -> None:
+    """By the rules of its pg_hba.conf."""
+    assert "the server does not accept this user from here" in await _mistake(
+        _other(postgres, database=CLOSED), tmp_path
+    )
+
+
+async def test_a_database_that_is_not_there_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
+    """It is not made: the service's user should not be able to."""
+    assert "the server has no database of that name" in await _mistake(_other(postgres, database="nowhere"), tmp_path)
+
+
+async def test_a_parameter_that_the_server_does_not_know_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
+    """Whatever asyncpg does not take for itself goes to the server."""
+    url = _other(postgres, database="postgres", query="&colour=sekret")
+    assert "a parameter that the server does not know" in await _mistake(url, tmp_path)
+
+
+async def test_who_may_not_make_tables_is_told_so(postgres: Databases, tmp_path: Path) -> None:
+    """Since PostgreSQL 15 that is everybody but the owner."""
+    import asyncpg  # noqa: PLC0415 -- because it is an extra
+
     async with postgres.fresh() as url:
-        yield url
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute("CREATE ROLE a_guest LOGIN")
+            database = urlsplit(url).path[1:]
+            told = await _mistake(_other(postgres, database=database, user="a_guest"), tmp_path)
+        finally:
+            await connection.execute("DROP ROLE a_guest")
+            await connection.close()
+    assert "the user may not create or use tables" in told
 
 
-async def test_a_server_without_a_pooler_is_told_from_one_with(direct: str) -> None:
-    """Nothing but the server is in between."""
-    assert await find_pooling(direct) is Pooling.NONE
+async def test_a_server_that_is_away_may_come_back(tmp_path: Path) -> None:
+    """Nobody listens, or its socket is not there: the next start may find it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert (await _away(f"postgresql://u:sekret@127.0.0.1:{port}/amo", tmp_path)).startswith("connection refused (")
+    assert (await _away(f"postgresql:///amo?host={tmp_path}", tmp_path)).startswith(
+        "the socket, or a certificate, does not exist"
+    )
+
+
+async def test_a_server_without_tls_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
+    """A server that declines is a mistake in either's configuration; nothing was sent to it that is secret."""
+    async with _declining() as (port, heard):
+        told = await _mistake(f"postgresql://u:sekret@127.0.0.1:{port}/amo?sslmode=require", tmp_path)
+    assert "the server does not offer TLS, which sslmode requires" in told
+    assert b"sekret" not in heard
+
+
+@asynccontextmanager
+async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
+    heard, done = bytearray(), asyncio.Event()
+
+    async def decline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.readexactly(8))
+        writer.write(b"N")
+        heard.extend(await reader.read())
+        writer.close()
+        done.set()
+
+    server = await asyncio.start_server(decline, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heard
+        await done.wait()
 
 
 @pytest.mark.parametrize(
-    ("mode", "pooling"),
+    ("error", "said", "mistake"),
     [
-        ("session", Pooling.SESSION),
-        ("transaction", Pooling.TRANSACTION),
-        ("statement", Pooling.TRANSACTION),
+        (socket.gaierror(-2, "sekret"), "the host's name cannot be resolved (gaierror)", False),
+        (TimeoutError("sekret"), "no answer in time (TimeoutError)", False),
+        (ssl.SSLCertVerificationError("sekret"), "its certificate is not valid for it", True),
+        (ssl.SSLError("sekret"), "the TLS handshake failed (SSLError)", False),
+        (OSError("Multiple exceptions: sekret"), "the server cannot be reached (OSError)", False),
+        (ValueError("sekret"), "the URL cannot be parsed (ValueError)", True),
+        (RuntimeError("sekret"), "RuntimeError", False),
     ],
 )
-@pytest.mark.parametrize("options", ["", "server_round_robin = 1"], ids=["last", "round robin"])
-async def test_how_a_pooler_pools_is_found_while_nobody_else_uses_it(
-    mode: str, pooling: Pooling, options: str, direct: str
-) -> None:
-    """It is asked three times, since what was asked before has left it connections to the server."""
-    with pooled(direct, mode=mode, options=options) as url:
-        assert [await find_pooling(url) for _ in range(3)] == [pooling] * 3
-
-
-@pytest.mark.parametrize("mode", ["session", "transaction"])
-async def test_how_a_pooler_pools_is_found_while_others_use_it(mode: str, direct: str) -> None:
-    """Several connections to the server are at hand, and some are in use."""
-    with pooled(direct, mode=mode) as url:
-        async with AsyncExitStack() as stack:
-            clients = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(8)]
-            for client in clients:
-                stack.push_async_callback(client.close)
-                await client.execute("BEGIN")
-            for client in clients[:5]:
-                await client.execute("COMMIT")
-            assert await find_pooling(url) is Pooling(mode)
-
-
-async def test_a_pooler_without_room_is_not_taken_for_one_of_transactions(direct: str) -> None:
-    """In session mode one client has the only connection: whoever comes after it waits in vain."""
-    with pooled(direct, mode="session", size=1) as url:
-        assert await find_pooling(url, patience=1.0) is Pooling.SESSION
-
-
-@pytest.mark.parametrize("mode", ["transaction", "statement"])
-async def test_a_pooler_of_transactions_stops_the_start_by_its_name(mode: str, direct: str, tmp_path: Path) -> None:
-    """Nothing of ours is in the database by then, and no session's parameters are another client's."""
-    with pooled(direct, mode=mode) as url:
-        with pytest.raises(ConfigurationError, match=r"PgBouncer.*set pool_mode = session.*or connect to the server"):
-            async with open_store(url, folder=tmp_path, clock=SystemClock()):
-                pass
-        client = await asyncpg.connect(url, statement_cache_size=0)
-        assert await client.fetchval("SELECT current_setting('statement_timeout')") == "0"
-        await client.close()
-    client = await asyncpg.connect(direct)
-    assert await client.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
-    await client.close()
-
-
-async def test_a_server_behind_a_pooler_of_transactions_is_not_asked_about_itself(direct: str) -> None:
-    """The error says what to do, and the connections of other clients stay as they were."""
-    with pooled(direct, mode="transaction") as url:
-        with pytest.raises(ConfigurationError) as raised:
-            await read_server(url, patience=PATIENCE, clock=SystemClock())
-        client = await asyncpg.connect(url, statement_cache_size=0)
-        assert await client.fetchval("SHOW default_transaction_read_only") == "off"
-        await client.close()
-    assert "PgBouncer" in str(raised.value)
-    assert str(raised.value).endswith(USE_SESSIONS)
-
-
-async def test_a_pooler_of_sessions_is_worked_through(direct: str, tmp_path: Path) -> None:
-    """Nothing need be set there: what a session relies on is set once it has connected."""
-    with pooled(direct, mode="session") as url:
-        async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
-            stored = await save(store, a_connection())
-            assert await store.claim(a_claim(stored)) is not None
-            client = await asyncpg.connect(direct)
-            timeouts = await client.fetch("SELECT DISTINCT application_name FROM pg_stat_activity")
-            assert "amo-callback" in {row[0] for row in timeouts}
-            await client.close()
-
-
-async def test_a_parameter_that_the_pooler_does_not_take_is_named(direct: str, tmp_path: Path) -> None:
-    """One that the URL names is sent as the client connects."""
-    named = pytest.raises(ConfigurationError, match=r"PgBouncer.*ignore_startup_parameters")
-    with pooled(direct, mode="session") as url, named:
-        async with open_store(with_option(url, "lock_timeout=1000"), folder=tmp_path, clock=SystemClock()):
-            pass
+def test_each_refusal_has_its_words(error: Exception, said: str, *, mistake: bool) -> None:
+    """The library's own text, which may quote anything, is in none."""
+    told = explain(error)
+    text = str(told) if isinstance(told, ConfigurationError) else told.detail
+    assert said in text
+    assert "sekret" not in text
+    assert isinstance(told, ConfigurationError) is mistake

@@ -10,8 +10,7 @@ from amo_callback.config.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.engine import Engine
 from amo_callback.store.migrate import ENCODINGS, OtherSchema, latest_schema
-from amo_callback.store.postgres_connection import MISTAKEN
-from amo_callback.store.postgres_server import SETTINGS, USE_SESSIONS, read_server
+from amo_callback.store.postgres_server import MISTAKEN, SETTINGS, USE_SESSIONS, read_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
