@@ -70,8 +70,6 @@ class Cluster:
             return self.stage.rows()
         return await postgres_rows(self.server.url(), self.stage.key)
 
-    # --- load ------------------------------------------------------------------------------------
-
     @asynccontextmanager
     async def under_load(self) -> AsyncIterator[None]:
         """Have backends ask for tokens all the time: each asks one instance for any connection."""
@@ -127,8 +125,6 @@ class Cluster:
                 for row in (await self.rows()).values():
                     self.stored.setdefault(row.refresh_token, self._clock.now())
             await asyncio.sleep(0.5)
-
-    # --- a round ---------------------------------------------------------------------------------
 
     async def begin_refreshes(self, *numbers: int) -> None:
         """Have instances begin many refreshes at once, and return at a random moment in the middle of them."""

@@ -28,9 +28,6 @@ def main(command: str, *arguments: str) -> int:
     return run[command](*arguments)
 
 
-# --- the stand-in for AMO ------------------------------------------------------------------------
-
-
 def _amo(address: str, redirect_uri: str) -> int:
     from amo_callback.amo.sandbox.app import Sandbox  # noqa: PLC0415 -- because probes run without it
     from amo_callback.amo.sandbox.fake_amo import (  # noqa: PLC0415 -- the same
@@ -53,9 +50,6 @@ def _amo(address: str, redirect_uri: str) -> int:
 
     asyncio.run(serve())
     return 0
-
-
-# --- a client ------------------------------------------------------------------------------------
 
 
 def _ask(method: str, url: str, *headers: str) -> int:
@@ -125,8 +119,6 @@ async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     await reader.readexactly(int(length.partition(":")[2]))
     return "connection: close" not in head
 
-
-# --- what a service is not to be able to do ------------------------------------------------------
 
 libc = ctypes.CDLL(None, use_errno=True)
 _ARM = os.uname().machine == "aarch64"

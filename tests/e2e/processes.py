@@ -141,8 +141,6 @@ class Stage:
         async with self.http.request(method, url, headers=headers, allow_redirects=False, **options) as response:
             return Answer(status=response.status, headers=dict(response.headers), text=await response.text())
 
-    # --- what the database and the stand-in know -------------------------------------------------
-
     def rows(self) -> dict[int, Row]:
         """Read the connections, by their accounts, as nobody's business but the database's."""
         cipher = Cipher([self.key])
@@ -171,8 +169,6 @@ class Stage:
         """Return the connections that are not in good order: given up, or with a token that has been spent."""
         live = self.live()
         return [row for row in self.rows().values() if row.status != "active" or row.refresh_token not in live]
-
-    # --- moments ---------------------------------------------------------------------------------
 
     async def until_refreshed(self, *, times: int = 1) -> None:
         """Wait until every account has been refreshed so many times more."""

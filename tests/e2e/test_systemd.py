@@ -221,9 +221,6 @@ def test_the_backup_timer_makes_a_copy_of_roots(lab: Lab) -> None:
     lab.sh("sh", "-c", "rm /etc/systemd/system/amo-callback-backup.*")
 
 
-# --- shut in -------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def open_probes(machine: Lab) -> dict[str, str]:
     """Give what the probes tell in a service of root's without any options."""
@@ -270,9 +267,6 @@ def test_what_the_unit_forbids_is_forbidden(
     alone = _probe(machine, name, options=PROBES[name][1])
     assert alone[name] != "done"
     assert shut_in_probes[name] != "done"
-
-
-# --- the end -------------------------------------------------------------------------------------
 
 
 def test_a_unix_socket_is_for_the_members_of_the_group_alone(lab: Lab) -> None:

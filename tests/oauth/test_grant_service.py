@@ -290,9 +290,6 @@ async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process) -
     assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, True)
 
 
-# --- between processes -----------------------------------------------------------------------------
-
-
 async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Process) -> None:
     """Between our look and our claim another process claimed and exchanged: its answer is ours, and its place stays."""
     code = process.amo.code()

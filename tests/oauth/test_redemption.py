@@ -182,9 +182,6 @@ async def test_who_comes_while_all_is_frozen_keeps_his_place(process: Process) -
     assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
 
 
-# --- who comes together, and who goes first -------------------------------------------------------
-
-
 @pytest.mark.parametrize("error", [NotFound, QueueFull])
 async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
     process: Process, error: type[AmoCallbackError]

@@ -70,8 +70,6 @@ class RefreshHarness:
     def make_coordinator(self, **more: Any) -> RefreshCoordinator:
         return self.make_lifecycle(stop=self.lifecycle.core.stop, **more).coordinator
 
-    # --- connections -----------------------------------------------------------------------------
-
     async def connect(self, **more: Any) -> Connection:
         return await self.keep(await self.exchange(), **more)
 
@@ -221,8 +219,6 @@ class RefreshHarness:
     def spent(self) -> int:
         """Return how many refresh tokens AMO has taken."""
         return sum(entry.spent for entry in self.presented())
-
-    # --- what happens meanwhile ------------------------------------------------------------------
 
     def away(self, *calls: str) -> FaultyStore:
         """Return the same store, away for these calls."""

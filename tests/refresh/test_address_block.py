@@ -86,9 +86,6 @@ def _presented(harness: RefreshHarness, connections: list[Connection], since: in
     return [numbers[entry.presented] for entry in harness.presented()[since:]]
 
 
-# --- a day of it -----------------------------------------------------------------------------------
-
-
 async def test_a_blocked_address_sends_the_few_that_show_it_and_then_a_probe_per_retry_cap(
     harness: RefreshHarness, record_property: Callable[[str, object], None]
 ) -> None:
@@ -108,9 +105,6 @@ async def test_a_blocked_address_sends_the_few_that_show_it_and_then_a_probe_per
     probes = _presented(harness, connections, opened)
     assert len(set(probes)) == len(probes)
     assert harness.witness.names().count("amo_blocked.started") == 1
-
-
-# --- what is taken for a block ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [Fault.BLOCKED, Fault.ACCOUNT_BLOCKED])
@@ -229,9 +223,6 @@ async def test_refused_exchanges_and_questions_never_suspect_a_block(harness: Re
     assert not _is_closed(harness.lifecycle)
 
 
-# --- while it lasts --------------------------------------------------------------------------------
-
-
 async def test_while_blocked_callers_are_told_when_the_next_probe_leaves(harness: RefreshHarness) -> None:
     """Neither the schedule nor a hand-out is the probe; the token at hand is handed out as stale."""
     connections = await _blocked(harness)
@@ -312,9 +303,6 @@ async def test_a_probe_in_doubt_asks_before_it_presents(harness: RefreshHarness)
     assert harness.amo.sandbox.look_ups == asked + 1
 
 
-# --- the end ---------------------------------------------------------------------------------------
-
-
 async def test_a_refresh_that_succeeds_ends_the_block(harness: RefreshHarness) -> None:
     """The probe brings a pair: all the others that are due are refreshed at once, and other processes see it."""
     lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2")
@@ -353,9 +341,6 @@ async def test_a_block_that_cannot_be_ended_in_the_store_ends_with_the_next_succ
     await harness.refresh(connections[2], demand=RefreshTrigger.PROBE)
     assert not _is_blocked(harness.lifecycle)
     assert await harness.store.amo_block() is None
-
-
-# --- restarts, and several processes -----------------------------------------------------------------
 
 
 async def test_after_a_restart_nothing_but_the_probe_is_sent(harness: RefreshHarness) -> None:

@@ -18,8 +18,6 @@ from amo_callback.stats import ConnectionCounts
 from tests.builders import a_claim, a_connection, a_verdict, present, save
 from tests.refresh.harness import DAY, RefreshHarness
 
-# --- what opens it ---------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("died", "living", "epidemic"),
@@ -111,9 +109,6 @@ async def test_accounts_nobody_can_be_asked_about_are_no_fault_of_the_configurat
             await harness.refresh(connection)
     assert len(harness.presented()) == 2
     assert harness.lifecycle.breaker.reason is None
-
-
-# --- while it is open -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("why", ["refused", "held"])

@@ -18,7 +18,6 @@ from amo_callback.errors import (
     NotYet,
     RequestNotSent,
     ShuttingDown,
-    StoreUnavailable,
     UnknownOutcome,
     VendorRateLimited,
 )
@@ -39,8 +38,6 @@ from amo_callback.model import (
 from tests.builders import a_claim, an_extension, present, save
 from tests.fakes import Override, answering
 from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarness, UnreachableClient, newer_than
-
-# --- a refresh that goes well ---------------------------------------------------------------------
 
 
 async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(harness: RefreshHarness) -> None:
@@ -150,9 +147,6 @@ async def test_a_refresh_that_satisfies_nobody_is_made_once(harness: RefreshHarn
     assert len(harness.presented()) == 1
 
 
-# --- the claim ------------------------------------------------------------------------------------
-
-
 async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHarness) -> None:
     """While the request is on its way, the store names attempt, lease and fingerprint."""
     connection = await harness.connect()
@@ -163,14 +157,6 @@ async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHar
     assert claimed.spending == fingerprint(harness.pair(connection).refresh_token)
     harness.amo.sandbox.go_on.set()
     await refreshing
-
-
-async def test_a_store_that_takes_no_claim_keeps_the_token_unspent(harness: RefreshHarness) -> None:
-    """A full disk is met before the token is spent, not after."""
-    connection = await harness.connect()
-    harness.failing.away = {"claim"}
-    await harness.fail(connection, StoreUnavailable)
-    assert harness.presented() == []
 
 
 async def test_a_claim_that_took_too_long_is_given_back_unsent(harness: RefreshHarness) -> None:
@@ -219,9 +205,6 @@ async def test_what_does_not_exist_cannot_be_refreshed(harness: RefreshHarness) 
         with pytest.raises(NotFound):
             await harness.coordinator.refresh(name, demand=RefreshTrigger.HAND_OUT)
     assert harness.presented() == []
-
-
-# --- cancelled, stopped, slow ---------------------------------------------------------------------
 
 
 async def test_a_caller_who_hangs_up_cancels_nothing(harness: RefreshHarness) -> None:
@@ -276,9 +259,6 @@ async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness
         await refreshing
 
 
-# --- the store, away at the wrong moment -----------------------------------------------------------
-
-
 async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(harness: RefreshHarness) -> None:
     """Where even the failure cannot be written, the token counts as doubtful once the lease has ended."""
     connection = await harness.connect()
@@ -316,9 +296,6 @@ async def test_a_connection_that_has_gone_with_its_pair_is_not_found(harness: Re
 
     harness.failing.before["save_refreshed"] = replace_and_erase
     await harness.fail(connection, NotFound)
-
-
-# --- what an answer means --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)])

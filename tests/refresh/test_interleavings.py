@@ -42,9 +42,6 @@ async def _until_waiting(harness: RefreshHarness, refreshing: asyncio.Task[Any],
         harness.clock.advance(0.25)
 
 
-# --- before the token is spent --------------------------------------------------------------------
-
-
 async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
     """However long the rate limit or a place is waited for, the claim is written after, with its whole lease."""
     connection = await harness.connect()
@@ -127,9 +124,6 @@ async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_remembere
     harness.clock.advance(60)
     with pytest.raises(NeedsReauth):
         await access_tokens.token(connection.id, min_ttl=0)
-
-
-# --- while the answer is on its way ---------------------------------------------------------------
 
 
 async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHarness) -> None:
@@ -314,9 +308,6 @@ async def test_a_stepped_clock_ends_no_lease(harness: RefreshHarness) -> None:
     assert leases.left(await harness.now(connection)) == 0
 
 
-# --- in doubt -------------------------------------------------------------------------------------
-
-
 async def _in_doubt(harness: RefreshHarness, fault: Fault) -> Connection:
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, fault)
@@ -406,9 +397,6 @@ async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(harness: 
     killed.cancel()
 
 
-# --- moved ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("status", [401, 404])
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
 async def test_a_moved_account_is_followed(harness: RefreshHarness, status: int, api_domain: str | None) -> None:
@@ -486,9 +474,6 @@ async def test_a_new_host_that_must_not_see_our_secret_is_not_followed(harness: 
     await harness.fail(connection, AmoCallbackError)
     assert {entry.host for entry in harness.presented()} == {"reforyou.amocrm.ru"}
     assert (await harness.now(connection)).status is Status.ACTIVE
-
-
-# --- what no request was made for -----------------------------------------------------------------
 
 
 async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(harness: RefreshHarness) -> None:

@@ -30,9 +30,6 @@ async def _watch_for(harness: RefreshHarness, deadlines: Maintenance, seconds: f
     return harness.witness.named("connection.expiring")
 
 
-# --- three months ---------------------------------------------------------------------------------
-
-
 async def test_the_end_of_a_refresh_token_is_told_once_at_30_7_and_1_days(harness: RefreshHarness) -> None:
     """A connection that cannot be refreshed any more is told of in time, each warning once, and by one process."""
     connection = await harness.connect()
@@ -84,9 +81,6 @@ async def test_whoever_was_given_up_is_not_warned_of(harness: RefreshHarness) ->
     """The person is needed already, and knows."""
     await harness.given_up()
     assert await _watch_for(harness, _deadlines(harness), 89 * DAY, step=12 * HOUR) == []
-
-
-# --- the clock ------------------------------------------------------------------------------------
 
 
 async def _stepped(harness: RefreshHarness, *days: float) -> Maintenance:

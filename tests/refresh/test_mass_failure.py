@@ -24,8 +24,6 @@ from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.fakes import START, Override
 from tests.refresh.harness import RefreshHarness
 
-# --- our credentials ------------------------------------------------------------------------------
-
 
 async def test_listed_client_errors_of_two_connections_stop_everything(harness: RefreshHarness) -> None:
     """Nothing is refreshed, everything is kept, and callers hear whose fault it is; nobody is hammered."""
@@ -132,9 +130,6 @@ async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_each_time(
     assert harness.lifecycle.breaker.reason is None
 
 
-# --- a fleet that dies at once --------------------------------------------------------------------
-
-
 async def _die(
     harness: RefreshHarness, lifecycle: TokenLifecycle, connections: list[Connection]
 ) -> list[AmoCallbackError]:
@@ -210,9 +205,6 @@ async def test_one_success_makes_the_dead_believed(harness: RefreshHarness) -> N
     assert {type(error) for error in await _die(harness, harness.lifecycle, [connections[7]])} == {NeedsReauth}
 
 
-# --- accounts that are gone -----------------------------------------------------------------------
-
-
 def _presented(harness: RefreshHarness, accounts: list[SandboxAccount]) -> int:
     """Count how often tokens were presented at these accounts' hosts."""
     hosts = {account.host for account in accounts}
@@ -268,9 +260,6 @@ async def test_where_nobody_else_succeeds_a_refused_connection_is_kept(harness: 
         after = await harness.now(connection)
         assert (after.status, after.refusals >= 8) == (Status.ACTIVE, True)
     assert lifecycle.breaker.reason is None
-
-
-# --- a backlog ------------------------------------------------------------------------------------
 
 
 async def test_a_backlog_is_spread_and_whose_token_dies_first_goes_first(harness: RefreshHarness, rounds: int) -> None:

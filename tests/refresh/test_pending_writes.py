@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -13,14 +12,12 @@ from amo_callback.amo.sandbox.app import Fault
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
 from amo_callback.events import Event
-from amo_callback.model import Connection, RefreshTrigger, Status, fingerprint, short
+from amo_callback.model import Connection, RefreshTrigger, Status
 from amo_callback.refresh.pending_pair import PendingPair, name_of, seal_pending
-from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_refreshed, save
 from tests.fakes import MemoryRescue, Override
 from tests.patience import PATIENCE
 from tests.refresh.harness import API_DOMAIN, RefreshHarness
-from tests.service import HOST
 
 
 class StuckRescue(MemoryRescue):
@@ -46,9 +43,6 @@ async def _pending_writes(harness: RefreshHarness) -> tuple[Connection, asyncio.
     connection = await harness.connect()
     refreshing = await harness.begin_unsaved(connection)
     return connection, refreshing
-
-
-# --- while the store is away ------------------------------------------------------------------------
 
 
 async def test_an_unsaved_pair_is_held_and_in_its_file(harness: RefreshHarness) -> None:
@@ -95,34 +89,17 @@ async def test_a_pair_whose_commit_was_not_answered_is_stored(harness: RefreshHa
 async def test_a_pair_of_an_unanswered_commit_has_succeeded_though_it_was_replaced(harness: RefreshHarness) -> None:
     """The store is out of reach after the commit, and another process refreshes meanwhile: the history tells."""
     connection = await harness.connect()
-    lifecycle, harness.failing.lost = harness.lifecycle, {"save_refreshed"}
-    harness.failing.away = {"connection"}
-    saving = asyncio.create_task(_save_next(harness, lifecycle, connection))
+    refreshing = await harness.begin_slow(connection)
+    harness.failing.lost, harness.failing.away = {"save_refreshed"}, {"connection"}
+    harness.amo.sandbox.go_on.set()
     await harness.witness.until("pair.write_pending")
     harness.failing.away = set()
     other = harness.make_coordinator(store=harness.store, rescue=MemoryRescue(), process="process-2")
     assert (await harness.refresh(connection, by=other, demand=RefreshTrigger.FORCED)).pair_version == 3
-    await lifecycle.pending_writes.settle()
-    saved = await saving
-    assert saved is not None
-    assert (saved.pair_version, harness.rescue.files) == (3, {})
+    await harness.lifecycle.pending_writes.settle()
+    assert ((await refreshing).pair_version, harness.rescue.files) == (3, {})
     [told] = harness.witness.named("pair.write_completed")
     assert told.fields["superseded"] is False
-
-
-async def _save_next(harness: RefreshHarness, lifecycle: TokenLifecycle, connection: Connection) -> Connection | None:
-    """Refresh at AMO, and save the pair as an attempt does."""
-    token = harness.pair(connection).refresh_token
-    issued = await harness.client.refresh(refresh_token=token, domain=HOST, not_after=math.inf)
-    sealed = harness.cipher.seal_pair(issued.pair, connection_id=connection.id)
-    times = {"at": issued.pair.issued_at, "expires_at": issued.pair.expires_at}
-    refreshed = a_refreshed(connection, sealed_pair=sealed, api_domain=API_DOMAIN, **times)
-    event = Event(
-        name="refresh.succeeded",
-        connection_id=connection.id,
-        fields={"next_token": short(fingerprint(issued.pair.refresh_token))},
-    )
-    return await lifecycle.pending_writes.save(refreshed, connection=connection, events=[event])
 
 
 async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(harness: RefreshHarness) -> None:
@@ -188,9 +165,6 @@ async def test_an_observer_that_fails_costs_no_pair(harness: RefreshHarness) -> 
     harness.failing.away = set()
     await harness.make_lifecycle().pending_writes.restore()
     assert (await harness.now(connection)).pair_version == 2
-
-
-# --- stopping --------------------------------------------------------------------------------------
 
 
 async def test_the_end_leaves_a_pair_in_its_file(harness: RefreshHarness) -> None:
@@ -285,9 +259,6 @@ async def test_a_pair_is_at_risk_from_the_request_to_the_store(harness: RefreshH
     assert not harness.lifecycle.pending_writes.at_risk
 
 
-# --- again, and only once ----------------------------------------------------------------------------
-
-
 async def test_settling_offers_every_pair_at_once(harness: RefreshHarness) -> None:
     """Before anything new is spent each pair has its try, without a wait; one that fails is held on."""
     _, refreshing = await _pending_writes(harness)
@@ -342,9 +313,6 @@ async def test_a_pair_that_a_newer_one_replaced_is_let_go(harness: RefreshHarnes
     assert await refreshing == granted
     assert await harness.now(connection) == granted
     assert harness.rescue.files == {}
-
-
-# --- files that tell nothing ------------------------------------------------------------------------
 
 
 async def test_an_unreadable_file_is_told_and_keeps_its_pair_from_being_spent(harness: RefreshHarness) -> None:

@@ -55,9 +55,6 @@ async def test_an_answer_that_cannot_be_kept_is_told(harness: RefreshHarness) ->
     assert (lost.connection_id, lost.fields["error"]) == (connection.id, "No space left on device")
 
 
-# --- what becomes of its token --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
 async def test_a_kept_answer_waits_until_the_access_token_has_expired(
     harness: RefreshHarness, api_domain: str | None
@@ -106,9 +103,6 @@ async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(harnes
     harness.clock.advance(60)
     await harness.fail(connection, UnknownOutcome, demand=RefreshTrigger.PROBE)
     assert (breaker.probed, breaker.probe_in) == ({connection.id}, 60)
-
-
-# --- until when it is kept ------------------------------------------------------------------------
 
 
 async def test_a_kept_answer_is_removed_once_a_newer_pair_is_stored(harness: RefreshHarness) -> None:

@@ -24,9 +24,6 @@ async def _check_hook(harness: RefreshHarness, connection: Connection) -> None:
     await harness.look_up_due()
 
 
-# --- the hook --------------------------------------------------------------------------------------
-
-
 async def test_a_rejected_refresh_token_is_not_presented_for_an_accepted_access_token(harness: RefreshHarness) -> None:
     """AMO said once that it was revoked, and rejects it in introspection: its access token says nothing of it."""
     fake = harness.amo.fake
@@ -173,9 +170,6 @@ async def test_a_hook_wakes_the_loop(harness: RefreshHarness) -> None:
         await harness.clock.until_sleeping(5)
         await harness.lifecycle.switched_off(connection.account_id)
         await harness.witness.until("connection.disconnected")
-
-
-# --- given up --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("knows_spent", [True, False])

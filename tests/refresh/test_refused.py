@@ -37,9 +37,6 @@ async def _refused(harness: RefreshHarness) -> tuple[SandboxAccount, Connection]
     return account, one
 
 
-# --- afterwards --------------------------------------------------------------------------------
-
-
 async def test_a_refused_connection_is_presented_once_a_day_and_recovers(harness: RefreshHarness) -> None:
     """Its introspection stays rejected; its token is presented all the same, for AMO may accept it again."""
     account, one = await _refused(harness)
@@ -91,9 +88,6 @@ async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over
     assert len(harness.presented()) == sent + 1
 
 
-# --- what counts ---------------------------------------------------------------------------------
-
-
 async def _one_refused(harness: RefreshHarness, **more: Any) -> tuple[SandboxAccount, Connection]:
     """Connect two accounts, and have the first refused and rejected once."""
     [(account, one), _] = await harness.connect_accounts(2, **more)
@@ -128,19 +122,17 @@ async def test_another_answer_neither_counts_nor_resets_refusals(harness: Refres
     assert (after.refused_since, after.refusals) == (one.refused_since, 1)
 
 
-async def test_a_success_resets_refusals(harness: RefreshHarness) -> None:
-    """The account is there again."""
+@pytest.mark.parametrize("fault", [None, Fault.WRONG_CLIENT], ids=["success", "accepted introspection"])
+async def test_a_success_or_an_accepted_introspection_resets_refusals(
+    harness: RefreshHarness, fault: Fault | None
+) -> None:
+    """The account is there again; where AMO knows the token, a refusal is no matter of the user's."""
     account, one = await _one_refused(harness)
     account.gone = False
-    after = await harness.refresh(one, demand=RefreshTrigger.PROBE)
-    assert (after.refused_since, after.refusals) == (None, 0)
-
-
-async def test_an_accepted_introspection_resets_refusals(harness: RefreshHarness) -> None:
-    """AMO knows the token, and refuses without a hint all the same: that is no matter of the user's."""
-    account, one = await _one_refused(harness)
-    account.gone = False
-    await harness.fail(one, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
+    if fault is None:
+        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+    else:
+        await harness.fail(one, AmoCallbackError, fault, demand=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (None, 0)
 
@@ -224,9 +216,6 @@ async def test_a_new_grant_resets_refusals(harness: RefreshHarness) -> None:
     assert (after.pair_version, after.refused_since, after.refusals) == (2, None, 0)
 
 
-# --- our credentials -----------------------------------------------------------------------------
-
-
 @pytest.mark.timeout(600)
 async def test_a_wrong_secret_opens_the_breaker_with_forty_connections_across_a_restart(
     harness: RefreshHarness,
@@ -291,9 +280,6 @@ async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later
     breaker.accepted()  # by an exchange
     await breaker.watch()
     assert (breaker.refused, (await harness.store.shared_state()).refused_credentials) == (None, None)
-
-
-# --- an answer that a mass failure suspends ------------------------------------------------------
 
 
 async def _suspended(harness: RefreshHarness, lost: int) -> list[tuple[SandboxAccount, Connection]]:

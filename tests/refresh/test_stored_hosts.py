@@ -65,9 +65,6 @@ async def _count(harness: RefreshHarness) -> int:
     return (await harness.store.survey(now=now, late=now)).hosts_not_allowed
 
 
-# --- where requests go ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("host", HOSTS)
 async def test_a_host_that_is_not_allowed_gets_no_refresh_token(
     harness: RefreshHarness, tampering: Tampering, host: str
@@ -194,9 +191,6 @@ async def test_refused_hosts_are_no_mass_failure_and_open_no_breaker(
     assert await harness.store.probe(apart_from=(probe.id,), turn=timedelta(0)) is None
 
 
-# --- what is handed out --------------------------------------------------------------------------
-
-
 async def test_no_token_is_handed_out_for_a_host_not_allowed(harness: RefreshHarness, tampering: Tampering) -> None:
     """Fresh, young or stale: a backend would send it there. The first caller makes the connection known."""
     connection = await harness.connect(api_domain=API_DOMAIN)
@@ -225,9 +219,6 @@ async def test_no_long_lived_token_is_handed_out_for_such_a_host(harness: Refres
     after = await harness.now(connection)
     assert (after.last_error, after.next_refresh_at) == ("host_not_allowed", None)
     assert (await harness.store.due(now=harness.clock.now() + 9 * CAP, limit=10, apart_from=())).refreshes == []
-
-
-# --- whose pair it is ----------------------------------------------------------------------------
 
 
 async def test_a_row_of_another_account_hands_out_no_token(harness: RefreshHarness, tampering: Tampering) -> None:

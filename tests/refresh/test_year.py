@@ -1,5 +1,6 @@
 """A long time: rotation after rotation, some of them with faults, and people who mend what was lost."""
 
+import itertools
 import random
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from amo_callback.amo.sandbox.fake_amo import Lifetimes, SandboxAccount
 from amo_callback.crypto import Cipher
 from amo_callback.model import Reason, RefreshRules, Status
 from amo_callback.store import open_store
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, RecordingObserver
 from tests.refresh.simulation import FAULTS, Process, Simulation
 
 LIFE = timedelta(days=2)
@@ -45,6 +46,8 @@ class Year(Simulation):
         self.lost: dict[str, datetime] = {}
         self.rotations = self.losses = 0
         self.coverage = Coverage()
+        self.witness = RecordingObserver()  # of the commits; what has no transaction is reported by the process
+        self.store.observe(self.witness)
 
     async def grant(self, account: SandboxAccount) -> None:
         await super().grant(account)
@@ -70,17 +73,18 @@ class Year(Simulation):
             self.clock.advance(max(min([*wakes, *mends], default=1800.0), 0.001))
 
     async def _mend(self) -> None:
-        for process in self.processes:
-            for event in process.witness.events:
-                name = event.connection_id or ""
-                if event.name == "connection.needs_reauth":
-                    assert event.fields["reason"] is Reason.IN_DOUBT
-                if event.name in {"connection.needs_reauth", "raw_answer.kept"}:
-                    self.lost.setdefault(name, self.clock.now())
-                if event.name == "refresh.succeeded":
-                    self.lost.pop(name, None)
-                    self.rotations += 1
-            process.witness.events.clear()
+        witnesses = (self.witness, *(process.witness for process in self.processes))
+        for event in itertools.chain.from_iterable(witness.events for witness in witnesses):
+            name = event.connection_id or ""
+            if event.name == "connection.needs_reauth":
+                assert event.fields["reason"] is Reason.IN_DOUBT
+            if event.name in {"connection.needs_reauth", "raw_answer.kept"}:
+                self.lost.setdefault(name, self.clock.now())
+            if event.name == "refresh.succeeded":
+                self.lost.pop(name, None)
+                self.rotations += 1
+        for witness in witnesses:
+            witness.events.clear()
         for account in self.accounts:
             since = self.lost.get(self.name(account))
             if since is not None and self.clock.now() >= since + MENDED_AFTER:
@@ -112,10 +116,7 @@ async def year(tmp_path: Path, cipher: Cipher, rounds: int) -> AsyncIterator[Yea
 async def test_no_account_is_without_a_live_token_where_people_mend_it(
     year: Year, rounds: int, record_property: Any
 ) -> None:
-    """One request in a hundred fails, some with the answer lost: every loss is told, and tokens outlast its mending.
-
-    Where AMO's answer could not be read the administrator is told, and asks the person: nothing is presented meanwhile.
-    """
+    """One request in a hundred fails, some with the answer lost: every loss is told, and tokens outlast its mending."""
     process = year.start()
     for _ in range(365 * rounds // 40):
         await year.pass_by(1)
@@ -123,6 +124,7 @@ async def test_no_account_is_without_a_live_token_where_people_mend_it(
         row = await year.row(year.name(account))
         assert row.status is Status.ACTIVE or row.id in year.lost
         year.coverage.stored(row.id, year.clock.now(), year.clock.now())
+    assert year.rotations > 0
     assert year.coverage.gaps == timedelta(0)
     assert not process.lifecycle.pending_writes.names
     record_property("connections", len(year.accounts))
