@@ -66,15 +66,13 @@ class CommandContext:
     database: Path | None
     """The database file; `None` where that is PostgreSQL."""
     rescue: Path
+    location: str
+    """The id of the database file's location, found before root acts as its owner, who may not read all it takes."""
 
     @property
     def owned(self) -> Path:
         """What belongs to the service's user: the database file, else the rescue folder."""
         return self.database or self.rescue
-
-    @property
-    def location(self) -> str:
-        return location_id(self.database)
 
     @property
     def encryption_keys(self) -> list[str]:
@@ -108,11 +106,13 @@ def load_context(config: str | None, environ: Mapping[str, str]) -> CommandConte
     path = find_config(config, environ)
     settings = load_settings(path, environ)
     folder = storage_folder(path, environ)
+    database = database_file(settings.storage.url.get_secret_value(), folder=folder)
     return CommandContext(
         settings=settings,
         folder=folder,
-        database=database_file(settings.storage.url.get_secret_value(), folder=folder),
+        database=database,
         rescue=rescue_folder(settings, path, environ),
+        location=location_id(database),
     )
 
 

@@ -177,8 +177,6 @@ async def test_a_backup_that_is_stopped_leaves_nothing_half_made(
 
 
 def sql(*statements: str) -> Craft:
-    """Run statements on a backup."""
-
     def craft(copy: Path) -> None:
         with closing(sqlite3.connect(copy, isolation_level=None)) as crafted:
             for statement in statements:
@@ -193,13 +191,10 @@ def remade(table: str, schema: str, *more: str) -> Craft:
 
 
 def content(made: Callable[[bytes], bytes]) -> Craft:
-    """Change a backup's bytes."""
     return lambda copy: copy.write_bytes(made(copy.read_bytes()))
 
 
 def instead(make: Craft) -> Craft:
-    """Put something else in a backup's place."""
-
     def craft(copy: Path) -> None:
         copy.unlink()
         make(copy)
@@ -208,7 +203,6 @@ def instead(make: Craft) -> Craft:
 
 
 def beside(suffix: str, make: Craft) -> Craft:
-    """Put something beside a backup."""
     return lambda copy: make(copy.with_name(copy.name + suffix))
 
 

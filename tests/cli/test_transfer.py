@@ -26,7 +26,7 @@ from tests.builders import DAY
 from tests.cli.harness import environ_with, typed
 from tests.e2e.process import command, process_environment
 from tests.patience import PATIENCE
-from tests.transfer.samples import CLIENT, RULES, a_record, a_token, an_entry, arrivals, keep_raw, written
+from tests.transfer.samples import RULES, a_record, a_token, an_entry, arrivals, keep_raw, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,11 +46,9 @@ class Host:
     key: str = field(repr=False)
 
     def environ(self) -> dict[str, str]:
-        """Return the service's configuration."""
-        return environ_with(AMO__CLIENT_ID=CLIENT, STORAGE__ENCRYPTION_KEYS=self.key)
+        return environ_with(STORAGE__ENCRYPTION_KEYS=self.key)
 
     async def run(self, *arguments: str, **more: str) -> tuple[int, str, str]:
-        """Run a command of `connections`."""
         environ = self.environ() | {f"AMO_CALLBACK_{name}": value for name, value in more.items()}
         return await command("connections", *arguments, folder=self.folder, environ=environ)
 
@@ -59,7 +57,6 @@ class Host:
         return name
 
     async def fill(self, *records: ExportRecord) -> None:
-        """Have connections in the database."""
         cipher = Cipher([self.key])
         async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
             await store.canary(cipher.seal_canary())

@@ -28,14 +28,12 @@ class Walkthrough:
     lines: list[FeedEntry]
 
     async def until(self, fits: Callable[[Snapshot], bool]) -> Snapshot:
-        """Wait until what is seen fits."""
         async with asyncio.timeout(PATIENCE):
             while not fits(self.demo.poller.snapshot):  # noqa: ASYNC110 -- because the poller tells nobody
                 await asyncio.sleep(0.02)
         return self.demo.poller.snapshot
 
     async def page(self, address: str) -> str:
-        """Open a page as a browser does."""
         async with self.http.get(address) as response:
             return await response.text()
 

@@ -12,6 +12,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.crypto import new_key
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import BATCH
+from tests.cli.harness import environ_with
 from tests.e2e.process import Process, command, process_environment
 from tests.e2e.processes import DATABASE, Stage, eventually, hold_up, postgres_rows, staged
 from tests.transfer.samples import a_record, sealed
@@ -93,17 +94,12 @@ async def test_a_move_under_load_loses_nothing(
 
 async def test_an_import_that_was_killed_goes_on_where_it_was(tmp_path: Path, encryption_key: str) -> None:
     """What it had committed stays, each whole; run again, it brings the rest, and nothing twice."""
-    records = [a_record(number, client_id="the-client") for number in range(10 * BATCH)]
+    records = [a_record(number) for number in range(10 * BATCH)]
     async with open_store(f"sqlite:///{DATABASE}", folder=tmp_path, clock=SystemClock()):
         pass
     go_on = hold_up(tmp_path / DATABASE, f"INSERT ON connections WHEN new.account_id = '{records[-1].account_id}'")
     (tmp_path / "all.export").write_bytes(sealed(records, key=encryption_key).read())
-    environ = {
-        "AMO_CALLBACK_AMO__CLIENT_ID": "the-client",
-        "AMO_CALLBACK_AMO__CLIENT_SECRET": "a client secret",
-        "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
-        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
-    }
+    environ = environ_with(STORAGE__ENCRYPTION_KEYS=encryption_key)
     importing = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "connections", "import", "all.export", "--yes",
         cwd=tmp_path, env=process_environment(environ), stdout=asyncio.subprocess.DEVNULL,

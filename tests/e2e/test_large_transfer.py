@@ -5,7 +5,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,9 @@ from amo_callback.model import ConnectionFilter
 from amo_callback.store import Store, open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
-from tests.cli.harness import typed
+from tests.cli.harness import environ_with, typed
 from tests.postgres import Databases
-from tests.transfer.samples import CLIENT, RULES, a_record, arrivals, written
+from tests.transfer.samples import RULES, a_record, arrivals, written
 
 CONNECTIONS = int(os.environ.get("AMO_CALLBACK_TEST_CONNECTIONS", "2000"))
 URL = "sqlite:///amo-callback.db"
@@ -51,9 +51,9 @@ async def test_connections_go_from_sqlite_to_postgresql(
     expected = {record.id: (record.access_token, record.refresh_token, sorted(record.owners)) for record in records}
     async with postgres.fresh() as url:
         began = time.monotonic()
-        await _run(tmp_path, _environ(keys["old"], URL), "export", "all.export", "--to-key-file", "new.key")
+        await _run(tmp_path, keys["old"], URL, "export", "all.export", "--to-key-file", "new.key")
         exported = time.monotonic()
-        await _run(tmp_path, _environ(keys["new"], url), "import", "all.export", "--yes")
+        await _run(tmp_path, keys["new"], url, "import", "all.export", "--yes")
         imported = time.monotonic()
         async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
             assert await store.frozen() is None
@@ -69,19 +69,9 @@ async def test_connections_go_from_sqlite_to_postgresql(
     record_property("bytes of the file", (tmp_path / "all.export").stat().st_size)
 
 
-def _environ(key: str, url: str) -> dict[str, str]:
-    return {
-        "AMO_CALLBACK_AMO__CLIENT_ID": CLIENT,
-        "AMO_CALLBACK_AMO__CLIENT_SECRET": "a client secret",
-        "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
-        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": key,
-        "AMO_CALLBACK_STORAGE__URL": url,
-        "TERM": "xterm",
-    }
-
-
-async def _run(folder: Path, environ: Mapping[str, str], *arguments: str) -> None:
+async def _run(folder: Path, key: str, url: str, *arguments: str) -> None:
     """Run a command of `connections` at a terminal, which shows its progress."""
+    environ = environ_with(STORAGE__ENCRYPTION_KEYS=key, STORAGE__URL=url) | {"TERM": "xterm"}
     status, shown = await typed("connections", *arguments, folder=folder, environ=environ, answers=[])
     assert (status, f"{CONNECTIONS:,} of {CONNECTIONS:,}" in shown) == (0, True), shown
 

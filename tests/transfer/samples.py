@@ -56,12 +56,10 @@ def a_record(number: int = 1, **more: Any) -> ExportRecord:
 
 
 def arrivals(*records: ExportRecord) -> list[ParsedRecord]:
-    """Return records as they come from a file."""
     return [ParsedRecord(place=f"line {number}", record=record) for number, record in enumerate(records, start=1)]
 
 
 def sealed(records: Sequence[ExportRecord], *, key: str, file_id: str = "a file") -> io.BytesIO:
-    """Return a file of an export."""
     file = io.BytesIO()
     writer = ExportWriter(file, key_of_host(key), file_id=file_id)
     for record in records:

@@ -48,7 +48,6 @@ async def test_credentials_are_a_note_until_a_first_pair_proves_them(app: Runnin
 
 
 def _systemctl(folder: Path, script: str) -> dict[str, str]:
-    """Put a `systemctl` on the path."""
     command = folder / "systemctl"
     command.write_text(f"#!/bin/sh\n{script}\n")
     command.chmod(0o755)
