@@ -14,10 +14,9 @@ from amo_callback.oauth.ownership import CHALLENGE
 from amo_callback.web.parsing import Body, invalid, read_known_query
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TO_APP, Success, head_route, is_prefetch
 from amo_callback.web.public.return_response import choose, failed, redirect
-from amo_callback.web.route import Jwt, Reply, Route, Time, shape
+from amo_callback.web.route import Jwt, Reply, Route, Time, shape, shaped
 
 if TYPE_CHECKING:
-    from amo_callback.oauth.authorization import StartedAuthorization
     from amo_callback.web.route import Call
 
 _PKCE = ("code_challenge", "code_challenge_method")
@@ -96,7 +95,10 @@ class OwnedAuthorizationBody(AuthorizationBody):
 async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
     """Start an authorization for the app's user: where to send the browser, and the state that will come back."""
     started = await call.services.oauth.authorizations.start(call.body.to_request(user=call.caller))
-    return Success(data=show_started(started), message="Open authorize_url in a browser.")
+    return Success(
+        data=shaped(AuthorizationStarted, started, state=started.state.decode()),
+        message="Open authorize_url in a browser.",
+    )
 
 
 async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> AuthorizationStarted:
@@ -107,7 +109,7 @@ async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> Authorization
     request = call.body.to_request(user=owner, vouched=True)
     started = await call.services.oauth.authorizations.start(request)
     call.services.log.info("grant.started", key=call.caller, owner=owner)
-    return show_started(started)
+    return shaped(AuthorizationStarted, started, state=started.state.decode())
 
 
 async def connect(call: Call[None, None]) -> web.Response:
@@ -121,12 +123,6 @@ async def connect(call: Call[None, None]) -> web.Response:
         kind = choose(call, CallbackParams())
         return failed(call, kind, error=error.deep_link_error, state=None, fields=error.fields)
     return redirect(303, started.authorize_url)
-
-
-def show_started(started: StartedAuthorization) -> AuthorizationStarted:
-    return AuthorizationStarted(
-        authorize_url=started.authorize_url, state=started.state.decode(), expires_at=started.expires_at
-    )
 
 
 PRIVATE_ROUTES = (

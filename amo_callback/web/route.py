@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, cast, dataclass_transform
 
 from aiohttp import hdrs, web
 from pydantic import ConfigDict, WithJsonSchema, with_config
@@ -47,6 +47,12 @@ def shape(cls: type[Shape]) -> type[Shape]:
     """Make a class the frozen value of a JSON object; the docstrings of its attributes document them."""
     made = dataclass(frozen=True, kw_only=True, slots=True)(cls)
     return with_config(ConfigDict(use_attribute_docstrings=True))(made)
+
+
+def shaped(kind: type[Shape], value: object, **more: object) -> Shape:
+    """Return the shape of a value: `more`, and for every other member the value's attribute of that name."""
+    names = [field.name for field in dataclasses.fields(cast("Any", kind)) if field.name not in more]
+    return kind(**{name: getattr(value, name) for name in names}, **more)
 
 
 def to_json(value: object) -> str:

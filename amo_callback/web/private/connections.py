@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -14,8 +13,8 @@ from amo_callback.identity import Scope
 from amo_callback.model import ConnectionFilter, Reason, Status
 from amo_callback.refresh.disconnection import disconnect
 from amo_callback.web.parsing import Page, Text, paginate
-from amo_callback.web.private.events import RecordedEvent, show_event
-from amo_callback.web.route import Route, Time, shape
+from amo_callback.web.private.events import RecordedEvent
+from amo_callback.web.route import Route, Time, shape, shaped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +106,7 @@ async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPag
     if (fitting := _fitting(items, owners)) < len(items):
         items, last = items[:fitting], items[fitting - 1]
     return ConnectionsPage(
-        items=[show(connection, owners[connection.id], frozen=all_frozen or connection.frozen) for connection in items],
+        items=[shaped(ShownConnection, one, owners=owners[one.id], frozen=all_frozen or one.frozen) for one in items],
         next_cursor=None if last is None else last.id,
     )
 
@@ -123,9 +122,8 @@ async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
     [connection, *_] = await call.services.lifecycle.lookup.find(call.name)
     events = await call.services.store.events(connection_id=connection.id, limit=_LAST_EVENTS)
     owners = await call.services.store.owners_of([connection.id])
-    return ConnectionWithEvents(
-        **_members(connection, owners[connection.id]), events=[show_event(event) for event in events]
-    )
+    recorded = [shaped(RecordedEvent, event) for event in events]
+    return shaped(ConnectionWithEvents, connection, owners=owners[connection.id], events=recorded)
 
 
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
@@ -182,19 +180,7 @@ async def _freeze_state(call: Call[None, None]) -> FreezeState:
 
 async def _shown(call: Call[None, None], connection: Connection) -> ShownConnection:
     owners = await call.services.store.owners_of([connection.id])
-    return show(connection, owners[connection.id])
-
-
-def show(connection: Connection, owners: Sequence[str], *, frozen: bool | None = None) -> ShownConnection:
-    """Return a connection as the API shows it; it may be `frozen` although its own row is not."""
-    return ShownConnection(**_members(connection, owners, frozen=frozen))
-
-
-def _members(connection: Connection, owners: Sequence[str], *, frozen: bool | None = None) -> dict[str, Any]:
-    copied = {
-        field.name: getattr(connection, field.name) for field in fields(ShownConnection) if field.name != "owners"
-    }
-    return {**copied, "owners": owners, "frozen": connection.frozen if frozen is None else frozen}
+    return shaped(ShownConnection, connection, owners=owners[connection.id])
 
 
 ROUTES = (

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from amo_callback.errors import NotFound
 from amo_callback.identity import Scope
 from amo_callback.web.parsing import Number, Page, Text, paginate
-from amo_callback.web.route import Route, Time, shape
+from amo_callback.web.route import Route, Time, shape, shaped
 
 if TYPE_CHECKING:
-    from amo_callback.events import QueuedWebhook, StoredEvent
+    from amo_callback.events import QueuedWebhook
     from amo_callback.web.route import Call
 
 
@@ -58,7 +57,9 @@ async def list_events(call: Call[EventsQuery, None]) -> EventsPage:
     before = None if query.cursor is None else int(query.cursor)
     found = await call.services.store.events(**filter_of(query.connection), before=before, limit=query.limit + 1)
     items, last = paginate(found, query.limit)
-    return EventsPage(items=[show_event(event) for event in items], next_cursor=None if last is None else str(last.id))
+    return EventsPage(
+        items=[shaped(RecordedEvent, event) for event in items], next_cursor=None if last is None else str(last.id)
+    )
 
 
 def filter_of(selector: str | None) -> dict[str, Any]:
@@ -69,10 +70,6 @@ def filter_of(selector: str | None) -> dict[str, Any]:
     if name and kind in {"account", "owner"}:
         return {"account_id" if kind == "account" else "owner": name}
     return {"connection_id": selector}
-
-
-def show_event(event: StoredEvent) -> RecordedEvent:
-    return RecordedEvent(**{field.name: getattr(event, field.name) for field in fields(RecordedEvent)})
 
 
 @shape
@@ -112,7 +109,7 @@ async def list_webhooks(call: Call[NumberedPage, None]) -> WebhooksPage:
     found = await call.services.store.webhooks(after=int(query.cursor or "0"), limit=query.limit + 1)
     items, last = paginate(found, query.limit)
     return WebhooksPage(
-        items=[show_webhook(webhook) for webhook in items], next_cursor=None if last is None else str(last.number)
+        items=[_shown(webhook) for webhook in items], next_cursor=None if last is None else str(last.number)
     )
 
 
@@ -136,19 +133,10 @@ def _retried(call: Call[None, None], found: Sequence[str]) -> RetriedWebhooks:
     return RetriedWebhooks(retried=found)
 
 
-def show_webhook(webhook: QueuedWebhook) -> ShownWebhook:
-    dead_lettered = webhook.dead_lettered_at is not None
-    return ShownWebhook(
-        id=webhook.id,
-        type=webhook.type,
-        at=webhook.at,
-        connection_id=webhook.connection_id,
-        status="dead_lettered" if dead_lettered else "waiting",
-        tries=webhook.tries,
-        last_error=webhook.last_error,
-        next_try_at=None if dead_lettered else webhook.next_try_at,
-        dead_lettered_at=webhook.dead_lettered_at,
-    )
+def _shown(webhook: QueuedWebhook) -> ShownWebhook:
+    if webhook.dead_lettered_at is not None:
+        return shaped(ShownWebhook, webhook, status="dead_lettered", next_try_at=None)
+    return shaped(ShownWebhook, webhook, status="waiting")
 
 
 ROUTES = (
