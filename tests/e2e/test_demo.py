@@ -8,7 +8,10 @@ import shlex
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -21,6 +24,19 @@ from tests.e2e.process import without_slow_steps
 from tests.patience import PATIENCE
 
 _COMMAND = (sys.executable, "-m", "amo_callback.cli.main", "demo", "--token-life")
+
+
+@asynccontextmanager
+async def _demo(folder: Path, *, life: int = 30, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run the demonstration, and see to it that it ends."""
+    options = {"stdout": asyncio.subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(folder)}, **options}
+    process = await asyncio.create_subprocess_exec(*_COMMAND, str(life), cwd=folder, **options)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def _connect(panel: str) -> str:
@@ -40,8 +56,6 @@ async def _connect(panel: str) -> str:
 
 async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp_path: Path) -> None:
     """Start page, consent, return page, app; the output tells of the connection, of a refresh, and what comes next."""
-    process = await asyncio.create_subprocess_exec(*_COMMAND, "6", cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
     told = ""
 
     async def until(pattern: str) -> str:
@@ -53,15 +67,15 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
             told += line.decode()
         return found[1]
 
-    panel = await until(r"Open +(http://[^/\s]+)")
-    landed = await _connect(panel)
-    assert "Back in the app" in landed
-    assert "The state is the one the app made." in landed
-    assert "&#34;success&#34;: true" in landed
-    await until(r"(service +reforyou\.amocrm\.ru +Connected)")
-    await until(r"(service +reforyou\.amocrm\.ru +Refreshed)")
-    process.send_signal(signal.SIGINT)
-    rest, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    async with _demo(tmp_path, life=6) as process:
+        landed = await _connect(await until(r"Open +(http://[^/\s]+)"))
+        assert "Back in the app" in landed
+        assert "The state is the one the app made." in landed
+        assert "&#34;success&#34;: true" in landed
+        await until(r"(service +reforyou\.amocrm\.ru +Connected)")
+        await until(r"(service +reforyou\.amocrm\.ru +Refreshed)")
+        process.send_signal(signal.SIGINT)
+        rest, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 0
     assert "nothing of it is left" in rest.decode()
     assert "amo-callback init" in rest.decode()
@@ -72,62 +86,42 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
 async def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
     """Where the window is closed the demonstration ends by itself, and leaves nothing."""
     ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        *_COMMAND, "30", cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(theirs)
-    shown = b""
-    try:
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    async with _demo(tmp_path, **streams, start_new_session=True, preexec_fn=take_terminal) as process:
+        os.close(theirs)
+        shown = b""
         while b"Ctrl-C ends it" not in shown:
             shown += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), PATIENCE)
         os.close(ours)
         assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_hang_up_ends_it(tmp_path: Path) -> None:
     """SIGHUP, which whoever closes a terminal sends to all in it, ends it as Ctrl-C does."""
-    process = await asyncio.create_subprocess_exec(
-        *_COMMAND, "30", cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    await asyncio.wait_for(process.stdout.readline(), PATIENCE)
-    process.send_signal(signal.SIGHUP)
-    told, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    async with _demo(tmp_path) as process:
+        assert process.stdout is not None
+        await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+        process.send_signal(signal.SIGHUP)
+        told, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert (process.returncode, b"nothing of it is left" in told) == (0, True)
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_pipe_that_nobody_reads_ends_it_with_a_word(tmp_path: Path) -> None:
     """With `| head` it ends at the next line that nobody takes; who asked for something is answered all the same."""
-    process = await asyncio.create_subprocess_exec(
-        *_COMMAND, "30", cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
+    async with _demo(tmp_path, stderr=asyncio.subprocess.PIPE) as process, aiohttp.ClientSession() as http:
+        assert process.stdout is not None
+        assert process.stderr is not None
         told = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), PATIENCE)
         await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), PATIENCE)
         process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- because nothing else closes it
-        found = re.search(rb"http://\S+", told)
-        assert found
-        async with (
-            aiohttp.ClientSession() as http,
-            http.post(f"{found[0].decode()}scenarios/away", json={}) as response,
-        ):
+        [panel] = re.findall(rb"http://\S+", told)
+        async with http.post(f"{panel.decode()}scenarios/away", json={}) as response:
             assert response.status == 204
         problem = without_slow_steps((await asyncio.wait_for(process.stderr.read(), PATIENCE)).decode())
         assert problem == "amo-callback: the output can be written no more, so the demo has ended: Broken pipe\n"
         assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 @pytest.mark.parametrize("streams", ["", "<&- >&-"])

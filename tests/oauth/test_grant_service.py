@@ -10,9 +10,7 @@ from amo_callback.amo.client import AmoClient
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import (
     CodeUsed,
-    GrantExpired,
     InvalidRequest,
-    NotFound,
     RequestNotSent,
     StoreUnavailable,
     TooManyAttempts,
@@ -142,19 +140,6 @@ async def test_a_caller_who_hangs_up_cancels_nothing(process: Process) -> None:
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
     assert len(process.amo.fake.ledger.exchanges()) == 1
     assert process.woken == 1
-
-
-async def test_a_code_is_remembered_as_expired(process: Process) -> None:
-    """After 20 minutes a known code is told as expired without asking AMO, and its address is gone."""
-    code = process.amo.code()
-    outcome = await process.complete(code)
-    assert (await process.connect.result(outcome.handle)) == outcome
-    process.clock.advance(1200)
-    with pytest.raises(GrantExpired):
-        await process.complete(code)
-    with pytest.raises(NotFound):
-        await process.connect.result(outcome.handle)
-    assert len(process.amo.fake.ledger.exchanges()) == 1
 
 
 async def test_a_store_that_is_away_spends_no_code(process: Process) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import suppress
-from datetime import timedelta
 from typing import cast
 
 import pytest
@@ -24,7 +23,6 @@ from amo_callback.grant import (
     CodeSource,
     Grant,
     GrantStatus,
-    IssuedState,
     NewConnection,
 )
 from amo_callback.model import ConnectionFilter, fingerprint
@@ -33,7 +31,7 @@ from amo_callback.oauth.limits import priority_of
 from amo_callback.oauth.redemption import RedeemRequest
 from amo_callback.rate_limit import Priority
 from amo_callback.store import Store
-from tests.builders import a_connection, a_grant, present, save
+from tests.builders import a_connection, a_grant, save
 from tests.fakes import START, Override, answering
 from tests.oauth.process import Process
 
@@ -135,19 +133,6 @@ async def test_a_ticket_is_over_to_the_second(process: Process) -> None:
     with pytest.raises(GrantExpired):
         await redeemer.redeem(RedeemRequest(code=ticket.encode()))
     assert process.amo.sandbox.requests == 2
-
-
-async def test_who_is_late_by_a_moment_has_his_state_yet(store: Store) -> None:
-    """The code was claimed by another process meanwhile: the state that it came with here is not used up by that."""
-    for name in ("theirs", "ours"):
-        await store.issue_state(
-            IssuedState(state_hash=name, sealed=b"sealed", expires_at=START + timedelta(minutes=30))
-        )
-    theirs, ours = a_grant(), a_grant(attempt="attempt-2", handle_hash="another")
-    await store.claim_grant(theirs, now=START, state_hash="theirs")
-    assert (await store.claim_grant(ours, now=START, state_hash="ours")).attempt == theirs.attempt
-    issued = present(await store.issued_state("ours"))
-    assert issued.code_hash is None
 
 
 async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process: Process, other: Process) -> None:

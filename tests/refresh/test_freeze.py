@@ -7,7 +7,6 @@ import pytest
 from amo_callback.errors import Frozen
 from amo_callback.model import Connection, RefreshTrigger, Status
 from amo_callback.tokens.lifecycle import TokenLifecycle
-from tests.builders import a_claim
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
@@ -41,15 +40,6 @@ async def test_who_froze_during_the_wait_for_a_slot_is_heard(harness: RefreshHar
     with pytest.raises(Frozen):
         await refreshing
     assert harness.presented() == []
-
-
-@pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
-async def test_a_claim_is_refused_by_the_store_itself(harness: RefreshHarness, *, everything: bool) -> None:
-    """Whoever read the row before it was frozen, and claims after, comes too late: no process can miss it."""
-    connection = await harness.connect()
-    await _freeze(harness, connection, everything=everything)
-    read = await harness.now(connection)
-    assert await harness.store.claim(a_claim(read)) is None
 
 
 async def test_a_refresh_in_flight_ends_well(harness: RefreshHarness) -> None:

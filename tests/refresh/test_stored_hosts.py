@@ -221,22 +221,6 @@ async def test_no_long_lived_token_is_handed_out_for_such_a_host(harness: Refres
     assert (await harness.store.due(now=harness.clock.now() + 9 * CAP, limit=10, apart_from=())).refreshes == []
 
 
-async def test_a_row_of_another_account_hands_out_no_token(harness: RefreshHarness, tampering: Tampering) -> None:
-    """The rows of two accounts change their names: neither gets the other's token, also where its pair was open."""
-    (_, one), (_, two) = await harness.connect_accounts(2)
-    for connection in (one, two):
-        assert (await _token(harness, f"account:{connection.account_id}")).connection.id == connection.id
-    sent = len(harness.presented())
-    tampering.set(one, account_id=two.account_id)
-    tampering.set(two, account_id=one.account_id)
-    harness.clock.advance(2)
-    for account in (one, two):
-        with pytest.raises(NeedsReauth) as raised:
-            await _token(harness, f"account:{account.account_id}")
-        assert raised.value.reason is Reason.UNREADABLE
-    assert len(harness.presented()) == sent
-
-
 async def test_a_row_of_another_user_is_unreadable_until_mended(harness: RefreshHarness, tampering: Tampering) -> None:
     """Nothing of it is presented; when the row is as it was, the connection recovers by itself."""
     connection = await harness.connect(api_domain=API_DOMAIN)

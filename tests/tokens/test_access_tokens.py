@@ -6,25 +6,7 @@ import pytest
 
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import NotFound
-from tests.refresh.harness import API_DOMAIN, DAY, PATIENCE, QueueingClient, RefreshHarness
-
-
-async def test_a_forced_refresh_is_satisfied_by_any_pair_stored_after_it_came(harness: RefreshHarness) -> None:
-    """A hundred backends that met 401 at once make one refresh, also those who come as it ends."""
-    connection = await harness.connect()
-    harness.clock.advance(10)
-    access_tokens = harness.make_lifecycle().access_tokens
-    harness.amo.sandbox.faults.add(Fault.SLOW)
-    first = [asyncio.create_task(access_tokens.refresh(connection.id)) for _ in range(100)]
-    await harness.amo.sandbox.until_asked(2)
-    while harness.clock.sleeping().count(PATIENCE) < 100:  # noqa: ASYNC110 -- because a clock does not tell of all
-        await asyncio.sleep(0)
-    harness.amo.sandbox.go_on.set()
-    given = await asyncio.gather(*first)
-    assert {one.connection.pair_version for one in given} == {2}
-    rejected = harness.pair(connection).access_token
-    assert (await access_tokens.refresh(connection.id, rejected=rejected)).connection.pair_version == 2
-    assert harness.spent() == 1
+from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarness
 
 
 async def test_forced_refreshes_in_a_row_make_one_refresh(harness: RefreshHarness) -> None:
