@@ -1,1 +1,1 @@
-"""The configuration: `settings` has its shape, `loader` reads it, `template` writes a new one."""
+"""The configuration: `settings` defines it, `loader` reads it, `template` writes a new one."""

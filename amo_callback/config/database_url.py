@@ -1,4 +1,4 @@
-"""The database's URL: its parts, validation, and the passwords in it."""
+"""The database URL: parsing, validation, and the passwords in it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ESCAPED = 'in a user name or password write "@" as %40, "/" as %2F, "?" as %3F,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PostgresUrl:
-    """A parsed URL of PostgreSQL, whose texts never hold a password."""
+    """A parsed PostgreSQL URL; only `secrets` contains passwords."""
 
     hosts: Sequence[str]
-    """Names, addresses, or folders of Unix sockets."""
+    """Host names, addresses or folders of Unix sockets."""
     database: str
     is_verified: bool
-    """Whether the server has to prove who it is."""
+    """Whether the server's certificate is verified."""
     secrets: Sequence[str] = field(repr=False)
     """Passwords, as written and decoded."""
 
@@ -41,7 +41,7 @@ def is_postgres(url: str) -> bool:
 
 
 def validate_url(url: str) -> None:
-    """Raise `ValueError` where `url` names no database; its text quotes nothing."""
+    """Raise `ValueError` if `url` is not a database URL; the message quotes nothing."""
     if is_postgres(url):
         read_postgres(url)
     elif not url.startswith(SQLITE) or url == SQLITE:
@@ -52,25 +52,25 @@ def validate_url(url: str) -> None:
 
 
 def url_secrets(url: str) -> Sequence[str]:
-    """Return the passwords in `url`, whether it can be used or not; each as it is written and as it is meant."""
+    """Return the passwords in a valid or invalid `url`, as written and decoded."""
     try:
         return read_postgres(url).secrets if is_postgres(url) else ()
-    except ValueError:  # where a password ends cannot be told
+    except ValueError:  # the end of the password is ambiguous
         return (url,)
 
 
 def read_postgres(url: str) -> PostgresUrl:
-    """Read the URL of a PostgreSQL database as asyncpg does; raises `ValueError`, which quotes nothing."""
+    """Parse a PostgreSQL URL as asyncpg does; raises `ValueError`, whose message quotes nothing."""
     if "#" in url:
         raise ValueError(f"must not hold a #: {_ESCAPED}")
     try:
         parts = urlsplit(url)
         found = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
-    except ValueError:  # its text may quote anything
+    except ValueError:  # its message may quote the URL
         raise ValueError(f"is no URL, or what follows its ? is not name=value, joined by &: {_ESCAPED}") from None
     query = {name: values[-1] for name, values in found.items()}
     user, _, place = parts.netloc.rpartition("@")
-    if "@" in user:  # the library would take what follows the first for the host
+    if "@" in user:  # asyncpg would take the part after the first @ for the host
         raise ValueError(f"has more than one @: {_ESCAPED}")
     hosts = list(_hosts(place)) or list(_hosts(query.get("host", "")))
     if not hosts:
@@ -92,7 +92,7 @@ def read_postgres(url: str) -> PostgresUrl:
 
 
 def _hosts(text: str) -> Iterator[str]:
-    """Return each host of a list, without its port."""
+    """Return the hosts in a list, without ports."""
     for one in text.split(",") if text else ():
         if one.startswith("/"):
             yield one

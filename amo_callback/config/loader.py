@@ -1,6 +1,6 @@
-"""Loading the configuration: TOML, secret files and the environment become one frozen value.
+"""Loading of the configuration from TOML, secret files and the environment into one immutable value.
 
-Precedence: environment `AMO_CALLBACK_SECTION__KEY`, then files `SECTION.KEY` in `$CREDENTIALS_DIRECTORY` (systemd's),
+Precedence: environment `AMO_CALLBACK_SECTION__KEY`, then files `SECTION.KEY` in `$CREDENTIALS_DIRECTORY` (systemd),
 then in `server.secrets`, then TOML, then defaults.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: TC002 -- because pydantic reads them
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: TC002 -- pydantic reads them at runtime
 from pydantic_settings.exceptions import SettingsError
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 CONFIG_VARIABLE = "AMO_CALLBACK_CONFIG"
 CREDENTIALS_PREFIX = "amo-callback_"
-"""The prefix of the files of a folder that systemd loads: `LoadCredential=amo-callback:/folder`."""
+"""The prefix of files that systemd loads from a folder: `LoadCredential=amo-callback:/folder`."""
 DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
 SECRETS = frozenset(
     {"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "storage.url", "api.keys", "webhook.secret"}
 )
-"""The settings that are secret, or may hold a secret; each may be a file of that name."""
+"""Settings that are secret or may contain a secret; each may be a file of that name."""
 
 
 def find_config(given: str | None, environ: Mapping[str, str]) -> Path | None:
-    """Return the configuration file: the given one, the environment's, or the first default that exists."""
+    """Return the configuration file: as given, from the environment, or the first default that exists."""
     named = given or environ.get(CONFIG_VARIABLE)
     if named:
         return Path(named)
@@ -44,7 +44,7 @@ def find_config(given: str | None, environ: Mapping[str, str]) -> Path | None:
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Load the configuration; raises `ConfigurationError` with one line for each problem."""
+    """Load the configuration; raises `ConfigurationError` with one line per problem."""
     if path is None and not any(name.upper().startswith((PREFIX, "CREDENTIALS_DIRECTORY")) for name in environ):
         places = " nor ".join(map(str, DEFAULT_PATHS))
         raise ConfigurationError(
@@ -54,7 +54,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     folders = _secret_folders(path, toml, environ)
 
     class Loaded(Settings):
-        """The settings, with the sources that were passed."""
+        """Settings with the given sources."""
 
         @classmethod
         def settings_customise_sources(
@@ -72,7 +72,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     problems = _unknown_sections(environ)
     try:
         settings = Loaded()
-    except SettingsError as error:  # a variable that names a section, and holds no JSON
+    except SettingsError as error:  # a variable is named like a section, but is not JSON
         raise ConfigurationError(*(problems or [str(error)])) from None
     except ValidationError as error:
         raise ConfigurationError(*problems, *_explain(error)) from None
@@ -82,12 +82,12 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 
 def secret_folders(path: Path | None, environ: Mapping[str, str]) -> Sequence[Path]:
-    """Return where files of secrets are looked for; raises `ConfigurationError`."""
+    """Return the folders of secret files; raises `ConfigurationError`."""
     return _secret_folders(path, _read_toml(path), environ)
 
 
 def secrets_in(path: Path) -> Sequence[str]:
-    """Return the names of the secrets that a configuration file itself holds; raises `ConfigurationError`."""
+    """Return the names of secrets in a configuration file itself; raises `ConfigurationError`."""
     toml = _read_toml(path)
     held = {name: value for name in SECRETS if (value := _value(toml, *name.split("."))) is not None}
     if not url_secrets(str(held.get("storage.url", ""))):
@@ -96,7 +96,7 @@ def secrets_in(path: Path) -> Sequence[str]:
 
 
 def load_unit_settings(path: Path | None) -> tuple[Server, float]:
-    """Load `[server]` and `amo.timeout`, whatever else is still missing; raises `ConfigurationError`."""
+    """Load `[server]` and `amo.timeout` even if other settings are missing; raises `ConfigurationError`."""
     toml = _read_toml(path)
     try:
         server = Server.model_validate(toml.get("server", {}))
@@ -107,7 +107,7 @@ def load_unit_settings(path: Path | None) -> tuple[Server, float]:
 
 
 def configured_keys(path: Path, secrets: Path) -> frozenset[str]:
-    """Return which keys the file and the secret files hold, as `section.key`; raises `ConfigurationError`."""
+    """Return the keys in the file and the secret files as `section.key`; raises `ConfigurationError`."""
     sources = [_read_toml(path), _read_secrets(secrets) if secrets.is_dir() else {}]
     return frozenset(
         f"{section}.{key}"
@@ -120,15 +120,15 @@ def configured_keys(path: Path, secrets: Path) -> frozenset[str]:
 
 
 def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
-    """Return where relative storage paths start: `$STATE_DIRECTORY`, else beside the configuration file."""
+    """Return the base of relative storage paths: `$STATE_DIRECTORY`, otherwise the configuration file's folder."""
     state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(state) if state else beside(path, Path())
 
 
 def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, str]) -> Path:
-    """Return where pairs wait that the store does not take: `$STATE_DIRECTORY/rescue`, else beside the database.
+    """Return the rescue folder: `$STATE_DIRECTORY/rescue`, otherwise next to the database.
 
-    Each instance has one of its own: where the database is no file it is beside the configuration.
+    Each instance has its own; with PostgreSQL it is next to the configuration file.
     """
     folder = storage_folder(path, environ)
     if settings.storage.rescue is not None:
@@ -140,7 +140,7 @@ def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, s
 
 
 class _Environment(EnvSettingsSource):
-    """The environment that was passed, rather than the process's."""
+    """The environment that was passed in, not the process's own."""
 
     def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -165,13 +165,13 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
 
 
 def _place(error: tomllib.TOMLDecodeError) -> str:
-    """Return the place of an error without the line's text, which may hold a secret."""
+    """Return the position of a syntax error without the line, which may contain a secret."""
     place = re.search(r"\(at (?:line \d+, column \d+|end of document)\)", str(error))
     return place[0] if place else "(somewhere)"
 
 
 def _read_secrets(folder: Path) -> dict[str, Any]:
-    """Read the files `SECTION.KEY` of a folder."""
+    """Read the files `SECTION.KEY` in a folder."""
     found: dict[str, Any] = {}
     try:
         files = sorted(folder.iterdir())
@@ -185,7 +185,7 @@ def _read_secrets(folder: Path) -> dict[str, Any]:
 
 
 def beside(path: Path | None, other: Path) -> Path:
-    """Return a path that the configuration file names: a relative one starts at its folder."""
+    """Return a path from the configuration file, where relative paths start at its folder."""
     return ((path.parent if path else Path()) / other).resolve()
 
 
@@ -212,7 +212,7 @@ def _unknown_sections(environ: Mapping[str, str]) -> list[str]:
 
 
 def _explain(error: ValidationError, *, section: str | None = None) -> list[str]:
-    """Return one line for each problem: key, what was given (never a secret), what is wanted."""
+    """Return one line per problem: the key, the value (never a secret) and what is expected."""
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in ((section,) if section else ()) + problem["loc"])
@@ -231,7 +231,7 @@ def _explain(error: ValidationError, *, section: str | None = None) -> list[str]
 
 
 def _nearest(key: str) -> str:
-    """Return a hint at the known setting that is most like an unknown one."""
+    """Return a hint with the most similar known setting."""
     section, _, name = key.partition(".")
     field = Settings.model_fields.get(section)
     if field is None:

@@ -1,4 +1,4 @@
-"""The configuration as one frozen value: `config.example.toml` is the reference."""
+"""The configuration as an immutable value; `config.example.toml` is the reference."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Server(_Section):
 
 
 class Amo(_Section):
-    """`[amo]`: our integration there."""
+    """`[amo]`: the integration registered in AMO."""
 
     client_id: NonEmptyStr
     client_secret: Annotated[SecretStr, Field(min_length=1)]
@@ -91,7 +91,7 @@ class Amo(_Section):
 
 
 class App(_Section):
-    """`[app]`: the mobile app, and the way back to it."""
+    """`[app]`: the mobile app and its deep link."""
 
     deep_link: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*:[^?#\s\"'<>\\]+$")] = (
         "foryoure://amo-crm/callback"
@@ -128,7 +128,7 @@ class App(_Section):
     @field_validator("jwt_audience", "jwt_issuer", "jwt_user_claim")
     @classmethod
     def _keys_are_there(cls, value: str | None, info: ValidationInfo) -> str | None:
-        # A key that was refused is not among the data: its own line is enough.
+        # An invalid key is missing from `info.data`, and has an error of its own.
         verified = any(info.data.get(key, "bad") is not None for key in ("jwt_secret", "jwks_url"))
         default = "sub" if info.field_name == "jwt_user_claim" else None
         if value != default and not verified:
@@ -139,14 +139,14 @@ class App(_Section):
 
 
 class LimitsSection(_Section):
-    """`[limits]`: codes of one address that AMO has not accepted yet."""
+    """`[limits]`: codes per address that AMO has not accepted."""
 
     failed_codes: Annotated[int, Field(gt=0)] = 30
     window: Seconds = 60
 
 
 class Refresh(_Section):
-    """`[refresh]`: when, how many, how long."""
+    """`[refresh]`: when and how often tokens are refreshed."""
 
     at: Annotated[float, Field(gt=0, lt=1)] = _RULES.at
     jitter: Annotated[float, Field(ge=0, lt=1)] = _RULES.jitter
@@ -162,7 +162,7 @@ class Refresh(_Section):
 
 
 class Storage(_Section):
-    """`[storage]`: where the sealed pairs are."""
+    """`[storage]`: the database and the rescue folder."""
 
     url: DatabaseUrl = SecretStr("sqlite:///amo-callback.db")
     encryption_keys: EncryptionKeys
@@ -176,7 +176,7 @@ class ApiSection(_Section):
 
 
 class Webhook(_Section):
-    """`[webhook]`: where signed webhooks go."""
+    """`[webhook]`: the receiver of webhooks."""
 
     url: HttpsUrl | None = None
     secret: Annotated[WebhookSecret | None, Field(validate_default=True)] = None
@@ -184,7 +184,7 @@ class Webhook(_Section):
     @field_validator("secret")
     @classmethod
     def _both_or_none(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if "url" not in info.data:  # it was refused: its own line is enough
+        if "url" not in info.data:  # invalid, with an error of its own
             return value
         if info.data["url"] is None and value is not None:
             raise ValueError("has no effect without webhook.url")
@@ -194,7 +194,7 @@ class Webhook(_Section):
 
 
 class Log(_Section):
-    """`[log]`: how much, and how it looks."""
+    """`[log]`: level and format."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"

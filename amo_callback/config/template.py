@@ -1,4 +1,4 @@
-"""The configuration file that `init` writes: what was asked for, and a pointer to the reference."""
+"""The configuration file that `init` writes, with the given settings and a pointer to the reference."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DEL = "\x7f"
-"""The one character that JSON takes as it is, and TOML does not."""
+"""The only character that is valid unescaped in JSON but not in TOML."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitialSecrets:
-    """Secrets of a new configuration: in the file where only its owner can read it, else in files of their own."""
+    """The secrets of a new configuration: in the file if only its owner can read it, otherwise in separate files."""
 
     encryption_key: str = field(repr=False)
     api_keys: str = field(repr=False)
@@ -26,7 +26,7 @@ class InitialSecrets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitialConfig:
-    """Settings of a new configuration; the others have defaults."""
+    """The settings of a new configuration; all others have defaults."""
 
     client_id: str
     redirect_uri: str
@@ -38,12 +38,12 @@ class InitialConfig:
 
 
 def write_config(config: InitialConfig, secrets: InitialSecrets | None) -> str:
-    """Return the file's text: with the secrets, or without where they have files of their own."""
+    """Return the text of the file, with the secrets unless they have files of their own."""
     return "\n".join([*_head(config, secrets), *_amo(config, secrets), *_rest(config, secrets), ""])
 
 
 def toml_string(text: str) -> str:
-    """Return a TOML string; raises `ValueError` for what is no Unicode text."""
+    """Encode a TOML string; raises `ValueError` for invalid Unicode."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("is no text")
     return json.dumps(text, ensure_ascii=False).replace(_DEL, "\\u007f")

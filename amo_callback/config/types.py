@@ -1,4 +1,4 @@
-"""Types of settings. A validation error never quotes a secret."""
+"""Types of settings. Validation errors never quote a secret."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0
 
 _WEBHOOK_PREFIX = "whsec_"
 _SECRET_LEAST, _SECRET_MOST = 24, 64
-"""Bytes of a webhook secret, as Standard Webhooks has them."""
+"""The size of a webhook secret in bytes, as defined by Standard Webhooks."""
 
 
 def _listen_address(value: str) -> str:
@@ -38,7 +38,7 @@ def _listen_address(value: str) -> str:
 
 
 def read_webhook_secrets(text: str) -> Sequence[str]:
-    """Return the secrets, one a line, newest first; raises `ValueError`, which names the line and quotes nothing."""
+    """Parse webhook secrets, one per line, newest first; raises `ValueError` with the number of the line."""
     lines = text.split()
     if not lines:
         raise ValueError("must hold at least one secret")
@@ -66,11 +66,11 @@ def _file_mode(value: str) -> str:
 
 
 def _https_url(value: str) -> str:
-    """Require https, or http on this machine: nothing secret goes out unencrypted."""
+    """Require https, or http on this machine, because secrets must not be sent unencrypted."""
     if not value.isprintable() or " " in value:
         raise ValueError("must not hold white space or control characters")
     parts = urlsplit(value)
-    if parts.fragment or parts.port == 0:  # a port above 65535 raises by itself
+    if parts.fragment or parts.port == 0:  # `parts.port` itself rejects ports above 65535
         raise ValueError("must have no fragment (#), and a port between 1 and 65535")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not hold a user name or password")
@@ -82,7 +82,7 @@ def _https_url(value: str) -> str:
 
 
 def _secret(check: Callable[[str], object]) -> AfterValidator:
-    """Make a validator of a secret of a function that raises `ValueError`."""
+    """Make a validator of a secret from a function that raises `ValueError`."""
 
     def validate(value: SecretStr) -> SecretStr:
         check(value.get_secret_value())
@@ -105,13 +105,13 @@ def _check_encryption_keys(text: str) -> None:
 
 
 def _check_jwt_secret(text: str) -> None:
-    from amo_callback.identity.jwt import read_secret  # noqa: PLC0415 -- because few have JWTs
+    from amo_callback.identity.jwt import read_secret  # noqa: PLC0415 -- loaded only if JWTs are configured
 
     read_secret(text)
 
 
 def _split(value: object) -> object:
-    """Read a list from the environment or a secret file: separated by commas or white space."""
+    """Parse a list from the environment or a secret file, separated by commas or white space."""
     return tuple(re.findall(r"[^\s,]+", value)) if isinstance(value, str) else value
 
 
@@ -119,7 +119,7 @@ _NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}"
 
 
 def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Take hosts, and suffixes of two labels or more: `.com` would show our secret to the whole of it."""
+    """Accept hosts, and suffixes of at least two labels: `.com` would allow any site to receive the client secret."""
     lowered = tuple(value.lower() for value in values)
     for value in lowered:
         if not _NAME.fullmatch(value.removeprefix(".")):
@@ -128,7 +128,7 @@ def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Take addresses and networks; an IPv4 network in IPv6's notation is the IPv4 one."""
+    """Accept addresses and networks; an IPv4-mapped IPv6 network becomes the IPv4 one."""
     return tuple(_network(value) for value in values)
 
 
@@ -156,7 +156,7 @@ Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
 Domains = Annotated[StrTuple, AfterValidator(_domains)]
 Networks = Annotated[StrTuple, AfterValidator(_networks)]
 DatabaseUrl = Annotated[SecretStr, _secret(validate_url)]
-"""A secret, since it may hold a password."""
+"""A secret, because it may contain a password."""
 EncryptionKeys = Annotated[SecretStr, _secret(_check_encryption_keys)]
 ApiKeyLines = Annotated[SecretStr, _secret(read_api_keys)]
 JwtSecret = Annotated[SecretStr, _secret(_check_jwt_secret)]

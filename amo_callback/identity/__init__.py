@@ -1,4 +1,4 @@
-"""Authentication: the operator's backends by API keys, here; the app's users by JWTs."""
+"""Authentication: backends by API keys (here), app users by JWTs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 class Scope(StrEnum):
     READ = "read"
-    TOKEN = "token"  # noqa: S105 -- because it is the scope's name
+    TOKEN = "token"  # noqa: S105 -- the scope's name
     ADMIN = "admin"
 
 
 DEFAULT_SCOPES = frozenset({Scope.READ, Scope.TOKEN})
-"""The scopes of a key whose line names none: what a backend needs, and no more."""
+"""The scopes of a key without explicit scopes: what a backend needs, and no more."""
 
 MIN_KEY_LENGTH = 32
 MAX_USER = 255
-"""Characters of a user's id."""
+"""The maximum length of a user id in characters."""
 
 _LINE = re.compile(r"(?P<name>[\w.-]{1,64}):(?:(?P<scopes>[a-z]+(?:\+[a-z]+)*):)?(?P<key>[^\s:]+)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """An API key: its digest, never the key."""
+    """An API key, represented by its digest."""
 
     name: str
     scopes: frozenset[Scope]
@@ -52,7 +52,7 @@ class ApiKeys:
         self._keys = tuple(keys)
 
     def find(self, presented: str) -> ApiKey | None:
-        """Return the key presented; every key is compared, each in constant time."""
+        """Return the matching key; every key is compared, each in constant time."""
         digest = _digest(presented)
         found = None
         for key in self._keys:
@@ -62,7 +62,7 @@ class ApiKeys:
 
 
 def read_api_keys(text: str) -> Sequence[ApiKey]:
-    """Read `name:key` or `name:scope+scope:key` lines; raises `ValueError`, which names the line's number."""
+    """Parse lines `name:key` or `name:scope+scope:key`; raises `ValueError` with the number of the line."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
     keys = [_read_line(number, line) for number, line in lines if line and not line.startswith("#")]
     if len({key.name for key in keys}) < len(keys):
@@ -73,7 +73,7 @@ def read_api_keys(text: str) -> Sequence[ApiKey]:
 
 
 def key_with(text: str, scope: Scope) -> str | None:
-    """Return a key with this scope, for a command that may read the configuration."""
+    """Return a key with this scope, for a command that can read the configuration."""
     for line in text.splitlines():
         match = _LINE.fullmatch(line.strip())
         if match is not None and scope in _scopes_of(match):
@@ -83,17 +83,17 @@ def key_with(text: str, scope: Scope) -> str | None:
 
 @asynccontextmanager
 async def open_users(app: App, *, clock: Clock, observer: Observer) -> AsyncIterator[JwtVerifier | None]:
-    """Open the verifier of the app's JWTs; `None` where none are configured."""
+    """Open the verifier of the app's JWTs; `None` if none are configured."""
     if app.jwt_audience is None:
         yield None
         return
-    from amo_callback.identity.jwt import Hs256Verifier, JwtRules  # noqa: PLC0415 -- because few have JWTs
+    from amo_callback.identity.jwt import Hs256Verifier, JwtRules  # noqa: PLC0415 -- loaded only if JWTs are configured
 
     rules = JwtRules(audience=app.jwt_audience, issuer=app.jwt_issuer, user_claim=app.jwt_user_claim)
     if app.jwt_secret is not None:
         yield Hs256Verifier(app.jwt_secret.get_secret_value(), rules=rules)
     elif app.jwks_url is not None:
-        from amo_callback.identity.jwks import open_jwks  # noqa: PLC0415 -- likewise
+        from amo_callback.identity.jwks import open_jwks  # noqa: PLC0415 -- loaded only if a key set is configured
 
         async with open_jwks(app.jwks_url, rules=rules, clock=clock, observer=observer) as verifier:
             yield verifier

@@ -1,4 +1,4 @@
-"""Verification with the issuer's published keys (JWKS, https://www.rfc-editor.org/rfc/rfc7517): RS256, ES256."""
+"""JWT verification with the issuer's published keys (JWKS, https://www.rfc-editor.org/rfc/rfc7517): RS256, ES256."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
     from amo_callback.identity.jwt import JwtRules
 
 TIMEOUT = 5.0
-"""Seconds for one request; a caller waits for it."""
+"""The timeout of a request in seconds; a caller waits for it."""
 MAX_ANSWER = 256 * 1024
 TTL = 600.0
-"""Seconds for which a set is used before it is fetched again."""
+"""Seconds after which a key set is fetched again."""
 STALE_TTL = 86400.0
-"""Seconds for which it is used at most while no newer one can be fetched."""
+"""Seconds for which an old key set is used if no newer one can be fetched."""
 MIN_REFETCH = 60.0
-"""Seconds between fetches for a key that a token names and the set does not have: anybody can name one."""
+"""Minimum seconds between fetches for an unknown key, because anyone can name one."""
 RETRY_BASE, RETRY_CAP = 5.0, 60.0
-"""Seconds between requests that fail: doubling, up to the second."""
+"""Seconds between failed requests: the first, doubled each time up to the second."""
 MIN_RSA_BITS = 2048
 MAX_KEYS = 100
-"""Keys of a set: a token may have to be tried with all that have its name."""
+"""The maximum number of keys in a set, since a token may have to be tried with all keys of its name."""
 _MAX_CONTAINERS = 20 * MAX_KEYS
-"""Objects and lists of a set, however deep: they are what takes long to parse."""
+"""The maximum number of objects and lists in a set, which determine the time of parsing."""
 _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
-"""A number in base64url; one much longer than any real key's would take our time at every token."""
+"""A number in base64url; one much longer than in real keys would slow down every verification."""
 
 
 @asynccontextmanager
 async def open_jwks(
     url: str, *, rules: JwtRules, clock: Clock, observer: Observer, patience: float = TIMEOUT
 ) -> AsyncIterator[JwksVerifier]:
-    """Open the key set at an address; it is fetched when it is first needed."""
+    """Open a verifier with the key set at `url`, which is fetched on first use."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
-        auto_decompress=False,  # a few bytes can be made to unpack to all our memory
+        auto_decompress=False,  # a small response could decompress to gigabytes
         timeout=aiohttp.ClientTimeout(total=patience),
         headers={
             "User-Agent": f"amo-callback/{__version__}",
@@ -70,9 +70,9 @@ async def open_jwks(
 
 
 class JwksVerifier:
-    """A verifier with the keys of the issuer's published set.
+    """A verifier with the issuer's published keys.
 
-    However many tokens come, and whatever they say, the set is fetched rarely, and by one request at a time.
+    However many tokens arrive, and whatever they contain, the key set is fetched rarely, by one request at a time.
     """
 
     def __init__(
@@ -87,19 +87,19 @@ class JwksVerifier:
         self._fetched_at = -math.inf
         self._tried_at = -math.inf
         self._wait = 0.0
-        """Seconds to wait after the last request, if it failed."""
+        """Seconds to wait after a failed request."""
         self._why = "not_asked"
         self._fetching: asyncio.Task[None] | None = None
 
     async def verify(self, token: str) -> str:
-        """Return the id of the token's user; raises `Unauthorized`, `JwksUnavailable`."""
-        read_key_id(token)  # nothing is fetched for what is no JWT
+        """Return the user id in a token; raises `Unauthorized` and `JwksUnavailable`."""
+        read_key_id(token)  # fetch nothing unless this is a JWT
         user = verify_with_any(await self._current(), token, rules=self._rules)
         if user is None and self._since(self._tried_at) >= MIN_REFETCH:
             await self._fetch()
             user = verify_with_any(self._usable(), token, rules=self._rules)
         if user is None:
-            if self._wait:  # the key may be a new one, which could not be fetched
+            if self._wait:  # the key may be new, and the set could not be fetched
                 raise JwksUnavailable(self._why)
             raise Unauthorized("key")
         return user
@@ -110,7 +110,7 @@ class JwksVerifier:
             await asyncio.wait({self._fetching})
 
     async def _current(self) -> Sequence[Key]:
-        """Return the keys, fetched again where they are old and the last failure is long enough ago."""
+        """Return the keys, fetched again if they are old and the last failure is long enough ago."""
         if self._since(self._fetched_at) >= TTL and self._since(self._tried_at) >= self._wait:
             await self._fetch()
         return self._usable()
@@ -124,7 +124,7 @@ class JwksVerifier:
         return self._clock.monotonic() - moment
 
     async def _fetch(self) -> None:
-        """Fetch the set, once for all callers; one that is cancelled does not cancel the request."""
+        """Fetch the set once for all callers; cancelling a caller does not cancel the request."""
         if self._fetching is None:
             self._fetching = asyncio.create_task(self._fetch_now(), name="jwks")
         await asyncio.shield(self._fetching)
@@ -147,7 +147,7 @@ class JwksVerifier:
             self._fetching = None
 
     async def _request(self) -> Sequence[Key]:
-        """Fetch the set; raises `JwksUnavailable`, which quotes nothing of what was received."""
+        """Fetch the set; raises `JwksUnavailable`, which quotes nothing from the response."""
         body = bytearray()
         try:
             async with self._session.get(self._url, allow_redirects=False) as response:
@@ -167,7 +167,7 @@ class JwksVerifier:
 
 
 def read_jwks(content: bytes) -> Sequence[Key]:
-    """Return the usable keys of a set; raises `ValueError` where there is none, or too much."""
+    """Return the usable keys of a set; raises `ValueError` if there are none or too many."""
     if content.count(b"{") + content.count(b"[") > _MAX_CONTAINERS:
         raise ValueError("has too much in it")
     try:
@@ -184,8 +184,8 @@ def read_jwks(content: bytes) -> Sequence[Key]:
 
 
 def _read_key(jwk: object) -> Key | None:
-    """Return a public signature key of a supported type, else `None`."""
-    if not isinstance(jwk, dict) or "d" in jwk:  # a published private key is everybody's
+    """Return a public signature key of a supported type, otherwise `None`."""
+    if not isinstance(jwk, dict) or "d" in jwk:  # a published private key proves nothing
         return None
     kid = jwk.get("kid")
     if kid is not None and not isinstance(kid, str):
@@ -215,5 +215,5 @@ def _is_for_signatures(key: Key, jwk: Mapping[str, object]) -> bool:
 
 
 def _numbers(jwk: Mapping[str, object], *names: str) -> dict[str, str]:
-    """Return the well-formed numbers; without one PyJWT makes no key."""
+    """Return the well-formed numbers; PyJWT rejects a key with a missing one."""
     return {name: value for name in names if isinstance(value := jwk.get(name), str) and _NUMBER.fullmatch(value)}

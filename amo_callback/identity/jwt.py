@@ -1,7 +1,4 @@
-"""Verification of the app's JWTs.
-
-What is checked, and why: https://www.rfc-editor.org/rfc/rfc8725 (JSON Web Token best current practices).
-"""
+"""Verification of the app's JWTs, as https://www.rfc-editor.org/rfc/rfc8725 (best current practices) recommends."""
 
 from __future__ import annotations
 
@@ -21,16 +18,16 @@ if TYPE_CHECKING:
     from jwt.algorithms import AllowedPublicKeys
 
 MAX_TOKEN = 8 * 1024
-"""Bytes of a token that is parsed."""
+"""The maximum size of a token in bytes."""
 LEEWAY = 60.0
-"""Seconds by which the issuer's clock may differ from ours."""
+"""Tolerated clock skew between issuer and service in seconds."""
 MIN_SECRET = 32
-"""Bytes of an HS256 secret, as many as its hash has: https://www.rfc-editor.org/rfc/rfc7518#section-3.2."""
+"""The minimum size of an HS256 secret in bytes: https://www.rfc-editor.org/rfc/rfc7518#section-3.2."""
 _LAST_SECOND = 253402300799
-"""The last second of the year 9999: a later `exp` counts milliseconds."""
+"""The last second of the year 9999; a later `exp` is in milliseconds by mistake."""
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){2}")
 _UNSUPPORTED_HEADERS = frozenset({"b64", "crit", "enc", "zip"})
-"""Headers that change the meaning of the rest."""
+"""Headers that change the meaning of the token."""
 _FAILED_CHECKS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
     (jwt.InvalidSignatureError, "signature"),
     (jwt.InvalidAlgorithmError, "signature"),
@@ -45,12 +42,12 @@ _FAILED_CHECKS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
 
 class JwtVerifier(Protocol):
     async def verify(self, token: str) -> str:
-        """Return the id of the token's user; raises `Unauthorized`, `JwksUnavailable`."""
+        """Return the user id in a token; raises `Unauthorized` and `JwksUnavailable`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JwtRules:
-    """The claims that a JWT must have."""
+    """The claims that a token must have."""
 
     audience: str
     issuer: str | None = None
@@ -59,7 +56,7 @@ class JwtRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """A key and its one algorithm: the token does not choose it."""
+    """A key with its algorithm, which the token cannot choose."""
 
     algorithm: Literal["HS256", "RS256", "ES256"]
     material: AllowedPublicKeys | bytes = field(repr=False)
@@ -67,7 +64,7 @@ class Key:
 
 
 class Hs256Verifier:
-    """A verifier of HS256 tokens, by the secret that is shared with the app's backend."""
+    """A verifier of HS256 tokens with the secret shared with the app's backend."""
 
     def __init__(self, secret: str, *, rules: JwtRules) -> None:
         self._key = Key(algorithm="HS256", material=read_secret(secret))
@@ -79,7 +76,7 @@ class Hs256Verifier:
 
 
 def read_secret(text: str) -> bytes:
-    """Return the secret's bytes; raises `ValueError` for one that is short, or a public key."""
+    """Return the secret's bytes; raises `ValueError` if it is too short or a public key."""
     secret = text.encode()
     if len(secret) < MIN_SECRET:
         raise ValueError(f"must have {MIN_SECRET} bytes or more")
@@ -90,7 +87,7 @@ def read_secret(text: str) -> bytes:
 
 
 def read_key_id(token: str) -> str | None:
-    """Return the `kid` that a token names; nothing is verified. Raises `Unauthorized` where it is no JWT."""
+    """Return the `kid` of a token, unverified; raises `Unauthorized` if it is not a JWT."""
     if len(token) > MAX_TOKEN or not _COMPACT.fullmatch(token):
         raise Unauthorized("form")
     try:
@@ -104,7 +101,7 @@ def read_key_id(token: str) -> str | None:
 
 
 def verify_with(key: Key, token: str, *, rules: JwtRules) -> str:
-    """Return the id of the token's user; raises `Unauthorized` where another key signed it, or a claim is wrong."""
+    """Return the user id in a token; raises `Unauthorized` if another key signed it, or a claim is wrong."""
     required = ["exp", "aud", *(["iss"] if rules.issuer is not None else [])]
     try:
         claims = jwt.decode(
@@ -126,9 +123,9 @@ def verify_with(key: Key, token: str, *, rules: JwtRules) -> str:
 
 
 def verify_with_any(keys: Sequence[Key], token: str, *, rules: JwtRules) -> str | None:
-    """Return the id of the token's user where the key that the token names is one of these, else `None`.
+    """Return the user id in a token whose `kid` is one of these keys, otherwise `None`.
 
-    Raises `Unauthorized` where it is, and did not sign the token, or a claim is wrong.
+    Raises `Unauthorized` if that key did not sign the token, or a claim is wrong.
     """
     kid = read_key_id(token)
     named = [key for key in keys if key.kid == kid] if kid is not None else keys if len(keys) == 1 else []

@@ -1,8 +1,8 @@
-"""The state of the service at the moment of a scrape, as Prometheus's gauges.
+"""The state of the service at the time of a scrape, as Prometheus gauges.
 
-Unknown values have no sample: a zero would be wrong. Ages are in seconds of the monotonic clock: they are short, and a
-wrong wall clock must raise no alarm. Deadlines are timestamps: they are weeks away, and come nearer also while the
-store does not answer.
+Unknown values have no sample, because a zero would be wrong. Ages are measured by the monotonic clock, so that a wrong
+wall clock raises no alarm. Deadlines are timestamps, because they are weeks away and come closer even while the store
+is unreachable.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _FAILED_CHECKS = (
     ("amo_blocked", "amo_blocked", "Whether AMO blocks the address of this server."),
     ("mass_failure", "mass_failure", "Whether refreshing is paused because too many connections failed at once."),
 )
-"""Gauges that are 1 where a check of /readyz fails."""
+"""Gauges that are 1 if a check of /readyz fails."""
 
 
 class Gauges:
-    """The gauges of one moment, as a Prometheus collector."""
+    """A Prometheus collector of the current gauges."""
 
     def __init__(self, status: ServiceStatus) -> None:
         self._status = status

@@ -1,6 +1,6 @@
-"""Log lines: JSON or console, with whatever looks like a secret taken out.
+"""Log lines in JSON or for the console, with secrets redacted.
 
-What writes lines passes no secret to begin with: the redactor is for texts that come from elsewhere.
+The service logs no secrets itself; redaction is for text from elsewhere.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ _SHAPES = re.compile(
     r"|\b(?P<name>code|state|client_secret|(?:access_|refresh_)?token)=[^&\s\"']+"
 )
 _HINTS = ("eyJ", "def502", "=")
-"""One of these, or `bearer `, is in whatever has one of the shapes."""
+"""Every match of `_SHAPES` contains one of these, or `bearer `."""
 _PLAIN = frozenset({int, float, bool, type(None)})
 _GONE = "[redacted]"
 _SHORTEST = 6
-"""Secrets shorter than this are not searched for: they are parts of ordinary words."""
+"""Shorter secrets are not searched for, because they occur in ordinary words."""
 
 
 class LevelFilter:
-    """The level below which nothing is written; it may be another one at any time. A structlog processor."""
+    """The minimum level of log lines, changeable at any time; a structlog processor."""
 
     def __init__(self, level: str) -> None:
         self.set(level)
@@ -75,7 +75,7 @@ class LevelFilter:
 
 
 class Redactor:
-    """Take secrets out of log lines: by field name, by shape, and the configured ones by value."""
+    """Redacts secrets in log lines by field name, by shape, and by the values of configured ones."""
 
     def __init__(self, secrets: Collection[str] = ()) -> None:
         self._secrets: list[str] = []
@@ -83,7 +83,7 @@ class Redactor:
         self.also(secrets)
 
     def also(self, secrets: Collection[str]) -> None:
-        """Take out these values, too, from now on."""
+        """Redact these values, too."""
         self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= _SHORTEST)}, key=len, reverse=True)
         self._hints = (*self._secrets, *_HINTS)
 
@@ -98,7 +98,7 @@ class Redactor:
         return _SHAPES.sub(lambda found: f"{found['name']}={_GONE}" if found["name"] else _GONE, text)
 
     def _is_clean(self, line: Mapping[str, Any]) -> bool:
-        """Return whether a line may hold something to scrub: most need no search."""
+        """Return whether a line certainly contains nothing to redact, which is the usual case."""
         if not _SECRET_FIELDS.isdisjoint(line):
             return False
         texts = []
@@ -132,9 +132,9 @@ def make_logger(
     redactor: Redactor | None = None,
     journal: bool = False,
 ) -> FilteringBoundLogger:
-    """Make the process's logger: `style` is `json`, `console`, or `auto` (console on a terminal).
+    """Make the process's logger; `style` is `json`, `console` or `auto` (console on a terminal).
 
-    Where the `journal` reads the stream, each JSON line has a prefix with its priority.
+    With `journal`, each JSON line has a priority prefix for the journal.
     """
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
@@ -155,22 +155,22 @@ def make_logger(
     return structlog.wrap_logger(  # type: ignore[no-any-return]  # reason: structlog types it as Any
         _Sink(stream, prefixes=prefixes),
         processors=[*processors, render],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # which of them are written may change
-    ).bind()  # a logger at once: what `wrap_logger` returns makes one for every line
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # `LevelFilter` decides
+    ).bind()  # bind now; otherwise structlog makes a logger for every line
 
 
 def _add_context(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if (request_id := REQUEST_ID.get()) is not None:
         line["request_id"] = request_id
-    line["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"  # structlog's own takes three times as long
+    line["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"  # three times as fast as structlog's
     return line
 
 
 def _as_json(_logger: object, _method: str, line: Mapping[str, Any]) -> str:
     try:
-        return to_json(line).decode()  # a third of what `json` takes
+        return to_json(line).decode()  # three times as fast as `json`
     except PydanticSerializationError:
-        return json.dumps(line, default=str)  # half a surrogate pair, say: no reason to lose a line
+        return json.dumps(line, default=str)  # for example, an unpaired surrogate
 
 
 def _describe_loss(render: Processor, prefix: str, lines: int) -> str:
@@ -180,7 +180,7 @@ def _describe_loss(render: Processor, prefix: str, lines: int) -> str:
 
 
 class _Sink:
-    """The output of the log. A full disk or a closed pipe costs lines, and nothing else."""
+    """The output of the log; a full disk or closed pipe only loses lines."""
 
     def __init__(self, stream: TextIO | LogWriter, *, prefixes: Mapping[str, str]) -> None:
         self._stream = stream
@@ -199,7 +199,7 @@ class LogObserver:
 
     def __call__(self, event: Event) -> None:
         fields = dict(event.fields)
-        for name, value in fields.items():  # neither a time nor a word holds a secret: only text is searched for one
+        for name, value in fields.items():
             if isinstance(value, datetime):
                 fields[name] = value.isoformat()
             elif isinstance(value, StrEnum):
@@ -220,7 +220,7 @@ _NUMBERS = {
 
 
 class LibraryLog(logging.Handler):
-    """Write the warnings and errors of libraries as our lines."""
+    """Writes the warnings and errors of libraries as log lines."""
 
     def __init__(self, logger: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)
@@ -229,13 +229,13 @@ class LibraryLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
-        except Exception:  # noqa: BLE001 -- because a line that a library has got wrong is no reason to break its work
+        except Exception:  # noqa: BLE001 -- a library's malformed log call must not break its work
             text = str(record.msg)
         self._logger.log(record.levelno, "library.log", library=record.name, text=text, exc_info=record.exc_info)
 
 
 def take_over_library_logs(logger: FilteringBoundLogger) -> None:
-    """Let every library's log go through `logger`, and nowhere else: a write to stderr may block."""
+    """Send the logs of all libraries to `logger` only, because writing to stderr may block."""
     logging.basicConfig(handlers=[LibraryLog(logger)], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
     observe = LogObserver(logger)

@@ -1,7 +1,7 @@
-"""A thread that writes the log: where its reader stops reading, only lines are lost.
+"""A thread that writes the log, so that a blocked reader only loses lines.
 
-A pipe without a reader takes 64 KiB; the next write waits for ever. So the event loop only appends to a bounded queue,
-and nothing but this thread writes.
+A pipe without a reader holds 64 KiB; the next write blocks forever. The event loop therefore only appends to a bounded
+queue, and only this thread writes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIMIT = 4 * 1024 * 1024
-"""Characters that wait to be written, at most."""
+"""The maximum number of characters in the queue."""
 _CHUNK = 4096
-"""Bytes written at once, unless a line is longer: so many are written whole where other processes share the pipe."""
+"""Bytes per write, unless a line is longer: such writes are atomic if other processes share the pipe."""
 _GATHER = 0.005
-"""Seconds for which lines are gathered before they are written: waking the thread for each one slows the loop."""
+"""Seconds for which lines are collected, because waking the thread for each line slows the event loop."""
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class LogWriter:
-    """Write to the descriptor of `stream`. A daemon thread: it never keeps the process from ending.
+    """Writes to the descriptor of `stream` in a daemon thread, which never keeps the process from exiting.
 
-    A full disk or a closed pipe costs lines, too.
+    A full disk or a closed pipe loses lines, too.
     """
 
     def __init__(self, stream: TextIO, *, limit: int = LIMIT) -> None:
@@ -38,7 +38,7 @@ class LogWriter:
         self._encoding = stream.encoding or "utf-8"
         self._terminal = stream.isatty()
         self._limit = limit
-        self._lock = threading.RLock()  # the garbage collector may log, too, in the middle of a write
+        self._lock = threading.RLock()  # the garbage collector may log during a write
         self._lines: deque[str] = deque()
         self._size = 0
         self._full = False
@@ -48,7 +48,7 @@ class LogWriter:
         self._idle.set()
         self._wake = threading.Event()
         self.describe_loss: Callable[[int], str] = "{} lines of the log are lost\n".format
-        """Return the line that says how many lines are lost."""
+        """Return the line that reports the number of lost lines."""
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     @property
@@ -59,7 +59,7 @@ class LogWriter:
         return self._terminal
 
     def write(self, line: str) -> None:
-        """Queue a line, with its end; it is lost where too many wait already, until half of them are written."""
+        """Queue a complete line; if the queue is full, lines are lost until half of it is written."""
         with self._lock:
             if self._full and self._size > self._limit // 2:
                 self._count_lost(1)
@@ -78,10 +78,10 @@ class LogWriter:
                 self._wake.set()
 
     def flush(self) -> None:
-        """Do nothing: the thread writes what there is."""
+        """Do nothing, because the thread writes everything."""
 
     def finish(self, *, seconds: float) -> None:
-        """Wait until all lines are written, at most for `seconds`."""
+        """Wait at most `seconds` until all lines are written."""
         self._idle.wait(seconds)
 
     def _append(self, line: str) -> None:
@@ -105,7 +105,7 @@ class LogWriter:
                         self._count_lost(len(lines))
 
     def _next(self) -> list[str]:
-        """Return the lines of one write; empty where none is left."""
+        """Return the lines of the next write; empty at the end."""
         lines: list[str] = []
         size = 0
         with self._lock:
@@ -118,7 +118,7 @@ class LogWriter:
         return lines
 
     def _deliver(self, text: str) -> bool:
-        """Write to the descriptor, however long it takes; return whether that was possible."""
+        """Write to the descriptor, however long it takes; return whether that succeeded."""
         left = memoryview(_encode(text, self._encoding))
         try:
             while left:
@@ -132,7 +132,7 @@ class LogWriter:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Encode a text; what the encoding cannot say is escaped as JSON escapes it."""
+    """Encode a text, escaping unsupported characters as JSON does."""
     try:
         return text.encode(encoding)
     except UnicodeEncodeError:

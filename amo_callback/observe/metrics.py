@@ -1,6 +1,7 @@
-"""The counters of the service, in a Prometheus registry of its own; no label grows with accounts.
+"""The counters of the service in a Prometheus registry of their own; no label grows with the number of accounts.
 
-Every label's values are listed here, so that each series exists from the start, at zero; other values are `other`.
+The values of every label are listed here, so that each series exists from the start, at zero. Other values are counted
+as `other`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ _REFRESHES = {
     "failed": _FAILURES,
     "given_up": (*Reason, OTHER),
 }
-"""The reasons of each outcome."""
+"""The reasons for each outcome."""
 _OUTCOMES = {
     "refresh.succeeded": "succeeded",
     "refresh.superseded": "superseded",
@@ -92,14 +93,14 @@ _OUTCOMES = {
     "refresh.result_not_stored": "failed",
     "connection.needs_reauth": "given_up",
 }
-"""The events with which an attempt ends."""
+"""The events that end an attempt."""
 _KINDS = ("exchange", "refresh", "look_up", OTHER)
 _STATUSES = ("2xx", "3xx", "4xx", "429", "5xx", "not_sent", "no_answer", OTHER)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 
 
 class Metrics:
-    """The counters, fed by events and by the two APIs."""
+    """The counters, updated by events and by the two APIs."""
 
     def __init__(self, *, lost_lines: Callable[[], int] = lambda: 0) -> None:
         self._registry = registry = CollectorRegistry()
@@ -157,7 +158,7 @@ class Metrics:
         self._begin()
 
     def _begin(self) -> None:
-        """Start each series at zero, so that the first event of its kind is an increase."""
+        """Initialize every series at zero, so that its first event is an increase."""
         for outcome, reasons in _REFRESHES.items():
             for reason in reasons:
                 self._refreshes.labels(outcome, reason)
@@ -169,7 +170,7 @@ class Metrics:
             self._clients.labels(listener)
             for reason in CLOSINGS:
                 self._clients_closed.labels(listener, reason)
-        # Looked up by their labels once, since that takes longer than to count.
+        # Cached, because looking up a series by its labels takes longer than counting.
         self._called_back = {outcome: self._callbacks.labels(outcome) for outcome in CALLBACKS}
         self._handed_out = {outcome: self._hand_outs.labels(outcome) for outcome in TOKEN_RESULTS}
 
@@ -198,18 +199,18 @@ class Metrics:
         self._refused.inc()
 
     def watch_clients(self, listener: str, count: Callable[[], int]) -> None:
-        """Call `count` at each scrape for the number of a listener's connections."""
+        """Call `count` at each scrape for the number of a listener's client connections."""
         self._clients.labels(listener).set_function(count)
 
     def client_closed(self, listener: str, reason: str) -> None:
         self._clients_closed.labels(listener, reason).inc()
 
     def handed_out(self, outcome: str) -> None:
-        """Count a request for an access token, by what was handed out, or by the error's code."""
+        """Count a request for an access token by its result or error code."""
         (self._handed_out.get(outcome) or self._handed_out[OTHER]).inc()
 
     def called_back(self, outcome: str) -> None:
-        """Count a callback, by the status of its grant, or by the deep link's error."""
+        """Count a callback by the status of its grant or the deep link's error."""
         (self._called_back.get(outcome) or self._called_back[OTHER]).inc()
 
     def text(self, status: ServiceStatus) -> bytes:
@@ -217,7 +218,7 @@ class Metrics:
 
 
 class _LostLines:
-    """The counter of lost log lines, which the log's thread counts."""
+    """The counter of lost log lines."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
@@ -228,7 +229,7 @@ class _LostLines:
 
 
 class _Exposed(CollectorRegistry):
-    """The content of one scrape, without the counters' creation times, which would double it."""
+    """The content of a scrape, without the creation times of counters, which would double its size."""
 
     def __init__(self, *collectors: Collector) -> None:
         super().__init__()
@@ -246,7 +247,7 @@ def _among(values: Iterable[str], value: str) -> str:
 
 
 def _class_of(status: object, error: str) -> str:
-    """Return the class of a status, 429 as itself; without an answer, whether the request was sent."""
+    """Return the class of a status (429 separately); without a response, whether the request was sent."""
     if not isinstance(status, int):
         return {RequestNotSent.code: "not_sent", UnknownOutcome.code: "no_answer"}.get(error, OTHER)
     return "429" if status == 429 else _among(_STATUSES, f"{status // 100}xx")

@@ -1,4 +1,4 @@
-"""Notifications to systemd and its watchdog, the sockets inherited from it, and its journal.
+"""Notifications to systemd, its watchdog, inherited sockets, and the journal.
 
 The protocols are stable and need no library (https://systemd.io/PORTABILITY_AND_STABILITY/): sd_notify(3),
 sd_watchdog_enabled(3), sd_listen_fds(3), sd-daemon(3) for the prefixes, systemd.exec(5) for `JOURNAL_STREAM`.
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
 
 PREFIXES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", "critical": "<2>"}
-"""The journal's prefixes for a line's priority."""
+"""The journal's priority prefixes."""
 _FIRST = 3
 """The first inherited file descriptor."""
 _KEPT = 64
-"""Messages that are kept while systemd's queue is full: of more the oldest are dropped."""
+"""Messages that are kept while systemd's queue is full; beyond that, the oldest are dropped."""
 
 _STATUS_INTERVAL = 60.0
 _EXTENSION = 30.0
-"""Seconds of more time that are asked for at the end, again and again, while a pair is only in memory."""
+"""Seconds of additional time that are requested repeatedly at shutdown while a pair exists only in memory."""
 _INTERVAL = 10.0
-"""Seconds between two notifications, unless a watchdog asks for more."""
+"""Seconds between two notifications, unless the watchdog requires more."""
 
 
 class Notifier:
-    """A sender of notifications to systemd, if it asks for them."""
+    """Sends notifications to systemd, if it expects any."""
 
     def __init__(self, environ: Mapping[str, str], *, pid: int) -> None:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self.watchdog = _watchdog(environ, pid) if self.enabled else None
-        """Seconds within which it expects the next notification; `None` without a watchdog."""
+        """Seconds within which systemd expects the next notification; `None` without a watchdog."""
         self._unsent: deque[bytes] = deque(maxlen=_KEPT)
 
     @property
@@ -48,14 +48,14 @@ class Notifier:
         return self._address is not None
 
     def __call__(self, *assignments: str) -> None:
-        """Send some assignments in one message, without waiting: while the queue is full they are kept."""
+        """Send assignments in one message without blocking; while systemd's queue is full they are kept."""
         if self._address is None:
             return
         message = "\n".join(assignments).encode()
         if not self._unsent or self._unsent[-1] != message:
             self._unsent.append(message)
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)  # noqa: FBT003 -- because it takes no names
+            sender.setblocking(False)  # noqa: FBT003 -- it takes no keyword arguments
             sender.connect(self._address)
             while self._unsent:
                 sender.send(self._unsent[0])
@@ -63,11 +63,11 @@ class Notifier:
 
 
 class Watchdog:
-    """The notifications of one process, from readiness to the end.
+    """The notifications of a process, from readiness to the end.
 
-    A watchdog kills a process that it does not hear from, and a killed process loses what only its memory holds. So it
-    is fed while the process `is_alive`; a blocked loop sends nothing. At the end, more time is asked for while a pair
-    is `at_risk`.
+    systemd kills a process that stops notifying, and then everything that exists only in its memory is lost. The
+    watchdog is therefore notified as long as the process `is_alive`; a blocked event loop sends nothing. At shutdown,
+    additional time is requested while a pair is `at_risk`.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Watchdog:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Notify in the background, if there is a supervisor."""
+        """Notify in the background, if systemd expects it."""
         task = asyncio.create_task(self._run(), name="watchdog") if self._notify.enabled else None
         try:
             yield
@@ -111,7 +111,7 @@ class Watchdog:
                 await asyncio.wait({task})
 
     async def _run(self) -> None:
-        await self._ready.wait()  # before that a supervisor waits for nothing else
+        await self._ready.wait()  # until then, systemd waits only for readiness
         while True:
             if self._stopping:
                 if self._at_risk():
@@ -131,9 +131,9 @@ class Watchdog:
 def inherited_sockets(
     environ: Mapping[str, str], *, pid: int, names: Sequence[str], first: int = _FIRST
 ) -> Mapping[str, Sequence[socket.socket]]:
-    """Return the listening sockets that systemd has opened, by their names.
+    """Return the listening sockets that systemd has opened, by name.
 
-    Raises `ConfigurationError` for one whose name is none of `names`: no API would answer there.
+    Raises `ConfigurationError` for a name that is not in `names`, because no API would answer there.
     """
     if environ.get("LISTEN_PID") != str(pid):
         return {}
@@ -167,9 +167,9 @@ def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether the journal reads this stream: a redirected process has the variable, too."""
+    """Return whether the journal reads this stream; the variable alone is also set for a redirected process."""
     try:
         status = os.fstat(stream.fileno())
-    except (OSError, ValueError):  # closed, or no file at all
+    except (OSError, ValueError):  # the stream is closed, or not a file
         return False
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

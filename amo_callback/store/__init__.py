@@ -1,7 +1,7 @@
 """The store, on SQLite or PostgreSQL.
 
-An engine is a subclass of `Store` in a module of its own, a member of `engine.Engine`, its own lines in the statements
-and the schema (`--sqlite `, `--postgres `), and a branch of `open_store`.
+A further engine needs: a subclass of `Store` in a module of its own, a member of `engine.Engine`, its own lines in the
+statements and the schema (`--sqlite `, `--postgres `), and a branch in `open_store`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Store(Meta, Connections, Grants, History):
-    """All that outlives the process. Every method raises `StoreUnavailable` where it cannot do its work."""
+    """All persistent data. Every method raises `StoreUnavailable` if the database cannot be used."""
 
 
 def database_file(url: str, *, folder: Path) -> Path | None:
-    """Return the file that `url` names, `None` where that is PostgreSQL; raises `ConfigurationError`."""
+    """Return the file of a SQLite URL, `None` for PostgreSQL; raises `ConfigurationError`."""
     if is_postgres(url):
         return None
     if not url.startswith(SQLITE):
@@ -38,20 +38,20 @@ def database_file(url: str, *, folder: Path) -> Path | None:
 def open_store(
     url: str, *, folder: Path, clock: Clock, process: str = "amo-callback", read_only: bool = False
 ) -> AbstractAsyncContextManager[Store]:
-    """Open the store that `url` names, its schema brought up to date; relative paths start at `folder`.
+    """Open the store at `url` and upgrade its schema; relative paths start at `folder`.
 
-    `process` is this process's name in the history. `read_only`, nothing is made, upgraded or written. Raises
-    `ConfigurationError` where it cannot be opened at all, `OtherSchema` where it would have to be upgraded first.
+    `process` is this process's name in the history. With `read_only`, nothing is created, upgraded or written. Raises
+    `ConfigurationError` if it cannot be opened, and `OtherSchema` if a read-only store would have to be upgraded.
     """
     file = database_file(url, folder=folder)
     if file is None:
         try:
-            from amo_callback.store.postgres import open_postgres  # noqa: PLC0415 -- because it is an extra
+            from amo_callback.store.postgres import open_postgres  # noqa: PLC0415 -- asyncpg is an optional dependency
         except ModuleNotFoundError:
             raise ConfigurationError(
                 "storage.url: PostgreSQL takes another package: pip install 'amo-callback[postgres]'"
             ) from None
         return open_postgres(url, clock=clock, process=process, read_only=read_only)
-    from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- because the other engine may be asked for
+    from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- only the engine in use is loaded
 
     return open_sqlite(file, clock=clock, process=process, read_only=read_only)

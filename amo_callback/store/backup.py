@@ -1,7 +1,7 @@
-"""Backups of a SQLite database: one file each, complete or not there, readable by its owner alone, and frozen.
+"""Backups of a SQLite database: one file each, complete or absent, readable only by its owner, and frozen.
 
-A backup holds refresh tokens that work once, and the original database may be in use wherever it is put back, by
-`restore` or by hand. So it spends nothing until a person thaws it.
+A backup contains single-use refresh tokens, and the original database may still be in use when it is restored, by
+`restore` or by hand. It is therefore frozen until an operator thaws it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNFINISHED = ".unfinished"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """What a database holds, for the person who is asked about it."""
+    """A summary of a database, shown before it is restored."""
 
     connections: int
     made_at: datetime | None
@@ -40,7 +40,7 @@ class Contents:
 
 
 def check_files(database: Path) -> None:
-    """Raise `OSError` where one of a database's files is there and not a regular file: SQLite would wait at a pipe."""
+    """Raise `OSError` if a database file exists and is not a regular file, because SQLite would block on a pipe."""
     check_regular(database)
     for suffix in ("-wal", "-shm", "-journal"):
         beside = database.with_name(database.name + suffix)
@@ -52,10 +52,10 @@ def check_files(database: Path) -> None:
 
 @contextmanager
 def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database of ours as it is now, while others write; raises `BackupFailed` where it is damaged or newer."""
+    """Open a consistent snapshot of a database while others write; raises `BackupFailed` if it is damaged or newer."""
     with explained(str(path)):
         check_files(path)
-        path.stat()  # says what is wrong where SQLite says "cannot open"
+        path.stat()  # its error is clearer than SQLite's "cannot open"
         snapshot = connect(path)
     with closing(snapshot):
         with explained(str(path)):
@@ -65,7 +65,7 @@ def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def contents(snapshot: sqlite3.Connection) -> Contents:
-    """Read what a snapshot holds, and when it was made: when the service was last seen, or when it became a copy."""
+    """Return a summary of a snapshot and its age: when the service last ran, or when the copy was made."""
     canary, frozen, seen = (read_meta(snapshot, name) for name in ("canary", "frozen", "seen_at"))
     times = [read_freeze(frozen).at] if frozen else []
     times += [from_micros(int(seen))] if seen else []
@@ -75,7 +75,7 @@ def contents(snapshot: sqlite3.Connection) -> Contents:
 
 
 def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> None:
-    """Write a snapshot to a file that is not there yet; raises `BackupFailed`."""
+    """Write a snapshot to a new file; raises `BackupFailed`."""
     with explained(str(target)):
         _write_new(snapshot, target, now=now)
 
@@ -83,7 +83,7 @@ def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> Non
 def back_up_before_migration(database: Path, *, version: int, now: datetime) -> None:
     """Back up a database before its schema is upgraded; the caller holds its write lock.
 
-    Raises `BackupFailed`. The files of an earlier try are replaced, complete or not.
+    Raises `BackupFailed`. Files of an earlier try are replaced.
     """
     target = database.with_name(f"{database.name}.schema-{version}")
     with open_snapshot(database) as snapshot, explained(f"{database} is not upgraded: {target.name} cannot be written"):
@@ -94,10 +94,10 @@ def back_up_before_migration(database: Path, *, version: int, now: datetime) -> 
 
 
 def restore(made: Path, database: Path, *, now: datetime) -> Path | None:
-    """Put a database that was built for it in the place of another, all of it or nothing.
+    """Replace a database by one that was rebuilt for it, completely or not at all.
 
-    Returns where the present one is kept. Raises `BackupFailed`, also where another process has the database open. The
-    file stays the same one: a service that starts meanwhile waits for it, and finds what was restored.
+    Returns the file with the replaced database. Raises `BackupFailed`, also if another process has the database open.
+    The inode stays the same, so a service that starts meanwhile waits and then finds the restored data.
     """
     with explained(str(database)):
         check_files(database)
@@ -112,9 +112,9 @@ def restore(made: Path, database: Path, *, now: datetime) -> Path | None:
 
 
 def _lock(present: sqlite3.Connection) -> None:
-    """Be the only one that has a database open, and stay so; fold in, or throw away, what lies beside it."""
+    """Become the only user of a database, and merge or discard its journal files."""
     present.execute("PRAGMA locking_mode = EXCLUSIVE")
-    present.execute("PRAGMA journal_mode = DELETE")  # refused while another connection is open
+    present.execute("PRAGMA journal_mode = DELETE")  # fails while another connection is open
     present.execute("BEGIN EXCLUSIVE")
     present.execute("COMMIT")
 
@@ -123,7 +123,7 @@ def _keep_present(present: sqlite3.Connection, database: Path, *, now: datetime)
     if not number(present, "SELECT count(*) FROM sqlite_master"):
         return None
     if not number(present, "PRAGMA user_version"):
-        raise BackupFailed(f"{database} holds something else: it is not replaced")
+        raise BackupFailed(f"{database} is not a database of amo-callback, and is not replaced")
     kept = database.with_name(f"{database.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
     _write_new(present, kept, now=now)
     return kept
@@ -141,18 +141,18 @@ def _replace(present: sqlite3.Connection, made: Path, *, kept: Path | None) -> N
 
 def _write_new(source: sqlite3.Connection, target: Path, *, now: datetime) -> None:
     with _copied(source, target, now=now) as made:
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # so that no file is replaced
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # replace no existing file
         _publish(made, target)
 
 
 @contextmanager
 def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Iterator[Path]:
-    """Make a frozen copy on the disk that `target` will be on, in a folder of its own: nothing of it stays behind."""
+    """Make a frozen copy on the disk of `target`, in a temporary folder."""
     with TemporaryDirectory(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent) as folder:
         made = Path(folder) / target.name
         os.close(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600))
         with closing(connect(made)) as copy:
-            source.backup(copy)  # in one step: a writer cannot have it begun anew for ever
+            source.backup(copy)  # in one step, so that writers cannot make it restart forever
             copy.execute("PRAGMA journal_mode = DELETE")  # one file
             freeze(copy, now)
         sync(made)
@@ -160,7 +160,7 @@ def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Itera
 
 
 def freeze(copy: sqlite3.Connection, now: datetime) -> None:
-    """Freeze a copy, whatever froze the original, and check that it is frozen; raises `BackupFailed`."""
+    """Freeze a copy, even if the original is frozen, and verify it; raises `BackupFailed`."""
     run(copy, "drop_meta", name="frozen")
     run(copy, "save_event", at=now, connection_id=None, name="service.copied", process="copy", details="{}")
     run(copy, "add_meta", name="frozen", value=freeze_value(Freeze(at=now, why=_WHY, elsewhere=True)))
@@ -168,10 +168,10 @@ def freeze(copy: sqlite3.Connection, now: datetime) -> None:
 
 
 def check_frozen(database: sqlite3.Connection) -> None:
-    """Check that a database is frozen as the service reads that; raises `BackupFailed`."""
+    """Verify that the service would treat a database as frozen; raises `BackupFailed`."""
     frozen = read_meta(database, "frozen")
     if frozen is None or not read_freeze(frozen).elsewhere:
-        raise BackupFailed("the copy is not frozen: something in it undoes that. It must not be used")
+        raise BackupFailed("the copy could not be frozen and must not be used: something in it reverts the freeze")
 
 
 def _publish(made: Path, target: Path) -> None:
@@ -180,12 +180,12 @@ def _publish(made: Path, target: Path) -> None:
 
 
 def schema_of(database: sqlite3.Connection, path: Path, *, known: int) -> int:
-    """Return the version of a file's schema; raises `BackupFailed` where it is none of ours, or newer."""
+    """Return a file's schema version; raises `BackupFailed` if it is not amo-callback's, or newer."""
     version = number(database, "PRAGMA user_version")
     if version <= 0:
-        raise BackupFailed(f"{path} is no database of amo-callback")
+        raise BackupFailed(f"{path} is not a database of amo-callback")
     if version > known:
-        raise BackupFailed(f"{path} is of {another_version(version, known=known)}: install that version")
+        raise BackupFailed(f"{path} was made by {another_version(version, known=known)}: install that version")
     return version
 
 
@@ -217,7 +217,7 @@ def number(database: sqlite3.Connection, query: str) -> int:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn errors of files and of SQLite into `BackupFailed`."""
+    """Convert errors of files and SQLite to `BackupFailed`."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -226,7 +226,7 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _kept(database: Path) -> Iterator[None]:
-    """Explain why a database is not replaced, and what to do."""
+    """Explain why the current database cannot be kept, and what to do."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -234,15 +234,15 @@ def _kept(database: Path) -> Iterator[None]:
         if reason.startswith("SQLITE_BUSY"):
             raise BackupFailed(f"{database} is in use: stop the service first") from None
         raise BackupFailed(
-            f"{database} cannot be kept ({reason}): move it away with what lies beside it, and restore again"
+            f"{database} cannot be kept ({reason}): move it and its -wal and -journal files away, and restore again"
         ) from None
 
 
 def error_name(error: BaseException) -> str:
-    """Name an error without SQLite's text, which may quote values."""
+    """Return the name of an error, without SQLite's message, which may quote values."""
     return str(getattr(error, "sqlite_errorname", type(error).__name__))
 
 
 def reason_of(error: Exception) -> str:
-    """Name an error of SQLite's or of a file's."""
+    """Return the name of an error of SQLite or of a file."""
     return str(getattr(error, "sqlite_errorname", None) or getattr(error, "strerror", None) or type(error).__name__)

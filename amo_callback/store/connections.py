@@ -1,4 +1,4 @@
-"""Connections: a named statement for each method."""
+"""The table `connections`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LAST_DAY = timedelta(days=1)
 _WARNINGS = 100
-"""Connections that are warned of in one transaction."""
+"""Connections per transaction for which a warning is recorded."""
 _SECOND = timedelta(seconds=1)
 _ID = itemgetter("id")
 _STATUSES = {status.value: status for status in Status}
@@ -31,7 +31,7 @@ _REASONS = {reason.value: reason for reason in Reason}
 _MICROSECOND = timedelta(microseconds=1)
 
 
-# A word that is unknown was written by hand, and must not stop what reads many rows.
+# An unknown value was written by hand, and must not break queries for many rows.
 read_connection = row_reader(
     Connection,
     converters={
@@ -53,11 +53,11 @@ _read_successes = row_reader(Successes)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Due:
     refreshes: Sequence[Connection]
-    """Those with an open attempt too; first rows whose times are impossible, then earliest due first."""
+    """Including rows with an attempt in progress; rows with impossible times first, then the earliest due."""
     rechecks: Sequence[str]
-    """The ids of connections whose tokens are to be introspected."""
+    """The ids of connections whose tokens are due for introspection."""
     next_at: datetime | None
-    """The first due time after now of a connection without an open attempt."""
+    """The next due time of a connection without an attempt in progress."""
 
 
 class Connections(Repository):
@@ -71,7 +71,7 @@ class Connections(Repository):
         return [read_connection(row) for row in await self.read("connections_of", account_id=account_id)]
 
     async def page(self, *, after: str, limit: int, only: ConnectionFilter) -> Sequence[Connection]:
-        """Return connections by their ids, from the one after `after` on."""
+        """Return connections in the order of their ids, starting after `after`."""
         statement = "page" if only.account_id is None else "page_of_account"
         if only.owner is not None:
             statement = "page_of_owner"
@@ -84,7 +84,7 @@ class Connections(Repository):
     async def due(
         self, *, now: datetime, limit: int, rechecks: int = 0, apart_from: Sequence[str], turn: timedelta = TURN
     ) -> Due:
-        """Return what is due, so many refreshes and rechecks at most."""
+        """Return due connections: at most `limit` refreshes and `rechecks` rechecks."""
         found = await self.claim_work(
             "due",
             now=now,
@@ -104,17 +104,17 @@ class Connections(Repository):
         )
 
     async def probe(self, *, apart_from: Sequence[str], turn: timedelta) -> Connection | None:
-        """Return an active connection with a refresh token: the most recent success first, failed attempts last."""
+        """Return an active connection with a refresh token: the most recent success first, failed ones last."""
         found = await self.claim_work("probe", apart_from=json_list(apart_from), turn=turn)
         return _first(found)
 
     async def fleet(self, *, now: datetime, since: datetime) -> ConnectionCounts:
-        """Count the living, those of them whose access tokens live, and those given up since."""
+        """Count active connections, those with a valid access token, and terminal failures since `since`."""
         [row] = await self.read("fleet", now=now, since=since)
         return _read_counts(row)
 
     async def successes(self, *, now: datetime) -> Successes:
-        """Return what AMO has accepted of all connections."""
+        """Return what AMO has accepted for all connections."""
         [row] = await self.read("successes", now=now, since=now - _LAST_DAY)
         return _read_successes(row)
 
@@ -122,21 +122,21 @@ class Connections(Repository):
 
     @in_transaction
     async def claim(self, transaction: Transaction, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
-        """Commit a claim; `None` where the connection has changed since it was read, or is frozen."""
+        """Commit a claim; `None` if the row has changed since it was read, or is frozen."""
         await transaction.run("lock_for_spending")
         return await self._run_and_record(transaction, "claim", events, values_of(claim))
 
     async def extend(self, extension: LeaseExtension, *, events: Sequence[Event] = ()) -> bool:
-        """Commit a longer lease and the account's new host; `False` where the attempt is no longer ours."""
+        """Commit a longer lease and the account's new host; `False` if another attempt has replaced this one."""
         return await self._change("extend", events=events, **values_of(extension)) is not None
 
     @in_transaction
     async def save_refreshed(
         self, transaction: Transaction, refreshed: RefreshedPair, *, events: Sequence[Event] = ()
     ) -> Connection | None:
-        """Commit a refreshed pair and end its claim; `None` where its version was superseded.
+        """Commit a refreshed pair and end its claim; `None` if its version was superseded.
 
-        A connection that was given up is `mended` by it, of which others are notified.
+        If the connection needed its user, it becomes active again (`mended`).
         """
         await transaction.run("lock_connection", id=refreshed.connection_id)
         before = await transaction.run("connection", id=refreshed.connection_id)
@@ -150,7 +150,7 @@ class Connections(Repository):
         return dataclasses.replace(saved, mended=mended)
 
     async def save_verdict(self, verdict: RefreshFailure, *, events: Sequence[Event] = ()) -> Connection | None:
-        """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
+        """Commit the result of an attempt without a pair; `None` if another attempt has replaced this one."""
         return await self._change("save_verdict", events=events, **values_of(verdict))
 
     async def give_up(
@@ -162,17 +162,17 @@ class Connections(Repository):
         look_up_at: datetime,
         events: Sequence[Event] = (),
     ) -> bool:
-        """Apply a suspended terminal answer; `False` where the connection has changed since it was read."""
+        """Apply a suspended terminal failure; `False` if the row has changed since it was read."""
         return await self._change_read(
             "give_up", connection, events=events, last_error=last_error, now=now, look_up_at=look_up_at
         )
 
     async def accept_token(self, connection: Connection) -> None:
-        """Forget refusals and a suspended answer: introspection accepts the refresh token of this very pair."""
+        """Clear refusals and a suspended failure, because introspection accepts the refresh token of this pair."""
         await self.write("accept_token", id=connection.id, pair_version=connection.pair_version)
 
     async def release(self, *, connection_id: str, attempt: str) -> None:
-        """Give a claim back unspent."""
+        """Release a claim whose token was not spent."""
         await self.write("release", connection_id=connection_id, attempt=attempt)
 
     # --- other changes ---------------------------------------------------------------------------
@@ -180,32 +180,32 @@ class Connections(Repository):
     async def postpone(
         self, connection: Connection, *, last_error: str, next_refresh_at: datetime | None, events: Sequence[Event] = ()
     ) -> bool:
-        """Put off a refresh that was not begun; `False` where the connection has changed since it was read."""
+        """Postpone a refresh that was not begun; `False` if the row has changed since it was read."""
         return await self._change_read(
             "postpone", connection, events=events, last_error=last_error, next_refresh_at=next_refresh_at
         )
 
     async def retry_hosts(self, *, now: datetime) -> None:
-        """Make due the refreshes that were put off because of the connection's host, and forget that they were."""
+        """Make due the refreshes that were postponed because of a stored host."""
         await self.write("retry_hosts", now=now)
 
     async def reactivate(
         self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()
     ) -> bool:
-        """Make a connection active again; `False` where it has changed since it was read."""
+        """Make a connection active again; `False` if the row has changed since it was read."""
         return await self._change_read("reactivate", connection, events=events, next_refresh_at=next_refresh_at)
 
     async def mark_in_doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
-        """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
+        """Record that the token of a connection that needs its user may be spent; `False` if the row has changed."""
         return await self._change_read("mark_in_doubt", connection, events=events)
 
     @in_transaction
     async def disconnect(
         self, transaction: Transaction, connection: Connection, *, on_request: bool, events: Sequence[Event] = ()
     ) -> bool:
-        """Erase a connection's tokens, and who owned it; `False` where it has changed since it was read.
+        """Erase a connection's tokens and owners; `False` if the row has changed since it was read.
 
-        `on_request`, the pair of a grant that was claimed before is not stored later; otherwise it is.
+        With `on_request`, the pair of a grant that was claimed before is not stored later; otherwise it is.
         """
         serial = await self._next_serial(transaction)
         await transaction.run("lock_connection", id=connection.id)
@@ -222,19 +222,22 @@ class Connections(Repository):
         return bool(changed)
 
     async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
-        """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
+        """Freeze one connection, or thaw it if `at` is `None`; `False` if nothing changed."""
         return await self._change("freeze", events=events, id=connection_id, at=at) is not None
 
     @in_transaction
     async def due_expiry_warnings(
         self, transaction: Transaction, *, days: int, before: datetime, event: Callable[[Connection], Event]
     ) -> Sequence[Event]:
-        """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
+        """Record, once per number of `days`, that refresh tokens of active connections expire before `before`.
+
+        Returns the events.
+        """
         found = await transaction.run("due_expiry_warnings", days=days, before=before, limit=_WARNINGS)
         return await self._record_each(transaction, found, event)
 
     async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
-        """Set connections without a refresh token to `needs_reauth`, `missing`, whose access token has expired."""
+        """Set connections without a refresh token whose access token has expired to `needs_reauth`, `missing`."""
         if not await self.read("missing_changes", now=now):
             return []
 
@@ -248,7 +251,7 @@ class Connections(Repository):
     async def _record_each(
         self, transaction: Transaction, found: Sequence[Row], event: Callable[[Connection], Event]
     ) -> Sequence[Event]:
-        """Record the event of each of several connections, and return the events."""
+        """Record and return one event per row."""
         events = []
         for connection in map(read_connection, found):
             events.append(event(connection))
@@ -259,7 +262,7 @@ class Connections(Repository):
     async def record_disabled_hook(
         self, transaction: Transaction, account_id: str, *, shortest: timedelta, quiet: timedelta
     ) -> Sequence[str]:
-        """Note AMO's hook; return the ids of the connections whose look-up is pending because of it."""
+        """Record AMO's hook; return the ids of connections whose recheck it has scheduled."""
         found = await transaction.run("record_disabled_hook", account_id=account_id, shortest=shortest, quiet=quiet)
         await transaction.run("repeat_disabled_hook", account_id=account_id, second=_SECOND)
         names = [row["id"] for row in found]
@@ -267,7 +270,7 @@ class Connections(Repository):
         return names
 
     async def begin_recheck(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
-        """Note that a look-up begins; `None` where the connection has changed, or another process has begun it."""
+        """Record that a recheck begins; `None` if the row has changed, or another process has begun it."""
         return await self._change(
             "begin_recheck",
             id=connection.id,
@@ -284,7 +287,7 @@ class Connections(Repository):
         pause: timedelta | None = None,
         events: Sequence[Event] = (),
     ) -> bool:
-        """Set when its tokens are looked up next, and the pause before that; `False` where it has changed since."""
+        """Schedule the next recheck and the pause before it; `False` if the row has changed since."""
         return await self._change_read(
             "schedule_recheck", connection, events=events, look_up_at=connection.look_up_at, at=at, pause=pause
         )
@@ -292,14 +295,14 @@ class Connections(Repository):
     async def _change_read(
         self, name: str, connection: Connection, *, events: Sequence[Event] = (), **values: object
     ) -> bool:
-        """Write over the very row that was read."""
+        """Update a row only if it is unchanged since it was read."""
         changed = await self._change(
             name, events=events, id=connection.id, row_version=connection.row_version, **values
         )
         return changed is not None
 
     async def _change(self, name: str, *, events: Sequence[Event] = (), **values: object) -> Connection | None:
-        """Change one connection, and record it; return `None` where it is no longer as the statement requires."""
+        """Update one connection and record events; `None` if the row does not meet the statement's condition."""
         return await self.transact(lambda transaction: self._run_and_record(transaction, name, events, values))
 
     async def _run_and_record(
@@ -310,7 +313,7 @@ class Connections(Repository):
             await self._record(transaction, events, changed)
         return changed
 
-    # --- connections from elsewhere, many in one transaction -----------------------------------------
+    # --- imports -------------------------------------------------------------------------------------
 
     async def count(self) -> int:
         """Count the connections that are not disconnected."""
@@ -318,26 +321,26 @@ class Connections(Repository):
         return int(number)
 
     async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
-        """Return those of these connections that there are."""
+        """Return the existing ones of these connections."""
         found = await self.read("connections_by_id", ids=json_list(ids))
         return [read_connection(row) for row in found]
 
     async def reserve_serials(self, count: int) -> int:
-        """Reserve so many values of the store's counter; return the one before them."""
+        """Reserve `count` values of the store's counter, and return the value before them."""
         return await self.transact(lambda transaction: self._next_serial(transaction, count=count)) - count
 
     @in_transaction
     async def import_connections(
         self, transaction: Transaction, brought: Sequence[ImportedConnection], *, events: Sequence[Event] = ()
     ) -> Sequence[str]:
-        """Commit connections from elsewhere as one, each with its events; return the ids of those that were left."""
+        """Import connections with their events in one transaction; return the ids of those not imported."""
         now, ids = self.clock.now(), [one.connection.id for one in brought]
-        # In one order: two that bring the same connections would else wait for each other.
+        # Sorted, so that two imports of the same connections cannot deadlock.
         ordered = sorted(brought, key=lambda one: one.connection.id)
         await transaction.run_many("import_connections", [{**_row(one), "now": now} for one in ordered])
         found = await transaction.run("connections_by_id", ids=json_list(ids))
         stored = {row["id"]: row["sealed_pair"] for row in found}
-        # No two sealings are the same: what is stored as it was given was written here.
+        # Encryption is randomized, so a pair that is stored exactly as given was written here.
         done = [one for one in brought if stored[one.connection.id] == one.connection.sealed_pair]
         owners = [
             {"connection_id": one.connection.id, "owner": owner, "bound_no": bound_no}
@@ -359,7 +362,7 @@ def _first(found: Sequence[Row]) -> Connection | None:
 
 
 def _change_of_status(brought: ImportedConnection) -> Event | None:
-    """Return what others are notified of: a connection that was here, and is given up or lives again by this."""
+    """Return the event for a connection whose status the import has changed."""
     over, now = brought.replaces, brought.connection
     if over is None or over.status is now.status:
         return None

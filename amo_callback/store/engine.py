@@ -1,6 +1,6 @@
-"""What both database engines share: named statements, values into parameters, rows into values, transactions.
+"""The common part of both engines: named statements, conversion of parameters and rows, transactions.
 
-In a statement `:clock` is the time of the clock that decides about leases, in microseconds since 1970.
+In a statement, `:clock` is the time of the clock that decides about leases, in microseconds since 1970.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Engine(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statement:
-    """A statement as one engine runs it, with numbered parameters."""
+    """A statement for one engine, with numbered parameters."""
 
     text: str
-    """Empty where this engine has nothing to run."""
+    """Empty if this engine has nothing to execute."""
     parameters: tuple[str, ...]
-    """The names of the parameters, in the order of their numbers."""
+    """The names of the parameters in the order of their numbers."""
     notes: frozenset[str] = frozenset()
     """What the name line declares: which rows it changes, and whether it is slow."""
 
@@ -72,7 +72,7 @@ _SEALED: Sequence[Mapping[str, str]] = (
         "also": "",
     },
 )
-"""What a statement with `{kind}` in its name is written for: the tables that hold something sealed."""
+"""The tables with encrypted columns; a statement with `{kind}` in its name exists once for each of them."""
 _POSTGRES_PHRASES = (
     (re.compile(r"json_each\((:\w+)\)"), r"jsonb_array_elements_text(CAST(\1 AS JSONB)) AS value"),
     (re.compile(r"CAST\(value AS INTEGER\)"), "CAST(convert_from(value, 'UTF8') AS BIGINT)"),
@@ -82,7 +82,7 @@ _POSTGRES_PHRASES = (
 
 
 def load_statements(engine: Engine) -> Mapping[str, Statement]:
-    """Return each statement by its name, as this engine runs it."""
+    """Return the statements of an engine by name."""
     _, *parts = _NAME.split((SQL_FOLDER / "statements.sql").read_text(encoding="utf-8"))
     statements: dict[str, Statement] = {}
     for name, notes, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
@@ -95,14 +95,14 @@ def load_statements(engine: Engine) -> Mapping[str, Statement]:
 
 
 def own_lines(text: str, engine: Engine) -> str:
-    """Return SQL with the engine's own lines, without other engines' lines and comments."""
+    """Return SQL with the lines of one engine, without comments and the lines of other engines."""
     own = f"--{engine} "
     lines = (line.replace(own, "", 1) if line.startswith(own) else line for line in text.splitlines())
     return "\n".join(line for line in lines if not line.lstrip().startswith("--")).strip()
 
 
 def _numbered(text: str, engine: Engine, notes: frozenset[str]) -> Statement:
-    """Return a statement as the engine runs it, with numbers for its parameters' names."""
+    """Return a statement for an engine, its named parameters replaced by numbers."""
     text = own_lines(text, engine)
     if engine is Engine.POSTGRES:
         for phrase, other in _POSTGRES_PHRASES:
@@ -122,17 +122,17 @@ _LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 def to_micros(time: datetime) -> int:
-    """Return a time as it is stored and compared: microseconds since 1970, exactly."""
+    """Return a time as it is stored: microseconds since 1970."""
     return (time - _EPOCH) // _MICROSECOND
 
 
 def from_micros(value: int) -> datetime:
-    """Return a stored time; one that was written by hand, beyond the calendar, becomes the nearest."""
+    """Return a stored time; one outside the calendar, written by hand, becomes the nearest valid one."""
     return _EPOCH + min(max(value, _EARLIEST), _LATEST) * _MICROSECOND
 
 
 def arguments(statement: Statement, values: Mapping[str, object]) -> list[object]:
-    """Return a statement's arguments in their order: times and lengths of time as numbers."""
+    """Return a statement's arguments in order, times and durations as numbers."""
     found: list[object] = []
     for name in statement.parameters:
         value = values[name]
@@ -144,21 +144,21 @@ def arguments(statement: Statement, values: Mapping[str, object]) -> list[object
     return found
 
 
-def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any frozen value is taken
-    """Return a frozen value's fields: the statements name their parameters alike."""
+def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- any frozen value is accepted
+    """Return the fields of a frozen value, which are named like the parameters of its statements."""
     names: tuple[str, ...] = value.__slots__
     return dict(zip(names, attrgetter(*names)(value), strict=True))
 
 
 def json_list(names: Sequence[str]) -> str:
-    """Return names as the statements take many of them."""
+    """Encode names as a list parameter."""
     return json.dumps(list(names))
 
 
 class Row(Protocol):
-    """A row, as both engines' libraries return it."""
+    """A row, as returned by both database libraries."""
 
-    def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401 -- because a column is of any type
+    def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401 -- a column may have any type
         ...
 
     def __iter__(self) -> Iterator[Any]: ...
@@ -175,8 +175,8 @@ def row_reader(
 ) -> Callable[[Row], T]:
     """Return a function that builds a frozen value from a row.
 
-    A field is its column: a time is converted, what is in `converters` by its converter; what is in `computed` is made
-    of the whole row, and what is in `leave` is no column.
+    Each field is read from the column of its name: times are converted, fields in `converters` by their converter.
+    Fields in `computed` are computed from the whole row; fields in `leave` have no column.
     """
     plan = tuple(
         (field.name, from_micros if str(field.type).startswith("datetime") else converters.get(field.name))
@@ -186,12 +186,12 @@ def row_reader(
     others = tuple(computed.items())
 
     def read(row: Row) -> T:
-        columns = dict(zip(row.keys(), row, strict=True))  # SQLite's row would search for each name among all
+        columns = dict(zip(row.keys(), row, strict=True))  # faster than looking up each name in SQLite's row
         values: dict[str, object] = {}
         for name, convert in plan:
             value = columns[name]
             if value is not None and convert is not None:
-                if convert is from_micros:  # a call for each time would take as long as all the rest
+                if convert is from_micros:  # inlined, because calls would double the time of reading a row
                     value = _EPOCH + min(max(value, _EARLIEST), _LATEST) * _MICROSECOND
                 else:
                     value = convert(value)
@@ -204,13 +204,13 @@ def row_reader(
 
 
 def lease_left(columns: Mapping[str, Any]) -> float | None:
-    """Return the seconds of a lease that were left when the row was read, where the statement read the clock."""
+    """Return the seconds left of a lease when the row was read, if the statement also read the clock."""
     until, clock = columns["lease_until"], columns.get("clock")
     return None if until is None or clock is None else float((until - clock) / 1e6)
 
 
 def json_object(text: str | bytes) -> Mapping[str, Any]:
-    """Return a stored JSON object; an empty one in place of what was written by hand and is none."""
+    """Return a stored JSON object; an empty one if it was damaged by hand."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -221,13 +221,13 @@ def json_object(text: str | bytes) -> Mapping[str, Any]:
 # --- transactions --------------------------------------------------------------------------------
 
 ANY = ChangeNotice(connections=None, belonging=True)
-"""The change of a statement that names no connection."""
+"""A change that may concern any connection."""
 CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
-"""Notes of statements that change what is remembered of connections."""
+"""Notes of statements that change connections or owners."""
 
 
 class Transaction(ABC):
-    """A transaction: what it has changed so far, and what to call once it is committed."""
+    """A transaction: its changes so far, and what to call after the commit."""
 
     def __init__(self, statements: Mapping[str, Statement]) -> None:
         self._statements = statements
@@ -242,7 +242,7 @@ class Transaction(ABC):
         return found
 
     async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
-        """Run a statement once for each row of values, which is faster than one after the other."""
+        """Execute a statement once for each row of values, which is faster than single statements."""
         sql = self._statements[statement]
         await self._execute_many(sql, rows)
         if sql.notes & CHANGES:
@@ -256,7 +256,7 @@ class Transaction(ABC):
     async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None: ...
 
     def _note(self, statement: Statement, values: Mapping[str, object], found: Sequence[Row] | None) -> None:
-        """Note a change that the statement declares; `found` is what it returned, `None` where that is not known."""
+        """Record a change that the statement declares; `found` is its result, or `None` if that is unknown."""
         if "changes all" in statement.notes:
             self.changes.append(ANY)
             return
@@ -272,16 +272,16 @@ class Transaction(ABC):
 
 
 class Database(ABC):
-    """A database; raises `StoreUnavailable`, and remembers when it was out of reach."""
+    """A database; its methods raise `StoreUnavailable`, and it remembers when it was last unreachable."""
 
     has_shared_clock: bool
-    """Whether the database's own clock decides about leases, one for all instances."""
+    """Whether the database's clock decides about leases, for all instances."""
     shared: SharedLimits | None = None
-    """The limits that all instances share, where there may be several."""
+    """The rate limit shared by all instances, if there may be several."""
 
     def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
         self.clock = clock
-        """The clock of what is stored: every stored time is written, and compared, by it."""
+        """The clock by which every stored time is written and compared."""
         self.process = process
         self.statements = statements
         self.failed_at: float | None = None
@@ -290,43 +290,43 @@ class Database(ABC):
 
     @abstractmethod
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Run a statement that changes nothing."""
+        """Execute a statement that changes nothing."""
 
     @abstractmethod
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Commit all that `work` runs, or nothing of it. It may be run again, and awaits only its transaction."""
+        """Run `work` in a transaction. It may run more than once, and awaits only its transaction."""
 
     async def write(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Run one statement as a transaction of its own."""
+        """Execute one statement in a transaction of its own."""
         return await self.transact(lambda transaction: transaction.run(statement, **values))
 
     async def claim_work(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Run a statement that gives this instance something to do; without other instances it is only read."""
+        """Execute a statement that assigns work to this instance; without other instances it is only read."""
         return await self.read(statement, **values)
 
     async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Commit what keeps instances apart; its success does not show that lasting writes succeed."""
+        """Run a transaction that only coordinates instances, which may succeed although other writes fail."""
         return await self.transact(work)
 
     @abstractmethod
     async def data_version(self) -> int:
-        """Return a number that changes when another process has committed a change of which it has not notified."""
+        """Return a number that changes when another process has committed a change without a notice."""
 
     @property
     def clock_skew(self) -> float:
-        """Seconds by which this process's clock is ahead of the one that decides about leases."""
+        """Seconds by which this process's clock is ahead of the clock that decides about leases."""
         return 0.0
 
     async def location(self, machine: str) -> str:
-        """Return a name for where the database is, given the one that this process has for it."""
+        """Return a name for the database's location, given this process's name for it."""
         return machine
 
     async def cleanup(self) -> None:
-        """Delete what has expired of that which keeps instances apart."""
+        """Delete expired rows that coordinate instances."""
         await self.claim_work("forget_turns")
 
     def subscribe(self, listener: Callable[[ChangeNotice], None]) -> None:
-        """Call `listener` with every committed change of connections or of their owners."""
+        """Call `listener` with every committed change of connections or owners."""
         self._subscribers.append(listener)
 
     def _notify(self, changes: Iterable[ChangeNotice]) -> None:
@@ -338,7 +338,7 @@ class Database(ABC):
 def in_transaction(
     method: Callable[Concatenate[S, Transaction, P], Awaitable[T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Make a method one transaction, which it gets as its first argument. It may be run again, and awaits only that."""
+    """Run a method in a transaction, its first argument. It may run more than once, and awaits only the transaction."""
 
     @wraps(method)
     async def transact(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:

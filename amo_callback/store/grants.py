@@ -1,4 +1,4 @@
-"""Grants: authorization codes and their results; and owners, the app's users that connections belong to."""
+"""The tables `grants` (authorization codes and their results) and `owners` (app users with a connection)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Grants(Repository):
         return _first(await self.read("grant_by_handle", handle_hash=handle_hash))
 
     async def exchanging(self, *, now: datetime) -> Sequence[Grant]:
-        """Return the grants whose code is being exchanged, or whose process died at it."""
+        """Return the grants whose code is being exchanged, including those of processes that died."""
         return [_read_grant(row) for row in await self.read("exchanging", now=now)]
 
     @in_transaction
@@ -58,10 +58,10 @@ class Grants(Repository):
         over: str | None = None,
         state_hash: str | None = None,
     ) -> Grant:
-        """Claim a code, or try it again `over` the attempt that was read, failed or with a lease that was seen to end.
+        """Claim a code, or retry it `over` the attempt that was read: a failed one, or one with an expired lease.
 
-        With its first claim the issued state that it came with is used. The result's `attempt` tells who claimed it.
-        Raises `Frozen`, and `InvalidState` where the state was used with another code, or has expired.
+        The first claim also uses the issued state. `attempt` of the result identifies the claim that holds. Raises
+        `Frozen`, and `InvalidState` if the state was used with another code or has expired.
         """
         statement = "claim_grant" if state_hash is None or over is not None else "claim_started_grant"
         await transaction.run("lock_for_spending")
@@ -75,17 +75,17 @@ class Grants(Repository):
         return _read_grant(found[0])
 
     async def finish_grant(self, grant: Grant) -> bool:
-        """Commit a grant's end where its attempt is still the one given."""
+        """Commit the end of a grant; `False` if another attempt has replaced this one."""
         return bool(await self.write("finish_grant", **values_of(grant)))
 
     @in_transaction
     async def save_connected(
         self, transaction: Transaction, granted: NewConnection, *, events: Sequence[Event] = ()
     ) -> Connection | None:
-        """Commit a granted pair and its grant's end as one; return `None` where a later grant's pair was kept.
+        """Commit the pair of a grant and its end together; `None` if the pair of a later grant was kept.
 
-        A grant whose pair is stored already, by the process that found its rescue file, changes nothing: that pair may
-        be spent by now.
+        A grant whose pair is already stored, by a process that found its rescue file, changes nothing, because that
+        pair may have been spent since.
         """
         grant, serial = granted.grant, await self._next_serial(transaction)
         values = {
@@ -113,7 +113,7 @@ class Grants(Repository):
 
     @staticmethod
     async def _is_connected(transaction: Transaction, grant: Grant) -> bool:
-        """Return whether this grant's pair is stored already. Its times do not tell: a clock may have stepped back."""
+        """Return whether this grant's pair is already stored, regardless of times, because clocks may be stepped."""
         found = await transaction.run("grant", code_hash=grant.code_hash)
         return bool(found) and (found[0]["status"], found[0]["attempt"]) == (GrantStatus.CONNECTED, grant.attempt)
 
@@ -125,11 +125,11 @@ class Grants(Repository):
     # --- owners ----------------------------------------------------------------------------------
 
     async def owners_of(self, ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the owners of each of these connections in the order in which they were bound."""
+        """Return the owners of each of these connections in the order in which they became owners."""
         return {name: list(bound) for name, bound in (await self.bindings_of(ids)).items()}
 
     async def bindings_of(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
-        """Return the owners of each of these connections, with the counter's value when each was bound."""
+        """Return the owners of each of these connections, with the counter's value when they became owners."""
         bindings: dict[str, dict[str, int]] = {name: {} for name in ids}
         for row in await self.read("owners_of", ids=json_list(ids)):
             bindings[row["connection_id"]][row["owner"]] = row["bound_no"]
@@ -140,10 +140,10 @@ class Grants(Repository):
         return [read_connection(row) for row in await self.read("connections_owned", owner=owner)]
 
     async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
-        """Make a user an owner, by a grant with this number.
+        """Make a user an owner through a grant with this number.
 
-        `False` where the connection is gone, where its owners have been removed or the user has left since, and where
-        it has another owner and `first_only` is true.
+        Returns `False` if the connection is gone, its owners were removed or the user has left since the grant, or it
+        has another owner and `first_only` is true.
         """
         if owner in (await self.owners_of([connection_id]))[connection_id]:
             return True  # a repeated request writes nothing
@@ -165,7 +165,8 @@ class Grants(Repository):
     async def unbind(self, owner: str) -> Sequence[Event]:
         """Remove a user from all their connections; a connection without an owner is disconnected.
 
-        Returns the events. Raises `Frozen` where one of the connections is frozen: its tokens may be used elsewhere.
+        Returns the events. Raises `Frozen` if one of the connections is frozen, because another host may use its
+        tokens.
         """
         if not await self.connections_owned(owner):
             return []  # a repeated request writes nothing
@@ -200,7 +201,7 @@ class Grants(Repository):
     async def _bind(
         self, transaction: Transaction, *, connection_id: str, owner: str, grant_no: int, serial: int
     ) -> bool:
-        """Make a user an owner, within a transaction; `False` where they may not be, or are one already."""
+        """Make a user an owner within a transaction; `False` if that is not allowed, or the user is one already."""
         bound = await transaction.run(
             "bind_owner", connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
         )

@@ -1,4 +1,4 @@
-"""What happened: events, kept for a while, and the webhooks that wait for delivery, written with each change."""
+"""The tables `events` and `webhooks`, written in the transactions of the changes that they describe."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from amo_callback.store.engine import Statement, Transaction
 
 _KEEP_EVENTS = timedelta(days=90)
-"""A refresh token's lifetime: as long as somebody may ask who spent it."""
+"""The lifetime of a refresh token, whose history may matter as long."""
 _KEEP_WEBHOOKS = timedelta(days=7)
-"""Where nothing delivers them: for what begins to."""
+"""Without a configured receiver; kept for one that is added later."""
 _KEEP_UNDELIVERED = timedelta(days=30)
-"""Those that were given up; and where they are delivered, any that wait: none is lost in silence."""
+"""For dead-lettered webhooks, and for all that wait if a receiver is configured."""
 _STEP = 1000
-"""Rows that are deleted in one transaction."""
+"""Rows per deleting transaction."""
 _LAST = 2**62
 _EVENTS = {
     None: "events",
@@ -43,14 +43,14 @@ _EVENTS = {
     "owner": "events_of_owner",
     "connection_id": "events_of",
 }
-"""The statement that finds events, by what they are filtered by."""
+"""The statement that finds events, by filter."""
 _read_event = row_reader(StoredEvent, converters={"details": json_object})
 _read_webhook = row_reader(QueuedWebhook, converters={"data": json_object})
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 class Repository(Database):
-    """Access to some tables; what it changes goes into the history in the same transaction."""
+    """Access to some tables; changes are recorded in the history in the same transaction."""
 
     def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
         super().__init__(clock=clock, statements=statements, process=process)
@@ -59,17 +59,17 @@ class Repository(Database):
         self._proven_clients: set[str] = set()
 
     def observe(self, observer: Observer) -> None:
-        """Report every event to `observer` once its transaction is committed."""
+        """Report every event to `observer` after its commit."""
         self._observer = observer
 
     def on_webhook(self, call: Callable[[], None]) -> None:
-        """Call `call` after each commit of webhooks that are to be delivered now."""
+        """Call `call` after each commit of new webhooks."""
         self._on_webhook = call
 
     async def _record(
         self, transaction: Transaction, events: Sequence[Event], connection: Connection | None = None
     ) -> None:
-        """Write events, and a webhook for each of those of which others are notified."""
+        """Write events, and a webhook for each event in `WEBHOOK_EVENTS`."""
         now = self.clock.now()
         for event in events:
             await self._save_event(transaction, event)
@@ -86,7 +86,7 @@ class Repository(Database):
                 self._wake_on_commit(transaction)
 
     async def _save_event(self, transaction: Transaction, event: Event) -> None:
-        """Write an event that each process reports by itself, once it reads the state that has changed."""
+        """Write an event that each process reports itself when it reads the changed state."""
         await transaction.run("save_event", **self._event_row(event, self.clock.now()))
 
     def _wake_on_commit(self, transaction: Transaction) -> None:
@@ -103,13 +103,13 @@ class Repository(Database):
         }
 
     async def _note_pair_obtained(self, transaction: Transaction, client_id: str) -> None:
-        """Note, with a pair of AMO's, which client it was issued to; an import is no proof. Once noted it stays."""
+        """Record that AMO has issued a pair to this client id; imported pairs do not count."""
         if client_id not in self._proven_clients:
             await transaction.run("add_meta", name=pair_obtained_key(client_id), value=b"")
             transaction.on_commit.append(partial(self._proven_clients.add, client_id))
 
     async def _next_serial(self, transaction: Transaction, *, count: int = 1) -> int:
-        """Take so many values of the store's counter, in a transaction that has locked nothing; return the last."""
+        """Increment the store's counter by `count` and return it; must precede any other lock of the transaction."""
         [[serial]] = await transaction.run("next_serial", count=count)
         return int(serial)
 
@@ -122,7 +122,7 @@ def pair_obtained_key(client_id: str) -> str:
 
 
 def event_details(fields: Mapping[str, object]) -> str:
-    """Return an event's fields as JSON: times in RFC 3339, without those that are not known."""
+    """Encode an event's fields as JSON, times in RFC 3339, `None` omitted."""
     plain: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, datetime):
@@ -133,7 +133,7 @@ def event_details(fields: Mapping[str, object]) -> str:
 
 
 def _webhook_data(event: Event, connection: Connection) -> str:
-    """Return a webhook's data as JSON; the owners are added by the statement that writes it."""
+    """Encode a webhook's data as JSON; the INSERT statement adds the owners."""
     data = {
         "connection_id": connection.id,
         "account_id": connection.account_id,
@@ -159,7 +159,7 @@ class History(Repository):
         before: int | None = None,
         limit: int,
     ) -> Sequence[StoredEvent]:
-        """Return what happened, newest first, from before an event's id on: to whom is named, or to all."""
+        """Return events, newest first, with ids below `before`, optionally of one connection, account or owner."""
         given = {"account_id": account_id, "owner": owner, "connection_id": connection_id}
         named = {name: value for name, value in given.items() if value is not None}
         whose = next(iter(named), None)
@@ -168,7 +168,7 @@ class History(Repository):
         return [_read_event(row) for row in found]
 
     async def prune(self, *, now: datetime, keep: float) -> None:
-        """Erase what expired grants hold, and forget them `keep` seconds later; step by step."""
+        """Erase the secrets of expired grants, and delete the grants `keep` seconds later, in steps."""
         before = now - timedelta(seconds=keep)
         while len(await self.write("erase_grants", now=now, limit=_STEP)) == _STEP:
             continue
@@ -178,7 +178,7 @@ class History(Repository):
 
     @in_transaction
     async def forget(self, transaction: Transaction, *, now: datetime) -> bool:
-        """Forget a step of what is too old to be asked about; `True` where there is more."""
+        """Delete a batch of old events and webhooks; `True` if there are more."""
         gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
         keep = _KEEP_WEBHOOKS if self._on_webhook is None else _KEEP_UNDELIVERED
         await transaction.run("prune_webhooks", before=now - keep, limit=_STEP)
@@ -188,31 +188,31 @@ class History(Repository):
     # --- webhooks --------------------------------------------------------------------------------
 
     async def webhooks(self, *, limit: int, after: int = 0) -> Sequence[QueuedWebhook]:
-        """Return the webhooks after a number that wait or are dead-lettered, in their order."""
+        """Return waiting and dead-lettered webhooks in order, starting after a number."""
         return [_read_webhook(row) for row in await self.read("webhooks", after=after, limit=limit)]
 
     async def next_webhook(
         self, *, now: datetime, length: timedelta, apart_from: Sequence[str] = ()
     ) -> datetime | None:
-        """Return when the next delivery comes due, where leases are of this `length`."""
+        """Return when the next delivery is due, for leases of `length`."""
         [row] = await self.read("next_webhook", now=now, length=length, apart_from=json_list(apart_from))
         return None if row["at"] is None else from_micros(row["at"])
 
     async def claim_webhooks(
         self, *, now: datetime, length: timedelta, lease: str, limit: int, apart_from: Sequence[str] = ()
     ) -> Sequence[QueuedWebhook]:
-        """Commit a lease of this `length` of due webhooks, each the first of its connection not dead-lettered."""
+        """Lease due webhooks: for each connection, the first that is not dead-lettered."""
         found = await self.write(
             "claim_webhooks", now=now, length=length, lease=lease, limit=limit, apart_from=json_list(apart_from)
         )
         return [_read_webhook(row) for row in found]
 
     async def webhook_delivered(self, webhook_id: str, *, events: Sequence[Event] = ()) -> bool:
-        """Take a webhook out of the webhooks; `False` where it is gone already."""
+        """Delete a delivered webhook; `False` if it is gone already."""
         return await self._end_webhook("webhook_delivered", events, id=webhook_id)
 
     async def webhook_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
-        """Commit when it is tried again, or that it is dead-lettered; `False` where the lease is no longer ours."""
+        """Commit the next try, or that the webhook is dead-lettered; `False` if another process holds the lease."""
         return await self._end_webhook("webhook_failed", events, **values_of(failed), now=self.clock.now())
 
     @in_transaction
@@ -225,7 +225,7 @@ class History(Repository):
 
     @in_transaction
     async def retry_webhooks(self, transaction: Transaction, webhook_id: str | None) -> Sequence[str]:
-        """Let a webhook, or all that are dead-lettered, be tried now; return which these are."""
+        """Make a webhook, or all dead-lettered ones, due now; return their ids."""
         found = await transaction.run("retry_webhooks", id=webhook_id, now=self.clock.now())
         self._wake_on_commit(transaction)
         return [row["id"] for row in found]

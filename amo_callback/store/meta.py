@@ -1,4 +1,4 @@
-"""The store's own state: its keys' canary, its location, its clock, whether it is frozen; and statistics."""
+"""The table `meta`: canary, location, last time, freeze, mass failure, address block; and statistics."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from amo_callback.store.engine import Transaction
 
 _STEPPED = timedelta(seconds=60)
-"""By how much a clock must go back for its times to be taken back: less harms no token."""
+"""The minimum step back of the clock after which stored times are corrected; smaller steps do no harm."""
 _BLOCK_TIMES = ("since", "probe_at", "exchange_at")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedState:
-    """What may stop refreshing, as some process has stored it for all of them."""
+    """What may stop refreshing in all processes."""
 
     frozen: Freeze | None
     terminal_suspended: bool
@@ -64,7 +64,7 @@ class Meta(Repository):
 
     @in_transaction
     async def canary(self, transaction: Transaction, fresh: bytes) -> bytes:
-        """Return the store's canary; a new store keeps the fresh one."""
+        """Return the store's canary; a new store keeps `fresh`."""
         await transaction.run("add_meta", name="canary", value=fresh)
         [row] = await transaction.run("get_meta", name="canary")
         return bytes(row["value"])
@@ -74,15 +74,15 @@ class Meta(Repository):
         return await self._get("canary")
 
     async def is_whole(self) -> bool:
-        """Return whether SQLite finds no damage; PostgreSQL is not asked."""
+        """Return whether SQLite finds no damage; always true for PostgreSQL."""
         return [row["quick_check"] for row in await self.read("quick_check")] in ([], ["ok"])
 
     async def suspend_terminal(self, *, now: datetime) -> None:
-        """Suspend further terminal failures, also after a restart."""
+        """Suspend further terminal failures, beyond a restart."""
         await self.write("add_meta", name="deaths_held", value=now.isoformat().encode())
 
     async def resume_terminal(self) -> None:
-        """Apply terminal failures again, and count none of those before."""
+        """Apply terminal failures again, and do not count earlier ones."""
 
         async def work(transaction: Transaction) -> None:
             await transaction.run("drop_meta", name="deaths_held")
@@ -91,7 +91,7 @@ class Meta(Repository):
         await self.transact(work)
 
     async def pair_obtained(self, client_id: str) -> bool:
-        """Return whether AMO has ever issued a pair that is or was stored here to this client id."""
+        """Return whether AMO has ever issued a pair in this store to this client id."""
         return await self._get(pair_obtained_key(client_id)) is not None
 
     async def refuse_credentials(self, words: str) -> None:
@@ -107,22 +107,22 @@ class Meta(Repository):
     # --- frozen ----------------------------------------------------------------------------------
 
     async def frozen(self) -> Freeze | None:
-        """Return since when nothing is spent, and why."""
+        """Return when and why all connections were frozen."""
         value = await self._get("frozen")
         return None if value is None else read_freeze(value)
 
     @in_transaction
     async def freeze_all(self, transaction: Transaction, *, why: str, elsewhere: bool = False) -> bool:
-        """Spend nothing from now on, the tokens living `elsewhere` maybe; `False` where that was so."""
+        """Freeze all connections; `False` if they were frozen already."""
         return await self._freeze_all(transaction, why, elsewhere=elsewhere)
 
     @in_transaction
     async def thaw_all(self, transaction: Transaction, *, machine: str | None) -> bool:
-        """Spend again, here: this machine is the store's from now on; `False` where it was not frozen.
+        """Thaw all connections, with this machine as the store's location; `False` if they were not frozen.
 
-        Where the tokens may have lived elsewhere meanwhile, all are due: so the dead are soon found out.
+        If another host may have refreshed their tokens, all connections are due, so that invalid tokens are found soon.
         """
-        await transaction.run("lock_for_freezing")  # what is read is what is thawed
+        await transaction.run("lock_for_freezing")
         found = await transaction.run("drop_meta", name="frozen")
         if found:
             transaction.changes.append(ANY)
@@ -136,7 +136,7 @@ class Meta(Repository):
 
     @in_transaction
     async def check_machine(self, transaction: Transaction, machine: str) -> Freeze | None:
-        """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
+        """Return the freeze, like `frozen`, after freezing a store that was last used at another location."""
         here = await self.location(machine)
         found = await transaction.run("get_meta", name="machine")
         if not found:
@@ -144,15 +144,15 @@ class Meta(Repository):
         elif found[0]["value"] != here.encode():
             await self._freeze_all(
                 transaction,
-                "the database was last used in another place (another machine, folder or server): if it is in use "
-                "there, this copy must spend nothing",
+                "the database was last used at another location (machine, folder or server): if it is still in use "
+                "there, this copy must not refresh anything",
                 elsewhere=True,
             )
         frozen = await transaction.run("get_meta", name="frozen")
         return read_freeze(frozen[0]["value"]) if frozen else None
 
     async def is_elsewhere(self, machine: str) -> bool:
-        """Return whether it was last served at another location."""
+        """Return whether the store was last served at another location."""
         served = await self._get("machine")
         return served is not None and served.decode() != await self.location(machine)
 
@@ -168,12 +168,12 @@ class Meta(Repository):
     # --- AMO blocks our address ------------------------------------------------------------------
 
     async def amo_block(self) -> AmoBlock | None:
-        """Return the block of our address, as some process has found it."""
+        """Return the block of this server's address that any process has found."""
         value = await self._get("amo_block")
         return None if value is None else read_amo_block(value)
 
     async def begin_amo_block(self, probed: str, *, probe_every: timedelta) -> None:
-        """Store that AMO blocks our address, unless that is stored; `probed` is the connection that showed it."""
+        """Store a block of this server's address, unless there is one; `probed` is the connection that confirmed it."""
 
         async def work(transaction: Transaction) -> None:
             [row] = await transaction.run("amo_block")
@@ -193,19 +193,19 @@ class Meta(Repository):
         await self.transact(work)
 
     async def take_amo_probe(self, connection_id: str, *, every: timedelta) -> bool:
-        """Reserve the next probe for a connection; `False` where none may leave yet, by the store's clock."""
+        """Reserve the next probe for a connection; `False` if it is not due yet by the store's clock."""
 
         def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
             if now < block.probe_at:
                 return None
-            round_over = connection_id in block.probed  # each of the others has been presented, too
+            round_over = connection_id in block.probed  # every other connection has been the probe, too
             probed = (connection_id,) if round_over else (*block.probed, connection_id)
             return dataclasses.replace(block, probe_at=now + every, probed=probed)
 
         return await self._take_at_block(taken)
 
     async def take_amo_exchange(self, *, every: timedelta) -> bool:
-        """Reserve the next exchange; `False` where none may leave yet, by the store's clock."""
+        """Reserve the next code exchange; `False` if it is not due yet by the store's clock."""
 
         def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
             return dataclasses.replace(block, exchange_at=now + every) if now >= block.exchange_at else None
@@ -239,17 +239,17 @@ class Meta(Repository):
     # --- time ------------------------------------------------------------------------------------
 
     async def record_time(self, *, now: Callable[[], datetime]) -> timedelta:
-        """Note what time it is; where that is before what was noted last, take all times back by as much.
+        """Store the current time; if it is before the last one, move all stored times back by the difference.
 
-        Returns by how much: nothing, where the clock has not gone back. Where several instances share a database
-        nothing is taken back: one whose clock is wrong must not shift the others' times.
+        Returns the difference, or zero if the clock was not moved back. With several instances nothing is moved: one
+        wrong clock must not shift the times of others.
         """
         if self.has_shared_clock:
             await self.write("put_meta", name="seen_at", value=str(to_micros(now())).encode())
             return timedelta(0)
 
         async def work(transaction: Transaction) -> timedelta:
-            time = now()  # read under the lock: another process may have noted a later one while this one waited
+            time = now()  # read under the lock, because another process may have stored a later time meanwhile
             found = await transaction.run("get_meta", name="seen_at")
             back = from_micros(int(found[0]["value"])) - time if found else timedelta(0)
             await transaction.run("put_meta", name="seen_at", value=str(to_micros(time)).encode())
@@ -259,16 +259,16 @@ class Meta(Repository):
             await transaction.run("shift_times", by=by, now=time)
             await transaction.run("shift_webhooks", by=by, now=time)
             await self._shift_amo_block(transaction, back=back, now=time)
-            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
+            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed, because their age is unknown"}
             await self._record(transaction, [Event(name="clock.moved_back", level=Level.WARNING, fields=fields)])
             return back
 
         return await self.transact(work)
 
-    # --- all that is stored ------------------------------------------------------------------------
+    # --- statistics and encrypted records ----------------------------------------------------------
 
     async def survey(self, *, now: datetime, late: datetime) -> StoreStats:
-        """Count connections and webhooks, and refreshes that were due before `late` as overdue."""
+        """Count connections and webhooks; refreshes that were due before `late` count as overdue."""
         [row] = await self.read("survey", now=now, late=late)
         return _read_stats(row)
 
@@ -277,7 +277,7 @@ class Meta(Repository):
         return int(number)
 
     async def sealed(self, kind: RecordKind, *, after: str, limit: int) -> Sequence[EncryptedRecord]:
-        """Return the encrypted records of one kind by their names, from the one after `after` on."""
+        """Return encrypted records of one kind in the order of their names, starting after `after`."""
         if kind is RecordKind.CANARY:
             canary = await self._get("canary") if after < "canary" else None
             return [] if canary is None else [EncryptedRecord(kind=kind, name="canary", content=canary)]
@@ -288,7 +288,7 @@ class Meta(Repository):
     async def reseal(
         self, transaction: Transaction, resealed: Sequence[ReencryptedRecord]
     ) -> Sequence[EncryptedRecord]:
-        """Commit records under another key as one; return those that were left, since they have changed meanwhile."""
+        """Commit re-encrypted records together; return those that were not replaced because they have changed."""
         left = []
         for one in resealed:
             read = one.read
@@ -303,12 +303,12 @@ class Meta(Repository):
 
 
 def read_freeze(value: bytes) -> Freeze:
-    """Read the value `frozen`; one that cannot be read keeps the store frozen until it is thawed."""
+    """Parse the value `frozen`; a malformed one keeps the store frozen until it is thawed."""
     content = json_object(value)
     try:
         at, why = from_micros(int(str(content["at"]))), str(content["why"])
     except (KeyError, ValueError):
-        return Freeze(at=from_micros(0), why="the mark in the database cannot be read", elsewhere=True)
+        return Freeze(at=from_micros(0), why="the reason stored in the database is malformed", elsewhere=True)
     return Freeze(at=at, why=why, elsewhere=bool(content.get("elsewhere")))
 
 
@@ -317,7 +317,7 @@ def freeze_value(freeze: Freeze) -> bytes:
 
 
 def read_amo_block(value: bytes) -> AmoBlock:
-    """Read the value `amo_block`; in place of one that cannot be read the block begins anew, with a probe."""
+    """Parse the value `amo_block`; a malformed one is replaced by a new block, beginning with a probe."""
     content = json_object(value)
     try:
         times = {name: from_micros(int(content[name])) for name in _BLOCK_TIMES}

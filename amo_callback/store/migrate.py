@@ -1,4 +1,4 @@
-"""The schema: its numbered migrations, and a database's version, brought up to date at start, never guessed."""
+"""Schema migrations, numbered and applied at start, and the schema version of a database."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 _PATIENCE = 86400.0
-"""Seconds for a step: the library's own limit is for statements that callers wait for."""
+"""The timeout of a step in seconds; asyncpg's default is for statements with a waiting caller."""
 ENCODINGS = ("UTF8", "SQL_ASCII")
-"""Those that take every text; the second one takes any bytes, which are ours."""
+"""Encodings that can store every text."""
 _VERSION = "PRAGMA user_version"
 _TABLES = "SELECT count(*) FROM sqlite_master"
 _IS_THERE = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY($1)"
@@ -34,7 +34,7 @@ _POSTGRES_TYPES = (
 
 
 def load_migrations(engine: Engine) -> Sequence[Sequence[str]]:
-    """Return the statements of each numbered migration, the first one first."""
+    """Return the statements of each migration, in order."""
     folder = SQL_FOLDER / "migrations"
     files = sorted(file.name for file in folder.iterdir() if re.fullmatch(r"\d{4}_\w+\.sql", file.name))
     migrations = []
@@ -49,10 +49,10 @@ def load_migrations(engine: Engine) -> Sequence[Sequence[str]]:
 async def migrate_sqlite(
     database: aiosqlite.Connection, migrations: Sequence[Sequence[str]], *, back_up: Callable[[int], None]
 ) -> None:
-    """Apply what is missing, each migration whole or not at all; raises `ConfigurationError`.
+    """Apply missing migrations, each completely or not at all; raises `ConfigurationError`.
 
-    Where nothing is missing nothing is written: a full disk is no reason not to serve what is there. A database that is
-    not new is backed up first, by its version: where `back_up` raises `BackupFailed` nothing is changed.
+    If none is missing, nothing is written, so a full disk does not prevent the start. An existing database is backed up
+    first; if `back_up` raises `BackupFailed`, nothing is changed.
     """
     if await _number(database, _VERSION) == len(migrations):
         return
@@ -69,7 +69,7 @@ async def migrate_sqlite(
         await database.execute(f"PRAGMA user_version = {len(migrations)}")
         await database.execute("COMMIT")
     except (ConfigurationError, BackupFailed, sqlite3.Error):
-        if database.in_transaction:  # on a full disk SQLite has rolled back by itself
+        if database.in_transaction:  # with a full disk, SQLite has already rolled back
             await database.execute("ROLLBACK")
         raise
 
@@ -105,20 +105,20 @@ async def migrate_postgres(
 
 
 async def _schema(database: PoolConnectionProxy | asyncpg.Connection) -> int:
-    """Return the version of the schema; 0 where there is none."""
-    # Asked of the catalogue: `to_regclass` may remember from before the lock that there was none.
+    """Return the schema version; 0 without a schema."""
+    # From the catalog, because `to_regclass` may have cached before the lock that there was none.
     if not await database.fetchval(_IS_THERE, ["schema_version"]):
         return 0
     return int(await database.fetchval("SELECT version FROM schema_version"))
 
 
 def another_version(version: int, *, known: int) -> str:
-    """Name the version that made a database; its schemas before 1.0 had numbers of their own."""
+    """Describe the version that made a database; schemas before 1.0 were numbered differently."""
     return f"another version of amo-callback (schema {version}, known here: {known})"
 
 
 class OtherSchema(ConfigurationError):
-    """The database is of another version of amo-callback; of version 0, it is empty or holds something else."""
+    """The database has the schema of another version of amo-callback; version 0 means empty or foreign."""
 
     def __init__(self, version: int, *, known: int, is_foreign: bool = False) -> None:
         what = f"is of {another_version(version, known=known)}: install that version, or restore a backup of this one"
@@ -128,11 +128,11 @@ class OtherSchema(ConfigurationError):
         self.version = version
         self.known = known
         self.is_foreign = is_foreign
-        """Whether it has tables, and none of them is ours."""
+        """Whether it has tables, but none of amo-callback."""
 
 
 def latest_schema(engine: Engine) -> int:
-    """Return the version of the schema that this version of amo-callback makes."""
+    """Return the schema version of this version of amo-callback."""
     return len(load_migrations(engine))
 
 

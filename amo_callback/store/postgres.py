@@ -1,9 +1,10 @@
-"""A PostgreSQL database: a pool of connections, and one that listens to what other instances change.
+"""A PostgreSQL database: a pool of connections, and one connection that listens for changes by other instances.
 
-Every write is one transaction on a connection of its own, out of reach of cancellation, so that none is left open.
-What a transaction reads first and then writes by it locks; the database's clock tells leases, for all instances.
+Every write is one transaction on a connection of its own, shielded from cancellation, so that no transaction is left
+open. Rows that a transaction reads and then updates are locked. The database's clock decides about leases, for all
+instances.
 
-While the database is away no caller waits for it: the connection that listens finds out when it is back.
+While the database is unreachable, callers fail immediately; the listening connection detects when it is back.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SLOW = 600.0
-"""Seconds for a statement that is declared slow: it goes through a whole table, and is rare."""
+"""The timeout in seconds of a statement that is declared slow: it reads a whole table, and is rare."""
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
-"""What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
+"""Errors for text that the database cannot store, such as NUL; no row can match it."""
 _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError, asyncpg.UniqueViolationError)
-"""What ends a transaction for no fault of its own: two had locked what the other one wanted; another version of
-amo-callback has changed a table since the statement was prepared; another instance has inserted the row meanwhile."""
+"""Errors after which a transaction is retried.
+
+Two transactions were deadlocked; a table was altered by another version of amo-callback since the statement was
+prepared; or another instance has inserted the same row.
+"""
 _AGAIN = 2
 _LOST = (
     asyncpg.PostgresConnectionError,
@@ -59,18 +63,21 @@ _FAILING = (
     asyncpg.ReadOnlySQLTransactionError,
     OSError,  # and a timeout
 )
-"""What says so of a write only where it goes on: a statement that takes too long, or a pool that is empty for a moment,
-does not keep a process from storing a pair. Any other error is one statement's own."""
+"""Errors of a repeated write that count as an outage.
+
+A single statement that times out, or a pool that is briefly exhausted, does not keep a process from storing a pair. Any
+other error concerns a single statement.
+"""
 
 
 @asynccontextmanager
 async def open_postgres(
     url: str, *, clock: Clock, process: str, read_only: bool = False
 ) -> AsyncIterator[PostgresStore]:
-    """Open the database that `url` names, and bring its schema up to date.
+    """Open the database at `url` and upgrade its schema.
 
-    `read_only`, the server refuses every write, and nothing is upgraded: raises `OtherSchema` where that would be
-    needed. Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
+    With `read_only`, the server refuses every write and nothing is upgraded; raises `OtherSchema` if that would be
+    necessary. Raises `ConfigurationError`, and `StoreUnavailable` if the server is unreachable.
     """
     async with open_pool(url, read_only=read_only) as pool:
         own = DatabaseClock(clock)
@@ -81,12 +88,12 @@ async def open_postgres(
             raise explain(error) from None
         listener = Listener(lambda: connect(url), clock=own)
         database = PostgresStore(pool=pool, listener=listener, location=location, clock=own, process=process)
-        async with nullcontext() if read_only else listener.listening():  # a standby takes no LISTEN
+        async with nullcontext() if read_only else listener.listening():  # a standby does not support LISTEN
             yield database
 
 
 async def _prepare(url: str, clock: DatabaseClock, *, read_only: bool) -> str:
-    """Bring the schema up to date, however long that takes, and set the clock; return where the database is."""
+    """Upgrade the schema, however long that takes, and set the clock; return the database's location."""
     connection, known = await connect(url, patience=None, read_only=read_only), load_migrations(Engine.POSTGRES)
     try:
         if read_only:
@@ -101,7 +108,7 @@ async def _prepare(url: str, clock: DatabaseClock, *, read_only: bool) -> str:
 
 
 class _Undone(StoreUnavailable):
-    """An error of a transaction that can be tried again."""
+    """An error after which the transaction can be retried."""
 
 
 class PostgresStore(Store):
@@ -117,8 +124,8 @@ class PostgresStore(Store):
         self._listener = listener
         self._location = location
         self.shared = PostgresLimits(self)
-        # As far as we know no process could write until now: another instance may still hold a pair that it could not
-        # store, whatever the database's clock says of its lease.
+        # Until now, perhaps no process could write, so another instance may hold a pair that it could not store,
+        # although its lease has expired by the database's clock.
         self.failed_at = clock.monotonic()
         listener.on_change(lambda changed: self._notify([changed]))
 
@@ -135,11 +142,11 @@ class PostgresStore(Store):
         return await unbroken(self._try(work, lasts=True))
 
     async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Commit what keeps instances apart: where that can be written, what lasts may still find the disk full."""
+        """Run a transaction that only coordinates instances, which may succeed although the disk is full."""
         return await unbroken(self._try(work, lasts=False))
 
     async def data_version(self) -> int:
-        """Receive the notifications of other instances so far; there is no number for what they have not sent."""
+        """Receive the pending notifications of other instances; always returns 0."""
         try:
             await self._listener.ping()
         except ERRORS as error:
@@ -147,7 +154,7 @@ class PostgresStore(Store):
         return 0
 
     async def claim_work(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Run a statement that gives this instance something to do, and no other one meanwhile."""
+        """Execute a statement that assigns work to this instance and to no other."""
         return await self.coordinate(lambda transaction: transaction.run(statement, **values))
 
     @property
@@ -155,7 +162,7 @@ class PostgresStore(Store):
         return self.clock.ahead
 
     async def location(self, machine: str) -> str:
-        """Return where the database is, wherever this process is."""
+        """Return the database's location, which does not depend on this process."""
         del machine
         return self._location
 
@@ -188,7 +195,7 @@ class PostgresStore(Store):
                 self.last_write_error = type(error).__name__
             raise failed from None
         finally:
-            self._notify(changes)  # a COMMIT that fails may have been executed
+            self._notify(changes)  # a COMMIT that reports an error may have been executed
         if lasts:
             self.last_write_error = None
         for call in transaction.on_commit:
@@ -196,13 +203,13 @@ class PostgresStore(Store):
         return result
 
     def _failed(self, error: BaseException, *, again: bool = False) -> StoreUnavailable:
-        """Return the error for callers: its type alone, since its text may quote values."""
+        """Return the error for callers, with its type only, because its text may quote values."""
         if isinstance(error, _FAILING if again else _LOST):
             self.failed_at = self.clock.monotonic()
         if isinstance(error, _UNDONE):
             return _Undone(type(error).__name__)
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-            self._expiring = asyncio.ensure_future(self._pool.expire_connections())  # another host takes writes by now
+            self._expiring = asyncio.ensure_future(self._pool.expire_connections())  # after a failover to another host
         return StoreUnavailable(type(error).__name__)
 
 
@@ -239,11 +246,10 @@ _TIMES = ("free_at", "people_until", "background_until")
 
 
 class PostgresLimits:
-    """The table `slots`: instances ask under a lock, by the database's clock.
+    """The shared rate limit in the table `slots`: instances ask under a row lock, by the database's clock.
 
-    Why a row of slots, and not the n-th part of the rate for each of n instances: the whole rate is there for whichever
-    of them has work, no instance need know how many there are, and while the database is away nobody goes, which is
-    right: nothing could be claimed.
+    With one row, the whole rate is available to whichever instance has work, and no instance has to know how many there
+    are. While the database is unreachable no slot is granted, which is right, because nothing could be claimed.
     """
 
     at_once = False
@@ -258,7 +264,7 @@ class PostgresLimits:
         await self._change(lambda slots, now: SlotDecision(slots=pause(slots, now=now, seconds=seconds)))
 
     async def _change(self, change: Callable[[RateState, float], SlotDecision]) -> SlotDecision:
-        """Change the row under its lock, and return the decision."""
+        """Change the row under its lock and return the decision."""
 
         async def work(transaction: Transaction) -> SlotDecision:
             found = await transaction.run("lock_slots")

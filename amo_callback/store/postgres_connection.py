@@ -1,8 +1,7 @@
-"""Connections to a PostgreSQL server: those of the pool, and the one that listens to the changes of other instances.
+"""Connections to a PostgreSQL server: those of the pool, and one that listens for changes by other instances.
 
-The one that listens finds out, too, whether the database is up. A commit notifies a channel, in the same transaction.
-What was sent while this process did not listen is lost, and a pooler in between may drop all of it: so a cache is valid
-for a moment only.
+The listening connection also detects outages. Each commit notifies a channel within its transaction. Notifications are
+lost while this process is not listening, and a pooler may drop all of them, so caches are valid only briefly.
 """
 
 from __future__ import annotations
@@ -29,30 +28,32 @@ if TYPE_CHECKING:
 
 
 ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
-"""All that the library raises; a timeout is an `OSError`."""
+"""Everything that asyncpg raises; a timeout is an `OSError`."""
 CONNECTIONS = 10
-"""Of one instance, beside the one that listens."""
+"""The pool size of one instance, without the listening connection."""
 PATIENCE = 5.0
-"""Seconds for a connection, a free one of the pool, or a statement: no caller waits longer."""
+"""The timeout in seconds for connecting, for a free connection of the pool, and for a statement."""
 _APPLICATION = {"application_name": "amo-callback"}
 _SESSION = {
     "statement_timeout": "'5s'",
     "lock_timeout": "'3s'",
-    # For a process that was stopped in the middle of a transaction: what it has locked is released.
+    # Releases the locks of a process that was suspended during a transaction.
     "idle_in_transaction_session_timeout": "'5s'",
-    # Each statement sees what was committed before it: what a transaction locks first is read as it is then.
+    # Each statement sees what was committed before it, so a row is read after its lock was acquired.
     "default_transaction_isolation": "'read committed'",
-    # A COMMIT that is answered is on the server's disk: with `off` a crash loses pairs whose predecessors are spent.
-    # Every other value flushes there, and stays: `local` waits for no standby, `remote_write` for its memory, `on` for
-    # its disk, `remote_apply` for its answers; which of them a failover needs is the operator's to say.
+    # A successful COMMIT must be on the server's disk: with `off`, a crash loses pairs whose refresh tokens are spent.
+    # Other values flush to disk and are kept: `local` waits for no standby, `remote_write` for its memory, `on` for
+    # its disk, `remote_apply` until it has applied the change. The operator chooses what a failover needs.
     "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
     " ELSE current_setting('synchronous_commit') END",
 }
-"""What each session sets, as SQL, unless the URL says otherwise. It is set after connecting: PgBouncer refuses clients
-that name such parameters as they connect. `default_transaction_read_only` stays as it is: an operator who has set it
-wants nothing written."""
+"""Session parameters, as SQL expressions, unless the URL sets them.
+
+They are set after connecting, because PgBouncer rejects such parameters at connect. `default_transaction_read_only` is
+not changed: an operator who has set it wants no writes.
+"""
 _STATEMENTS = 100
-"""Prepared statements of a connection: the library's own default."""
+"""Prepared statements per connection; asyncpg's default."""
 _ATTRIBUTES = "target_session_attrs"
 _LOCATION = "SELECT concat_ws('/', oid, datname, current_schema()) FROM pg_database WHERE datname = current_database()"
 _CLUSTER = "SELECT system_identifier FROM pg_control_system()"
@@ -60,7 +61,7 @@ _CLUSTER = "SELECT system_identifier FROM pg_control_system()"
 
 @asynccontextmanager
 async def open_pool(url: str, *, read_only: bool = False) -> AsyncIterator[asyncpg.Pool]:
-    """Open a pool, without connecting yet; at its end a server that does not answer is not waited for."""
+    """Open a pool without connecting yet; closing it does not wait for an unresponsive server."""
     pool = await asyncpg.create_pool(
         url,
         min_size=0,
@@ -83,7 +84,7 @@ async def open_pool(url: str, *, read_only: bool = False) -> AsyncIterator[async
 
 
 async def connect(url: str, *, patience: float | None = PATIENCE, read_only: bool = False) -> asyncpg.Connection:
-    """Connect once; a statement may take so many seconds, or as long as it takes."""
+    """Connect; `patience` is the timeout of statements in seconds, `None` for no timeout."""
     connection = await connect_bare(url, patience=patience)
     try:
         await _session(url, read_only=read_only)(connection)
@@ -107,9 +108,9 @@ async def connect_bare(
 
 
 async def location_of(connection: asyncpg.Connection) -> str:
-    """Return a name for where the database is, by which a copy that is restored elsewhere is recognised."""
+    """Return a name for the database's location, by which a copy that was restored elsewhere is recognized."""
     database, cluster = await connection.fetchval(_LOCATION), ""
-    with suppress(asyncpg.InsufficientPrivilegeError):  # some who host it do not tell
+    with suppress(asyncpg.InsufficientPrivilegeError):  # some hosting providers do not allow it
         cluster = await connection.fetchval(_CLUSTER)
     return f"postgresql:{cluster}/{database}"
 
@@ -131,7 +132,7 @@ def _session(
 
 
 def _attributes(url: str) -> SessionAttribute | None:
-    """Use, of several hosts, the one that takes writes, unless the URL says otherwise: a standby may be behind."""
+    """Choose the writable one of several hosts, unless the URL says otherwise, because a standby may be behind."""
     return SessionAttribute.read_write if len(read_postgres(url).hosts) > 1 and _ATTRIBUTES not in _named(url) else None
 
 
@@ -140,24 +141,24 @@ def _named(url: str) -> frozenset[str]:
 
 
 async def _keep_session(_connection: object) -> None:
-    """Reset nothing: nothing that we do stays with a connection, and a reset takes a round trip."""
+    """Skip the reset between uses, which takes a round trip: the service leaves nothing behind in a session."""
 
 
 # --- the connection that listens -------------------------------------------------------------------
 
 _CHANNEL = "amo_callback"
 _BEAT = 1.0
-"""Seconds between two looks at whether the connection lives."""
+"""Seconds between two checks of the connection."""
 _AGAIN = 0.5
-"""Seconds until the next try to connect."""
+"""Seconds between two tries to connect."""
 _ANSWER_WITHIN = 2.0
-"""Seconds that an answer may take."""
+"""The timeout of a check in seconds."""
 _MOST = 100
-"""Connections that are named in one message, which may have 8,000 bytes; where there are more, it is any of them."""
+"""The maximum number of connections named in one notification (8,000 bytes); beyond that, it stands for any."""
 
 
 class Listener:
-    """The connection that listens, made anew whenever it is lost."""
+    """The listening connection, reopened whenever it is lost."""
 
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, clock: DatabaseClock) -> None:
         self._connect = connect
@@ -167,15 +168,15 @@ class Listener:
         self._asking = asyncio.Lock()
         self._listeners: list[Callable[[ChangeNotice], None]] = []
         self.down: str | None = None
-        """Why the database cannot be reached; `None` where it can, as far as is known."""
+        """The error if the database is unreachable; `None` as long as it seems reachable."""
 
     def on_change(self, call: Callable[[ChangeNotice], None]) -> None:
         self._listeners.append(call)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Listen meanwhile; from the first moment on, where that can be."""
-        with suppress(Exception):  # it is tried again
+        """Listen for the duration of the context."""
+        with suppress(Exception):  # retried in the background
             await self._begin()
         task = asyncio.create_task(self._live(), name="store:listen")
         try:
@@ -187,12 +188,12 @@ class Listener:
             self._end()
 
     async def notify(self, connection: PoolConnectionProxy, changes: Iterable[ChangeNotice]) -> None:
-        """Say, with the transaction that `connection` is in, what it changes."""
+        """Notify other instances of changes, within the transaction of `connection`."""
         if message := _message(list(changes)):
             await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, f"{self._name} {message}")
 
     async def ping(self) -> None:
-        """Receive all notifications so far: they arrive before the answer to a query that is sent after them."""
+        """Receive all pending notifications, which arrive before the response to a later query."""
         async with self._asking, asyncio.timeout(_ANSWER_WITHIN):
             if self._connection is None:
                 raise ConnectionError
@@ -207,10 +208,10 @@ class Listener:
                         await self._begin()
                 await asyncio.sleep(_BEAT)
                 await self.ping()
-            except Exception as error:  # noqa: BLE001 -- because whatever a server has answered, it may be well again
+            except Exception as error:  # noqa: BLE001 -- retry after any error
                 if self._connection is None:
-                    # One that was lost is made anew at once: only where that cannot be either is the database down; and
-                    # not where there is merely none to spare.
+                    # A lost connection is reopened immediately. If that fails, too, the database is down, unless the
+                    # server has merely no free connection.
                     self.down = None if isinstance(error, asyncpg.TooManyConnectionsError) else type(error).__name__
                     await asyncio.sleep(_AGAIN)
                 self._end()
@@ -242,7 +243,7 @@ class Listener:
 
 
 def _message(changes: list[ChangeNotice]) -> str:
-    """Return what was changed, as one line; nothing, where that is no connection."""
+    """Encode changes as one line; empty if no connection was changed."""
     if not changes:
         return ""
     names = sorted({name for changed in changes for name in changed.connections or ()})

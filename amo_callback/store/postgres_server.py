@@ -1,8 +1,8 @@
-"""What a PostgreSQL server says of itself, its errors in words, and what a pooler in front of it does.
+"""Facts about a PostgreSQL server, error messages, and detection of a pooler in between.
 
-The store needs a session: it listens, holds advisory locks, prepares statements and sets parameters. A pooler such as
-PgBouncer that gives a server's connection to each transaction anew (`pool_mode = transaction`) takes all of that away,
-and passes our parameters on to other clients. So it is recognised before any of that is sent.
+The store needs sessions: it listens, holds advisory locks, prepares statements and sets parameters. A pooler such as
+PgBouncer in transaction mode (`pool_mode = transaction`) breaks all of that, and passes session parameters on to other
+clients. It is therefore detected before any of that is sent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MISCONFIGURED: Sequence[tuple[type[Exception], str]] = (
     (ssl.SSLCertVerificationError, "its certificate is not valid for it: check sslrootcert and the host's name"),
     (ValueError, "the URL cannot be parsed"),
 )
-"""Errors that a restart does not remove; the first that fits is reported."""
+"""Errors that a restart does not fix; the first match is reported."""
 _TRANSIENT: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.TooManyConnectionsError, "no connection is free: raise max_connections, or the user's limit"),
     (asyncpg.CannotConnectNowError, "the server is starting or stopping"),
@@ -63,11 +63,11 @@ _NO_TLS = "the server does not offer TLS, which sslmode requires"
 
 
 def explain(error: Exception) -> ConfigurationError | StoreUnavailable:
-    """Return why the service cannot start: an error in the configuration, or one that may pass.
+    """Return why the service cannot start: a configuration error, or an error that may pass.
 
-    The library's texts may quote values: only its types are used.
+    Only types are used, because the library's messages may quote values.
     """
-    if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # has no type of its own
+    if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # the error has no type of its own
         return _mistake(_NO_TLS, error)
     if isinstance(error, asyncpg.ProtocolViolationError) and _PARAMETERS in str(error):  # PgBouncer's own
         return _mistake("PgBouncer rejects a parameter that the URL names: ignore_startup_parameters", error)
@@ -85,24 +85,26 @@ def _mistake(why: str, error: Exception) -> ConfigurationError:
 # --- a pooler in between ---------------------------------------------------------------------------
 
 _NEEDS_SESSIONS = (
-    "PgBouncer, or another pooler in between, gives its connections out for each transaction (pool_mode = transaction "
+    "PgBouncer, or another pooler in between, assigns a connection per transaction (pool_mode = transaction "
     "or statement), and the service needs sessions"
 )
 USE_SESSIONS = "set pool_mode = session for this database there, or connect to the server directly"
 _OTHERS = 3
-"""Clients that hold a transaction open while the first one is asked again: where the pooler has several connections to
-the server at hand, it need not give the same one to the very next client."""
+"""The number of further clients in a transaction while the first one is checked.
+
+A pooler with several free server connections need not give the same one to the next client.
+"""
 _PROCESS = "SELECT pg_backend_pid()"
 _NO_TRANSACTIONS = "pooling mode"
-"""What PgBouncer says in statement mode where a transaction begins."""
+"""PgBouncer's error at the beginning of a transaction in statement mode."""
 
 
 class Pooling(StrEnum):
-    """How connections to the server are shared with other clients.
+    """How server connections are shared with other clients.
 
-    A pooler shows by itself: the process number that it names when a client connects is not that of the server's
-    process. How it pools shows once two clients use it at the same time, also where nobody else does: in session mode
-    no other client is given the server's process of a client that is connected, and that one keeps its own.
+    A pooler is recognized by its process id: the one reported at connect differs from that of the server process. Its
+    mode shows when two clients use it at the same time: in session mode, no other client gets the server process of a
+    connected client, which also keeps its own.
     """
 
     NONE = "none"
@@ -111,7 +113,7 @@ class Pooling(StrEnum):
 
 
 async def find_pooling(url: str, *, patience: float = PATIENCE) -> Pooling:
-    """Return how a pooler in between gives out connections; raises what the library raises."""
+    """Return the mode of a pooler in between; raises asyncpg's errors."""
     async with _connected(url, patience) as first:
         try:
             process = await _process_id(first)
@@ -125,15 +127,15 @@ async def find_pooling(url: str, *, patience: float = PATIENCE) -> Pooling:
 
 
 async def check_pooling(url: str, *, patience: float = PATIENCE) -> None:
-    """Raise `ConfigurationError` where a pooler in between gives out connections for transactions alone."""
+    """Raise `ConfigurationError` if a pooler in between does not provide sessions."""
     if await find_pooling(url, patience=patience) is Pooling.TRANSACTION:
         raise ConfigurationError(f"{MISTAKEN}{_NEEDS_SESSIONS}: {USE_SESSIONS}")
 
 
 async def _is_shared(first: asyncpg.Connection, process: int, url: str, patience: float) -> bool:
-    """Return whether a client's server process is given to others while it is connected, or another one to it."""
+    """Return whether a connected client's server process is given to other clients, or changes."""
     async with AsyncExitStack() as stack:
-        with suppress(*ERRORS):  # no room for one more client: that says nothing against session mode
+        with suppress(*ERRORS):  # too many clients, which does not rule out session mode
             for _ in range(_OTHERS):
                 other = await stack.enter_async_context(_connected(url, patience))
                 await stack.enter_async_context(other.transaction())
@@ -143,14 +145,14 @@ async def _is_shared(first: asyncpg.Connection, process: int, url: str, patience
 
 
 async def _process_id(connection: asyncpg.Connection) -> int:
-    """Return the number of the server's process; within a transaction, so that the library's two steps reach one."""
+    """Return the id of the server process; in a transaction, so that both steps of asyncpg reach the same one."""
     async with connection.transaction():
         return int(await connection.fetchval(_PROCESS))
 
 
 @asynccontextmanager
 async def _connected(url: str, patience: float) -> AsyncIterator[asyncpg.Connection]:
-    """Connect meanwhile, with nothing set and nothing prepared."""
+    """Open a connection without session parameters and prepared statements."""
     connection = await connect_bare(url, patience=patience, statement_cache_size=0)
     try:
         yield connection
@@ -167,7 +169,7 @@ SETTINGS = {
     "fsync": ("on",),
     "full_page_writes": ("on",),
 }
-"""What the store relies on, and the values that it can work with. The service sets the first two by itself."""
+"""Server settings that the store relies on, with acceptable values. The service sets the first two itself."""
 _SETTINGS = "SELECT name, reset_val AS value FROM pg_settings WHERE name = ANY($1)"
 _SERVER = """
 SELECT
@@ -193,19 +195,19 @@ class ServerFacts:
     major: int
     is_standby: bool
     tls: str | None
-    """The version of TLS that the connection has; `None` where it has none."""
+    """The TLS version of the connection; `None` without TLS."""
     now: datetime
     encoding: str
     allowed: int
-    """Connections that this user may have to this database, all of its together."""
+    """The maximum number of connections of this user to this database."""
     settings: Mapping[str, str]
-    """Those of `SETTINGS` for this user and database, before any session has set its own."""
+    """The settings in `SETTINGS` for this user and database, without session parameters."""
 
 
 async def read_server(url: str, *, patience: float, clock: Clock) -> tuple[ServerFacts, datetime]:
-    """Ask a server about itself; return `clock`'s time as it answered, too. It may take so many seconds.
+    """Query a server for facts about itself; return them, and `clock`'s time of the response.
 
-    Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
+    Raises `ConfigurationError`, and `StoreUnavailable` if the server is unreachable.
     """
     try:
         await check_pooling(url, patience=patience)

@@ -1,11 +1,11 @@
-"""A database built anew from the rows of a file that anybody may have written.
+"""A database rebuilt from the rows of an untrusted file.
 
-The file's rows are copied, never its schema: a trigger or a view in it would act inside the service. The file itself is
-not opened as a database either: SQLite would follow what its journal names, wherever that is. A private copy of its
-bytes is read, with limits on what a value may hold and on how much work a read may be.
+Only rows are copied, never the schema, because a trigger or view would run inside the service. The file itself is not
+opened as a database, because SQLite would follow paths in its journal. A private copy of its bytes is read, with limits
+on the size of values and on the work per read.
 
-A file of an earlier schema is read by that schema, which the migrations make, and the new database is migrated: the
-migrations then run on our own tables.
+A file with an earlier schema is read with that schema, created by the migrations, and the new database is then
+migrated, so that migrations run on trusted tables only.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-    """Shows a label and how many are done of so many."""
+    """A progress bar: called with a label and a total."""
 
 _MIB = 1024 * 1024
 _CHUNK = _MIB
 _PAGE = 500
-"""Rows of one read."""
+"""Rows per read."""
 _MAGIC = b"SQLite format 3\0"
 _STEPS = 1000
-"""SQLite's instructions between two looks at how many there have been."""
+"""SQLite instructions between two checks of the limit."""
 _STEPS_A_PAGE = 1_000_000
-"""Those of one read: a plain page of rows takes some thirty thousand."""
+"""The limit per read; a plain page of rows takes about thirty thousand."""
 _STEPS_A_BYTE = 16
-"""Those of checking a table, for each byte of the file: our smallest rows take some five."""
+"""The limit for checking a table, per byte of the file; the smallest rows take about five."""
 _MAX_SCHEMA = 1000
-"""Tables, indexes, triggers and views."""
+"""The maximum number of tables, indexes, triggers and views."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreLimits:
-    """The largest file that is read."""
+    """Limits on a file to restore."""
 
     file: int = 64 * 1024 * _MIB
-    """Bytes, of the database and of its write-ahead log."""
+    """Bytes of the database and its write-ahead log."""
     rows: int = 50_000_000
-    """Of one table."""
+    """Rows per table."""
     value: int = _MIB
-    """Bytes of a value, and of a row: the longest pair that AMO could issue has 350,000, sealed."""
+    """Bytes per value and per row; the longest pair that AMO could issue takes 350,000, encrypted."""
 
 
 _LIMITS = RestoreLimits()
@@ -80,27 +80,27 @@ _LIMITS = RestoreLimits()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Given:
-    """A file to restore, opened: the database and its write-ahead log, if there is one."""
+    """An opened file to restore: the database, and its write-ahead log if there is one."""
 
     path: Path
     files: Sequence[IO[bytes]]
     states: Sequence[tuple[int, int]]
-    """Sizes and times of the last change, when they were opened."""
+    """Sizes and modification times when the files were opened."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rebuilt:
-    """A database built from a file's rows: frozen, checked, and not yet in any place."""
+    """A rebuilt database: frozen, verified, and not yet in its place."""
 
     file: Path
     contents: Contents
     foreign: int
-    """How many tables, indexes, triggers and views of the file were left out, as they are none of ours."""
+    """The number of foreign tables, indexes, triggers and views that were left out."""
 
 
 @contextmanager
 def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given]:
-    """Open a file to restore, without waiting for it; raises `BackupFailed`."""
+    """Open a file to restore, without blocking; raises `BackupFailed`."""
     with ExitStack() as stack:
         with explained(str(path)):
             database = stack.enter_context(os.fdopen(open_regular(path), "rb"))
@@ -109,12 +109,12 @@ def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given
             if _has_content(log := _beside(path, "-wal")):
                 files.append(stack.enter_context(os.fdopen(open_regular(log), "rb")))
             if _has_content(_beside(path, "-journal")):
-                raise BackupFailed(f"{path} is in the middle of a change, by the journal beside it: take a `backup`")
+                raise BackupFailed(f"{path} has an unfinished transaction (-journal file): make a `backup` of it first")
             states = _states(files)
             if sum(size for size, _ in states) > limits.file:
-                raise BackupFailed(f"{path} is longer than {limits.file // _MIB:,} MiB: it is no backup")
+                raise BackupFailed(f"{path} is longer than {limits.file // _MIB:,} MiB, and so not a backup")
             if database.read(len(_MAGIC)) != _MAGIC:
-                raise BackupFailed(f"{path} is no database of amo-callback")
+                raise BackupFailed(f"{path} is not a database of amo-callback")
         yield Given(path=path, files=files, states=states)
 
 
@@ -139,9 +139,9 @@ def rebuild(
     limits: RestoreLimits = _LIMITS,
     migrations: Sequence[Sequence[str]] | None = None,
 ) -> Iterator[Rebuilt]:
-    """Build a frozen database from a file's rows, on the disk that `database` is on; nothing of it stays there.
+    """Rebuild a frozen database from a file's rows, in a temporary folder on the disk of `database`.
 
-    Raises `BackupFailed` where the file is damaged, newer, or holds a row that the service could not read.
+    Raises `BackupFailed` if the file is damaged, newer, or contains a row that the service could not read.
     """
     known = load_migrations(Engine.SQLITE) if migrations is None else migrations
     with ExitStack() as stack:
@@ -188,7 +188,7 @@ def _copy_bytes(given: Given, copy: Path) -> None:
                 target.write(chunk)
                 left -= len(chunk)
     if _states(given.files) != given.states:
-        raise BackupFailed(f"{given.path} was written while it was read: take a `backup` of it")
+        raise BackupFailed(f"{given.path} changed while it was read: make a `backup` of it first")
 
 
 def _states(files: Sequence[IO[bytes]]) -> list[tuple[int, int]]:
@@ -197,7 +197,7 @@ def _states(files: Sequence[IO[bytes]]) -> list[tuple[int, int]]:
 
 
 def _open_untrusted(path: Path, limits: RestoreLimits) -> sqlite3.Connection:
-    """Open a database as https://sqlite.org/security.html advises for files of unknown origin."""
+    """Open a database as https://sqlite.org/security.html recommends for untrusted files."""
     database = connect(path)
     for limit, most in (
         (sqlite3.SQLITE_LIMIT_LENGTH, limits.value),
@@ -213,7 +213,7 @@ def _open_untrusted(path: Path, limits: RestoreLimits) -> sqlite3.Connection:
     for pragma in (
         "trusted_schema = OFF",
         "cell_size_check = ON",
-        "ignore_check_constraints = ON",  # the file's own, which a check of its tables would run
+        "ignore_check_constraints = ON",  # otherwise `quick_check` would evaluate the file's own constraints
         "mmap_size = 0",
         "query_only = ON",
     ):
@@ -235,7 +235,7 @@ _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_TRANSACTION})
 
 
 def _authorize(action: int, one: str | None, other: str | None, _schema: str | None, inner: str | None) -> int:
-    """Allow reads of our tables, and of none through a view or a trigger."""
+    """Allow only reads of known tables, and none through a view or trigger."""
     is_read = action == sqlite3.SQLITE_READ and inner is None and one in _READ
     is_pragma = action == sqlite3.SQLITE_PRAGMA and one in _PRAGMAS
     is_count = action == sqlite3.SQLITE_FUNCTION and other == "count"
@@ -243,8 +243,8 @@ def _authorize(action: int, one: str | None, other: str | None, _schema: str | N
 
 
 def _bound(database: sqlite3.Connection, steps: int) -> None:
-    """End each read from now on after so many of SQLite's instructions in all."""
-    # A built-in function: in one of ours Ctrl-C would be lost.
+    """Limit the SQLite instructions of further reads."""
+    # A built-in function, because Ctrl-C would be lost in a Python function.
     turns = chain(repeat(0, steps // _STEPS), repeat(1))
     database.set_progress_handler(partial(next, turns), _STEPS)
 
@@ -262,8 +262,8 @@ class _Source:
 
 
 def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> int:
-    """Copy the rows of every table of the file's schema version, and migrate; return how much else the file has."""
-    target.execute("PRAGMA journal_mode = OFF")  # it is private, and removed where it is half-made
+    """Copy the rows of every table of the file's schema version, and migrate; return the number of foreign objects."""
+    target.execute("PRAGMA journal_mode = OFF")  # an incomplete file is removed anyway
     target.execute("PRAGMA synchronous = OFF")
     _bound(source.database, _STEPS_A_PAGE)
     source.database.execute("BEGIN")
@@ -299,17 +299,17 @@ def _columns(database: sqlite3.Connection) -> Mapping[str, Sequence[str]]:
 
 
 def _check_schema(source: _Source, target: sqlite3.Connection, tables: Mapping[str, Sequence[str]]) -> int:
-    """See that our tables are there, as tables; return how many other tables, indexes, triggers and views there are."""
+    """Check that the known tables exist; return the number of foreign tables, indexes, triggers and views."""
     found = source.database.execute("SELECT type, name, rootpage FROM sqlite_master").fetchmany(_MAX_SCHEMA + 1)
     if len(found) > _MAX_SCHEMA:
-        raise BackupFailed(f"{source.path} is no database of amo-callback")
-    real = {name for kind, name, rootpage in found if kind == "table" and rootpage}  # a virtual table has no page
+        raise BackupFailed(f"{source.path} is not a database of amo-callback")
+    real = {name for kind, name, rootpage in found if kind == "table" and rootpage}  # virtual tables have no page
     for table, columns in tables.items():
-        # A generated column (hidden) would run what the file says at each row.
+        # A generated (hidden) column would evaluate an expression of the file for each row.
         rows_of = source.database.execute(f"PRAGMA table_xinfo({table})") if table in real else []
         plain = {row[1] for row in rows_of if row[6] == 0}
         if missing := [column for column in columns if column not in plain]:
-            raise BackupFailed(f"{source.path} has no {table}.{missing[0]}: it is no database of amo-callback")
+            raise BackupFailed(f"{source.path} has no {table}.{missing[0]}: it is not a database of amo-callback")
     ours = {name for (name,) in target.execute("SELECT name FROM sqlite_master")}
     return sum(not str(name).startswith("sqlite_") and name not in ours for _, name, _ in found)
 
@@ -318,7 +318,7 @@ def _check_table(source: _Source, table: str) -> int:
     _bound(source.database, _STEPS_A_PAGE + _STEPS_A_BYTE * source.size)
     [verdict] = source.database.execute(f"PRAGMA quick_check({table})").fetchone()
     if verdict != "ok":
-        raise BackupFailed(f"{source.path} is damaged: take another backup")
+        raise BackupFailed(f"{source.path} is damaged: use another backup")
     count = number(source.database, f"SELECT count(*) FROM {table}")  # noqa: S608 -- because the name is ours
     if count > source.limits.rows:
         raise BackupFailed(f"{source.path} has {count:,} rows in {table}, more than {source.limits.rows:,}")
@@ -350,42 +350,44 @@ _UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeErr
 
 
 def _check_meta(target: sqlite3.Connection, path: Path) -> None:
-    """Read the rows of `meta` as the service will: one that it cannot read would stop it."""
+    """Check that the service can read the rows of `meta`; a malformed one would stop it."""
     found = dict(target.execute("SELECT name, value FROM meta"))
     for name, value in found.items():
         try:
             _META.get(name, bytes)(value)
         except _UNREADABLE:
-            raise BackupFailed(f"{path} holds a row in meta that is none of ours: take another backup") from None
+            raise BackupFailed(
+                f"{path} contains a row in meta that the service could not read: use another backup"
+            ) from None
     if "serial" not in found:
-        raise BackupFailed(f"{path} has no counter: it is no database of amo-callback")
+        raise BackupFailed(f"{path} has no counter: it is not a database of amo-callback")
 
 
 def _check_made(made: Path) -> None:
-    """Open what was built, as the service will, and see that it is whole and frozen."""
+    """Open the rebuilt database and check that it is intact and frozen."""
     with closing(connect(made)) as opened:
         [verdict] = opened.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
-            raise BackupFailed(f"{made.parent.parent}: what was written there is damaged: check the disk")
+            raise BackupFailed(f"{made.parent.parent}: the written database is damaged: check the disk")
         check_frozen(opened)
 
 
-# --- words ---------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------
 
 _WORDS = {
-    sqlite3.SQLITE_NOTADB: "is no database of amo-callback",
-    sqlite3.SQLITE_AUTH: "is no database of amo-callback",
-    sqlite3.SQLITE_CORRUPT: "is damaged: take another backup",
-    sqlite3.SQLITE_TOOBIG: "holds a value longer than any of ours: it is no backup",
-    sqlite3.SQLITE_INTERRUPT: "takes more work to read than a database of its size can: it is no backup",
-    sqlite3.SQLITE_CONSTRAINT: "holds a row that is none of ours: take another backup",
-    None: "holds a text that is none of ours: take another backup",  # Python's own error, of what is not UTF-8
+    sqlite3.SQLITE_NOTADB: "is not a database of amo-callback",
+    sqlite3.SQLITE_AUTH: "is not a database of amo-callback",
+    sqlite3.SQLITE_CORRUPT: "is damaged: use another backup",
+    sqlite3.SQLITE_TOOBIG: "contains a value longer than any of amo-callback's, and so is not a backup",
+    sqlite3.SQLITE_INTERRUPT: "takes more work to read than any database of its size, and so is not a backup",
+    sqlite3.SQLITE_CONSTRAINT: "contains a row that the service could not read: use another backup",
+    None: "contains a text that the service could not read: use another backup",  # not UTF-8
 }
 
 
 @contextmanager
 def _explained(path: Path, *, folder: Path) -> Iterator[None]:
-    """Say what is wrong with a file; or with the disk that the new database is written to."""
+    """Explain what is wrong with the file, or with the disk for the new database."""
     try:
         yield
     except OSError as error:

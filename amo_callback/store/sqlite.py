@@ -1,11 +1,11 @@
-"""A SQLite file: one connection that writes, one that reads.
+"""A SQLite file with one connection for writes and one for reads.
 
-Every write is part of a transaction, `BEGIN IMMEDIATE … COMMIT`, of which there is one at a time, shielded from
-cancellation. Two tasks that share a connection otherwise roll back each other's work, and a cancelled one leaves its
-transaction open for the next. `synchronous=FULL`: what is reported as stored has been fsynced.
+Every write is part of a transaction, `BEGIN IMMEDIATE … COMMIT`, shielded from cancellation, one at a time. Otherwise,
+two tasks on one connection would roll back each other's work, and a cancelled task would leave its transaction open.
+With `synchronous=FULL`, a committed write has been fsynced.
 
-A transaction runs to its end on the writer's thread, and those that wait for it are committed together. Where one of
-them fails, nothing of them is committed, and each gets a transaction of its own.
+A transaction runs to completion on the writer's thread. Transactions that wait for it are committed together. If one of
+them fails, none is committed, and each is retried separately.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Read = tuple[str, Sequence[object]]
 _Work = Callable[[Transaction], Awaitable[Any]]
 
 _MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
-"""Errors that a restart does not mend; others (busy, full) may pass."""
+"""Errors that a restart does not fix; others (busy, full) may pass."""
 _LOST = (
     "SQLITE_IOERR",
     "SQLITE_READONLY",
@@ -48,8 +48,10 @@ _LOST = (
     "ValueError",  # closed
 )
 _UNWRITABLE = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
-"""Errors that mean so of a write: all writers share one lock, so while this write has waited for it no process could
-store a pair. Any other error is of one statement alone."""
+"""Errors of a write that no other process could have avoided, since all writers share one lock.
+
+Any other error concerns a single statement.
+"""
 
 
 @asynccontextmanager
@@ -61,12 +63,12 @@ async def open_sqlite(
     migrations: Sequence[Sequence[str]] | None = None,
     read_only: bool = False,
 ) -> AsyncIterator[SqliteStore]:
-    """Open a database file, make it where there is none (0600), and bring its schema up to date.
+    """Open a database file, creating it (0600) if necessary, and upgrade its schema.
 
-    `read_only`, nothing is made, upgraded or written: raises `OtherSchema` where that would be needed.
+    With `read_only`, nothing is created, upgraded or written; raises `OtherSchema` if that would be necessary.
     """
     known = load_migrations(Engine.SQLITE) if migrations is None else migrations
-    # A connection left open keeps its thread, and that the process: so each is entered as it is opened.
+    # An unclosed connection's thread keeps the process alive, so each is entered as soon as it is opened.
     async with AsyncExitStack() as stack:
         with _explained(path):
             check_files(path)
@@ -95,7 +97,7 @@ async def open_sqlite(
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raise an error that says whether another start may succeed."""
+    """Raise an error that tells whether a restart may help."""
     try:
         yield
     except OSError as error:
@@ -134,14 +136,14 @@ class SqliteStore(Store):
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         committed: tuple[T, _SqliteTransaction] = await self._works.submit(work)
         result, transaction = committed
-        for call in transaction.on_commit:  # here, where the caller's context variables hold
+        for call in transaction.on_commit:  # in the caller's task, with its context variables
             call()
         return result
 
     async def data_version(self) -> int:
-        """Return SQLite's number for the file's content, which stays where the connection that is asked writes itself.
+        """Return SQLite's `data_version`, which changes when another connection writes.
 
-        So the writer is asked: what it sees there is another process's (https://sqlite.org/pragma.html).
+        It is read from the writer, so that only writes of other processes count (https://sqlite.org/pragma.html).
         """
         try:
             [[version]] = await self._writer.execute_fetchall("PRAGMA data_version")
@@ -158,9 +160,9 @@ class SqliteStore(Store):
         return results
 
     async def _commit_together(self, works: Sequence[_Work]) -> list[Any] | None:
-        """Commit works as one, and return the result and the transaction of each, or its error.
+        """Commit works in one transaction; return the result and the transaction of each, or its error.
 
-        Returns `None` where one of several has failed, and nothing was committed.
+        Returns `None` if one of several failed and nothing was committed.
         """
         transactions: list[_SqliteTransaction] = []  # one for each work that was begun
         begin = partial(_SqliteTransaction, self.statements, self.clock)
@@ -168,10 +170,10 @@ class SqliteStore(Store):
             results = await self._writer.run(_run_all, works, begin, transactions, self._wal)
         except (sqlite3.Error, ValueError) as error:
             self.last_write_error = error_name(error)
-            return [self._failed(error, write=True) for _ in works]  # one for each: it gets the trace of its raising
-        except Exception as error:  # noqa: BLE001 -- because it is the work's own
+            return [self._failed(error, write=True) for _ in works]  # one per caller, because raising adds a traceback
+        except Exception as error:  # noqa: BLE001 -- raised by the work, for its caller
             return [error] * len(works)
-        finally:  # a COMMIT that fails may have been executed
+        finally:  # a COMMIT that reports an error may have been executed
             for transaction in transactions:
                 self._notify(transaction.changes)
         if results is None:
@@ -186,7 +188,7 @@ class SqliteStore(Store):
 
 
 class _SqliteTransaction(Transaction):
-    """A part of a transaction, on the writer's thread: a statement is finished when `run` returns."""
+    """A part of a transaction on the writer's thread; a statement is complete when `run` returns."""
 
     def __init__(self, statements: Mapping[str, Statement], clock: Clock, database: sqlite3.Connection) -> None:
         super().__init__(statements)
@@ -202,12 +204,12 @@ class _SqliteTransaction(Transaction):
 
 
 def _read_all(database: sqlite3.Connection, reads: Sequence[_Read]) -> list[Any]:
-    """Run statements on the reader's thread; return the rows, or the exception, of each."""
+    """Execute statements on the reader's thread; return the rows or the exception of each."""
     results: list[Any] = []
     for text, given in reads:
         try:
             results.append(database.execute(text, given).fetchall())
-        except Exception as error:  # noqa: BLE001 -- because its caller gets it, and the others their rows
+        except Exception as error:  # noqa: BLE001 -- for its caller alone
             results.append(error)
     return results
 
@@ -219,7 +221,7 @@ def _run_all(
     transactions: list[_SqliteTransaction],
     wal: WriteAheadLog,
 ) -> list[Any] | None:
-    """Run works on the writer's thread, and commit them as one; return `None` where one of several has failed."""
+    """Run works on the writer's thread and commit them together; return `None` if one of several failed."""
     results = []
     database.execute("BEGIN IMMEDIATE")
     try:
@@ -235,13 +237,13 @@ def _run_all(
         wal.bound(database)
         return results
     finally:
-        with suppress(sqlite3.Error):  # the next BEGIN fails, too
+        with suppress(sqlite3.Error):  # then the next BEGIN fails, too
             if database.in_transaction:
                 database.execute("ROLLBACK")
 
 
 def _run_sync(work: Awaitable[T]) -> T:
-    """Run what awaits only its transaction, and so never waits."""
+    """Run a coroutine that awaits only its transaction, and therefore never suspends."""
     running: Generator[Any, Any, T] = work.__await__()
     try:
         next(running)
@@ -249,4 +251,4 @@ def _run_sync(work: Awaitable[T]) -> T:
         result: T = ended.value
         return result
     running.close()
-    raise RuntimeError("the work of a transaction awaits only its transaction")
+    raise RuntimeError("the work of a transaction must await only its transaction")

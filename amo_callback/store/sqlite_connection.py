@@ -1,8 +1,8 @@
-"""Connections to a SQLite file, the size of its write-ahead log, and jobs for a connection's thread in batches.
+"""Connections to a SQLite file, the size limit of its write-ahead log, and batches of jobs for a connection's thread.
 
-To hand a job to a thread and to return its result costs more than most statements do, and an fsync costs as much for
-one transaction as for fifty. So jobs that are submitted while a batch runs are executed together in the next one; a
-single job is executed at once.
+Passing a job to a thread and its result back costs more than most statements, and an fsync costs the same for one
+transaction as for fifty. Jobs submitted while a batch runs are therefore executed together in the next batch; a single
+job is executed immediately.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ T = TypeVar("T")
 J = TypeVar("J")
 
 WAL_LIMIT = 4 * 1024 * 1024
-"""Bytes of the write-ahead log that are kept when it begins anew: about what SQLite writes between two checkpoints."""
+"""Bytes of the write-ahead log that are kept when it restarts: about what SQLite writes between two checkpoints."""
 _CHECKPOINT_WAIT = 0.1
-"""Seconds that a checkpoint waits for the readers; no commit is possible meanwhile."""
+"""Seconds that a checkpoint waits for readers; meanwhile no commit is possible."""
 BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another process's lock."""
 _RETRY = 0.02
 _LARGEST = 64
-"""Jobs of a batch at most, so that the first of them need not wait for long."""
+"""The maximum number of jobs in a batch, so that the first of them does not wait for long."""
 
 
 class SqliteConnection(aiosqlite.Connection):
-    """The library's connection, whose thread also runs functions of ours."""
+    """An aiosqlite connection whose thread also runs other functions."""
 
     def __init__(self, path: Path, *, mode: str = "rwc") -> None:
         super().__init__(partial(_connect, f"{path.absolute().as_uri()}?mode={mode}"), iter_chunk_size=64)
 
     async def __aenter__(self) -> Self:
-        _ = await self  # opens it, and is the same
+        _ = await self
         return self
 
     async def run(self, work: Callable[..., T], *values: object) -> T:
-        """Run `work` with SQLite's connection and values on the connection's thread."""
+        """Run `work` with the SQLite connection and `values` on the connection's thread."""
         result: T = await self._execute(work, self._conn, *values)  # type: ignore[no-untyped-call]  # reason: its own
         return result
 
@@ -60,17 +60,16 @@ def _connect(address: str) -> sqlite3.Connection:
 
 
 async def prepare(database: aiosqlite.Connection, clock: Clock) -> None:
-    """Have what a commit has written on the disk, and in a write-ahead log of a limited length."""
+    """Configure durable commits and a write-ahead log of limited size."""
     await _enable_wal(database, clock)
     await database.execute("PRAGMA synchronous = FULL")
     await database.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
 
 
 async def _enable_wal(database: aiosqlite.Connection, clock: Clock) -> None:
-    """Turn the write-ahead log on; wait for another process that is making the file at this moment.
+    """Enable the write-ahead log; wait for another process that is creating the file.
 
-    SQLite's own busy timeout does not do that here: two that both hold the file's lock to change its mode would
-    wait for each other for ever.
+    SQLite's busy timeout does not apply: two processes that both lock the file to change its mode would deadlock.
     """
     give_up_at = clock.monotonic() + BUSY_TIMEOUT
     while True:
@@ -85,14 +84,14 @@ async def _enable_wal(database: aiosqlite.Connection, clock: Clock) -> None:
 
 
 class WriteAheadLog:
-    """The size of one database's write-ahead log; every call is made on the writer's thread.
+    """The size limit of a database's write-ahead log; called only on the writer's thread.
 
-    SQLite writes each commit to the log and copies it into the database file from time to time (a checkpoint, each
-    1,000 pages). It begins the log anew only at a commit that finds everything copied and no reader that uses the log;
-    and only then does `journal_size_limit` shorten the file. So two things keep it long: readers that overlap, and a
-    reader that stays. Against the first, the writer waits for the readers once the log is too long: those that begin
-    meanwhile read the database file alone, so the wait ends with the readers that are there. Against the second nothing
-    helps but its end, so the wait is short, and is not repeated for every commit.
+    SQLite appends each commit to the log and copies it into the database file at a checkpoint, every 1,000 pages. It
+    restarts the log only at a commit that finds everything copied and no reader on the log, and only then does
+    `journal_size_limit` truncate the file. Overlapping readers and a reader that stays therefore keep the log long.
+    Against the first, the writer waits for the readers when the log is too long; readers that begin meanwhile use the
+    database file only, so the wait ends. Against the second nothing helps, so the wait is short and is not repeated for
+    every commit.
     """
 
     def __init__(self, database: Path, *, busy_timeout: float) -> None:
@@ -101,7 +100,7 @@ class WriteAheadLog:
         self._again_at = WAL_LIMIT
 
     def bound(self, writer: sqlite3.Connection) -> None:
-        """Shorten the log after a commit where it is too long; the commit stands, whatever becomes of that."""
+        """Truncate the log after a commit if it is too long; a failure does not affect the commit."""
         with suppress(OSError, sqlite3.Error):
             size = self._file.stat().st_size
             if size <= WAL_LIMIT:
@@ -116,7 +115,7 @@ class WriteAheadLog:
 
 
 class Batcher(Generic[J]):
-    """A queue of jobs; `run` returns the result of each of a batch, or its exception, or raises for all of them."""
+    """A queue of jobs. `run` executes a batch: it returns the result or exception of each job, or raises for all."""
 
     def __init__(self, run: Callable[[Sequence[J]], Awaitable[Sequence[Any]]], *, name: str) -> None:
         self._run = run
@@ -126,7 +125,7 @@ class Batcher(Generic[J]):
         self._task: asyncio.Task[None] | None = None
 
     def submit(self, job: J) -> asyncio.Future[Any]:
-        """Return the future result of a job, which is executed whether or not anything waits for it."""
+        """Return the future result of a job, which is executed even if its caller is cancelled."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, done))
         if self._task is None:
@@ -140,7 +139,7 @@ class Batcher(Generic[J]):
             jobs, futures = zip(*self._batch, strict=True)
             try:
                 results = await self._run(jobs)
-            except Exception as error:  # noqa: BLE001 -- because each caller must get it, whatever it is
+            except Exception as error:  # noqa: BLE001 -- passed on to every caller
                 results = [error] * len(jobs)
             for result, done in zip(results, futures, strict=True):
                 if done.done():
@@ -152,7 +151,7 @@ class Batcher(Generic[J]):
         self._task = None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Cancel whatever waits where the loop ends, also before a batch has begun."""
+        """Cancel all waiting callers when the event loop ends."""
         if task.cancelled():
             self._task = None
             for _, done in (*self._batch, *self._waiting):

@@ -1,12 +1,12 @@
-"""Delivery of webhooks, at least once and in order.
+"""Delivery of webhooks: at least once, and in order per connection.
 
-The row is written with the change that it reports. Its id never changes, so a receiver recognises one that comes
-twice: after a crash between the receiver's answer and the row's end, or where a lease ended under a
-delivery, it is sent again. A connection's webhooks go one after the other; a receiver that is slow or away holds up
-nothing but webhooks.
+A webhook is stored in the transaction of the change that it reports, with an id that never changes. A receiver may get
+it twice, and recognizes that by the id: after a crash between its response and the update of the row, or if a lease
+expired during a delivery. The webhooks of one connection are sent one after the other. A slow or unreachable receiver
+delays nothing but webhooks.
 
-`store.history` writes the row, for the events in `events.WEBHOOK_EVENTS`; another channel needs rows of its own
-there, and a dispatcher like this one.
+`store.history` stores webhooks for the events in `events.WEBHOOK_EVENTS`. Another notification channel needs rows of
+its own there, and a dispatcher like this one.
 
-A copy of the database delivers nothing: what waits in it waits in the original, too, and is delivered there.
+A copy of the database delivers nothing, because the original delivers the same webhooks.
 """

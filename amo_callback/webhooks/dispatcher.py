@@ -1,4 +1,4 @@
-"""The loop that delivers webhooks: several at once, those of one connection in order."""
+"""The loop that delivers webhooks: several concurrently, those of one connection in order."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8
 POLL = 5.0
-"""Seconds between two looks for webhooks, which other processes write, too."""
+"""Seconds between two queries for webhooks, which other processes write, too."""
 LEASE = timedelta(seconds=60)
-"""The lease of a webhook: well over the time limits of a request and of the store after it.
+"""The lease of a webhook: much longer than the timeouts of a request and of the store.
 
-It is compared with the wall clock: where that is put forward during another process's delivery, or that process is
-stopped for a minute, the webhook is sent twice under its one id, which receivers have to expect.
+It is compared with the wall clock. If that is moved forward during another process's delivery, or that process is
+suspended for a minute, the webhook is sent twice with the same id, which receivers have to expect.
 """
 
 
@@ -38,32 +38,32 @@ class WebhookDispatcher:
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """Look again now: a webhook was written, or a delivery has ended."""
+        """Query again now, because a webhook was stored or a delivery has ended."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until stopped; an iteration that fails is logged, and the loop goes on."""
+        """Deliver until shutdown; a round that fails is logged, and the loop continues."""
         while not self._core.stop.is_set():
             self._wake.clear()
             try:
                 pause = await self._start_due()
-            except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
+            except Exception as error:  # noqa: BLE001 -- the loop must survive any bug in one round
                 self._outage.failed(error)
                 pause = POLL
             else:
                 self._outage.worked()
             await done_unless(self._wake.wait(), stop=self._core.stop, grace=0, clock=self._core.clock, limit=pause)
-        await asyncio.gather(*self._running.values())  # each request has its time limit
+        await asyncio.gather(*self._running.values())  # each request has a timeout
 
     async def _start_due(self) -> float:
-        """Start what is due, up to `AT_ONCE` deliveries; return the seconds until more may be due."""
+        """Start due deliveries, up to `AT_ONCE`; return the seconds until more may be due."""
         while (places := AT_ONCE - len(self._running)) > 0 and not self._core.stop.is_set():
             if pause := self._receiver.pause_left:
                 return min(pause, POLL)
             now = self._core.clock.now()
-            apart = tuple(self._running)  # our own, whatever the clock says of their leases
+            apart = tuple(self._running)  # in progress here, even if their leases seem to have expired
             upcoming = await self._core.store.next_webhook(now=now, length=LEASE, apart_from=apart)
-            if upcoming is None or upcoming > now:  # and nothing is written
+            if upcoming is None or upcoming > now:  # avoid a useless write
                 return POLL if upcoming is None else min((upcoming - now).total_seconds(), POLL)
             lease = uuid.uuid4().hex
             claimed = await self._core.store.claim_webhooks(
@@ -71,7 +71,7 @@ class WebhookDispatcher:
             )
             for webhook in claimed:
                 self._start(webhook, lease=lease)
-        return POLL  # the end of one wakes us
+        return POLL  # the end of a delivery wakes the loop
 
     def _start(self, webhook: QueuedWebhook, *, lease: str) -> None:
         def ended(_: object) -> None:
@@ -83,7 +83,7 @@ class WebhookDispatcher:
         task.add_done_callback(ended)
 
     async def _deliver(self, webhook: QueuedWebhook, *, lease: str) -> None:
-        """Try one delivery; if its result cannot be stored, its lease ends and it is tried again."""
+        """Try one delivery; if its result cannot be stored, it is retried after its lease."""
         try:
             answer = await self._post(webhook)
             self._receiver.note(webhook, answer)
@@ -93,13 +93,13 @@ class WebhookDispatcher:
                 await self._put_off(webhook, answer, lease=lease)
         except StoreUnavailable as error:
             self._outage.failed(error)
-        except Exception as error:  # noqa: BLE001 -- because one webhook is not the others' end
+        except Exception as error:  # noqa: BLE001 -- a bug in one delivery must not stop the others
             self._core.observer(failure_event("webhooks.failed", error))
 
     async def _post(self, webhook: QueuedWebhook) -> DeliveryResult:
         try:
             return await self._send(webhook, self._core.clock.now())
-        except Exception as bug:  # noqa: BLE001 -- because a webhook that meets a bug is retried and dead-lettered like others
+        except Exception as bug:  # noqa: BLE001 -- a webhook that meets a bug is retried and dead-lettered like others
             self._core.observer(failure_event("webhooks.failed", bug))
             return DeliveryResult(why="bug")
 

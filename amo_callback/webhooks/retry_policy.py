@@ -1,4 +1,4 @@
-"""The result of a delivery, the time of the next one, and the health of the operator's receiver."""
+"""The result of a delivery, the time of the next try, and the health of the receiver."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from amo_callback.events import Observer, QueuedWebhook
 
 BACKOFF = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0)
-"""Seconds to wait after each failed try; the last one repeats."""
+"""Seconds to wait after each failed try; the last value repeats."""
 _JITTER = 0.2
-"""Random share by which a wait differs: what failed together is not retried together."""
+"""The random variation of a wait, so that webhooks that failed together are not retried together."""
 MAX_AGE = timedelta(days=1)
 """The age at which a webhook is dead-lettered."""
 LEAST_TRIES = 5
-"""Tries before a webhook is dead-lettered, however old it is: the receiver may be starting just now."""
+"""The minimum number of tries before a webhook is dead-lettered, since the receiver may be restarting."""
 MOST_PATIENCE = 3600.0
-"""Seconds that a receiver may ask for at most: longer outages are left to the back-off."""
+"""The longest pause in seconds that a receiver may ask for; longer outages are left to the back-off."""
 _OLD = 2 * BACKOFF[-1]
-"""Seconds after which a webhook that failed here has ended elsewhere, or it would have been tried again."""
+"""Seconds after which a webhook that failed here and was not retried must have ended in another process."""
 _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
@@ -36,22 +36,22 @@ _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABL
 class DeliveryResult:
     status: int | None = None
     why: str | None = None
-    """Our word for the reason, where there is no status."""
+    """The reason if there is no status."""
     retry_after: str | None = None
     date: str | None = None
 
     @property
     def good(self) -> bool:
-        """Whether the receiver has accepted the webhook."""
+        """Whether the receiver accepted the webhook."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def error(self) -> str:
-        """A word for what went wrong, which quotes nothing."""
+        """A short description of the failure, without quotes from the response."""
         return self.why or f"status_{self.status}"
 
     def pause(self, now: datetime) -> float:
-        """Return the pause that the receiver asks for, in seconds."""
+        """Return the pause in seconds that the receiver asks for."""
         if self.status not in _PAUSES:
             return 0.0
         return min(retry_after(self.retry_after, date=self.date, now=now) or 0.0, MOST_PATIENCE)
@@ -60,8 +60,8 @@ class DeliveryResult:
 def next_try(
     webhook: QueuedWebhook, answer: DeliveryResult, *, now: datetime, random: Callable[[], float]
 ) -> datetime | None:
-    """Return when a webhook that failed is tried again; `None` where it is given up."""
-    if answer.status == HTTPStatus.GONE:  # the receiver wants no webhooks any more
+    """Return when a failed webhook is retried; `None` if it is dead-lettered."""
+    if answer.status == HTTPStatus.GONE:  # the receiver has unsubscribed
         return None
     wait = BACKOFF[min(max(webhook.tries, 1), len(BACKOFF)) - 1] * (1 + _JITTER * (2 * random() - 1))
     again = now + timedelta(seconds=math.ceil(max(wait, answer.pause(now))))
@@ -71,13 +71,13 @@ def next_try(
 
 
 class EndpointHealth:
-    """The state of the receiver: its failure and its recovery are logged once, not each try."""
+    """The health of the receiver: its failure and recovery are logged once, not for each try."""
 
     def __init__(self, *, clock: Clock, observer: Observer) -> None:
         self._clock = clock
         self._observer = observer
         self._failing: dict[str, float] = {}
-        """When each webhook that has not gone through failed last."""
+        """When each webhook that has not succeeded last failed."""
         self._works = True
         self._paused_until = clock.monotonic()
 
@@ -87,7 +87,7 @@ class EndpointHealth:
         return max(self._paused_until - self._clock.monotonic(), 0.0)
 
     def forget(self, webhook: QueuedWebhook) -> None:
-        """Forget a dead-lettered webhook: the others show whether the receiver works."""
+        """Forget a dead-lettered webhook, because the others show whether the receiver works."""
         self._failing.pop(webhook.id, None)
 
     def note(self, webhook: QueuedWebhook, answer: DeliveryResult) -> None:

@@ -1,7 +1,6 @@
-"""Webhooks over HTTP, signed as Standard Webhooks has it (https://www.standardwebhooks.com).
+"""Signed webhooks over HTTP, as defined by Standard Webhooks (https://www.standardwebhooks.com).
 
-Signing is left to that project's own library, which receivers verify with: one module of the standard library's HMAC,
-typed, with nothing of its own to install since 1.1.
+Requests are signed by that project's own library, with which receivers verify them.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 
 Sender = Callable[["QueuedWebhook", "datetime"], Awaitable[DeliveryResult]]
 TIMEOUT = 10.0
-"""Seconds for one request, from the look-up of its host to the answer's head."""
+"""The timeout of a request in seconds, from the DNS look-up to the response headers."""
 _WITH_RECONNECT_URL = frozenset({"connection.needs_reauth", "connection.expiring"})
-"""The events that the user resolves by connecting again."""
+"""Events that the user can resolve by connecting again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +40,7 @@ class Message:
 
 
 class Signer:
-    """A signer of webhooks: with every secret, so that one can be replaced without a gap."""
+    """A signer of webhooks, with every secret, so that a secret can be replaced without a gap."""
 
     def __init__(self, secrets: Sequence[str], *, reconnect_url: str, allowed_domains: Sequence[str] = ()) -> None:
         self._signers = [Webhook(secret) for secret in secrets]
@@ -49,7 +48,7 @@ class Signer:
         self._allowed_domains = allowed_domains
 
     def message(self, webhook: QueuedWebhook, *, now: datetime) -> Message:
-        """Return the signed request; id and body are the same at each try."""
+        """Return the signed request; id and body are the same in every try."""
         body = json.dumps({"type": webhook.type, "timestamp": rfc3339(webhook.at), "data": self._data(webhook)})
         signatures = [signer.sign(msg_id=webhook.id, timestamp=now, data=body) for signer in self._signers]
         return Message(
@@ -63,7 +62,7 @@ class Signer:
         )
 
     def _data(self, webhook: QueuedWebhook) -> Mapping[str, object]:
-        """Return the data, without a stored `domain` that is not allowed: receivers send tokens there."""
+        """Return the data, without a stored `domain` that is not allowed, because receivers may send tokens there."""
         data = dict(webhook.data)
         domain = str(data.get("domain", ""))
         if check_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:
@@ -75,7 +74,7 @@ class Signer:
 
 @asynccontextmanager
 async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) -> AsyncIterator[Sender]:
-    """Open a session, and yield the function that sends a webhook."""
+    """Open an HTTP session, and yield the function that sends a webhook."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -90,7 +89,7 @@ async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) ->
 async def _send(
     session: aiohttp.ClientSession, url: str, signer: Signer, webhook: QueuedWebhook, now: datetime
 ) -> DeliveryResult:
-    """Send one request; redirects are not followed, and of the response only the headers are read."""
+    """Send one request; redirects are not followed, and only the response headers are read."""
     message = signer.message(webhook, now=now)
     try:
         async with session.post(url, data=message.body, headers=message.headers, allow_redirects=False) as response:
@@ -104,5 +103,5 @@ async def _send(
         return DeliveryResult(why="certificate")
     except aiohttp.ClientConnectorError:
         return DeliveryResult(why="unreachable")
-    except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote the address
+    except (aiohttp.ClientError, OSError, ValueError):  # their messages may quote the URL
         return DeliveryResult(why="connection_lost")

@@ -237,7 +237,7 @@ def loosened(*changes: str) -> Craft:
 
 
 REFUSED: dict[str, dict[str, Craft]] = {
-    "is no database of amo-callback": {
+    "is not a database of amo-callback": {
         "schema -1": sql("PRAGMA user_version = -1"),
         "schema 0": sql("PRAGMA user_version = 0"),
         "an endless view": remade("meta", f"CREATE VIEW meta AS {ENDLESS} SELECT x AS name, x AS value FROM c"),
@@ -258,7 +258,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
         "a text": content(lambda _: b"no database at all" * 999),
         "encrypted": content(lambda whole: os.urandom(len(whole))),
     },
-    "none of ours: take another backup": {
+    "that the service could not read: use another backup": {
         "a text where a number should be": loosened("UPDATE connections SET failures = 'many'"),
         "nothing where something must be": loosened("UPDATE connections SET connected_at = NULL"),
         "a text that is none": loosened("UPDATE connections SET domain = CAST(x'ff' AS TEXT)"),
@@ -271,7 +271,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
         ),
         "a last time that is no number": sql("INSERT INTO meta VALUES ('seen_at', x'ff')"),
     },
-    "is damaged: take another backup": {
+    "is damaged: use another backup": {
         "a schema of half a mebibyte": sql(f"CREATE TABLE t (x CHECK (x IN ({','.join(['1'] * 250_000)})))"),
         "a damaged page": content(a_page_overwritten),
         "cut off": content(lambda whole: whole[: len(whole) // 2]),
@@ -279,14 +279,14 @@ REFUSED: dict[str, dict[str, Craft]] = {
     f"schema 99, known here: {len(load_migrations(Engine.SQLITE))}): install that version": {
         "schema of the future": sql("PRAGMA user_version = 99")
     },
-    "holds a text that is none of ours": {
+    "contains a text that the service could not read": {
         "a name that is no text": sql(
             "PRAGMA writable_schema = ON",
             "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
         )
     },
     "has no counter": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
-    "a value longer than any of ours": {"a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))")},
+    "a value longer than any of amo-callback's": {"a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))")},
     "takes more work to read": {
         "rows of little but defaults": remade(
             "owners",
@@ -306,7 +306,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
     "No such file": {"nothing": instead(lambda _: None)},
     "copy-wal: Not a regular file": {"a pipe as its log": beside("-wal", os.mkfifo)},
     "copy-journal: Not a regular file": {"a pipe as its journal": beside("-journal", os.mkfifo)},
-    "in the middle of a change": {
+    "has an unfinished transaction": {
         "a journal": beside("-journal", lambda journal: journal.write_bytes(b"/etc/passwd")),
     },
 }

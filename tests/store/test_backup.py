@@ -430,10 +430,10 @@ async def test_somebody_elses_database_is_not_restored(database: Path, target: P
     await _make(database, 1)
     with closing(sqlite3.connect(target)) as other:
         other.execute("CREATE TABLE theirs (x)")
-    assert "is no database of amo-callback" in _refused(target, database)
+    assert "is not a database of amo-callback" in _refused(target, database)
     theirs = target.rename(target.with_name("theirs"))
     _back_up(database, target)
-    assert _refused(target, theirs) == f"{theirs} holds something else: it is not replaced"
+    assert _refused(target, theirs) == f"{theirs} is not a database of amo-callback, and is not replaced"
 
 
 async def test_a_database_with_a_newer_schema_may_be_replaced(database: Path, target: Path) -> None:
@@ -453,7 +453,7 @@ async def test_a_damaged_database_has_to_be_moved_away(database: Path, target: P
     database.write_bytes(b"this was a database" * 999)
     told = _refused(target, database)
     assert told == (
-        f"{database} cannot be kept (SQLITE_NOTADB): move it away with what lies beside it, and restore again"
+        f"{database} cannot be kept (SQLITE_NOTADB): move it and its -wal and -journal files away, and restore again"
     )
     database.rename(database.with_name("damaged"))
     _restore(target, database)

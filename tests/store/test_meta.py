@@ -315,7 +315,7 @@ async def test_a_file_knows_where_it_lives(store: Store) -> None:
     assert await store.check_machine("here") is None
     assert await store.check_machine("here") is None
     elsewhere = present(await store.check_machine("there"))
-    assert elsewhere.why.startswith("the database was last used in another place")
+    assert elsewhere.why.startswith("the database was last used at another location")
     assert await store.check_machine("here") == elsewhere
     await store.thaw_all(machine="there")
     assert await store.check_machine("there") is None

@@ -46,9 +46,9 @@ def _rebuilt(copy: Path, limits: RestoreLimits) -> int:
 @pytest.mark.parametrize(
     ("limits", "why"),
     [
-        (RestoreLimits(file=4096), "is longer than 0 MiB: it is no backup"),
+        (RestoreLimits(file=4096), "is longer than 0 MiB, and so not a backup"),
         (RestoreLimits(rows=3), r"has 4 rows in \w+, more than 3"),
-        (RestoreLimits(value=100), "holds a value longer than any of ours"),
+        (RestoreLimits(value=100), "contains a value longer than any of amo-callback's"),
     ],
 )
 async def test_a_file_beyond_a_limit_is_not_read(copy: Path, limits: RestoreLimits, why: str) -> None:
@@ -66,7 +66,7 @@ async def test_a_file_that_is_written_meanwhile_is_not_restored(copy: Path) -> N
         with closing(sqlite3.connect(copy)) as other, other:
             other.execute("DELETE FROM connections")
         with (
-            pytest.raises(BackupFailed, match="copy was written while it was read: take a `backup` of it"),
+            pytest.raises(BackupFailed, match="copy changed while it was read: make a `backup` of it first"),
             rebuild(given, copy.with_name("new.db"), now=START, progress=unseen),
         ):
             pytest.fail("it was built")

@@ -187,7 +187,7 @@ async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> No
         assert await store.thaw_all(machine="here")
         await store.end_amo_block()
     assert frozen is not None
-    assert (frozen.why, frozen.elsewhere) == ("the mark in the database cannot be read", True)
+    assert (frozen.why, frozen.elsewhere) == ("the reason stored in the database is malformed", True)
     assert block is not None
     assert block.probe_at < clock.now()
     assert [found[name].reason for name in "123"] == [Reason.UNREADABLE, None, None]

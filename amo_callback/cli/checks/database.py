@@ -72,7 +72,7 @@ def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
     versions = f"(schema {error.version}, known here: {error.known})"
     if error.is_foreign:
         fix = "correct storage.url: amo-callback takes a database of its own"
-        return fail("store", f"{name} is no database of amo-callback", fix=fix)
+        return fail("store", f"{name} is not a database of amo-callback", fix=fix)
     if error.version == 0:
         return warn(
             "store", f"{name} is empty", fix="`amo-callback serve` makes the tables; if there were some: is it this?"

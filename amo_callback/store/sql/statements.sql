@@ -1,8 +1,8 @@
--- Each statement by its name, with what it changes of what is cached: `changes connection` names it by a parameter
--- `connection_id` or `id`, or else by what it returns; `changes owners`: its account or an owner may have it anew;
--- `changes all`; `erases connection`. `slow` ones go through a whole table. A line that begins with `--sqlite ` or
--- `--postgres ` is that engine's alone. Every write of a connection but a hook's counts `row_version` up;
--- `pair_version` counts pairs, grants and disconnects, and is what a refresh compares before it replaces anything.
+-- Named statements. Notes in parentheses declare changes for caches: `changes connection` (its id is the parameter
+-- `connection_id` or `id`, or else is returned), `changes owners` (an account or owner may have gained it),
+-- `changes all` and `erases connection`; `slow` statements read a whole table. A line that begins with `--sqlite ` or
+-- `--postgres ` is for that engine only. Every update of a connection except by a hook increments `row_version`.
+-- `pair_version` counts pairs, grants and disconnects; a refreshed pair replaces only the version that it came from.
 
 -- name: get_meta
 SELECT value FROM meta WHERE name = :name;
@@ -14,7 +14,7 @@ INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTH
 INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
 -- name: change_meta
--- Only the very value that was read: of several instances, one changes it.
+-- Only if the value is unchanged since it was read, so that only one of several instances changes it.
 UPDATE meta SET value = :value WHERE name = :name AND value = :before RETURNING name;
 
 -- name: shared_state
@@ -28,8 +28,8 @@ SELECT {key} AS name, {sealed} AS content FROM {table}
 WHERE {key} > :after AND {sealed} IS NOT NULL{only} ORDER BY {key} LIMIT :limit;
 
 -- name: reseal_{kind} (changes {kind})
--- The same under another key: only over the very bytes that were read. The pair is the same, so `pair_version` stays;
--- what has cached its bytes learns by `row_version` that they have changed.
+-- Replaces only the bytes that were read. The pair is the same, so `pair_version` stays; `row_version` tells caches that
+-- its bytes have changed.
 UPDATE {table} SET {sealed} = :content{also} WHERE {key} = :id AND {sealed} = :read RETURNING {key};
 
 -- name: count_connections
@@ -40,8 +40,8 @@ UPDATE connections SET next_refresh_at = :now, row_version = row_version + 1
 WHERE status = 'active' AND next_refresh_at > :now;
 
 -- name: shift_times (changes all)
--- The clock went back: what it said before that is yet to come is taken back by as much, and every age being in
--- doubt, all is due. What was written by a clock that was right, before a glitch, stays.
+-- The clock was moved back: future times are moved back by the difference, and all connections are due, because their
+-- age is unknown. Times from before the clock was wrong stay.
 UPDATE connections SET
     access_expires_at = CASE WHEN access_issued_at > :now THEN access_expires_at - :by ELSE access_expires_at END,
     refresh_expires_at = CASE WHEN access_issued_at > :now THEN refresh_expires_at - :by ELSE refresh_expires_at END,
@@ -58,7 +58,7 @@ UPDATE connections SET
     row_version = row_version + 1;
 
 -- name: next_serial
--- The counter's last value. It is locked until the transaction ends: so a transaction takes it before any other lock.
+-- The row stays locked until the transaction ends, so a transaction must increment it before any other lock.
 UPDATE meta SET value =
 --sqlite     CAST(CAST(value AS INTEGER) + :count AS BLOB)
 --postgres     convert_to(CAST(CAST(value AS INTEGER) + CAST(:count AS BIGINT) AS TEXT), 'UTF8')
@@ -66,7 +66,7 @@ WHERE name = 'serial'
 RETURNING value;
 
 -- name: amo_block
--- Always one row: the store's clock decides what may leave.
+-- Always one row, with the store's clock.
 SELECT (SELECT value FROM meta WHERE name = 'amo_block') AS value, :clock AS clock;
 
 -- name: connection
@@ -106,7 +106,7 @@ LIMIT :limit;
 --sqlite SELECT quick_check FROM pragma_quick_check(1);
 
 -- name: attempts
--- A caller that waits for these decides by its own clock which of them may still be under way.
+-- The caller decides by its own clock which attempts may still be in progress.
 SELECT *, :clock AS clock FROM connections WHERE attempt IS NOT NULL;
 
 -- name: fleet
@@ -124,7 +124,7 @@ WHERE id = :connection_id AND attempt = :attempt
 RETURNING *;
 
 -- name: save_refreshed (changes connection)
--- Not guarded by the attempt: the pair is good whoever holds the lease by now, unless a newer one came.
+-- Independent of the attempt: the pair is valid even if another process holds the lease, unless a newer one is stored.
 UPDATE connections SET
     sealed_pair = :sealed_pair, api_domain = :api_domain,
     status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, warned_days = NULL,
@@ -139,8 +139,8 @@ WHERE id = :connection_id AND pair_version = :pair_version
 RETURNING *;
 
 -- name: save_verdict (changes connection)
--- An attempt that nobody knows the end of stays open, until its lease ends anew. The token of a refused connection is
--- presented once a day: its presentation counts as a look-up.
+-- An attempt with an unknown outcome stays until its renewed lease expires. The token of a `refused` connection is
+-- presented once a day, which counts as a recheck.
 UPDATE connections SET
     status = :status, reason = :reason, last_error = :last_error, failures = failures + 1,
     next_refresh_at = :next_refresh_at, died_at = :died_at,
@@ -163,7 +163,7 @@ WHERE id = :connection_id AND attempt = :attempt
 RETURNING *;
 
 -- name: give_up (changes connection)
--- A suspended terminal answer is applied.
+-- Applies a suspended terminal failure.
 UPDATE connections SET
     status = 'needs_reauth', reason = suspended_reason, last_error = :last_error, failures = failures + 1,
     next_refresh_at = NULL, died_at = CAST(:now AS BIGINT),
@@ -173,7 +173,7 @@ WHERE id = :id AND row_version = :row_version AND status = 'active' AND suspende
 RETURNING *;
 
 -- name: accept_token (changes connection)
--- Introspection accepts the refresh token: what AMO has answered before counts no more.
+-- Introspection accepts the refresh token, so earlier refusals no longer count.
 UPDATE connections SET
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL, row_version = row_version + 1
 WHERE id = :id AND pair_version = :pair_version
@@ -210,7 +210,7 @@ WHERE id = :id AND status <> 'disconnected' AND (frozen_at IS NULL) = (CAST(:at 
 RETURNING *;
 
 -- name: due_expiry_warnings (changes connection)
--- Of those whose refresh token ends soon, and who were not warned of that yet. Without one it is the access token.
+-- Connections whose refresh token (without one, the access token) expires soon, and without a warning so far.
 UPDATE connections SET warned_days = :days, row_version = row_version + 1
 WHERE id IN (
     SELECT id FROM connections
@@ -223,7 +223,7 @@ WHERE id IN (
 RETURNING *;
 
 -- name: missing_changes
--- Whether one of the next two statements has anything to do: read each minute, so that no write is made for nothing.
+-- Whether one of the next two statements has anything to do; read every minute to avoid useless writes.
 SELECT 1 AS found WHERE EXISTS (
     SELECT 1 FROM connections WHERE status = 'active' AND refresh_expires_at IS NULL AND access_expires_at <= :now
 ) OR EXISTS (
@@ -232,7 +232,7 @@ SELECT 1 AS found WHERE EXISTS (
 );
 
 -- name: expire_missing (changes connection)
--- Without a refresh token. It is told by our own clock and says nothing of AMO: `died_at` counts what AMO has refused.
+-- Connections without a refresh token. Expiry by this clock says nothing about AMO, so `died_at` stays empty.
 UPDATE connections SET
     status = 'needs_reauth', reason = 'missing', died_at = NULL, look_up_at = NULL, row_version = row_version + 1
 WHERE id IN (
@@ -244,7 +244,7 @@ WHERE id IN (
 RETURNING *;
 
 -- name: restore_missing (changes connection)
--- A clock that was put forward by mistake has ended them.
+-- A clock that was moved forward by mistake had expired them.
 UPDATE connections SET status = 'active', reason = NULL, row_version = row_version + 1
 WHERE id IN (
     SELECT id FROM connections
@@ -254,13 +254,13 @@ WHERE id IN (
 RETURNING *;
 
 -- name: mark_in_doubt (changes connection)
--- An attempt of ours at a connection that was given up has not told its end: it may be what has spent the token.
+-- An attempt with an unknown outcome may have spent the token of a connection that needs its user.
 UPDATE connections SET reason = 'in_doubt', row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
 -- name: disconnect (changes connection, erases connection)
--- A late pair finds another `pair_version`. On request, the pair of a grant from before is not stored later.
+-- A late pair finds another `pair_version`. With `on_request`, the pair of an earlier grant is not stored later.
 UPDATE connections SET
     status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
     disconnect_no = CASE WHEN :on_request THEN CAST(:serial AS BIGINT) ELSE disconnect_no END, forgotten_no = :serial,
@@ -273,9 +273,9 @@ WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
 -- name: record_disabled_hook (changes connection)
--- AMO's hook can be replayed. One look-up after it is enough, when the pause since the last look-up is over; a connection
--- that was given up keeps its daily look-up, except at the first hook since it was active. Here and in the next two
--- statements `row_version` stays: they decide nothing about tokens, and a flood of hooks must not make claims fail.
+-- AMO's hook can be replayed. One recheck is enough, after the pause since the last one; a connection that needs its
+-- user keeps its daily recheck, except at the first hook since it was active. Here and in the next two statements
+-- `row_version` stays, because they decide nothing about tokens, and a flood of hooks must not make claims fail.
 UPDATE connections SET
     look_up_at = COALESCE(
         looked_up_at + COALESCE(CASE WHEN hook_at > :clock - :quiet THEN look_up_pause END, :shortest), :clock
@@ -289,19 +289,19 @@ WHERE account_id = :account_id AND (
 RETURNING id;
 
 -- name: repeat_disabled_hook (changes connection)
--- For the others a look-up after this hook is pending already. A flood of hooks writes once a second.
+-- For the others a recheck is already pending. A flood of hooks writes at most once a second.
 UPDATE connections SET hook_at = :clock
 WHERE account_id = :account_id AND status <> 'disconnected' AND hook_at <= :clock - :second
 RETURNING id;
 
 -- name: begin_recheck (changes connection)
--- `look_up_at` as it was read: of several processes one begins. Where that one dies, the look-up is repeated.
+-- Only if `look_up_at` is unchanged, so that one of several processes begins. If it dies, the recheck is repeated.
 UPDATE connections SET looked_up_at = :clock, look_up_at = :clock + :again_in
 WHERE id = :id AND row_version = :row_version AND look_up_at = :look_up_at
 RETURNING *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock;
 
 -- name: schedule_recheck (changes connection)
--- Where `look_up_at` is not as it was read, a hook came during the look-up: it is checked when the pause is over.
+-- If `look_up_at` has changed, a hook came during the recheck, which is then repeated after the pause.
 UPDATE connections SET
     look_up_at = CASE
         WHEN look_up_at IS :look_up_at THEN CAST(:at AS BIGINT)
@@ -322,7 +322,7 @@ SELECT
     CAST(:access_issued_at AS BIGINT), CAST(:access_expires_at AS BIGINT), CAST(:refresh_expires_at AS BIGINT), NULL,
     CAST(:next_refresh_at AS BIGINT), CAST(:connected_at AS BIGINT), CAST(:token_iat AS BIGINT),
     CAST(:connected_no AS BIGINT)
--- A pair of this grant that is stored already may be spent by now.
+-- A stored pair of this grant may have been spent since.
 WHERE NOT EXISTS (
     SELECT 1 FROM grants WHERE code_hash = :code_hash AND attempt = :grant_attempt AND status = 'connected'
 )
@@ -337,7 +337,7 @@ ON CONFLICT (id) DO UPDATE SET
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
--- The later token by AMO's clock; where that does not tell, the later answer. The same grant again is not later.
+-- The later token by AMO's clock; if equal or unknown, the later response. The same grant is not later than itself.
 WHERE (
         excluded.grant_iat > connections.grant_iat
         OR (
@@ -355,7 +355,7 @@ SELECT *, :clock AS clock FROM grants WHERE code_hash = :code_hash;
 SELECT *, :clock AS clock FROM grants WHERE handle_hash = :handle_hash;
 
 -- name: claim_grant
--- A grant is tried again only over the very attempt that was read: a failed one, or one whose lease was seen to end.
+-- A grant is retried only if its attempt is the one that was read: failed, or with an expired lease.
 INSERT INTO grants (code_hash, handle_hash, ticket_hash, sealed, status, attempt, lease_until, expires_at, no)
 SELECT
     CAST(:code_hash AS TEXT), CAST(:handle_hash AS TEXT), CAST(:ticket_hash AS TEXT),
@@ -372,7 +372,7 @@ WHERE grants.expires_at > :now
 RETURNING *, :clock AS clock;
 
 -- name: claim_started_grant
--- The first code that comes back with a state takes its row, unless another process has claimed that code meanwhile.
+-- The first code with a state takes over its row, unless another process has claimed that code.
 UPDATE grants SET
     code_hash = :code_hash, handle_hash = :handle_hash, ticket_hash = :ticket_hash, sealed = :sealed,
     status = 'exchanging', attempt = :attempt,
@@ -420,7 +420,7 @@ WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no I
 ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
 
 -- name: bind_owner (changes connection, changes owners)
--- A grant from before the user left, or from before the owners were forgotten, adds no owner.
+-- A grant claimed before the user left, or before the owners were removed, adds no owner.
 INSERT INTO owners (connection_id, owner, bound_no)
 SELECT id, :owner, CAST(:serial AS BIGINT) FROM connections
 WHERE id = :connection_id AND status <> 'disconnected' AND (forgotten_no IS NULL OR forgotten_no <= :grant_no)
@@ -452,21 +452,21 @@ SELECT * FROM events WHERE id < :before ORDER BY id DESC LIMIT :limit;
 SELECT * FROM events WHERE connection_id = :connection_id AND id < :before ORDER BY id DESC LIMIT :limit;
 
 -- name: events_of_account
--- Of all its connections, those that are no more too.
+-- Including disconnected connections.
 SELECT * FROM events
 WHERE connection_id IN (SELECT id FROM connections WHERE account_id = :account_id) AND id < :before
 ORDER BY id DESC
 LIMIT :limit;
 
 -- name: events_of_owner
--- Of the user's present connections.
+-- Of the user's current connections.
 SELECT * FROM events
 WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL) AND id < :before
 ORDER BY id DESC
 LIMIT :limit;
 
 -- name: prune_events
--- A step at a time: years of a large fleet's are not deleted in one transaction.
+-- In batches, because years of history must not be deleted in one transaction.
 DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER BY at LIMIT :limit)
 RETURNING id;
 
@@ -486,7 +486,7 @@ VALUES (
 SELECT * FROM webhooks WHERE number > :after ORDER BY number LIMIT :limit;
 
 -- name: next_webhook
--- Of each connection the first that is not dead-lettered: the others wait for that. And when the first lease ends.
+-- For each connection, the first webhook that is not dead-lettered; and the end of the first lease.
 SELECT min(at) AS at FROM (
     SELECT * FROM (
         SELECT next_try_at AS at FROM webhooks AS one
@@ -510,7 +510,7 @@ WHERE NOT EXISTS (
 );
 
 -- name: webhook_delivered
--- By whoever it was: delivered is delivered.
+-- Even if another process holds the lease.
 DELETE FROM webhooks WHERE id = :id RETURNING id;
 
 -- name: webhook_failed
@@ -521,7 +521,7 @@ WHERE id = :id AND lease = :lease
 RETURNING id;
 
 -- name: retry_webhooks
--- Whatever is named, or all that is dead-lettered. What was given up begins anew.
+-- One webhook, or all dead-lettered ones, which start again.
 UPDATE webhooks SET
     next_try_at = :now, tries = CASE WHEN dead_lettered_at IS NULL THEN tries ELSE 0 END, dead_lettered_at = NULL
 WHERE id = :id OR (CAST(:id AS TEXT) IS NULL AND dead_lettered_at IS NOT NULL)
@@ -547,8 +547,8 @@ SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
 SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: import_connections (changes connection, changes owners)
--- A connection from elsewhere. It replaces only the very pair that was read, and takes no attempt away from whoever is
--- at it: one that was open then, and is as it was, is of a process that died, for its lease has been waited for.
+-- Replaces only the pair that was read, and no attempt in progress. An attempt that was read and is unchanged belongs
+-- to a process that died, because the import has waited for its lease.
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
     access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, doubtful, look_up_at,
@@ -576,10 +576,9 @@ WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :o
     AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;
 
 -- name: due
--- What is due, and the next that comes due. Refreshes: rows with an open attempt, too: the caller knows whether its lease
--- has ended. Earliest due first, which is the order of the index, so that a backlog of a day costs little each time;
--- before those, rows whose times cannot be right. PostgreSQL gives each row to one instance at a time, for a turn, which
--- keeps it from the others until the claim does.
+-- Due connections and the next due time. Refreshes include rows with an attempt, because the caller knows whether its
+-- lease has expired. Rows with impossible times come first, then the earliest due, which is the order of the index, so
+-- that a backlog is cheap. PostgreSQL assigns each row to one instance for a turn, which lasts until the claim.
 WITH refreshes AS
 --postgres MATERIALIZED
 (
@@ -652,9 +651,9 @@ ORDER BY
     next_refresh_at <= :now, next_refresh_at, access_expires_at;
 
 -- name: probe
--- First those that have not failed since their last success, the most recent success first; then the others, the one
--- first whose last attempt is the longest ago. Without a refresh token nothing is ever due. Nothing is sent to a host
--- that is not allowed. On PostgreSQL one instance probes at a time.
+-- First those without a failure since their last success, the most recent success first; then the others, the oldest
+-- attempt first. Connections without a refresh token or with a host that is not allowed are left out. On PostgreSQL one
+-- instance probes at a time.
 --postgres WITH given AS (
 --postgres     INSERT INTO turns (connection_id, process, until) VALUES ('probe', :process, :clock + :turn)
 --postgres     ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
@@ -676,14 +675,14 @@ SELECT *, :clock AS clock FROM connections WHERE id = (
 ;
 
 -- name: forget_turns
--- What another instance works at is left for the next time: two that wait for each other's rows would wait for ever.
+-- Rows locked by another instance are skipped, because waiting for each other's rows would deadlock.
 --postgres DELETE FROM turns WHERE connection_id IN (
 --postgres     SELECT connection_id FROM turns WHERE until <= :clock FOR UPDATE SKIP LOCKED
 --postgres );
 
 -- name: survey
--- Each count is made in an index alone: no connection is read, however many there are. SQLite is told which, where it
--- would choose another. What is frozen is not due, and its access token may have expired.
+-- Each count reads only an index, which SQLite is told if it would choose another. Frozen connections are not due, and
+-- their access tokens may have expired.
 SELECT * FROM (
     SELECT
         count(*) AS active,
@@ -723,7 +722,7 @@ SELECT * FROM (
 ) AS given_up;
 
 -- name: successes
--- Of all connections, in their index alone; a time that is yet to come is an imported one's, or a wrong clock's.
+-- Reads only an index; a future time is from an import or a wrong clock.
 SELECT
     (
         SELECT count(*) FROM connections
@@ -742,8 +741,8 @@ FROM (
 ) AS each;
 
 -- name: claim (changes connection)
--- Of the very row that was read; on PostgreSQL over an open attempt only once the database's clock says that its lease
--- has ended. The token that an ended attempt was presenting may be spent.
+-- Only if the row is unchanged since it was read; on PostgreSQL, another attempt's lease must have expired by the
+-- database's clock. The token of that attempt may be spent.
 UPDATE connections SET
     lease_owner = :owner, lease_until = :clock + :lease, attempt = :attempt,
     doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint, attempted_at = :clock,
@@ -754,8 +753,8 @@ WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconne
 RETURNING *;
 
 -- name: claim_webhooks
--- A lease that ends later than one that begins now was written by a clock that has gone back since: it is over, too.
--- What may live elsewhere is delivered there: no process can miss that here.
+-- A lease that ends later than a new one would was written before the clock was moved back, and counts as expired. A
+-- copy delivers no webhooks, because the original does.
 UPDATE webhooks SET lease = :lease, lease_until = :clock + :length, tries = tries + 1
 WHERE number IN (
     SELECT number FROM webhooks AS one
@@ -779,7 +778,7 @@ WHERE number IN (
 RETURNING *;
 
 -- name: lock_connection
--- What a transaction reads first and then writes by, nobody changes in between.
+-- Locks what a transaction reads before it writes.
 --postgres SELECT 1 FROM connections WHERE id = :id FOR UPDATE;
 
 -- name: lock_owned
@@ -788,7 +787,7 @@ RETURNING *;
 --postgres FOR UPDATE;
 
 -- name: lock_for_spending
--- Whoever freezes waits for the claims that are under way, and each claim after that sees it.
+-- A freeze waits for claims in progress, and every later claim sees it.
 --postgres SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.amo_callback.spending'));
 
 -- name: lock_for_freezing

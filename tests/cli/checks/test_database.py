@@ -91,7 +91,7 @@ async def test_no_database_is_made(tmp_path: Path, encryption_key: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "message"),
-    [(0, "is no database of amo-callback"), (99, "is of a newer amo-callback (schema 99, known here: 1)")],
+    [(0, "is not a database of amo-callback"), (99, "is of a newer amo-callback (schema 99, known here: 1)")],
 )
 async def test_a_schema_of_another_version_is_one_line(version: int, message: str, place: CommandContext) -> None:
     """It is not upgraded, and nothing else of the database is checked."""

@@ -188,7 +188,7 @@ async def test_a_database_from_another_machine_starts_frozen(app: Running, run: 
         assert (await twin.private("/readyz", key=None)).json()["checks"]["frozen"]["ok"] is False
         assert twin.amo.fake.ledger.refreshes() == []
         [line] = [line for line in twin.lines() if line["event"] == "service.frozen"]
-        assert "in another place" in line["why"]
+        assert "at another location" in line["why"]
         assert (await _ask(twin, "/thaw", method="POST")).status == 200
 
 

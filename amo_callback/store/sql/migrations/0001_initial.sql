@@ -1,21 +1,21 @@
 -- Both engines' schema. SQLite's types are PostgreSQL's BIGINT, BYTEA and, so that no locale changes the order of a page,
 -- TEXT COLLATE "C"; a line that begins with `--sqlite ` or `--postgres ` is that engine's alone.
 -- Times are microseconds since 1970, UTC.
--- What is sealed is bytes that only the service's keys open.
+-- Encrypted columns are named `sealed` or `sealed_pair`.
 
--- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all, `serial`.
+-- meta: canary, location, freeze, mass failure, address block, rejected client credentials, last time, `serial`.
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) STRICT;
 
--- `serial` is one counter, incremented by each connect, binding and disconnect. Its values, never times, decide what came
--- before or after one: two processes do not agree on the time.
+-- `serial` is a counter, incremented by each grant, each new owner and each disconnect. Its values decide which came
+-- first; times do not, because the clocks of two processes differ.
 --sqlite INSERT INTO meta (name, value) VALUES ('serial', CAST('1' AS BLOB));
 --postgres INSERT INTO meta (name, value) VALUES ('serial', convert_to('1', 'UTF8'));
 
--- connections: one for each AMO account and AMO user. Every write but a hook's increments row_version; a refreshed
--- pair, a grant and a disconnect increment pair_version.
+-- connections: one per AMO account and AMO user. Every update except by a hook increments row_version; a refreshed pair,
+-- a grant and a disconnect increment pair_version.
 CREATE TABLE connections (
     id TEXT PRIMARY KEY,
     account_id TEXT NOT NULL,
@@ -35,36 +35,36 @@ CREATE TABLE connections (
     next_refresh_at INTEGER,
     failures INTEGER NOT NULL DEFAULT 0,
     connected_at INTEGER NOT NULL,
-    -- AMO's `iat` of the pair that the present grant began with
+    -- AMO's `iat` of the first pair of the current grant
     grant_iat INTEGER,
-    -- `serial` when it was connected last
+    -- `serial` when it was last connected
     connected_no INTEGER NOT NULL DEFAULT 0,
     pair_version INTEGER NOT NULL DEFAULT 1,
     row_version INTEGER NOT NULL DEFAULT 1,
     lease_owner TEXT,
     lease_until INTEGER,
     attempt TEXT,
-    -- fingerprint of the refresh token that the open attempt presents
+    -- fingerprint of the refresh token that the attempt presents
     spending TEXT,
-    -- fingerprint of one that may have been spent without an answer
+    -- fingerprint of a refresh token that an attempt with an unknown outcome may have spent
     doubtful TEXT,
     -- when its refresh was last claimed
     attempted_at INTEGER,
-    -- when it turned terminal, while that counts for a mass failure
+    -- when its failure became terminal, while that counts for a mass failure
     died_at INTEGER,
-    -- since when AMO refuses it without a hint and its introspection is rejected
+    -- since when AMO has refused it without a hint while introspection rejects its token
     refused_since INTEGER,
-    -- how often in a row
+    -- the number of such refusals in a row
     refusals INTEGER NOT NULL DEFAULT 0,
-    -- a terminal answer that a mass failure has suspended
+    -- the reason of a terminal failure that a mass failure has suspended
     suspended_reason TEXT,
-    -- fingerprint of the refresh token that was answered so
+    -- fingerprint of the refresh token of that failure
     suspended_token TEXT,
     -- when its tokens are introspected next
     look_up_at INTEGER,
     -- when the last introspection began
     looked_up_at INTEGER,
-    -- how long a further hook waits after that
+    -- the pause before a further hook causes another
     look_up_pause INTEGER,
     -- when AMO's hook last named its account
     hook_at INTEGER,
@@ -73,15 +73,14 @@ CREATE TABLE connections (
     warned_days INTEGER,
     -- `serial` of the last disconnect on request: a grant claimed before is not stored
     disconnect_no INTEGER,
-    -- `serial` when its owners were last removed: a grant claimed before adds none
+    -- `serial` when its owners were last removed: a grant claimed before adds no owner
     forgotten_no INTEGER
 ) STRICT;
 
 CREATE INDEX connections_by_account ON connections (account_id);
 CREATE INDEX connections_by_due ON connections (next_refresh_at, access_expires_at, id)
     WHERE status = 'active' AND frozen_at IS NULL;
--- Rows whose times cannot be right are due now: issued in the future, or due after they expire. Rows that back off may
--- be due after they expire.
+-- Rows with impossible times are due now: issued in the future, or due after they expire (unless they back off).
 CREATE INDEX connections_by_issue ON connections (access_issued_at)
     WHERE status = 'active' AND frozen_at IS NULL AND failures = 0;
 CREATE INDEX connections_due_too_late ON connections (id)
@@ -89,7 +88,7 @@ CREATE INDEX connections_due_too_late ON connections (id)
 CREATE INDEX connections_by_attempt ON connections (id) WHERE attempt IS NOT NULL;
 CREATE INDEX connections_by_look_up ON connections (look_up_at) WHERE look_up_at IS NOT NULL;
 CREATE INDEX connections_by_death ON connections (died_at) WHERE died_at IS NOT NULL;
--- The second column is for counting: connections are counted in these indexes alone.
+-- The second column lets connections be counted in these indexes only.
 CREATE INDEX connections_by_deadline ON connections (refresh_expires_at, access_expires_at) WHERE status = 'active';
 CREATE INDEX connections_by_status ON connections (status, reason) WHERE status <> 'active';
 CREATE INDEX connections_by_success ON connections (refreshed_at, connected_at, attempted_at);
@@ -97,11 +96,11 @@ CREATE INDEX connections_by_client_mismatch ON connections (id) WHERE last_error
 CREATE INDEX connections_by_host_not_allowed ON connections (id)
     WHERE status = 'active' AND last_error = 'host_not_allowed';
 
--- owners: the app's users who own a connection, or did until they left it.
+-- owners: app users who own a connection, or have left it.
 CREATE TABLE owners (
     connection_id TEXT NOT NULL,
     owner TEXT NOT NULL,
-    -- `serial` when the user was bound last
+    -- `serial` when the user last became an owner
     bound_no INTEGER NOT NULL,
     -- `serial` when the user left: a grant claimed before does not make them an owner again
     left_no INTEGER,
@@ -110,24 +109,24 @@ CREATE TABLE owners (
 
 CREATE INDEX owners_by_owner ON owners (owner);
 
--- grants: an authorization from its start to its result. Where it starts here, a row has the state, valid for half an
--- hour; the code that comes back with it takes that row, once. A code without a state of ours begins a row. Both are
--- erased when they expire, 20 minutes after the code came, and forgotten a day later.
+-- grants: one authorization from start to result. An authorization request inserts a row with its state, valid for half
+-- an hour; the code that returns with the state uses that row, once. A code without an issued state inserts a row. Its
+-- secrets are erased 20 minutes after the code came, and the row is deleted a day later.
 CREATE TABLE grants (
     number INTEGER PRIMARY KEY,
     state_hash TEXT UNIQUE,
     code_hash TEXT UNIQUE,
     handle_hash TEXT UNIQUE,
-    -- what the app may present in place of AMO's code
+    -- what the app may present instead of AMO's code
     ticket_hash TEXT UNIQUE,
-    -- what the state stands for; from the code on, what the result hands back
+    -- the authorization request; once a code has come, the grant's secrets
     sealed BLOB,
     status TEXT CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
     error TEXT,
     connection_id TEXT,
     attempt TEXT,
     lease_until INTEGER,
-    -- whether an attempt of ours may have spent the code
+    -- whether an exchange with an unknown outcome may have spent the code
 --sqlite     doubtful INTEGER NOT NULL DEFAULT 0,
 --postgres     doubtful BOOLEAN NOT NULL DEFAULT FALSE,
     expires_at INTEGER NOT NULL,
@@ -145,7 +144,7 @@ CREATE TABLE grants (
 
 CREATE INDEX grants_by_expiry ON grants (expires_at);
 
--- events: the history, by which process.
+-- events: the history.
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,
     at INTEGER NOT NULL,
@@ -172,7 +171,7 @@ CREATE TABLE webhooks (
     last_error TEXT,
     lease TEXT,
     lease_until INTEGER,
-    -- when it was given up, and kept
+    -- when its delivery was given up
     dead_lettered_at INTEGER
 ) STRICT;
 
@@ -182,16 +181,16 @@ CREATE INDEX webhooks_by_lease ON webhooks (lease_until) WHERE lease_until IS NO
 CREATE INDEX webhooks_by_connection ON webhooks (connection_id, number) WHERE dead_lettered_at IS NULL;
 CREATE INDEX webhooks_by_dead_lettering ON webhooks (dead_lettered_at) WHERE dead_lettered_at IS NOT NULL;
 
--- What keeps several instances apart. It is not written to the log (UNLOGGED): after a crash of the database it is empty.
--- turns: which instance refreshes or introspects a connection next; only the claim is binding.
+-- Coordination of several instances. UNLOGGED: the tables are empty after a crash of the database.
+-- turns: which instance refreshes or rechecks a connection next; only the claim is binding.
 --postgres CREATE UNLOGGED TABLE turns (
 --postgres     connection_id TEXT PRIMARY KEY,
 --postgres     process TEXT NOT NULL,
 --postgres     until BIGINT NOT NULL
 --postgres );
 
--- slots: one row, the rate limit towards AMO: when the next request may leave, who left last, and until when users and
--- background requests are taken to wait.
+-- slots: one row with the shared rate limit for requests to AMO: when the next slot is free, who had the last one, and
+-- until when users and background requests count as waiting.
 --postgres CREATE UNLOGGED TABLE slots (
 --postgres     name TEXT PRIMARY KEY,
 --postgres     last TEXT NOT NULL,
