@@ -286,7 +286,9 @@ REFUSED: dict[str, dict[str, Craft]] = {
         )
     },
     "has no counter": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
-    "a value longer than any of amo-callback's": {"a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))")},
+    "a value longer than any of amo-callback's": {
+        "a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))"),
+    },
     "takes more work to read": {
         "rows of little but defaults": remade(
             "owners",

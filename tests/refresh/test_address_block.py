@@ -163,7 +163,7 @@ async def test_one_blocked_account_among_others_is_no_block(harness: RefreshHarn
     """It is refused once per retry cap for a day, while the others are refreshed."""
     blocked, *others = await _fleet(harness, 5, next_refresh_at=START)
     for _ in range(round(DAY / _CAP)):
-        await harness.fail(blocked, AmoCallbackError, fault)
+        await harness.fail(blocked, AccountBlocked, fault)
         harness.clock.advance(_CAP)
     for other in others:
         await harness.refresh(other)
