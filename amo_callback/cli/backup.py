@@ -77,7 +77,10 @@ def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
         if made.foreign:
             click.echo(_FOREIGN.format(copy=file, number=made.foreign), err=True)
         if not yes:
-            click.echo(_question(database, found, file))
+            made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "at an unknown time"
+            click.echo(
+                _ASK.format(copy=file, connections=found.connections, made_at=made_at, database=database, thaw=_THAW)
+            )
         if not output.confirm("Restore it?", yes=yes):
             click.echo("nothing was changed")
             return 1
@@ -100,8 +103,3 @@ def _check_keys(context: CommandContext, found: store_backup.Contents, copy: Pat
         Cipher(context.encryption_keys).check_canary(found.canary)
     except DecryptionFailed:
         raise ConfigurationError(f"storage.encryption_keys: none of them opens {copy}") from None
-
-
-def _question(database: Path, found: store_backup.Contents, copy: Path) -> str:
-    made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "at an unknown time"
-    return _ASK.format(copy=copy, connections=found.connections, made_at=made_at, database=database, thaw=_THAW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -177,7 +178,7 @@ def status(context: CommandContext, *, as_json: bool, watch: bool) -> int:
     checks = asyncio.run(read_readiness(address, patience=_PATIENCE))
     ready = all(check.ok for check in checks.values())
     found = {"ready": ready, "checks": {name: asdict(check) for name, check in checks.items()}}
-    output.show(found, as_json=as_json, text=lambda: _checks_text(checks))
+    click.echo(json.dumps(found) if as_json else _checks_text(checks))
     return 0 if ready else 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import signal
 import sys
 from contextlib import contextmanager
@@ -31,10 +30,6 @@ def echo(text: str) -> None:
 def printable(text: str) -> str:
     """Replace control characters: a value must not move the cursor."""
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def show(found: object, *, as_json: bool, text: Callable[[], str]) -> None:
-    click.echo(json.dumps(found) if as_json else text())
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

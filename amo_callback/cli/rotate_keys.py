@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> i
         with output.progress("counted" if dry_run else "encrypted", total) as advance:
             if dry_run:
                 usage = await rotation.dry_run(advance)
-                output.show(_usage(usage), as_json=as_json, text=lambda: _usage_text(usage))
+                click.echo(json.dumps(_usage(usage)) if as_json else _usage_text(usage))
                 return 1 if usage.unreadable else 0
             result = await rotation.run(advance)
     in_use = result.old_key_still_in_use
@@ -75,7 +76,7 @@ async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> i
         "old_key_still_in_use": in_use,
         "not_needed": [] if in_use else [place + 1 for place in result.after.unused_keys],
     }
-    output.show(found, as_json=as_json, text=lambda: "\n".join(_result_lines(result)))
+    click.echo(json.dumps(found) if as_json else "\n".join(_result_lines(result)))
     return 0 if result.is_complete else 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,27 +22,12 @@ from tests.cli.harness import API_KEY, answering, context_in, fill
 from tests.service import environment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from amo_callback.cli.context import CommandContext
     from amo_callback.crypto import Cipher
     from tests.service import Amo
 
 _SEEN = probe.Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
-
-
-@asynccontextmanager
-async def _behind_the_door(
-    folder: Path, key: str, answer: Callable[[web.Request], web.Response]
-) -> AsyncIterator[CommandContext]:
-    """Have somebody answer at the private door's address; yield a configuration that names it."""
-
-    async def handler(request: web.Request) -> web.Response:
-        return answer(request)
-
-    async with answering(handler) as address:
-        yield context_in(folder, key, SERVER__PRIVATE=address)
 
 
 @pytest.mark.parametrize("said", ["", "nonsense", "echo"])
@@ -52,12 +37,13 @@ async def test_whoever_does_not_prove_to_be_the_service_is_sent_no_key(
     """While the service is down anybody on the machine may listen there: he answers as it does, and learns no key."""
     heard: list[str] = []
 
-    def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.Request) -> web.Response:
         heard.extend(request.headers.values())
         question = request.headers[probe.HEADER]
         return web.Response(headers={probe.HEADER: question if said == "echo" else said})
 
-    async with _behind_the_door(tmp_path, encryption_key, answer) as place:
+    async with answering(answer) as address:
+        place = context_in(tmp_path, encryption_key, SERVER__PRIVATE=address)
         with pytest.raises(CommandFailed, match="does not prove to be the service"):
             async with open_api(place, scope=Scope.READ):
                 pass
@@ -71,15 +57,15 @@ async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
 ) -> None:
     """An answer that is none of the service's is said to be that, and there is no trace."""
 
-    def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.Request) -> web.Response:
         if request.path != "/healthz":
             return web.Response(status=status, text=text)
         proof = probe.answer(cipher, request.headers[probe.HEADER], seen=_SEEN)
         return web.Response(headers={probe.HEADER: proof or ""})
 
     async with (
-        _behind_the_door(tmp_path, encryption_key, answer) as place,
-        open_api(place, scope=Scope.READ) as api,
+        answering(answer) as address,
+        open_api(context_in(tmp_path, encryption_key, SERVER__PRIVATE=address), scope=Scope.READ) as api,
     ):
         with pytest.raises(CommandFailed, match=f"server.private: .* is no service of ours: it answers {status}"):
             await api.pages("/connections", limit=1)
