@@ -168,7 +168,7 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(harness: RefreshH
     after = await harness.now(connection)
     assert (after.attempt, after.spending, after.doubtful) == (None, None, None)
     assert harness.presented() == []
-    took = 55.0
+    took = 54.0  # the second slot, for the first is too old by then, is not granted without a moment of real time
     assert (await harness.refresh(connection)).pair_version == 2
 
 
