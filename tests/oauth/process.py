@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -28,15 +29,10 @@ from tests.fakes import FakeClock, FaultyStore, MemoryRescue, RecordingObserver
 from tests.service import HOST, Amo
 
 
-class Counter:
-    """Handles that can be told apart."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self) -> str:
-        self.count += 1
-        return f"handle-{self.count}"
+def _counter() -> Callable[[], str]:
+    """Return what makes handles that can be told apart."""
+    numbers = itertools.count(1)
+    return lambda: f"handle-{next(numbers)}"
 
 
 class Process:
@@ -48,7 +44,7 @@ class Process:
         self.failing = FaultyStore(store, clock)
         self.stop = asyncio.Event()
         self.woken = 0
-        self.new_secret = Counter()
+        self.new_secret = _counter()
         self.rescue = MemoryRescue()
         store.observe(self.witness)
         core = self.core(client)
@@ -83,7 +79,7 @@ class Process:
         return GrantRules(**{"new_secret": self.new_secret, **rules})
 
     def authorizations(self) -> Authorizations:
-        return Authorizations(self.core(self.client), self.rules(new_secret=Counter()), starts=self.limits().starts)
+        return Authorizations(self.core(self.client), self.rules(new_secret=_counter()), starts=self.limits().starts)
 
     def redeemer(self, store: object, *, places: int = 30) -> Redeemer:
         core = dataclasses.replace(self.core(self.client), store=cast("Store", store))

@@ -282,7 +282,7 @@ async def test_while_blocked_no_question_is_asked(harness: RefreshHarness) -> No
     asked = harness.amo.sandbox.look_ups
     handed_out = await harness.lifecycle.access_tokens.token(given_up.id, min_ttl=0)
     assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
-    await _run(harness, harness.lifecycle, 1.5 * DAY, step=450)
+    await _run(harness, harness.lifecycle, 1.1 * DAY, step=900)
     assert present((await harness.now(given_up)).look_up_at) <= harness.clock.now()
     assert harness.amo.sandbox.look_ups == asked
 

@@ -159,16 +159,29 @@ async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHar
     await refreshing
 
 
-async def test_a_claim_that_took_too_long_is_given_back_unsent(harness: RefreshHarness) -> None:
-    """A process that was stopped during its claim does not spend on what is left of the lease: an answer has 5 s."""
+@pytest.mark.parametrize(("took", "error", "again_in"), [(0, ShuttingDown, 5), (55.1, NotYet, 1)])
+async def test_a_claim_that_took_too_long_or_met_a_stop_is_given_back_unsent(
+    harness: RefreshHarness, took: float, error: type[ShuttingDown | NotYet], again_in: float
+) -> None:
+    """Nothing is spent on what is left of the lease, for an answer has 5 s, nor once the process is to end."""
     connection = await harness.connect()
-    took = 55.1
-    harness.failing.after["claim"] = lambda *_, **__: harness.clock.advance(took)
-    assert (await harness.fail(connection, NotYet)).retry_after == 1
+
+    def claimed(*_: object, **__: object) -> None:
+        harness.clock.advance(took)
+        if error is ShuttingDown:
+            harness.lifecycle.core.stop.set()
+
+    harness.failing.after["claim"] = claimed
+    assert (await harness.fail(connection, error)).retry_after == again_in
     after = await harness.now(connection)
     assert (after.attempt, after.spending, after.doubtful) == (None, None, None)
     assert harness.presented() == []
-    took = 55.0
+
+
+async def test_a_claim_that_leaves_time_for_an_answer_is_spent(harness: RefreshHarness) -> None:
+    """A second slot is taken, for the first is too old by then: that takes a moment of real time."""
+    connection = await harness.connect()
+    harness.failing.after["claim"] = lambda *_, **__: harness.clock.advance(54)
     assert (await harness.refresh(connection)).pair_version == 2
 
 
@@ -238,22 +251,19 @@ async def test_stopping_finishes_what_is_claimed_and_begins_nothing(harness: Ref
     assert len(harness.presented()) == 1
 
 
-async def test_stopping_does_not_wait_for_the_lease_of_another_process(harness: RefreshHarness) -> None:
-    """Whoever looks for its pair from time to time is sent away at once."""
+@pytest.mark.parametrize("waits_for", ["a lease", "a slot"])
+async def test_stopping_does_not_wait_for_a_lease_nor_for_the_rate_limit(
+    harness: RefreshHarness, waits_for: str
+) -> None:
+    """Whoever looks for another process's pair, or has no slot yet, is sent away at once, and has claimed nothing."""
     connection = await harness.connect()
-    await harness.store.claim(a_claim(connection, owner="process-2"))
-    refreshing = harness.begin(connection)
-    await harness.clock.until_sleeping(0.25)
-    harness.lifecycle.core.stop.set()
-    with pytest.raises(ShuttingDown):
-        await refreshing
-
-
-async def test_stopping_does_not_wait_for_the_rate_limit(harness: RefreshHarness) -> None:
-    """A refresh that has no slot yet ends at once, however long AMO has paused us."""
-    connection = await harness.connect()
-    refreshing, _ = await harness.begin_queued(connection)
-    assert (await harness.now(connection)).attempt is None  # a claim must not age in a queue
+    if waits_for == "a lease":
+        await harness.store.claim(a_claim(connection, owner="process-2"))
+        refreshing = harness.begin(connection)
+        await harness.clock.until_sleeping(0.25)
+    else:
+        refreshing, _ = await harness.begin_queued(connection)
+        assert (await harness.now(connection)).attempt is None  # a claim must not age in a queue
     harness.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await refreshing
@@ -437,16 +447,6 @@ async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(harn
     served.set()
     assert (await refreshing).pair_version == granted.pair_version + 1
     assert harness.presented()[0].presented == harness.pair(granted).refresh_token
-
-
-async def test_a_stop_during_the_claim_gives_it_back_unsent(harness: RefreshHarness) -> None:
-    """The signal comes while the claim is being written: nothing is spent."""
-    connection = await harness.connect()
-    harness.failing.after["claim"] = lambda *_, **__: harness.lifecycle.core.stop.set()
-    await harness.fail(connection, ShuttingDown)
-    after = await harness.now(connection)
-    assert (after.attempt, after.spending) == (None, None)
-    assert harness.presented() == []
 
 
 async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(harness: RefreshHarness) -> None:
