@@ -21,6 +21,7 @@ from amo_callback.errors import (
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, TokenResponse
 from amo_callback.rate_limit import Priority
 from amo_callback.tokens.lifecycle import TokenLifecycle
+from tests.builders import present
 from tests.fakes import START, Override
 from tests.refresh.harness import RefreshHarness
 
@@ -180,7 +181,7 @@ async def test_deaths_spread_over_time_are_believed(harness: RefreshHarness) -> 
 
 
 async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at_home(harness: RefreshHarness) -> None:
-    """An old database put back: what probes find is not made worse by presenting spent tokens."""
+    """An old database put back: no spent token is presented, and each is looked up again after a retry cap."""
     connections = await harness.connect_users(3, next_refresh_at=START)
     harness.amo.fake.quirks.look_up_knows_spent = False
     await harness.store.suspend_terminal(now=harness.clock.now())
@@ -190,7 +191,10 @@ async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at
         await harness.pass_time(200, step=5)
     assert harness.amo.sandbox.look_ups == 3
     assert harness.amo.sandbox.requests == asked
-    assert {(await harness.now(each)).last_error for each in connections} == {"mass_failure"}
+    for each in connections:
+        after = await harness.now(each)
+        assert (after.status, after.last_error) == (Status.ACTIVE, "mass_failure")
+        assert present(after.next_refresh_at) > harness.clock.now() + timedelta(minutes=12)
 
 
 async def test_one_success_makes_the_dead_believed(harness: RefreshHarness) -> None:
