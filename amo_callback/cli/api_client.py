@@ -1,4 +1,4 @@
-"""The private API's client: of the running service; where none runs, of an application that serves the store here."""
+"""The client of the private API: of the running service, or without one of an application that serves the store."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     Work = Callable[..., Awaitable[object]]
 
 MAX_ITEMS = 10_000
-"""Items that are listed at most."""
+"""The maximum number of listed items."""
 _TIMEOUT = 30.0
 _UNIX = "unix:"
 _NO_REFRESH = "only the running service refreshes: start it, and try again"
 
 
 def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> Callable[[Work], Callable[..., int]]:
-    """Make a command of a coroutine that calls the private API with a key of this scope, and returns the answer.
+    """Make a command from a coroutine that calls the private API with a key of this scope.
 
-    The answer is printed as JSON, or as `text` shows it; `None` means that a question was answered with no.
+    Its result is printed as JSON or by `text`; `None` means that the user declined.
     """
 
     def decorate(work: Work) -> Callable[..., int]:
@@ -74,9 +74,9 @@ def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> C
 
 @asynccontextmanager
 async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[ApiClient]:
-    """Open the private API of the running service; where none runs, or no key has the scope, of the store itself.
+    """Open the private API of the running service; without a service or a key with the scope, of the store itself.
 
-    Both engines allow another process beside the service, and a user who can read the configuration may use the store.
+    Both engines allow another process next to the service, and a user who can read the configuration may use the store.
     """
     api_key = key_with(context.settings.api.keys.get_secret_value(), scope)
     if api_key is not None:
@@ -86,7 +86,7 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
                 return
     check_database_exists(context)
     with acting_as_owner(context.owned):
-        from amo_callback.cli.serve import serve_store  # noqa: PLC0415 -- because only this needs the service
+        from amo_callback.cli.serve import serve_store  # noqa: PLC0415 -- only needed without a running service
 
         async with serve_store(context) as (address, key), private_session(address) as session:
             yield ApiClient(session, key, context.settings, is_idle=True)
@@ -94,7 +94,7 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
 
 @asynccontextmanager
 async def private_session(address: str, *, patience: float = _TIMEOUT) -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a session to the private API at `host:port` or `unix:/path`."""
+    """Open an HTTP session to the private API at `host:port` or `unix:/path`."""
     connector = aiohttp.UnixConnector(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
     base = "http://localhost" if connector else f"http://{address}"
     limit = aiohttp.ClientTimeout(total=patience)
@@ -103,9 +103,9 @@ async def private_session(address: str, *, patience: float = _TIMEOUT) -> AsyncI
 
 
 async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: str) -> bool:
-    """Return whether the service listens: it proves that by our keys before it is sent an API key.
+    """Return whether the service is listening, which it proves with its encryption keys before it gets an API key.
 
-    Raises `CommandFailed` where something else answers instead.
+    Raises `CommandFailed` if something else responds.
     """
     try:
         async with session.head("/healthz", headers={probe.HEADER: probe.ask(cipher, nonce=nonce)}) as response:
@@ -129,9 +129,9 @@ class ReadinessCheck:
 
 
 async def read_readiness(address: str, *, patience: float) -> Mapping[str, ReadinessCheck]:
-    """Return the checks of `/readyz`, which needs no key.
+    """Return the checks of `/readyz`, which requires no key.
 
-    Raises `NotRunning` where nothing answers, and `CommandFailed` where something else does.
+    Raises `NotRunning` if nothing responds, and `CommandFailed` if something else does.
     """
     try:
         async with (
@@ -164,7 +164,7 @@ class ApiClient:
         self._session = session
         self._headers = {"Authorization": f"Bearer {key}"}
         self._is_idle = is_idle
-        """No service runs: nothing is refreshed."""
+        """Whether no service is running, so that nothing is refreshed."""
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         return await self._request("GET", path, query)
@@ -176,19 +176,19 @@ class ApiClient:
         return await self._request("DELETE", path, {})
 
     async def get_checks(self) -> dict[str, Any]:
-        """Return the checks of `/readyz`, whose status is 503 where one of them is not good."""
+        """Return the checks of `/readyz`, whose status is 503 if one of them fails."""
         checks: dict[str, Any] = (await self._send("GET", "/readyz", {}))[1].get("checks", {})
         return checks
 
     async def token(self, name: str) -> dict[str, Any]:
-        """Return an access token; of an idle service one that is valid, however short."""
+        """Return an access token; without a running service, one that is valid for any time."""
         path = f"{await self.path_of(name)}/token"
         if not self._is_idle:
             return await self.get(path)
         try:
             return await self.get(path, min_ttl="0")
         except ApiError as error:
-            if error.api_code == "amo_unavailable":  # an idle service asks AMO nothing
+            if error.api_code == "amo_unavailable":  # nothing is sent to AMO without a running service
                 raise CommandFailed(f"it has no valid access token, and {_NO_REFRESH}") from None
             raise
 
@@ -211,11 +211,11 @@ class ApiClient:
         return items[:limit]
 
     async def path_of(self, name: str) -> str:
-        """Return the path of the connection with this id, `account:ID`, `owner:ID`, account id or host."""
+        """Return the path of the connection named by id, `account:ID`, `owner:ID`, account id or host."""
         return f"/connections/{quoted(await self.selector_of(name))}"
 
     async def selector_of(self, name: str) -> str:
-        """Return the API's name of a connection for an id, a name, a plain account id or a host."""
+        """Return the API's name for a connection named by id, selector, account id or host."""
         if name.isdecimal():
             return f"account:{name}"
         if "." not in name or ":" in name or not name.isascii():
@@ -246,11 +246,11 @@ class ApiClient:
 
 
 class NotRunning(CommandFailed):
-    """No service answers at the private API's address."""
+    """No service responds at the private API's address."""
 
 
 class ApiError(CommandFailed):
-    """The private API answers with a problem."""
+    """The private API returned a problem."""
 
     def __init__(self, api_code: str, detail: str) -> None:
         super().__init__(f"{api_code}: {detail}")
@@ -258,8 +258,8 @@ class ApiError(CommandFailed):
 
 
 def quoted(name: str) -> str:
-    """Return a name as one segment of a path."""
-    if name in {"", ".", ".."}:  # the path would be another resource's: all connections
+    """Encode a name as one path segment."""
+    if name in {"", ".", ".."}:  # the path would be that of all connections
         raise NotFound
     return quote(name, safe="")
 
@@ -269,7 +269,7 @@ def _not_ours(status: int) -> CommandFailed:
 
 
 async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return the JSON object in a response; an empty one where there is none."""
+    """Return the JSON object in a response; an empty one if there is none."""
     try:
         content = await response.json(content_type=None)
     except ValueError:
@@ -278,6 +278,6 @@ async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 def connection_error(error: aiohttp.ClientConnectorError) -> str:
-    """Return why there is no connection, without the library's text, which repeats the address."""
+    """Return why connecting failed, without aiohttp's message, which repeats the address."""
     number = error.os_error.errno
     return os.strerror(number) if number else "nothing listens there"

@@ -69,7 +69,7 @@ def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
     output.sigterm_as_interrupt()
     now = SystemClock().now()
     with ExitStack() as stack:
-        given = stack.enter_context(open_given(file))  # as root, who alone may be able to read it
+        given = stack.enter_context(open_given(file))  # as root, because the owner may not be able to read it
         stack.enter_context(acting_as_owner(database))
         made = stack.enter_context(rebuild(given, database, now=now, progress=output.progress))
         found = made.contents
@@ -98,7 +98,7 @@ def _file(context: CommandContext) -> Path:
 
 
 def _check_keys(context: CommandContext, found: store_backup.Contents, copy: Path) -> None:
-    """Refuse what our keys cannot read: every connection in it would look lost."""
+    """Refuse a copy that the encryption keys do not decrypt."""
     try:
         Cipher(context.encryption_keys).check_canary(found.canary)
     except DecryptionFailed:

@@ -1,4 +1,4 @@
-"""`amo-callback check`: what is right, what is wrong, and how to fix it; and `config …`: the same of the file alone."""
+"""`amo-callback check` and `config …`: checks with their results and fixes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check(invocation: Invocation, *, config: str | None, as_json: bool, timeout:
 
 
 def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, patience: float) -> Iterator[Finding]:
-    """Run one check after the other; without a configuration, those that need none."""
+    """Run the checks one after the other; without a configuration, those that need none."""
     path = find_config(config, environ)
     yield from run_check("secrets", check_secrets(path, environ))
     try:
@@ -59,8 +59,8 @@ def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, p
     yield ok("configuration", f"{path or 'the environment'} can be used")
     yield from run_check("configuration", check_settings(context.settings))
     yield from run_check("outgoing_proxy", check_outgoing(environ))
-    # As the owner of the database: the service could not open files of root's beside it. Modules are imported before:
-    # the owner may not be able to read them.
+    # As the owner of the database, because the service could not open files created by root. Modules are imported
+    # before, because the owner may not be able to read them.
     database = _check_database(context, clock, patience=patience)
     with acting_as_owner(context.owned):
         yield from run_check("disk", check_disk(context))
@@ -75,7 +75,7 @@ def _check_database(context: CommandContext, clock: Clock, *, patience: float) -
     if context.database is not None:
         return check_sqlite(context, context.database, opening())
     try:
-        from amo_callback.cli.checks.postgres import check_postgres  # noqa: PLC0415 -- because it is an extra
+        from amo_callback.cli.checks.postgres import check_postgres  # noqa: PLC0415 -- asyncpg is an optional dependency
     except ModuleNotFoundError:
         return _miss_postgres()
     return check_postgres(context, opening(), clock=clock, patience=patience)
@@ -88,7 +88,7 @@ async def _miss_postgres() -> AsyncIterator[Finding]:
 async def _check_others(
     context: CommandContext, environ: Mapping[str, str], *, clock: Clock, patience: float
 ) -> list[Finding]:
-    """Run at the same time the checks that wait for others."""
+    """Run the checks of other servers concurrently."""
     settings, cipher = context.settings, Cipher(context.encryption_keys)
     async with open_probe(clock=clock, patience=patience) as http:
         found = await asyncio.gather(
@@ -114,7 +114,7 @@ def config() -> None:
 @with_context
 @json_option
 def check_file(context: CommandContext, *, as_json: bool) -> int:
-    """Check the configuration by itself: nothing else is opened or asked."""
+    """Check the configuration file without opening or requesting anything else."""
     return report(check_settings(context.settings), as_json=as_json)
 
 

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
 _WEBHOOK_COLUMNS = ("id", "type", "at", "connection_id", "status", "tries", "last_error", "next_try_at")
 _OWN_COLUMNS = {"domain", "token", "next_token", "reason", "error"}
-"""Details of an event that have a column of their own, or stand elsewhere."""
+"""Details of an event that are shown elsewhere in its row."""
 _PATIENCE = 10.0
 _EVERY = 2.0
-"""Seconds between two looks at the status."""
+"""Seconds between two updates of the status."""
 _ASKED = ": asked by "
-"""How readiness shows a freeze by `connections freeze --all`: no other process works with these tokens."""
+"""How readiness shows a freeze by `connections freeze --all`, after which no other host uses the tokens."""
 
 
 def _history(events: list[dict[str, Any]]) -> str:
-    """Return events as a table: the presented token and the next one are shown by their fingerprints."""
+    """Return events as a table; the presented token and the next one are shown as fingerprints."""
     rows = []
     for event in events:
         details = event["details"]
@@ -84,7 +84,7 @@ async def show(api: ApiClient, *, name: str) -> dict[str, Any]:
 async def refresh(api: ApiClient, *, name: str) -> dict[str, Any]:
     """Refresh the token pair of NAME now."""
     found = await api.refresh(name)
-    return {key: value for key, value in found.items() if key != "access_token"}  # `token` prints it
+    return {key: value for key, value in found.items() if key != "access_token"}  # printed by `token` only
 
 
 @connections.command("disconnect")
@@ -153,7 +153,7 @@ async def retry(api: ApiClient, *, name: str | None) -> dict[str, Any]:
 
 
 def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
-    """Ask where the tokens may be in use elsewhere: after an export or a restore, or on a copy."""
+    """Ask if another host may use the tokens: after an export or a restore, or on a copy."""
     frozen = str(checks["frozen"]["detail"])
     if checks["frozen"]["ok"] or _ASKED in frozen or yes:
         return True
@@ -189,8 +189,8 @@ def _checks_text(checks: Mapping[str, ReadinessCheck]) -> str:
 
 def _watch(address: str) -> NoReturn:
     """Show the status until Ctrl-C."""
-    from rich.live import Live  # noqa: PLC0415 -- because its import takes 50 ms
-    from rich.text import Text  # noqa: PLC0415 -- the same
+    from rich.live import Live  # noqa: PLC0415 -- its import takes 50 ms
+    from rich.text import Text  # noqa: PLC0415 -- its import takes 50 ms
 
     with Live(auto_refresh=False) as live:
         while True:

@@ -1,4 +1,4 @@
-"""What a command works on: the configuration, the database's owner, the event loop, the opened store."""
+"""The environment of a command: configuration, file owner, event loop and store."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Give a command an optional argument NAME and --all; it gets one `name`, which is `None` for all."""
+    """Give a command an optional argument NAME and --all; its `name` is `None` for all."""
 
     def decorate(run: Callable[..., T]) -> Callable[..., T]:
         @click.argument("name", required=False)
@@ -59,19 +59,19 @@ def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], C
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommandContext:
-    """The configuration, and the files that it names."""
+    """The configuration and the files that it names."""
 
     settings: Settings = field(repr=False)
     folder: Path
     database: Path | None
-    """The database file; `None` where that is PostgreSQL."""
+    """The database file; `None` for PostgreSQL."""
     rescue: Path
     location: str
-    """The id of the database file's location, found before root acts as its owner, who may not read all it takes."""
+    """The id of the database's location, computed as root, because the owner may not be able to."""
 
     @property
     def owned(self) -> Path:
-        """What belongs to the service's user: the database file, else the rescue folder."""
+        """A path that belongs to the service's user: the database file, otherwise the rescue folder."""
         return self.database or self.rescue
 
     @property
@@ -82,7 +82,7 @@ class CommandContext:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedStore:
-    """An opened store, and what it takes to read it."""
+    """An opened store and its cipher."""
 
     context: CommandContext
     store: Store
@@ -91,7 +91,7 @@ class OpenedStore:
 
 
 def with_context(run: Callable[..., T]) -> Callable[..., T]:
-    """Give a command --config, and as its first argument the context that this names."""
+    """Give a command --config, and the resulting context as its first argument."""
 
     @config_option
     @click.pass_obj
@@ -117,10 +117,10 @@ def load_context(config: str | None, environ: Mapping[str, str]) -> CommandConte
 
 
 def run_loop(work: Coroutine[object, object, T]) -> T:
-    """Run a coroutine on uvloop, where it is installed."""
+    """Run a coroutine, on uvloop if it is installed."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None
     try:
-        import uvloop  # noqa: PLC0415 -- because it does not exist everywhere
+        import uvloop  # noqa: PLC0415 -- not available on every platform
     except ImportError:
         factory = None
     else:
@@ -133,7 +133,7 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 
 
 def _user_variables(user: int) -> dict[str, str]:
-    """Return a user's environment variables: PostgreSQL's library reads files in the home, and takes the name."""
+    """Return a user's environment variables, because PostgreSQL's library reads files in HOME and the user name."""
     try:
         known = pwd.getpwuid(user)
     except KeyError:
@@ -142,14 +142,14 @@ def _user_variables(user: int) -> dict[str, str]:
 
 
 _PROGRAM = (__file__, pydantic.__file__, os.__file__)
-"""A file of this program, one of its libraries, and one of Python itself."""
+"""A file of this program, one of a library, and one of Python itself."""
 
 
 @contextmanager
 def _report_unreadable_program(owned: Path) -> Iterator[None]:
-    """Raise `CommandFailed`, with what to do, where the effective user cannot read this program.
+    """Raise `CommandFailed`, with a fix, if the effective user cannot read this program.
 
-    Modules are imported when they are needed, so perhaps after root has become another user.
+    Modules are imported on demand, possibly after root has become another user.
     """
     try:
         yield
@@ -168,7 +168,7 @@ def _report_unreadable_program(owned: Path) -> Iterator[None]:
 
 def _is_readable(file: str) -> bool:
     try:
-        open(file, "rb").close()  # noqa: PTH123 -- because `os.access` asks for the real user
+        open(file, "rb").close()  # noqa: PTH123 -- `os.access` would check the real user
     except PermissionError:
         return False
     return True
@@ -176,10 +176,10 @@ def _is_readable(file: str) -> bool:
 
 @contextmanager
 def acting_as_owner(owned: Path) -> Iterator[None]:
-    """Act as the owner of the service's files for the block: root would follow any link in their folder.
+    """Act as the owner of the service's files for the block, because root would follow any link in their folder.
 
-    That is the owner of `owned`, or of the nearest folder above it where it does not exist, or is a link. Raises
-    `CommandFailed` where the owner cannot read this program.
+    The owner is that of `owned`, or of the nearest parent folder if it does not exist or is a link. Raises
+    `CommandFailed` if the owner cannot read this program.
     """
     if os.geteuid() != 0:
         yield
@@ -209,7 +209,7 @@ def acting_as_owner(owned: Path) -> Iterator[None]:
 async def open_as_owner(context: CommandContext, *, create: bool = False) -> AsyncIterator[OpenedStore]:
     """Open the store as the owner of its files.
 
-    Raises `ConfigurationError` where there is no database, unless `create`, and where no key decrypts it.
+    Raises `ConfigurationError` if there is no database, unless `create`, and if no key decrypts it.
     """
     if not create:
         check_database_exists(context)
@@ -227,6 +227,6 @@ async def open_as_owner(context: CommandContext, *, create: bool = False) -> Asy
 
 
 def check_database_exists(context: CommandContext) -> None:
-    """Raise `ConfigurationError` where there is no database file: opening the store would create one."""
+    """Raise `ConfigurationError` if there is no database file, because opening the store would create one."""
     if context.database is not None and not context.database.exists():
         raise ConfigurationError(f"storage.url: there is no database {context.database}")

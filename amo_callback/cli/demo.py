@@ -54,7 +54,7 @@ async def _demo(addresses: Addresses, *, token_life: int) -> int:
         if not signalled.done():
             signalled.set_result(None)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, end)  # the terminal was closed
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, end)  # sent when the terminal is closed
     output = Output(sys.stdout, on_error=end)
     async with open_demo(
         addresses, token_life=token_life, clock=SystemClock(), told=lambda entry: output.write(f"{line_of(entry)}\n")
@@ -66,12 +66,12 @@ async def _demo(addresses: Addresses, *, token_life: int) -> int:
 
 
 def line_of(line: FeedEntry) -> str:
-    """Return an entry of the event feed as one line without control characters."""
+    """Return an entry of the event feed as a line without control characters."""
     return printable(f"{line.at:%H:%M:%S}  {line.who:<8} {line.domain:<24} {line.text}")
 
 
 class Output:
-    """A text stream whose first write error is kept and reported once, instead of raised at each write."""
+    """A text stream whose first write error is kept and reported once instead of raised for each write."""
 
     def __init__(self, stream: TextIO, *, on_error: Callable[[], None]) -> None:
         self._stream = stream
@@ -91,12 +91,12 @@ class Output:
 
 
 def _report_closed_output(error: OSError) -> int:
-    """Say on stderr that stdout is closed, and keep Python from flushing it again at exit."""
+    """Report on stderr that stdout is closed, and keep Python from flushing it again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     text = f"amo-callback: the output can be written no more, so the demo has ended: {error.strerror}"
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        os.dup2(nowhere, sys.stderr.fileno())  # the terminal was closed, so stderr is, too
+        os.dup2(nowhere, sys.stderr.fileno())  # the terminal is closed, and so is stderr
     return 1

@@ -1,4 +1,4 @@
-"""`amo-callback init`: a few questions, or options instead, and there is a configuration."""
+"""`amo-callback init`: write a configuration from a few answers or options."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def read_callback(text: str) -> Callback:
-    """Read the redirect URI, or the service's address without a path; raises `ValueError`."""
+    """Parse the redirect URI, or the service's base URL; raises `ValueError`."""
     given = text if "://" in text else f"https://{text}"
     if not _VISIBLE.fullmatch(given):
         raise ValueError("must be an address of visible ASCII characters, as https://admin.example.com")
@@ -75,7 +75,7 @@ def read_client_id(text: str) -> str:
 
 
 def read_client_secret(text: str) -> str:
-    """Read the integration's secret key; raises `ValueError`, which quotes nothing."""
+    """Check the integration's secret key; raises `ValueError`, whose message quotes nothing."""
     if not _VISIBLE.fullmatch(text):
         raise ValueError('must be the "Secret key" alone: one line, without spaces')
     return text
@@ -93,7 +93,7 @@ def read_deep_link(text: str) -> str:
 
 
 def read_database(text: str) -> str:
-    """Read the database's URL, without a password; raises `ValueError`, which quotes nothing."""
+    """Check the database URL, which must have no password; raises `ValueError`, whose message quotes nothing."""
     if not text.isprintable():
         raise ValueError("must be visible characters alone")
     validate_url(text)
@@ -106,7 +106,7 @@ def read_database(text: str) -> str:
 
 
 def _parts(address: str) -> SplitResult:
-    """Return the parts of an address that the configuration takes; raises `ValueError`."""
+    """Return the parts of a URL that is valid in the configuration; raises `ValueError`."""
     try:
         parts = urlsplit(address)
         if not parts.hostname or parts.port == 0:
@@ -125,7 +125,7 @@ def _reason(error: ValidationError) -> str:
 
 
 def _checked(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Make the type of an option or an answer of a function whose `ValueError` says what is wrong."""
+    """Make a click type from a function that raises `ValueError`."""
 
     def convert(text: str) -> T:
         try:
@@ -190,7 +190,7 @@ def init(
     deep_link: str | None,
     database: str | None,
 ) -> None:
-    """Write a configuration: ask for what is needed, make the keys. Nothing is written before all is known."""
+    """Write a configuration: ask for what is needed, and generate keys. Nothing is written before all is known."""
     paths = _paths(config, invocation.environ, systemd=systemd)
     database = database or paths.database
     asking = not no_input and sys.stdin.isatty() and sys.stdout.isatty()
@@ -233,7 +233,7 @@ def _ask_callback() -> Callback:
 
 
 def _ask_client_id(callback: Callback) -> str:
-    """Ask for the integration's id, beside what is registered to get it."""
+    """Print what to register in AMO, and ask for the integration's id."""
     click.echo("\nCreate the integration in amoCRM, or open it:")
     click.echo("\n".join(_registration(callback)))
     click.echo('Then "Keys and scopes" on its page has what is asked for now.')
@@ -241,7 +241,7 @@ def _ask_client_id(callback: Callback) -> str:
 
 
 def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> InstallPaths:
-    """Return where to write; a configuration at systemd's place has systemd's paths."""
+    """Return where to write; a configuration at systemd's path implies systemd's paths."""
     named = config or (None if systemd else environ.get(CONFIG_VARIABLE))
     path = Path(named) if named else units.CONFIG if systemd else DEFAULT_PATHS[0]
     return InstallPaths(config=path, systemd=systemd or path.absolute() == units.CONFIG)

@@ -1,4 +1,4 @@
-"""The files of a new configuration: one file, or for systemd a file for each secret."""
+"""The files of a new configuration: one file, or for systemd one file per secret."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STATE = "/var/lib/amo-callback"
-"""The only folder that the service may write to under systemd."""
-CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
+"""The only folder to which the service may write under systemd."""
+CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- the setting's name
 ENCRYPTION_KEYS = "storage.encryption_keys"
 CALLBACK = "/callback"
 _FOLDER = "credentials"
@@ -30,7 +30,7 @@ _FOLDER = "credentials"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Callback:
-    """The redirect URI, and the path below which the service listens."""
+    """The redirect URI, and the base path of the service."""
 
     redirect_uri: str
     base_path: str
@@ -57,7 +57,7 @@ class InstallPaths:
         return f"{SQLITE}{STATE}/amo-callback.db" if self.systemd else f"{SQLITE}amo-callback.db"
 
     def has(self, name: str) -> bool:
-        """Return whether a secret's file exists: an encryption key may be the only copy."""
+        """Return whether a secret's file exists; an encryption key may be the only copy."""
         file = self.credentials / name
         return self.systemd and file.is_file() and file.stat().st_size > 0
 
@@ -74,9 +74,9 @@ class InstallPaths:
 
 
 def preflight(paths: InstallPaths, database: str) -> None:
-    """Raise an error before anything is asked or written.
+    """Check that `init` can write, before anything is asked or written.
 
-    `click.UsageError` where the service could not write under systemd, `CommandFailed` where a file is in the way.
+    Raises `click.UsageError` if the service could not write there under systemd, and `CommandFailed` if a file exists.
     """
     below = f"{SQLITE}{STATE}/"
     if paths.systemd and not is_postgres(database) and not database.startswith(below):
@@ -99,11 +99,11 @@ def preflight(paths: InstallPaths, database: str) -> None:
 
 
 def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None) -> Sequence[str]:
-    """Write all files, the configuration last; return a line for each."""
+    """Write all files, the configuration last; return a line per file."""
     if not paths.config.parent.exists():
         paths.config.parent.mkdir(parents=True)
         if paths.systemd:
-            paths.config.parent.chmod(0o755)  # the service's user passes through it
+            paths.config.parent.chmod(0o755)  # the service's user must be able to enter it
     if paths.systemd:
         made = _write_secrets(paths, client_secret)
         write_file(paths.config, write_config(decided, None), mode=0o644)
@@ -135,7 +135,7 @@ _MADE = {
 
 
 def make_keys(folder: Path, *, given: Container[str]) -> Iterator[str]:
-    """Make a file for each key that is not given elsewhere; yield a line for each."""
+    """Generate a file for each key that is not configured elsewhere; yield a line per file."""
     for name, (make, what) in _MADE.items():
         if name not in given:
             keep_secret(folder, name, make())
@@ -143,12 +143,12 @@ def make_keys(folder: Path, *, given: Container[str]) -> Iterator[str]:
 
 
 def keep_secret(folder: Path, name: str, value: str) -> None:
-    """Write a secret into a file of its own that root alone may read."""
+    """Write a secret to a file that only root can read."""
     write_file(folder / name, f"{value}\n", mode=0o600, replace=True)
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only this process's user can read, and its files, too."""
+    """Create a folder that only this process's user can read, and restrict its files."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path, mode in [(folder, 0o700), *((file, 0o600) for file in folder.iterdir() if file.is_file())]:
         if not path.is_symlink():

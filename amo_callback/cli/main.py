@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 EX_CONFIG = 78
-"""sysexits.h: something was found in an unconfigured or misconfigured state."""
+"""Configuration error (sysexits.h)."""
 STATUSES = {
     0: "done",
     1: "failed, or `check` found what fails",
@@ -48,24 +48,26 @@ COMMANDS = {
     "completion": ("info", "Print the shell's completion script."),
     "version": ("info", "Print the version."),
 }
-"""Each command's module and summary. A module is imported when one of its commands runs: most take longer to import
-than to run."""
+"""The module and summary of each command.
+
+A module is imported only when one of its commands runs, because most take longer to import than to run.
+"""
 _LAST_STANDARD = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Invocation:
-    """What the process gives to a command."""
+    """The environment of a command."""
 
     environ: Mapping[str, str]
     leave: Callable[[int], object]
-    """Called by `serve` with the exit status when everything is closed."""
+    """Called by `serve` with the exit status once everything is closed."""
 
 
 class _LazyGroup(click.Group):
     """The commands of `COMMANDS`."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- because click passes it
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -74,7 +76,7 @@ class _LazyGroup(click.Group):
                 ctx.fail(f"{cmd_name}: unknown command: one of {', '.join(COMMANDS)}")
             return None
         module, summary = COMMANDS[cmd_name]
-        gc.disable()  # an import makes next to no garbage, and looking for it takes longer than the import
+        gc.disable()  # imports create hardly any garbage, and collecting it takes longer than the import
         try:
             found: click.Command = getattr(import_module(f"amo_callback.cli.{module}"), cmd_name.replace("-", "_"))
         finally:
@@ -82,7 +84,7 @@ class _LazyGroup(click.Group):
         found.help = found.help or summary
         return found
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- the same
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- click's signature
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
@@ -101,12 +103,11 @@ class _LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(__version__, message="amo-callback %(version)s")
-def cli() -> None:
-    """Hold the commands."""
+def cli() -> None: ...
 
 
 def command() -> int:
-    """Run the command as the process itself: `serve` ends it without waiting for its threads."""
+    """Run the command as the process's main function; `serve` exits without waiting for its threads."""
     return main(leave=os._exit)
 
 
@@ -137,9 +138,9 @@ def main(
 
 
 def _open_standard_streams() -> None:
-    """Open the null device for each standard stream that is closed: else the next file takes its descriptor."""
+    """Open the null device for each closed standard stream; otherwise the next opened file would get its descriptor."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
-        os.set_inheritable(number, True)  # noqa: FBT003 -- because it takes no names
+        os.set_inheritable(number, True)  # noqa: FBT003 -- it takes no keyword arguments
     os.close(number)
     sys.stdin = sys.stdin or _open_null("r")
     sys.stdout = sys.stdout or _open_null("w")
@@ -147,7 +148,7 @@ def _open_standard_streams() -> None:
 
 
 def _open_null(mode: str) -> TextIO:
-    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123 -- because it stays open
+    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123 -- it stays open
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The terminal: tables, progress bars, questions. rich is imported only where something is drawn."""
+"""The terminal: tables, progress bars and questions. rich is imported only if something is drawn."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 EX_USAGE = 2
-"""The exit status for a command line that cannot be carried out."""
+"""The exit status for an invalid command line."""
 _UNLIMITED = 100_000
-"""Columns of an output that is no terminal."""
+"""Columns of output that is not a terminal."""
 
 
 def echo(text: str) -> None:
-    """Print a line, at once."""
+    """Print a line and flush."""
     click.echo(text)
     sys.stdout.flush()
 
 
 def printable(text: str) -> str:
-    """Replace control characters: a value must not move the cursor."""
+    """Replace control characters, so that a value cannot move the cursor."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows in columns under their heads; an absent value is a dash."""
-    from rich.console import Console  # noqa: PLC0415 -- because its import takes 50 ms
-    from rich.table import Table  # noqa: PLC0415 -- the same
-    from rich.text import Text  # noqa: PLC0415 -- the same
+    """Return rows as a table; a missing value is a dash."""
+    from rich.console import Console  # noqa: PLC0415 -- its import takes 50 ms
+    from rich.table import Table  # noqa: PLC0415 -- its import takes 50 ms
+    from rich.text import Text  # noqa: PLC0415 -- its import takes 50 ms
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for name in head:
@@ -50,7 +50,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def rows(columns: Sequence[str], found: Sequence[Mapping[str, object]]) -> str:
-    """Return these members of objects as a table; `false` is a dash, too."""
+    """Return members of objects as a table; `false` is a dash, too."""
     return table(columns, [[None if one[name] is False else one[name] for name in columns] for one in found])
 
 
@@ -62,12 +62,12 @@ def facts(found: Mapping[str, object], *, but: str = "") -> str:
 
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show on a terminal how many of `total` are done; yield the function that takes this number."""
+    """Show progress on a terminal; yield a function that takes the number of finished items."""
     if not sys.stderr.isatty():
         yield lambda _done: None
         return
-    from rich.console import Console  # noqa: PLC0415 -- because its import takes 50 ms
-    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 -- the same
+    from rich.console import Console  # noqa: PLC0415 -- its import takes 50 ms
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 -- its import takes 50 ms
 
     count = "{task.completed:,.0f}" + ("" if total is None else " of {task.total:,.0f}")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(count))
@@ -77,12 +77,12 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
 
 
 def confirm(question: str, *, yes: bool) -> bool:
-    """Ask unless `yes`; the end of the input is a no. Raises `CommandFailed` where there is no terminal to ask on."""
+    """Ask, unless `yes`; the end of the input means no. Raises `CommandFailed` without a terminal."""
     if yes:
         return True
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask on: say --yes; nothing was changed")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # an event loop would wait for the answer
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the event loop's handler could not interrupt
     try:
         return click.confirm(question)
     except click.Abort as abort:
@@ -94,7 +94,7 @@ def confirm(question: str, *, yes: bool) -> bool:
 
 
 def waiting_reporter() -> Callable[[float], None]:
-    """Return a function that says once that refreshes in flight are waited for."""
+    """Return a function that prints once that refreshes in progress are waited for."""
     said = False
 
     def report(left: float) -> None:
@@ -107,5 +107,5 @@ def waiting_reporter() -> Callable[[float], None]:
 
 
 def sigterm_as_interrupt() -> None:
-    """End on SIGTERM as on Ctrl-C: half-made files are removed, and the state is reported."""
+    """Treat SIGTERM like Ctrl-C: partial files are removed, and the state is printed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Limits of the serving process: the time to its end, and its open files."""
+"""Limits of the serving process: its shutdown time and its open files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from amo_callback.refresh.pending_writes import PendingWrites
 
 _LONGEST = 600.0
-"""Seconds for which a pair that is only in memory keeps the process running."""
+"""The maximum delay of the shutdown in seconds for a pair that exists only in memory."""
 _REPORT_EVERY = 10.0
 _STEP = 0.1
 _RESERVE = 200
@@ -31,10 +31,10 @@ _LISTENERS = 2
 
 
 class Deadline:
-    """Ends the process `seconds` after the stop signal, or as soon as the last pair is safe after that.
+    """Ends the process `seconds` after the stop signal, or as soon as the last pair is stored after that.
 
-    A pair that is neither stored nor in its rescue file delays the end, for ten minutes at most; its connection is
-    logged every ten seconds. Nothing else (a resolver, a store or a client that does not answer) delays it.
+    A pair that is neither in the store nor in a rescue file delays the end by up to ten minutes; its connection is
+    logged every ten seconds. Nothing else delays it, such as an unresponsive resolver, store or client.
     """
 
     def __init__(self, *, seconds: float, clock: Clock, observer: Observer, leave: Callable[[int], None]) -> None:
@@ -44,14 +44,14 @@ class Deadline:
         self._leave = leave
         self._waiting: asyncio.Task[None] | None = None
         self.pending_writes: PendingWrites | None = None
-        """The pairs that may be only in memory; `None` before there can be one."""
+        """The pairs that may exist only in memory; `None` before the service has started."""
 
     def begin(self, status: int) -> None:
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._wait(status), name="deadline")
 
     def end(self) -> None:
-        """Cancel it: everything is closed."""
+        """Cancel the deadline, because everything is closed."""
         if self._waiting is not None:
             self._waiting.cancel()
 
@@ -82,14 +82,14 @@ class Deadline:
 
 
 def fit_connections(wanted: int, log: FilteringBoundLogger) -> int:
-    """Return how many clients each listener may have; raise the limit of open files if that is possible and needed.
+    """Return the maximum number of clients per listener; raise the limit of open files if necessary and possible.
 
-    Raises `ConfigurationError` where hardly any client could connect.
+    Raises `ConfigurationError` if hardly any client could connect.
     """
     needed = _LISTENERS * wanted + _RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _number(soft) < needed and soft != hard:
-        with suppress(OSError, ValueError):  # some systems allow less than their hard limit says
+        with suppress(OSError, ValueError):  # some systems allow less than their hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     before, limit = _number(soft), _number(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if limit > before:

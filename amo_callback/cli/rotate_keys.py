@@ -27,9 +27,9 @@ _HEADS = {
     RecordKind.RESCUE: "rescue files",
 }
 _SHOWN = 20
-"""Connections that are named to a person; a program gets all."""
+"""The maximum number of connections that are printed; JSON contains all."""
 _NAMED = {RecordKind.CONNECTION, RecordKind.RESCUE}
-"""Kinds whose names are shown."""
+"""Kinds of records whose names are printed."""
 _OVERTAKEN = """\
 While this ran, an older key has sealed again: some process does not have the newest key first. Restart them all with
 it, and run this again. Until then every key is needed."""
@@ -111,7 +111,7 @@ def _names(usage: KeyUsage) -> list[str]:
 
 
 def _result_lines(result: RotationResult) -> Iterator[str]:
-    """Yield what was done, and what to do next; keys are counted from 1."""
+    """Yield the result and the next step; keys are numbered from 1."""
     usage = result.after
     yield from (_usage_text(usage), "", f"Sealed again: {result.resealed:,}.")
     if len(usage.keys) == 1:

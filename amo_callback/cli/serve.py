@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from amo_callback.events import Observer
 
 _LAST_LINES = 1.0
-"""Seconds to wait for the log's last lines to be read."""
+"""Seconds to wait until the last log lines are written."""
 _GRACE = 3.5
-"""Seconds beyond `amo.timeout` after which the process ends, even where something does not close."""
+"""Seconds beyond `amo.timeout` after which the process ends even if something does not close."""
 
 
 @click.command()
@@ -62,10 +62,10 @@ def run(
     leave: Callable[[int], object] = lambda _status: None,
     run_loop: Callable[[Coroutine[object, object, int]], int] = run_loop,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status. Benchmarks measure with a `run_loop` of their own.
+    """Serve until SIGTERM or SIGINT; return the exit status.
 
-    `leave` is called with the status once everything is closed and safe: the process ends there, since closing the
-    loop would wait for threads that wait for a resolver.
+    `leave` is called with the status once everything is closed and stored. The process ends there, because closing the
+    loop would wait for DNS resolver threads. Benchmarks pass a `run_loop` of their own.
     """
     path, context = find_config(config, environ), load_context(config, environ)
     check_stop_timeout(context.settings, environ)
@@ -75,7 +75,7 @@ def run(
         writer.finish(seconds=_LAST_LINES)
         leave(status)
 
-    gc.freeze()  # what is imported stays: collecting it again and again would stop the loop
+    gc.freeze()  # imported modules stay, and examining them repeatedly would block the loop
     try:
         return run_loop(_serve(context, path, environ, writer, finish))
     finally:
@@ -83,7 +83,7 @@ def run(
 
 
 def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Raise `ConfigurationError` where systemd would kill the process during a request to AMO."""
+    """Raise `ConfigurationError` if systemd would kill the process during a request to AMO."""
     limit, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
     if limit.isdecimal() and not units.fits_stop_timeout(timeout, int(limit)):
         raise ConfigurationError(
@@ -110,7 +110,7 @@ async def _serve(
     )
     take_over_library_logs(log)
     observer = LogObserver(log)
-    signalled = on_signal(observer)  # first: a signal during the start is one, too
+    signalled = on_signal(observer)  # first, because a signal may arrive during the start
     deadline = Deadline(seconds=settings.amo.timeout + _GRACE, clock=clock, observer=observer, leave=leave)
     signalled.add_done_callback(lambda _: deadline.begin(0))
     notifier = Notifier(environ, pid=os.getpid())
@@ -157,7 +157,7 @@ async def until_end(service: Service, signalled: asyncio.Future[None]) -> int:
 
 
 def on_signal(observer: Observer) -> asyncio.Future[None]:
-    """Return a future that is done with the first SIGTERM or SIGINT."""
+    """Return a future that completes with the first SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     signalled: asyncio.Future[None] = loop.create_future()
 
@@ -177,7 +177,7 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
 
 
 def _reload(apply: Callable[[Settings], Sequence[str]], read_again: Callable[[], Settings], observer: Observer) -> None:
-    """Apply the configuration as it is now; where it is invalid, all stays as it was."""
+    """Apply the current configuration; if it is invalid, nothing changes."""
     try:
         needs_restart = apply(read_again())
     except ConfigurationError as error:
@@ -188,7 +188,7 @@ def _reload(apply: Callable[[Settings], Sequence[str]], read_again: Callable[[],
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """Return the values that the log must not contain."""
+    """Return the values that must not appear in the log."""
     values = [settings.amo.client_secret.get_secret_value()]
     values += settings.storage.encryption_keys.get_secret_value().split()
     values += url_secrets(settings.storage.url.get_secret_value())
@@ -200,14 +200,14 @@ def secrets_of(settings: Settings) -> list[str]:
     return values
 
 
-# --- for commands, where no service runs ---------------------------------------------------------
+# --- without a running service -------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def serve_store(context: CommandContext) -> AsyncIterator[tuple[str, str]]:
-    """Serve the private API on the store; yield its address and an API key for everything.
+    """Serve the private API on the store; yield its address and an API key with all scopes.
 
-    No task starts, and nothing is sent to AMO. Only this process can reach the Unix socket.
+    No task is started, and nothing is sent to AMO. Only this process can reach the Unix socket.
     """
     key = secrets.token_urlsafe(32)
     api = context.settings.api.model_copy(update={"keys": SecretStr(f"command:{'+'.join(Scope)}:{key}")})

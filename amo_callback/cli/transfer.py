@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 _MIN_PASSPHRASE = 12
 _MAX_SEALED = 1024**3
 _MAX_PLAIN = 256 * 1024**2
-"""Bytes of a file: some four hundred thousand connections, some hundred thousand of another system's."""
+"""Bytes of a file: about 400,000 connections of an export, 100,000 of another system."""
 _MAX_PROBLEMS = 100
-"""Problems that are printed."""
+"""The maximum number of printed errors."""
 _WHY = "exported to another host, which refreshes these tokens now"
 _passphrase_option = click.option("--passphrase-file", metavar="FILE", type=PATH, help="Its first line; else asked.")
 
@@ -79,7 +79,7 @@ def export(context: CommandContext, *, file: Path, passphrase_file: Path | None,
 
 async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str]:
     async with open_as_owner(context) as opened:
-        await opened.store.check_machine(context.location)  # a copy says so, before it is frozen by us
+        await opened.store.check_machine(context.location)  # report a copy before it is frozen by the export
         store, clock, rescue = opened.store, opened.clock, RescueFolder(context.rescue)
         frozen = await freeze(store, why=_WHY)
         if frozen.why != _WHY:
@@ -97,7 +97,7 @@ async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str
 
 
 def _new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> FileKey:
-    """Return the key of a new export: from a file, or a passphrase that is asked for; raises `CommandFailed`."""
+    """Return the key of a new export from a file or a passphrase; raises `CommandFailed`."""
     if key_file is None:
         return key_from_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
     try:
@@ -107,7 +107,7 @@ def _new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> Fil
 
 
 def _known_passphrase(file: Path | None) -> str:
-    """Return the passphrase of a file, or one that is asked for; raises `CommandFailed`."""
+    """Return the passphrase from a file or a prompt; raises `CommandFailed`."""
     if file is not None:
         return read_text(file, CommandFailed).split("\n", 1)[0].rstrip("\r")
     if not sys.stdin.isatty():
@@ -135,7 +135,7 @@ def _ask(question: str) -> str:
 class _Options:
     file: Path
     cipher: Cipher | None
-    """What decrypts an export; `None` for any other file."""
+    """Decrypts an export; `None` for any other file."""
     raw: bool
     replace: bool
     dry_run: bool
@@ -205,7 +205,7 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         source = "a raw answer" if options.raw else "plain JSON" if options.cipher is None else "an export"
         status = await _carry_out(plan, opened, source=source)
         if options.raw and status == 0:
-            options.file.unlink(missing_ok=True)  # it is stored, and the service may not know what an exchange brought
+            options.file.unlink(missing_ok=True)  # the service cannot tell that it was recovered
         return status
 
 

@@ -1,4 +1,4 @@
-"""A backend that uses the private API, and the state of the demonstration as it and AMO's ledger show it."""
+"""A backend that uses the private API, and the state of the demonstration as seen by it and AMO's ledger."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
 
 _LOOK_EVERY = 0.5
-"""Seconds between two looks."""
+"""Seconds between two polls."""
 _FRESH = 1
-"""Seconds that a token must have left: the demo's live for half a minute."""
+"""The `min_ttl` of its requests, because tokens of the demonstration are valid for half a minute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +51,12 @@ class Backend:
         return await self._ask("GET", f"/connections/{connection}/token?min_ttl={_FRESH}")
 
     async def refresh(self, connection: str) -> ApiAnswer:
-        """Have the token pair refreshed now, however new it is."""
+        """Force a refresh of the token pair."""
         [answer] = await self.reject(connection, times=1)
         return answer
 
     async def reject(self, connection: str, *, times: int) -> Sequence[ApiAnswer]:
-        """Report the present token as rejected, so many times at once."""
+        """Report the current token as rejected, in concurrent requests."""
         token = await self.token(connection)
         if token.status != 200:
             return [token]
@@ -65,7 +65,7 @@ class Backend:
         return await asyncio.gather(*asked)
 
     async def not_ready(self) -> Sequence[str]:
-        """Return the checks of `/readyz` that are not good."""
+        """Return the failed checks of `/readyz`."""
         answer = await self._ask("GET", "/readyz")
         return [name for name, check in answer.content["checks"].items() if not check["ok"]]
 
@@ -89,9 +89,9 @@ class ConnectionSnapshot:
     left: float
     """Seconds until the access token expires."""
     life: float
-    """Seconds for which an access token is valid."""
+    """The lifetime of an access token in seconds."""
     due_in: float | None
-    """Seconds until it is refreshed; `None` where it will not be."""
+    """Seconds until the next refresh; `None` if there is none."""
     backend_status: int
     backend_words: str
     """The response to a backend that asks for a token."""
@@ -101,14 +101,14 @@ class ConnectionSnapshot:
 class Snapshot:
     connections: Sequence[ConnectionSnapshot] = ()
     not_ready: Sequence[str] = ()
-    """The checks of `/readyz` that are not good."""
+    """The failed checks of `/readyz`."""
     away: bool = False
-    """Whether AMO is."""
+    """Whether AMO is unreachable."""
     issued: int = 0
-    """Refresh tokens that AMO has issued."""
+    """Refresh tokens issued by AMO."""
     spent: int = 0
     again: int = 0
-    """Presentations of spent tokens: after a lost response the second one is how this is found out."""
+    """Presentations of spent tokens: after a lost response, the second one reveals it."""
 
 
 class Poller:
@@ -119,7 +119,7 @@ class Poller:
         self.snapshot = Snapshot()
 
     async def run(self) -> None:
-        """Poll until cancelled; while the service does not answer, the last snapshot stays."""
+        """Poll until cancelled; while the service does not respond, the last snapshot stays."""
         while True:
             with suppress(aiohttp.ClientError, TimeoutError):
                 self.snapshot = await self._look()

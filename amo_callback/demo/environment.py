@@ -1,4 +1,4 @@
-"""The service, the reverse proxy in front of it, and everything around them, opened in order."""
+"""The environment of the demonstration: the service, its reverse proxy, AMO's stand-in and the panel."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3
-"""The panel's, AMO's and the proxy's."""
+"""The panel, AMO and the proxy."""
 _NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
-"""What belongs to one connection: RFC 9110, section 7.6.1."""
+"""Headers of a single connection (RFC 9110, section 7.6.1)."""
 _POLICY = "Content-Security-Policy"
 _AWAY = "The service does not answer yet.\n"
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
@@ -58,7 +58,7 @@ class Addresses:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoSecrets:
-    """New secrets of one demonstration."""
+    """Random secrets of one demonstration."""
 
     api_key: str = field(default_factory=secrets.token_urlsafe, repr=False)
     jwt_secret: str = field(default_factory=secrets.token_urlsafe, repr=False)
@@ -70,13 +70,13 @@ class Demo:
     service: Service
     poller: Poller
     curl: str = field(repr=False)
-    """A command that takes a token."""
+    """A command that requests a token."""
 
 
 def choose_addresses(first: int | None) -> Addresses:
-    """Choose the addresses: from a port on, or at ports that are free now.
+    """Choose the addresses: consecutive ports from `first`, otherwise free ports.
 
-    The redirect URI names its port before anything listens there.
+    The ports are chosen before anything listens, because the redirect URI contains one.
     """
     ports = [_free_port() for _ in range(_SITES)] if first is None else range(first, first + _SITES)
     panel, amo, proxy = (f"127.0.0.1:{port}" for port in ports)
@@ -89,7 +89,7 @@ def _free_port() -> int:
 
 
 def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> Settings:
-    """Return a configuration for tokens that are valid for half a minute."""
+    """Return a configuration for tokens with a lifetime of half a minute."""
     known = fake.integration
     values = {
         "SERVER__PUBLIC": "127.0.0.1:0",
@@ -114,17 +114,17 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
 
 
 class Proxy:
-    """Passes requests on to the public API.
+    """A reverse proxy in front of the public API.
 
-    Only here the service's pages may be framed, and by the panel alone: the phone stands in a frame there. The
-    service itself forbids it (`frame-ancestors 'none'`), and so should every proxy.
+    It allows the panel to show the service's pages in a frame, for the phone. The service itself forbids that
+    (`frame-ancestors 'none'`), and other proxies should not allow it.
     """
 
     def __init__(self, http: aiohttp.ClientSession, *, panel: str) -> None:
         self._http = http
         self._panel = panel
         self.public: str | None = None
-        """The public API's address, once it listens."""
+        """The public API's address, once it is listening."""
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1024**2)
@@ -138,7 +138,7 @@ class Proxy:
             return web.Response(status=400, text="This is no proxy for other hosts.\n")
         address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
         headers = CIMultiDict(_end_to_end(request.headers.items()))
-        headers["X-Forwarded-For"] = request.remote or ""  # in the place of what the client claims
+        headers["X-Forwarded-For"] = request.remote or ""  # replaces what the client claims
         try:
             async with self._http.request(
                 request.method, address, headers=headers, data=await request.read(), allow_redirects=False
@@ -171,7 +171,7 @@ async def open_demo(
     clock: Clock,
     told: Callable[[FeedEntry], None],
 ) -> AsyncIterator[Demo]:
-    """Open the demonstration; no file of it is left at the end."""
+    """Open the demonstration; at the end no file of it is left."""
     made = DemoSecrets()
     fake = FakeAmo(
         integration=SandboxIntegration(redirect_uri=f"http://{addresses.proxy}/api/amo-crm/callback"),

@@ -1,4 +1,4 @@
-"""The event feed: what the service, AMO and the person at the panel do, in sentences."""
+"""The event feed: actions of the service, AMO and the user, as sentences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEPT = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedEntry:
-    """One sentence, and its source."""
+    """A sentence and its source."""
 
     number: int
     at: datetime
@@ -37,7 +37,7 @@ class FeedEntry:
 
 
 class Feed:
-    """The entries so far: of the service's events, and of AMO's ledger."""
+    """The entries so far, from the service's events and AMO's ledger."""
 
     def __init__(self, *, clock: Clock, ledger: Ledger, told: Callable[[FeedEntry], None]) -> None:
         self._clock = clock
@@ -52,7 +52,7 @@ class Feed:
         return tuple(self._lines)
 
     def __call__(self, event: Event) -> None:
-        """Add an event, after what AMO has noted before it."""
+        """Add an event, after new entries of AMO's ledger."""
         self.catch_up()
         text = sentence(event)
         if text is not None:
@@ -79,7 +79,7 @@ class Feed:
 
 
 class LogStream(io.StringIO):
-    """A stream whose lines become entries: the log of the service."""
+    """A stream that turns the service's log lines into entries."""
 
     def __init__(self, feed: Feed) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class LogStream(io.StringIO):
 
 
 def noted_as(entry: Entry | LookUp) -> str:
-    """Return a sentence for an entry of AMO's ledger: a presented credential, or an introspection."""
+    """Return a sentence for an entry of AMO's ledger: a presented credential or an introspection."""
     if isinstance(entry, LookUp):
         what = "a refresh token" if entry.kind == "refresh_token" else "an access token"
         return f"Asked about {what}, which spends nothing: it is good{'' if entry.status == 200 else ' no more'}."
@@ -105,7 +105,7 @@ def noted_as(entry: Entry | LookUp) -> str:
 
 
 def sentence(event: Event) -> str | None:
-    """Return a sentence for an event; `None` where it is of no interest."""
+    """Return a sentence for an event; `None` if it is not interesting."""
     make = _SENTENCES.get(event.name)
     if make is not None:
         return make(event.fields)

@@ -1,4 +1,4 @@
-"""The panel: the phone, and beside it the connections, what may be tried, and the event feed."""
+"""The panel: the phone, and next to it the connections, the scenarios and the event feed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATIC = {
 
 
 class Renderer:
-    """Renders the panel and the phone; `phone_sites` are the addresses that the phone's browser goes to."""
+    """Renders the panel and the phone; `phone_sites` are the addresses that the phone's browser visits."""
 
     def __init__(self, *, phone_sites: Sequence[str]) -> None:
         self._environment = Environment(
@@ -67,9 +67,9 @@ class Renderer:
 
 @web.middleware
 async def loopback_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse requests that name another host than this machine's loopback.
+    """Refuse requests whose `Host` is not this machine's loopback.
 
-    A page elsewhere may have its name resolve to 127.0.0.1, and would read the API key.
+    Otherwise a website could resolve its name to 127.0.0.1 and read the API key.
     """
     named = request.headers.getall("Host", [])
     if len(named) != 1 or not _is_loopback(named[0]):
@@ -78,7 +78,7 @@ async def loopback_only(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 def _is_loopback(host: str) -> bool:
-    """Return whether a `Host` header names the loopback: `localhost`, or an address."""
+    """Return whether a `Host` header is `localhost` or a loopback address."""
     match = _HOST.fullmatch(host)
     name = match["name"].lower() if match is not None else ""
     if name == "localhost":
@@ -102,7 +102,7 @@ def panel_routes(
         return web.json_response({**asdict(poller.snapshot), "lines": lines}, headers={"Cache-Control": "no-store"})
 
     async def run_scenario(request: web.Request) -> web.Response:
-        if request.content_type != "application/json":  # which no page of another origin may send unasked
+        if request.content_type != "application/json":  # pages of other origins cannot send it without a preflight
             return web.Response(status=415)
         connection = request.query.get("connection", "")
         found = next((one for one in poller.snapshot.connections if one.id == connection), None)

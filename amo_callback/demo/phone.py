@@ -1,4 +1,4 @@
-"""The mobile app, as a page: it starts a connect, takes the deep link, asks `exchange-code` and `status`."""
+"""The mobile app as a page: it starts the flow, handles the deep link, and calls `exchange-code` and `status`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 USER = "42"
 AUDIENCE = "demo"
 _SHOWN = 10
-"""Characters of a code that are shown."""
+"""Displayed characters of a code."""
 _STARTS = 20
-"""Connects that are remembered at once."""
+"""The maximum number of remembered flows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ class Screen:
     connected: bool = False
     text: str = ""
     link: str = ""
-    """The deep link, as a phone would get it."""
+    """The deep link, as a phone would receive it."""
     request: str = ""
     answer: str = ""
 
@@ -66,7 +66,7 @@ class Phone:
         self._clock = clock
         self._tell = tell
         self._verifiers: dict[str, str] = {}
-        """The PKCE verifier of each authorization request, by its state."""
+        """The PKCE verifier of each authorization request, by state."""
         self._screen = Screen()
 
     def routes(self) -> Sequence[web.RouteDef]:
@@ -101,11 +101,11 @@ class Phone:
         return _to(started["data"]["authorize_url"])
 
     async def _return(self, request: web.Request) -> web.Response:
-        """Handle a deep link as the app does: compare the state, handle each link once, then ask."""
+        """Handle a deep link as the app does: compare the state, handle each link once, and call the API."""
         code, state = request.query.get("code"), request.query.get("state", "")
         verifier = self._verifiers.pop(state, None)
         if verifier is None:
-            return _to("/phone")  # handled already, or none of ours
+            return _to("/phone")  # already handled, or not from this app
         link = f"{self._app.deep_link}?{shortened(request.query)}"
         if code is None:
             word = request.query.get("error", "")
@@ -139,7 +139,7 @@ class Phone:
 
 
 def shortened(query: Mapping[str, str]) -> str:
-    """Return a deep link's query with its values cut short."""
+    """Return a deep link's query with abbreviated values."""
     return "&".join(f"{name}={value[:_SHOWN]}{'…' * (len(value) > _SHOWN)}" for name, value in query.items())
 
 

@@ -1,4 +1,4 @@
-"""Scenarios: faults of AMO and habits of backends, and what they show."""
+"""Scenarios: faults of AMO and of backends, and what happens then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Scenario:
     name: str
     title: str
     expect: str
-    """What it shows."""
+    """What the user should see."""
     one: bool = True
     """Whether it needs a connection."""
 
@@ -72,7 +72,7 @@ SCENARIOS = (
         one=False,
     ),
 )
-"""In the panel's order."""
+"""In the order of the panel."""
 
 
 class Scenarios:
@@ -91,7 +91,7 @@ class Scenarios:
         }
 
     async def run(self, name: str, connection: ConnectionSnapshot | None) -> bool:
-        """Run a scenario; return whether there is one of this name, and a connection where it needs one."""
+        """Run a scenario; return whether it exists, and has a connection if it needs one."""
         if name == "away":
             self._away()
             return True
@@ -129,7 +129,7 @@ class Scenarios:
         self._feed.add(YOU, text, domain=account.host)
 
     async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        """Lose a request or response of this connection; where none was sent, take the fault back."""
+        """Lose a request or response of this connection; if none was sent, remove the fault."""
         faults = self._sandbox.faults
         if faults.standing is not None:
             self._feed.add(YOU, "amoCRM is away, so there is nothing to lose.", domain=account.host)
@@ -157,6 +157,6 @@ class Scenarios:
 
 
 def moved(host: str) -> str:
-    """Return the account's next host: a new name, and then the first one again."""
+    """Return the account's next host: a new name, then the first one again."""
     label, _, rest = host.partition(".")
     return f"{label.removesuffix('-new')}.{rest}" if label.endswith("-new") else f"{label}-new.{rest}"

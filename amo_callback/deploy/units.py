@@ -1,4 +1,4 @@
-"""The files of this folder, filled in for one installation; pure functions."""
+"""The files in this folder, filled in for one installation. Pure functions."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ SYSUSERS = "amo-callback.sysusers"
 CONFIG = Path("/etc/amo-callback/config.toml")
 
 STOP_TIMEOUT = "TIMEOUT_STOP_SEC"
-"""The variable with the unit's `TimeoutStopSec=`, which systemd does not pass."""
+"""The environment variable with the unit's `TimeoutStopSec=`, which systemd itself does not pass on."""
 STOP_RESERVE = 10.0
-"""Seconds of `TimeoutStopSec=` beyond `amo.timeout`: a request has come to its end by then, and its pair is safe."""
+"""Seconds of `TimeoutStopSec=` beyond `amo.timeout`, in which a request ends and its pair is stored."""
 _LEAST_STOP_TIMEOUT = 60
 _UNIX = "unix:"
 _PREFIX = "amo-callback-"
-_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- because the unit hides it
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- hidden by the unit
 """Folders that the unit hides from the service."""
 _EXECUTABLE = ("/usr/lib", "-/usr/lib64", "-/lib", "-/lib64", "/bin/kill")
 _PLAIN = re.compile(r"/[A-Za-z0-9._/+@~-]*")
-"""A path without characters that are special in a unit."""
+"""A path without characters that are special in a unit file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interpreter:
-    """The Python that runs, and the virtual environment that it runs in."""
+    """The running Python and its virtual environment."""
 
     venv: Path
     base: Path
@@ -65,7 +65,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> str | None:
-    """Return the file with this name; its ending, or `amo-callback-`, may be left out where one file alone fits."""
+    """Return the file of this name, without its suffix or `amo-callback-` if that is unambiguous."""
     known = names()
     fitting = [one for one in known if one == name] or [
         one for one in known if name in {one.rpartition(".")[0], one.removeprefix(_PREFIX)}
@@ -74,18 +74,18 @@ def find(name: str) -> str | None:
 
 
 def text_of(name: str) -> str:
-    """Return a file of this folder, not filled in."""
+    """Return a file of this folder as it is."""
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def render(name: str, installation: Installation) -> str:
-    """Return a file, filled in; raises `ConfigurationError` for a value that a unit cannot hold."""
+    """Return a file, filled in; raises `ConfigurationError` for a value that a unit file cannot contain."""
     text = text_of(name)
     return text.format_map(_values(installation)) if name in {*UNITS, BACKUP_SERVICE} else text
 
 
 def check_places(installation: Installation) -> None:
-    """Raise `ConfigurationError` where the unit would hide the program from the service."""
+    """Raise `ConfigurationError` if the unit would hide the program from the service."""
     python = installation.interpreter
     problems = [
         f"{path}: is hidden from the service ({hidden}): make the virtual environment with /usr/bin/python3, under /opt"
@@ -104,7 +104,7 @@ def check_places(installation: Installation) -> None:
 
 
 def fits_stop_timeout(amo_timeout: float, stop_timeout: float) -> bool:
-    """Return whether the service ends by itself before systemd kills it."""
+    """Return whether the service ends before systemd would kill it."""
     return amo_timeout <= stop_timeout - STOP_RESERVE
 
 
@@ -126,7 +126,7 @@ def _values(installation: Installation) -> Mapping[str, str]:
 
 
 def _executable(python: Interpreter) -> list[str]:
-    """Return the paths of `ExecPaths=`, without which `NoExecPaths=/` would forbid the start."""
+    """Return the paths for `ExecPaths=`, without which `NoExecPaths=/` would prevent the start."""
     ours = [_plain(python.venv), _plain(python.executable)]
     if python.base != Path("/usr"):
         ours.append(f"{_plain(python.base)}/lib")
@@ -134,7 +134,7 @@ def _executable(python: Interpreter) -> list[str]:
 
 
 def _stream(door: str, address: str) -> str:
-    """Return an address as `ListenStream=` takes it: no host names."""
+    """Return an address for `ListenStream=`, which accepts no host names."""
     if address.startswith(_UNIX):
         return _plain(Path(address.removeprefix(_UNIX)))
     host, _, port = address.rpartition(":")

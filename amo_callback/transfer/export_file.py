@@ -1,8 +1,8 @@
-"""The file of an export: a header in JSON, an encrypted record a line, an encrypted end.
+"""The file of an export: a JSON header, one encrypted record per line, and an encrypted trailer.
 
-Each line is encrypted under the file's name, which is the header's fingerprint, and its own number: so lines cannot be
-changed, swapped, doubled, dropped, or brought from another file, nor can the header. The end has the count, so a file
-that was cut off is noticed.
+Each line is encrypted in the context of the file's id, which is the fingerprint of the header, and of its line number.
+Lines therefore cannot be changed, reordered, repeated, removed or taken from another file, nor can the header be
+changed. The trailer contains the number of records, which reveals a truncated file.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 FORMAT: Literal["amo-callback export"] = "amo-callback export"
 VERSION: Literal[1] = 1
 MAX_LINE = 512 * 1024
-"""Bytes: two of the longest tokens that AMO could answer with, encrypted."""
+"""Bytes: two of the longest tokens that AMO could issue, encrypted."""
 MAX_TOKEN = 128 * 1024
-"""Characters: the longest token that AMO could answer with."""
+"""Characters: the longest token that AMO could issue."""
 _END = b"end"
 _STRICT = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
 Token = Annotated[str, Field(min_length=1, max_length=MAX_TOKEN, pattern=r"^[ -~]*$")]
 OptionalToken = Annotated[str, Field(max_length=MAX_TOKEN, pattern=r"^[ -~]*$")]
-"""A token, or an empty text."""
+"""A token, or an empty string."""
 Host = Annotated[str, Field(max_length=253)]
 _Name = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_-]*$")]
 _Owner = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00]+$")]
@@ -47,7 +47,7 @@ _Owner = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00]+$
 
 @validated(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class ExportRecord:
-    """A connection with its token pair and owners, as another store needs it."""
+    """A connection with its token pair and owners, for import into another store."""
 
     id: Annotated[_Name, Field(min_length=1)]
     account_id: _Name
@@ -66,14 +66,14 @@ class ExportRecord:
     connected_at: AwareDatetime
     grant_iat: int | None = None
     doubtful: str | None = None
-    """The fingerprint of a refresh token that may have been spent: it is introspected before it is presented."""
+    """The fingerprint of a refresh token that may have been spent, and is introspected before it is presented."""
     look_up_at: AwareDatetime | None = None
     frozen: bool = False
-    """Whether this connection itself is frozen: its tokens may be in use elsewhere."""
+    """Whether this connection itself is frozen, because another host may use its tokens."""
     connected_no: int
-    """Its place in the order in which the file's connections were connected."""
+    """Its position in the order in which the connections were connected."""
     owners: Mapping[_Owner, int] = dataclasses.field(default_factory=dict)
-    """Each with their place in the order in which they were bound."""
+    """Owners with their positions in the order in which they became owners."""
 
     @property
     def pair(self) -> TokenPair:
@@ -88,7 +88,7 @@ _RECORD = TypeAdapter(ExportRecord)
 
 
 def record_of(connection: Connection, pair: TokenPair, owners: Mapping[str, int]) -> ExportRecord:
-    """Return a connection's record; the token of an open attempt may have been spent."""
+    """Return the record of a connection; the token of an attempt in progress may have been spent."""
     return ExportRecord(
         **{name: getattr(connection, name) for name in OF_CONNECTION},
         **{name: getattr(pair, name) for name in _PAIR},
@@ -99,24 +99,24 @@ def record_of(connection: Connection, pair: TokenPair, owners: Mapping[str, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ParsedRecord:
-    """A record, and its place in the file."""
+    """A record and its position in the file."""
 
     place: str
     record: ExportRecord
     names_owner: bool = False
-    """Whether another system's file names an owner, which is not imported."""
+    """Whether another system's file names an owner, which is ignored."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecordError:
-    """What is wrong with a file, and where; never its content."""
+    """An error in a file and its position, without any content."""
 
     place: str
     why: str
 
 
 def describe(error: ValidationError) -> str:
-    """Return which fields are wrong and how, never their values."""
+    """Return which fields are wrong and why, without their values."""
     found: dict[str, list[str]] = {}
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         text = fault["msg"]
@@ -129,7 +129,7 @@ def describe(error: ValidationError) -> str:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class PassphraseCost:
-    """The salt and cost of scrypt, as OWASP advises; at most 256 MiB four times: the file may be a stranger's."""
+    """The salt and cost of scrypt as recommended by OWASP, at most 256 MiB and 4 passes, for untrusted files."""
 
     salt: Annotated[Base64Bytes, Field(min_length=12, max_length=96)]
     n: Annotated[int, Field(ge=2, le=2**18)] = 2**17
@@ -137,13 +137,13 @@ class PassphraseCost:
     p: Annotated[int, Field(ge=1, le=4)] = 1
 
     def cipher(self, passphrase: str) -> Cipher:
-        """Return the passphrase's cipher; raises `ValueError` where scrypt refuses the cost."""
+        """Return the cipher for the passphrase; raises `ValueError` if the cost is too high."""
         return Cipher([key_of_passphrase(passphrase, salt=self.salt, n=self.n, r=self.r, p=self.p)])
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class _SealedWith:
-    """What decrypts a file: one of these."""
+    """What decrypts a file: a passphrase or a key."""
 
     passphrase: PassphraseCost | None = None
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
@@ -164,14 +164,14 @@ _HEADER = TypeAdapter(_Header)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileKey:
-    """What a file is encrypted with, and how its header describes it."""
+    """The key of a file, and its description for the header."""
 
     described: _SealedWith
     cipher: Cipher = dataclasses.field(repr=False)
 
 
 def key_from_passphrase(passphrase: str, *, salt: bytes) -> FileKey:
-    """Return a passphrase's key; the salt is random and the file's own."""
+    """Derive a key from a passphrase; each file has a random salt of its own."""
     cost = PassphraseCost(salt=base64.b64encode(salt))
     return FileKey(described=_SealedWith(passphrase=cost), cipher=cost.cipher(passphrase))
 
@@ -181,7 +181,7 @@ def key_of_host(key: str) -> FileKey:
 
 
 def _hint(key: str) -> str:
-    """Name a key: the fingerprint of 256 random bits reveals nothing."""
+    """Return a fingerprint of the key, which reveals nothing about 256 random bits."""
     return short(fingerprint(key))
 
 
@@ -190,7 +190,7 @@ def _hint(key: str) -> str:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file of mode 0600 that is there whole or not at all; raises `CommandFailed`, also where one exists."""
+    """Write a file (0600) completely or not at all; raises `CommandFailed`, also if it exists."""
     try:
         with atomic_file(path) as file:
             yield file
@@ -222,7 +222,7 @@ class ExportWriter:
 
 
 def is_export(first_line: bytes) -> bool:
-    """Return whether a file with this first line is an export, of whatever version."""
+    """Return whether the first line is that of an export, of any version."""
     try:
         header = json.loads(first_line)
     except (ValueError, RecursionError):
@@ -231,7 +231,7 @@ def is_export(first_line: bytes) -> bool:
 
 
 def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[], str]) -> Cipher:
-    """Return the file's cipher, asking for the passphrase where it needs one; raises `CommandFailed`."""
+    """Return the cipher of a file, asking for its passphrase if necessary; raises `CommandFailed`."""
     try:
         sealed_with = _HEADER.validate_json(first_line).sealed_with
     except ValidationError as error:
@@ -239,7 +239,7 @@ def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[
     if cost := sealed_with.passphrase:
         try:
             return cost.cipher(passphrase())
-        except ValueError:  # n is no power of two
+        except ValueError:  # n is not a power of two
             raise CommandFailed("line 1: sealed_with: its numbers are none that scrypt takes") from None
     if sealed_with.key not in {_hint(key) for key in keys}:
         raise CommandFailed(f"it is sealed with the key {sealed_with.key}, which is none of storage.encryption_keys")
@@ -247,7 +247,7 @@ def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[
 
 
 def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | RecordError]:
-    """Read a file from its beginning, up to a line that cannot be decrypted, which is an error."""
+    """Read a file from the beginning; the first line that cannot be decrypted is an error and the last one."""
     name = fingerprint(file.readline(MAX_LINE).rstrip(b"\n"))
     count = 0
     line = file.readline(MAX_LINE)

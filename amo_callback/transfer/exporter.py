@@ -1,4 +1,4 @@
-"""Export: freeze, wait until no token is in flight, write every connection."""
+"""Export: freeze the store, wait for refreshes and exchanges in progress, and write every connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOOK_AGAIN = 1.0
 
 
 async def freeze(store: Store, *, why: str) -> Freeze:
-    """Freeze the store, and return its freeze, which may be an older one."""
+    """Freeze the store, and return the freeze, which may be an older one."""
     await store.freeze_all(why=why, elsewhere=True)
     frozen = await store.frozen()
     if frozen is None:
@@ -36,9 +36,9 @@ async def freeze(store: Store, *, why: str) -> Freeze:
 async def wait_until_idle(
     store: Store, *, leases: Leases, clock: Clock, rescue: RescueFolder, report: Callable[[float], None]
 ) -> None:
-    """Wait until no refresh and no exchange is in flight; `report` is called with the seconds left, at most.
+    """Wait until no refresh and no code exchange is in progress; `report` is called with the maximum seconds left.
 
-    Raises `CommandFailed` where a pair waits to be stored.
+    Raises `CommandFailed` if there is a pending write.
     """
     while left := await _left(store, leases, clock):
         report(left)
@@ -56,7 +56,7 @@ async def _left(store: Store, leases: Leases, clock: Clock) -> float:
 
 
 def require_empty_rescue(rescue: RescueFolder) -> None:
-    """Raise `CommandFailed` where a pair waits to be stored."""
+    """Raise `CommandFailed` if there is a pending write."""
     try:
         files = len(rescue.read())
     except OSError as error:
@@ -77,9 +77,9 @@ async def export(
     writer: ExportWriter,
     advance: Callable[[int], None],
 ) -> Sequence[str]:
-    """Write every connection that is not disconnected; return the ids of those whose pair no key decrypts.
+    """Write all but disconnected connections; return the ids of those left out because no key decrypts their pair.
 
-    These are not in the file. Raises `CommandFailed` where the store did not stay frozen.
+    Raises `CommandFailed` if the store was thawed meanwhile.
     """
     unreadable = []
     after = ""

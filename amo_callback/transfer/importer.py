@@ -1,4 +1,4 @@
-"""Import: a plan of the whole file first, then the writing; where anything is wrong nothing is written."""
+"""Import: plan the whole file first, then write; if anything is wrong, nothing is written."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _POLL = 1.0
-"""Seconds between two looks at leases."""
+"""Seconds between two checks of leases."""
 BATCH = 500
-"""Connections that are looked up, or written, in one transaction."""
+"""Connections per transaction."""
 TURN = 50
-"""Connections that are worked on before other tasks run: some ten milliseconds."""
+"""Connections processed before other tasks run: about ten milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,14 +45,14 @@ class ImportRules:
 
 @dataclass(kw_only=True, slots=True)
 class ImportPlan:
-    """What an import would do, and what is wrong with its file."""
+    """The changes that an import would make, and the errors in its file."""
 
     new: list[ExportRecord] = field(default_factory=list)
     replaced: list[tuple[ExportRecord, Connection]] = field(default_factory=list)
     same: int = 0
-    """Stored already with the same tokens: an import that was interrupted goes on."""
+    """Already stored with the same tokens, by an interrupted import."""
     newer: int = 0
-    """Stored already with later tokens: these have been spent."""
+    """Already stored with later tokens; the tokens in the file have been spent."""
     owned: int = 0
     problems: list[RecordError] = field(default_factory=list)
 
@@ -77,7 +77,7 @@ async def make_plan(
 
 
 def _refusal(parsed: ParsedRecord, rules: ImportRules) -> RecordError | None:
-    """Return why this service takes no such connection, whatever it has stored."""
+    """Return why this service does not accept the connection, regardless of the store."""
     record, why = parsed.record, None
     if record.client_id != rules.client_id:
         why = "its tokens were granted to another client_id than amo.client_id"
@@ -91,7 +91,7 @@ def _refusal(parsed: ParsedRecord, rules: ImportRules) -> RecordError | None:
 
 
 def _repetition(parsed: ParsedRecord, seen: dict[str, str]) -> RecordError | None:
-    """Return an error where the file has the connection, or its refresh token, twice: one would be spent twice."""
+    """Return an error if the file has the connection or its refresh token twice, because it would be spent twice."""
     record = parsed.record
     names = {record.id: "is the same account and user as"}
     if record.refresh_token:
@@ -127,7 +127,7 @@ def _plan_one(
 
 
 def _is_newer(stored: Connection, record: ExportRecord, *, replace: bool) -> bool:
-    """Return whether the stored tokens are later: they are kept, unless they are rejected and to be replaced."""
+    """Return whether the stored tokens are later, and therefore kept, unless AMO rejects them and `replace` is set."""
     if stored.access_issued_at is None or stored.access_issued_at <= record.issued_at:
         return False
     return stored.status is Status.ACTIVE or not replace
@@ -139,9 +139,9 @@ def _is_newer(stored: Connection, record: ExportRecord, *, replace: bool) -> boo
 async def wait_for_leases(
     plan: ImportPlan, *, store: Store, leases: Leases, clock: Clock, report: Callable[[float], None]
 ) -> None:
-    """Wait until no process can be refreshing what is replaced: a lease's length, where an attempt is open.
+    """Wait until no process can be refreshing a connection that is replaced: the length of a lease.
 
-    A host that was frozen keeps the attempts of killed processes. `report` is called with the seconds left.
+    A frozen host keeps the attempts of killed processes. `report` is called with the seconds left.
     """
     waiting = [stored for _, stored in plan.replaced]
     while waiting := [stored for stored in waiting if leases.left(stored)]:
@@ -161,7 +161,7 @@ async def apply(
     source: str,
     advance: Callable[[int], None],
 ) -> Sequence[str]:
-    """Write the plan, a batch at a time; return the connections that were left, since they changed meanwhile."""
+    """Write the plan in batches; return the connections that were left out because they have changed meanwhile."""
     replaced = {stored.id: stored for _, stored in plan.replaced}
     left: list[str] = []
     done = 0
@@ -183,7 +183,7 @@ async def apply(
 
 
 def _order(records: Sequence[ExportRecord]) -> dict[tuple[str, str | None], int]:
-    """Return the places, from 1 on, of each connection and of each of its owners in the order of the file's numbers."""
+    """Return the positions, from 1, of each connection and each of its owners in the order of the file's numbers."""
     numbers: dict[tuple[str, str | None], int] = {}
     for record in records:
         numbers[record.id, None] = record.connected_no
@@ -232,7 +232,7 @@ async def _batches(items: Iterable[T]) -> AsyncIterator[list[T]]:
 
 
 async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
-    """Yield items; other tasks run after every `TURN` of them, since each takes work."""
+    """Yield items, and let other tasks run after every `TURN` of them."""
     for number, item in enumerate(items, start=1):
         yield item
         if number % TURN == 0:

@@ -1,6 +1,6 @@
-"""Tokens in plain JSON: another system's file, and an answer of AMO that the service could not read.
+"""Tokens in plain JSON: another system's file, or a raw answer.
 
-A file is one object, a list, `{"connections": […]}`, or an object a line.
+A file is one object, a list, `{"connections": […]}`, or one object per line.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _LIFE = timedelta(days=1)
-"""The lifetime of AMO's access tokens today, for tokens that do not name theirs."""
+"""The lifetime of AMO's access tokens today, for tokens without a lifetime."""
 _MAX_AHEAD = timedelta(days=3650)
 _MOST_VALUES = 20_000_000
-"""Commas and brackets of a file that is parsed as a whole: a value takes up to fifty times its length in memory."""
+"""Commas and brackets in a file parsed at once, since a value takes up to fifty times its length in memory."""
 _MEMBER = r'"{}"\s*:\s*"\s*([!#-\[\]-~]+)\s*"'
-"""A member of a JSON object whose value is closed: what was cut off is no token."""
+"""A complete member of a JSON object; a truncated value is not a token."""
 _Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
 _Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
 
@@ -66,12 +66,12 @@ _ENTRY = TypeAdapter(_ImportEntry)
 
 
 class _Refused(Exception):
-    """An entry that is valid, but not imported."""
+    """A valid entry that is not imported."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class JsonReader:
-    """A reader of token pairs in JSON; `client_id` is assumed for tokens that name none."""
+    """A reader of token pairs in JSON; `client_id` is assumed for tokens without one."""
 
     claims_of: Callable[[str], TokenClaims]
     client_id: str
@@ -81,7 +81,7 @@ class JsonReader:
         return self._parse_each(_entries(content))
 
     def read_values(self, values: Iterable[object]) -> Iterator[ParsedRecord | RecordError]:
-        """Read connections that are parsed already, as `read_file` reads a list of them."""
+        """Read a list of parsed connections, as `read_file` does."""
         return self._parse_each(_numbered(values))
 
     def _parse_each(self, entries: Iterable[tuple[str, bytes]]) -> Iterator[ParsedRecord | RecordError]:
@@ -126,11 +126,10 @@ class JsonReader:
         )
 
     async def read_raw(self, name: str, sealed: bytes, *, store: Store, cipher: Cipher) -> ParsedRecord | RecordError:
-        """Read an unreadable answer of AMO from the rescue folder: only the pair that follows the stored one is taken.
+        """Read a raw answer from the rescue folder; only the pair that follows the stored one is accepted.
 
-        It is searched with less care than an answer, since an administrator decides about it.
-
-        Raises `CommandFailed` where the file cannot be opened.
+        It is searched less strictly than a response, because the operator decides about it. Raises `CommandFailed` if
+        the file cannot be decrypted.
         """
         try:
             answer = open_raw(name, sealed, cipher)
@@ -153,7 +152,7 @@ class JsonReader:
         record = dataclasses.replace(
             parsed.record,
             api_domain=parsed.record.api_domain or stored.api_domain,
-            # It came after the stored pair, whatever AMO's clock says.
+            # It was issued after the stored pair, whatever AMO's clock says.
             issued_at=max(parsed.record.issued_at, stored.access_issued_at or parsed.record.issued_at),
         )
         return dataclasses.replace(parsed, record=record)
@@ -192,7 +191,7 @@ def _list(content: bytes) -> list[Any]:
         value = json.loads(content)
     except json.JSONDecodeError as error:
         raise CommandFailed(f"line {error.lineno}, column {error.colno}: is no JSON") from None
-    except (ValueError, RecursionError):  # not UTF-8, a number of thousands of digits, nested without end
+    except (ValueError, RecursionError):  # not UTF-8, huge numbers, or nested too deeply
         raise CommandFailed("is no JSON text") from None
     if isinstance(value, dict):
         value = value.get("connections", [value])
@@ -215,7 +214,7 @@ def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime
     given = _given_expiry(entry, now)
     if given is None and claims.expires_at is None:
         raise _Refused("expires_in or expires_at: field required, since the access token has no exp")
-    # What is said of a token may be old; it knows itself.
+    # The token's own claims are more reliable than the entry.
     expires_at = min(time for time in (given, claims.expires_at) if time is not None)
     if expires_at > now + _MAX_AHEAD:
         raise _Refused("access_token: its exp is more than ten years ahead")
@@ -223,7 +222,7 @@ def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime
 
 
 def _given_expiry(entry: _ImportEntry, now: datetime) -> datetime | None:
-    """Return the expiry that the entry names; `None` where it names none."""
+    """Return the expiry in the entry, if there is one."""
     if isinstance(entry.expires_at, str):
         expires_at = _rfc3339(entry.expires_at)
     elif entry.expires_at is not None:
@@ -241,7 +240,7 @@ def _rfc3339(text: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC) if moment.tzinfo is not None else None
-    except (ValueError, OverflowError):  # at the ends of the calendar
+    except (ValueError, OverflowError):  # outside the calendar
         return None
 
 
@@ -252,11 +251,11 @@ def _identifier(name: str, given: str | int | None, claimed: str) -> str:
     return claimed or text
 
 
-# --- an unreadable answer of AMO -----------------------------------------------------------------
+# --- raw answers ---------------------------------------------------------------------------------
 
 
 def _expected_account(stored: Connection | None) -> dict[str, str]:
-    """Return the account and user that the tokens must belong to."""
+    """Return the account and user to which the tokens must belong."""
     if stored is None:
         return {}
     expected = {"account_id": stored.account_id, "user_id": stored.user_id}
@@ -264,7 +263,7 @@ def _expected_account(stored: Connection | None) -> dict[str, str]:
 
 
 def _pair_in(body: bytes, *, presented: str) -> dict[str, str] | None:
-    """Return the only access token and the only refresh token of the text, but for the one presented."""
+    """Return the only access token and the only refresh token in the text, except the presented one."""
     text = body.decode(json.detect_encoding(body), errors="replace")
     pair = {}
     for name in ("access_token", "refresh_token"):

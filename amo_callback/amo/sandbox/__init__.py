@@ -1,1 +1,1 @@
-"""A stand-in for AMO that keeps AMO's rules strictly: what it forgives, it would hide."""
+"""A stand-in for AMO that follows AMO's rules strictly, so that it hides no bug."""

@@ -1,4 +1,4 @@
-"""The stand-in over HTTP: every host of AMO's is a folder here (`/{host}/oauth2/access_token`)."""
+"""The stand-in over HTTP; each of AMO's hosts is a folder (`/{host}/oauth2/access_token`)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
 
 _BANNED_AFTER = 20
-"""429 answers in a row after which AMO answers 403."""
+"""Consecutive 429 responses after which AMO answers 403."""
 
 
 class Fault(Enum):
-    """How the token endpoint misbehaves. `_AFTER`: the credential has been spent by then."""
+    """A fault of the token endpoint; those in `_AFTER` happen after the credential was spent."""
 
     HTTP_500 = "500 before spending"
     HTTP_500_AFTER = "500 after spending"
     HTML = "an HTML page with status 502"
     HTML_200 = "an HTML page with status 200"
     HALF_JSON_AFTER = "half a JSON"
-    NO_REFRESH_TOKEN_AFTER = "an answer without refresh token"  # noqa: S105 -- because it is a description
+    NO_REFRESH_TOKEN_AFTER = "an answer without refresh token"  # noqa: S105 -- a description
     REDIRECT = "a redirect"
     RESET = "the connection closed before anything was looked at"
     HANG = "no answer until the client gives up, and nothing was looked at"
@@ -56,7 +56,7 @@ class Fault(Enum):
 class Faults:
     coming: deque[Fault] = field(default_factory=deque)
     standing: Fault | None = None
-    """What all meet for whom none is coming, until it is taken away."""
+    """The fault of every request without a queued one."""
 
     def add(self, *faults: Fault) -> None:
         self.coming.extend(faults)
@@ -66,7 +66,7 @@ class Faults:
 
 
 class Sandbox:
-    """The stand-in: a vendor behind a web application."""
+    """The stand-in as a web application."""
 
     def __init__(self, fake: FakeAmo, *, clock: Clock, per_second: int | None = None, latency: float = 0.0) -> None:
         self.fake = fake
@@ -75,10 +75,10 @@ class Sandbox:
         self.look_ups = 0
         self.latency = latency
         self.requests = 0
-        """Requests to the token endpoint, those that met a fault included."""
+        """Requests to the token endpoint, including those with a fault."""
         self.asked = asyncio.Event()
         self.cut_off = asyncio.Event()
-        """Set where a client did not want the whole of a huge answer."""
+        """Set when a client has aborted a huge response."""
         self.go_on = asyncio.Event()
         self._clock = clock
         self._per_second = per_second
@@ -89,7 +89,7 @@ class Sandbox:
         )
 
     async def until_asked(self, times: int) -> None:
-        """Wait until the token endpoint was asked so many times in all."""
+        """Wait until the token endpoint has received so many requests in total."""
         while self.requests < times:
             self.asked.clear()
             await self.asked.wait()
@@ -178,7 +178,7 @@ class Sandbox:
         return response
 
     def limit(self) -> int | None:
-        """Count a request; return 429 above the limit, and 403 for who goes on."""
+        """Count a request; return 429 above the limit, and 403 for clients that continue."""
         if self._per_second is None:
             return None
         now = self._clock.monotonic()
@@ -194,7 +194,7 @@ class Sandbox:
     # --- the "disabled" hook ---------------------------------------------------------------------
 
     async def disable(self, account: SandboxAccount, *, hook: str) -> int:
-        """Switch the integration off in an account, tell the hook as AMO does, and return its answer's status."""
+        """Disable the integration in an account, call the hook as AMO does, and return the response's status."""
         account.disabled = True
         async with (
             aiohttp.ClientSession() as session,
@@ -202,7 +202,7 @@ class Sandbox:
         ):
             return response.status
 
-    # --- look-ups --------------------------------------------------------------------------------
+    # --- introspection ---------------------------------------------------------------------------
 
     async def _current_subdomain(self, request: web.Request) -> web.StreamResponse:
         token = request.headers.get("X-Refresh-Token", "")
@@ -264,7 +264,7 @@ async def _reset(request: web.Request, _reply: SandboxReply | None) -> web.Strea
 
 
 async def _hang(request: web.Request, _reply: SandboxReply | None) -> web.StreamResponse:
-    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- because nobody tells a handler that its client has gone
+    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- handlers are not notified when a client disconnects
         await asyncio.sleep(0.01)
     return web.Response()
 

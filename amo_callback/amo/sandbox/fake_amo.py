@@ -1,4 +1,4 @@
-"""AMO's rules without I/O: accounts, consent, codes, tokens, look-ups, the hook's signature."""
+"""AMO's rules without I/O: accounts, consent, codes, tokens, introspection and the hook's signature."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SandboxIntegration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lifetimes:
-    """How long things live, in seconds."""
+    """Lifetimes in seconds."""
 
     code: float = 1200.0
     access: float = 86400.0
@@ -39,14 +39,14 @@ class Lifetimes:
 
 @dataclass(slots=True)
 class Quirks:
-    """What is not known of AMO: each way can be had, and who relies on neither is right with both."""
+    """Unknown behavior of AMO; code that relies on neither alternative works with both."""
 
     refresh_kills_access: bool = False
-    """Whether a refresh ends the access token before it."""
+    """Whether a refresh invalidates the previous access token."""
     look_up_knows_spent: bool = False
-    """Whether the look-up takes a spent refresh token for a good one."""
+    """Whether introspection accepts a spent refresh token."""
     moved_status: int = 404
-    """What the old host of a moved account answers, without a hint."""
+    """The status without a hint from the old host of a moved account."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ class SandboxAccount:
     user_id: int
     disabled: bool = False
     gone: bool = False
-    """Whether it was deleted: its host answers without a hint, and its tokens are rejected."""
+    """Whether the account was deleted: its host answers without a hint, and its tokens are rejected."""
 
     @property
     def valid(self) -> bool:
@@ -99,7 +99,7 @@ class FakeAmo:
         self.lives = lives or Lifetimes()
         self.quirks = Quirks()
         self.now = now
-        """AMO's clock, which may tell another time than ours."""
+        """AMO's clock, which may differ from the service's."""
         self._key = secrets.token_bytes(32)
         self._accounts: dict[int, SandboxAccount] = {}
         self._codes: dict[str, _Code] = {}
@@ -124,9 +124,9 @@ class FakeAmo:
     # --- consent ---------------------------------------------------------------------------------
 
     def allow(self, account: SandboxAccount) -> str:
-        """Let the account's user allow access, and return the authorization code.
+        """Allow access as the account's user, and return the authorization code.
 
-        It switches the integration on again where it was off; what was issued before stays revoked.
+        This enables a disabled integration again; earlier tokens stay revoked.
         """
         if account.disabled:
             self._revoke(account)
@@ -147,7 +147,7 @@ class FakeAmo:
         """Answer `POST https://{host}/oauth2/access_token`."""
         request = json_object(body) if content_type == "application/json" else None
         if request is None:
-            return client_unknown()  # a form is refused with these misleading words
+            return client_unknown()  # AMO's misleading response to a form
         kind, presented = _presented(request)
         reply = self._answer(host, request, kind, presented)
         hint = reply.content.get("hint")
@@ -155,7 +155,7 @@ class FakeAmo:
         return reply
 
     def turned_away(self, host: str, *, body: bytes) -> None:
-        """Note what was presented to an AMO that did not look at it."""
+        """Record a credential that was presented, but not examined."""
         kind, presented = _presented(json_object(body) or {})
         self._note(host, kind, presented, status=None, hint=None)
 
@@ -244,7 +244,7 @@ class FakeAmo:
         signature = hmac.digest(self._key, head.encode(), hashlib.sha256)
         return f"{head}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
 
-    # --- look-ups, and what a token is good for --------------------------------------------------
+    # --- introspection and the API ---------------------------------------------------------------
 
     def pairs_of(self, account: SandboxAccount) -> int:
         return sum(token.account is account for token in self._refresh_tokens.values())
@@ -260,7 +260,7 @@ class FakeAmo:
         return found[0]
 
     def forget(self, access_token: str) -> None:
-        """Take an access token back before its time: from now on AMO's API answers it 401."""
+        """Invalidate an access token before it expires; AMO's API answers it with 401 from now on."""
         self._access_tokens.pop(access_token, None)
 
     def current_subdomain(self, refresh_token: str) -> SandboxReply:
@@ -289,7 +289,7 @@ class FakeAmo:
     # --- the "disabled" hook ---------------------------------------------------------------------
 
     def hook_query(self, account: SandboxAccount) -> dict[str, str]:
-        """Return the query with which AMO tells that the integration was switched off."""
+        """Return the query of AMO's hook for a disabled integration."""
         client_id = self.integration.client_id
         signature = hmac.new(
             self.integration.client_secret.encode(), f"{client_id}|{account.id}".encode(), hashlib.sha256
@@ -298,7 +298,7 @@ class FakeAmo:
 
 
 def _presented(request: Mapping[str, object]) -> tuple[str, object]:
-    """Return what kind of credential a request presents, and the credential."""
+    """Return the kind of credential in a request, and the credential."""
     kind = str(request.get("grant_type"))
     return kind, request.get({"authorization_code": "code", "refresh_token": "refresh_token"}.get(kind, ""))
 
@@ -307,11 +307,11 @@ def _segment(content: Mapping[str, object]) -> str:
     return base64.urlsafe_b64encode(json.dumps(content).encode()).rstrip(b"=").decode()
 
 
-# --- answers, in AMO's words -----------------------------------------------------------------------
+# --- responses in AMO's format ---------------------------------------------------------------------
 
 
 def problem(status: int, hint: str | None, *, title: str = "Bad request", detail: str = "") -> SandboxReply:
-    """Answer a problem as AMO words it; `hint` may be absent."""
+    """Return a problem in AMO's format; `hint` may be absent."""
     content: dict[str, object] = {"title": title, "type": _PROBLEM, "status": status, "detail": detail}
     if hint is not None:
         content["hint"] = hint
@@ -319,5 +319,5 @@ def problem(status: int, hint: str | None, *, title: str = "Bad request", detail
 
 
 def client_unknown() -> SandboxReply:
-    """Answer as AMO does where it does not know the client: without a hint."""
+    """Return AMO's response to an unknown client, which has no hint."""
     return problem(401, None, title="Некорректный клиент", detail="Авторизация клиента не прошла")

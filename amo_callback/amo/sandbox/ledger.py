@@ -1,4 +1,4 @@
-"""What the stand-in issued and what was presented to it: the truth that tests hold the service against."""
+"""A record of what the stand-in has issued and received, against which tests compare the service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One credential presented to the token endpoint."""
+    """A credential that was presented to the token endpoint."""
 
     at: datetime
     kind: str
@@ -19,30 +19,30 @@ class Entry:
     presented: str = field(repr=False)
     host: str
     status: int | None
-    """What the rules answer; `None` where a fault or the limit came before them."""
+    """The status by AMO's rules; `None` if a fault or the rate limit came first."""
     hint: str | None = None
 
     @property
     def spent(self) -> bool:
-        """Whether this presentation is the one that spent it."""
+        """Whether this presentation has spent the credential."""
         return self.status == 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookUp:
-    """One question about a token, which spends nothing."""
+    """An introspection."""
 
     at: datetime
     kind: str
     """`refresh_token` or `access_token`."""
     host: str
-    """Where its account lives; empty where it is not told."""
+    """The account's current host; empty if it was not disclosed."""
     status: int
 
 
 @dataclass(slots=True)
 class Ledger:
-    """All that happened at the token endpoint, in order, and what was looked up."""
+    """All requests in order."""
 
     entries: list[Entry] = field(default_factory=list)
     issued: list[str] = field(default_factory=list, repr=False)
@@ -56,7 +56,7 @@ class Ledger:
         return [entry for entry in self.entries if entry.kind == "refresh_token"]
 
     def doubles(self) -> int:
-        """Count presentations of what had been spent before."""
+        """Count presentations of credentials that were already spent."""
         spent: set[str] = set()
         doubles = 0
         for entry in self.entries:

@@ -1,1 +1,1 @@
-"""What `amo-callback check` looks at. Each check yields findings; none of them changes or spends anything."""
+"""The checks of `amo-callback check`. Each yields findings; none changes or spends anything."""

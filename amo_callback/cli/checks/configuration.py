@@ -1,4 +1,4 @@
-"""The configuration: who can read its secrets; settings that are valid each, but contradictory or without effect."""
+"""The configuration: access to its secrets, and valid settings that contradict each other or have no effect."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from amo_callback.config.settings import Settings
 
 _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "wss", "view-source", "chrome"})
-"""Schemes that a phone gives to something else than an app of one's own."""
+"""Schemes that phones do not open with a custom app."""
 _WIDE = {4: 8, 6: 16}
-"""Prefix lengths, by IP version, below which a network is too wide to be one's own."""
+"""Prefix lengths by IP version below which a network is too wide to be one's own."""
 _PROXY_NAMES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 PROXY_IGNORED = (
     "ignored: every request leaves directly, so that tokens and secrets go only where the configuration says, and not "
@@ -34,7 +34,7 @@ _PROXY_FIX = (
 
 
 def check_secrets(config: Path | None, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Check who can read secrets: in the configuration file, and in files of their own."""
+    """Check who can read secrets in the configuration file and in separate files."""
     found: list[Finding] = []
     if config is not None:
         found += _changeable(config)
@@ -59,7 +59,7 @@ def _changeable(file: Path) -> Iterator[Finding]:
 
 
 def open_to_others(file: Path, permission: int) -> bool:
-    """Return whether every user has this permission for a file, and can enter the folders above it."""
+    """Return whether every user has this permission for a file and can enter its parent folders."""
     real = file.resolve()
     if not real.stat().st_mode & permission:
         return False
@@ -149,7 +149,7 @@ def _private_door(settings: Settings) -> Finding:
     try:
         given = ip_address(host)
         is_open = given.is_unspecified or given.is_global
-    except ValueError:  # a Unix socket, or a name
+    except ValueError:  # a Unix socket or a host name
         is_open = False
     if is_open:
         return warn(
@@ -161,11 +161,11 @@ def _private_door(settings: Settings) -> Finding:
 
 
 def proxy_variables(environ: Mapping[str, str]) -> Sequence[str]:
-    """Return the names of the variables that name a proxy; never a value, which may hold a password."""
+    """Return the names of variables that configure a proxy; never their values, which may contain a password."""
     return sorted(name for name, value in environ.items() if name.lower() in _PROXY_NAMES and value.strip())
 
 
 def check_outgoing(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Check whether the environment names a proxy, which the service ignores."""
+    """Check whether the environment configures a proxy, which the service ignores."""
     if names := proxy_variables(environ):
         yield warn("outgoing_proxy", f"{', '.join(names)}: {PROXY_IGNORED}", fix=_PROXY_FIX)

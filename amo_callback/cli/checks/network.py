@@ -1,4 +1,4 @@
-"""Other servers: AMO, the public address, the app's key set, the webhook receiver. No credential is sent to them."""
+"""Other servers: AMO, the public address, the app's key set, the webhook receiver. No credentials are sent to them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from amo_callback.probe import Seen
 
     HttpProbe = Callable[..., Awaitable["ProbeResponse | NoResponse"]]
-    """Takes a method, a URL, and `headers` if there are any."""
+    """A function of a method, a URL and optional `headers`."""
 
 _MAX_BODY = 256 * 1024
-"""Bytes of a response that are read at most."""
+"""The maximum number of bytes read from a response."""
 _CERTIFICATE = "its certificate is not valid for it"
 _SKEW_WARN, _SKEW_FAIL = 30.0, 300.0
-"""Seconds between AMO's clock and ours: when a token ends is counted by ours."""
+"""Clock skew to AMO in seconds for a warning and a failure, because expiry is computed by this clock."""
 _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
 
 
-# --- one request: a time limit, no redirects, no text of an error ----------------------------------
+# --- requests --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeResponse:
-    """A response, and its time: the middle between request and response."""
+    """A response and its time, the middle between request and response."""
 
     status: int
     at: datetime
@@ -57,7 +57,7 @@ class NoResponse:
 
 @asynccontextmanager
 async def open_probe(*, clock: Clock, patience: float) -> AsyncIterator[HttpProbe]:
-    """Open a session; each request may take so many seconds."""
+    """Open an HTTP session with a timeout of `patience` seconds per request."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -97,18 +97,18 @@ async def _probe(
         return NoResponse(why="its name is not known here")
     except aiohttp.ClientConnectorError as error:
         return NoResponse(why=connection_error(error))
-    except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote what was sent or received
+    except (aiohttp.ClientError, OSError, ValueError):  # their messages may quote the request or response
         return NoResponse(why="no HTTP answer")
 
 
-# --- AMO, and servers of the app's ---------------------------------------------------------------
+# --- AMO and the app's servers -------------------------------------------------------------------
 
 
 async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Check whether AMO answers, and compare the clocks.
+    """Check whether AMO responds, and compare the clocks.
 
-    The token endpoint of `amo.default_domain` is asked with HEAD, else the consent page: no code,
-    no token and no secret goes there.
+    A HEAD request goes to the token endpoint of `amo.default_domain`, otherwise to the consent page, without a code,
+    token or secret.
     """
     domain = settings.amo.default_domain
     url = settings.amo.authorize_url
@@ -138,7 +138,7 @@ def _clock(answer: ProbeResponse) -> Finding:
         return warn("clock", "AMO sends no time", fix="compare this machine's clock yourself: timedatectl")
     if theirs.tzinfo is None:
         theirs = theirs.replace(tzinfo=UTC)
-    ahead = (answer.at - theirs).total_seconds() - 0.5  # a date has no fractions: half a second on average
+    ahead = (answer.at - theirs).total_seconds() - 0.5  # a date has whole seconds, half a second late on average
     message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
     if abs(ahead) >= _SKEW_FAIL:
         return fail("clock", f"{message}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
@@ -167,7 +167,7 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
 
 
 async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Check whether `webhook.url` answers a HEAD request, in any way."""
+    """Check whether `webhook.url` responds to a HEAD request in any way."""
     if settings.webhook.url is None:
         return
     name = urlsplit(settings.webhook.url).netloc
@@ -183,7 +183,7 @@ async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[F
 
 
 async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, nonce: str) -> AsyncIterator[Finding]:
-    """Check the redirect URI by HEAD, which never spends a code, and carries none."""
+    """Check the redirect URI by HEAD, which carries no code."""
     address = settings.amo.redirect_uri
     name = urlsplit(address).netloc
     answer = await http("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
@@ -203,7 +203,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
 
 
 def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
-    """Return what answers there instead of the service with our keys."""
+    """Return a finding about what responds instead of the service."""
     if answer.status in {502, 503, 504}:
         return fail(
             "proxy",

@@ -1,4 +1,4 @@
-"""A PostgreSQL database and the server that has it."""
+"""The PostgreSQL database and its server."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from amo_callback.store.postgres_server import ServerFacts
 
 _OLDEST = 12
-"""The oldest version of PostgreSQL that the SQL is written for."""
+"""The oldest supported version of PostgreSQL."""
 _APART = 3.0
-"""Seconds between the server's clock and ours from which there is a warning."""
+"""Clock skew in seconds from which there is a warning."""
 _AN_INSTANCE_TAKES = 11
-"""Connections: ten that work, and the one that listens."""
+"""Connections per instance: ten of the pool, and the listening one."""
 
 
 async def check_postgres(
     context: CommandContext, opening: AbstractAsyncContextManager[Store], *, clock: Clock, patience: float
 ) -> AsyncIterator[Finding]:
-    """Check the database, read by `opening`, and its server."""
+    """Check the database, opened by `opening`, and its server."""
     url = context.settings.storage.url.get_secret_value()
     address, began = read_postgres(url), clock.monotonic()
     try:
@@ -59,7 +59,7 @@ async def check_postgres(
 
 
 def check_server(server: ServerFacts, address: PostgresUrl, *, took: float, at: datetime) -> Iterator[Finding]:
-    """Check a server's answer about itself, given `at` a time of our clock, after so many seconds."""
+    """Check a server's facts, received `at` this clock's time after `took` seconds."""
     yield _version(server, took)
     yield _tls(server, address)
     yield _clock(server, at)
@@ -73,7 +73,7 @@ def check_server(server: ServerFacts, address: PostgresUrl, *, took: float, at: 
 
 
 def check_server_settings(settings: Mapping[str, str]) -> Finding:
-    """Compare the server's settings, as a new session has them, with what the store relies on."""
+    """Compare the server's settings for a new session with those that the store relies on."""
     others = {name: value for name, value in settings.items() if value not in SETTINGS[name]}
     values = ", ".join(f"{name} = {value}" for name, value in others.items())
     if not others:

@@ -1,4 +1,4 @@
-"""The service itself: whether it runs and is ready, and whether systemd will start it again."""
+"""The service: whether it is running and ready, and whether systemd starts it at boot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _UNIT = units.SERVICE
 _COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _FEW = 5
-"""Callbacks from which their results mean anything."""
+"""The number of callbacks from which results are meaningful."""
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
@@ -43,7 +43,7 @@ async def check_service(settings: Settings, *, patience: float) -> AsyncIterator
         return
     red = {name: check.detail for name, check in checks.items() if not check.ok}
     for name, detail in red.items():
-        # Where it is only frozen, valid tokens are still handed out.
+        # If it is only frozen, valid tokens are still handed out.
         severe = warn if red.keys() == {"frozen"} else fail
         yield severe("service", f"it runs; {name}: {detail}", fix="see the README's table of /readyz")
     if not red:
@@ -58,7 +58,7 @@ async def check_service(settings: Settings, *, patience: float) -> AsyncIterator
 
 
 async def _callbacks(settings: Settings, *, patience: float) -> Finding:
-    """Read from the service's metrics how callbacks end."""
+    """Read the results of callbacks from the service's metrics."""
     if settings.server.metrics_auth:
         message = "not read: /metrics wants an API key (server.metrics_auth), and the check presents none"
         return note("callbacks", message, fix="look at amo_callback_callbacks_total in your monitoring")
@@ -74,7 +74,7 @@ async def _callbacks(settings: Settings, *, patience: float) -> Finding:
 
 
 def read_callbacks(counts: Mapping[str, int]) -> Finding:
-    """Judge callbacks by their outcomes since the service started."""
+    """Return a finding from the results of callbacks since the service started."""
     total, connected = sum(counts.values()), counts.get("connected", 0)
     failed = {word: counts[word] for word in OURS_OR_AMOS if counts.get(word)}
     message = f"{connected} of {total} connected since the service started"
@@ -108,7 +108,7 @@ async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, patience
 
 
 def read_time_span(text: str) -> float | None:
-    """Return the seconds of what `systemctl show` prints, such as `1min 30s`; `None` for any other text."""
+    """Return the seconds of a time span from `systemctl show`, such as `1min 30s`; `None` for any other text."""
     parts = _SPAN.findall(text)
     if not parts or " ".join(number + unit for number, unit in parts) != text:
         return None
@@ -116,7 +116,7 @@ def read_time_span(text: str) -> float | None:
 
 
 def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
-    """Return a finding from the `systemctl show` of the unit and its socket."""
+    """Return a finding from the properties of the unit and its socket unit."""
     if service.get("LoadState") == "not-found":
         return warn("systemd", f"there is no {_UNIT}", fix="amo-callback systemd install, if systemd is to run it")
     if service.get("LoadState") != "loaded":
@@ -135,7 +135,7 @@ def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
 
 
 async def _show(systemctl: str, unit: str, *, patience: float) -> Mapping[str, str]:
-    """Return properties of a unit; none where no systemd answers."""
+    """Return properties of a unit; empty without systemd."""
     process = await asyncio.create_subprocess_exec(
         systemctl, "show", unit, *(f"--property={name}" for name in _ASKED),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
