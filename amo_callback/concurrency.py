@@ -47,7 +47,7 @@ class SingleFlight(Generic[T]):
             await asyncio.wait(self._tasks.values())
 
 
-async def unbroken(work: Awaitable[T]) -> T:
+async def run_to_completion(work: Awaitable[T]) -> T:
     """Run `work` to completion even if the caller is cancelled; then raise the cancellation."""
     task = asyncio.ensure_future(work)
     try:
@@ -63,7 +63,7 @@ async def unbroken(work: Awaitable[T]) -> T:
         raise
 
 
-async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) -> bool:
+async def wait_at_most(task: asyncio.Future[T], *, seconds: float, clock: Clock) -> bool:
     """Wait for `task` at most `seconds`, and return whether it is done; it is not cancelled."""
     timer = asyncio.ensure_future(clock.sleep(seconds))
     both: set[asyncio.Future[T] | asyncio.Future[None]] = {task, timer}
@@ -76,16 +76,16 @@ async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) 
     return task.done()
 
 
-async def rest(woken: asyncio.Event, *, seconds: float, clock: Clock) -> None:
+async def sleep_until_woken(woken: asyncio.Event, *, seconds: float, clock: Clock) -> None:
     """Wait until `woken` is set, at most `seconds`."""
     waiting = asyncio.ensure_future(woken.wait())
     try:
-        await done_within(waiting, seconds=seconds, clock=clock)
+        await wait_at_most(waiting, seconds=seconds, clock=clock)
     finally:
         waiting.cancel()
 
 
-async def done_unless(
+async def wait_or_stop(
     work: Coroutine[object, object, object],
     *,
     stop: asyncio.Event,

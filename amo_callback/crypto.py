@@ -76,44 +76,44 @@ class Cipher:
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [Fernet(key) for key in keys]
 
-    def seal(self, content: bytes, *, bound_to: str) -> bytes:
+    def seal(self, content: bytes, *, context: str) -> bytes:
         """Encrypt and authenticate `content` for one context."""
-        return self._keys[0].encrypt(bound_to.encode() + b"\0" + content)
+        return self._keys[0].encrypt(context.encode() + b"\0" + content)
 
-    def open(self, sealed: bytes, *, bound_to: str) -> bytes:
+    def open(self, sealed: bytes, *, context: str) -> bytes:
         """Decrypt what was encrypted for this context; raises `DecryptionFailed`."""
-        return self._opened(sealed, bound_to)[1]
+        return self._opened(sealed, context)[1]
 
-    def key_of(self, sealed: bytes, *, bound_to: str) -> int:
+    def key_index(self, sealed: bytes, *, context: str) -> int:
         """Return the index of the key that decrypts this, 0 for the newest; raises `DecryptionFailed`."""
-        return self._opened(sealed, bound_to)[0]
+        return self._opened(sealed, context)[0]
 
-    def reseal(self, sealed: bytes, *, bound_to: str) -> bytes:
+    def reencrypt(self, sealed: bytes, *, context: str) -> bytes:
         """Encrypt the same content with the newest key; raises `DecryptionFailed`."""
-        return self.seal(self.open(sealed, bound_to=bound_to), bound_to=bound_to)
+        return self.seal(self.open(sealed, context=context), context=context)
 
-    def _opened(self, sealed: bytes, bound_to: str) -> tuple[int, bytes]:
+    def _opened(self, sealed: bytes, context: str) -> tuple[int, bytes]:
         for number, key in enumerate(self._keys):
             try:
                 opened = key.decrypt(sealed)
             except InvalidToken:
                 continue
             name, _, content = opened.partition(b"\0")
-            if name != bound_to.encode():
+            if name != context.encode():
                 raise DecryptionFailed
             return number, content
         raise DecryptionFailed
 
     def seal_pair(self, pair: TokenPair, *, connection_id: str) -> bytes:
         content = {"access_token": pair.access_token, "refresh_token": pair.refresh_token}
-        return self.seal(json.dumps(content).encode(), bound_to=context_of(RecordKind.CONNECTION, connection_id))
+        return self.seal(json.dumps(content).encode(), context=context_of(RecordKind.CONNECTION, connection_id))
 
     def open_tokens(self, sealed: bytes, *, connection_id: str) -> tuple[str, str]:
         """Decrypt a connection's access token and refresh token; raises `DecryptionFailed`."""
-        content = json.loads(self.open(sealed, bound_to=context_of(RecordKind.CONNECTION, connection_id)))
+        content = json.loads(self.open(sealed, context=context_of(RecordKind.CONNECTION, connection_id)))
         return content["access_token"], content["refresh_token"]
 
-    def pair_of(self, connection: Connection) -> TokenPair | None:
+    def decrypt_pair(self, connection: Connection) -> TokenPair | None:
         """Return a connection's token pair, with the times of its row; `None` if no key decrypts it.
 
         The pair is encrypted for the connection's id, which is derived from account and user. In a row with another
@@ -133,11 +133,11 @@ class Cipher:
         )
 
     def seal_grant(self, secrets: GrantSecrets, *, code_hash: str) -> bytes:
-        return self.seal(_json(secrets), bound_to=context_of(RecordKind.GRANT, code_hash))
+        return self.seal(_json(secrets), context=context_of(RecordKind.GRANT, code_hash))
 
     def open_grant(self, sealed: bytes, *, code_hash: str) -> GrantSecrets:
         """Decrypt the secrets of a grant; raises `DecryptionFailed`."""
-        content = json.loads(self.open(sealed, bound_to=context_of(RecordKind.GRANT, code_hash)))
+        content = json.loads(self.open(sealed, context=context_of(RecordKind.GRANT, code_hash)))
         return GrantSecrets(
             **{
                 **content,
@@ -148,19 +148,19 @@ class Cipher:
         )
 
     def seal_request(self, request: AuthorizationRequest, *, state_hash: str) -> bytes:
-        return self.seal(_json(request), bound_to=context_of(RecordKind.STATE, state_hash))
+        return self.seal(_json(request), context=context_of(RecordKind.STATE, state_hash))
 
     def open_request(self, sealed: bytes, *, state_hash: str) -> AuthorizationRequest:
         """Decrypt the authorization request of a state; raises `DecryptionFailed`."""
-        return _request(json.loads(self.open(sealed, bound_to=context_of(RecordKind.STATE, state_hash))))
+        return _request(json.loads(self.open(sealed, context=context_of(RecordKind.STATE, state_hash))))
 
     def seal_canary(self) -> bytes:
         """Return the record that shows at start whether the keys decrypt the store."""
-        return self.seal(_CANARY, bound_to=context_of(RecordKind.CANARY, ""))
+        return self.seal(_CANARY, context=context_of(RecordKind.CANARY, ""))
 
     def check_canary(self, sealed: bytes) -> None:
         """Raise `DecryptionFailed` if none of the keys wrote this store."""
-        self.open(sealed, bound_to=context_of(RecordKind.CANARY, ""))
+        self.open(sealed, context=context_of(RecordKind.CANARY, ""))
 
 
 def _json(record: GrantSecrets | AuthorizationRequest) -> bytes:
@@ -179,7 +179,7 @@ def _bytes(text: str | None) -> bytes | None:
 # --- passphrases ---------------------------------------------------------------------------------
 
 
-def key_of_passphrase(passphrase: str, *, salt: bytes, n: int, r: int, p: int) -> str:
+def derive_key(passphrase: str, *, salt: bytes, n: int, r: int, p: int) -> str:
     """Derive an encryption key by scrypt (RFC 7914); raises `ValueError` if the cost is too high."""
     key = hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=_SCRYPT_MEMORY, dklen=32)
     return base64.urlsafe_b64encode(key).decode()

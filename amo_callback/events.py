@@ -47,10 +47,10 @@ Observer = Callable[[Event], None]
 
 
 def connection_event(
-    name: str, connection: Connection, level: Level = Level.INFO, *, told: Mapping[str, object] | None = None
+    name: str, connection: Connection, level: Level = Level.INFO, *, fields: Mapping[str, object] | None = None
 ) -> Event:
     """Return an event of a connection; fields that are `None` are left out."""
-    known = {key: value for key, value in (told or {}).items() if value is not None}
+    known = {key: value for key, value in (fields or {}).items() if value is not None}
     return Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **known})
 
 

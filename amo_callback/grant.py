@@ -43,7 +43,7 @@ STATE_PREFIX = "ac1."
 """The beginning of states issued here; 128 random bits follow."""
 
 
-def is_issued(state: bytes | None) -> bool:
+def is_our_state(state: bytes | None) -> bool:
     """Return whether a state has the form of those issued here."""
     return state is not None and state.startswith(STATE_PREFIX.encode())
 
@@ -54,7 +54,7 @@ class AuthorizationRequest:
 
     user: str | None = None
     """The app user; `None` for a plain link."""
-    vouched: bool = False
+    asserted_by_backend: bool = False
     """Whether a backend has asserted the user."""
     challenge: str | None = field(default=None, repr=False)
     """The S256 code challenge (RFC 7636); only the app instance that started has the verifier."""
@@ -62,9 +62,9 @@ class AuthorizationRequest:
     """The app's own state, which is returned to it instead of the issued one."""
 
     @property
-    def vouched_owner(self) -> str | None:
+    def asserted_owner(self) -> str | None:
         """The user who becomes an owner when the grant succeeds; with a challenge, its verifier is required first."""
-        return self.user if self.vouched and self.challenge is None else None
+        return self.user if self.asserted_by_backend and self.challenge is None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +99,7 @@ class CodePresentation:
     """The account's host as named by the caller; otherwise that of an earlier presentation, or the default."""
     address: str | None = None
     """The address whose codes are limited."""
-    arrival: CodeSource = CodeSource.BROWSER
+    source: CodeSource = CodeSource.BROWSER
     verifier: str | None = field(repr=False, default=None)
 
     code_hash: str = field(init=False, repr=False)
@@ -132,7 +132,7 @@ class Grant:
     lease_until: datetime
     lease_left: float | None = field(default=None, compare=False)
     """Seconds left of the lease by the store's clock when the row was read."""
-    doubtful: bool = False
+    possibly_spent: bool = False
     """Whether an exchange with an unknown outcome may have spent the code."""
     expires_at: datetime
     ticket_hash: str | None = None

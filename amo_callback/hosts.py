@@ -31,7 +31,7 @@ def loggable_host(value: bytes) -> str | None:
     return match[1].decode("ascii").lower() if match is not None and len(match[1]) <= _LONGEST_LOGGED else None
 
 
-def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
+def parse_account_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
     """Return the account's host in lower case; `None` if it must not receive secrets.
 
     The `referer` parameter is under the control of the browser's user, and the client secret is posted to the host that
@@ -57,6 +57,6 @@ def account_url(endpoint: str, host: str, *, allowed: Sequence[str] = ()) -> str
     A stored host is checked each time it is used: a write to the database must not decide where secrets are sent.
     """
     value = host.encode(errors="replace")
-    if check_host(value, allowed=allowed) != host:
+    if parse_account_host(value, allowed=allowed) != host:
         raise HostNotAllowed(loggable_host(value))
     return endpoint.replace("{domain}", host)

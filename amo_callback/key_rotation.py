@@ -43,7 +43,7 @@ class KeyUsage:
     keys: list[Counter[RecordKind]]
     """For each key, the newest first, the number of records by kind."""
     unreadable: list[EncryptedRecord] = field(default_factory=list)
-    resealed: int = 0
+    reencrypted: int = 0
     outdated: int = 0
     """Stored records without the canary that an older key decrypted when they were read."""
 
@@ -55,7 +55,7 @@ class KeyUsage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotationResult:
-    resealed: int
+    reencrypted: int
     after: KeyUsage
     old_key_still_in_use: bool
     """Another process encrypts with an older key, because it does not have the newest one."""
@@ -82,31 +82,31 @@ class Rotation:
 
     async def dry_run(self, advance: Callable[[int], None]) -> KeyUsage:
         """Count the records that each key decrypts, without changes."""
-        return await self._look((*_STORED, RecordKind.CANARY), advance, reseal=False)
+        return await self._scan((*_STORED, RecordKind.CANARY), advance, reencrypt=False)
 
     async def run(self, advance: Callable[[int], None]) -> RotationResult:
         """Re-encrypt what older keys have encrypted.
 
         A second pass finds records that another process has written with an older key meanwhile.
         """
-        tally = await self._look(_STORED, advance, reseal=True)
-        resealed, old_key_still_in_use = tally.resealed, False
-        if tally.outdated:
-            tally = await self._look(_STORED, lambda _: None, reseal=True)
-            resealed += tally.resealed
-            old_key_still_in_use = tally.outdated > 0
-        done = not tally.outdated and len(tally.unused_keys) == self._keys - 1
+        usage = await self._scan(_STORED, advance, reencrypt=True)
+        reencrypted, old_key_still_in_use = usage.reencrypted, False
+        if usage.outdated:
+            usage = await self._scan(_STORED, lambda _: None, reencrypt=True)
+            reencrypted += usage.reencrypted
+            old_key_still_in_use = usage.outdated > 0
+        done = not usage.outdated and len(usage.unused_keys) == self._keys - 1
         for canary in await self._store.sealed(RecordKind.CANARY, after="", limit=1):
-            resealed += await self._turn([canary], tally, reseal=done)
-        if resealed:
-            await self._store.record(Event(name="keys.rotated", fields={"resealed": resealed}))
-        return RotationResult(resealed=resealed, after=tally, old_key_still_in_use=old_key_still_in_use)
+            reencrypted += await self._reencrypt_page([canary], usage, reencrypt=done)
+        if reencrypted:
+            await self._store.record(Event(name="keys.rotated", fields={"reencrypted": reencrypted}))
+        return RotationResult(reencrypted=reencrypted, after=usage, old_key_still_in_use=old_key_still_in_use)
 
-    async def _look(self, kinds: Sequence[RecordKind], advance: Callable[[int], None], *, reseal: bool) -> KeyUsage:
-        tally = KeyUsage(keys=[Counter() for _ in range(self._keys)])
+    async def _scan(self, kinds: Sequence[RecordKind], advance: Callable[[int], None], *, reencrypt: bool) -> KeyUsage:
+        usage = KeyUsage(keys=[Counter() for _ in range(self._keys)])
         try:
-            self._count_rescued(tally)  # first, because a pair that is stored meanwhile is then found in the store
-            self._turn_raw(tally, reseal=reseal)
+            self._count_rescued(usage)  # first, because a pair that is stored meanwhile is then found in the store
+            self._reencrypt_raw_answers(usage, reencrypt=reencrypt)
         except OSError as error:
             raise CommandFailed(f"the rescue folder: {error.strerror}") from None
         done = 0
@@ -114,63 +114,63 @@ class Rotation:
             after = ""
             while page := await self._store.sealed(kind, after=after, limit=BATCH):
                 began = self._clock.monotonic()
-                written = await self._turn(page, tally, reseal=reseal)
-                tally.resealed += written
+                written = await self._reencrypt_page(page, usage, reencrypt=reencrypt)
+                usage.reencrypted += written
                 after = page[-1].name
                 done += len(page)
                 advance(done)
                 if written:
                     await self._clock.sleep(max(self._clock.monotonic() - began, _REST))
-        return tally
+        return usage
 
-    async def _turn(self, page: Sequence[EncryptedRecord], tally: KeyUsage, *, reseal: bool) -> int:
+    async def _reencrypt_page(self, page: Sequence[EncryptedRecord], usage: KeyUsage, *, reencrypt: bool) -> int:
         """Count a page of records, re-encrypt those of older keys, and return how many."""
         outdated = []
         for one in page:
-            number = self._count(one, tally)
+            number = self._count(one, usage)
             if number is not None and number > 0:
                 outdated.append((one, number))
-        tally.outdated += sum(one.kind is not RecordKind.CANARY for one, _ in outdated)
-        if not reseal or not outdated:
+        usage.outdated += sum(one.kind is not RecordKind.CANARY for one, _ in outdated)
+        if not reencrypt or not outdated:
             return 0
-        resealed = [
-            ReencryptedRecord(read=one, content=self._cipher.reseal(one.content, bound_to=one.place))
+        reencrypted = [
+            ReencryptedRecord(read=one, content=self._cipher.reencrypt(one.content, context=one.place))
             for one, _ in outdated
         ]
-        left = {one.name for one in await self._store.reseal(resealed)}
+        left = {one.name for one in await self._store.reencrypt(reencrypted)}
         for one, number in outdated:
-            tally.keys[number][one.kind] -= 1  # the second pass counts a record that has changed
-            tally.keys[0][one.kind] += one.name not in left
+            usage.keys[number][one.kind] -= 1  # the second pass counts a record that has changed
+            usage.keys[0][one.kind] += one.name not in left
         return len(outdated) - len(left)
 
-    def _count(self, one: EncryptedRecord, tally: KeyUsage) -> int | None:
+    def _count(self, one: EncryptedRecord, usage: KeyUsage) -> int | None:
         try:
-            number = self._cipher.key_of(one.content, bound_to=one.place)
+            number = self._cipher.key_index(one.content, context=one.place)
         except DecryptionFailed:
-            tally.unreadable.append(one)
+            usage.unreadable.append(one)
             return None
-        tally.keys[number][one.kind] += 1
+        usage.keys[number][one.kind] += 1
         return number
 
-    def _count_rescued(self, tally: KeyUsage) -> None:
+    def _count_rescued(self, usage: KeyUsage) -> None:
         """Count each rescue file by the oldest key that it, or a record in it, needs."""
         for name, content in self._rescue.read().items():
             file = EncryptedRecord(kind=RecordKind.RESCUE, name=name, content=content or b"")
             try:
                 inner = sealed_in(open_pending(name, file.content, self._cipher))
-                numbers = [self._cipher.key_of(one.content, bound_to=one.place) for one in (file, *inner)]
+                numbers = [self._cipher.key_index(one.content, context=one.place) for one in (file, *inner)]
             except DecryptionFailed:
-                tally.unreadable.append(file)
+                usage.unreadable.append(file)
             else:
-                tally.keys[max(numbers)][RecordKind.RESCUE] += 1
+                usage.keys[max(numbers)][RecordKind.RESCUE] += 1
 
-    def _turn_raw(self, tally: KeyUsage, *, reseal: bool) -> None:
+    def _reencrypt_raw_answers(self, usage: KeyUsage, *, reencrypt: bool) -> None:
         """Count raw answers, and re-encrypt those of older keys, because they are kept for months."""
         for name, content in self._rescue.read_raw().items():
             file = EncryptedRecord(kind=RecordKind.RESCUE, name=name, content=content or b"")
-            number = self._count(file, tally)
-            if number and reseal:
-                self._rescue.write(name, self._cipher.reseal(file.content, bound_to=file.place))
-                tally.keys[number][RecordKind.RESCUE] -= 1
-                tally.keys[0][RecordKind.RESCUE] += 1
-                tally.resealed += 1
+            number = self._count(file, usage)
+            if number and reencrypt:
+                self._rescue.write(name, self._cipher.reencrypt(file.content, context=file.place))
+                usage.keys[number][RecordKind.RESCUE] -= 1
+                usage.keys[0][RecordKind.RESCUE] += 1
+                usage.reencrypted += 1

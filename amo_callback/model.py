@@ -46,7 +46,7 @@ class TokenPair:
     expires_at: datetime
 
     @property
-    def life(self) -> timedelta:
+    def lifetime(self) -> timedelta:
         return self.expires_at - self.issued_at
 
 
@@ -101,16 +101,16 @@ class Connection:
     """The current refresh attempt: in progress, with an unknown outcome, or of a process that died."""
     lease_owner: str | None = None
     lease_until: datetime | None = None
-    spending: str | None = None
+    presented_token: str | None = None
     """The fingerprint of the refresh token that the attempt presents."""
-    doubtful: str | None = None
+    possibly_spent_token: str | None = None
     """The fingerprint of a refresh token that an attempt with an unknown outcome may have spent."""
-    look_up_at: datetime | None = None
+    recheck_at: datetime | None = None
     """When its tokens are introspected next."""
-    hook_at: datetime | None = None
+    disabled_hook_at: datetime | None = None
     """When AMO's hook last reported the integration as disabled in the account."""
-    looked_up_at: datetime | None = None
-    look_up_pause: timedelta | None = None
+    rechecked_at: datetime | None = None
+    recheck_pause: timedelta | None = None
     """The minimum time between the last introspection and one caused by a further hook."""
     grant_iat: int | None = None
     """AMO's issue time of the first pair of the current grant."""
@@ -128,7 +128,7 @@ class Connection:
     """Whether it, or every connection, is frozen."""
     lease_left: float | None = field(default=None, compare=False)
     """Seconds left of the attempt's lease by the store's clock when the row was read."""
-    mended: bool = field(default=False, compare=False)
+    reactivated: bool = field(default=False, compare=False)
     """Whether the write that returned this row has reactivated the connection."""
 
     @property
@@ -139,7 +139,7 @@ class Connection:
     @property
     def in_doubt(self) -> bool:
         """Whether its refresh token may have been spent; meaningful only after the lease has expired."""
-        return self.attempt is not None or self.doubtful is not None
+        return self.attempt is not None or self.possibly_spent_token is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,11 +204,11 @@ class RefreshFailure:
     status: Status
     reason: Reason | None = None
     last_error: str
-    open_for: timedelta | None = None
+    in_doubt_for: timedelta | None = None
     """How long the attempt stays current if its outcome is unknown."""
     next_refresh_at: datetime | None
-    died_at: datetime | None = None
-    look_up_at: datetime | None = None
+    needs_reauth_since: datetime | None = None
+    recheck_at: datetime | None = None
     refused_at: datetime | None = None
     """The current time if AMO refuses without a hint and introspection rejects the token."""
     suspended_reason: Reason | None = None
@@ -221,7 +221,7 @@ class Freeze:
 
     at: datetime
     why: str
-    elsewhere: bool = False
+    may_be_copy: bool = False
     """Whether the store is a copy or was moved, so that another host may have refreshed its tokens."""
 
 
@@ -242,7 +242,7 @@ class ChangeNotice:
 
     connections: frozenset[str] | None
     """The ids of changed connections; `None` for any."""
-    belonging: bool
+    membership_changed: bool
     """Whether an account or owner may have gained a connection."""
     erased: bool = False
     """Whether tokens were erased, which must then not be handed out even as stale."""
@@ -259,17 +259,17 @@ class ConnectionFilter:
 
 
 class TokenState(StrEnum):
-    GOOD = "good"
-    REFUSED = "refused"
+    VALID = "valid"
+    REJECTED = "rejected"
     UNKNOWN = "unknown"
     """AMO gave no usable response."""
-    UNASKED = "unasked"
+    NOT_CHECKED = "not_checked"
     """The token cannot be introspected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntrospectionResult:
-    standing: TokenState
+    state: TokenState
     domain: str | None = None
     """The account's current host, which is allowed."""
 
@@ -303,7 +303,7 @@ def has_own_id(connection: Connection) -> bool:
     return not connection.account_id or connection.id == connection_id(account, connection.domain)
 
 
-def short(print_: str) -> str:
+def abbreviated(print_: str) -> str:
     """Abbreviate a fingerprint, for logs and the history."""
     return print_[:16]
 

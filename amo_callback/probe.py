@@ -24,7 +24,7 @@ _QUESTION, _ANSWER = "probe", "probe:answer"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
+class ObservedClient:
     """A request as the service sees it."""
 
     peer: str | None
@@ -35,33 +35,33 @@ class Seen:
     """The client address derived from it."""
 
 
-def ask(cipher: Cipher, *, nonce: str) -> str:
+def seal_nonce(cipher: Cipher, *, nonce: str) -> str:
     """Return the header for a request."""
-    return cipher.seal(nonce.encode(), bound_to=_QUESTION).decode()
+    return cipher.seal(nonce.encode(), context=_QUESTION).decode()
 
 
-def answer(cipher: Cipher, question: str, *, seen: Seen) -> str | None:
+def reply_to(cipher: Cipher, question: str, *, seen: ObservedClient) -> str | None:
     """Return the header for the response; `None` if the request was not made with these keys."""
-    nonce = _opened(cipher, question, bound_to=_QUESTION)
+    nonce = _opened(cipher, question, context=_QUESTION)
     if nonce is None:
         return None
     content = [nonce.decode(), seen.peer, seen.forwarded, seen.client]
-    return cipher.seal(json.dumps(content).encode(), bound_to=_ANSWER).decode()
+    return cipher.seal(json.dumps(content).encode(), context=_ANSWER).decode()
 
 
-def read_answer(cipher: Cipher, header: str, *, nonce: str) -> Seen | None:
+def read_reply(cipher: Cipher, header: str, *, nonce: str) -> ObservedClient | None:
     """Return the request as the service saw it; `None` if this is no response to `nonce`."""
-    content = _opened(cipher, header, bound_to=_ANSWER)
+    content = _opened(cipher, header, context=_ANSWER)
     if content is None:
         return None
     asked, peer, forwarded, client = json.loads(content)
-    return Seen(peer=peer, forwarded=forwarded, client=client) if asked == nonce else None
+    return ObservedClient(peer=peer, forwarded=forwarded, client=client) if asked == nonce else None
 
 
-def _opened(cipher: Cipher, header: str, *, bound_to: str) -> bytes | None:
+def _opened(cipher: Cipher, header: str, *, context: str) -> bytes | None:
     if len(header) > _LIMIT or not header.isascii():
         return None
     try:
-        return cipher.open(header.encode(), bound_to=bound_to)
+        return cipher.open(header.encode(), context=context)
     except DecryptionFailed:
         return None

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Priority(IntEnum):
     """The order of requests: users first (known ones before anonymous ones), hook checks last."""
 
-    EXPECTED = 0
+    KNOWN_USER = 0
     """A code of a known user who started here."""
-    STARTED = 1
+    OUR_LINK = 1
     """A code of a user who started here with a plain link."""
-    STRANGER = 2
+    ANONYMOUS = 2
     """Any other code."""
     TOKEN_CHECK = 3
     """Introspection of an access token for a waiting caller: at most a quarter of the rate."""
@@ -70,7 +70,7 @@ class SlotDecision:
     wait: float = 0.0
 
 
-def ask(
+def request_slot(
     slots: RateState, *, now: float, interval: float, waiting: Collection[WaiterKind], alone: bool = False
 ) -> SlotDecision:
     """Request a slot for one of the kinds `waiting` here; `alone` if there is no other instance.
@@ -89,7 +89,7 @@ def ask(
     )
     if now < slots.free_at:
         return SlotDecision(slots=slots, wait=slots.free_at - now)
-    turn = _turn(slots, now)
+    turn = _next_kind(slots, now)
     if turn not in waiting:
         # The slot is for another instance, which is asking now or has stopped waiting.
         gone = (slots.people_until if turn is WaiterKind.PEOPLE else slots.background_until) - now
@@ -109,7 +109,7 @@ def pause(slots: RateState, *, now: float, seconds: float) -> RateState:
     return dataclasses.replace(slots, free_at=max(slots.free_at, now + seconds))
 
 
-def _turn(slots: RateState, now: float) -> WaiterKind:
+def _next_kind(slots: RateState, now: float) -> WaiterKind:
     others_turn = slots.last is not WaiterKind.BACKGROUND and now < slots.background_until
     return WaiterKind.PEOPLE if now < slots.people_until and not others_turn else WaiterKind.BACKGROUND
 
@@ -117,10 +117,10 @@ def _turn(slots: RateState, now: float) -> WaiterKind:
 class SharedLimits(Protocol):
     """One rate limit for requests to AMO, for all instances. Raises `StoreUnavailable`."""
 
-    at_once: bool
+    is_local: bool
     """Whether a request for a slot takes no time, so that nothing can happen in between."""
 
-    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
+    async def request_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
         """Request a slot, `interval` seconds after the last one."""
 
     async def pause(self, seconds: float) -> None:
@@ -130,14 +130,14 @@ class SharedLimits(Protocol):
 class LocalLimits:
     """The rate limit of a single process, by its own clock."""
 
-    at_once = True
+    is_local = True
 
     def __init__(self, *, clock: Clock) -> None:
         self._clock = clock
         self._slots = RateState()
 
-    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
-        asked = ask(self._slots, now=self._clock.monotonic(), interval=interval, waiting=waiting, alone=True)
+    async def request_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
+        asked = request_slot(self._slots, now=self._clock.monotonic(), interval=interval, waiting=waiting, alone=True)
         self._slots = asked.slots
         return asked
 

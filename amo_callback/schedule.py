@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Connection, TokenPair
 
-REFRESH_TOKEN_LIFE = timedelta(days=90)
+REFRESH_TOKEN_LIFETIME = timedelta(days=90)
 """A refresh token expires after three months without use (https://www.amocrm.ru/developers/content/oauth/oauth)."""
 
 TRIES_LEFT = 3
@@ -23,7 +23,7 @@ CLOCK_TOLERANCE = timedelta(seconds=60)
 TURN = timedelta(seconds=30)
 """How long due connections stay assigned to one of several instances."""
 
-YOUNG = 20
+FRESH_FRACTION = 1 / 20
 """A pair is fresh, whatever time to live is requested, for this fraction of its lifetime."""
 
 
@@ -43,7 +43,7 @@ def refresh_due(pair: TokenPair, *, at: float, jitter: float, random: Callable[[
     The jitter keeps accounts that were connected at the same time from being due at the same time forever.
     """
     share = at * (1 + jitter * (2 * random() - 1))
-    return pair.issued_at + pair.life * min(share, 1.0)
+    return pair.issued_at + pair.lifetime * min(share, 1.0)
 
 
 def retry_at(
@@ -88,7 +88,7 @@ def _http_date(value: str | None) -> datetime | None:
         return None
 
 
-def lives(token: Lifetime, *, now: datetime) -> bool:
+def is_unexpired(token: Lifetime, *, now: datetime) -> bool:
     """Return whether the token has not expired."""
     return now < token.expires_at
 
@@ -106,7 +106,7 @@ def is_impossible(connection: Connection, *, now: datetime) -> bool:
 
 def fresh_enough(token: Lifetime, *, now: datetime, min_ttl: float) -> bool:
     """Return whether the token is valid for another `min_ttl` seconds, or is as fresh as it can be."""
-    if not lives(token, now=now) or token.issued_at > now + CLOCK_TOLERANCE:
+    if not is_unexpired(token, now=now) or token.issued_at > now + CLOCK_TOLERANCE:
         return False
-    life = token.expires_at - token.issued_at
-    return token.expires_at - now >= timedelta(seconds=min_ttl) or now - token.issued_at < life / YOUNG
+    lifetime = token.expires_at - token.issued_at
+    return token.expires_at - now >= timedelta(seconds=min_ttl) or now - token.issued_at < lifetime * FRESH_FRACTION

@@ -51,10 +51,10 @@ class StoreStats:
 class ConnectionCounts:
     """Counts of the connections with a refresh token."""
 
-    living: int
+    active: int
     fresh: int
     """Of these, those with a valid access token."""
-    died: int
+    failed: int
     """Of the others, those that were given up since the time that was asked about."""
 
 
@@ -78,13 +78,13 @@ class ServiceStatus:
 
     checks: Mapping[str, bool]
     """The results of the checks of `/readyz`, by name."""
-    survey: StoreStats | None
+    stats: StoreStats | None
     """The last statistics of the store; `None` before the first."""
-    survey_age: float | None
+    stats_age: float | None
     """Their age in seconds."""
-    survey_seconds: float | None
+    stats_seconds: float | None
     """How long the query took."""
-    beat_age: float
+    heartbeat_age: float
     """Seconds since the scheduler's current round began."""
     in_flight: int
     """Refreshes in progress in this process."""

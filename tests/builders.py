@@ -117,7 +117,7 @@ def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:
     return RefreshedPair(**{**values, **more})
 
 
-def a_verdict(connection: Connection, **more: Any) -> RefreshFailure:
+def a_failure(connection: Connection, **more: Any) -> RefreshFailure:
     values: dict[str, Any] = {
         "connection_id": connection.id,
         "attempt": "attempt-1",
@@ -128,7 +128,7 @@ def a_verdict(connection: Connection, **more: Any) -> RefreshFailure:
     return RefreshFailure(**{**values, **more})
 
 
-def a_survey(**more: Any) -> StoreStats:
+def some_stats(**more: Any) -> StoreStats:
     """Return what the store tells of two connections that do well."""
     values: dict[str, Any] = {
         "active": 2,
@@ -154,10 +154,10 @@ def a_service_status(**more: Any) -> ServiceStatus:
     checks = ("store", "amo_credentials", "amo_blocked", "frozen", "mass_failure")
     values: dict[str, Any] = {
         "checks": dict.fromkeys(checks, True),
-        "survey": a_survey(),
-        "survey_age": 3.0,
-        "survey_seconds": 0.01,
-        "beat_age": 1.0,
+        "stats": some_stats(),
+        "stats_age": 3.0,
+        "stats_seconds": 0.01,
+        "heartbeat_age": 1.0,
         "in_flight": 0,
         "pending_writes": 0,
         "webhooks_delivered": True,

@@ -80,11 +80,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give tests that run in rounds time for as many as were asked for, and begin with those that take longest."""
     items.sort(key=lambda item: -sum(f"/{folder}/" in item.nodeid for folder in _SLOWEST))
     limit = float(config.getini("timeout"))
-    patience = pytest.mark.timeout(limit + _SECONDS_A_ROUND * config.getoption("rounds"))
+    wait_limit = pytest.mark.timeout(limit + _SECONDS_A_ROUND * config.getoption("rounds"))
     fuzz_patience = pytest.mark.timeout(limit + _SECONDS_A_CASE * config.getoption("fuzz"))
     for item in items:
         if isinstance(item, pytest.Function) and "rounds" in item.fixturenames:
-            item.add_marker(patience)
+            item.add_marker(wait_limit)
         if isinstance(item, pytest.Function) and "fuzz_cases" in item.fixturenames:
             item.add_marker(fuzz_patience)
 
@@ -192,11 +192,11 @@ def run(tmp_path: Path, encryption_key: str, witness: RecordingObserver) -> Any:
 
     @asynccontextmanager
     async def running(
-        *, lives: Mapping[str, float] | None = None, clock: ShiftedClock | None = None, **more: str
+        *, lifetimes: Mapping[str, float] | None = None, clock: ShiftedClock | None = None, **more: str
     ) -> AsyncIterator[Running]:
         clock = clock or ShiftedClock()
         async with (
-            serve_amo(clock, **(lives or {})) as amo,
+            serve_amo(clock, **(lifetimes or {})) as amo,
             run_service(amo, encryption_key, tmp_path, clock=clock, witness=witness, **more) as service,
         ):
             yield service

@@ -16,7 +16,7 @@ from amo_callback.events import Event
 from amo_callback.rate_limit import Priority
 from amo_callback.refresh.rescue import RAW, RescueFolder
 from amo_callback.store import Store
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 Step: TypeAlias = asyncio.Event | Exception | Callable[..., object]
 
@@ -57,7 +57,7 @@ class FakeClock:
         """Wait until somebody sleeps (for so many seconds)."""
         while not any(seconds is None or abs(left - seconds) < 1e-6 for left in self.sleeping()):
             self._somebody_slept.clear()
-            await asyncio.wait_for(self._somebody_slept.wait(), PATIENCE)
+            await asyncio.wait_for(self._somebody_slept.wait(), WAIT_LIMIT)
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and wake whoever has slept enough."""
@@ -107,7 +107,7 @@ class ShiftedClock:
         """Wait until somebody sleeps who wanted to sleep for so many seconds, or for up to 2 less."""
         while not any(seconds - 2 < wanted <= seconds for wanted, _, until in self._sleepers if not until.done()):
             self._somebody_slept.clear()
-            await asyncio.wait_for(self._somebody_slept.wait(), PATIENCE)
+            await asyncio.wait_for(self._somebody_slept.wait(), WAIT_LIMIT)
 
     def advance(self, seconds: float) -> None:
         self._ahead += timedelta(seconds=seconds)
@@ -141,7 +141,7 @@ class RecordingObserver:
     async def until_either(self, names: tuple[str, ...], *, times: int) -> None:
         while sum(event.name in names for event in self.events) < times:
             self._heard.clear()
-            await asyncio.wait_for(self._heard.wait(), PATIENCE)
+            await asyncio.wait_for(self._heard.wait(), WAIT_LIMIT)
 
 
 class FaultyStore:
@@ -183,7 +183,7 @@ class FaultyStore:
     async def _until(self, happened: Callable[[], bool]) -> None:
         while not happened():
             self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), PATIENCE)
+            await asyncio.wait_for(self._changed.wait(), WAIT_LIMIT)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
@@ -279,7 +279,7 @@ class IdleTracker:
             while self._under_way:
                 turns = 0
                 self._ended.clear()
-                await asyncio.wait_for(self._ended.wait(), PATIENCE)
+                await asyncio.wait_for(self._ended.wait(), WAIT_LIMIT)
 
 
 class _Watched:
@@ -339,13 +339,13 @@ class RecordedPace:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._rate_limiter, name)
 
-    async def slot(self, priority: Priority) -> None:
-        await self._rate_limiter.slot(priority)
+    async def acquire(self, priority: Priority) -> None:
+        await self._rate_limiter.acquire(priority)
         self.granted += 1
 
-    async def leave(self, priority: Priority, *, limit: float) -> bool:
+    async def wait_to_send(self, priority: Priority, *, limit: float) -> bool:
         self.arrived += 1
-        left = await self._rate_limiter.leave(priority, limit=limit)
+        left = await self._rate_limiter.wait_to_send(priority, limit=limit)
         if left:
             self.sent.append(self._clock.monotonic())
         return left

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 GIVEN = "AMO_CALLBACK_TEST_PGBOUNCER"
 _PORT = 6432
@@ -47,7 +47,7 @@ def pooled(url: str, *, mode: str, size: int = 20, options: str = "") -> Iterato
         assert given is not None
         process = subprocess.Popen([given, "-q", str(folder / "pgbouncer.ini")], user=user, cwd="/")  # noqa: S603 -- because it is ours
         try:
-            give_up_at = time.monotonic() + PATIENCE
+            give_up_at = time.monotonic() + WAIT_LIMIT
             while not _listens(folder / f".s.PGSQL.{_PORT}"):
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < give_up_at
@@ -55,7 +55,7 @@ def pooled(url: str, *, mode: str, size: int = 20, options: str = "") -> Iterato
             yield f"postgresql://postgres@{parts.path}?host={folder}&port={_PORT}"
         finally:
             process.terminate()
-            process.wait(PATIENCE)
+            process.wait(WAIT_LIMIT)
 
 
 def _listens(path: Path) -> bool:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from amo_callback.store.engine import to_micros
 from tests.fakes import FakeClock
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 GIVEN = "AMO_CALLBACK_TEST_POSTGRES"
 ASKING, CLOSED = "asking", "closed"
@@ -80,7 +80,7 @@ class Server:
         """Stop; with SIGINT at once, whoever is connected, with SIGQUIT as a crash does."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(PATIENCE)
+            self._process.wait(WAIT_LIMIT)
             self._process = None
 
     def url(self, database: str = "postgres") -> str:
@@ -88,7 +88,7 @@ class Server:
 
     def _until_ready(self) -> None:
         asking = [str(self._program("pg_isready")), "-q", "-t", "1", "-h", str(self.folder)]
-        give_up_at = time.monotonic() + PATIENCE
+        give_up_at = time.monotonic() + WAIT_LIMIT
         while subprocess.run(asking, check=False).returncode != 0:  # noqa: S603 -- because it is ours
             assert time.monotonic() < give_up_at, (self.folder / "log").read_text()
             time.sleep(0.02)

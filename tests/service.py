@@ -188,8 +188,8 @@ def environment(amo: Amo, encryption_key: str, **more: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
-    fake = FakeAmo(integration=SandboxIntegration(), now=clock.now, lives=Lifetimes(**lives))
+async def serve_amo(clock: Clock, **lifetimes: float) -> AsyncIterator[Amo]:
+    fake = FakeAmo(integration=SandboxIntegration(), now=clock.now, lifetimes=Lifetimes(**lifetimes))
     sandbox = Sandbox(fake, clock=clock)
     log = make_logger(level="error", style="json", stream=io.StringIO())
     async with open_listener(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as listener:

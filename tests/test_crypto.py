@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.crypto import Cipher, key_of_passphrase, new_key
+from amo_callback.crypto import Cipher, derive_key, new_key
 from amo_callback.errors import DecryptionFailed
 from amo_callback.grant import AuthorizationRequest, GrantSecrets
 from amo_callback.model import TokenPair
@@ -20,10 +20,10 @@ PAIR = TokenPair(
 )
 TOKENS = (PAIR.access_token, PAIR.refresh_token)
 PAIR_FIELDS = {"access_token": "the-access-token", "refresh_token": "the-refresh-token"}
-REQUEST = AuthorizationRequest(user="42", vouched=True, challenge="the-challenge", state=b"\xff\0")
-REQUEST_FIELDS = {"user": "42", "vouched": True, "challenge": "the-challenge", "state": "/wA="}
+REQUEST = AuthorizationRequest(user="42", asserted_by_backend=True, challenge="the-challenge", state=b"\xff\0")
+REQUEST_FIELDS = {"user": "42", "asserted_by_backend": True, "challenge": "the-challenge", "state": "/wA="}
 NOBODYS = AuthorizationRequest()
-NOBODYS_FIELDS = {"user": None, "vouched": False, "challenge": None, "state": None}
+NOBODYS_FIELDS = {"user": None, "asserted_by_backend": False, "challenge": None, "state": None}
 GRANT = GrantSecrets(
     handle="the-handle", code=b"\xfe", state=b"s", domain="a.amocrm.ru", ticket="the-ticket", request=REQUEST
 )
@@ -54,21 +54,21 @@ def test_what_has_been_sealed_stays_readable(cipher: Cipher) -> None:
     """A database outlives its service: the names it is sealed under, and those within, are a promise."""
 
     def within(sealed: bytes, name: str) -> Any:
-        return json.loads(cipher.open(sealed, bound_to=name))
+        return json.loads(cipher.open(sealed, context=name))
 
     assert within(cipher.seal_pair(PAIR, connection_id="x"), "connection:x") == PAIR_FIELDS
     assert within(cipher.seal_grant(GRANT, code_hash="x"), "grant:x") == GRANT_FIELDS
     assert within(cipher.seal_request(REQUEST, state_hash="x"), "state:x") == REQUEST_FIELDS
     assert within(cipher.seal_request(NOBODYS, state_hash="x"), "state:x") == NOBODYS_FIELDS
     assert within(cipher.seal_grant(OLD_GRANT, code_hash="x"), "grant:x")["request"] is None
-    cipher.open(cipher.seal_canary(), bound_to="canary")
+    cipher.open(cipher.seal_canary(), context="canary")
 
 
 def test_what_was_sealed_before_opens(cipher: Cipher) -> None:
     """Read by the same names, and a grant also where it was sealed before there were tickets and requests."""
 
     def sealed(fields: object, name: str) -> bytes:
-        return cipher.seal(json.dumps(fields).encode(), bound_to=name)
+        return cipher.seal(json.dumps(fields).encode(), context=name)
 
     assert cipher.open_tokens(sealed(PAIR_FIELDS, "connection:x"), connection_id="x") == TOKENS
     assert cipher.open_grant(sealed(GRANT_FIELDS, "grant:x"), code_hash="x") == GRANT
@@ -98,11 +98,11 @@ def test_nothing_opens_as_what_it_is_not(cipher: Cipher) -> None:
 
 def test_the_name_ends_where_the_content_begins(cipher: Cipher) -> None:
     """Content may be any bytes, also such as look like the end of a name; a part of the name is not the name."""
-    sealed = cipher.seal(b"b\0\0c\0", bound_to="connection:a")
-    assert cipher.open(sealed, bound_to="connection:a") == b"b\0\0c\0"
+    sealed = cipher.seal(b"b\0\0c\0", context="connection:a")
+    assert cipher.open(sealed, context="connection:a") == b"b\0\0c\0"
     for name in ("", "connection:", "connection", "connection:aa", "Connection:a", "connection:a\0b"):
         with pytest.raises(DecryptionFailed):
-            cipher.open(sealed, bound_to=name)
+            cipher.open(sealed, context=name)
 
 
 def test_a_connections_pair_has_the_times_of_its_row(cipher: Cipher) -> None:
@@ -110,8 +110,8 @@ def test_a_connections_pair_has_the_times_of_its_row(cipher: Cipher) -> None:
     sealed = cipher.seal_pair(PAIR, connection_id=a_connection().id)
     row = a_connection(sealed_pair=sealed, access_issued_at=START - DAY, access_expires_at=START + DAY / 3)
     wanted = dataclasses.replace(PAIR, issued_at=START - DAY, expires_at=START + DAY / 3)
-    assert cipher.pair_of(row) == wanted
-    assert cipher.pair_of(dataclasses.replace(row, access_issued_at=None, access_expires_at=None)) is None
+    assert cipher.decrypt_pair(row) == wanted
+    assert cipher.decrypt_pair(dataclasses.replace(row, access_issued_at=None, access_expires_at=None)) is None
 
 
 def test_a_connection_whose_pair_no_key_opens_has_none(cipher: Cipher) -> None:
@@ -121,7 +121,7 @@ def test_a_connection_whose_pair_no_key_opens_has_none(cipher: Cipher) -> None:
         Cipher([new_key()]).seal_pair(PAIR, connection_id=a_connection().id),
         None,
     ):
-        assert cipher.pair_of(a_connection(sealed_pair=sealed)) is None
+        assert cipher.decrypt_pair(a_connection(sealed_pair=sealed)) is None
 
 
 @pytest.mark.parametrize(
@@ -130,18 +130,18 @@ def test_a_connection_whose_pair_no_key_opens_has_none(cipher: Cipher) -> None:
 def test_a_damaged_record_does_not_open(cipher: Cipher, damage: Callable[[bytes], bytes]) -> None:
     """One changed byte is enough."""
     with pytest.raises(DecryptionFailed):
-        cipher.open(damage(cipher.seal(b"x" * 50, bound_to="a")), bound_to="a")
+        cipher.open(damage(cipher.seal(b"x" * 50, context="a")), context="a")
 
 
 def test_the_newest_key_seals_and_any_key_opens() -> None:
     """Keys are rotated by putting a new one first."""
     old, new = new_key(), new_key()
-    sealed = Cipher([old]).seal(b"x", bound_to="a")
-    assert Cipher([new, old]).open(sealed, bound_to="a") == b"x"
-    fresh = Cipher([new, old]).seal(b"x", bound_to="a")
-    assert Cipher([new]).open(fresh, bound_to="a") == b"x"
+    sealed = Cipher([old]).seal(b"x", context="a")
+    assert Cipher([new, old]).open(sealed, context="a") == b"x"
+    fresh = Cipher([new, old]).seal(b"x", context="a")
+    assert Cipher([new]).open(fresh, context="a") == b"x"
     with pytest.raises(DecryptionFailed):
-        Cipher([new]).open(sealed, bound_to="a")
+        Cipher([new]).open(sealed, context="a")
 
 
 def test_the_key_of_a_record_is_told_and_can_be_changed() -> None:
@@ -149,16 +149,16 @@ def test_the_key_of_a_record_is_told_and_can_be_changed() -> None:
     keys = [new_key(), new_key(), new_key()]
     cipher = Cipher(keys)
     for number, key in enumerate(keys):
-        sealed = Cipher([key]).seal(b"x", bound_to="a")
-        assert cipher.key_of(sealed, bound_to="a") == number
-        again = cipher.reseal(sealed, bound_to="a")
-        assert cipher.key_of(again, bound_to="a") == 0
-        assert cipher.open(again, bound_to="a") == b"x"
-        for work in (cipher.key_of, cipher.reseal):
+        sealed = Cipher([key]).seal(b"x", context="a")
+        assert cipher.key_index(sealed, context="a") == number
+        again = cipher.reencrypt(sealed, context="a")
+        assert cipher.key_index(again, context="a") == 0
+        assert cipher.open(again, context="a") == b"x"
+        for work in (cipher.key_index, cipher.reencrypt):
             with pytest.raises(DecryptionFailed):
-                work(sealed, bound_to="b")
+                work(sealed, context="b")
     with pytest.raises(DecryptionFailed):
-        cipher.key_of(Cipher([new_key()]).seal(b"x", bound_to="a"), bound_to="a")
+        cipher.key_index(Cipher([new_key()]).seal(b"x", context="a"), context="a")
 
 
 def test_a_key_is_32_random_bytes() -> None:
@@ -184,5 +184,5 @@ def test_what_is_sealed_shows_nothing(cipher: Cipher) -> None:
 
 def test_a_passphrase_stands_for_the_key_that_scrypt_makes_of_it() -> None:
     """RFC 7914's own example, of which a key takes the first 32 bytes."""
-    key = key_of_passphrase("password", salt=b"NaCl", n=1024, r=8, p=16)
+    key = derive_key("password", salt=b"NaCl", n=1024, r=8, p=16)
     assert base64.urlsafe_b64decode(key).hex() == "fdbabe1c9d3472007856e7190d01e9fe7c6ad7cbc8237830e77376634b373162"

@@ -10,14 +10,14 @@ from amo_callback.errors import CommandFailed, DecryptionFailed, StoreUnavailabl
 from amo_callback.grant import AuthorizationRequest, GrantSecrets, IssuedState, NewConnection
 from amo_callback.key_rotation import BATCH, Rotation, RotationResult
 from amo_callback.model import Connection, TokenPair
-from amo_callback.refresh.pending_pair import name_of, seal_pending
+from amo_callback.refresh.pending_pair import file_name, seal_pending
 from amo_callback.store import Store
 from tests.builders import a_connection, a_grant, a_refreshed, now, save
 from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, ShiftedClock
 
 OLD, NEW = new_key(), new_key()
 BEFORE, BOTH, AFTER = Cipher([OLD]), Cipher([NEW, OLD]), Cipher([NEW])
-REQUEST = AuthorizationRequest(user="42", vouched=False, challenge="challenge", state=b"the app's")
+REQUEST = AuthorizationRequest(user="42", asserted_by_backend=False, challenge="challenge", state=b"the app's")
 SECRETS = GrantSecrets(handle="handle", code=b"code", state=b"state", domain="a.amocrm.ru", ticket="", request=REQUEST)
 
 
@@ -68,7 +68,7 @@ async def test_whatever_the_old_key_sealed_opens_with_the_new_one_alone(store: S
     """Pairs, what grants hand back, what states stand for, and the canary; then nothing needs the old key."""
     connections = await _fill(store)
     rotated = await _rotate(store)
-    assert (rotated.resealed, rotated.is_complete, rotated.after.unused_keys) == (3 + 3 + 1 + 1, True, [1])
+    assert (rotated.reencrypted, rotated.is_complete, rotated.after.unused_keys) == (3 + 3 + 1 + 1, True, [1])
     for number, connection in enumerate(connections):
         stored = await now(store, connection)
         assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(number)
@@ -83,7 +83,7 @@ async def test_whatever_the_old_key_sealed_opens_with_the_new_one_alone(store: S
     with pytest.raises(DecryptionFailed):
         BEFORE.check_canary(canary)
     [event] = await store.events(limit=10)
-    assert (event.name, event.details) == ("keys.rotated", {"resealed": 8})
+    assert (event.name, event.details) == ("keys.rotated", {"reencrypted": 8})
 
 
 async def test_a_second_run_changes_nothing(store: Store) -> None:
@@ -92,7 +92,7 @@ async def test_a_second_run_changes_nothing(store: Store) -> None:
     await _rotate(store)
     before = await _everything(store)
     again = await _rotate(store)
-    assert (again.resealed, again.is_complete) == (0, True)
+    assert (again.reencrypted, again.is_complete) == (0, True)
     assert await _everything(store) == before
     assert len(await store.events(limit=10)) == 1
 
@@ -103,8 +103,8 @@ async def test_a_survey_counts_by_key_and_changes_nothing(store: Store) -> None:
     await store.save_refreshed(a_refreshed(connections[0], sealed_pair=_sealed(0, BOTH, refreshed=True)))
     before = await _everything(store)
     done: list[int] = []
-    tally = await _rotation(store).dry_run(done.append)
-    newest, older = tally.keys
+    usage = await _rotation(store).dry_run(done.append)
+    newest, older = usage.keys
     assert (dict(+newest), dict(+older)) == (
         {RecordKind.CONNECTION: 1},
         {RecordKind.CONNECTION: 2, RecordKind.GRANT: 3, RecordKind.STATE: 1, RecordKind.CANARY: 1},
@@ -119,16 +119,16 @@ async def test_whoever_is_interrupted_goes_on_where_he_was(store: Store, clock: 
     faulty = FaultyStore(store, clock)
 
     def kill(_resealed: object) -> None:
-        if faulty.asked["reseal"] == 2:
+        if faulty.asked["reencrypt"] == 2:
             raise StoreUnavailable("killed")
 
-    faulty.before["reseal"] = kill
+    faulty.before["reencrypt"] = kill
     with pytest.raises(StoreUnavailable):
         await _rotate(faulty)
     BEFORE.check_canary(await store.canary(b""))
     rotated = await _rotate(store)
     total = await store.count_sealed()
-    assert (rotated.resealed, rotated.is_complete) == (total - BATCH, True)
+    assert (rotated.reencrypted, rotated.is_complete) == (total - BATCH, True)
 
 
 def _meanwhile(store: Store, connection: Connection, cipher: Cipher) -> Any:
@@ -136,11 +136,11 @@ def _meanwhile(store: Store, connection: Connection, cipher: Cipher) -> Any:
     faulty = FaultyStore(store, FakeClock())
 
     async def refresh(_resealed: object) -> None:
-        if faulty.asked["reseal"] == 1:
+        if faulty.asked["reencrypt"] == 1:
             pair = _sealed(0, cipher, refreshed=True)
             assert await store.save_refreshed(a_refreshed(connection, sealed_pair=pair))
 
-    faulty.before["reseal"] = refresh
+    faulty.before["reencrypt"] = refresh
     return faulty
 
 
@@ -150,7 +150,7 @@ async def test_a_refresh_that_happens_in_between_wins(store: Store) -> None:
     rotated = await _rotate(_meanwhile(store, first, BOTH))
     stored = await now(store, first)
     assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(0, refreshed=True)
-    assert (rotated.resealed, rotated.is_complete, stored.pair_version) == (7, True, 2)
+    assert (rotated.reencrypted, rotated.is_complete, stored.pair_version) == (7, True, 2)
 
 
 async def test_a_process_that_seals_with_the_old_key_is_noticed(store: Store) -> None:
@@ -159,7 +159,7 @@ async def test_a_process_that_seals_with_the_old_key_is_noticed(store: Store) ->
     rotated = await _rotate(_meanwhile(store, first, BEFORE))
     stored = await now(store, first)
     assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(0, refreshed=True)
-    assert (rotated.resealed, rotated.old_key_still_in_use, rotated.is_complete) == (7, True, False)
+    assert (rotated.reencrypted, rotated.old_key_still_in_use, rotated.is_complete) == (7, True, False)
     BEFORE.check_canary(await store.canary(b""))
     assert (await _rotate(store)).is_complete  # once that process was restarted
 
@@ -169,13 +169,13 @@ async def test_what_no_key_opens_is_told_and_left(store: Store) -> None:
     first, second, third = await _fill(store)
     copied = await now(store, second)
     [read] = [one for one in await store.sealed(RecordKind.CONNECTION, after="", limit=10) if one.name == first.id]
-    await store.reseal([ReencryptedRecord(read=read, content=copied.sealed_pair or b"")])
+    await store.reencrypt([ReencryptedRecord(read=read, content=copied.sealed_pair or b"")])
     rotated = await _rotate(store)
     assert [one.place for one in rotated.after.unreadable] == [f"connection:{first.id}"]
-    assert (rotated.resealed, rotated.is_complete, rotated.after.unused_keys) == (7, False, [1])
+    assert (rotated.reencrypted, rotated.is_complete, rotated.after.unused_keys) == (7, False, [1])
     assert (await now(store, first)).sealed_pair == copied.sealed_pair
     for one in (second, third):
-        AFTER.open((await now(store, one)).sealed_pair or b"", bound_to=f"connection:{one.id}")
+        AFTER.open((await now(store, one)).sealed_pair or b"", context=f"connection:{one.id}")
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(BEFORE, BEFORE), (BOTH, BEFORE)], ids=["old", "old-within-new"])
@@ -184,7 +184,7 @@ async def test_a_pair_in_the_rescue_folder_keeps_its_key(store: Store, outer: Ci
     [connection] = await _fill(store, 1)
     rescue = MemoryRescue()
     pending_pair = a_refreshed(connection, sealed_pair=_sealed(0, inner, refreshed=True))
-    rescue.files[name_of(pending_pair)] = content = seal_pending(pending_pair, outer)
+    rescue.files[file_name(pending_pair)] = content = seal_pending(pending_pair, outer)
     rotated = await _rotate(store, rescue=rescue)
     assert (dict(+rotated.after.keys[1]), rotated.after.unused_keys) == (
         {RecordKind.RESCUE: 1, RecordKind.CANARY: 1},
@@ -192,11 +192,11 @@ async def test_a_pair_in_the_rescue_folder_keeps_its_key(store: Store, outer: Ci
     )
     assert not rotated.is_complete
     BEFORE.check_canary(await store.canary(b""))
-    assert rescue.files == {name_of(pending_pair): content}
+    assert rescue.files == {file_name(pending_pair): content}
     rescue.files.clear()
     await store.save_refreshed(pending_pair)  # by whoever held it
     again = await _rotate(store, rescue=rescue)
-    assert (again.resealed, again.is_complete) == (2, True)
+    assert (again.reencrypted, again.is_complete) == (2, True)
 
 
 async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is_in_it(store: Store) -> None:
@@ -205,21 +205,21 @@ async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is
     grant = a_grant("rescued", sealed=BEFORE.seal_grant(SECRETS, code_hash=grant.code_hash))
     pending_pair = NewConnection(grant=grant, connection=a_connection(0, sealed_pair=_sealed(0, AFTER)), token_iat=None)
     rescue = MemoryRescue()
-    rescue.files = {name_of(pending_pair): seal_pending(pending_pair, AFTER), "somebody's": b"nonsense"}
-    tally = await _rotation(store, rescue=rescue).dry_run(lambda _: None)
-    assert ([dict(+found) for found in tally.keys], tally.unused_keys) == ([{}, {RecordKind.RESCUE: 1}], [])
-    assert [one.place for one in tally.unreadable] == ["rescue:somebody's"]
+    rescue.files = {file_name(pending_pair): seal_pending(pending_pair, AFTER), "somebody's": b"nonsense"}
+    usage = await _rotation(store, rescue=rescue).dry_run(lambda _: None)
+    assert ([dict(+found) for found in usage.keys], usage.unused_keys) == ([{}, {RecordKind.RESCUE: 1}], [])
+    assert [one.place for one in usage.unreadable] == ["rescue:somebody's"]
 
 
 async def test_a_raw_answer_is_sealed_again(store: Store) -> None:
     """It may lie there for longer than a key is kept; what no key opens is told, and left."""
     await _fill(store, 1)
     rescue = MemoryRescue()
-    rescue.files = {"a-1.raw": BEFORE.seal(b"an answer", bound_to="rescue:a-1.raw"), "b-1.raw": b"nonsense"}
-    tally = await _rotation(store, rescue=rescue).dry_run(lambda _: None)
-    assert tally.keys[1][RecordKind.RESCUE] == 1
+    rescue.files = {"a-1.raw": BEFORE.seal(b"an answer", context="rescue:a-1.raw"), "b-1.raw": b"nonsense"}
+    usage = await _rotation(store, rescue=rescue).dry_run(lambda _: None)
+    assert usage.keys[1][RecordKind.RESCUE] == 1
     rotated = await _rotate(store, rescue=rescue)
-    assert AFTER.open(rescue.files["a-1.raw"], bound_to="rescue:a-1.raw") == b"an answer"
+    assert AFTER.open(rescue.files["a-1.raw"], context="rescue:a-1.raw") == b"an answer"
     assert rescue.files["b-1.raw"] == b"nonsense"
     assert [one.place for one in rotated.after.unreadable] == ["rescue:b-1.raw"]
     assert (rotated.after.keys[0][RecordKind.RESCUE], rotated.after.keys[1][RecordKind.RESCUE]) == (1, 0)
@@ -247,8 +247,8 @@ async def test_of_several_keys_each_is_told_by_itself(store: Store) -> None:
     newest = new_key()
     keys = [newest, NEW, unused, OLD]
     rotation = _rotation(store, cipher=Cipher(keys), keys=len(keys))
-    tally = await rotation.dry_run(lambda _: None)
-    assert ([found[RecordKind.CONNECTION] for found in tally.keys], tally.unused_keys) == ([0, 1, 0, 1], [2])
+    usage = await rotation.dry_run(lambda _: None)
+    assert ([found[RecordKind.CONNECTION] for found in usage.keys], usage.unused_keys) == ([0, 1, 0, 1], [2])
     rotated = await rotation.run(lambda _: None)
     assert rotated.after.unused_keys == [1, 2, 3]
     assert [one.kind for one in rotated.after.unreadable] == [RecordKind.GRANT]  # the bytes that `save` makes up

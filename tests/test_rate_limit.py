@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, ask, pause
+from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, pause, request_slot
 
 RATE = 5
 INTERVAL = 1 / RATE
@@ -18,7 +18,7 @@ EARLY = 1e-6
 
 
 def _ask(slots: RateState, now: float, waiting: set[WaiterKind]) -> SlotDecision:
-    return ask(slots, now=now, interval=INTERVAL, waiting=waiting)
+    return request_slot(slots, now=now, interval=INTERVAL, waiting=waiting)
 
 
 def _play(
@@ -99,8 +99,8 @@ def test_who_went_away_blocks_nobody_for_longer_than_two_intervals(
 
 def test_alone_nobody_is_waited_for() -> None:
     """In the only process who does not wait has gone away; and slots are an interval apart, or more."""
-    person = ask(RateState(), now=1000.0, interval=INTERVAL, waiting=BOTH, alone=True)
-    another = ask(person.slots, now=1000.0 + 1.3 * INTERVAL, interval=INTERVAL, waiting=PEOPLE, alone=True)
+    person = request_slot(RateState(), now=1000.0, interval=INTERVAL, waiting=BOTH, alone=True)
+    another = request_slot(person.slots, now=1000.0 + 1.3 * INTERVAL, interval=INTERVAL, waiting=PEOPLE, alone=True)
     assert (person.kind, another.kind) == (WaiterKind.PEOPLE, WaiterKind.PEOPLE)
     assert another.slots.free_at == pytest.approx(1000 + 2.3 * INTERVAL)
 
@@ -109,7 +109,9 @@ def test_a_high_rate_is_reached_by_a_loop_that_looks_only_now_and_then() -> None
     """A thousand a second, and timers of 3 ms: at each look there are as many slots as time has passed for."""
     slots, given = RateState(), 0
     for look in range(1000):
-        while (asked := ask(slots, now=look * 0.003, interval=0.001, waiting=BACKGROUND, alone=True)).kind is not None:
+        while (
+            asked := request_slot(slots, now=look * 0.003, interval=0.001, waiting=BACKGROUND, alone=True)
+        ).kind is not None:
             slots, given = asked.slots, given + 1
     assert given == pytest.approx(3000, abs=15)
 

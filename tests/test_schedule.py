@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from amo_callback.model import TokenPair
-from amo_callback.schedule import fresh_enough, lives, refresh_due, retry_at
+from amo_callback.schedule import fresh_enough, is_unexpired, refresh_due, retry_at
 from tests.fakes import START
 
 
@@ -62,6 +62,6 @@ def test_a_token_is_fresh_with_the_life_asked_for_or_in_its_youth() -> None:
 
 def test_a_token_lives_until_its_expiry() -> None:
     """At the moment of expiry it is dead."""
-    assert lives(_pair(10), now=START + timedelta(seconds=9.9))
-    assert not lives(_pair(10), now=START + timedelta(seconds=10))
-    assert not lives(_pair(10), now=START + timedelta(seconds=11))
+    assert is_unexpired(_pair(10), now=START + timedelta(seconds=9.9))
+    assert not is_unexpired(_pair(10), now=START + timedelta(seconds=10))
+    assert not is_unexpired(_pair(10), now=START + timedelta(seconds=11))

@@ -17,9 +17,9 @@ WRONG_KEY = "a-wrong-key-that-is-somebody-elses-4711-4711"
 
 async def test_no_secret_is_in_a_log_line_an_error_an_answer_or_the_database(run: Any, encryption_key: str) -> None:
     """Good and hostile requests, every fault of AMO's, hand-outs and refusals: nothing secret is found afterwards."""
-    lives = {"access": 1000}
+    lifetimes = {"access": 1000}
     settings = {"AMO__TIMEOUT": "2", "LOG__LEVEL": "debug", "LIMITS__FAILED_CODES": "1000", **WITH_USERS}
-    async with run(lives=lives, **settings) as app:
+    async with run(lifetimes=lifetimes, **settings) as app:
         lived = await _live(app)
         begun = await _begin(app)
         app.clock.advance(600)  # everything is due, and refreshed

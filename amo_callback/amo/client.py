@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING
 
 from amo_callback.amo.introspection import (
     ACCESS_TOKEN_DEAD,
+    NOT_CHECKED,
     REFRESH_TOKEN_REFUSED,
-    UNASKED,
     UNKNOWN,
     access_token_request,
     is_hook,
-    read_sighting,
+    read_introspection,
     refresh_token_request,
 )
-from amo_callback.amo.pair import account_of, read_claims, told_by
+from amo_callback.amo.pair import account_of, read_claims, token_claims
 from amo_callback.amo.protocol import (
     AmoRequest,
-    Answer,
+    AmoResponse,
     GrantType,
     Integration,
     exchange_request,
     pause_after,
-    read_answer,
+    read_token_response,
     refresh_request,
 )
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, RequestNotSent, UnknownOutcome, VendorRateLimited
 from amo_callback.events import Event, Level
-from amo_callback.hosts import check_host
+from amo_callback.hosts import parse_account_host
 from amo_callback.rate_limit import Priority
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class AmoClient:
         self.timeout = transport.timeout
         self.client_id = integration.client_id
 
-    def consent_address(self, state: str) -> str:
-        return self._integration.consent_address(state)
+    def consent_url(self, state: str) -> str:
+        return self._integration.consent_url(state)
 
     def read_redirect(self, query: bytes) -> CallbackParams:
         return read_redirect(query, default_domain=self._integration.default_domain, allowed_domains=self._allowed)
@@ -79,7 +79,7 @@ class AmoClient:
         named = host or self._integration.default_domain
         if not named:
             raise InvalidRequest
-        domain = check_host(named.encode(errors="replace"), allowed=self._allowed)
+        domain = parse_account_host(named.encode(errors="replace"), allowed=self._allowed)
         if domain is None:
             raise AccountNotAllowed
         return domain
@@ -88,14 +88,14 @@ class AmoClient:
         """Return the URL of AMO's API at a stored host; raises `HostNotAllowed`."""
         return self._integration.address(host, "")
 
-    async def slot(self, priority: Priority) -> None:
-        await self._rate_limiter.slot(priority)
+    async def acquire_slot(self, priority: Priority) -> None:
+        await self._rate_limiter.acquire(priority)
 
     def account_of(self, access_token: str) -> Account:
         return account_of(read_claims(access_token), allowed=self._allowed)
 
-    def told_by(self, access_token: str) -> TokenClaims:
-        return told_by(access_token, allowed=self._allowed)
+    def token_claims(self, access_token: str) -> TokenClaims:
+        return token_claims(access_token, allowed=self._allowed)
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
         """Return whether AMO signed that the integration was disabled in this account."""
@@ -117,17 +117,19 @@ class AmoClient:
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)
 
-    async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> IntrospectionResult:
+    async def introspect_refresh_token(
+        self, *, refresh_token: str, api_domain: str | None, account_id: str
+    ) -> IntrospectionResult:
         """Introspect a refresh token; raises only `HostNotAllowed`."""
-        return await self._sighting(
+        return await self._introspect(
             refresh_token_request(self._integration, refresh_token=refresh_token, api_domain=api_domain),
             account_id,
             REFRESH_TOKEN_REFUSED,
         )
 
-    async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
+    async def introspect_access_token(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
         """Introspect an access token; raises only `HostNotAllowed`."""
-        return await self._sighting(
+        return await self._introspect(
             access_token_request(self._integration, access_token=access_token, domain=domain),
             account_id,
             ACCESS_TOKEN_DEAD,
@@ -136,39 +138,39 @@ class AmoClient:
     async def _issued(
         self, request: AmoRequest, grant_type: GrantType, *, presented: str, not_after: float
     ) -> TokenResponse:
-        answer = await self._ask(request, _KINDS[grant_type], not_after=not_after)
+        response = await self._ask(request, _KINDS[grant_type], not_after=not_after)
         try:
-            return read_answer(
-                answer, grant_type=grant_type, presented=presented, now=self._clock.now(), allowed=self._allowed
+            return read_token_response(
+                response, grant_type=grant_type, presented=presented, now=self._clock.now(), allowed=self._allowed
             )
         except VendorRateLimited as refused:
             await self._rate_limiter.pause(refused.retry_after)
             raise
 
-    async def _sighting(
+    async def _introspect(
         self, request: AmoRequest | None, account_id: str, refusals: frozenset[int]
     ) -> IntrospectionResult:
         if request is None:
-            return UNASKED
+            return NOT_CHECKED
         try:
-            answer = await self._ask(request, "look_up")
+            response = await self._ask(request, "introspection")
         except (RequestNotSent, UnknownOutcome):
             return UNKNOWN
-        if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            await self._rate_limiter.pause(pause_after(answer, now=self._clock.now()))
-        return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            await self._rate_limiter.pause(pause_after(response, now=self._clock.now()))
+        return read_introspection(response, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
-    async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:
-        began, told = self._clock.monotonic(), {"kind": kind}
-        priority = Priority.STRANGER if kind == _KINDS[GrantType.CODE] else Priority.BACKGROUND
+    async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> AmoResponse:
+        began, fields = self._clock.monotonic(), {"kind": kind}
+        priority = Priority.ANONYMOUS if kind == _KINDS[GrantType.CODE] else Priority.BACKGROUND
         try:
-            answer = await self._transport.send(request, priority=priority, not_after=not_after)
+            response = await self._transport.send(request, priority=priority, not_after=not_after)
         except (RequestNotSent, UnknownOutcome) as error:
-            self._tell({**told, **error.fields}, began)
+            self._log_request({**fields, **error.fields}, began)
             raise
-        self._tell({**told, "status": answer.status}, began)
-        return answer
+        self._log_request({**fields, "status": response.status}, began)
+        return response
 
-    def _tell(self, fields: Mapping[str, object], began: float) -> None:
+    def _log_request(self, fields: Mapping[str, object], began: float) -> None:
         seconds = round(self._clock.monotonic() - began, 3)
         self._observer(Event(name="amo.request", level=Level.DEBUG, fields={**fields, "seconds": seconds}))

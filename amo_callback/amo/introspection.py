@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 from amo_callback.amo.pair import json_object
 from amo_callback.amo.protocol import HEADERS, AmoRequest
-from amo_callback.hosts import check_host
+from amo_callback.hosts import parse_account_host
 from amo_callback.model import IntrospectionResult, TokenState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.amo.protocol import Answer, Integration
+    from amo_callback.amo.protocol import AmoResponse, Integration
 
 REFRESH_TOKEN_REFUSED = frozenset({400, 401, 404})
 ACCESS_TOKEN_DEAD = frozenset({401})
 
-UNKNOWN = IntrospectionResult(standing=TokenState.UNKNOWN)
-UNASKED = IntrospectionResult(standing=TokenState.UNASKED)
+UNKNOWN = IntrospectionResult(state=TokenState.UNKNOWN)
+NOT_CHECKED = IntrospectionResult(state=TokenState.NOT_CHECKED)
 
 
 def refresh_token_request(integration: Integration, *, refresh_token: str, api_domain: str | None) -> AmoRequest | None:
@@ -49,7 +49,7 @@ def access_token_request(integration: Integration, *, access_token: str, domain:
     Returns `None` if that host is not allowed. Raises `HostNotAllowed` if the account's own host is not allowed.
     """
     integration.address(domain, "")
-    host = check_host(f"www.{domain.partition('.')[2]}".encode(), allowed=integration.allowed_domains)
+    host = parse_account_host(f"www.{domain.partition('.')[2]}".encode(), allowed=integration.allowed_domains)
     if host is None:
         return None
     return AmoRequest(
@@ -59,24 +59,24 @@ def access_token_request(integration: Integration, *, access_token: str, domain:
     )
 
 
-def read_sighting(
-    answer: Answer, *, account_id: str, refusals: frozenset[int], allowed: Sequence[str] = ()
+def read_introspection(
+    response: AmoResponse, *, account_id: str, refusals: frozenset[int], allowed: Sequence[str] = ()
 ) -> IntrospectionResult:
     """Return the result of an introspection; unknown if the response is for another account or not in AMO's format.
 
     A status in `refusals` counts only with a JSON body, because a bare 401 or 404 may be a proxy's.
     """
-    content = None if answer.broken else json_object(answer.body)
-    if answer.status in refusals and content is not None:
-        return IntrospectionResult(standing=TokenState.REFUSED)
-    if answer.status != 200 or content is None:
+    content = None if response.broken else json_object(response.body)
+    if response.status in refusals and content is not None:
+        return IntrospectionResult(state=TokenState.REJECTED)
+    if response.status != 200 or content is None:
         return UNKNOWN
     found = content.get("id")
     if type(found) not in {int, str} or (account_id and str(found) != account_id):
         return UNKNOWN
     domain = content.get("domain")
-    host = check_host(domain.encode(errors="replace"), allowed=allowed) if isinstance(domain, str) else None
-    return IntrospectionResult(standing=TokenState.GOOD, domain=host)
+    host = parse_account_host(domain.encode(errors="replace"), allowed=allowed) if isinstance(domain, str) else None
+    return IntrospectionResult(state=TokenState.VALID, domain=host)
 
 
 def is_hook(integration: Integration, *, account_id: str, client_id: str, signature: str) -> bool:

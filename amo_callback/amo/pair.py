@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from json import JSONDecodeError, JSONDecoder, detect_encoding
 from typing import TYPE_CHECKING, TypeGuard
 
-from amo_callback.hosts import check_host
+from amo_callback.hosts import parse_account_host
 from amo_callback.model import Account, TokenClaims
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def _token(value: object) -> str:
 
 # --- claims --------------------------------------------------------------------------------------
 
-_MAX_LIFE = timedelta(days=3650)
-UNKNOWN_LIFE = timedelta(minutes=15)
+_MAX_LIFETIME = timedelta(days=3650)
+UNKNOWN_LIFETIME = timedelta(minutes=15)
 """The assumed lifetime of an access token, where neither the response nor the token names one."""
 
 
@@ -123,12 +123,12 @@ def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Acc
     return Account(
         account_id=_identifier(claims.get("account_id")),
         user_id=_identifier(claims.get("sub")),
-        api_domain=check_host(host, allowed=allowed),
+        api_domain=parse_account_host(host, allowed=allowed),
         token_iat=issued if type(issued) is int and 0 <= issued < 2**53 else None,
     )
 
 
-def told_by(access_token: str, *, allowed: Sequence[str] = ()) -> TokenClaims:
+def token_claims(access_token: str, *, allowed: Sequence[str] = ()) -> TokenClaims:
     """Return the claims that are used."""
     claims = read_claims(access_token)
     audience, expires = claims.get("aud"), claims.get("exp")
@@ -144,20 +144,20 @@ def _identifier(value: object) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text) else ""
 
 
-def life_of(expires_in: object, claims: dict[str, object]) -> timedelta:
+def lifetime_of(expires_in: object, claims: dict[str, object]) -> timedelta:
     """Return the lifetime of an access token.
 
     A pair is kept even if the response lacks everything else, because it replaces a spent one.
     """
     issued, expires = claims.get("iat"), claims.get("exp")
     seconds = expires_in
-    if not _is_life(seconds) and type(issued) is int and type(expires) is int:
+    if not _is_lifetime(seconds) and type(issued) is int and type(expires) is int:
         seconds = expires - issued
-    return timedelta(seconds=seconds) if _is_life(seconds) else UNKNOWN_LIFE
+    return timedelta(seconds=seconds) if _is_lifetime(seconds) else UNKNOWN_LIFETIME
 
 
-def _is_life(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 < value <= _MAX_LIFE.total_seconds()
+def _is_lifetime(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value <= _MAX_LIFETIME.total_seconds()
 
 
 def json_object(body: bytes) -> dict[str, object] | None:

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from amo_callback.amo.pair import account_of, find_pair, json_object, life_of, read_claims
+from amo_callback.amo.pair import account_of, find_pair, json_object, lifetime_of, read_claims
 from amo_callback.errors import (
     AccountBlocked,
     AmoCallbackError,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-ANSWER_LIMIT = 256 * 1024
+RESPONSE_LIMIT = 256 * 1024
 """The maximum number of bytes that are read of a response."""
 TOO_LARGE = "too_large"
 """The reason why a longer response is cut off."""
@@ -62,7 +62,7 @@ class Integration:
     default_domain: str | None = None
     """The account's host if a request names none."""
 
-    def consent_address(self, state: str) -> str:
+    def consent_url(self, state: str) -> str:
         """Return the URL of the consent page; the scope is defined by the integration."""
         query = urlencode({"client_id": self.client_id, "state": state, "mode": "popup"})
         return f"{self.authorize_url}{'&' if '?' in self.authorize_url else '?'}{query}"
@@ -118,8 +118,8 @@ def _token_request(integration: Integration, domain: str, **grant: str) -> AmoRe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """A response of AMO, up to `ANSWER_LIMIT` bytes."""
+class AmoResponse:
+    """A response of AMO, up to `RESPONSE_LIMIT` bytes."""
 
     status: int
     body: bytes = field(repr=False)
@@ -168,8 +168,8 @@ _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code wa
 """In a response to a refresh token, these words concern that token only."""
 
 
-def read_answer(
-    answer: Answer, *, grant_type: GrantType, now: datetime, presented: str = "", allowed: Sequence[str] = ()
+def read_token_response(
+    response: AmoResponse, *, grant_type: GrantType, now: datetime, presented: str = "", allowed: Sequence[str] = ()
 ) -> TokenResponse:
     """Return the pair in a response to a `presented` credential; raises the error that the response means.
 
@@ -178,45 +178,45 @@ def read_answer(
     `OperatorError`. Expiry is counted from `now` by this service's clock, so that a constant clock skew has no effect.
     """
     try:
-        return _read(answer, grant_type, presented, now, allowed)
+        return _read(response, grant_type, presented, now, allowed)
     except AmoCallbackError as error:
-        _describe(error, answer)
+        _describe(error, response)
         raise
 
 
-def _describe(error: AmoCallbackError, answer: Answer) -> None:
+def _describe(error: AmoCallbackError, response: AmoResponse) -> None:
     """Add the details of the response that the log and the operator need."""
-    problem = json_object(answer.body)
+    problem = json_object(response.body)
     title, hint = (_words((problem or {}).get(name)) for name in ("title", "hint"))
-    error.status, error.request_id = answer.status, _request_id(answer)
+    error.status, error.request_id = response.status, _request_id(response)
     error.title, error.hint = title or None, error.hint or hint or None
     if hint:
-        error.rejects_client = answer.status in {400, 401} and bool(_REJECTED_CLIENT.match(hint.lower()))
+        error.rejects_client = response.status in {400, 401} and bool(_REJECTED_CLIENT.match(hint.lower()))
     else:
-        error.rejects_client = answer.status == 401 and answer.is_problem and problem is not None
+        error.rejects_client = response.status == 401 and response.is_problem and problem is not None
 
 
 def _read(
-    answer: Answer, grant_type: GrantType, presented: str, now: datetime, allowed: Sequence[str]
+    response: AmoResponse, grant_type: GrantType, presented: str, now: datetime, allowed: Sequence[str]
 ) -> TokenResponse:
-    if 200 <= answer.status < 300:
-        return _issued(answer, presented, now, allowed)
-    if answer.broken not in {None, TOO_LARGE}:
-        raise UnknownOutcome(answer.broken)
-    if answer.status == 429:
-        raise VendorRateLimited(pause_after(answer, now=now))
-    if answer.status in {402, 403}:
-        raise AccountBlocked(answer.status, is_problem=answer.is_problem)
-    if answer.status not in {400, 401, 404}:
-        raise UnknownOutcome(f"http_{answer.status}")  # any other status leaves open whether it was spent
-    raise _refusal(answer, grant_type)
+    if 200 <= response.status < 300:
+        return _issued(response, presented, now, allowed)
+    if response.broken not in {None, TOO_LARGE}:
+        raise UnknownOutcome(response.broken)
+    if response.status == 429:
+        raise VendorRateLimited(pause_after(response, now=now))
+    if response.status in {402, 403}:
+        raise AccountBlocked(response.status, is_problem=response.is_problem)
+    if response.status not in {400, 401, 404}:
+        raise UnknownOutcome(f"http_{response.status}")  # any other status leaves open whether it was spent
+    raise _refusal(response, grant_type)
 
 
-def _issued(answer: Answer, presented: str, now: datetime, allowed: Sequence[str]) -> TokenResponse:
-    content = find_pair((answer.body, *answer.others), presented=presented)
+def _issued(response: AmoResponse, presented: str, now: datetime, allowed: Sequence[str]) -> TokenResponse:
+    content = find_pair((response.body, *response.others), presented=presented)
     if content is None:
-        useless = "not_json" if json_object(answer.body) is None else "no_pair"
-        raise UnknownOutcome(answer.broken or useless, body=answer.body)
+        useless = "not_json" if json_object(response.body) is None else "no_pair"
+        raise UnknownOutcome(response.broken or useless, body=response.body)
     access, refresh = content.access_token, content.refresh_token
     claims = read_claims(access)
     return TokenResponse(
@@ -224,18 +224,18 @@ def _issued(answer: Answer, presented: str, now: datetime, allowed: Sequence[str
             access_token=access,
             refresh_token=refresh,
             issued_at=now,
-            expires_at=now + life_of(content.expires_in, claims),
+            expires_at=now + lifetime_of(content.expires_in, claims),
         ),
         account=account_of(claims, allowed=allowed),
-        request_id=_request_id(answer),
+        request_id=_request_id(response),
     )
 
 
-def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
-    problem = json_object(answer.body) or {}
+def _refusal(response: AmoResponse, grant_type: GrantType) -> AmoCallbackError:
+    problem = json_object(response.body) or {}
     hint = _words(problem.get("hint"))
     known = hint.lower().rstrip(".")
-    if answer.status in {400, 401}:
+    if response.status in {400, 401}:
         for pattern, error in _REFUSALS[grant_type]:
             if pattern.fullmatch(known):
                 if error is InvalidRefreshToken:
@@ -248,16 +248,16 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
             return ClientMismatch()
         if _CLIENT_REFUSALS.match(known):
             return InvalidClient(hint)
-    if not hint and answer.status == 404 and grant_type is GrantType.CODE:
+    if not hint and response.status == 404 and grant_type is GrantType.CODE:
         return AuthFailed()  # the host named by the browser has no account
-    if not hint and answer.status in {401, 404}:
-        return UnauthorizedWithoutHint(answer.status)
-    return UnrecognizedError(status=answer.status, hint=hint or _words(problem.get("title")))
+    if not hint and response.status in {401, 404}:
+        return UnauthorizedWithoutHint(response.status)
+    return UnrecognizedError(status=response.status, hint=hint or _words(problem.get("title")))
 
 
-def _request_id(answer: Answer) -> str | None:
+def _request_id(response: AmoResponse) -> str | None:
     """Return AMO's request id if it may be logged."""
-    name = answer.request_id or ""
+    name = response.request_id or ""
     return name if re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", name) else None
 
 
@@ -271,7 +271,7 @@ def _words(text: object) -> str:
     return _LONG_WORD.sub("…", "".join(c if c.isprintable() else " " for c in text[:1000])).strip()[:120]
 
 
-def pause_after(answer: Answer, *, now: datetime) -> float:
+def pause_after(response: AmoResponse, *, now: datetime) -> float:
     """Return the pause in seconds after a 429: what AMO asks for, at most ten minutes, otherwise a minute."""
-    asked = retry_after(answer.retry_after, date=answer.date, now=now)
+    asked = retry_after(response.retry_after, date=response.date, now=now)
     return RETRY_AFTER if asked is None else min(max(asked, 1.0), LONGEST_PAUSE)

@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_within
+from amo_callback.concurrency import wait_at_most
 from amo_callback.errors import StoreUnavailable
 from amo_callback.events import Event, Level
 from amo_callback.rate_limit import GOOD_FOR, LATE, Priority, WaiterKind
@@ -54,7 +54,7 @@ class RateLimiter:
     def __init__(self, *, per_second: float, shared: SharedLimits, clock: Clock, observer: Observer) -> None:
         self._interval = 1.0 / per_second
         self._good_for = GOOD_FOR
-        if not shared.at_once:
+        if not shared.is_local:
             self._good_for = min(max(_SHARED_GOOD_FOR * self._interval, _LEAST_GOOD_FOR), GOOD_FOR)
         self._shared = shared
         self._clock = clock
@@ -72,7 +72,7 @@ class RateLimiter:
         self._exit = asyncio.Lock()
         self._exit_free_at = -math.inf
 
-    async def slot(self, priority: Priority) -> None:
+    async def acquire(self, priority: Priority) -> None:
         """Wait for a slot; a cancelled waiter uses neither a slot nor a share."""
         share = self._shares.get(priority)
         if share is None:
@@ -84,7 +84,7 @@ class RateLimiter:
             await self._slot(priority)
             share.free_at = self._clock.monotonic() + _ONE_IN[priority] * self._interval
 
-    async def leave(self, priority: Priority, *, limit: float) -> bool:
+    async def wait_to_send(self, priority: Priority, *, limit: float) -> bool:
         """Wait at most `limit` seconds until a request may be sent, and return whether it may.
 
         Call this in the sending task, just before the first byte. Requests are sent in the order of these calls, an
@@ -104,7 +104,7 @@ class RateLimiter:
                     return True
             taking = asyncio.ensure_future(self._slot(priority, turn=_AGAIN))
             try:
-                if not await done_within(taking, seconds=until - self._clock.monotonic(), clock=self._clock):
+                if not await wait_at_most(taking, seconds=until - self._clock.monotonic(), clock=self._clock):
                     return False
             finally:
                 taking.cancel()
@@ -122,7 +122,7 @@ class RateLimiter:
         self._unused.append(self._granted_at)
 
     async def _slot(self, priority: Priority, *, turn: int = _FIRST) -> None:
-        if self._shared.at_once and not any(self._waiting.values()) and await self._has_one(priority):
+        if self._shared.is_local and not any(self._waiting.values()) and await self._acquire_without_queue(priority):
             return
         granted = asyncio.get_running_loop().create_future()
         self._waiting[turn, priority].append(granted)
@@ -130,11 +130,11 @@ class RateLimiter:
             self._dispatcher = asyncio.create_task(self._dispatch(), name="amo-pace")
         await granted
 
-    async def _has_one(self, priority: Priority) -> bool:
+    async def _acquire_without_queue(self, priority: Priority) -> bool:
         """Acquire a slot without queueing, if no other request waits; return whether there is one."""
         if self._clock.monotonic() < self._free_at:
             return False
-        asked = await self._shared.ask_for_slot(interval=self._interval, waiting=(_KINDS[priority],))
+        asked = await self._shared.request_slot(interval=self._interval, waiting=(_KINDS[priority],))
         if asked.kind is not None:
             self._grant()
         return asked.kind is not None
@@ -146,7 +146,7 @@ class RateLimiter:
             await self._shared.pause(seconds)
 
     async def _dispatch(self) -> None:
-        while waiting := self._who_waits():
+        while waiting := self._waiting_kinds():
             wait = self._free_at - self._clock.monotonic()
             if wait <= 0:
                 wait = await self._ask(waiting)
@@ -156,15 +156,15 @@ class RateLimiter:
     async def _ask(self, waiting: Collection[WaiterKind]) -> float:
         """Request a slot and grant it to the first waiter of its kind; return the seconds until the next request."""
         try:
-            asked = await self._shared.ask_for_slot(interval=self._interval, waiting=waiting)
+            asked = await self._shared.request_slot(interval=self._interval, waiting=waiting)
         except StoreUnavailable:
             return self._ask_without_store()
         except Exception as error:  # noqa: BLE001 -- a bug must not make a waiter wait forever
-            self._tell(error)
+            self._log(error)
             return _ASK_AGAIN
         self._broken = False
         if asked.kind is not None and self._clock.monotonic() >= self._free_at:  # not paused meanwhile
-            self._let_go(sorted(self._waiting, key=lambda name: (_KINDS[name[1]] is not asked.kind, name)))
+            self._grant_first(sorted(self._waiting, key=lambda name: (_KINDS[name[1]] is not asked.kind, name)))
         return asked.wait
 
     def _ask_without_store(self) -> float:
@@ -176,10 +176,10 @@ class RateLimiter:
         wait = self._granted_at + _ASK_AGAIN - self._clock.monotonic()
         if wait > 0:
             return wait
-        self._let_go([(_FIRST, Priority.TOKEN_CHECK)])
+        self._grant_first([(_FIRST, Priority.TOKEN_CHECK)])
         return _ASK_AGAIN
 
-    def _let_go(self, queues: Iterable[tuple[int, Priority]]) -> None:
+    def _grant_first(self, queues: Iterable[tuple[int, Priority]]) -> None:
         """Grant a slot to the first waiter of the first queue that has one."""
         for queue in (self._waiting[name] for name in queues):
             while queue:
@@ -189,13 +189,13 @@ class RateLimiter:
                     granted.set_result(None)
                     return
 
-    def _who_waits(self) -> Collection[WaiterKind]:
+    def _waiting_kinds(self) -> Collection[WaiterKind]:
         for queue in self._waiting.values():
             while queue and queue[0].done():
                 del queue[0]  # was cancelled
         return {_KINDS[priority] for (_, priority), queue in self._waiting.items() if queue}
 
-    def _tell(self, error: Exception) -> None:
+    def _log(self, error: Exception) -> None:
         if not self._broken:
             self._observer(Event(name="pace.bug", level=Level.ERROR, error=error))
         self._broken = True

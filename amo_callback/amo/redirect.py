@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from amo_callback.grant import MAX_CODE, MAX_STATE, CallbackParams, support_code
-from amo_callback.hosts import check_host, loggable_host
+from amo_callback.hosts import loggable_host, parse_account_host
 from amo_callback.model import fingerprint
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
     referer = found.get(b"referer") or (default_domain or "").encode()
     if not referer:
         return refused(error="invalid_request", refused="host")
-    domain = check_host(referer, allowed=allowed_domains)
+    domain = parse_account_host(referer, allowed=allowed_domains)
     if domain is None:
         host = None if referer in {code, state} else loggable_host(referer)
         return refused(error="account_not_allowed", refused="host", refused_host=host)

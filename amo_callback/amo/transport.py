@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from aiohappyeyeballs import start_connection
 
 from amo_callback import __version__
-from amo_callback.amo.protocol import ANSWER_LIMIT, TOO_LARGE, AmoRequest, Answer
+from amo_callback.amo.protocol import RESPONSE_LIMIT, TOO_LARGE, AmoRequest, AmoResponse
 from amo_callback.amo.response import Response
 from amo_callback.errors import RequestNotSent, UnknownOutcome
 
@@ -56,7 +56,7 @@ class Transport:
         self._clock = clock
         self.timeout = timeout
 
-    async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> Answer:
+    async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> AmoResponse:
         """Send a request, but not after a monotonic time, and return the response, even if it is incomplete.
 
         Raises `RequestNotSent`, and `UnknownOutcome` without a response.
@@ -66,7 +66,7 @@ class Transport:
         async def exchange() -> None:
             await self._connect(request, connection)
             with hold:
-                may_leave = await self._rate_limiter.leave(priority, limit=_LONGEST_HOLD)
+                may_leave = await self._rate_limiter.wait_to_send(priority, limit=_LONGEST_HOLD)
             if may_leave and self._clock.monotonic() <= not_after:
                 await connection.exchange(_written(request))
 
@@ -106,7 +106,7 @@ class Transport:
 
 class _HttpConnection(asyncio.Protocol):
     def __init__(self) -> None:
-        self.response = Response(limit=ANSWER_LIMIT)
+        self.response = Response(limit=RESPONSE_LIMIT)
         self.is_sent = False
         """Whether any byte of the request may have been sent."""
         self._transport: asyncio.Transport | None = None
@@ -140,10 +140,10 @@ class _HttpConnection(asyncio.Protocol):
             self._transport.abort()
 
 
-def _answer(response: Response, *, broken: str | None) -> Answer:
+def _answer(response: Response, *, broken: str | None) -> AmoResponse:
     headers = response.headers
     body, *others = response.bodies
-    return Answer(
+    return AmoResponse(
         status=response.status,
         body=body,
         others=tuple(others),

@@ -93,11 +93,11 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
 
 
 @asynccontextmanager
-async def private_session(address: str, *, patience: float = _TIMEOUT) -> AsyncIterator[aiohttp.ClientSession]:
+async def private_session(address: str, *, wait_limit: float = _TIMEOUT) -> AsyncIterator[aiohttp.ClientSession]:
     """Open an HTTP session to the private API at `host:port` or `unix:/path`."""
     connector = aiohttp.UnixConnector(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
     base = "http://localhost" if connector else f"http://{address}"
-    limit = aiohttp.ClientTimeout(total=patience)
+    limit = aiohttp.ClientTimeout(total=wait_limit)
     async with aiohttp.ClientSession(base, connector=connector, timeout=limit, trust_env=False) as session:
         yield session
 
@@ -108,13 +108,13 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
     Raises `CommandFailed` if something else responds.
     """
     try:
-        async with session.head("/healthz", headers={probe.HEADER: probe.ask(cipher, nonce=nonce)}) as response:
+        async with session.head("/healthz", headers={probe.HEADER: probe.seal_nonce(cipher, nonce=nonce)}) as response:
             status, answer = response.status, response.headers.get(probe.HEADER, "")
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False
     if status != 200:
         return False
-    if probe.read_answer(cipher, answer, nonce=nonce) is None:
+    if probe.read_reply(cipher, answer, nonce=nonce) is None:
         raise CommandFailed(
             "server.private: the listener there does not prove to be the service with the keys of this configuration, "
             "and is sent no API key: restart the service if it was upgraded or its keys were changed"
@@ -128,20 +128,20 @@ class ReadinessCheck:
     detail: str
 
 
-async def read_readiness(address: str, *, patience: float) -> Mapping[str, ReadinessCheck]:
+async def read_readiness(address: str, *, wait_limit: float) -> Mapping[str, ReadinessCheck]:
     """Return the checks of `/readyz`, which requires no key.
 
     Raises `NotRunning` if nothing responds, and `CommandFailed` if something else does.
     """
     try:
         async with (
-            asyncio.timeout(patience),
-            private_session(address, patience=patience) as session,
+            asyncio.timeout(wait_limit),
+            private_session(address, wait_limit=wait_limit) as session,
             session.get("/readyz", allow_redirects=False) as response,
         ):
             status, content = response.status, await json_object(response)
     except TimeoutError:
-        raise NotRunning(f"{address}: no answer within {patience:g} s") from None
+        raise NotRunning(f"{address}: no answer within {wait_limit:g} s") from None
     except aiohttp.ClientConnectorError as error:
         raise NotRunning(f"{address}: {connection_error(error)}") from None
     except (aiohttp.ClientError, OSError):

@@ -42,11 +42,11 @@ _SECONDS = click.FloatRange(min=0, min_open=True, max=86400)
 @click.pass_obj
 def check(invocation: Invocation, *, config: str | None, as_json: bool, timeout: float) -> int:
     """Check everything, and say what is wrong and how to fix it."""
-    findings = _findings(config, invocation.environ, SystemClock(), patience=timeout)
+    findings = _findings(config, invocation.environ, SystemClock(), wait_limit=timeout)
     return report(findings, as_json=as_json)
 
 
-def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, patience: float) -> Iterator[Finding]:
+def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, wait_limit: float) -> Iterator[Finding]:
     """Run the checks one after the other; without a configuration, those that need none."""
     path = find_config(config, environ)
     yield from run_check("secrets", check_secrets(path, environ))
@@ -61,15 +61,15 @@ def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, p
     yield from run_check("outgoing_proxy", check_outgoing(environ))
     # As the owner of the database, because the service could not open files created by root. Modules are imported
     # before, because the owner may not be able to read them.
-    database = _check_database(context, clock, patience=patience)
+    database = _check_database(context, clock, wait_limit=wait_limit)
     with acting_as_owner(context.owned):
         yield from run_check("disk", check_disk(context))
         yield from asyncio.run(run_check_async("store", database))
         yield from run_check("rescue", check_rescue(context))
-    yield from asyncio.run(_check_others(context, environ, clock=clock, patience=patience))
+    yield from asyncio.run(_check_others(context, environ, clock=clock, wait_limit=wait_limit))
 
 
-def _check_database(context: CommandContext, clock: Clock, *, patience: float) -> AsyncIterator[Finding]:
+def _check_database(context: CommandContext, clock: Clock, *, wait_limit: float) -> AsyncIterator[Finding]:
     url = context.settings.storage.url.get_secret_value()
     opening = partial(open_store, url, folder=context.folder, clock=clock, read_only=True)
     if context.database is not None:
@@ -78,7 +78,7 @@ def _check_database(context: CommandContext, clock: Clock, *, patience: float) -
         from amo_callback.cli.checks.postgres import check_postgres  # noqa: PLC0415 -- asyncpg is an optional dependency
     except ModuleNotFoundError:
         return _miss_postgres()
-    return check_postgres(context, opening(), clock=clock, patience=patience)
+    return check_postgres(context, opening(), clock=clock, wait_limit=wait_limit)
 
 
 async def _miss_postgres() -> AsyncIterator[Finding]:
@@ -86,14 +86,14 @@ async def _miss_postgres() -> AsyncIterator[Finding]:
 
 
 async def _check_others(
-    context: CommandContext, environ: Mapping[str, str], *, clock: Clock, patience: float
+    context: CommandContext, environ: Mapping[str, str], *, clock: Clock, wait_limit: float
 ) -> list[Finding]:
     """Run the checks of other servers concurrently."""
     settings, cipher = context.settings, Cipher(context.encryption_keys)
-    async with open_probe(clock=clock, patience=patience) as http:
+    async with open_probe(clock=clock, wait_limit=wait_limit) as http:
         found = await asyncio.gather(
-            run_check_async("service", check_service(settings, patience=patience)),
-            run_check_async("systemd", check_unit(environ, amo_timeout=settings.amo.timeout, patience=patience)),
+            run_check_async("service", check_service(settings, wait_limit=wait_limit)),
+            run_check_async("systemd", check_unit(environ, amo_timeout=settings.amo.timeout, wait_limit=wait_limit)),
             run_check_async("proxy", check_proxy(settings, http, cipher=cipher, nonce=secrets.token_hex(16))),
             run_check_async("amo", check_amo(settings, http)),
             run_check_async("jwks_url", check_key_set(settings, http)),

@@ -28,7 +28,7 @@ _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at
 _WEBHOOK_COLUMNS = ("id", "type", "at", "connection_id", "status", "tries", "last_error", "next_try_at")
 _OWN_COLUMNS = {"domain", "token", "next_token", "reason", "error"}
 """Details of an event that are shown elsewhere in its row."""
-_PATIENCE = 10.0
+_WAIT_LIMIT = 10.0
 _EVERY = 2.0
 """Seconds between two updates of the status."""
 _ASKED = ": asked by "
@@ -175,7 +175,7 @@ def status(context: CommandContext, *, as_json: bool, watch: bool) -> int:
     address = context.settings.server.private
     if watch:
         _watch(address)
-    checks = asyncio.run(read_readiness(address, patience=_PATIENCE))
+    checks = asyncio.run(read_readiness(address, wait_limit=_WAIT_LIMIT))
     ready = all(check.ok for check in checks.values())
     found = {"ready": ready, "checks": {name: asdict(check) for name, check in checks.items()}}
     click.echo(json.dumps(found) if as_json else _checks_text(checks))
@@ -195,7 +195,7 @@ def _watch(address: str) -> NoReturn:
     with Live(auto_refresh=False) as live:
         while True:
             try:
-                text = _checks_text(asyncio.run(read_readiness(address, patience=_PATIENCE)))
+                text = _checks_text(asyncio.run(read_readiness(address, wait_limit=_WAIT_LIMIT)))
             except NotRunning as error:
                 text = output.printable(str(error))
             live.update(Text(text), refresh=True)

@@ -71,7 +71,7 @@ async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> i
             result = await rotation.run(advance)
     in_use = result.old_key_still_in_use
     found = {
-        "resealed": result.resealed,
+        "reencrypted": result.reencrypted,
         **_usage(result.after),
         "old_key_still_in_use": in_use,
         "not_needed": [] if in_use else [place + 1 for place in result.after.unused_keys],
@@ -113,7 +113,7 @@ def _names(usage: KeyUsage) -> list[str]:
 def _result_lines(result: RotationResult) -> Iterator[str]:
     """Yield the result and the next step; keys are numbered from 1."""
     usage = result.after
-    yield from (_usage_text(usage), "", f"Sealed again: {result.resealed:,}.")
+    yield from (_usage_text(usage), "", f"Sealed again: {result.reencrypted:,}.")
     if len(usage.keys) == 1:
         yield "There is one key. To replace it, put a new one on the line before it: see the README."
     elif result.old_key_still_in_use:

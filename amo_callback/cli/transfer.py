@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from amo_callback.amo.pair import told_by
+from amo_callback.amo.pair import token_claims
 from amo_callback.cli import output
 from amo_callback.cli.context import PATH, open_as_owner, run_loop, with_context, yes_option
 from amo_callback.errors import CommandFailed
@@ -213,7 +213,7 @@ async def _read(file: IO[bytes], opened: OpenedStore, options: _Options) -> Iter
     if options.cipher is not None:
         return read_export(file, cipher=options.cipher)
     amo = opened.context.settings.amo
-    claims_of = partial(told_by, allowed=amo.allowed_domains)
+    claims_of = partial(token_claims, allowed=amo.allowed_domains)
     reader = JsonReader(claims_of=claims_of, client_id=amo.client_id, now=opened.clock.now())
     if not options.raw:
         return reader.read_file(file.read(_MAX_PLAIN))
@@ -224,9 +224,9 @@ async def _read(file: IO[bytes], opened: OpenedStore, options: _Options) -> Iter
 def _counted(
     arrivals: Iterable[ParsedRecord | RecordError], advance: Callable[[int], None]
 ) -> Iterator[ParsedRecord | RecordError]:
-    for number, arrival in enumerate(arrivals, start=1):
+    for number, source in enumerate(arrivals, start=1):
         advance(number)
-        yield arrival
+        yield source
 
 
 def _refuse(problems: Sequence[RecordError]) -> None:

@@ -27,7 +27,7 @@ from amo_callback.config.types import (
     WebhookSecret,
 )
 from amo_callback.deeplink import HandBack
-from amo_callback.hosts import check_host
+from amo_callback.hosts import parse_account_host
 from amo_callback.model import RefreshRules
 
 PREFIX = "AMO_CALLBACK_"
@@ -85,7 +85,7 @@ class Amo(_Section):
     @model_validator(mode="after")
     def _default_is_allowed(self) -> Self:
         default = self.default_domain
-        if default is not None and check_host(default.encode(), allowed=self.allowed_domains) is None:
+        if default is not None and parse_account_host(default.encode(), allowed=self.allowed_domains) is None:
             raise ValueError(f"default_domain: {default!r} is neither AMO's nor in allowed_domains")
         return self
 

@@ -88,7 +88,7 @@ class ConnectionSnapshot:
     """Pairs that AMO has issued to this account."""
     left: float
     """Seconds until the access token expires."""
-    life: float
+    lifetime: float
     """The lifetime of an access token in seconds."""
     due_in: float | None
     """Seconds until the next refresh; `None` if there is none."""
@@ -134,14 +134,14 @@ class Poller:
                 answer=await self._backend.token(item["id"]),
                 now=self._clock.now(),
                 pairs=pairs.get(item["account_id"], 0),
-                life=fake.lives.access,
+                lifetime=fake.lifetimes.access,
             )
             for item in await self._backend.connections()
         ]
         return Snapshot(
             connections=connections,
             not_ready=await self._backend.not_ready(),
-            away=self._sandbox.faults.standing is not None,
+            away=self._sandbox.faults.persistent is not None,
             issued=len(fake.ledger.issued),
             spent=sum(entry.spent for entry in fake.ledger.refreshes()),
             again=fake.ledger.doubles(),
@@ -149,7 +149,7 @@ class Poller:
 
 
 def _connection_snapshot(
-    item: Mapping[str, Any], *, answer: ApiAnswer, now: datetime, pairs: int, life: float
+    item: Mapping[str, Any], *, answer: ApiAnswer, now: datetime, pairs: int, lifetime: float
 ) -> ConnectionSnapshot:
     return ConnectionSnapshot(
         id=item["id"],
@@ -159,7 +159,7 @@ def _connection_snapshot(
         reason=item["reason"] or "",
         pairs=pairs,
         left=max(0.0, _seconds_to(item["access_expires_at"], now) or 0.0),
-        life=life,
+        lifetime=lifetime,
         due_in=_seconds_to(item["next_refresh_at"], now) if item["status"] == "active" else None,
         backend_status=answer.status,
         backend_words=answer.words,

@@ -176,7 +176,7 @@ async def open_demo(
     fake = FakeAmo(
         integration=SandboxIntegration(redirect_uri=f"http://{addresses.proxy}/api/amo-crm/callback"),
         now=clock.now,
-        lives=Lifetimes(access=token_life),
+        lifetimes=Lifetimes(access=token_life),
     )
     for host in _ACCOUNTS:
         fake.open_account(host)

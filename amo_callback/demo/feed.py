@@ -59,10 +59,10 @@ class Feed:
             self.add(SERVICE, text, domain=str(event.fields.get("domain", "")), level=event.level)
 
     def catch_up(self) -> None:
-        entries, look_ups = self._ledger.entries[self._read :], self._ledger.look_ups[self._looked_up :]
+        entries, introspections = self._ledger.entries[self._read :], self._ledger.introspections[self._looked_up :]
         self._read += len(entries)
-        self._looked_up += len(look_ups)
-        both: list[Entry | LookUp] = [*entries, *look_ups]
+        self._looked_up += len(introspections)
+        both: list[Entry | LookUp] = [*entries, *introspections]
         for noted in sorted(both, key=lambda noted: noted.at):
             level = Level.INFO if noted.status == 200 else Level.WARNING
             self.add(AMO, noted_as(noted), domain=noted.host, level=level, at=noted.at)
@@ -126,8 +126,8 @@ def _unconfirmed(fields: Mapping[str, object]) -> str:
 
 
 _SEEN: Mapping[str, str] = {
-    TokenState.GOOD: "Introspection accepts the token",
-    TokenState.REFUSED: "Introspection rejects the token, which may have another reason",
+    TokenState.VALID: "Introspection accepts the token",
+    TokenState.REJECTED: "Introspection rejects the token, which may have another reason",
     TokenState.UNKNOWN: "amoCRM does not tell now",
 }
 _WHY = {

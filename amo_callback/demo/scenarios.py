@@ -107,8 +107,8 @@ class Scenarios:
         return next((account for account in accounts if str(account.id) == connection.account_id), None)
 
     def _away(self) -> None:
-        away = self._sandbox.faults.standing is None
-        self._sandbox.faults.standing = self._sandbox.look_up_faults.standing = _AWAY if away else None
+        away = self._sandbox.faults.persistent is None
+        self._sandbox.faults.persistent = self._sandbox.introspection_faults.persistent = _AWAY if away else None
         self._feed.add(YOU, "amoCRM is away." if away else "amoCRM is back.")
 
     async def _refresh(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
@@ -131,7 +131,7 @@ class Scenarios:
     async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         """Lose a request or response of this connection; if none was sent, remove the fault."""
         faults = self._sandbox.faults
-        if faults.standing is not None:
+        if faults.persistent is not None:
             self._feed.add(YOU, "amoCRM is away, so there is nothing to lose.", domain=account.host)
             return
         self._feed.add(YOU, text, domain=account.host)

@@ -47,7 +47,7 @@ _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
 
 @asynccontextmanager
 async def open_jwks(
-    url: str, *, rules: JwtRules, clock: Clock, observer: Observer, patience: float = TIMEOUT
+    url: str, *, rules: JwtRules, clock: Clock, observer: Observer, wait_limit: float = TIMEOUT
 ) -> AsyncIterator[JwksVerifier]:
     """Open a verifier with the key set at `url`, which is fetched on first use."""
     async with aiohttp.ClientSession(
@@ -55,7 +55,7 @@ async def open_jwks(
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,  # a small response could decompress to gigabytes
-        timeout=aiohttp.ClientTimeout(total=patience),
+        timeout=aiohttp.ClientTimeout(total=wait_limit),
         headers={
             "User-Agent": f"amo-callback/{__version__}",
             "Accept": "application/jwk-set+json, application/json",

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import InvalidState, NotFound
-from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, CodeSource, IssuedState, is_issued
+from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, CodeSource, IssuedState, is_our_state
 from amo_callback.model import fingerprint
 from amo_callback.oauth.ownership import check_verifier
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from amo_callback.oauth.grants import GrantRules
     from amo_callback.oauth.limits import StartLimiter
 
-STATE_LIFE = timedelta(minutes=30)
+STATE_LIFETIME = timedelta(minutes=30)
 _NO_STATE = (None, b"", b"false")
 """AMO sends `false` where it was given none."""
 
@@ -57,12 +57,12 @@ class Authorizations:
         issued = IssuedState(
             state_hash=state_hash,
             sealed=self._cipher.seal_request(request, state_hash=state_hash),
-            expires_at=self._clock.now() + STATE_LIFE,
+            expires_at=self._clock.now() + STATE_LIFETIME,
         )
         async with self._starts.turn(request, address=address):
             await self._store.issue_state(issued)
         return StartedAuthorization(
-            authorize_url=self._amo.consent_address(state),
+            authorize_url=self._amo.consent_url(state),
             state=state.encode() if request.state is None else request.state,
             expires_at=issued.expires_at,
         )
@@ -74,15 +74,15 @@ class Authorizations:
         (which is checked after the exchange). Raises `InvalidState`, `NotFound` for a code that only the app presents,
         and `PkceMismatch` for a verifier without a known challenge.
         """
-        if presented.state is not None and is_issued(presented.state):
+        if presented.state is not None and is_our_state(presented.state):
             return await self._unused(presented.state)
-        if presented.arrival is CodeSource.APP:
+        if presented.source is CodeSource.APP:
             if self._rules.issued_only:
                 raise NotFound
             check_verifier(None, presented.verifier)
         if not self._rules.issued_only:
             return None
-        if presented.arrival is CodeSource.VENDOR and presented.state in _NO_STATE and self._rules.allowed_accounts:
+        if presented.source is CodeSource.VENDOR and presented.state in _NO_STATE and self._rules.allowed_accounts:
             return None
         raise InvalidState
 
@@ -98,16 +98,16 @@ class Authorizations:
         A browser must present the state that came with the code: an issued state is a secret of that browser. Raises
         `InvalidState`. The app presents the verifier instead; raises `PkceMismatch`.
         """
-        if presented.arrival is CodeSource.APP:
+        if presented.source is CodeSource.APP:
             check_verifier(request, presented.verifier)
-        elif (self._rules.issued_only or is_issued(state)) and not hmac.compare_digest(
+        elif (self._rules.issued_only or is_our_state(state)) and not hmac.compare_digest(
             presented.state or b"", state or b""
         ):
             raise InvalidState
 
     async def app_state(self, state: bytes | None) -> bytes | None:
         """Return the state for the app: its own, if it gave one."""
-        if state is None or not is_issued(state):
+        if state is None or not is_our_state(state):
             return state
         issued = await self._store.issued_state(fingerprint(state))
         if issued is None or issued.sealed is None:

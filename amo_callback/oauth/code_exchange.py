@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_unless
+from amo_callback.concurrency import wait_or_stop
 from amo_callback.core import record_event
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -23,8 +23,8 @@ from amo_callback.events import Event, Level
 from amo_callback.grant import Grant, GrantStatus, NewConnection, support_code
 from amo_callback.model import Connection, Status, TokenResponse, connection_id
 from amo_callback.oauth.limits import priority_of
-from amo_callback.refresh.raw_answers import name_of_grant
-from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
+from amo_callback.refresh.raw_answers import grant_file_name
+from amo_callback.schedule import REFRESH_TOKEN_LIFETIME, refresh_due
 
 if TYPE_CHECKING:
     import asyncio
@@ -96,11 +96,11 @@ class Exchanger:
         try:
             issued = await self._spend(exchange)
         except AmoCallbackError as error:
-            await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=exchange.domain)
+            await self._raw_answers.keep(grant_file_name(grant.code_hash), error, domain=exchange.domain)
             if isinstance(error, RequestNotSent | ShuttingDown | NotYet):
                 exchange.reservation.release()  # nothing was sent to AMO
             ended = _failed(grant, error)
-            self._tell_failed(ended, error, exchange.domain)
+            self._report_failure(ended, error, exchange.domain)
             expected = exchange.request is not None or exchange.domain == self._rules.default_domain
             await self._credentials.note_refusal(error, host=exchange.domain, expected=expected)
             await self._core.store.finish_grant(ended)
@@ -136,7 +136,7 @@ class Exchanger:
             grant=ended,
             connection=connection,
             token_iat=issued.account.token_iat,
-            owner=exchange.request.vouched_owner if exchange.request else None,
+            owner=exchange.request.asserted_owner if exchange.request else None,
         )
         connected = _connected(connection)
         try:
@@ -164,7 +164,7 @@ class Exchanger:
         """
         slot = self._turn(exchange)
         left = self._left(exchange.started)
-        served = await done_unless(
+        served = await wait_or_stop(
             slot, stop=self._core.stop, grace=_LAST_SLOT, clock=self._core.clock, limit=max(left, 0.0)
         )
         if self._left(exchange.started) <= 0:
@@ -175,7 +175,7 @@ class Exchanger:
     async def _turn(self, exchange: CodeExchange) -> None:
         async with exchange.turn:
             await self._address_block.exchange_turn()
-            await self._core.amo.slot(priority_of(exchange.request))
+            await self._core.amo.acquire_slot(priority_of(exchange.request))
 
     def _left(self, started: float) -> float:
         """Return the seconds until it is too late to send a request."""
@@ -195,7 +195,7 @@ class Exchanger:
             sealed_pair=self._core.cipher.seal_pair(pair, connection_id=name),
             access_issued_at=pair.issued_at,
             access_expires_at=pair.expires_at,
-            refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
+            refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFETIME,
             refreshed_at=None,
             next_refresh_at=refresh_due(
                 pair, at=self._core.rules.at, jitter=self._core.rules.jitter, random=self._core.random
@@ -205,7 +205,7 @@ class Exchanger:
             row_version=1,
         )
 
-    def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
+    def _report_failure(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
         level = Level.INFO if isinstance(error, UserError) else Level.WARNING
         fields = {"support_code": support_code(grant.code_hash), "domain": domain, "word": grant.error, **error.fields}
         self._core.observer(Event(name="grant.failed", level=level, fields=fields))
@@ -223,7 +223,7 @@ def _connected(connection: Connection) -> Event:
 
 def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
     """Return the grant as failed, or as refused if the same code must not be tried again."""
-    if isinstance(error, CodeUsed) and grant.doubtful:
+    if isinstance(error, CodeUsed) and grant.possibly_spent:
         # An exchange of this service with an unknown outcome most likely spent the code.
         error = CodeExpired()
     final = isinstance(error, UserError)
@@ -231,5 +231,5 @@ def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
         grant,
         status=GrantStatus.REFUSED if final else GrantStatus.FAILED,
         error=error.deep_link_error,
-        doubtful=grant.doubtful or isinstance(error, UnknownOutcome),
+        possibly_spent=grant.possibly_spent or isinstance(error, UnknownOutcome),
     )

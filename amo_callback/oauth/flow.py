@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.hosts import check_host
+from amo_callback.hosts import parse_account_host
 from amo_callback.oauth.authorization import Authorizations
 from amo_callback.oauth.code_exchange import ExchangeParts, Exchanger
 from amo_callback.oauth.grant_service import GrantService
@@ -26,7 +26,7 @@ class OAuth:
         rules = GrantRules(
             issued_only=settings.app.state == "issued",
             allowed_accounts=frozenset(amo.allowed_accounts),
-            default_domain=check_host((amo.default_domain or "").encode(), allowed=amo.allowed_domains),
+            default_domain=parse_account_host((amo.default_domain or "").encode(), allowed=amo.allowed_domains),
         )
         self.limits = limits = Limits(
             attempts=settings.limits.failed_codes,

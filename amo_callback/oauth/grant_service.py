@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import SingleFlight, done_within
+from amo_callback.concurrency import SingleFlight, wait_at_most
 from amo_callback.errors import (
     Frozen,
     GrantExpired,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from amo_callback.oauth.grants import GrantRules
     from amo_callback.oauth.limits import Limits
 
-_LOOK_AGAIN = 0.25
+_POLL_EVERY = 0.25
 """Seconds between two reads of a grant that another process is exchanging."""
 
 
@@ -54,7 +54,7 @@ class GrantService:
         self._exchanger = exchanger
         self._authorizations = authorizations
         self._limits = limits
-        self._patience = rules.patience
+        self._patience = rules.wait_limit
         self._grants = GrantRecords(core, rules)
         self._leases = Leases(length=core.rules.lease, store=core.store, clock=core.clock)
         self._exchanges: SingleFlight[GrantResult] = SingleFlight("grant", on_end=self._ended)
@@ -63,7 +63,7 @@ class GrantService:
         self._claimed: set[str] = set()
 
     async def complete(self, presented: CodePresentation) -> GrantResult:
-        """Return the result of a code, exchanging it first if necessary; `EXCHANGING` after `patience` seconds.
+        """Return the result of a code, exchanging it first if necessary; `EXCHANGING` after `wait_limit` seconds.
 
         The host of the first caller is used, and checked before anything is sent to AMO. Cancelling a caller does not
         cancel the exchange. Raises `UserError` if the code is not sent to AMO, `NotFound`, `QueueFull`,
@@ -76,7 +76,7 @@ class GrantService:
     async def _completed(self, presented: CodePresentation) -> GrantResult:
         while True:
             task, started = self._exchanges.start(presented.code_hash, lambda: self._run(presented))
-            if not await done_within(task, seconds=self._patience, clock=self._core.clock):
+            if not await wait_at_most(task, seconds=self._patience, clock=self._core.clock):
                 break
             try:
                 return task.result()
@@ -138,7 +138,7 @@ class GrantService:
             if grant.status is not GrantStatus.EXCHANGING or self._core.stop.is_set():
                 return self._grants.to_result(grant)
             self._pending[presented.code_hash] = self._grants.to_result(grant)
-            await self._core.clock.sleep(_LOOK_AGAIN)
+            await self._core.clock.sleep(_POLL_EVERY)
 
     async def _attempt(self, presented: CodePresentation, before: Grant | None) -> tuple[Grant, GrantSecrets | None]:
         """Claim the code and exchange it; return the grant, and its secrets if this call claimed it."""
@@ -195,4 +195,6 @@ class GrantService:
         if grant.status is not GrantStatus.EXCHANGING:
             self._leases.forget(grant.code_hash)
             return False
-        return not self._leases.left_of(grant.code_hash, grant.attempt, grant.lease_until, told=grant.lease_left)
+        return not self._leases.remaining_of(
+            grant.code_hash, grant.attempt, grant.lease_until, reported=grant.lease_left
+        )

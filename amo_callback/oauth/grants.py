@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amo_callback.grant import AuthorizationRequest, CodePresentation
 
 
-CODE_LIFE = timedelta(minutes=20)
+CODE_LIFETIME = timedelta(minutes=20)
 """The lifetime of AMO's codes, and of grants in the store."""
 
 
@@ -36,7 +36,7 @@ class GrantRules:
     """Whether only states issued here are accepted."""
     allowed_accounts: Collection[str] = ()
     default_domain: str | None = None
-    patience: float = 8.0
+    wait_limit: float = 8.0
     """Seconds after which the user is shown a waiting page; the exchange continues."""
     new_secret: Callable[[], str] = _new_secret
 
@@ -71,7 +71,7 @@ class GrantRecords:
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
             lease_until=now + self._lease,
-            expires_at=now + CODE_LIFE,
+            expires_at=now + CODE_LIFETIME,
         )
         return grant, secrets
 

@@ -30,8 +30,8 @@ _WRITTEN_AT_ONCE = 4
 def priority_of(request: AuthorizationRequest | None) -> Priority:
     """Return the priority of a caller: known users come before plain links, which anyone can follow."""
     if request is None:
-        return Priority.STRANGER
-    return Priority.STARTED if request.user is None else Priority.EXPECTED
+        return Priority.ANONYMOUS
+    return Priority.OUR_LINK if request.user is None else Priority.KNOWN_USER
 
 
 class AttemptLimiter:
@@ -48,7 +48,7 @@ class AttemptLimiter:
         self.attempts = attempts
         self._window = window
 
-    def reserve(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Reservation:
+    def reserve(self, address: str | None, *, among: Priority = Priority.ANONYMOUS) -> Reservation:
         """Reserve an attempt for `window` seconds. `None` (no address) is unlimited.
 
         Each priority is counted separately, so that unknown callers behind a shared address do not use up the attempts
@@ -68,7 +68,7 @@ class AttemptLimiter:
             self._reserved.popitem(last=False)
         return Reservation(among=reserved, at=now)
 
-    def count(self, address: str, *, among: Priority = Priority.STRANGER) -> int:
+    def count(self, address: str, *, among: Priority = Priority.ANONYMOUS) -> int:
         """Return the number of attempts of an address in the current window."""
         now = self._clock.monotonic()
         return sum(now - at < self._window for at in self._reserved.get((among, _network(address)), ()))
@@ -144,7 +144,7 @@ class StartLimiter:
         priority = priority_of(request)
         who = f"user {request.user}" if request.user is not None else address
         with self._queue.enter(priority, who):
-            if not request.vouched:
+            if not request.asserted_by_backend:
                 self._each.reserve(who, among=priority)
             if request.user is None:
                 self._reserve_link(address, priority)

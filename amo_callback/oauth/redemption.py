@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from amo_callback.oauth.grants import GrantRules
     from amo_callback.oauth.limits import AttemptLimiter, Reservation
 
-TICKET_LIFE = timedelta(minutes=10)
+TICKET_LIFETIME = timedelta(minutes=10)
 """The lifetime of a ticket, from AMO's acceptance of the code."""
 
 
@@ -72,7 +72,7 @@ class Redeemer:
             verifier=presented.verifier,
             host=presented.host,
             address=presented.address,
-            arrival=CodeSource.APP,
+            source=CodeSource.APP,
         )
         reservation = self._reserve(presented, known)
         try:
@@ -100,7 +100,7 @@ class Redeemer:
 
     def _is_over(self, grant: Grant) -> bool:
         now = self._clock.now()
-        return grant.expires_at <= now or grant.accepted_at is None or grant.accepted_at + TICKET_LIFE <= now
+        return grant.expires_at <= now or grant.accepted_at is None or grant.accepted_at + TICKET_LIFETIME <= now
 
     def _reserve(self, presented: RedeemRequest, known: GrantSecrets | None) -> Reservation:
         """Reserve an attempt for a verifier that may be wrong."""
@@ -109,7 +109,7 @@ class Redeemer:
             return self._attempts.reserve(None)
         if presented.user is None:
             return self._attempts.reserve(presented.address)
-        return self._attempts.reserve(f"user {presented.user}", among=Priority.EXPECTED)
+        return self._attempts.reserve(f"user {presented.user}", among=Priority.KNOWN_USER)
 
     async def _bind(self, result: GrantResult, connection_id: str, user: str | None) -> bool:
         """Make the user an owner if the proof suffices, and return whether the calling user is one."""
@@ -119,7 +119,7 @@ class Redeemer:
             if binding is Binding.NONE:
                 return user in (await self._store.owners_of([connection_id]))[connection_id]
             first_only = binding is Binding.FIRST_OWNER
-        elif request is not None and request.vouched and request.challenge is not None:
+        elif request is not None and request.asserted_by_backend and request.challenge is not None:
             user = request.user
         if user is None:
             return True

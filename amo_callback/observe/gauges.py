@@ -39,53 +39,53 @@ class Gauges:
         self._status = status
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        now, survey = self._status, self._status.survey
+        now, stats = self._status, self._status.stats
         yield _each("check_ok", "Whether a check of /readyz is good.", "check", now.checks)
-        yield _one("refresher_beat_age_seconds", "Seconds since the refresher's last heartbeat.", now.beat_age)
+        yield _one("refresher_beat_age_seconds", "Seconds since the refresher's last heartbeat.", now.heartbeat_age)
         yield _one("refreshes_in_flight", "Refreshes under way in this process.", now.in_flight)
         yield _one("unsaved_pairs", "New token pairs that the database does not accept.", now.pending_writes)
         for name, check, about in _FAILED_CHECKS:
             yield _one(name, about, None if check not in now.checks else not now.checks[check])
-        if survey is not None:
-            yield _one("survey_age_seconds", "Seconds since the last poll of the database.", now.survey_age)
-            yield _one("survey_duration_seconds", "How long that poll took.", now.survey_seconds)
-            yield from _connections(survey)
+        if stats is not None:
+            yield _one("stats_age_seconds", "Seconds since the last poll of the database.", now.stats_age)
+            yield _one("stats_duration_seconds", "How long that poll took.", now.stats_seconds)
+            yield from _connections(stats)
             if now.webhooks_delivered:
-                yield from _webhooks(survey)
+                yield from _webhooks(stats)
 
 
-def _connections(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
+def _connections(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
     statuses = {
-        Status.ACTIVE: survey.active,
-        Status.NEEDS_REAUTH: sum(survey.needs_reauth.values()),
-        Status.DISCONNECTED: survey.disconnected,
+        Status.ACTIVE: stats.active,
+        Status.NEEDS_REAUTH: sum(stats.needs_reauth.values()),
+        Status.DISCONNECTED: stats.disconnected,
     }
     yield _each("connections", "All connections, by their status.", "status", statuses)
     yield _each(
         "connections_needing_reauth",
         "Connections whose user must connect again, by reason.",
         "reason",
-        survey.needs_reauth,
+        stats.needs_reauth,
     )
-    yield _one("refreshes_due", "Refreshes that are due in the database, frozen ones apart.", survey.due)
-    yield _one("refreshes_overdue", "Refreshes that have been due for more than five minutes.", survey.overdue)
+    yield _one("refreshes_due", "Refreshes that are due in the database, frozen ones apart.", stats.due)
+    yield _one("refreshes_overdue", "Refreshes that have been due for more than five minutes.", stats.overdue)
     yield _one(
-        "access_tokens_expired", "Active connections, not frozen, whose access tokens have expired.", survey.expired
+        "access_tokens_expired", "Active connections, not frozen, whose access tokens have expired.", stats.expired
     )
     yield _at(
         "access_token_next_expiry_timestamp_seconds",
         "When the first access token ends of an active connection that is not frozen.",
-        survey.next_expiry,
+        stats.next_expiry,
     )
     yield _at(
         "refresh_token_next_expiry_timestamp_seconds",
         "When the first refresh token ends of an active connection, or its access token where it has no refresh token.",
-        survey.next_deadline,
+        stats.next_deadline,
     )
 
 
-def _webhooks(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
-    states = {"waiting": survey.waiting, "dead_lettered": survey.dead_lettered}
+def _webhooks(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
+    states = {"waiting": stats.waiting, "dead_lettered": stats.dead_lettered}
     yield _each(
         "webhooks",
         "Where webhook.url is set: webhooks that are waiting to be delivered, or dead-lettered: given up.",
@@ -95,7 +95,7 @@ def _webhooks(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
     yield _at(
         "webhooks_oldest_timestamp_seconds",
         "Where webhook.url is set: when the oldest webhook was written that waits.",
-        survey.waiting_since,
+        stats.waiting_since,
     )
 
 

@@ -94,7 +94,7 @@ _OUTCOMES = {
     "connection.needs_reauth": "given_up",
 }
 """The events that end an attempt."""
-_KINDS = ("exchange", "refresh", "look_up", OTHER)
+_KINDS = ("exchange", "refresh", "introspection", OTHER)
 _STATUSES = ("2xx", "3xx", "4xx", "429", "5xx", "not_sent", "no_answer", OTHER)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 
@@ -125,7 +125,7 @@ class Metrics:
         self._refresh_seconds = duration("refresh", "How long attempts at a refresh took.")
         self._asked = counter(
             "amo_requests",
-            "Requests to AMO (exchange, refresh, look_up), by its answer: 2xx to 5xx (429 apart), not_sent, no_answer.",
+            "Requests to AMO by kind and response: 2xx to 5xx (429 separately), not_sent, no_answer.",
             "kind",
             "status",
         )

@@ -22,11 +22,11 @@ An AMO refresh token works once, and the response with the next token can be los
 
 The columns of a row during refresh attempts:
 
-- No attempt: `attempt`, `spending` and `doubtful` are null.
-- Claimed: `attempt` and its lease are set; `spending` is the fingerprint of the presented token (empty if no key
+- No attempt: `attempt`, `presented_token` and `possibly_spent_token` are null.
+- Claimed: `attempt` and its lease are set; `presented_token` is the fingerprint of the presented token (empty if no key
   decrypts the pair).
-- A stored pair clears all of them. A refusal clears `attempt` and `spending`, but not `doubtful`.
-- Unknown outcome, or the process died: `attempt` and `spending` remain, and other processes wait for the lease.
-- The next claim moves `spending` to `doubtful`, which only a stored pair clears. If AMO rejects a token that is
-  `doubtful`, the reason is `in_doubt`, because this service may have spent it; otherwise it is `revoked`.
+- A stored pair clears all of them. A refusal clears `attempt` and `presented_token`, but not `possibly_spent_token`.
+- Unknown outcome, or the process died: `attempt` and `presented_token` remain, and other processes wait for the lease.
+- The next claim moves `presented_token` to `possibly_spent_token`, which only a stored pair clears. If AMO rejects that
+  token, the reason is `in_doubt`, because this service may have spent it; otherwise it is `revoked`.
 """

@@ -78,25 +78,25 @@ class AddressBlock:
 
     # --- requests to AMO ---------------------------------------------------------------------------
 
-    def refusal(self, connection_id: str, *, demand: RefreshTrigger) -> NotYet | None:
+    def refusal(self, connection_id: str, *, trigger: RefreshTrigger) -> NotYet | None:
         """Return why the connection may not be refreshed now, not even as the probe."""
         if self.reason is None or connection_id == self._probing:
             return None
-        may_probe = demand is RefreshTrigger.PROBE or (demand is RefreshTrigger.FORCED and self.block is not None)
+        may_probe = trigger is RefreshTrigger.PROBE or (trigger is RefreshTrigger.FORCED and self.block is not None)
         if may_probe and connection_id not in self.probed and self.probe_in <= 0:
             return None
         return self._wait()
 
-    def check_question(self, connection_id: str | None = None) -> None:
+    def check_introspection(self, connection_id: str | None = None) -> None:
         """Raise `AddressBlocked` if AMO must not be asked; the probe may have its refresh token introspected."""
         if self.block is not None and (connection_id is None or connection_id != self._probing):
             raise self._wait()
 
-    async def enter(self, connection_id: str, *, demand: RefreshTrigger) -> None:
+    async def reserve_probe(self, connection_id: str, *, trigger: RefreshTrigger) -> None:
         """Reserve the probe for a connection that is about to be presented; raises `NotYet`."""
         if self.reason is None or connection_id == self._probing:
             return
-        if refusal := self.refusal(connection_id, demand=demand):
+        if refusal := self.refusal(connection_id, trigger=trigger):
             raise refusal
         if self.block is not None:
             taken = await self._core.store.take_amo_probe(connection_id, every=self._probe_every)
@@ -106,7 +106,7 @@ class AddressBlock:
         self.probed.add(connection_id)
         self._probing = connection_id
 
-    def leave(self, connection_id: str) -> None:
+    def release_probe(self, connection_id: str) -> None:
         """Record that the refresh of a connection has ended."""
         if connection_id == self._probing:
             self._probing = None

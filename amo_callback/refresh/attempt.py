@@ -50,11 +50,11 @@ from amo_callback.model import (
     TokenPair,
     TokenResponse,
     TokenState,
+    abbreviated,
     fingerprint,
-    short,
 )
 from amo_callback.refresh.slots import acquire_slot, ensure_slot
-from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
+from amo_callback.schedule import REFRESH_TOKEN_LIFETIME, refresh_due
 
 if TYPE_CHECKING:
     from amo_callback.core import Core
@@ -72,7 +72,7 @@ class _Claimed:
     pair: TokenPair = field(repr=False)
     started: float
     not_after: float
-    demand: RefreshTrigger
+    trigger: RefreshTrigger
 
 
 class RefreshAttempts:
@@ -93,14 +93,14 @@ class RefreshAttempts:
         self._breaker = breaker
         self._pending_writes = pending_writes
 
-    async def make(self, connection: Connection, *, demand: RefreshTrigger, slot_at: float) -> Connection | None:
+    async def run(self, connection: Connection, *, trigger: RefreshTrigger, slot_at: float) -> Connection | None:
         """Refresh a connection as it was read, and return it as stored; `None` if the row has changed since.
 
         `slot_at` is the monotonic time at which its rate-limit slot was granted. Raises the error that kept the
         connection from being refreshed, after recording it.
         """
         try:
-            claimed = await self._claim(connection, demand, slot_at)
+            claimed = await self._claim(connection, trigger, slot_at)
             if claimed is None:
                 return None
             issued = await self._spend(claimed)
@@ -108,10 +108,10 @@ class RefreshAttempts:
             return None
         return await self._save(claimed, issued)
 
-    async def _claim(self, connection: Connection, demand: RefreshTrigger, slot_at: float) -> _Claimed | None:
+    async def _claim(self, connection: Connection, trigger: RefreshTrigger, slot_at: float) -> _Claimed | None:
         """Claim the row; `None` if another process has changed it."""
         started = self._core.clock.monotonic()
-        pair = self._core.cipher.pair_of(connection)
+        pair = self._core.cipher.decrypt_pair(connection)
         claim = Claim(
             connection_id=connection.id,
             row_version=connection.row_version,
@@ -121,7 +121,7 @@ class RefreshAttempts:
             fingerprint="" if pair is None else fingerprint(pair.refresh_token),
         )
         try:
-            row = await self._core.store.claim(claim, events=_taken_over(connection))
+            row = await self._core.store.claim(claim, events=_takeover_events(connection))
         except StoreUnavailable:
             with suppress(StoreUnavailable):  # the claim may have been committed all the same, and nothing is presented
                 await self._core.store.release(connection_id=claim.connection_id, attempt=claim.attempt)
@@ -129,7 +129,7 @@ class RefreshAttempts:
         if row is None:
             return None
         if pair is None:
-            raise await self._failures.record(row, DecryptionFailed(), demand=demand)
+            raise await self._failures.record(row, DecryptionFailed(), trigger=trigger)
         # Measured from before the claim: if the process was suspended or the store was slow, the request
         # could outlive the lease. The slot may have aged, too: when a store recovers from a stall, it
         # completes many claims at once.
@@ -137,7 +137,7 @@ class RefreshAttempts:
         if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
             await self._release(row)
             raise ShuttingDown if self._core.stop.is_set() else NotYet(1.0)
-        return _Claimed(row=row, pair=pair, started=started, not_after=not_after, demand=demand)
+        return _Claimed(row=row, pair=pair, started=started, not_after=not_after, trigger=trigger)
 
     async def _release(self, row: Connection) -> None:
         await self._core.store.release(connection_id=row.id, attempt=row.attempt or "")
@@ -150,15 +150,15 @@ class RefreshAttempts:
             await self._release(claimed.row)
             raise
         except AmoCallbackError as error:
-            told = await self._failures.record(
-                claimed.row, error, demand=claimed.demand, seconds=self._seconds(claimed)
+            recorded = await self._failures.record(
+                claimed.row, error, trigger=claimed.trigger, seconds=self._seconds(claimed)
             )
-            if told is error:
+            if recorded is error:
                 raise
-            raise told from error
+            raise recorded from error
         except BaseException:
             await self._failures.record(
-                claimed.row, UnknownOutcome("a bug"), demand=claimed.demand, seconds=self._seconds(claimed)
+                claimed.row, UnknownOutcome("a bug"), trigger=claimed.trigger, seconds=self._seconds(claimed)
             )
             raise
 
@@ -170,44 +170,44 @@ class RefreshAttempts:
             with self._pending_writes.expecting():
                 return await self._core.amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
         except UnauthorizedWithoutHint as refused:
-            sighting, not_after = await self._follow(claimed, refused)
+            introspection, not_after = await self._locate_account(claimed, refused)
         except InvalidRefreshToken as refused:
             if not refused.undecodable:
                 raise
-            sighting, not_after = await self._follow(claimed, refused)
-        domain = sighting.domain or ""
+            introspection, not_after = await self._locate_account(claimed, refused)
+        domain = introspection.domain or ""
         try:
             with self._pending_writes.expecting():
                 return await self._core.amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
         except UnauthorizedWithoutHint as refused:
-            _explain(refused, sighting, domain=domain)
+            _explain(refused, introspection, domain=domain)
             raise
 
-    async def _follow(self, claimed: _Claimed, refused: AmoCallbackError) -> tuple[IntrospectionResult, float]:
+    async def _locate_account(self, claimed: _Claimed, refused: AmoCallbackError) -> tuple[IntrospectionResult, float]:
         """Return the account's new host and the deadline for a second request; raise if it has not moved."""
         row = claimed.row
-        sighting = await self._introspector.whereabouts(row, claimed.pair)
-        if sighting.standing is TokenState.UNKNOWN and isinstance(refused, InvalidRefreshToken):
+        introspection = await self._introspector.locate_account(row, claimed.pair)
+        if introspection.state is TokenState.UNKNOWN and isinstance(refused, InvalidRefreshToken):
             raise IntrospectionUnavailable from refused  # the account may have moved to a host that knows the token
-        if sighting.domain in {None, row.domain}:
+        if introspection.domain in {None, row.domain}:
             if isinstance(refused, UnauthorizedWithoutHint):
-                _explain(refused, sighting, domain=row.domain)
+                _explain(refused, introspection, domain=row.domain)
             raise refused
         slot_at = await acquire_slot(self._core)
         extension = LeaseExtension(
             connection_id=row.id,
             attempt=row.attempt or "",
             lease=timedelta(seconds=self._core.rules.lease),
-            domain=sighting.domain or "",
+            domain=introspection.domain or "",
         )
         started = self._core.clock.monotonic()
         not_after = started + self._core.rules.lease - self._core.amo.timeout
-        moved = connection_event("connection.moved", row, told={"moved_to": extension.domain})
+        moved = connection_event("connection.moved", row, fields={"moved_to": extension.domain})
         if not await self._core.store.extend(extension, events=[moved]):
             raise refused  # another attempt has replaced this one; recording the failure finds that
         if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
             raise ShuttingDown if self._core.stop.is_set() else RequestNotSent
-        return sighting, not_after
+        return introspection, not_after
 
     # --- store -----------------------------------------------------------------------------------
 
@@ -221,33 +221,33 @@ class RefreshAttempts:
             api_domain=issued.account.api_domain or row.api_domain,
             issued_at=pair.issued_at,
             expires_at=pair.expires_at,
-            refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
+            refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFETIME,
             next_refresh_at=refresh_due(
                 pair, at=self._core.rules.at, jitter=self._core.rules.jitter, random=self._core.random
             ),
             grant_iat=row.grant_iat,
         )
-        told = {
-            "demand": claimed.demand,
+        fields = {
+            "trigger": claimed.trigger,
             "seconds": self._seconds(claimed),
-            "token": short(fingerprint(claimed.pair.refresh_token)),
-            "next_token": short(fingerprint(pair.refresh_token)),
+            "token": abbreviated(fingerprint(claimed.pair.refresh_token)),
+            "next_token": abbreviated(fingerprint(pair.refresh_token)),
             "request_id": issued.request_id,
         }
         due = {"expires_at": pair.expires_at, "next_refresh_at": refreshed.next_refresh_at}
-        events = [connection_event("refresh.succeeded", row, told={**told, **due})]
+        events = [connection_event("refresh.succeeded", row, fields={**fields, **due})]
         stored = await self._pending_writes.save(refreshed, connection=row, events=events)
         await self._breaker.succeeded()
         if stored is None:
-            superseded = connection_event("refresh.superseded", row, Level.WARNING, told=told)
+            superseded = connection_event("refresh.superseded", row, Level.WARNING, fields=fields)
             await record_event(superseded, self._core)
-            return await self._newer(row.id)
+            return await self._current(row.id)
         return stored
 
     def _seconds(self, claimed: _Claimed) -> float:
         return round(self._core.clock.monotonic() - claimed.started, 3)
 
-    async def _newer(self, connection_id: str) -> Connection:
+    async def _current(self, connection_id: str) -> Connection:
         """Return the connection as stored by another attempt or grant."""
         connection = await self._core.store.connection(connection_id)
         if connection is None or connection.status is Status.DISCONNECTED:
@@ -255,16 +255,16 @@ class RefreshAttempts:
         return connection
 
 
-def _explain(refused: UnauthorizedWithoutHint, sighting: IntrospectionResult, *, domain: str) -> None:
+def _explain(refused: UnauthorizedWithoutHint, introspection: IntrospectionResult, *, domain: str) -> None:
     """Add the introspection result to a refusal without a hint from the host at `domain`."""
-    refused.accepted = {TokenState.GOOD: True, TokenState.REFUSED: False}.get(sighting.standing)
-    refused.same_host = sighting.domain == domain
+    refused.accepted = {TokenState.VALID: True, TokenState.REJECTED: False}.get(introspection.state)
+    refused.same_host = introspection.domain == domain
 
 
-def _taken_over(connection: Connection) -> list[Event]:
+def _takeover_events(connection: Connection) -> list[Event]:
     """Return the event of a claim that replaces an attempt with an unknown outcome, whose token is now in doubt."""
     if connection.attempt is None:
         return []
-    spending = short(connection.spending) if connection.spending else None
-    fields = {"token": spending, "from_process": connection.lease_owner, "lease_until": connection.lease_until}
-    return [connection_event("refresh.taken_over", connection, told=fields)]
+    presented_token = abbreviated(connection.presented_token) if connection.presented_token else None
+    fields = {"token": presented_token, "from_process": connection.lease_owner, "lease_until": connection.lease_until}
+    return [connection_event("refresh.taken_over", connection, fields=fields)]

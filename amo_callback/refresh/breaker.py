@@ -39,9 +39,12 @@ _SHARE = 5
 """A mass failure is more than one connection in `_SHARE`."""
 
 
-def is_epidemic(fleet: ConnectionCounts) -> bool:
+def is_mass_failure(connection_counts: ConnectionCounts) -> bool:
     """Return whether so many connections failed recently that a further failure must not be applied."""
-    return fleet.died >= _DEATHS and fleet.died * _SHARE > fleet.died + fleet.living
+    return (
+        connection_counts.failed >= _DEATHS
+        and connection_counts.failed * _SHARE > connection_counts.failed + connection_counts.active
+    )
 
 
 class Breaker:
@@ -57,7 +60,7 @@ class Breaker:
         self._suspects: dict[str, datetime] = {}
         self._unstored = False
         """Whether `refused` has not been written to the store yet."""
-        self._held = False
+        self._terminal_suspended = False
         self.probed: set[str] = set()
         """The probes of this round."""
         self._probed_at = core.clock.monotonic()
@@ -65,16 +68,16 @@ class Breaker:
         """AMO's words if it rejects the client credentials, otherwise `None`."""
 
     @property
-    def held(self) -> bool:
+    def terminal_suspended(self) -> bool:
         """Whether terminal failures are suspended."""
-        return self._held
+        return self._terminal_suspended
 
     @property
     def reason(self) -> str | None:
         """The code of the error that keeps it open; `None` while it is closed."""
         if self.refused is not None:
             return InvalidClient.code
-        return MassFailureSuspected.code if self._held else None
+        return MassFailureSuspected.code if self._terminal_suspended else None
 
     @property
     def probe_in(self) -> float:
@@ -84,7 +87,7 @@ class Breaker:
     async def watch(self, state: SharedState | None = None) -> None:
         """Adopt the state that any process has stored; read it unless `state` is given."""
         state = await self._core.store.shared_state() if state is None else state
-        self._held = state.terminal_suspended
+        self._terminal_suspended = state.terminal_suspended
         self.address_block.adopt(state.amo_block)
         if self._unstored:
             await self._store_credentials()
@@ -98,21 +101,21 @@ class Breaker:
             self._suspects.clear()
             self._probed_at = self._core.clock.monotonic()
 
-    def refusal(self, connection_id: str, *, demand: RefreshTrigger) -> NotYet | None:
+    def refusal(self, connection_id: str, *, trigger: RefreshTrigger) -> NotYet | None:
         """Return why the connection may not be refreshed now, not even as the probe.
 
         A caller's forced refresh may be the probe, and so may the trial of a connection that needs its user; each
         connection once per round, so that the next probe is another one.
         """
-        refusal = self.address_block.refusal(connection_id, demand=demand)
+        refusal = self.address_block.refusal(connection_id, trigger=trigger)
         if refusal is not None or self.reason is None:
             return refusal
-        takes_turns = demand in {RefreshTrigger.FORCED, RefreshTrigger.TRIAL} and connection_id not in self.probed
-        if (demand is RefreshTrigger.PROBE or takes_turns) and self.probe_in <= 0:
+        takes_turns = trigger in {RefreshTrigger.FORCED, RefreshTrigger.TRIAL} and connection_id not in self.probed
+        if (trigger is RefreshTrigger.PROBE or takes_turns) and self.probe_in <= 0:
             return None
         return NotYet(max(self.probe_in, 1.0), cause_code=self.reason)
 
-    def enter(self, connection_id: str) -> None:
+    def mark_probe(self, connection_id: str) -> None:
         """Record that a connection is the probe, if the breaker is open."""
         if self.reason is not None:
             self.probed.add(connection_id)
@@ -132,10 +135,10 @@ class Breaker:
         if self._unstored:
             with suppress(StoreUnavailable):  # `watch` tries again
                 await self._store_credentials()
-        if self._held:
+        if self._terminal_suspended:
             with suppress(StoreUnavailable):  # the next success resumes them
                 await self._core.store.resume_terminal()
-                self._held = False
+                self._terminal_suspended = False
                 self._core.observer(Event(name="terminal_failures.resumed"))
 
     def accepted(self) -> None:
@@ -174,17 +177,17 @@ class Breaker:
             await self._core.store.refuse_credentials(refused)
         self._unstored = self.refused != refused
 
-    async def believes(self) -> bool:
+    async def allows_terminal_failure(self) -> bool:
         """Return whether another terminal failure may be applied; if that were a mass failure, suspend it."""
         await self.watch()
-        if self._held:
+        if self._terminal_suspended:
             return False
         now = self._core.clock.now()
-        fleet = await self._core.store.fleet(now=now, since=now - _TOGETHER)
-        if not is_epidemic(fleet):
+        connection_counts = await self._core.store.connection_counts(now=now, since=now - _TOGETHER)
+        if not is_mass_failure(connection_counts):
             return True
         await self._core.store.suspend_terminal(now=now)
-        self._held, self._probed_at = True, self._core.clock.monotonic()
-        fields = {"died": fleet.died, "living": fleet.living}
+        self._terminal_suspended, self._probed_at = True, self._core.clock.monotonic()
+        fields = {"failed": connection_counts.failed, "active": connection_counts.active}
         self._core.observer(Event(name="terminal_failures.suspended", level=Level.ERROR, fields=fields))
         return False

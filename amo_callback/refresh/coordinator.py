@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import SingleFlight, done_unless
+from amo_callback.concurrency import SingleFlight, wait_or_stop
 from amo_callback.errors import NotYet
 from amo_callback.events import report_bug
 from amo_callback.refresh.decision import Done, Introspect, Present, Refuse, Wait, doubt_key
@@ -60,19 +60,19 @@ class RefreshCoordinator:
         self,
         connection_id: str,
         *,
-        demand: RefreshTrigger,
-        satisfied: Callable[[Connection], bool] | None = None,
+        trigger: RefreshTrigger,
+        is_fresh_enough: Callable[[Connection], bool] | None = None,
         row: Connection | None = None,
     ) -> Connection:
         """Refresh a connection and return it as stored; concurrent callers share one refresh.
 
-        A connection that is `satisfied`, because another caller or process has refreshed it, is returned as it is. A
-        caller that has just read the connection passes its `row`. Cancelling a caller does not cancel the refresh.
-        Raises `AmoCallbackError` if the connection could not be refreshed.
+        A connection for which `is_fresh_enough` returns true, because another caller or process has refreshed it, is
+        returned unchanged. A caller that has just read the connection passes its `row`. Cancelling a caller does not
+        cancel the refresh. Raises `AmoCallbackError` if the connection could not be refreshed.
         """
         while True:
             task, started = self._refreshes.start(
-                connection_id, lambda: self._refresh(connection_id, demand, satisfied or _never, row)
+                connection_id, lambda: self._refresh(connection_id, trigger, is_fresh_enough or _never, row)
             )
             try:
                 connection = await asyncio.shield(task)
@@ -80,7 +80,7 @@ class RefreshCoordinator:
                 if started:
                     raise
                 continue  # what delays the other caller's refresh may not delay this one's
-            if started or satisfied is None or satisfied(connection):
+            if started or is_fresh_enough is None or is_fresh_enough(connection):
                 return connection
 
     async def drain(self) -> None:
@@ -95,14 +95,14 @@ class RefreshCoordinator:
     async def _refresh(
         self,
         connection_id: str,
-        demand: RefreshTrigger,
-        satisfied: Callable[[Connection], bool],
+        trigger: RefreshTrigger,
+        is_fresh_enough: Callable[[Connection], bool],
         row: Connection | None,
     ) -> Connection:
         introspected: Hashable = None
         row = row or await self._core.store.connection(connection_id)
         while True:
-            decision = await self._gate.decide(row, demand, satisfied=satisfied, introspected=introspected)
+            decision = await self._gate.decide(row, trigger, is_fresh_enough=is_fresh_enough, introspected=introspected)
             if isinstance(decision, Refuse):
                 raise decision.error
             if isinstance(decision, Done):
@@ -111,35 +111,37 @@ class RefreshCoordinator:
                 await self._pause(decision.seconds)
             else:
                 async with self._semaphore:
-                    slot_granted_at = await self._prepare_attempt(decision, demand)
+                    slot_granted_at = await self._prepare_attempt(decision, trigger)
                     if isinstance(decision, Introspect):
                         introspected = doubt_key(decision.row)
                     if isinstance(decision, Introspect) or decision.row.attempt is not None:
                         row = await self._core.store.connection(connection_id)
-                    decision = await self._gate.decide(row, demand, satisfied=satisfied, introspected=introspected)
+                    decision = await self._gate.decide(
+                        row, trigger, is_fresh_enough=is_fresh_enough, introspected=introspected
+                    )
                     if isinstance(decision, Present):
                         self._gate.note_probe(connection_id)
-                        refreshed = await self._attempts.make(decision.row, demand=demand, slot_at=slot_granted_at)
+                        refreshed = await self._attempts.run(decision.row, trigger=trigger, slot_at=slot_granted_at)
                         if refreshed is not None:
                             return refreshed
             row = await self._core.store.connection(connection_id)
 
-    async def _prepare_attempt(self, decision: Present | Introspect, demand: RefreshTrigger) -> float:
+    async def _prepare_attempt(self, decision: Present | Introspect, trigger: RefreshTrigger) -> float:
         """Introspect if necessary, wait for a slot, and return the monotonic time at which it was granted."""
         row = decision.row
         if isinstance(decision, Introspect):
-            await self._gate.reserve_probe(row.id, demand)
+            await self._gate.reserve_probe(row.id, trigger)
             await self._introspector.before_refresh(row)
         slot_granted_at = await acquire_slot(self._core)
         if row.attempt is not None:
             await self._pending_writes.restore_for(row)
-        await self._gate.reserve_probe(row.id, demand)
+        await self._gate.reserve_probe(row.id, trigger)
         return slot_granted_at
 
     async def _pause(self, seconds: float) -> None:
         """Wait for `seconds`, or until shutdown."""
         stop = self._core.stop
-        await done_unless(stop.wait(), stop=stop, grace=0, clock=self._core.clock, limit=seconds)
+        await wait_or_stop(stop.wait(), stop=stop, grace=0, clock=self._core.clock, limit=seconds)
 
 
 def _never(_connection: Connection) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from datetime import datetime
 
-_LOOK_AGAIN = 0.25
+_POLL_EVERY = 0.25
 """Seconds between two reads of a connection that another process is refreshing."""
 
 
@@ -31,7 +31,7 @@ class Facts:
     """What this process knows in addition to the row."""
 
     now: datetime
-    satisfied: bool = False
+    is_fresh_enough: bool = False
     """Whether the stored pair is fresh enough for the caller."""
     stopping: bool = False
     """Whether the process is shutting down."""
@@ -87,20 +87,20 @@ class Refuse:
 Decision = Present | Introspect | Wait | Done | Refuse
 
 
-def decide(row: Connection | None, demand: RefreshTrigger, facts: Facts) -> Decision:
+def decide(row: Connection | None, trigger: RefreshTrigger, facts: Facts) -> Decision:
     """Return the next step for a connection that should be refreshed."""
     if row is None or row.status is Status.DISCONNECTED:
         return Refuse(NotFound())
-    if row.status is Status.NEEDS_REAUTH and demand is not RefreshTrigger.TRIAL:
+    if row.status is Status.NEEDS_REAUTH and trigger is not RefreshTrigger.TRIAL:
         return Refuse(NeedsReauth(row.reason))
     if not row.has_refresh_token:
         return Refuse(NeedsReauth(Reason.MISSING))
-    if facts.satisfied:
+    if facts.is_fresh_enough:
         return Done(row)
-    if error := _obstacle(row, demand, facts):
+    if error := _obstacle(row, trigger, facts):
         return Refuse(error)
     if facts.lease_left:
-        return Wait(min(facts.lease_left, _LOOK_AGAIN))
+        return Wait(min(facts.lease_left, _POLL_EVERY))
     if facts.host_error is not None:
         return Refuse(facts.host_error)
     # During a mass failure, the token of every connection may have been spent (a restored backup).
@@ -108,21 +108,21 @@ def decide(row: Connection | None, demand: RefreshTrigger, facts: Facts) -> Deci
     return Introspect(row) if in_doubt and not facts.introspected else Present(row)
 
 
-def _obstacle(row: Connection, demand: RefreshTrigger, facts: Facts) -> AmoCallbackError | None:
+def _obstacle(row: Connection, trigger: RefreshTrigger, facts: Facts) -> AmoCallbackError | None:
     if facts.stopping:
         return ShuttingDown()
     if row.frozen:
         return Frozen()
     if facts.has_pending_write:
         return StoreUnavailable("a newer pair is a pending write")
-    return facts.refusal or _back_off(row, demand, facts.now)
+    return facts.refusal or _back_off(row, trigger, facts.now)
 
 
-def _back_off(row: Connection, demand: RefreshTrigger, now: datetime) -> NotYet | None:
+def _back_off(row: Connection, trigger: RefreshTrigger, now: datetime) -> NotYet | None:
     due = row.next_refresh_at
-    if demand is RefreshTrigger.PROBE or not row.failures or due is None or due <= now:
+    if trigger is RefreshTrigger.PROBE or not row.failures or due is None or due <= now:
         return None
-    if demand is RefreshTrigger.FORCED and row.last_error == RequestNotSent.code:
+    if trigger is RefreshTrigger.FORCED and row.last_error == RequestNotSent.code:
         return None  # the last request did not reach AMO
     if row.last_error == HostNotAllowed.code:
         return None  # nothing was sent, and the stored host is checked next
@@ -134,5 +134,5 @@ def doubt_key(row: Connection) -> Hashable:
 
     It includes `failures`, so that a token is introspected again if its terminal failure is suspended again.
     """
-    doubt = row.attempt, row.lease_until, row.doubtful, row.suspended_token
+    doubt = row.attempt, row.lease_until, row.possibly_spent_token, row.suspended_token
     return row.pair_version, row.failures, *doubt

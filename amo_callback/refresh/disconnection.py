@@ -28,7 +28,7 @@ async def disconnect(connection_id: str, *, reason: str, store: Store) -> Connec
             raise NotFound
         if stored.frozen:
             raise Frozen
-        gone = connection_event("connection.disconnected", stored, told={"reason": reason})
+        gone = connection_event("connection.disconnected", stored, fields={"reason": reason})
         if await store.disconnect(stored, on_request=True, events=[gone]):
             return await _connected(connection_id, store)
     raise StoreUnavailable("the row keeps changing")

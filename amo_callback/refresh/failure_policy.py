@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from amo_callback.stats import Successes
 
 
-LOOK_UP_EVERY = timedelta(days=1)
+RECHECK_EVERY = timedelta(days=1)
 """How often the tokens of a connection that needs its user are introspected: AMO may accept them again."""
 _REFUSED_FOR = timedelta(days=1)
 _REFUSED_ALONE_FOR = timedelta(days=3)
 _REFUSALS = 8
 
 
-def verdict_of(
+def failure_for(
     error: AmoCallbackError,
     *,
     claimed: Connection,
@@ -45,45 +45,45 @@ def verdict_of(
     """Return the failure to record for an attempt that ended with `error`."""
     reason = _reason(error, claimed)
     given_up = claimed.status is Status.NEEDS_REAUTH
-    verdict = RefreshFailure(
+    failure = RefreshFailure(
         connection_id=claimed.id,
         attempt=claimed.attempt or "",
         status=Status.ACTIVE if reason is None else Status.NEEDS_REAUTH,
         reason=reason,
         last_error=error.code,
-        open_for=timedelta(seconds=rules.lease) if isinstance(error, UnknownOutcome) else None,
+        in_doubt_for=timedelta(seconds=rules.lease) if isinstance(error, UnknownOutcome) else None,
         next_refresh_at=_again(error, claimed, now, rules, random) if reason is None else None,
-        died_at=None if reason is None else now,
-        look_up_at=None if reason is None else now + look_again_in(reason, rules),
+        needs_reauth_since=None if reason is None else now,
+        recheck_at=None if reason is None else now + recheck_delay(reason, rules),
         refused_at=now if isinstance(error, UnauthorizedWithoutHint) and error.accepted is False else None,
         suspended_reason=_suspended(error, claimed),
     )
-    return _of_a_trial(verdict, claimed, now) if given_up else verdict
+    return _after_trial(failure, claimed, now) if given_up else failure
 
 
-def look_again_in(reason: Reason | None, rules: RefreshRules) -> timedelta:
+def recheck_delay(reason: Reason | None, rules: RefreshRules) -> timedelta:
     """Return the time until a connection that needs its user is checked again.
 
     A check for a missing key asks nothing of AMO, and may be frequent.
     """
-    return timedelta(seconds=rules.retry_cap) if reason is Reason.UNREADABLE else LOOK_UP_EVERY
+    return timedelta(seconds=rules.retry_cap) if reason is Reason.UNREADABLE else RECHECK_EVERY
 
 
-def _of_a_trial(verdict: RefreshFailure, claimed: Connection, now: datetime) -> RefreshFailure:
+def _after_trial(failure: RefreshFailure, claimed: Connection, now: datetime) -> RefreshFailure:
     """Keep the reason of a connection that needed its user before a trial, unless AMO has now given one.
 
     A connection without a reason from AMO (`refused`) is not tried a third time.
     """
-    explained = verdict.reason is not None and claimed.reason is Reason.REFUSED
-    refused = verdict.status is Status.NEEDS_REAUTH and not explained
-    in_doubt = verdict.open_for or verdict.reason is Reason.IN_DOUBT
+    explained = failure.reason is not None and claimed.reason is Reason.REFUSED
+    refused = failure.status is Status.NEEDS_REAUTH and not explained
+    in_doubt = failure.in_doubt_for or failure.reason is Reason.IN_DOUBT
     return dataclasses.replace(
-        verdict,
+        failure,
         status=Status.NEEDS_REAUTH,
-        reason=Reason.IN_DOUBT if in_doubt else verdict.reason if explained else claimed.reason,
+        reason=Reason.IN_DOUBT if in_doubt else failure.reason if explained else claimed.reason,
         next_refresh_at=None,
-        died_at=None,
-        look_up_at=claimed.refresh_expires_at if refused else now + LOOK_UP_EVERY,
+        needs_reauth_since=None,
+        recheck_at=claimed.refresh_expires_at if refused else now + RECHECK_EVERY,
     )
 
 
@@ -111,27 +111,27 @@ def last_error_of(reason: Reason | None) -> str:
     return RefreshRefused.code if reason is Reason.REFUSED else InvalidRefreshToken.code
 
 
-def is_final(error: AmoCallbackError) -> bool:
+def is_terminal(error: AmoCallbackError) -> bool:
     """Return whether only the user can repair it: a listed refusal, a day of other refusals, or no decryption key."""
     return isinstance(error, InvalidRefreshToken | RefreshRefused | DecryptionFailed)
 
 
 def _suspended(error: AmoCallbackError, claimed: Connection) -> Reason | None:
     """Return the reason that a suspended failure would have; `None` if no token was presented."""
-    if not isinstance(error, MassFailureSuspected) or error.answer is None or not claimed.spending:
+    if not isinstance(error, MassFailureSuspected) or error.answer is None or not claimed.presented_token:
         return None
     return _reason(error.answer, claimed)
 
 
 def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
     """Return why the user has to connect again; `None` if the failure may pass."""
-    if not is_final(error):
+    if not is_terminal(error):
         return None
     if isinstance(error, RefreshRefused):
         return Reason.REFUSED
     if not isinstance(error, InvalidRefreshToken):
         return Reason.UNREADABLE
-    if claimed.doubtful == claimed.spending:
+    if claimed.possibly_spent_token == claimed.presented_token:
         # An attempt of this service with an unknown outcome may have spent the token.
         return Reason.IN_DOUBT
     return Reason.EXPIRED if error.expired else Reason.REVOKED

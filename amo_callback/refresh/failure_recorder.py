@@ -24,16 +24,16 @@ from amo_callback.errors import (
     UnauthorizedWithoutHint,
 )
 from amo_callback.events import Event, Level, connection_event
-from amo_callback.model import Connection, Reason, Status, short
+from amo_callback.model import Connection, Reason, Status, abbreviated
 from amo_callback.refresh.failure_policy import (
-    LOOK_UP_EVERY,
-    is_final,
+    RECHECK_EVERY,
+    failure_for,
     is_refused_alone,
     is_refused_long,
+    is_terminal,
     last_error_of,
-    verdict_of,
 )
-from amo_callback.refresh.raw_answers import name_of
+from amo_callback.refresh.raw_answers import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,45 +53,47 @@ class FailureRecorder:
         self._breaker = breaker
         self._leases = leases
         self._raw_answers = raw_answers
-        self._deciding = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def record(
-        self, claimed: Connection, error: AmoCallbackError, *, demand: RefreshTrigger, seconds: float | None = None
+        self, claimed: Connection, error: AmoCallbackError, *, trigger: RefreshTrigger, seconds: float | None = None
     ) -> AmoCallbackError:
         """Record a failed attempt, release its claim, and return the error for the caller.
 
-        `demand` and `seconds` are the attempt's trigger and duration.
+        `trigger` and `seconds` are the attempt's trigger and duration.
         """
-        await self._raw_answers.keep(name_of(claimed), error, domain=claimed.domain, presented=claimed.spending or "")
+        await self._raw_answers.keep(
+            file_name(claimed), error, domain=claimed.domain, presented=claimed.presented_token or ""
+        )
         made = {
-            "demand": demand,
+            "trigger": trigger,
             "seconds": seconds,
-            "token": short(claimed.spending) if claimed.spending else None,
+            "token": abbreviated(claimed.presented_token) if claimed.presented_token else None,
             **error.fields,
         }
         try:
-            async with self._deciding:  # serialize, so that mass failures are counted correctly
-                error = await self._weigh(claimed, error)
-                verdict = self._verdict(claimed, error)
-                event = _event(claimed, verdict, error, made)
-                judged = await self._save(verdict, claimed, event)
+            async with self._lock:  # serialize, so that mass failures are counted correctly
+                error = await self._classify(claimed, error)
+                failure = self._failure(claimed, error)
+                event = _event(claimed, failure, error, made)
+                judged = await self._save(failure, claimed, event)
         except StoreUnavailable as failed:
             # The claim stays in the store. This process treats its token as in doubt at once, others after the lease.
-            self._leases.end(claimed)
-            told = {"error": error.code, "store": failed.detail}
-            self._core.observer(connection_event("refresh.result_not_stored", claimed, Level.ERROR, told=told))
-            return NeedsReauth(self._verdict(claimed, error).reason) if is_final(error) else error
+            self._leases.mark_ended(claimed)
+            fields = {"error": error.code, "store": failed.detail}
+            self._core.observer(connection_event("refresh.result_not_stored", claimed, Level.ERROR, fields=fields))
+            return NeedsReauth(self._failure(claimed, error).reason) if is_terminal(error) else error
         if judged is None:
-            superseded = connection_event("refresh.superseded", claimed, Level.WARNING, told=made)
+            superseded = connection_event("refresh.superseded", claimed, Level.WARNING, fields=made)
             await record_event(superseded, self._core)
             return Superseded()
-        self._leases.left(judged)  # the lease of an attempt with an unknown outcome starts here
-        return NeedsReauth(verdict.reason) if is_final(error) else error
+        self._leases.remaining(judged)  # the lease of an attempt with an unknown outcome starts here
+        return NeedsReauth(failure.reason) if is_terminal(error) else error
 
-    async def _save(self, verdict: RefreshFailure, claimed: Connection, event: Event) -> Connection | None:
+    async def _save(self, failure: RefreshFailure, claimed: Connection, event: Event) -> Connection | None:
         """Store a failure and return the row; if the COMMIT response was lost, read whether it was stored."""
         try:
-            return await self._core.store.save_verdict(verdict, events=[event])
+            return await self._core.store.save_failure(failure, events=[event])
         except StoreUnavailable:
             stored = await self._core.store.connection(claimed.id)
             if stored is None or (stored.attempt, stored.failures) == (claimed.attempt, claimed.failures):
@@ -101,12 +103,12 @@ class FailureRecorder:
             self._core.observer(event)  # it was committed
             return stored
 
-    def _verdict(self, claimed: Connection, error: AmoCallbackError) -> RefreshFailure:
-        return verdict_of(
+    def _failure(self, claimed: Connection, error: AmoCallbackError) -> RefreshFailure:
+        return failure_for(
             error, claimed=claimed, now=self._core.clock.now(), rules=self._core.rules, random=self._core.random
         )
 
-    async def _weigh(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
+    async def _classify(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
         """Return the error to record: a terminal failure during a mass failure becomes `MassFailureSuspected`."""
         await self._breaker.address_block.failed(claimed, error)
         if claimed.status is not Status.ACTIVE:
@@ -114,12 +116,12 @@ class FailureRecorder:
         if isinstance(error, InvalidClient):
             await self._breaker.suspect(claimed.id, error.hint)
         elif isinstance(error, UnauthorizedWithoutHint):
-            error = await self._weigh_unexplained(claimed, error)
-        if is_final(error) and not await self._breaker.believes():
+            error = await self._classify_unauthorized(claimed, error)
+        if is_terminal(error) and not await self._breaker.allows_terminal_failure():
             return MassFailureSuspected(error)
         return error
 
-    async def _weigh_unexplained(self, claimed: Connection, error: UnauthorizedWithoutHint) -> AmoCallbackError:
+    async def _classify_unauthorized(self, claimed: Connection, error: UnauthorizedWithoutHint) -> AmoCallbackError:
         """Return the error to record for a refusal without a hint.
 
         If introspection accepts the token, the client credentials are suspect. If it rejects it for a day, the result
@@ -141,15 +143,15 @@ class FailureRecorder:
     async def apply_suspended(self, connection: Connection) -> AmoCallbackError | None:
         """Apply a suspended failure and return the error for the caller; `None` if it stays suspended."""
         reason = connection.suspended_reason
-        async with self._deciding:
-            if reason is None or not await self._breaker.believes():
+        async with self._lock:
+            if reason is None or not await self._breaker.allows_terminal_failure():
                 return None
             now, error = self._core.clock.now(), last_error_of(reason)
-            fields = {"token": short(connection.suspended_token or ""), "reason": reason, "error": error}
+            fields = {"token": abbreviated(connection.suspended_token or ""), "reason": reason, "error": error}
             fields["spent_by"] = _SPENT_BY[reason]
-            event = connection_event("connection.needs_reauth", connection, Level.WARNING, told=fields)
+            event = connection_event("connection.needs_reauth", connection, Level.WARNING, fields=fields)
             applied = await self._core.store.give_up(
-                connection, last_error=error, now=now, look_up_at=now + LOOK_UP_EVERY, events=[event]
+                connection, last_error=error, now=now, recheck_at=now + RECHECK_EVERY, events=[event]
             )
         if not applied:
             return NotYet(1.0)  # the row has changed, and is read again
@@ -168,13 +170,13 @@ _SPENT_BY = {
 """What may have spent the token, for the operator."""
 
 
-def _event(claimed: Connection, verdict: RefreshFailure, error: AmoCallbackError, made: Mapping[str, object]) -> Event:
+def _event(claimed: Connection, failure: RefreshFailure, error: AmoCallbackError, made: Mapping[str, object]) -> Event:
     """Return the history event of a failed attempt."""
-    if is_final(error) and claimed.status is not verdict.status and verdict.reason is not None:
-        fields = {**made, "reason": verdict.reason, "error": error.code, "spent_by": _SPENT_BY[verdict.reason]}
+    if is_terminal(error) and claimed.status is not failure.status and failure.reason is not None:
+        fields = {**made, "reason": failure.reason, "error": error.code, "spent_by": _SPENT_BY[failure.reason]}
         name, level = "connection.needs_reauth", Level.WARNING
     else:
-        again = {"failures": claimed.failures + 1, "next_refresh_at": verdict.next_refresh_at}
+        again = {"failures": claimed.failures + 1, "next_refresh_at": failure.next_refresh_at}
         fields = {**made, **again, **error.fields}
         name, level = "refresh.failed", Level.ERROR if isinstance(error, OperatorError) else Level.WARNING
-    return connection_event(name, claimed, level, told=fields)
+    return connection_event(name, claimed, level, fields=fields)

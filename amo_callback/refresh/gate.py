@@ -35,9 +35,9 @@ class Gate:
     async def decide(
         self,
         row: Connection | None,
-        demand: RefreshTrigger,
+        trigger: RefreshTrigger,
         *,
-        satisfied: Callable[[Connection], bool],
+        is_fresh_enough: Callable[[Connection], bool],
         introspected: Hashable,
     ) -> Decision:
         """Return the next step for a connection.
@@ -45,19 +45,19 @@ class Gate:
         If its stored host is not allowed, the refresh is also postponed in the store.
         """
         if row is None:
-            return decide(None, demand, Facts(now=self._core.clock.now()))
+            return decide(None, trigger, Facts(now=self._core.clock.now()))
         facts = Facts(
             now=self._core.clock.now(),
-            satisfied=satisfied(row),
+            is_fresh_enough=is_fresh_enough(row),
             stopping=self._core.stop.is_set(),
             has_pending_write=self._pending_writes.blocks(row),
-            refusal=self._breaker.refusal(row.id, demand=demand),
-            lease_left=self._leases.left(row),
+            refusal=self._breaker.refusal(row.id, trigger=trigger),
+            lease_left=self._leases.remaining(row),
             host_error=self._hosts.error(row),
-            terminal_suspended=self._breaker.held,
+            terminal_suspended=self._breaker.terminal_suspended,
             introspected=introspected == doubt_key(row),
         )
-        decision = decide(row, demand, facts)
+        decision = decide(row, trigger, facts)
         if isinstance(decision, Refuse) and isinstance(decision.error, HostNotAllowed):
             await self._hosts.put_off(row, decision.error)
         return decision
@@ -80,20 +80,20 @@ class Gate:
         """Seconds between two probes while the circuit breaker is open."""
         return self._breaker.probe_every
 
-    async def reserve_probe(self, connection_id: str, demand: RefreshTrigger) -> None:
+    async def reserve_probe(self, connection_id: str, trigger: RefreshTrigger) -> None:
         """Reserve the probe of a blocked address for a connection.
 
         Raises `NotYet` if the connection cannot be the probe.
         """
-        await self._address_block.enter(connection_id, demand=demand)
+        await self._address_block.reserve_probe(connection_id, trigger=trigger)
 
     def note_probe(self, connection_id: str) -> None:
         """Record that a connection is about to be presented; while the breaker is open, it is the probe."""
-        self._breaker.enter(connection_id)
+        self._breaker.mark_probe(connection_id)
 
     def release_probe(self, connection_id: str) -> None:
         """Record that the refresh of a connection has ended."""
-        self._address_block.leave(connection_id)
+        self._address_block.release_probe(connection_id)
 
     async def end_round(self, closed: AddressBlock | Breaker) -> None:
         """Start the next round of probes, in which every connection may be the probe again."""
@@ -102,7 +102,7 @@ class Gate:
 
     def lease_left(self, row: Connection) -> float:
         """Return the seconds until the connection's attempt may be taken over; 0 without an attempt."""
-        return self._leases.left(row)
+        return self._leases.remaining(row)
 
     def may_erase(self, row: Connection) -> bool:
         """Return whether a token that AMO rejects may be erased.

@@ -19,7 +19,7 @@ from amo_callback.events import connection_event
 from amo_callback.model import Connection, IntrospectionResult, Reason, TokenPair, TokenState, fingerprint
 from amo_callback.rate_limit import Priority
 from amo_callback.refresh.slots import acquire_slot
-from amo_callback.schedule import lives, retry_at
+from amo_callback.schedule import is_unexpired, retry_at
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -61,17 +61,19 @@ class Introspector:
         the next pair while the access token is valid. A token whose terminal failure was suspended is presented again
         only if AMO accepts it; otherwise the failure is applied.
         """
-        pair = self._core.cipher.pair_of(connection)
+        pair = self._core.cipher.decrypt_pair(connection)
         if pair is None:
             return  # the attempt records that it cannot be decrypted
         try:
-            sighting = await self.about_refresh_token(connection, pair)
+            introspection = await self.introspect_refresh_token(connection, pair)
         except HostNotAllowed as error:
             await self._hosts.put_off(connection, error)
             raise
         now = self._core.clock.now()
         later = now + timedelta(seconds=self._core.rules.retry_cap)
-        if sighting.standing is TokenState.UNKNOWN and (self._breaker.held or not _is_long_dead(connection, now)):
+        if introspection.state is TokenState.UNKNOWN and (
+            self._breaker.terminal_suspended or not _is_long_expired(connection, now)
+        ):
             again = retry_at(
                 now,
                 failures=connection.failures + 1,
@@ -81,43 +83,43 @@ class Introspector:
                 random=self._core.random,
             )
             await self._put_off(connection, IntrospectionUnavailable(), again=again)
-        refused = sighting.standing is not TokenState.GOOD
-        if refused and lives(pair, now=now) and await self._raw_answers.has(connection):
+        refused = introspection.state is not TokenState.VALID
+        if refused and is_unexpired(pair, now=now) and await self._raw_answers.has(connection):
             await self._put_off(connection, UnknownOutcome("raw_answer"), again=min(later, pair.expires_at))
         suspended = connection.suspended_token == fingerprint(pair.refresh_token)
-        if suspended and await self._is_accepted(connection, pair, sighting):
+        if suspended and await self._is_accepted(connection, pair, introspection):
             await self._forget_answers(connection)
             return
         if suspended:
-            applied = None if self._breaker.held else await self._failures.apply_suspended(connection)
+            applied = None if self._breaker.terminal_suspended else await self._failures.apply_suspended(connection)
             if applied is not None:
                 raise applied
-        elif sighting.standing is not TokenState.REFUSED or not self._breaker.held:
+        elif introspection.state is not TokenState.REJECTED or not self._breaker.terminal_suspended:
             return
         await self._put_off(connection, MassFailureSuspected(), again=later)
 
-    async def _is_accepted(self, connection: Connection, pair: TokenPair, sighting: IntrospectionResult) -> bool:
+    async def _is_accepted(self, connection: Connection, pair: TokenPair, introspection: IntrospectionResult) -> bool:
         """Return whether a token whose terminal failure was suspended may be presented again.
 
         AMO may accept spent tokens in introspection. For a token that this service may have spent, a rejected access
         token decides.
         """
-        if sighting.standing is not TokenState.GOOD:
+        if introspection.state is not TokenState.VALID:
             return False
-        if connection.suspended_reason is not Reason.IN_DOUBT or not lives(pair, now=self._core.clock.now()):
+        if connection.suspended_reason is not Reason.IN_DOUBT or not is_unexpired(pair, now=self._core.clock.now()):
             return True
-        return (await self.about_access_token(connection, pair.access_token)).standing is not TokenState.REFUSED
+        return (await self.introspect_access_token(connection, pair.access_token)).state is not TokenState.REJECTED
 
     async def _put_off(self, connection: Connection, error: AmoCallbackError, *, again: datetime) -> NoReturn:
         """Postpone the refresh and raise `error`; while only probes are allowed, this counts as the probe."""
-        self._breaker.enter(connection.id)
+        self._breaker.mark_probe(connection.id)
         postponed = connection_event(
-            "refresh.postponed", connection, told={"error": error.code, "next_refresh_at": again}
+            "refresh.postponed", connection, fields={"error": error.code, "next_refresh_at": again}
         )
         await self._core.store.postpone(connection, last_error=error.code, next_refresh_at=again, events=[postponed])
         raise error
 
-    async def about_refresh_token(
+    async def introspect_refresh_token(
         self, connection: Connection, pair: TokenPair, *, priority: Priority | None = Priority.BACKGROUND
     ) -> IntrospectionResult:
         """Introspect the refresh token; with `priority=None`, the caller has already waited for a slot.
@@ -128,14 +130,14 @@ class Introspector:
             self._core.amo.base_url(host)
         if priority is not None:
             await acquire_slot(self._core, priority)
-        self._breaker.address_block.check_question(connection.id)
-        sighting = await self._core.amo.look_up(
+        self._breaker.address_block.check_introspection(connection.id)
+        introspection = await self._core.amo.introspect_refresh_token(
             refresh_token=pair.refresh_token, api_domain=connection.api_domain, account_id=connection.account_id
         )
-        await self._note(connection, sighting)
-        return sighting
+        await self._note(connection, introspection)
+        return introspection
 
-    async def about_access_token(
+    async def introspect_access_token(
         self,
         connection: Connection,
         access_token: str,
@@ -146,34 +148,34 @@ class Introspector:
         """Introspect the access token; raises `NotYet` without a slot after `limit` seconds, and `HostNotAllowed`."""
         self._hosts.base_url(connection)
         await acquire_slot(self._core, priority, limit=limit)
-        self._breaker.address_block.check_question()
-        return await self._core.amo.ask_about(
+        self._breaker.address_block.check_introspection()
+        return await self._core.amo.introspect_access_token(
             access_token=access_token, domain=connection.domain, account_id=connection.account_id
         )
 
-    async def whereabouts(self, connection: Connection, pair: TokenPair) -> IntrospectionResult:
+    async def locate_account(self, connection: Connection, pair: TokenPair) -> IntrospectionResult:
         """Find the account's host by its refresh token, otherwise by an access token that should still be valid.
 
         A rejected refresh token stays rejected, whichever host the account has. If neither token can be introspected,
         an expired access token counts as rejected.
         """
-        first = await self.about_refresh_token(connection, pair)
-        if first.standing is TokenState.GOOD:
+        first = await self.introspect_refresh_token(connection, pair)
+        if first.state is TokenState.VALID:
             return first
-        if not lives(pair, now=self._core.clock.now()):
-            return IntrospectionResult(standing=TokenState.REFUSED) if first.standing is TokenState.UNASKED else first
-        second = await self.about_access_token(connection, pair.access_token)
-        if first.standing is TokenState.REFUSED:
+        if not is_unexpired(pair, now=self._core.clock.now()):
+            return IntrospectionResult(state=TokenState.REJECTED) if first.state is TokenState.NOT_CHECKED else first
+        second = await self.introspect_access_token(connection, pair.access_token)
+        if first.state is TokenState.REJECTED:
             return dataclasses.replace(first, domain=second.domain)
-        if second.standing is not TokenState.GOOD and first.standing is not TokenState.UNASKED:
+        if second.state is not TokenState.VALID and first.state is not TokenState.NOT_CHECKED:
             return first
         await self._note(connection, second)
         return second
 
-    async def _note(self, connection: Connection, sighting: IntrospectionResult) -> None:
+    async def _note(self, connection: Connection, introspection: IntrospectionResult) -> None:
         """Clear recorded refusals if AMO accepts the token; a suspended failure is handled before the refresh."""
         counted = connection.refused_since is not None and connection.suspended_token is None
-        if counted and sighting.standing is TokenState.GOOD:
+        if counted and introspection.state is TokenState.VALID:
             await self._forget_answers(connection)
 
     async def _forget_answers(self, connection: Connection) -> None:
@@ -181,7 +183,7 @@ class Introspector:
             await self._core.store.accept_token(connection)
 
 
-def _is_long_dead(connection: Connection, now: datetime) -> bool:
+def _is_long_expired(connection: Connection, now: datetime) -> bool:
     """Return whether the access token expired so long ago that a missing response is no reason to wait."""
     expires = connection.access_expires_at
     return expires is None or now - expires > _SILENCE

@@ -37,12 +37,14 @@ class Leases:
         self._ended: dict[str, str] = {}
         self._inherited: frozenset[str | None] = frozenset()
 
-    def left(self, connection: Connection) -> float:
+    def remaining(self, connection: Connection) -> float:
         """Return the seconds until the connection's attempt may be taken over; 0 without an attempt."""
         if connection.attempt is None:
             self.forget(connection.id)
             return 0.0
-        return self.left_of(connection.id, connection.attempt, connection.lease_until, told=connection.lease_left)
+        return self.remaining_of(
+            connection.id, connection.attempt, connection.lease_until, reported=connection.lease_left
+        )
 
     async def begin(self) -> None:
         """Read the attempts that were in progress before this process started; their age is unknown."""
@@ -64,18 +66,18 @@ class Leases:
         self._seen.pop(name, None)
         self._ended.pop(name, None)
 
-    def end(self, connection: Connection) -> None:
+    def mark_ended(self, connection: Connection) -> None:
         """Record that an attempt of this process has finished without a pair, but could not be closed in the store."""
         self._ended[connection.id] = connection.attempt or ""
 
     def has_ended(self, connection: Connection) -> bool:
-        """Return whether the connection's attempt was recorded by `end`."""
+        """Return whether the connection's attempt was recorded by `mark_ended`."""
         return connection.attempt is not None and self._ended.get(connection.id) == connection.attempt
 
-    def left_of(self, name: str, attempt: str, until: datetime | None, *, told: float | None) -> float:
-        """Return the seconds until an attempt may be taken over; `told` is the remaining time by the store's clock."""
+    def remaining_of(self, name: str, attempt: str, until: datetime | None, *, reported: float | None) -> float:
+        """Return the seconds until an attempt may be taken over; `reported` is what the store's clock says."""
         if self._store.has_shared_clock:
-            left = self.length if told is None else told
+            left = self.length if reported is None else reported
         else:
             left = self.length - self._seen_for(name, attempt, until)
         if self._store.failed_at is not None:

@@ -58,7 +58,7 @@ class Maintenance:
         if back:
             self._steady_since = self._core.clock.monotonic()
         await self._core.store.expire_missing(now=self._core.clock.now(), event=_expired)
-        self._tell_difference()
+        self._log_clock_skew()
         self._look_at = self._core.clock.monotonic() + _LOOK_EVERY
         if self._core.clock.monotonic() < self._steady_since + _STEADY:
             return
@@ -81,7 +81,7 @@ class Maintenance:
         else:
             self._prune_outage.worked()
 
-    def _tell_difference(self) -> None:
+    def _log_clock_skew(self) -> None:
         """Log once if this process's clock and the store's differ: one of them is wrong."""
         ahead = self._core.store.clock_skew
         agrees = abs(ahead) <= CLOCK_TOLERANCE.total_seconds()
@@ -103,14 +103,14 @@ class Maintenance:
         for days in WARN_DAYS:
 
             def expiring(connection: Connection, days: int = days) -> Event:
-                told = {
+                fields = {
                     "days": days,
                     "refresh_expires_at": connection.refresh_expires_at,
                     "access_expires_at": None if connection.has_refresh_token else connection.access_expires_at,
                     "error": connection.last_error,
                     "frozen": connection.frozen or None,
                 }
-                return connection_event("connection.expiring", connection, Level.WARNING, told=told)
+                return connection_event("connection.expiring", connection, Level.WARNING, fields=fields)
 
             before = self._core.clock.now() + timedelta(days=days)
             while await self._core.store.due_expiry_warnings(days=days, before=before, event=expiring):
@@ -122,4 +122,4 @@ def _expired(connection: Connection) -> Event:
     if connection.status is Status.ACTIVE:
         return connection_event("connection.recovered", connection)
     fields = {"reason": connection.reason, "access_expires_at": connection.access_expires_at}
-    return connection_event("connection.needs_reauth", connection, Level.WARNING, told=fields)
+    return connection_event("connection.needs_reauth", connection, Level.WARNING, fields=fields)

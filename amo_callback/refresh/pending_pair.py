@@ -22,20 +22,20 @@ PendingPair = RefreshedPair | NewConnection
 """A pair whose previous refresh token, or authorization code, has been spent."""
 
 
-def name_of(pending_pair: PendingPair) -> str:
+def file_name(pending_pair: PendingPair) -> str:
     """Return the name of the rescue file: `{connection}-{pair_version}`, for a grant `{connection}-g{attempt}`."""
     if isinstance(pending_pair, RefreshedPair):
         return f"{pending_pair.connection_id}-{pending_pair.pair_version}"
     return f"{pending_pair.connection_id}-g{pending_pair.grant.attempt}"
 
 
-def replaced_by(name: str) -> tuple[str, int | None]:
+def parse_name(name: str) -> tuple[str, int | None]:
     """Return a file's connection id, and the pair version that its pair replaces; `None` for any version."""
     connection_id, _, version = name.rpartition("-")
     return connection_id, int(version) if version.isdecimal() else None
 
 
-def as_of(pending_pair: PendingPair, now: datetime) -> PendingPair:
+def clamped_to(pending_pair: PendingPair, now: datetime) -> PendingPair:
     """Return the pair with its times moved back if they lie in the future, because the clock was moved back meanwhile.
 
     Its age is unknown then, but it must not count as fresh until the clock catches up.
@@ -70,13 +70,13 @@ def seal_pending(pending_pair: PendingPair, cipher: Cipher) -> bytes:
             "owner": pending_pair.owner,
         }
     return cipher.seal(
-        json.dumps(content, default=_encode).encode(), bound_to=context_of(RecordKind.RESCUE, name_of(pending_pair))
+        json.dumps(content, default=_encode).encode(), context=context_of(RecordKind.RESCUE, file_name(pending_pair))
     )
 
 
 def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
     """Decrypt the content of a rescue file; raises `DecryptionFailed`, also for a file that was put there by hand."""
-    content = json.loads(cipher.open(sealed, bound_to=context_of(RecordKind.RESCUE, name)), object_hook=_decode)
+    content = json.loads(cipher.open(sealed, context=context_of(RecordKind.RESCUE, name)), object_hook=_decode)
     try:
         if "refreshed" in content:
             return RefreshedPair(**content["refreshed"])

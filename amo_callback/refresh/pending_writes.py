@@ -15,11 +15,11 @@ import dataclasses
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_unless
+from amo_callback.concurrency import wait_or_stop
 from amo_callback.errors import ConfigurationError, DecryptionFailed, ShuttingDown, StoreUnavailable
 from amo_callback.events import Event, Level
 from amo_callback.model import Connection, RefreshedPair, Status
-from amo_callback.refresh.pending_pair import PendingPair, as_of, name_of, open_pending, replaced_by, seal_pending
+from amo_callback.refresh.pending_pair import PendingPair, clamped_to, file_name, open_pending, parse_name, seal_pending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amo_callback.core import Core
     from amo_callback.refresh.rescue import RescueFolder
 
-_AGAIN = 1.0
+_RETRY_EVERY = 1.0
 """Seconds between two tries."""
 _RESTORE_EVERY = 60.0
 _STORE_GRACE = 2.0
@@ -37,7 +37,7 @@ _HISTORY = 100
 
 
 @dataclasses.dataclass(slots=True)
-class _Held:
+class _PendingWrite:
     """One pending write."""
 
     pending_pair: PendingPair
@@ -46,7 +46,7 @@ class _Held:
     rescued: bool
     events: Sequence[Event] = ()
     """The events that are committed with it."""
-    told: bool = False
+    reported: bool = False
     saved: Connection | None = None
     tried: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
@@ -57,7 +57,7 @@ class PendingWrites:
     def __init__(self, core: Core, *, rescue: RescueFolder) -> None:
         self._core = core
         self._rescue = rescue
-        self._held: dict[str, _Held] = {}
+        self._pending: dict[str, _PendingWrite] = {}
         self._unreadable: set[str] = set()
         self._orphans: set[str] = set()
         self._expected = 0
@@ -65,8 +65,8 @@ class PendingWrites:
         """Files that could not be removed after their pair was stored or superseded."""
         self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
-        self._looking = asyncio.Lock()
-        self._again = asyncio.Event()
+        self._restore_lock = asyncio.Lock()
+        self._retry_now = asyncio.Event()
         self._restore_at = core.clock.monotonic()
 
     # --- queries -----------------------------------------------------------------------------------
@@ -74,7 +74,9 @@ class PendingWrites:
     @property
     def names(self) -> list[str]:
         """The pending writes, by the names of their rescue files."""
-        return sorted({*(name_of(held.pending_pair) for held in self._refused()), *self._unreadable, *self._orphans})
+        return sorted(
+            {*(file_name(pending.pending_pair) for pending in self._refused()), *self._unreadable, *self._orphans}
+        )
 
     @property
     def at_risk(self) -> bool:
@@ -84,7 +86,7 @@ class PendingWrites:
     @property
     def unsafe(self) -> list[str]:
         """The ids of connections whose pair exists only in memory."""
-        return sorted({held.pending_pair.connection_id for held in self._held.values() if not held.rescued})
+        return sorted({pending.pending_pair.connection_id for pending in self._pending.values() if not pending.rescued})
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
@@ -97,34 +99,34 @@ class PendingWrites:
 
     def blocks(self, connection: Connection) -> bool:
         """Return whether the connection's stored refresh token was already spent for a pending write."""
-        for owner, version in map(replaced_by, self._unreadable | self._orphans):
+        for owner, version in map(parse_name, self._unreadable | self._orphans):
             # A refresh spent the stored refresh token, and those of older pairs; a grant spends none.
             if owner == connection.id and version is not None and connection.pair_version <= version:
                 return True
-        return any(self._replaces(name, connection) for name in self._held)
+        return any(self._replaces(name, connection) for name in self._pending)
 
-    def newest(self, stored: Connection) -> Connection:
+    def overlay(self, stored: Connection) -> Connection:
         """Return the connection with its pending write, if there is one."""
-        for held in self._refused():
-            if self._replaces(name_of(held.pending_pair), stored) and stored.status is not Status.DISCONNECTED:
-                return _with(stored, held.pending_pair)
+        for pending in self._refused():
+            if self._replaces(file_name(pending.pending_pair), stored) and stored.status is not Status.DISCONNECTED:
+                return _with_pair(stored, pending.pending_pair)
         return stored
 
     def find(self, *, connection_id: str = "", account_id: str = "") -> Connection | None:
         """Return a connection with its pending write, for use while the store is unreachable."""
-        for held in self._refused():
-            found = held.connection
+        for pending in self._refused():
+            found = pending.connection
             if found is not None and (found.id == connection_id or (account_id and found.account_id == account_id)):
                 return found
         return None
 
-    def _refused(self) -> list[_Held]:
+    def _refused(self) -> list[_PendingWrite]:
         """Return the writes that the store has refused at least once; others are still being tried."""
-        return [held for held in self._held.values() if held.told]
+        return [pending for pending in self._pending.values() if pending.reported]
 
     @staticmethod
     def _replaces(name: str, stored: Connection) -> bool:
-        owner, version = replaced_by(name)
+        owner, version = parse_name(name)
         return owner == stored.id and version in {None, stored.pair_version}
 
     # --- writing -----------------------------------------------------------------------------------
@@ -137,7 +139,9 @@ class PendingWrites:
         `connection` is the row as it was read; `events` are committed with the pair. At shutdown, a pair with a rescue
         file is left there, and `ShuttingDown` is raised.
         """
-        return await self._hold(_Held(pending_pair, _with(connection, pending_pair), rescued=False, events=events))
+        return await self._keep(
+            _PendingWrite(pending_pair, _with_pair(connection, pending_pair), rescued=False, events=events)
+        )
 
     async def restore(self) -> None:
         """Load every rescue file that is not loaded yet, and try to store its pair.
@@ -145,8 +149,8 @@ class PendingWrites:
         Runs at start and once a minute, because another process on the same folder may have left files. Concurrent
         calls run one after the other. Raises `ConfigurationError` if the folder cannot be read.
         """
-        async with self._looking:
-            held = set(self._held)  # a file may still be listed although its pair was stored meanwhile
+        async with self._restore_lock:
+            pending = set(self._pending)  # a file may still be listed although its pair was stored meanwhile
             try:
                 files = await asyncio.to_thread(self._rescue.read)
             except OSError as error:
@@ -154,11 +158,11 @@ class PendingWrites:
             self._unreadable &= files.keys()
             self._orphans &= files.keys()
             self._settled &= files.keys()
-            for name in sorted(files.keys() - self._unreadable - held):
+            for name in sorted(files.keys() - self._unreadable - pending):
                 if name in self._settled:
                     await self._forget(name)
-                elif name not in self._held:
-                    await self._take_up(name, files[name])
+                elif name not in self._pending:
+                    await self._load(name, files[name])
 
     async def restore_for(self, connection: Connection) -> None:
         """Load new rescue files: a process that died during this connection's attempt may have left the next pair."""
@@ -174,9 +178,9 @@ class PendingWrites:
         if self._core.clock.monotonic() >= self._restore_at:
             self._restore_at = self._core.clock.monotonic() + _RESTORE_EVERY
             await self.restore()
-        await self.settle()
+        await self.flush()
 
-    async def _take_up(self, name: str, content: bytes | None) -> None:
+    async def _load(self, name: str, content: bytes | None) -> None:
         try:
             pending_pair = open_pending(name, content or b"", self._core.cipher)
         except DecryptionFailed:
@@ -190,117 +194,117 @@ class PendingWrites:
         connection = pending_pair.connection if not isinstance(pending_pair, RefreshedPair) else None
         # The process that exchanged the code is gone, so the process that stores the pair reports the connection.
         events = [] if connection is None else [Event(name="connection.connected", connection_id=connection.id)]
-        held = _Held(pending_pair, connection, rescued=True, events=events, told=True)
-        task = asyncio.create_task(self._hold(held), name=f"unsaved:{name_of(pending_pair)}")
+        pending = _PendingWrite(pending_pair, connection, rescued=True, events=events, reported=True)
+        task = asyncio.create_task(self._keep(pending), name=f"unsaved:{file_name(pending_pair)}")
         self._restoring.add(task)
         task.add_done_callback(self._restored)
-        await held.tried.wait()
+        await pending.tried.wait()
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         """Retry every pending write now, and reserve disk space if necessary."""
         if not self._reserved:
             self._reserved = await asyncio.to_thread(self._rescue.reserve)
-        waiting = list(self._held.values())
-        for held in waiting:
-            held.tried.clear()
-        self._again.set()
-        self._again = asyncio.Event()
-        await asyncio.gather(*(held.tried.wait() for held in waiting))
+        waiting = list(self._pending.values())
+        for pending in waiting:
+            pending.tried.clear()
+        self._retry_now.set()
+        self._retry_now = asyncio.Event()
+        await asyncio.gather(*(pending.tried.wait() for pending in waiting))
 
     async def drain(self) -> None:
         """Wait until every pair is in the store or in a rescue file."""
         if self._restoring:
             await asyncio.wait(self._restoring)
 
-    async def _hold(self, held: _Held) -> Connection | None:
-        name = name_of(held.pending_pair)
-        self._held[name] = held
+    async def _keep(self, pending: _PendingWrite) -> Connection | None:
+        name = file_name(pending.pending_pair)
+        self._pending[name] = pending
         try:
-            while refusal := await self._offer_in_time(held):
-                if not held.rescued:
-                    held.rescued = await self._rescued(held.pending_pair)
-                self._tell_once(held, refusal)
-                held.tried.set()
-                await self._wait(held)
+            while refusal := await self._try_store_in_time(pending):
+                if not pending.rescued:
+                    pending.rescued = await self._rescued(pending.pending_pair)
+                self._report_once(pending, refusal)
+                pending.tried.set()
+                await self._wait(pending)
             if name in self._orphans:
                 return None
-            if held.rescued:
+            if pending.rescued:
                 await self._forget(name)
-            if held.told and held.saved is None:
-                self._tell("pair.write_completed", held.pending_pair, superseded=True)
-            return held.saved
+            if pending.reported and pending.saved is None:
+                self._report("pair.write_completed", pending.pending_pair, superseded=True)
+            return pending.saved
         finally:
-            del self._held[name]
-            held.tried.set()
+            del self._pending[name]
+            pending.tried.set()
 
-    async def _offer_in_time(self, held: _Held) -> Exception | None:
+    async def _try_store_in_time(self, pending: _PendingWrite) -> Exception | None:
         """Try to store a pair; at shutdown, a store that takes longer than `_STORE_GRACE` counts as a failure."""
         refusals: list[Exception | None] = []
 
         async def offer() -> None:
-            refusals.append(await self._offer(held))
+            refusals.append(await self._try_store(pending))
 
-        if await done_unless(offer(), stop=self._core.stop, grace=_STORE_GRACE, clock=self._core.clock):
+        if await wait_or_stop(offer(), stop=self._core.stop, grace=_STORE_GRACE, clock=self._core.clock):
             return refusals[0]
         return StoreUnavailable("timeout")
 
-    async def _offer(self, held: _Held) -> Exception | None:
+    async def _try_store(self, pending: _PendingWrite) -> Exception | None:
         """Try to store a pair; return the error unless it is stored, superseded or orphaned with a rescue file."""
-        name = name_of(held.pending_pair)
-        if refusal := await self._store_it(held):
+        name = file_name(pending.pending_pair)
+        if refusal := await self._store_pair(pending):
             return refusal
         try:
-            orphaned = held.saved is None and not await self._is_superseded(held.pending_pair)
+            orphaned = pending.saved is None and not await self._is_superseded(pending.pending_pair)
         except Exception as error:  # noqa: BLE001 -- no error may lose the pair
             return error
         if not orphaned:
             self._orphans.discard(name)
             return None
-        held.rescued = held.rescued or await self._rescued(held.pending_pair)
-        if not held.rescued:
+        pending.rescued = pending.rescued or await self._rescued(pending.pending_pair)
+        if not pending.rescued:
             return StoreUnavailable("its connection is not in this database, and its rescue file cannot be written")
         if name not in self._orphans:
             self._orphans.add(name)
-            self._tell(
+            self._report(
                 "pair.orphaned",
-                held.pending_pair,
+                pending.pending_pair,
                 Level.ERROR,
                 text="its connection is not in this database: check storage.url",
             )
         return None
 
-    async def _store_it(self, held: _Held) -> Exception | None:
+    async def _store_pair(self, pending: _PendingWrite) -> Exception | None:
         """Try to store a pair; return the error, or `None` if it was stored or a newer one is."""
         saved = Event(
-            name="pair.write_completed", connection_id=held.pending_pair.connection_id, fields={"superseded": False}
+            name="pair.write_completed", connection_id=pending.pending_pair.connection_id, fields={"superseded": False}
         )
-        late = [saved] if held.told else []
-        events = [*held.events, *late]
-        held.pending_pair = pending_pair = as_of(held.pending_pair, self._core.clock.now())
-        if held.connection is not None:
-            held.connection = _with(held.connection, pending_pair)
+        late = [saved] if pending.reported else []
+        events = [*pending.events, *late]
+        pending.pending_pair = pending_pair = clamped_to(pending.pending_pair, self._core.clock.now())
+        if pending.connection is not None:
+            pending.connection = _with_pair(pending.connection, pending_pair)
         try:
             if isinstance(pending_pair, RefreshedPair):
-                held.saved = await self._core.store.save_refreshed(pending_pair, events=events)
+                pending.saved = await self._core.store.save_refreshed(pending_pair, events=events)
             else:
-                held.saved = await self._core.store.save_connected(pending_pair, events=events)
+                pending.saved = await self._core.store.save_connected(pending_pair, events=events)
         except Exception as error:  # noqa: BLE001 -- no error may lose the pair
-            return None if await self._was_committed(held, events) else error
-        if held.saved is None:
-            await self._was_committed(held, events)
+            return None if await self._was_committed(pending, events) else error
+        if pending.saved is None:
+            await self._was_committed(pending, events)
         return None
 
-    async def _was_committed(self, held: _Held, events: Sequence[Event]) -> bool:
+    async def _was_committed(self, pending: _PendingWrite, events: Sequence[Event]) -> bool:
         """Return whether this pair was committed although the response was lost; then report its events."""
-        held.saved = await self._stored(held)
-        if held.saved is not None:
+        pending.saved = await self._stored(pending)
+        if pending.saved is not None:
             for event in events:
                 self._core.observer(event)
-        return held.saved is not None
+        return pending.saved is not None
 
-    async def _stored(self, held: _Held) -> Connection | None:
+    async def _stored(self, pending: _PendingWrite) -> Connection | None:
         """Return the connection if it has, or had, exactly this pair."""
-        pending_pair = held.pending_pair
+        pending_pair = pending.pending_pair
         sealed = (
             pending_pair.sealed_pair if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.sealed_pair
         )
@@ -308,19 +312,19 @@ class PendingWrites:
             stored = await self._core.store.connection(pending_pair.connection_id)
             if stored is None or stored.status is Status.DISCONNECTED:
                 return None
-            return stored if stored.sealed_pair == sealed or await self._is_recorded(held) else None
+            return stored if stored.sealed_pair == sealed or await self._is_recorded(pending) else None
         except Exception:  # noqa: BLE001 -- no error may lose the pair
             return None
 
-    async def _is_recorded(self, held: _Held) -> bool:
+    async def _is_recorded(self, pending: _PendingWrite) -> bool:
         """Return whether the history contains the refresh that obtained the pair.
 
         The row may have changed since: another process may have refreshed or re-encrypted the pair.
         """
-        tokens = {event.fields["next_token"] for event in held.events if "next_token" in event.fields}
+        tokens = {event.fields["next_token"] for event in pending.events if "next_token" in event.fields}
         if not tokens:
             return False
-        recorded = await self._core.store.events(connection_id=held.pending_pair.connection_id, limit=_HISTORY)
+        recorded = await self._core.store.events(connection_id=pending.pending_pair.connection_id, limit=_HISTORY)
         return any(
             event.name == "refresh.succeeded" and event.details.get("next_token") in tokens for event in recorded
         )
@@ -338,35 +342,37 @@ class PendingWrites:
         regranted = (stored.grant_iat or 0) > (pending_pair.grant_iat or 0) > 0
         return regranted or stored.status is Status.DISCONNECTED or stored.pair_version > pending_pair.pair_version
 
-    def _tell_once(self, held: _Held, refusal: Exception) -> None:
-        if held.told:
+    def _report_once(self, pending: _PendingWrite, refusal: Exception) -> None:
+        if pending.reported:
             return
-        held.told = True
+        pending.reported = True
         if isinstance(refusal, StoreUnavailable):
-            self._tell("pair.write_pending", held.pending_pair, Level.ERROR, store=refusal.detail, rescued=held.rescued)
+            self._report(
+                "pair.write_pending", pending.pending_pair, Level.ERROR, store=refusal.detail, rescued=pending.rescued
+            )
         else:
             bug = Event(
                 name="pair.write_pending",
                 level=Level.ERROR,
-                connection_id=held.pending_pair.connection_id,
+                connection_id=pending.pending_pair.connection_id,
                 error=refusal,
             )
             self._core.observer(bug)
 
-    async def _wait(self, held: _Held) -> None:
+    async def _wait(self, pending: _PendingWrite) -> None:
         """Wait for the next try; at shutdown, raise if the pair has a rescue file."""
-        if self._core.stop.is_set() and held.rescued:
+        if self._core.stop.is_set() and pending.rescued:
             raise ShuttingDown
-        stop = self._core.stop if held.rescued else asyncio.Event()
-        await done_unless(self._again.wait(), stop=stop, grace=0, clock=self._core.clock, limit=_AGAIN)
+        stop = self._core.stop if pending.rescued else asyncio.Event()
+        await wait_or_stop(self._retry_now.wait(), stop=stop, grace=0, clock=self._core.clock, limit=_RETRY_EVERY)
 
     async def _rescued(self, pending_pair: PendingPair) -> bool:
         """Write the rescue file and return whether that succeeded."""
         sealed = seal_pending(pending_pair, self._core.cipher)
-        self._settled.discard(name_of(pending_pair))
+        self._settled.discard(file_name(pending_pair))
         self._reserved = False  # the reserved space may be used up by this
         try:
-            await asyncio.to_thread(self._rescue.write, name_of(pending_pair), sealed)
+            await asyncio.to_thread(self._rescue.write, file_name(pending_pair), sealed)
         except OSError:
             return False
         return True
@@ -389,11 +395,11 @@ class PendingWrites:
         if error is not None and not isinstance(error, ShuttingDown):
             self._core.observer(Event(name="pair.bug", level=Level.ERROR, error=error))
 
-    def _tell(self, name: str, pending_pair: PendingPair, level: Level = Level.INFO, **fields: object) -> None:
+    def _report(self, name: str, pending_pair: PendingPair, level: Level = Level.INFO, **fields: object) -> None:
         self._core.observer(Event(name=name, level=level, connection_id=pending_pair.connection_id, fields=fields))
 
 
-def _with(connection: Connection, pending_pair: PendingPair) -> Connection:
+def _with_pair(connection: Connection, pending_pair: PendingPair) -> Connection:
     """Return the connection as it will be once the pair is stored."""
     if not isinstance(pending_pair, RefreshedPair):
         return pending_pair.connection
@@ -405,6 +411,6 @@ def _with(connection: Connection, pending_pair: PendingPair) -> Connection:
         access_issued_at=pending_pair.issued_at,
         access_expires_at=pending_pair.expires_at,
         attempt=None,
-        spending=None,
-        doubtful=None,
+        presented_token=None,
+        possibly_spent_token=None,
     )

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from amo_callback.crypto import RecordKind, context_of
 from amo_callback.errors import AmoCallbackError, DecryptionFailed, StoreUnavailable, UnknownOutcome
 from amo_callback.events import Event, Level
-from amo_callback.refresh.pending_pair import replaced_by
+from amo_callback.refresh.pending_pair import parse_name
 from amo_callback.refresh.rescue import RAW
-from amo_callback.schedule import REFRESH_TOKEN_LIFE
+from amo_callback.schedule import REFRESH_TOKEN_LIFETIME
 
 if TYPE_CHECKING:
     from amo_callback.core import Core
@@ -46,25 +46,25 @@ class RawAnswer:
     """The fingerprint of the presented refresh token; empty for a code exchange."""
 
 
-def name_of(connection: Connection) -> str:
+def file_name(connection: Connection) -> str:
     """Return the file name for the response to a refresh of the stored pair."""
     return f"{connection.id}-{connection.pair_version}{RAW}"
 
 
-def name_of_grant(code_hash: str) -> str:
+def grant_file_name(code_hash: str) -> str:
     """Return the file name for the response to a code exchange; it begins with the support code."""
     return f"{code_hash}{RAW}"
 
 
 def refreshed_by(name: str) -> tuple[str, int] | None:
     """Return the connection id and the pair version before the refresh; `None` for a code exchange."""
-    connection_id, version = replaced_by(name.removesuffix(RAW))
+    connection_id, version = parse_name(name.removesuffix(RAW))
     return (connection_id, version) if connection_id and version is not None else None
 
 
 def open_raw(name: str, sealed: bytes, cipher: Cipher) -> RawAnswer:
     """Decrypt the content of a file; raises `DecryptionFailed`."""
-    content = json.loads(cipher.open(sealed, bound_to=context_of(RecordKind.RESCUE, name)))
+    content = json.loads(cipher.open(sealed, context=context_of(RecordKind.RESCUE, name)))
     try:
         return RawAnswer(**{**content, "body": base64.b64decode(content["body"])})
     except (KeyError, TypeError, ValueError):  # written by another version of amo-callback
@@ -74,7 +74,7 @@ def open_raw(name: str, sealed: bytes, cipher: Cipher) -> RawAnswer:
 def _seal(name: str, answer: RawAnswer, cipher: Cipher) -> bytes:
     body = base64.b64encode(answer.body).decode()
     content = {"body": body, "domain": answer.domain, "presented": answer.presented}
-    return cipher.seal(json.dumps(content).encode(), bound_to=context_of(RecordKind.RESCUE, name))
+    return cipher.seal(json.dumps(content).encode(), context=context_of(RecordKind.RESCUE, name))
 
 
 class RawAnswers:
@@ -93,23 +93,26 @@ class RawAnswers:
         if not isinstance(error, UnknownOutcome) or not error.body:
             return
         refreshed = refreshed_by(name)
-        told: dict[str, object] = {"file": name}
+        fields: dict[str, object] = {"file": name}
         sealed = _seal(name, RawAnswer(body=error.body[:_MOST], domain=domain, presented=presented), self._core.cipher)
         try:
             with self._pending_writes.expecting():
                 await asyncio.to_thread(self._rescue.write, name, sealed)
         except OSError as failed:
-            event, told["error"] = "raw_answer.lost", failed.strerror
+            event, fields["error"] = "raw_answer.lost", failed.strerror
         else:
-            event, told["text"] = "raw_answer.kept", "it may contain a pair: amo-callback connections import --raw FILE"
+            event, fields["text"] = (
+                "raw_answer.kept",
+                "it may contain a pair: amo-callback connections import --raw FILE",
+            )
             self.count += 1
         connection_id = None if refreshed is None else refreshed[0]
-        self._core.observer(Event(name=event, level=Level.ERROR, connection_id=connection_id, fields=told))
+        self._core.observer(Event(name=event, level=Level.ERROR, connection_id=connection_id, fields=fields))
 
     async def has(self, connection: Connection) -> bool:
         """Return whether a response to a refresh of the stored pair is saved; false if the folder cannot be read."""
         try:
-            return await asyncio.to_thread(self._rescue.has, name_of(connection))
+            return await asyncio.to_thread(self._rescue.has, file_name(connection))
         except OSError:
             return False
 
@@ -122,7 +125,7 @@ class RawAnswers:
             ages = await asyncio.to_thread(self._rescue.raw_ages)
             self.count = len(ages)
             for name, age in ages.items():
-                if age > REFRESH_TOKEN_LIFE.total_seconds() or await self._is_replaced(name):
+                if age > REFRESH_TOKEN_LIFETIME.total_seconds() or await self._is_replaced(name):
                     await asyncio.to_thread(self._rescue.remove, name)
                     self.count -= 1
 

@@ -7,7 +7,7 @@ from collections import deque
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_unless
+from amo_callback.concurrency import wait_or_stop
 from amo_callback.errors import AmoCallbackError, NotYet, StoreUnavailable
 from amo_callback.events import Event, Level, Outage
 from amo_callback.model import Connection, RefreshTrigger
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _AHEAD = 8
 """One refresh in `_AHEAD` is started early, so that it waits ready for a free place."""
-_LOOK_UPS = 2
+_RECHECKS = 2
 """The maximum number of concurrent rechecks; refreshes come first."""
 
 
@@ -40,13 +40,13 @@ class RefreshScheduler:
         gate: Gate,
         coordinator: RefreshCoordinator,
         rechecker: Rechecker,
-        watches: Sequence[Callable[[], Awaitable[None]]],
+        before_round: Sequence[Callable[[], Awaitable[None]]],
     ) -> None:
         self._core = core
         self._gate = gate
         self._coordinator = coordinator
         self._rechecker = rechecker
-        self._watches = watches
+        self._before_round = before_round
         """Called one after the other at the start of each round."""
         self._concurrency = core.rules.concurrency + core.rules.concurrency // _AHEAD
         self._poll_interval = core.rules.poll_interval
@@ -61,12 +61,12 @@ class RefreshScheduler:
         self._wake = asyncio.Event()
         self._store_works = True
         self._outage = Outage("refresher", clock=core.clock, observer=core.observer)
-        self._beat_at = core.clock.monotonic()
+        self._round_began_at = core.clock.monotonic()
 
     @property
-    def beat_age(self) -> float:
+    def heartbeat_age(self) -> float:
         """Seconds since the current round began."""
-        return self._core.clock.monotonic() - self._beat_at
+        return self._core.clock.monotonic() - self._round_began_at
 
     @property
     def failed_for(self) -> float:
@@ -77,7 +77,7 @@ class RefreshScheduler:
         """Start the next round immediately."""
         self._wake.set()
 
-    def expect(self, due_at: datetime | None) -> None:
+    def wake_if_due_soon(self, due_at: datetime | None) -> None:
         """Wake the loop if a connection is due before the next round."""
         if due_at is not None and (due_at - self._core.clock.now()).total_seconds() < self._poll_interval:
             self.wake()
@@ -85,7 +85,7 @@ class RefreshScheduler:
     async def run(self) -> None:
         """Run rounds until shutdown; a round that fails is logged, and the loop continues."""
         while not self._core.stop.is_set():
-            self._beat_at = self._core.clock.monotonic()
+            self._round_began_at = self._core.clock.monotonic()
             self._wake.clear()
             try:
                 pause = await self._sweep()
@@ -94,15 +94,15 @@ class RefreshScheduler:
                 pause = self._poll_interval
             else:
                 self._outage.worked()
-            self._tell_store()
-            await done_unless(self._wake.wait(), stop=self._core.stop, grace=0, clock=self._core.clock, limit=pause)
+            self._log_store_state()
+            await wait_or_stop(self._wake.wait(), stop=self._core.stop, grace=0, clock=self._core.clock, limit=pause)
         await asyncio.gather(*self._running.values(), *self._rechecking.values())
 
     async def _sweep(self) -> float:
         """Start due refreshes and rechecks as far as there are places, and return the seconds until the next round."""
-        self._forget_aside()
-        for watch in self._watches:
-            await watch()
+        self._end_back_offs()
+        for hook in self._before_round:
+            await hook()
         self._next.clear()
         closed = self._gate.closed_by
         self._more = closed is not None
@@ -128,20 +128,20 @@ class RefreshScheduler:
         while True:
             places = max(self._concurrency - len(self._running), 0) if self._gate.closed_by is None else 0
             limit = places + self._concurrency if places else 0
-            rechecks = max(_LOOK_UPS - len(self._rechecking), 0)
+            rechecks = max(_RECHECKS - len(self._rechecking), 0)
             due = await self._core.store.due(
-                now=now, limit=limit, rechecks=rechecks, apart_from=self._apart(), turn=self._turn
+                now=now, limit=limit, rechecks=rechecks, exclude=self._excluded(), turn=self._turn
             )
             for connection in due.refreshes:
                 if self._gate.lease_left(connection):  # an attempt is in progress, here or in another process
-                    self._put_aside(connection.id, self._poll_interval)
+                    self._back_off(connection.id, self._poll_interval)
                 else:
                     self._next.append(connection)
             self._start_next()
             for name in due.rechecks:
                 # Its refresh may have been started since the query.
-                if not self._core.stop.is_set() and name not in self._apart():
-                    self._start(name, self._look_up(name), among=self._rechecking)
+                if not self._core.stop.is_set() and name not in self._excluded():
+                    self._start(name, self._recheck(name), among=self._rechecking)
             if self._core.stop.is_set() or len(due.refreshes) < max(limit, 1):
                 return due.next_at
 
@@ -157,16 +157,16 @@ class RefreshScheduler:
         if self._running or closed.probe_in > 0:
             return
         turn = timedelta(seconds=self._gate.probe_every)
-        while probe := await self._core.store.probe(apart_from=(*self._apart(), *closed.probed), turn=turn):
+        while probe := await self._core.store.probe(exclude=(*self._excluded(), *closed.probed), turn=turn):
             if self._core.stop.is_set():
                 return
             if not self._gate.lease_left(probe):
                 self._start(probe.id, self._refresh(probe, RefreshTrigger.PROBE))
                 return
-            self._put_aside(probe.id, self._poll_interval)
+            self._back_off(probe.id, self._poll_interval)
         await self._gate.end_round(closed)
 
-    def _apart(self) -> tuple[str, ...]:
+    def _excluded(self) -> tuple[str, ...]:
         names = (connection.id for connection in self._next)
         return (*self._running, *names, *self._rechecking, *self._backed_off)
 
@@ -191,10 +191,10 @@ class RefreshScheduler:
         if more or tasks is self._rechecking:
             self.wake()
 
-    async def _refresh(self, connection: Connection, demand: RefreshTrigger) -> None:
-        await self._coordinator.refresh(connection.id, demand=demand, satisfied=self._is_done, row=connection)
+    async def _refresh(self, connection: Connection, trigger: RefreshTrigger) -> None:
+        await self._coordinator.refresh(connection.id, trigger=trigger, is_fresh_enough=self._is_done, row=connection)
 
-    async def _look_up(self, connection_id: str) -> None:
+    async def _recheck(self, connection_id: str) -> None:
         try:
             await self._rechecker.check(connection_id)
         except AmoCallbackError:
@@ -217,16 +217,16 @@ class RefreshScheduler:
         try:
             await work
         except (StoreUnavailable, NotYet):
-            self._put_aside(connection_id, self._poll_interval)  # the row is unchanged, and so still due
+            self._back_off(connection_id, self._poll_interval)  # the row is unchanged, and so still due
         except AmoCallbackError:
             pass  # recorded with the time of the next try, or there is nothing to do
         except Exception:  # noqa: BLE001 -- a bug in one refresh must not stop the others; it is logged already
-            self._put_aside(connection_id, self._core.rules.retry_base)
+            self._back_off(connection_id, self._core.rules.retry_base)
 
-    def _put_aside(self, connection_id: str, seconds: float) -> None:
+    def _back_off(self, connection_id: str, seconds: float) -> None:
         self._backed_off[connection_id] = self._core.clock.monotonic() + seconds
 
-    def _tell_store(self) -> None:
+    def _log_store_state(self) -> None:
         """Log once that the store cannot be written, and once that it can be written again."""
         failing = self._core.store.last_write_error
         if (failing is None) is self._store_works:
@@ -237,6 +237,6 @@ class RefreshScheduler:
         else:
             self._core.observer(Event(name="store.failing", level=Level.ERROR, fields={"store": failing}))
 
-    def _forget_aside(self) -> None:
+    def _end_back_offs(self) -> None:
         now = self._core.clock.monotonic()
         self._backed_off = {name: until for name, until in self._backed_off.items() if until > now}

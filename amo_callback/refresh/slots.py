@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_unless
+from amo_callback.concurrency import wait_or_stop
 from amo_callback.errors import NotYet, ShuttingDown
 from amo_callback.rate_limit import GOOD_FOR, Priority
 
@@ -17,8 +17,8 @@ async def acquire_slot(core: Core, priority: Priority = Priority.BACKGROUND, *, 
 
     Raises `ShuttingDown` at shutdown, and `NotYet` after `limit` seconds.
     """
-    slot = core.amo.slot(priority)
-    granted = await done_unless(slot, stop=core.stop, grace=0, clock=core.clock, limit=limit)
+    slot = core.amo.acquire_slot(priority)
+    granted = await wait_or_stop(slot, stop=core.stop, grace=0, clock=core.clock, limit=limit)
     if core.stop.is_set():
         raise ShuttingDown
     if not granted:
@@ -33,7 +33,7 @@ async def ensure_slot(core: Core, *, granted_at: float, not_after: float) -> boo
     """
     now = core.clock.monotonic()
     if now - granted_at > GOOD_FOR and now <= not_after:
-        slot = core.amo.slot(Priority.BACKGROUND)
-        if not await done_unless(slot, stop=core.stop, grace=0, clock=core.clock, limit=not_after - now):
+        slot = core.amo.acquire_slot(Priority.BACKGROUND)
+        if not await wait_or_stop(slot, stop=core.stop, grace=0, clock=core.clock, limit=not_after - now):
             return False
     return core.clock.monotonic() <= not_after and not core.stop.is_set()

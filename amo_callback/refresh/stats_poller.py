@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_within, rest
+from amo_callback.concurrency import sleep_until_woken, wait_at_most
 from amo_callback.errors import AmoCallbackError, StoreUnavailable
 from amo_callback.events import Outage
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from amo_callback.stats import StoreStats
 
 _EVERY = 10.0
-_PATIENCE = 2.0
+_WAIT_LIMIT = 2.0
 """Seconds after which a slow store is reported; its result is still used when it arrives."""
 _OLDEST = 3 * _EVERY
 _LATE = timedelta(minutes=5)
@@ -27,10 +27,10 @@ class StatsPoller:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._outage = Outage("survey", clock=core.clock, observer=core.observer)
-        self._looking: asyncio.Future[StoreStats] | None = None
+        self._outage = Outage("stats", clock=core.clock, observer=core.observer)
+        self._query: asyncio.Future[StoreStats] | None = None
         self._began_at = core.clock.monotonic()
-        self._trouble: str | None = "not polled yet"
+        self._problem: str | None = "not polled yet"
         self._seen_at: float | None = None
         self.last: StoreStats | None = None
         """The last result."""
@@ -43,42 +43,42 @@ class StatsPoller:
         return None if self._seen_at is None else self._core.clock.monotonic() - self._seen_at
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Why the last result is outdated or missing; `None` if it is current."""
-        if self._trouble is None and self.age is not None and self.age > _OLDEST:
+        if self._problem is None and self.age is not None and self.age > _OLDEST:
             return f"last polled {self.age:.0f} s ago"
-        return self._trouble
+        return self._problem
 
     async def run(self) -> None:
         """Poll until shutdown; the caller has made the first poll."""
         try:
             while not self._core.stop.is_set():
-                await rest(self._core.stop, seconds=_EVERY, clock=self._core.clock)
-                await self.look()
+                await sleep_until_woken(self._core.stop, seconds=_EVERY, clock=self._core.clock)
+                await self.poll()
         finally:
-            if self._looking is not None:
-                self._looking.cancel()
+            if self._query is not None:
+                self._query.cancel()
 
-    async def look(self) -> None:
-        """Query the store for statistics, waiting at most `_PATIENCE` seconds.
+    async def poll(self) -> None:
+        """Query the store for statistics, waiting at most `_WAIT_LIMIT` seconds.
 
         A slower query keeps running; the next call waits for it instead of starting another.
         """
-        if self._looking is None:
+        if self._query is None:
             self._began_at, now = self._core.clock.monotonic(), self._core.clock.now()
-            self._looking = asyncio.ensure_future(self._core.store.survey(now=now, late=now - _LATE))
-        if not await done_within(self._looking, seconds=_PATIENCE, clock=self._core.clock):
-            self._trouble = f"no response for {self._core.clock.monotonic() - self._began_at:.0f} s"
+            self._query = asyncio.ensure_future(self._core.store.stats(now=now, late=now - _LATE))
+        if not await wait_at_most(self._query, seconds=_WAIT_LIMIT, clock=self._core.clock):
+            self._problem = f"no response for {self._core.clock.monotonic() - self._began_at:.0f} s"
             return
-        looking, self._looking = self._looking, None
+        query, self._query = self._query, None
         try:
-            self.last = looking.result()
+            self.last = query.result()
         except StoreUnavailable as error:
-            self._trouble = error.code  # the store logs its own failures
+            self._problem = error.code  # the store logs its own failures
         except Exception as error:  # noqa: BLE001 -- the loop must survive any bug in one round
-            self._trouble = error.code if isinstance(error, AmoCallbackError) else "a bug"
+            self._problem = error.code if isinstance(error, AmoCallbackError) else "a bug"
             self._outage.failed(error)
         else:
             self._outage.worked()
-            self._trouble, self._seen_at = None, self._began_at
+            self._problem, self._seen_at = None, self._began_at
             self.seconds = self._core.clock.monotonic() - self._began_at

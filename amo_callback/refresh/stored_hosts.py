@@ -54,6 +54,6 @@ class StoredHosts:
         if is_put_off or connection.status is not Status.ACTIVE:
             return
         again = None if due is None else now + self._retry_cap
-        told = {"next_refresh_at": again, "text": str(refused)}
-        event = connection_event("host.not_allowed", connection, Level.ERROR, told=told)
+        fields = {"next_refresh_at": again, "text": str(refused)}
+        event = connection_event("host.not_allowed", connection, Level.ERROR, fields=fields)
         await self._core.store.postpone(connection, last_error=refused.code, next_refresh_at=again, events=[event])

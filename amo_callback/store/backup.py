@@ -163,14 +163,14 @@ def freeze(copy: sqlite3.Connection, now: datetime) -> None:
     """Freeze a copy, even if the original is frozen, and verify it; raises `BackupFailed`."""
     run(copy, "drop_meta", name="frozen")
     run(copy, "save_event", at=now, connection_id=None, name="service.copied", process="copy", details="{}")
-    run(copy, "add_meta", name="frozen", value=freeze_value(Freeze(at=now, why=_WHY, elsewhere=True)))
+    run(copy, "add_meta", name="frozen", value=freeze_value(Freeze(at=now, why=_WHY, may_be_copy=True)))
     check_frozen(copy)
 
 
 def check_frozen(database: sqlite3.Connection) -> None:
     """Verify that the service would treat a database as frozen; raises `BackupFailed`."""
     frozen = read_meta(database, "frozen")
-    if frozen is None or not read_freeze(frozen).elsewhere:
+    if frozen is None or not read_freeze(frozen).may_be_copy:
         raise BackupFailed("the copy could not be frozen and must not be used: something in it reverts the freeze")
 
 

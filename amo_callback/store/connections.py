@@ -38,13 +38,13 @@ read_connection = row_reader(
         "status": lambda word: _STATUSES.get(word, Status.NEEDS_REAUTH),
         "reason": lambda word: _REASONS.get(word, Reason.UNREADABLE) if word else None,
         "suspended_reason": lambda word: _REASONS.get(word, Reason.IN_DOUBT) if word else None,
-        "look_up_pause": _MICROSECOND.__mul__,
+        "recheck_pause": _MICROSECOND.__mul__,
     },
     computed={
         "frozen": lambda columns: columns["frozen_at"] is not None or bool(columns.get("all_frozen")),
         "lease_left": lease_left,
     },
-    leave=frozenset({"mended"}),
+    leave=frozenset({"reactivated"}),
 )
 _read_counts = row_reader(ConnectionCounts)
 _read_successes = row_reader(Successes)
@@ -82,7 +82,7 @@ class Connections(Repository):
         return [read_connection(row) for row in await self.read("attempts")]
 
     async def due(
-        self, *, now: datetime, limit: int, rechecks: int = 0, apart_from: Sequence[str], turn: timedelta = TURN
+        self, *, now: datetime, limit: int, rechecks: int = 0, exclude: Sequence[str], turn: timedelta = TURN
     ) -> Due:
         """Return due connections: at most `limit` refreshes and `rechecks` rechecks."""
         found = await self.claim_work(
@@ -91,7 +91,7 @@ class Connections(Repository):
             impossible_after=now + CLOCK_TOLERANCE,
             limit=limit,
             rechecks=rechecks,
-            apart_from=json_list(apart_from),
+            exclude=json_list(exclude),
             turn=turn,
         )
         rows: dict[str, list[Row]] = {"refresh": [], "recheck": [], "next": []}
@@ -103,14 +103,14 @@ class Connections(Repository):
             next_at=from_micros(rows["next"][0]["next_refresh_at"]) if rows["next"] else None,
         )
 
-    async def probe(self, *, apart_from: Sequence[str], turn: timedelta) -> Connection | None:
+    async def probe(self, *, exclude: Sequence[str], turn: timedelta) -> Connection | None:
         """Return an active connection with a refresh token: the most recent success first, failed ones last."""
-        found = await self.claim_work("probe", apart_from=json_list(apart_from), turn=turn)
+        found = await self.claim_work("probe", exclude=json_list(exclude), turn=turn)
         return _first(found)
 
-    async def fleet(self, *, now: datetime, since: datetime) -> ConnectionCounts:
+    async def connection_counts(self, *, now: datetime, since: datetime) -> ConnectionCounts:
         """Count active connections, those with a valid access token, and terminal failures since `since`."""
-        [row] = await self.read("fleet", now=now, since=since)
+        [row] = await self.read("connection_counts", now=now, since=since)
         return _read_counts(row)
 
     async def successes(self, *, now: datetime) -> Successes:
@@ -136,7 +136,7 @@ class Connections(Repository):
     ) -> Connection | None:
         """Commit a refreshed pair and end its claim; `None` if its version was superseded.
 
-        If the connection needed its user, it becomes active again (`mended`).
+        If the connection needed its user, it becomes active again (`reactivated`).
         """
         await transaction.run("lock_connection", id=refreshed.connection_id)
         before = await transaction.run("connection", id=refreshed.connection_id)
@@ -144,14 +144,14 @@ class Connections(Repository):
         if not before or saved is None:
             return None
         await self._note_pair_obtained(transaction, saved.client_id)
-        mended = before[0]["status"] == Status.NEEDS_REAUTH
-        recovered = [connection_event("connection.recovered", saved)] if mended else []
+        reactivated = before[0]["status"] == Status.NEEDS_REAUTH
+        recovered = [connection_event("connection.recovered", saved)] if reactivated else []
         await self._record(transaction, [*events, *recovered], saved)
-        return dataclasses.replace(saved, mended=mended)
+        return dataclasses.replace(saved, reactivated=reactivated)
 
-    async def save_verdict(self, verdict: RefreshFailure, *, events: Sequence[Event] = ()) -> Connection | None:
+    async def save_failure(self, failure: RefreshFailure, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit the result of an attempt without a pair; `None` if another attempt has replaced this one."""
-        return await self._change("save_verdict", events=events, **values_of(verdict))
+        return await self._change("save_failure", events=events, **values_of(failure))
 
     async def give_up(
         self,
@@ -159,12 +159,12 @@ class Connections(Repository):
         *,
         last_error: str,
         now: datetime,
-        look_up_at: datetime,
+        recheck_at: datetime,
         events: Sequence[Event] = (),
     ) -> bool:
         """Apply a suspended terminal failure; `False` if the row has changed since it was read."""
         return await self._change_read(
-            "give_up", connection, events=events, last_error=last_error, now=now, look_up_at=look_up_at
+            "give_up", connection, events=events, last_error=last_error, now=now, recheck_at=recheck_at
         )
 
     async def accept_token(self, connection: Connection) -> None:
@@ -275,7 +275,7 @@ class Connections(Repository):
             "begin_recheck",
             id=connection.id,
             row_version=connection.row_version,
-            look_up_at=connection.look_up_at,
+            recheck_at=connection.recheck_at,
             again_in=again_in,
         )
 
@@ -289,7 +289,7 @@ class Connections(Repository):
     ) -> bool:
         """Schedule the next recheck and the pause before it; `False` if the row has changed since."""
         return await self._change_read(
-            "schedule_recheck", connection, events=events, look_up_at=connection.look_up_at, at=at, pause=pause
+            "schedule_recheck", connection, events=events, recheck_at=connection.recheck_at, at=at, pause=pause
         )
 
     async def _change_read(
@@ -367,7 +367,7 @@ def _change_of_status(brought: ImportedConnection) -> Event | None:
     if over is None or over.status is now.status:
         return None
     if now.status is Status.NEEDS_REAUTH:
-        return connection_event("connection.needs_reauth", now, told={"reason": now.reason})
+        return connection_event("connection.needs_reauth", now, fields={"reason": now.reason})
     return connection_event(
         "connection.recovered" if over.status is Status.NEEDS_REAUTH else "connection.connected", now
     )

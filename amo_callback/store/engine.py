@@ -220,7 +220,7 @@ def json_object(text: str | bytes) -> Mapping[str, Any]:
 
 # --- transactions --------------------------------------------------------------------------------
 
-ANY = ChangeNotice(connections=None, belonging=True)
+ANY = ChangeNotice(connections=None, membership_changed=True)
 """A change that may concern any connection."""
 CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
 """Notes of statements that change connections or owners."""
@@ -268,7 +268,7 @@ class Transaction(ABC):
             self.changes.append(ANY)
             return
         owners, erased = "changes owners" in statement.notes, "erases connection" in statement.notes
-        self.changes.append(ChangeNotice(connections=ids, belonging=owners, erased=erased))
+        self.changes.append(ChangeNotice(connections=ids, membership_changed=owners, erased=erased))
 
 
 class Database(ABC):

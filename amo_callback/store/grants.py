@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.store.engine import Row, Transaction
 
 _read_grant = row_reader(
-    Grant, converters={"status": GrantStatus, "doubtful": bool}, computed={"lease_left": lease_left}
+    Grant, converters={"status": GrantStatus, "possibly_spent": bool}, computed={"lease_left": lease_left}
 )
 _read_state = row_reader(IssuedState)
 
@@ -183,8 +183,8 @@ class Grants(Repository):
 
     async def _take(self, transaction: Transaction, connection: Connection, *, owner: str, serial: int) -> Event:
         last = await self._owners(transaction, connection.id) == [owner]
-        told = {"owner": owner, "reason": "asked by its owner" if last else None}
-        gone = connection_event("connection.disconnected" if last else "owner.unbound", connection, told=told)
+        fields = {"owner": owner, "reason": "asked by its owner" if last else None}
+        gone = connection_event("connection.disconnected" if last else "owner.unbound", connection, fields=fields)
         await self._record(transaction, [gone], connection)
         if last:
             await transaction.run(

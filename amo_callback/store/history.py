@@ -191,19 +191,17 @@ class History(Repository):
         """Return waiting and dead-lettered webhooks in order, starting after a number."""
         return [_read_webhook(row) for row in await self.read("webhooks", after=after, limit=limit)]
 
-    async def next_webhook(
-        self, *, now: datetime, length: timedelta, apart_from: Sequence[str] = ()
-    ) -> datetime | None:
+    async def next_webhook(self, *, now: datetime, length: timedelta, exclude: Sequence[str] = ()) -> datetime | None:
         """Return when the next delivery is due, for leases of `length`."""
-        [row] = await self.read("next_webhook", now=now, length=length, apart_from=json_list(apart_from))
+        [row] = await self.read("next_webhook", now=now, length=length, exclude=json_list(exclude))
         return None if row["at"] is None else from_micros(row["at"])
 
     async def claim_webhooks(
-        self, *, now: datetime, length: timedelta, lease: str, limit: int, apart_from: Sequence[str] = ()
+        self, *, now: datetime, length: timedelta, lease: str, limit: int, exclude: Sequence[str] = ()
     ) -> Sequence[QueuedWebhook]:
         """Lease due webhooks: for each connection, the first that is not dead-lettered."""
         found = await self.write(
-            "claim_webhooks", now=now, length=length, lease=lease, limit=limit, apart_from=json_list(apart_from)
+            "claim_webhooks", now=now, length=length, lease=lease, limit=limit, exclude=json_list(exclude)
         )
         return [_read_webhook(row) for row in found]
 

@@ -57,7 +57,7 @@ class Meta(Repository):
         frozen, block, words = (found.get(name) for name in ("frozen", "amo_block", "refused_credentials"))
         return SharedState(
             frozen=None if frozen is None else read_freeze(frozen),
-            terminal_suspended="deaths_held" in found,
+            terminal_suspended="terminal_suspended" in found,
             amo_block=None if block is None else read_amo_block(block),
             refused_credentials=None if words is None else words.decode(),
         )
@@ -79,14 +79,14 @@ class Meta(Repository):
 
     async def suspend_terminal(self, *, now: datetime) -> None:
         """Suspend further terminal failures, beyond a restart."""
-        await self.write("add_meta", name="deaths_held", value=now.isoformat().encode())
+        await self.write("add_meta", name="terminal_suspended", value=now.isoformat().encode())
 
     async def resume_terminal(self) -> None:
         """Apply terminal failures again, and do not count earlier ones."""
 
         async def work(transaction: Transaction) -> None:
-            await transaction.run("drop_meta", name="deaths_held")
-            await transaction.run("forget_deaths")
+            await transaction.run("drop_meta", name="terminal_suspended")
+            await transaction.run("forget_terminal_failures")
 
         await self.transact(work)
 
@@ -112,9 +112,9 @@ class Meta(Repository):
         return None if value is None else read_freeze(value)
 
     @in_transaction
-    async def freeze_all(self, transaction: Transaction, *, why: str, elsewhere: bool = False) -> bool:
+    async def freeze_all(self, transaction: Transaction, *, why: str, may_be_copy: bool = False) -> bool:
         """Freeze all connections; `False` if they were frozen already."""
-        return await self._freeze_all(transaction, why, elsewhere=elsewhere)
+        return await self._freeze_all(transaction, why, may_be_copy=may_be_copy)
 
     @in_transaction
     async def thaw_all(self, transaction: Transaction, *, machine: str | None) -> bool:
@@ -126,7 +126,7 @@ class Meta(Repository):
         found = await transaction.run("drop_meta", name="frozen")
         if found:
             transaction.changes.append(ANY)
-            if read_freeze(found[0]["value"]).elsewhere:
+            if read_freeze(found[0]["value"]).may_be_copy:
                 await transaction.run("all_due", now=self.clock.now())
             if machine is not None:
                 here = await self.location(machine)
@@ -146,7 +146,7 @@ class Meta(Repository):
                 transaction,
                 "the database was last used at another location (machine, folder or server): if it is still in use "
                 "there, this copy must not refresh anything",
-                elsewhere=True,
+                may_be_copy=True,
             )
         frozen = await transaction.run("get_meta", name="frozen")
         return read_freeze(frozen[0]["value"]) if frozen else None
@@ -156,8 +156,8 @@ class Meta(Repository):
         served = await self._get("machine")
         return served is not None and served.decode() != await self.location(machine)
 
-    async def _freeze_all(self, transaction: Transaction, why: str, *, elsewhere: bool) -> bool:
-        value = freeze_value(Freeze(at=self.clock.now(), why=why, elsewhere=elsewhere))
+    async def _freeze_all(self, transaction: Transaction, why: str, *, may_be_copy: bool) -> bool:
+        value = freeze_value(Freeze(at=self.clock.now(), why=why, may_be_copy=may_be_copy))
         await transaction.run("lock_for_freezing")
         frozen = bool(await transaction.run("add_meta", name="frozen", value=value))
         if frozen:
@@ -267,9 +267,9 @@ class Meta(Repository):
 
     # --- statistics and encrypted records ----------------------------------------------------------
 
-    async def survey(self, *, now: datetime, late: datetime) -> StoreStats:
+    async def stats(self, *, now: datetime, late: datetime) -> StoreStats:
         """Count connections and webhooks; refreshes that were due before `late` count as overdue."""
-        [row] = await self.read("survey", now=now, late=late)
+        [row] = await self.read("stats", now=now, late=late)
         return _read_stats(row)
 
     async def count_sealed(self) -> int:
@@ -285,12 +285,12 @@ class Meta(Repository):
         return [EncryptedRecord(kind=kind, name=row["name"], content=row["content"]) for row in found]
 
     @in_transaction
-    async def reseal(
-        self, transaction: Transaction, resealed: Sequence[ReencryptedRecord]
+    async def reencrypt(
+        self, transaction: Transaction, reencrypted: Sequence[ReencryptedRecord]
     ) -> Sequence[EncryptedRecord]:
         """Commit re-encrypted records together; return those that were not replaced because they have changed."""
         left = []
-        for one in resealed:
+        for one in reencrypted:
             read = one.read
             if read.kind is RecordKind.CANARY:
                 statement, named = "change_meta", {"name": read.name, "value": one.content, "before": read.content}
@@ -308,12 +308,12 @@ def read_freeze(value: bytes) -> Freeze:
     try:
         at, why = from_micros(int(str(content["at"]))), str(content["why"])
     except (KeyError, ValueError):
-        return Freeze(at=from_micros(0), why="the reason stored in the database is malformed", elsewhere=True)
-    return Freeze(at=at, why=why, elsewhere=bool(content.get("elsewhere")))
+        return Freeze(at=from_micros(0), why="the reason stored in the database is malformed", may_be_copy=True)
+    return Freeze(at=at, why=why, may_be_copy=bool(content.get("may_be_copy")))
 
 
 def freeze_value(freeze: Freeze) -> bytes:
-    return json.dumps({"at": to_micros(freeze.at), "why": freeze.why, "elsewhere": freeze.elsewhere}).encode()
+    return json.dumps({"at": to_micros(freeze.at), "why": freeze.why, "may_be_copy": freeze.may_be_copy}).encode()
 
 
 def read_amo_block(value: bytes) -> AmoBlock:

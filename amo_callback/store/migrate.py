@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-_PATIENCE = 86400.0
+_WAIT_LIMIT = 86400.0
 """The timeout of a step in seconds; asyncpg's default is for statements with a waiting caller."""
 ENCODINGS = ("UTF8", "SQL_ASCII")
 """Encodings that can store every text."""
@@ -90,7 +90,7 @@ async def migrate_postgres(
         await database.execute("SET LOCAL statement_timeout = 0")  # an index of a large table takes its time
         await database.execute("SET LOCAL lock_timeout = 0")
         await database.execute(
-            "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.schema'))", timeout=_PATIENCE
+            "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.schema'))", timeout=_WAIT_LIMIT
         )
         version = await _schema(database)
         if version > len(migrations) or (version == 0 and await database.fetchval(_IS_THERE, ["meta", "connections"])):
@@ -100,7 +100,7 @@ async def migrate_postgres(
             await database.execute("INSERT INTO schema_version (version) VALUES (0)")
         for statements in migrations[version:]:
             for statement in statements:
-                await database.execute(statement, timeout=_PATIENCE)
+                await database.execute(statement, timeout=_WAIT_LIMIT)
         await database.execute("UPDATE schema_version SET version = $1", len(migrations))
 
 

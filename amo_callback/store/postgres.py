@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, TypeVar
 import asyncpg
 
 from amo_callback.clock import DatabaseClock
-from amo_callback.concurrency import unbroken
+from amo_callback.concurrency import run_to_completion
 from amo_callback.errors import StoreUnavailable
-from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, ask, pause
+from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, pause, request_slot
 from amo_callback.store import Store
 from amo_callback.store.engine import Engine, Statement, Transaction, arguments, from_micros, load_statements
 from amo_callback.store.migrate import check_postgres_schema, load_migrations, migrate_postgres
-from amo_callback.store.postgres_connection import ERRORS, PATIENCE, Listener, connect, location_of, open_pool
+from amo_callback.store.postgres_connection import ERRORS, WAIT_LIMIT, Listener, connect, location_of, open_pool
 from amo_callback.store.postgres_server import check_pooling, explain
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ async def open_postgres(
 
 async def _prepare(url: str, clock: DatabaseClock, *, read_only: bool) -> str:
     """Upgrade the schema, however long that takes, and set the clock; return the database's location."""
-    connection, known = await connect(url, patience=None, read_only=read_only), load_migrations(Engine.POSTGRES)
+    connection, known = await connect(url, wait_limit=None, read_only=read_only), load_migrations(Engine.POSTGRES)
     try:
         if read_only:
             await check_postgres_schema(connection, len(known))
@@ -104,7 +104,7 @@ async def _prepare(url: str, clock: DatabaseClock, *, read_only: bool) -> str:
         clock.set(await connection.fetchval("SELECT statement_timestamp()"), asked_at=asked_at)
         return await location_of(connection)
     finally:
-        await connection.close(timeout=PATIENCE)
+        await connection.close(timeout=WAIT_LIMIT)
 
 
 class _Undone(StoreUnavailable):
@@ -139,11 +139,11 @@ class PostgresStore(Store):
             raise self._failed(error) from None
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        return await unbroken(self._try(work, lasts=True))
+        return await run_to_completion(self._try(work, lasts=True))
 
     async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run a transaction that only coordinates instances, which may succeed although the disk is full."""
-        return await unbroken(self._try(work, lasts=False))
+        return await run_to_completion(self._try(work, lasts=False))
 
     async def data_version(self) -> int:
         """Receive the pending notifications of other instances; always returns 0."""
@@ -170,7 +170,7 @@ class PostgresStore(Store):
     async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
         if self._listener.down is not None:
             raise ConnectionError(self._listener.down)
-        async with self._pool.acquire(timeout=PATIENCE) as connection:
+        async with self._pool.acquire(timeout=WAIT_LIMIT) as connection:
             yield connection
 
     async def _try(self, work: Callable[[Transaction], Awaitable[T]], *, lasts: bool) -> T:
@@ -252,13 +252,13 @@ class PostgresLimits:
     are. While the database is unreachable no slot is granted, which is right, because nothing could be claimed.
     """
 
-    at_once = False
+    is_local = False
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
-        return await self._change(lambda slots, now: ask(slots, now=now, interval=interval, waiting=waiting))
+    async def request_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
+        return await self._change(lambda slots, now: request_slot(slots, now=now, interval=interval, waiting=waiting))
 
     async def pause(self, seconds: float) -> None:
         await self._change(lambda slots, now: SlotDecision(slots=pause(slots, now=now, seconds=seconds)))

@@ -31,7 +31,7 @@ ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientE
 """Everything that asyncpg raises; a timeout is an `OSError`."""
 CONNECTIONS = 10
 """The pool size of one instance, without the listening connection."""
-PATIENCE = 5.0
+WAIT_LIMIT = 5.0
 """The timeout in seconds for connecting, for a free connection of the pool, and for a statement."""
 _APPLICATION = {"application_name": "amo-callback"}
 _SESSION = {
@@ -66,8 +66,8 @@ async def open_pool(url: str, *, read_only: bool = False) -> AsyncIterator[async
         url,
         min_size=0,
         max_size=CONNECTIONS,
-        timeout=PATIENCE,
-        command_timeout=PATIENCE,
+        timeout=WAIT_LIMIT,
+        command_timeout=WAIT_LIMIT,
         server_settings=_APPLICATION,
         target_session_attrs=_attributes(url),
         init=_session(url, read_only=read_only),
@@ -77,15 +77,15 @@ async def open_pool(url: str, *, read_only: bool = False) -> AsyncIterator[async
         yield pool
     finally:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(WAIT_LIMIT):
                 await pool.close()
         except ERRORS:
             pool.terminate()
 
 
-async def connect(url: str, *, patience: float | None = PATIENCE, read_only: bool = False) -> asyncpg.Connection:
-    """Connect; `patience` is the timeout of statements in seconds, `None` for no timeout."""
-    connection = await connect_bare(url, patience=patience)
+async def connect(url: str, *, wait_limit: float | None = WAIT_LIMIT, read_only: bool = False) -> asyncpg.Connection:
+    """Connect; `wait_limit` is the timeout of statements in seconds, `None` for no timeout."""
+    connection = await connect_bare(url, wait_limit=wait_limit)
     try:
         await _session(url, read_only=read_only)(connection)
     except BaseException:
@@ -95,12 +95,12 @@ async def connect(url: str, *, patience: float | None = PATIENCE, read_only: boo
 
 
 async def connect_bare(
-    url: str, *, patience: float | None, statement_cache_size: int = _STATEMENTS
+    url: str, *, wait_limit: float | None, statement_cache_size: int = _STATEMENTS
 ) -> asyncpg.Connection:
     return await asyncpg.connect(
         url,
-        timeout=PATIENCE if patience is None else patience,
-        command_timeout=patience,
+        timeout=WAIT_LIMIT if wait_limit is None else wait_limit,
+        command_timeout=wait_limit,
         server_settings=_APPLICATION,
         target_session_attrs=_attributes(url),
         statement_cache_size=statement_cache_size,
@@ -126,7 +126,7 @@ def _session(
 
     async def set_up(connection: asyncpg.Connection | PoolConnectionProxy) -> None:
         if settings:
-            await connection.execute(f"SELECT {', '.join(settings)}", timeout=PATIENCE)
+            await connection.execute(f"SELECT {', '.join(settings)}", timeout=WAIT_LIMIT)
 
     return set_up
 
@@ -251,12 +251,12 @@ def _message(changes: list[ChangeNotice]) -> str:
     erased = any(changed.erased for changed in changes)
     if every:
         return f"every {'erased' if erased else 'changed'}"
-    kind = "erased" if erased else "belonging" if any(changed.belonging for changed in changes) else "changed"
+    kind = "erased" if erased else "belonging" if any(changed.membership_changed for changed in changes) else "changed"
     return " ".join([kind, *names])
 
 
 def _read(message: str) -> ChangeNotice:
     kind, *names = message.split(" ")
     if kind == "every":
-        return ChangeNotice(connections=None, belonging=True, erased=names == ["erased"])
-    return ChangeNotice(connections=frozenset(names), belonging=kind != "changed", erased=kind == "erased")
+        return ChangeNotice(connections=None, membership_changed=True, erased=names == ["erased"])
+    return ChangeNotice(connections=frozenset(names), membership_changed=kind != "changed", erased=kind == "erased")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.store.postgres_connection import ERRORS, PATIENCE, connect_bare
+from amo_callback.store.postgres_connection import ERRORS, WAIT_LIMIT, connect_bare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -112,32 +112,32 @@ class Pooling(StrEnum):
     TRANSACTION = "transaction"
 
 
-async def find_pooling(url: str, *, patience: float = PATIENCE) -> Pooling:
+async def find_pooling(url: str, *, wait_limit: float = WAIT_LIMIT) -> Pooling:
     """Return the mode of a pooler in between; raises asyncpg's errors."""
-    async with _connected(url, patience) as first:
+    async with _connected(url, wait_limit) as first:
         try:
             process = await _process_id(first)
             if process == first.get_server_pid():
                 return Pooling.NONE
-            return Pooling.TRANSACTION if await _is_shared(first, process, url, patience) else Pooling.SESSION
+            return Pooling.TRANSACTION if await _is_shared(first, process, url, wait_limit) else Pooling.SESSION
         except ERRORS as error:
             if _NO_TRANSACTIONS in str(error):
                 return Pooling.TRANSACTION
             raise
 
 
-async def check_pooling(url: str, *, patience: float = PATIENCE) -> None:
+async def check_pooling(url: str, *, wait_limit: float = WAIT_LIMIT) -> None:
     """Raise `ConfigurationError` if a pooler in between does not provide sessions."""
-    if await find_pooling(url, patience=patience) is Pooling.TRANSACTION:
+    if await find_pooling(url, wait_limit=wait_limit) is Pooling.TRANSACTION:
         raise ConfigurationError(f"{MISTAKEN}{_NEEDS_SESSIONS}: {USE_SESSIONS}")
 
 
-async def _is_shared(first: asyncpg.Connection, process: int, url: str, patience: float) -> bool:
+async def _is_shared(first: asyncpg.Connection, process: int, url: str, wait_limit: float) -> bool:
     """Return whether a connected client's server process is given to other clients, or changes."""
     async with AsyncExitStack() as stack:
         with suppress(*ERRORS):  # too many clients, which does not rule out session mode
             for _ in range(_OTHERS):
-                other = await stack.enter_async_context(_connected(url, patience))
+                other = await stack.enter_async_context(_connected(url, wait_limit))
                 await stack.enter_async_context(other.transaction())
                 if await other.fetchval(_PROCESS) == process or await _process_id(first) != process:
                     return True
@@ -151,9 +151,9 @@ async def _process_id(connection: asyncpg.Connection) -> int:
 
 
 @asynccontextmanager
-async def _connected(url: str, patience: float) -> AsyncIterator[asyncpg.Connection]:
+async def _connected(url: str, wait_limit: float) -> AsyncIterator[asyncpg.Connection]:
     """Open a connection without session parameters and prepared statements."""
-    connection = await connect_bare(url, patience=patience, statement_cache_size=0)
+    connection = await connect_bare(url, wait_limit=wait_limit, statement_cache_size=0)
     try:
         yield connection
     finally:
@@ -204,14 +204,14 @@ class ServerFacts:
     """The settings in `SETTINGS` for this user and database, without session parameters."""
 
 
-async def read_server(url: str, *, patience: float, clock: Clock) -> tuple[ServerFacts, datetime]:
+async def read_server(url: str, *, wait_limit: float, clock: Clock) -> tuple[ServerFacts, datetime]:
     """Query a server for facts about itself; return them, and `clock`'s time of the response.
 
     Raises `ConfigurationError`, and `StoreUnavailable` if the server is unreachable.
     """
     try:
-        await check_pooling(url, patience=patience)
-        async with _connected(url, patience) as connection:
+        await check_pooling(url, wait_limit=wait_limit)
+        async with _connected(url, wait_limit) as connection:
             asked = clock.now()
             [row] = await connection.fetch(_SERVER)
             at = asked + (clock.now() - asked) / 2

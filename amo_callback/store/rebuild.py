@@ -316,8 +316,8 @@ def _check_schema(source: _Source, target: sqlite3.Connection, tables: Mapping[s
 
 def _check_table(source: _Source, table: str) -> int:
     _bound(source.database, _STEPS_A_PAGE + _STEPS_A_BYTE * source.size)
-    [verdict] = source.database.execute(f"PRAGMA quick_check({table})").fetchone()
-    if verdict != "ok":
+    [failure] = source.database.execute(f"PRAGMA quick_check({table})").fetchone()
+    if failure != "ok":
         raise BackupFailed(f"{source.path} is damaged: use another backup")
     count = number(source.database, f"SELECT count(*) FROM {table}")  # noqa: S608 -- because the name is ours
     if count > source.limits.rows:
@@ -366,8 +366,8 @@ def _check_meta(target: sqlite3.Connection, path: Path) -> None:
 def _check_made(made: Path) -> None:
     """Open the rebuilt database and check that it is intact and frozen."""
     with closing(connect(made)) as opened:
-        [verdict] = opened.execute("PRAGMA integrity_check(1)").fetchone()
-        if verdict != "ok":
+        [failure] = opened.execute("PRAGMA integrity_check(1)").fetchone()
+        if failure != "ok":
             raise BackupFailed(f"{made.parent.parent}: the written database is damaged: check the disk")
         check_frozen(opened)
 

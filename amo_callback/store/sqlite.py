@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amo_callback.concurrency import unbroken
+from amo_callback.concurrency import run_to_completion
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.files import open_regular
 from amo_callback.store import Store
@@ -131,7 +131,7 @@ class SqliteStore(Store):
         return found
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        return await unbroken(self._transact(work))
+        return await run_to_completion(self._transact(work))
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         committed: tuple[T, _SqliteTransaction] = await self._works.submit(work)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import SingleFlight, done_within
+from amo_callback.concurrency import SingleFlight, wait_at_most
 from amo_callback.errors import HostNotAllowed, NotYet, ShuttingDown
 from amo_callback.events import report_bug
 from amo_callback.model import Connection, Status, TokenState
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from amo_callback.refresh.leases import Leases
     from amo_callback.tokens.cache import OpenConnection
 
-_PATIENCE = 1.0
+_WAIT_LIMIT = 1.0
 """Seconds that a caller waits for AMO's response."""
 _UNDER_WAY = 5.0
 """Seconds for which another process's refresh may be in progress before the access token is in doubt."""
@@ -43,7 +43,7 @@ _REMEMBERED = 10_000
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _KnownState:
     holds_until: float
-    standing: TokenState
+    state: TokenState
 
 
 _Pair = tuple[str, int]
@@ -69,9 +69,9 @@ class AccessTokenCheck:
         self._rejected: OrderedDict[_Pair, None] = OrderedDict()
         self._asking: SingleFlight[None] = SingleFlight("token check", on_end=self._ended)
 
-    def is_doubtful(self, connection: Connection) -> bool:
+    def is_in_doubt(self, connection: Connection) -> bool:
         """Return whether the access token may be invalid before it expires."""
-        if connection.status is Status.NEEDS_REAUTH or connection.doubtful is not None:
+        if connection.status is Status.NEEDS_REAUTH or connection.possibly_spent_token is not None:
             return True
         if connection.frozen:
             return True  # another host may have refreshed it
@@ -90,23 +90,23 @@ class AccessTokenCheck:
         while len(self._rejected) > _REMEMBERED:
             self._rejected.popitem(last=False)
 
-    async def state_of(self, found: OpenConnection, *, doubted: bool = False) -> TokenState:
+    async def state_of(self, found: OpenConnection, *, in_doubt: bool = False) -> TokenState:
         """Return the state of the access token; `UNKNOWN` if AMO could not be asked or has not responded.
 
-        A caller with doubts of its own passes `doubted`.
+        A caller with doubts of its own passes `in_doubt`.
         """
         connection, token = found.connection, found.token
         if token is None:
-            return TokenState.REFUSED
-        if not doubted and not self.is_doubtful(connection):
-            return TokenState.GOOD
+            return TokenState.REJECTED
+        if not in_doubt and not self.is_in_doubt(connection):
+            return TokenState.VALID
         key = _key(connection)
         known = self._answers.get(key)
         if known is None or self._is_over(known):
             asking, _ = self._asking.start(key, lambda: self._ask(connection, token.value))
-            await done_within(asking, seconds=_PATIENCE, clock=self._core.clock)
+            await wait_at_most(asking, seconds=_WAIT_LIMIT, clock=self._core.clock)
         answer = self._answers.get(key)
-        return TokenState.UNKNOWN if answer is None or self._is_over(answer) else answer.standing
+        return TokenState.UNKNOWN if answer is None or self._is_over(answer) else answer.state
 
     def _is_over(self, answer: _KnownState) -> bool:
         return self._core.clock.monotonic() >= answer.holds_until
@@ -122,17 +122,17 @@ class AccessTokenCheck:
 
     async def _ask(self, connection: Connection, access_token: str) -> None:
         try:
-            sighting = await self._introspector.about_access_token(
-                connection, access_token, priority=Priority.TOKEN_CHECK, limit=_PATIENCE
+            introspection = await self._introspector.introspect_access_token(
+                connection, access_token, priority=Priority.TOKEN_CHECK, limit=_WAIT_LIMIT
             )
         except (ShuttingDown, NotYet, HostNotAllowed):
             return
-        standing = sighting.standing
-        settled = connection.status is Status.NEEDS_REAUTH and standing is not TokenState.UNKNOWN
-        holds = _SETTLED if settled or standing is TokenState.REFUSED else _FROZEN if connection.frozen else _UNSETTLED
+        state = introspection.state
+        settled = connection.status is Status.NEEDS_REAUTH and state is not TokenState.UNKNOWN
+        holds = _SETTLED if settled or state is TokenState.REJECTED else _FROZEN if connection.frozen else _UNSETTLED
         key = _key(connection)
-        self._answers[key] = _KnownState(holds_until=self._core.clock.monotonic() + holds, standing=standing)
-        if standing is TokenState.GOOD:
+        self._answers[key] = _KnownState(holds_until=self._core.clock.monotonic() + holds, state=state)
+        if state is TokenState.VALID:
             self._rejected.pop(_pair(connection), None)
         self._answers.move_to_end(key)
         while len(self._answers) > _REMEMBERED:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_within
+from amo_callback.concurrency import wait_at_most
 from amo_callback.errors import AmoCallbackError, NeedsReauth, NotYet, OperatorError, RetryableError
 from amo_callback.model import Connection, Reason, RefreshTrigger, TokenState, connection_id
-from amo_callback.schedule import fresh_enough, lives
+from amo_callback.schedule import fresh_enough, is_unexpired
 from amo_callback.tokens.cache import AccessToken, OpenConnection, open_connection
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _IN_DOUBT = "in_doubt"
 """The reason of a stale token whose validity AMO could not confirm."""
 _NEW = timedelta(seconds=10)
 """The age of a pair up to which a forced refresh returns it unchanged."""
-_PATIENCE = 8.0
+_WAIT_LIMIT = 8.0
 """Seconds that a hand-out waits for a refresh; a forced refresh waits until AMO responds or times out."""
 
 
@@ -80,14 +80,16 @@ class AccessTokens:
         def is_fresh(connection: Connection) -> bool:
             return self._is_fresh(open_connection(connection, self._core).token, min_ttl)
 
-        satisfied: Callable[[Connection], bool] = is_fresh
+        is_fresh_enough: Callable[[Connection], bool] = is_fresh
         if self._is_fresh(found.token, min_ttl):
             if hand_out := await self._without_refresh(found):
                 return hand_out
-            satisfied = _newer_than(found.connection)  # AMO rejects it although it has not expired
+            is_fresh_enough = _newer_than(found.connection)  # AMO rejects it although it has not expired
         name = found.connection.id
         try:
-            return await self._refreshed(name, demand=RefreshTrigger.HAND_OUT, satisfied=satisfied, patience=_PATIENCE)
+            return await self._refreshed(
+                name, trigger=RefreshTrigger.HAND_OUT, is_fresh_enough=is_fresh_enough, wait_limit=_WAIT_LIMIT
+            )
         except (RetryableError, OperatorError, NeedsReauth) as error:
             result = await self._lookup.get(name, reread=True)  # another process may have refreshed it
             stale = result.store_error is not None or not self._is_fresh(result.found.token, min_ttl)
@@ -114,9 +116,9 @@ class AccessTokens:
                 return hand_out
         return await self._refreshed(
             chosen.connection.id,
-            demand=RefreshTrigger.FORCED,
-            satisfied=_newer_than(chosen.connection),
-            patience=max(_PATIENCE, self._core.amo.timeout + 1.0),
+            trigger=RefreshTrigger.FORCED,
+            is_fresh_enough=_newer_than(chosen.connection),
+            wait_limit=max(_WAIT_LIMIT, self._core.amo.timeout + 1.0),
         )
 
     def _cached(self, selector: str, min_ttl: float) -> HandOut | None:
@@ -124,7 +126,7 @@ class AccessTokens:
         found = self._lookup.cached(selector)
         if found is None or found.token is None or found.token.base_url is None:
             return None
-        if not self._is_fresh(found.token, min_ttl) or self._check.is_doubtful(found.connection):
+        if not self._is_fresh(found.token, min_ttl) or self._check.is_in_doubt(found.connection):
             return None
         return HandOut(connection=found.connection, token=found.token, base_url=found.token.base_url)
 
@@ -132,27 +134,29 @@ class AccessTokens:
         return token is not None and fresh_enough(token, now=self._core.clock.now(), min_ttl=min_ttl)
 
     def _is_valid(self, token: AccessToken) -> bool:
-        return lives(token, now=self._core.clock.now())
+        return is_unexpired(token, now=self._core.clock.now())
 
     def _is_new(self, connection: Connection, token: AccessToken) -> bool:
         """Return whether the pair is so new that a forced refresh would gain nothing."""
         if not connection.has_refresh_token or not self._is_valid(token):
             return False
-        return self._core.clock.now() - token.issued_at < _NEW and not self._check.is_doubtful(connection)
+        return self._core.clock.now() - token.issued_at < _NEW and not self._check.is_in_doubt(connection)
 
     async def _refreshed(
         self,
         connection_id: str,
         *,
-        demand: RefreshTrigger,
-        satisfied: Callable[[Connection], bool],
-        patience: float,
+        trigger: RefreshTrigger,
+        is_fresh_enough: Callable[[Connection], bool],
+        wait_limit: float,
     ) -> HandOut:
-        """Refresh and return the new token; after `patience` seconds raise `NotYet`, while the refresh continues."""
-        refreshing = asyncio.ensure_future(self._coordinator.refresh(connection_id, demand=demand, satisfied=satisfied))
+        """Refresh and return the new token; after `wait_limit` seconds raise `NotYet`, while the refresh continues."""
+        refreshing = asyncio.ensure_future(
+            self._coordinator.refresh(connection_id, trigger=trigger, is_fresh_enough=is_fresh_enough)
+        )
         try:
-            if not await done_within(refreshing, seconds=patience, clock=self._core.clock):
-                raise NotYet(patience)
+            if not await wait_at_most(refreshing, seconds=wait_limit, clock=self._core.clock):
+                raise NotYet(wait_limit)
             refreshed = open_connection(refreshing.result(), self._core)
         finally:
             refreshing.cancel()
@@ -160,7 +164,7 @@ class AccessTokens:
             raise NeedsReauth(Reason.UNREADABLE)
         if not self._is_valid(refreshed.token):
             raise NotYet(1.0)  # the process was suspended for longer than the token was valid
-        if self._check.is_doubtful(refreshed.connection):
+        if self._check.is_in_doubt(refreshed.connection):
             raise NotYet(1.0)  # the stored pair is being refreshed again, and may be invalid by now
         return await self._hand_out(refreshed.connection, refreshed.token)
 
@@ -174,10 +178,10 @@ class AccessTokens:
         token = found.token
         if token is None or not self._is_valid(token):
             return None
-        state = await self._check.state_of(found, doubted=changed)
-        if state is TokenState.REFUSED or not self._is_valid(token):
+        state = await self._check.state_of(found, in_doubt=changed)
+        if state is TokenState.REJECTED or not self._is_valid(token):
             return None
-        reason = None if state is TokenState.GOOD else _IN_DOUBT
+        reason = None if state is TokenState.VALID else _IN_DOUBT
         return await self._hand_out(found.connection, token, reason=reason if error is None else _reason(error))
 
     async def _hand_out(self, connection: Connection, token: AccessToken, *, reason: str | None = None) -> HandOut:

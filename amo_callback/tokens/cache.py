@@ -64,7 +64,7 @@ class OpenConnection:
 
 def open_connection(connection: Connection, core: Core) -> OpenConnection:
     """Decrypt the access token of a connection."""
-    pair, token = core.cipher.pair_of(connection), None
+    pair, token = core.cipher.decrypt_pair(connection), None
     if pair is not None:
         base_url = None
         with suppress(HostNotAllowed):  # the allow list does not change while the process runs
@@ -198,7 +198,7 @@ class ConnectionCache:
             selectors = set(self._entries)
         else:
             selectors = {name for one in changed.connections for name in self._selectors.get(one, ())}
-            if changed.belonging:
+            if changed.membership_changed:
                 selectors |= {name for name in self._entries if ":" in name}  # those of accounts and owners
         for selector in selectors:
             if changed.erased:

@@ -59,7 +59,7 @@ class TokenLifecycle:
             gate=gate,
             coordinator=coordinator,
             rechecker=rechecker,
-            watches=[
+            before_round=[
                 pending_writes.watch,
                 Maintenance(core).watch,
                 self.credentials.watch,
@@ -97,7 +97,7 @@ class TokenLifecycle:
     def connected(self, connection: Connection) -> None:
         """Note that AMO has accepted a code: our credentials are good, and the new pair has its own due time."""
         self.breaker.accepted()
-        self.scheduler.expect(connection.next_refresh_at)
+        self.scheduler.wake_if_due_soon(connection.next_refresh_at)
 
     async def switched_off(self, account_id: str) -> None:
         """Check an account of which AMO's hook says that the integration was switched off there."""

@@ -58,7 +58,7 @@ class ConnectionLookup:
         return LookupResult(found=self.cached(selector) or open_connection(first, self._core))
 
     def _newest(self, stored: OpenConnection) -> OpenConnection:
-        newest = self._pending_writes.newest(stored.connection)
+        newest = self._pending_writes.overlay(stored.connection)
         return stored if newest is stored.connection else open_connection(newest, self._core)
 
     async def find(self, selector: str) -> Sequence[Connection]:
@@ -102,7 +102,7 @@ class ConnectionLookup:
         return existing
 
     def _existing(self, stored: Sequence[Connection]) -> Sequence[Connection]:
-        found = [self._pending_writes.newest(one) for one in stored]
+        found = [self._pending_writes.overlay(one) for one in stored]
         if not found:
             raise NotFound
         return found

@@ -17,10 +17,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 from pydantic import AwareDatetime, Base64Bytes, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from amo_callback.crypto import Cipher, key_of_passphrase
+from amo_callback.crypto import Cipher, derive_key
 from amo_callback.errors import CommandFailed, DecryptionFailed
 from amo_callback.files import atomic_file
-from amo_callback.model import Reason, Status, TokenPair, fingerprint, short
+from amo_callback.model import Reason, Status, TokenPair, abbreviated, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,9 +65,9 @@ class ExportRecord:
     refreshed_at: AwareDatetime | None = None
     connected_at: AwareDatetime
     grant_iat: int | None = None
-    doubtful: str | None = None
+    possibly_spent_token: str | None = None
     """The fingerprint of a refresh token that may have been spent, and is introspected before it is presented."""
-    look_up_at: AwareDatetime | None = None
+    recheck_at: AwareDatetime | None = None
     frozen: bool = False
     """Whether this connection itself is frozen, because another host may use its tokens."""
     connected_no: int
@@ -82,7 +82,9 @@ class ExportRecord:
 
 _PAIR = tuple(field.name for field in dataclasses.fields(TokenPair))
 OF_CONNECTION = tuple(
-    field.name for field in dataclasses.fields(ExportRecord) if field.name not in {*_PAIR, "owners", "doubtful"}
+    field.name
+    for field in dataclasses.fields(ExportRecord)
+    if field.name not in {*_PAIR, "owners", "possibly_spent_token"}
 )
 _RECORD = TypeAdapter(ExportRecord)
 
@@ -92,7 +94,7 @@ def record_of(connection: Connection, pair: TokenPair, owners: Mapping[str, int]
     return ExportRecord(
         **{name: getattr(connection, name) for name in OF_CONNECTION},
         **{name: getattr(pair, name) for name in _PAIR},
-        doubtful=connection.spending or connection.doubtful,
+        possibly_spent_token=connection.presented_token or connection.possibly_spent_token,
         owners=owners,
     )
 
@@ -138,7 +140,7 @@ class PassphraseCost:
 
     def cipher(self, passphrase: str) -> Cipher:
         """Return the cipher for the passphrase; raises `ValueError` if the cost is too high."""
-        return Cipher([key_of_passphrase(passphrase, salt=self.salt, n=self.n, r=self.r, p=self.p)])
+        return Cipher([derive_key(passphrase, salt=self.salt, n=self.n, r=self.r, p=self.p)])
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
@@ -182,7 +184,7 @@ def key_of_host(key: str) -> FileKey:
 
 def _hint(key: str) -> str:
     """Return a fingerprint of the key, which reveals nothing about 256 random bits."""
-    return short(fingerprint(key))
+    return abbreviated(fingerprint(key))
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -208,10 +210,10 @@ class ExportWriter:
 
     def add(self, record: ExportRecord) -> None:
         self.count += 1
-        self._write(self._cipher.seal(_RECORD.dump_json(record), bound_to=f"{self._name}:{self.count}"))
+        self._write(self._cipher.seal(_RECORD.dump_json(record), context=f"{self._name}:{self.count}"))
 
     def end(self) -> None:
-        self._write(self._cipher.seal(_END, bound_to=f"{self._name}:end:{self.count}"))
+        self._write(self._cipher.seal(_END, context=f"{self._name}:end:{self.count}"))
 
     def _write(self, line: bytes) -> str:
         self._file.write(line + b"\n")
@@ -255,7 +257,7 @@ def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | R
         count += 1
         place = f"line {count + 1}"
         try:
-            content = cipher.open(line.rstrip(b"\n"), bound_to=f"{name}:{count}")
+            content = cipher.open(line.rstrip(b"\n"), context=f"{name}:{count}")
             yield ParsedRecord(place=place, record=_RECORD.validate_json(content))
         except DecryptionFailed:
             yield RecordError(place=place, why=_WRONG_KEY if count == 1 else _NOT_ITS_PLACE)
@@ -264,7 +266,7 @@ def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | R
             yield RecordError(place=place, why=describe(error))
         line = following
     try:
-        cipher.open(line.rstrip(b"\n"), bound_to=f"{name}:end:{count}")
+        cipher.open(line.rstrip(b"\n"), context=f"{name}:end:{count}")
     except DecryptionFailed:
         yield RecordError(place=f"line {count + 2}", why=_CUT_OFF if count else f"{_CUT_OFF}; or {_WRONG_KEY}")
 

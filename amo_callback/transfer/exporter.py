@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from amo_callback.transfer.export_file import ExportWriter
 
 PAGE = 500
-_LOOK_AGAIN = 1.0
+_POLL_EVERY = 1.0
 """Seconds."""
 
 
 async def freeze(store: Store, *, why: str) -> Freeze:
     """Freeze the store, and return the freeze, which may be an older one."""
-    await store.freeze_all(why=why, elsewhere=True)
+    await store.freeze_all(why=why, may_be_copy=True)
     frozen = await store.frozen()
     if frozen is None:
         raise CommandFailed("it was thawed at this moment: nothing leaves it")
@@ -42,14 +42,14 @@ async def wait_until_idle(
     """
     while left := await _left(store, leases, clock):
         report(left)
-        await clock.sleep(min(left, _LOOK_AGAIN))
+        await clock.sleep(min(left, _POLL_EVERY))
     require_empty_rescue(rescue)
 
 
 async def _left(store: Store, leases: Leases, clock: Clock) -> float:
-    attempts = [leases.left(connection) for connection in await store.attempts()]
+    attempts = [leases.remaining(connection) for connection in await store.attempts()]
     exchanges = [
-        leases.left_of(grant.code_hash, grant.attempt, grant.lease_until, told=grant.lease_left)
+        leases.remaining_of(grant.code_hash, grant.attempt, grant.lease_until, reported=grant.lease_left)
         for grant in await store.exchanging(now=clock.now())
     ]
     return max([*attempts, *exchanges], default=0.0)
@@ -88,7 +88,7 @@ async def export(
         for connection in page:
             if connection.status is Status.DISCONNECTED:
                 continue
-            pair = cipher.pair_of(connection)
+            pair = cipher.decrypt_pair(connection)
             if pair is None:
                 unreadable.append(connection.id)
             else:

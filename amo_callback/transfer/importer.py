@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.events import Event, connection_event
-from amo_callback.hosts import check_host
-from amo_callback.model import Connection, ImportedConnection, Status, fingerprint, short
-from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
+from amo_callback.hosts import parse_account_host
+from amo_callback.model import Connection, ImportedConnection, Status, abbreviated, fingerprint
+from amo_callback.schedule import REFRESH_TOKEN_LIFETIME, refresh_due
 from amo_callback.transfer.export_file import OF_CONNECTION, ParsedRecord, RecordError
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ def _refusal(parsed: ParsedRecord, rules: ImportRules) -> RecordError | None:
     record, why = parsed.record, None
     if record.client_id != rules.client_id:
         why = "its tokens were granted to another client_id than amo.client_id"
-    elif check_host(record.domain.encode(), allowed=rules.allowed_domains) != record.domain:
+    elif parse_account_host(record.domain.encode(), allowed=rules.allowed_domains) != record.domain:
         why = "domain: is no host of AMO's, nor in amo.allowed_domains"
-    elif record.api_domain and check_host(record.api_domain.encode(), allowed=rules.allowed_domains) is None:
+    elif record.api_domain and parse_account_host(record.api_domain.encode(), allowed=rules.allowed_domains) is None:
         why = "api_domain: is no host of AMO's, nor in amo.allowed_domains"
     elif rules.allowed_accounts and record.account_id not in rules.allowed_accounts:
         why = "its account is not in amo.allowed_accounts"
@@ -110,7 +110,7 @@ def _plan_one(
     plan.owned += parsed.names_owner
     if stored is None:
         plan.new.append(record)
-    elif (pair := cipher.pair_of(stored)) and (pair.access_token, pair.refresh_token) == (
+    elif (pair := cipher.decrypt_pair(stored)) and (pair.access_token, pair.refresh_token) == (
         record.access_token,
         record.refresh_token,
     ):
@@ -144,8 +144,8 @@ async def wait_for_leases(
     A frozen host keeps the attempts of killed processes. `report` is called with the seconds left.
     """
     waiting = [stored for _, stored in plan.replaced]
-    while waiting := [stored for stored in waiting if leases.left(stored)]:
-        left = max(map(leases.left, waiting))
+    while waiting := [stored for stored in waiting if leases.remaining(stored)]:
+        left = max(map(leases.remaining, waiting))
         report(left)
         await clock.sleep(min(left, _POLL))
         waiting = list(await store.connections_by_id([stored.id for stored in waiting]))
@@ -194,7 +194,7 @@ def _order(records: Sequence[ExportRecord]) -> dict[tuple[str, str | None], int]
 def _connection(record: ExportRecord, cipher: Cipher, rules: RefreshRules, random: Callable[[], float]) -> Connection:
     renewable = bool(record.refresh_token)
     due = refresh_due(record.pair, at=rules.at, jitter=rules.jitter, random=random)
-    refresh_expires_at = record.refresh_expires_at or record.issued_at + REFRESH_TOKEN_LIFE
+    refresh_expires_at = record.refresh_expires_at or record.issued_at + REFRESH_TOKEN_LIFETIME
     fields = {name: getattr(record, name) for name in OF_CONNECTION}
     fields["refresh_expires_at"] = refresh_expires_at if renewable else None
     return Connection(
@@ -205,7 +205,7 @@ def _connection(record: ExportRecord, cipher: Cipher, rules: RefreshRules, rando
         next_refresh_at=due if renewable and record.status is Status.ACTIVE else None,
         pair_version=1,
         row_version=1,
-        doubtful=record.doubtful,
+        possibly_spent_token=record.possibly_spent_token,
     )
 
 
@@ -213,11 +213,11 @@ def _event(connection: Connection, record: ExportRecord, *, source: str, replace
     fields = {
         "source": source,
         "status": record.status,
-        "next_token": short(fingerprint(record.refresh_token)),
+        "next_token": abbreviated(fingerprint(record.refresh_token)),
         "replaced": replaces or None,
         "frozen": record.frozen or None,
     }
-    return connection_event("connection.imported", connection, told=fields)
+    return connection_event("connection.imported", connection, fields=fields)
 
 
 async def _batches(items: Iterable[T]) -> AsyncIterator[list[T]]:

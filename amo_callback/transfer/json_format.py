@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as validated
 from amo_callback.errors import CommandFailed, DecryptionFailed
 from amo_callback.model import Account, connection_id, fingerprint
 from amo_callback.refresh.raw_answers import open_raw, refreshed_by
-from amo_callback.schedule import REFRESH_TOKEN_LIFE
+from amo_callback.schedule import REFRESH_TOKEN_LIFETIME
 from amo_callback.transfer.export_file import (
     ExportRecord,
     Host,
@@ -101,7 +101,7 @@ class JsonReader:
         expires_at = _expiry(entry, claims, self.now)
         if not entry.refresh_token and expires_at <= self.now:
             raise _Refused("the access token has expired, and there is no refresh_token")
-        if expires_at <= self.now - REFRESH_TOKEN_LIFE:
+        if expires_at <= self.now - REFRESH_TOKEN_LIFETIME:
             raise _Refused("the access token expired more than 90 days ago, so the refresh token has expired, too")
         issued_at = min(expires_at - _life(claims), self.now)
         account = Account(
@@ -119,7 +119,7 @@ class JsonReader:
             refresh_token=entry.refresh_token or "",
             issued_at=issued_at,
             expires_at=expires_at,
-            refresh_expires_at=issued_at + REFRESH_TOKEN_LIFE if entry.refresh_token else None,
+            refresh_expires_at=issued_at + REFRESH_TOKEN_LIFETIME if entry.refresh_token else None,
             connected_at=self.now,
             grant_iat=claims.account.token_iat,
             connected_no=number,
@@ -206,8 +206,8 @@ def _list(content: bytes) -> list[Any]:
 def _life(claims: TokenClaims) -> timedelta:
     if claims.expires_at is None or claims.account.token_iat is None:
         return _LIFE
-    life = claims.expires_at.timestamp() - claims.account.token_iat
-    return timedelta(seconds=life) if 0 < life <= _MAX_AHEAD.total_seconds() else _LIFE
+    lifetime = claims.expires_at.timestamp() - claims.account.token_iat
+    return timedelta(seconds=lifetime) if 0 < lifetime <= _MAX_AHEAD.total_seconds() else _LIFE
 
 
 def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime:

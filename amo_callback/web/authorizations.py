@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import ConfigDict, Field
 
 from amo_callback.errors import AmoCallbackError, InvalidRequest, RetryableError, TooManyAttempts
-from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, is_issued
+from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, is_our_state
 from amo_callback.identity import MAX_USER, Scope
 from amo_callback.oauth.ownership import CHALLENGE
 from amo_callback.web.parsing import Body, invalid, read_known_query
@@ -53,7 +53,7 @@ class AuthorizationBody(Body):
     code_challenge_method: Literal["S256"] | None = None
     """Present together with the challenge, or not at all."""
 
-    def to_request(self, *, user: str | None = None, vouched: bool = False) -> AuthorizationRequest:
+    def to_request(self, *, user: str | None = None, asserted_by_backend: bool = False) -> AuthorizationRequest:
         """Return the authorization request; raises `InvalidRequest`, which names the field.
 
         The challenge method is S256: `plain` would show the verifier to everybody who sees the link.
@@ -61,13 +61,15 @@ class AuthorizationBody(Body):
         state = (self.state or "").encode(errors="surrogatepass")
         if len(state) > MAX_STATE or "\ufffd" in state.decode(errors="replace"):
             raise InvalidRequest(f"state: at most {MAX_STATE} bytes of UTF-8")
-        if is_issued(state):
+        if is_our_state(state):
             raise InvalidRequest("state: this form is for the states that are issued here")
         if self.code_challenge is None and self.code_challenge_method is not None:
             raise InvalidRequest("code_challenge: is missing, there is a code_challenge_method")
         if self.code_challenge is not None and self.code_challenge_method is None:
             raise InvalidRequest("code_challenge_method: S256, no other")
-        return AuthorizationRequest(user=user, vouched=vouched, challenge=self.code_challenge, state=state or None)
+        return AuthorizationRequest(
+            user=user, asserted_by_backend=asserted_by_backend, challenge=self.code_challenge, state=state or None
+        )
 
 
 @shape
@@ -106,7 +108,7 @@ async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> Authorization
     owner = str(call.body.owner)
     if len(owner) > MAX_USER or not owner.isprintable():
         raise invalid("owner", f"at most {MAX_USER} printable characters")
-    request = call.body.to_request(user=owner, vouched=True)
+    request = call.body.to_request(user=owner, asserted_by_backend=True)
     started = await call.services.oauth.authorizations.start(request)
     call.services.log.info("grant.started", key=call.caller, owner=owner)
     return shaped(AuthorizationStarted, started, state=started.state.decode())

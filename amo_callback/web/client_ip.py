@@ -92,5 +92,5 @@ def answer_probe(request: web.Request, cipher: Cipher, *, client: str | None) ->
     question = request.headers.get(probe.HEADER)
     if question is None:
         return None
-    seen = probe.Seen(peer=peer_of(request), forwarded="X-Forwarded-For" in request.headers, client=client)
-    return probe.answer(cipher, question, seen=seen)
+    seen = probe.ObservedClient(peer=peer_of(request), forwarded="X-Forwarded-For" in request.headers, client=client)
+    return probe.reply_to(cipher, question, seen=seen)

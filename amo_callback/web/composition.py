@@ -151,8 +151,8 @@ async def open_service(
         stack.push_async_callback(lifecycle.drain)
         stack.push_async_callback(services.oauth.connect.drain)
         await stack.enter_async_context(_running(lifecycle.scheduler, name="refresher", core=core, died=died))
-        await lifecycle.stats_poller.look()  # before a request may need it
-        await stack.enter_async_context(_running(lifecycle.stats_poller, name="surveyor", core=core, died=died))
+        await lifecycle.stats_poller.poll()  # before a request may need it
+        await stack.enter_async_context(_running(lifecycle.stats_poller, name="stats", core=core, died=died))
         public, private = await stack.enter_async_context(
             open_listeners(services, listeners, max_connections or settings.server.max_connections)
         )

@@ -67,26 +67,26 @@ def checks(services: Services) -> Sequence[Check]:
 
 def status_line(services: Services) -> str:
     """Return the state of the service in one line, for systemd."""
-    survey = services.lifecycle.stats_poller.last
+    stats = services.lifecycle.stats_poller.last
     problems = [check.summary for check in checks(services) if not check.ok and check.summary]
-    return "; ".join(problems) or f"keeps {0 if survey is None else survey.active} connections fresh"
+    return "; ".join(problems) or f"keeps {0 if stats is None else stats.active} connections fresh"
 
 
 def is_alive(services: Services) -> bool:
     """Return whether the refresher runs, or waits for a store that does not answer: no reason to kill the process."""
     lifecycle = services.lifecycle
     oldest = max_heartbeat_age(services.settings.refresh.poll_interval)
-    return lifecycle.stats_poller.trouble is not None or lifecycle.scheduler.beat_age <= oldest
+    return lifecycle.stats_poller.problem is not None or lifecycle.scheduler.heartbeat_age <= oldest
 
 
 def service_status(services: Services) -> ServiceStatus:
     lifecycle = services.lifecycle
     return ServiceStatus(
         checks={check.name: check.ok for check in checks(services)},
-        survey=lifecycle.stats_poller.last,
-        survey_age=lifecycle.stats_poller.age,
-        survey_seconds=lifecycle.stats_poller.seconds,
-        beat_age=lifecycle.scheduler.beat_age,
+        stats=lifecycle.stats_poller.last,
+        stats_age=lifecycle.stats_poller.age,
+        stats_seconds=lifecycle.stats_poller.seconds,
+        heartbeat_age=lifecycle.scheduler.heartbeat_age,
         in_flight=lifecycle.coordinator.in_flight,
         pending_writes=len(lifecycle.pending_writes.names),
         webhooks_delivered=services.settings.webhook.url is not None,
@@ -94,7 +94,7 @@ def service_status(services: Services) -> ServiceStatus:
 
 
 def _store(services: Services) -> Check:
-    problem, failing, summary = services.lifecycle.stats_poller.trouble, services.store.last_write_error, ""
+    problem, failing, summary = services.lifecycle.stats_poller.problem, services.store.last_write_error, ""
     if failing is not None:
         problem, summary = problem or f"cannot be written: {failing}", f"the database cannot be written ({failing})"
     return Check(name="store", problem=problem, good="works", summary=summary)
@@ -102,8 +102,8 @@ def _store(services: Services) -> Check:
 
 def _scheduler(services: Services) -> Check:
     scheduler, limit = services.lifecycle.scheduler, max_heartbeat_age(services.settings.refresh.poll_interval)
-    known, problem = f"last heartbeat {scheduler.beat_age:.1f} s ago", None
-    if scheduler.beat_age > limit:
+    known, problem = f"last heartbeat {scheduler.heartbeat_age:.1f} s ago", None
+    if scheduler.heartbeat_age > limit:
         problem = known
     elif scheduler.failed_for > limit:
         problem = f"every round has failed for {scheduler.failed_for:.0f} s: see refresher.failed in the log"
@@ -122,9 +122,9 @@ def _credentials(lifecycle: TokenLifecycle) -> Check:
             f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
             "integration's page in AMO"
         )
-    good, survey = "accepted" if lifecycle.credentials.proven else NOT_PROVEN, lifecycle.stats_poller.last
-    if survey is not None and survey.mismatched:
-        good += f"; connections of another client_id: {survey.mismatched} (their users must connect again)"
+    good, stats = "accepted" if lifecycle.credentials.proven else NOT_PROVEN, lifecycle.stats_poller.last
+    if stats is not None and stats.mismatched:
+        good += f"; connections of another client_id: {stats.mismatched} (their users must connect again)"
     return Check(name="amo_credentials", problem=problem, good=good, summary="AMO refuses our credentials")
 
 
@@ -139,11 +139,11 @@ def _address_block(lifecycle: TokenLifecycle) -> Check:
 
 
 def _hosts(lifecycle: TokenLifecycle) -> Check:
-    problem, survey = None, lifecycle.stats_poller.last
-    if survey is not None and survey.hosts_not_allowed:
+    problem, stats = None, lifecycle.stats_poller.last
+    if stats is not None and stats.hosts_not_allowed:
         problem = (
             "active connections whose host is neither one of AMO's nor in amo.allowed_domains: "
-            f"{survey.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts "
+            f"{stats.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts "
             "to amo.allowed_domains and restart, or have the accounts connect again (the log names them: "
             "host.not_allowed)"
         )
@@ -179,7 +179,7 @@ def _mass_failure(lifecycle: TokenLifecycle) -> Check:
     )
     return Check(
         name="mass_failure",
-        problem=problem if lifecycle.breaker.held else None,
+        problem=problem if lifecycle.breaker.terminal_suspended else None,
         good="normal",
         summary="too many connections failed at once",
     )
@@ -194,11 +194,11 @@ def _clock(store: Store) -> Check:
 
 
 def _fresh(lifecycle: TokenLifecycle) -> Check:
-    survey, trouble = lifecycle.stats_poller.last, lifecycle.stats_poller.trouble
-    if survey is None or trouble is not None:
-        return Check(name="fresh", problem=f"unknown: {trouble}", good="")
-    known = f"{survey.fresh} of {survey.active} active connections hold a valid access token"
-    return Check(name="fresh", problem=known if 2 * survey.fresh < survey.active else None, good=known)
+    stats, problem = lifecycle.stats_poller.last, lifecycle.stats_poller.problem
+    if stats is None or problem is not None:
+        return Check(name="fresh", problem=f"unknown: {problem}", good="")
+    known = f"{stats.fresh} of {stats.active} active connections hold a valid access token"
+    return Check(name="fresh", problem=known if 2 * stats.fresh < stats.active else None, good=known)
 
 
 @shape

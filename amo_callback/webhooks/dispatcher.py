@@ -7,7 +7,7 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_unless
+from amo_callback.concurrency import wait_or_stop
 from amo_callback.errors import StoreUnavailable
 from amo_callback.events import Event, FailedDelivery, Level, Outage, failure_event
 from amo_callback.webhooks.retry_policy import DeliveryResult, EndpointHealth, next_try
@@ -52,7 +52,7 @@ class WebhookDispatcher:
                 pause = POLL
             else:
                 self._outage.worked()
-            await done_unless(self._wake.wait(), stop=self._core.stop, grace=0, clock=self._core.clock, limit=pause)
+            await wait_or_stop(self._wake.wait(), stop=self._core.stop, grace=0, clock=self._core.clock, limit=pause)
         await asyncio.gather(*self._running.values())  # each request has a timeout
 
     async def _start_due(self) -> float:
@@ -62,12 +62,12 @@ class WebhookDispatcher:
                 return min(pause, POLL)
             now = self._core.clock.now()
             apart = tuple(self._running)  # in progress here, even if their leases seem to have expired
-            upcoming = await self._core.store.next_webhook(now=now, length=LEASE, apart_from=apart)
+            upcoming = await self._core.store.next_webhook(now=now, length=LEASE, exclude=apart)
             if upcoming is None or upcoming > now:  # avoid a useless write
                 return POLL if upcoming is None else min((upcoming - now).total_seconds(), POLL)
             lease = uuid.uuid4().hex
             claimed = await self._core.store.claim_webhooks(
-                now=now, length=LEASE, lease=lease, limit=places, apart_from=apart
+                now=now, length=LEASE, lease=lease, limit=places, exclude=apart
             )
             for webhook in claimed:
                 self._start(webhook, lease=lease)

@@ -17,7 +17,7 @@ from standardwebhooks import Webhook
 
 from amo_callback import __version__
 from amo_callback.clock import rfc3339
-from amo_callback.hosts import check_host
+from amo_callback.hosts import parse_account_host
 from amo_callback.webhooks.retry_policy import DeliveryResult
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Signer:
         """Return the data, without a stored `domain` that is not allowed, because receivers may send tokens there."""
         data = dict(webhook.data)
         domain = str(data.get("domain", ""))
-        if check_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:
+        if parse_account_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:
             data.pop("domain", None)
         if webhook.type in _WITH_RECONNECT_URL:
             data["reconnect_url"] = self._reconnect_url
@@ -73,14 +73,14 @@ class Signer:
 
 
 @asynccontextmanager
-async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) -> AsyncIterator[Sender]:
+async def open_sender(url: str, signer: Signer, *, wait_limit: float = TIMEOUT) -> AsyncIterator[Sender]:
     """Open an HTTP session, and yield the function that sends a webhook."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,
-        timeout=aiohttp.ClientTimeout(total=patience),
+        timeout=aiohttp.ClientTimeout(total=wait_limit),
         headers={"User-Agent": f"amo-callback/{__version__}"},
     ) as session:
         yield partial(_send, session, url, signer)

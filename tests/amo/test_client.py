@@ -108,8 +108,12 @@ async def _raw_amo(amo: Amo, answer: bytes, *, asleep: float = 0.0) -> AsyncIter
 REQUESTS: dict[str, Callable[[AmoClient, str], Awaitable[object]]] = {
     "refresh": lambda client, host: client.refresh(refresh_token="old", domain=host, not_after=math.inf),
     "exchange": lambda client, host: client.exchange(code=b"c", domain=host, not_after=math.inf),
-    "look_up": lambda client, host: client.look_up(refresh_token="old", api_domain=host, account_id="7"),
-    "ask_about": lambda client, host: client.ask_about(access_token="a", domain=host, account_id="7"),
+    "introspect_refresh_token": lambda client, host: client.introspect_refresh_token(
+        refresh_token="old", api_domain=host, account_id="7"
+    ),
+    "introspect_access_token": lambda client, host: client.introspect_access_token(
+        access_token="a", domain=host, account_id="7"
+    ),
 }
 
 
@@ -119,7 +123,7 @@ async def test_no_request_goes_to_a_host_that_is_not_allowed(client: AmoClient, 
     for host in ("evil.example.com", f"{HOST}@evil.example.com", f"{HOST}/..", f"{HOST}:1"):
         with pytest.raises(HostNotAllowed):
             await REQUESTS[name](client, host)
-    assert amo.sandbox.requests + amo.sandbox.look_ups == 0
+    assert amo.sandbox.requests + amo.sandbox.introspections == 0
 
 
 PAIR = b'{"token_type": "Bearer", "expires_in": 86400, "access_token": "a", "refresh_token": "r"}'
@@ -191,7 +195,7 @@ async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
         async with amo_client(amo, clock, rate_limiter=rate_limiter) as client:
             with suppress(VendorRateLimited):
                 await REQUESTS[request_of](client, "api-b.amocrm.ru")
-            slot = asyncio.ensure_future(client.slot(Priority.EXPECTED))
+            slot = asyncio.ensure_future(client.acquire_slot(Priority.KNOWN_USER))
             await clock.until_sleeping(120)
             clock.advance(119.9)
             assert not slot.done()
@@ -253,7 +257,7 @@ async def test_every_request_waits_until_it_may_leave(amo: Amo, clock: FakeClock
         with suppress(RequestNotSent):
             await REQUESTS[request_of](client, "api-b.amocrm.ru")
     assert rate_limiter.came.is_set()
-    assert (amo.sandbox.requests, amo.sandbox.look_ups) == (0, 0)
+    assert (amo.sandbox.requests, amo.sandbox.introspections) == (0, 0)
 
 
 def test_a_domain_is_checked_and_the_default_stands_in(client: AmoClient) -> None:

@@ -9,10 +9,10 @@ from amo_callback.amo.introspection import (
     ACCESS_TOKEN_DEAD,
     REFRESH_TOKEN_REFUSED,
     access_token_request,
-    read_sighting,
+    read_introspection,
     refresh_token_request,
 )
-from amo_callback.amo.protocol import Answer, Integration
+from amo_callback.amo.protocol import AmoResponse, Integration
 from amo_callback.errors import HostNotAllowed
 from amo_callback.model import IntrospectionResult, TokenState
 
@@ -21,7 +21,7 @@ PROBLEM = json.dumps({"title": "Unauthorized", "status": 401}).encode()
 
 
 def _read(status: int, body: bytes, *, refusals: frozenset[int] = REFRESH_TOKEN_REFUSED) -> IntrospectionResult:
-    return read_sighting(Answer(status=status, body=body), account_id="7", refusals=refusals)
+    return read_introspection(AmoResponse(status=status, body=body), account_id="7", refusals=refusals)
 
 
 def test_the_questions_go_to_hosts_of_amos_and_carry_one_token_each() -> None:
@@ -60,9 +60,9 @@ def test_without_a_front_door_there_is_no_question() -> None:
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_a_problem_in_json_is_amos_refusal(status: int) -> None:
     """These statuses refuse a refresh token; of an access token only 401 does."""
-    assert _read(status, PROBLEM).standing is TokenState.REFUSED
-    expected = TokenState.REFUSED if status == 401 else TokenState.UNKNOWN
-    assert _read(status, PROBLEM, refusals=ACCESS_TOKEN_DEAD).standing is expected
+    assert _read(status, PROBLEM).state is TokenState.REJECTED
+    expected = TokenState.REJECTED if status == 401 else TokenState.UNKNOWN
+    assert _read(status, PROBLEM, refusals=ACCESS_TOKEN_DEAD).state is expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_problem_in_json_is_amos_refusal(status: int) -> None:
 )
 def test_whatever_else_is_answered_tells_nothing(status: int, body: bytes) -> None:
     """A proxy's page, an illness, another account's whereabouts: the token is neither good nor refused."""
-    assert _read(status, body) == IntrospectionResult(standing=TokenState.UNKNOWN)
+    assert _read(status, body) == IntrospectionResult(state=TokenState.UNKNOWN)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_whatever_else_is_answered_tells_nothing(status: int, body: bytes) -> No
 def test_a_good_token_tells_where_its_account_lives(domain: object, host: str | None) -> None:
     """The host is kept only where our secrets may go there."""
     body = json.dumps({"id": 7, "domain": domain}).encode()
-    assert _read(200, body) == IntrospectionResult(standing=TokenState.GOOD, domain=host)
+    assert _read(200, body) == IntrospectionResult(state=TokenState.VALID, domain=host)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from amo_callback.amo.pair import account_of, find_pair, read_claims, told_by
+from amo_callback.amo.pair import account_of, find_pair, read_claims, token_claims
 from amo_callback.model import Account
 
 PAIR = {"access_token": "access", "refresh_token": "next", "expires_in": 86400}
@@ -81,10 +81,10 @@ def test_odd_claims_are_left_out(claims: object) -> None:
 
 def test_a_token_tells_whose_it_is_for_whom_and_until_when() -> None:
     """Where a claim is odd, it is left out: a hint is all that it is."""
-    told = told_by(_token({"account_id": 7, "sub": "9", "aud": "c619", "exp": 1_900_000_000}))
+    told = token_claims(_token({"account_id": 7, "sub": "9", "aud": "c619", "exp": 1_900_000_000}))
     assert (told.account.account_id, told.account.user_id, told.client_id) == ("7", "9", "c619")
     assert told.expires_at == datetime(2030, 3, 17, 17, 46, 40, tzinfo=UTC)
     for odd in ({"exp": True}, {"exp": -1}, {"exp": 2**40}, {"exp": "soon"}, {"aud": ["c619"]}, {}):
-        told = told_by(_token(odd))
+        told = token_claims(_token(odd))
         assert (told.client_id, told.expires_at) == (None, None)
-    assert told_by("opaque").expires_at is None
+    assert token_claims("opaque").expires_at is None

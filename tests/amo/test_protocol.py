@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from amo_callback import errors
 from amo_callback.amo.protocol import (
-    ANSWER_LIMIT,
+    RESPONSE_LIMIT,
     TOO_LARGE,
     AmoRequest,
-    Answer,
+    AmoResponse,
     GrantType,
     Integration,
     exchange_request,
-    read_answer,
+    read_token_response,
     refresh_request,
 )
 from amo_callback.errors import AmoCallbackError, UnknownOutcome, UnrecognizedError
@@ -34,7 +34,7 @@ def _read(
     body: object, *, status: int = 200, grant_type: GrantType = GrantType.REFRESH_TOKEN, **more: Any
 ) -> TokenResponse:
     raw = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
-    return read_answer(Answer(status=status, body=raw, **more), grant_type=grant_type, now=START)
+    return read_token_response(AmoResponse(status=status, body=raw, **more), grant_type=grant_type, now=START)
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
@@ -95,14 +95,14 @@ def test_a_person_is_sent_to_amos_page_with_our_name_and_the_state(page: str, ad
     integration = Integration(
         client_id="c/1", client_secret="s", redirect_uri="https://a.example/cb", authorize_url=page
     )
-    assert integration.consent_address("s&") == address
+    assert integration.consent_url("s&") == address
     assert INTEGRATION.authorize_url == "https://www.amocrm.ru/oauth"
 
 
 def test_no_secret_is_in_a_repr() -> None:
     """Neither a request nor an answer nor an integration shows what it carries."""
     carried = AmoRequest(method="GET", url="https://a.example", headers={"X-Refresh-Token": "the-token"})
-    assert "the-token" not in repr(carried) + repr(Answer(status=200, body=b"the-token"))
+    assert "the-token" not in repr(carried) + repr(AmoResponse(status=200, body=b"the-token"))
     shown = repr(INTEGRATION) + repr(exchange_request(INTEGRATION, code=b"the-code", domain="a.amocrm.ru"))
     assert "the-code" not in shown
     assert "the-secret" not in shown
@@ -115,8 +115,8 @@ def test_a_pair_is_kept_whatever_else_its_answer_lacks() -> None:
         assert issued.pair.expires_at == START + timedelta(minutes=15)
         assert issued.account.account_id == ""
     pair_sample = json.loads((SAMPLES[0].parent / "200-pair-for-a-code.json").read_text(encoding="utf-8"))["body"]
-    assert _read({**pair_sample, "expires_in": None}).pair.life == timedelta(hours=24)
-    assert _read({**pair_sample, "expires_in": 60}).pair.life == timedelta(minutes=1)
+    assert _read({**pair_sample, "expires_in": None}).pair.lifetime == timedelta(hours=24)
+    assert _read({**pair_sample, "expires_in": 60}).pair.lifetime == timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("status", [200, 201, 299])
@@ -136,9 +136,9 @@ def test_a_pair_in_what_is_no_success_is_none(status: int) -> None:
 def test_a_host_of_the_operators_list_may_be_an_accounts_own() -> None:
     """The same check guards what a token names as what the browser names."""
     claims = base64.urlsafe_b64encode(b'{"api_domain": "api.test.example"}').decode()
-    answer = Answer(status=200, body=json.dumps({"access_token": f"h.{claims}.s", "refresh_token": "r"}).encode())
+    answer = AmoResponse(status=200, body=json.dumps({"access_token": f"h.{claims}.s", "refresh_token": "r"}).encode())
     for allowed, host in (((), None), ((".test.example",), "api.test.example")):
-        issued = read_answer(answer, grant_type=GrantType.CODE, now=START, allowed=allowed)
+        issued = read_token_response(answer, grant_type=GrantType.CODE, now=START, allowed=allowed)
         assert issued.account.api_domain == host
 
 
@@ -237,7 +237,7 @@ def test_an_answer_above_the_limit_is_read_as_far_as_it_goes() -> None:
     with pytest.raises(UnknownOutcome) as raised:
         _read(json.dumps(pair)[:-1], broken=TOO_LARGE)
     assert raised.value.detail == "too_large"
-    assert ANSWER_LIMIT == 256 * 1024
+    assert RESPONSE_LIMIT == 256 * 1024
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class Queue:
 
     def join(self, name: str, priority: Priority) -> asyncio.Task[None]:
         async def wait() -> None:
-            await self.rate_limiter.slot(priority)
+            await self.rate_limiter.acquire(priority)
             self.served.append(name)
 
         return asyncio.create_task(wait())
@@ -63,7 +63,7 @@ async def test_a_free_slot_is_had_at_once(clock: FakeClock) -> None:
     queue = Queue(_rate_limiter(clock, per_second=1))
     await queue.join("first", Priority.BACKGROUND)
     clock.advance(1)
-    await queue.join("second", Priority.STRANGER)
+    await queue.join("second", Priority.ANONYMOUS)
     assert queue.served == ["first", "second"]
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
 
@@ -76,10 +76,10 @@ async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
     tasks = [
         queue.join(priority.name.lower(), priority)
         for priority in (
-            Priority.STRANGER,
+            Priority.ANONYMOUS,
             Priority.BACKGROUND,
-            Priority.STARTED,
-            Priority.EXPECTED,
+            Priority.OUR_LINK,
+            Priority.KNOWN_USER,
             Priority.BACKGROUND,
         )
     ]
@@ -94,7 +94,7 @@ async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeCl
     """After a 429 nobody goes for as long as AMO asked."""
     rate_limiter = _rate_limiter(clock, per_second=10)
     queue = Queue(rate_limiter)
-    tasks = [queue.join(name, Priority.STRANGER) for name in ("first", "second")]
+    tasks = [queue.join(name, Priority.ANONYMOUS) for name in ("first", "second")]
     await _settle()
     pause = 60
     await rate_limiter.pause(pause)
@@ -112,7 +112,7 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
     await _settle()
     gone, person, last = (
         queue.join("gone", Priority.BACKGROUND),
-        queue.join("person", Priority.STRANGER),
+        queue.join("person", Priority.ANONYMOUS),
         queue.join("last", Priority.BACKGROUND),
     )
     await _settle()
@@ -179,7 +179,7 @@ class Exit:
 
     def leave(self, name: str = "request", *, limit: float = 60.0) -> asyncio.Task[bool]:
         async def leave() -> bool:
-            if may := await self.rate_limiter.leave(Priority.BACKGROUND, limit=limit):
+            if may := await self.rate_limiter.wait_to_send(Priority.BACKGROUND, limit=limit):
                 self.left.append((name, self.clock.monotonic()))
             return may
 
@@ -189,7 +189,7 @@ class Exit:
 async def _granted(rate_limiter: RateLimiter, clock: FakeClock, slots: int) -> None:
     """Take so many slots, one after the other."""
     for number in range(slots):
-        await rate_limiter.slot(Priority.BACKGROUND)
+        await rate_limiter.acquire(Priority.BACKGROUND)
         if number < slots - 1:
             clock.advance(0.2)
 
@@ -225,9 +225,9 @@ async def test_a_slot_older_than_a_second_is_replaced(clock: FakeClock, age: flo
     """A request that comes with an old slot waits for the next one of the shared state, behind a slot of another."""
     shared = LocalLimits(clock=clock)
     rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver())
-    await rate_limiter.slot(Priority.BACKGROUND)
+    await rate_limiter.acquire(Priority.BACKGROUND)
     clock.advance(age - 0.01)
-    await shared.ask_for_slot(interval=0.2, waiting={WaiterKind.BACKGROUND})  # another process's
+    await shared.request_slot(interval=0.2, waiting={WaiterKind.BACKGROUND})  # another process's
     clock.advance(0.01)
     ready, start = Exit(rate_limiter, clock), clock.monotonic()
     task = ready.leave()
@@ -256,7 +256,7 @@ async def test_another_slot_comes_before_first_slots(clock: FakeClock) -> None:
     """A request that holds a claim does not queue behind those that have not begun."""
     rate_limiter = _rate_limiter(clock, per_second=0.2)
     queue, ready = Queue(rate_limiter), Exit(rate_limiter, clock)
-    await rate_limiter.slot(Priority.BACKGROUND)
+    await rate_limiter.acquire(Priority.BACKGROUND)
     waiting = [queue.join(str(number), Priority.BACKGROUND) for number in range(3)]
     await _settle()
     clock.advance(2)
@@ -309,7 +309,7 @@ async def test_requests_never_leave_faster_than_the_rate_allows(clock: FakeClock
 
     async def request(came: float, took: float) -> None:
         await clock.sleep(came)
-        await rate_limiter.slot(draw.choice(list(Priority)))
+        await rate_limiter.acquire(draw.choice(list(Priority)))
         await clock.sleep(took)
         assert await ready.leave(limit=math.inf)
 
@@ -326,7 +326,7 @@ async def test_requests_never_leave_faster_than_the_rate_allows(clock: FakeClock
 async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
     """Nothing runs on after the end."""
     rate_limiter = _rate_limiter(clock, per_second=1)
-    waiting = [asyncio.ensure_future(rate_limiter.slot(Priority.STRANGER)) for _ in range(2)]
+    waiting = [asyncio.ensure_future(rate_limiter.acquire(Priority.ANONYMOUS)) for _ in range(2)]
     await _settle()
     for task in waiting:
         task.cancel()
@@ -340,7 +340,7 @@ async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
 class Failing(LocalLimits):
     """What instances share, away or broken while a test says so; it tells when it is asked, and can be slow."""
 
-    at_once = False
+    is_local = False
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock=clock)
@@ -349,11 +349,11 @@ class Failing(LocalLimits):
         self.answers = asyncio.Event()
         self.answers.set()
 
-    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
+    async def request_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        asked = await super().ask_for_slot(interval=interval, waiting=waiting)
+        asked = await super().request_slot(interval=interval, waiting=waiting)
         await self.answers.wait()
         self.granted += asked.kind is not None
         return asked
@@ -374,7 +374,7 @@ async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Ex
     rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=witness)
     queue = Queue(rate_limiter)
     shared.error = error
-    tasks = [queue.join(name, Priority.STRANGER) for name in ("gone", "patient")]
+    tasks = [queue.join(name, Priority.ANONYMOUS) for name in ("gone", "patient")]
     for _ in range(3):
         await _settle()
         clock.advance(1)
@@ -390,7 +390,7 @@ async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
     shared = Failing(clock)
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.error = AWAY
-    gone = queue.join("gone", Priority.STRANGER)
+    gone = queue.join("gone", Priority.ANONYMOUS)
     await _settle()
     gone.cancel()
     await _pass(clock, 1)
@@ -404,7 +404,7 @@ async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -
     shared.error = AWAY
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     tasks = [queue.join(f"look-up {number}", Priority.TOKEN_CHECK) for number in range(3)]
-    tasks += [queue.join("person", Priority.EXPECTED), queue.join("refresh", Priority.BACKGROUND)]
+    tasks += [queue.join("person", Priority.KNOWN_USER), queue.join("refresh", Priority.BACKGROUND)]
     for seconds in range(4):
         await _settle()
         assert queue.served == [f"look-up {number}" for number in range(min(seconds + 1, 3))]
@@ -426,7 +426,7 @@ async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeCloc
     pause = 60
     await queue.rate_limiter.pause(pause)
     shared.error = None
-    task = queue.join("patient", Priority.STRANGER)
+    task = queue.join("patient", Priority.ANONYMOUS)
     await _settle()
     await _pass(clock, 59.9)
     assert queue.served == []
@@ -442,7 +442,7 @@ async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
     queue = Queue(other)
     pause = 60
     await one.pause(pause)
-    task = queue.join("patient", Priority.STRANGER)
+    task = queue.join("patient", Priority.ANONYMOUS)
     await _settle()
     assert queue.served == []
     await _pass(clock, 60)
@@ -455,7 +455,7 @@ async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: F
     shared = Failing(clock)
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.answers.clear()
-    person, background = queue.join("person", Priority.STRANGER), queue.join("background", Priority.BACKGROUND)
+    person, background = queue.join("person", Priority.ANONYMOUS), queue.join("background", Priority.BACKGROUND)
     await _settle()
     person.cancel()
     await _settle()
@@ -470,7 +470,7 @@ async def test_a_pause_holds_who_has_just_asked(clock: FakeClock) -> None:
     shared = Failing(clock)
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.answers.clear()
-    task = queue.join("patient", Priority.STRANGER)
+    task = queue.join("patient", Priority.ANONYMOUS)
     await _settle()
     pause = 60
     await queue.rate_limiter.pause(pause)

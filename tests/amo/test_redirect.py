@@ -4,7 +4,7 @@ import pytest
 
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.grant import CallbackParams
-from amo_callback.hosts import check_host, loggable_host
+from amo_callback.hosts import loggable_host, parse_account_host
 
 JUNK_HOSTS = [
     "evil.com", "a.amocrm.ru.evil.com", "amocrm.ru@evil.com", "evil.com/.amocrm.ru", "a.amocrm.ru:8443", "127.0.0.1",
@@ -22,8 +22,8 @@ JUNK_HOSTS = [
 @pytest.mark.parametrize("host", JUNK_HOSTS)
 def test_a_junk_host_never_sees_our_secret(host: str) -> None:
     """Whatever is not one label before a suffix of AMO's is refused, before any request."""
-    assert check_host(host.encode()) is None
-    assert check_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
+    assert parse_account_host(host.encode()) is None
+    assert parse_account_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ def test_a_junk_host_never_sees_our_secret(host: str) -> None:
 )
 def test_a_good_host_is_taken_in_lower_case(given: str, host: str) -> None:
     """AMO's hosts, bare or with a scheme, and what the operator listed."""
-    assert check_host(given.encode(), allowed=("crm.example.com", ".test.example")) == host
+    assert parse_account_host(given.encode(), allowed=("crm.example.com", ".test.example")) == host
 
 
 @pytest.mark.parametrize("host", ["example.com", "x.crm.example.com", "a.b.test.example", "test.example"])
 def test_a_listed_host_is_exact_and_a_listed_suffix_has_one_label(host: str) -> None:
     """The operator's list means what it says."""
-    assert check_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
+    assert parse_account_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Caller:
     async def exchange(self, code: str | None = None) -> tuple[int, Any]:
         return await self.post(grant_type="authorization_code", code=code or self.amo.code())
 
-    async def look_up(self, token: str, host: str = "api-b.amocrm.ru") -> tuple[int, Any]:
+    async def introspect_refresh_token(self, token: str, host: str = "api-b.amocrm.ru") -> tuple[int, Any]:
         return await self.get(host, "oauth2/account/current/subdomain", **{"X-Refresh-Token": token})
 
     async def get(self, host: str, path: str, **headers: str) -> tuple[int, Any]:
@@ -109,13 +109,13 @@ async def test_the_look_ups_spend_nothing(caller: Caller) -> None:
     _, pair = await caller.exchange()
     token = pair["refresh_token"]
     caller.amo.account.host = "renamed.amocrm.ru"
-    status, place = await caller.look_up(token)
+    status, place = await caller.introspect_refresh_token(token)
     assert (status, place["domain"], place["subdomain"]) == (200, "renamed.amocrm.ru", "renamed")
     bearer = f"Bearer {pair['access_token']}"
     status, place = await caller.get("www.amocrm.ru", "oauth2/account/subdomain", Authorization=bearer)
     assert (status, place["domain"]) == (200, "renamed.amocrm.ru")
-    assert (await caller.look_up("junk"))[0] == 401
-    assert (await caller.look_up(token, "elsewhere.amocrm.ru"))[0] == 404
+    assert (await caller.introspect_refresh_token("junk"))[0] == 401
+    assert (await caller.introspect_refresh_token(token, "elsewhere.amocrm.ru"))[0] == 404
     assert (await caller.post("renamed.amocrm.ru", grant_type="refresh_token", refresh_token=token))[0] == 200
 
 
@@ -197,11 +197,11 @@ async def test_the_old_access_token_outlives_a_refresh_or_not(caller: Caller, ki
 @pytest.mark.parametrize("knows", [False, True])
 async def test_the_look_up_knows_spent_tokens_or_not(caller: Caller, knows: bool) -> None:  # noqa: FBT001 -- because it is the switch
     """Either may be true of AMO; a token that was never issued is refused in any case."""
-    caller.amo.fake.quirks.look_up_knows_spent = knows
+    caller.amo.fake.quirks.introspection_accepts_spent = knows
     _, pair = await caller.exchange()
-    assert (await caller.look_up(pair["refresh_token"]))[0] == 200
+    assert (await caller.introspect_refresh_token(pair["refresh_token"]))[0] == 200
     await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
-    assert (await caller.look_up(pair["refresh_token"]))[0] == (200 if knows else 401)
+    assert (await caller.introspect_refresh_token(pair["refresh_token"]))[0] == (200 if knows else 401)
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -213,4 +213,4 @@ async def test_the_old_host_of_a_moved_account_gives_no_hint(caller: Caller, sta
     refused, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
     assert (refused, "hint" in problem) == (status, False)
     assert caller.amo.fake.is_good(pair["refresh_token"])
-    assert (await caller.look_up(pair["refresh_token"]))[1]["domain"] == "renamed.amocrm.ru"
+    assert (await caller.introspect_refresh_token(pair["refresh_token"]))[1]["domain"] == "renamed.amocrm.ru"

@@ -11,13 +11,13 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from amo_callback.amo.protocol import Answer, GrantType, Integration, exchange_request, read_answer
+from amo_callback.amo.protocol import AmoResponse, GrantType, Integration, exchange_request, read_token_response
 from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount, SandboxIntegration
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher
 from amo_callback.model import connection_id
-from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
+from amo_callback.schedule import REFRESH_TOKEN_LIFETIME, refresh_due
 from amo_callback.store import open_store
 from amo_callback.store.engine import to_micros
 from tests.service import BASE, HOST, Amo
@@ -105,7 +105,9 @@ def _rows(fake: BigVendor, cipher: Cipher, accounts: Sequence[SandboxAccount]) -
     for account in accounts:
         request = exchange_request(integration, code=fake.allow(account).encode(), domain=account.host)
         reply = fake.token(account.host, body=request.body or b"", content_type="application/json")
-        issued = read_answer(Answer(status=reply.status, body=reply.body), grant_type=GrantType.CODE, now=fake.now())
+        issued = read_token_response(
+            AmoResponse(status=reply.status, body=reply.body), grant_type=GrantType.CODE, now=fake.now()
+        )
         name = connection_id(issued.account, account.host)
         yield {
             "id": name,
@@ -117,7 +119,7 @@ def _rows(fake: BigVendor, cipher: Cipher, accounts: Sequence[SandboxAccount]) -
             "sealed_pair": cipher.seal_pair(issued.pair, connection_id=name),
             "issued": to_micros(issued.pair.issued_at - timedelta(minutes=1)),  # a younger pair is not refreshed again
             "expires": to_micros(issued.pair.expires_at),
-            "dies": to_micros(issued.pair.issued_at + REFRESH_TOKEN_LIFE),
+            "dies": to_micros(issued.pair.issued_at + REFRESH_TOKEN_LIFETIME),
             "due": to_micros(refresh_due(issued.pair, at=0.5, jitter=0.1, random=random.random)),
             "token_iat": issued.account.token_iat,
         }

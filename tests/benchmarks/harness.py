@@ -26,7 +26,7 @@ DEEP_LINK = "foryoure://amo-crm/callback?code="
 WRK = shutil.which("wrk")
 CALLERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Under how much load latency is plotted."""
-_PATIENCE = 60.0
+_WAIT_LIMIT = 60.0
 _SCRIPT = """
 local paths, at = {{ {paths} }}, 0
 function request()
@@ -73,7 +73,7 @@ class Server:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
+class ObservedClient:
     """What a load did to a server's process: CPU in seconds, and the longest lags of loops in milliseconds."""
 
     cpu: float
@@ -81,7 +81,7 @@ class Seen:
     idle: float
 
 
-Load = tuple["Answers", Seen]
+Load = tuple["Answers", ObservedClient]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +102,7 @@ class Bench:
                 found[name].append(await measure())
         return found
 
-    async def seen(self, server: Server, load: Coroutine[object, object, T]) -> tuple[T, Seen]:
+    async def seen(self, server: Server, load: Coroutine[object, object, T]) -> tuple[T, ObservedClient]:
         """Watch a server during a load."""
         began, cpu = time.monotonic(), server.cpu_seconds()
         result = await load
@@ -111,7 +111,7 @@ class Bench:
         lag, idle = (
             longest_lag(one.read_text(encoding="utf-8"), since, time.monotonic()) for one in (server.lags, self.idle)
         )
-        return result, Seen(cpu=cpu, lag=lag, idle=idle)
+        return result, ObservedClient(cpu=cpu, lag=lag, idle=idle)
 
     # --- loads ---------------------------------------------------------------------------------------
 
@@ -232,12 +232,12 @@ async def running(
     finally:
         if process.returncode is None:
             process.terminate()
-            await asyncio.wait_for(process.wait(), _PATIENCE)
+            await asyncio.wait_for(process.wait(), _WAIT_LIMIT)
 
 
 async def until(found: Callable[[], bool], process: Process, *, every: float = 0.02) -> None:
     """Wait for something that a process does; raise where it ends before, or takes too long."""
-    give_up_at = time.monotonic() + _PATIENCE
+    give_up_at = time.monotonic() + _WAIT_LIMIT
     while not found():
         if process.returncode is not None:
             raise RuntimeError(f"the process ended with {process.returncode}")
@@ -268,7 +268,7 @@ def longest_lag(text: str, since: float, until: float) -> float:
     return 1000 * max((float(lag) for came, lag in found if since <= float(came) - float(lag) <= until), default=0.0)
 
 
-def lag_figures(seen: Sequence[Seen], *, suffix: str = "", at_most: float | None = 20) -> Sequence[Figure]:
+def lag_figures(seen: Sequence[ObservedClient], *, suffix: str = "", at_most: float | None = 20) -> Sequence[Figure]:
     """Tell the service's loop's longest lags, and by how much they exceed an idle loop's."""
     over = [one.lag - one.idle for one in seen]
     return [

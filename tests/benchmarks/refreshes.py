@@ -16,7 +16,7 @@ from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import Store, open_store
 from amo_callback.store.engine import to_micros
 from tests.benchmarks.database import count, fill, make_due, serving_amo, settle
-from tests.benchmarks.harness import Bench, Seen, lag_figures, ratios
+from tests.benchmarks.harness import Bench, ObservedClient, lag_figures, ratios
 from tests.benchmarks.report import Figure, Outcome
 from tests.builders import DAY, a_claim, a_refreshed
 from tests.postgres import Databases, Server, serving_postgres
@@ -58,7 +58,7 @@ async def sweep(bench: Bench, *, connections: int = 10_000, concurrency: int = 6
             await amo.sandbox.until_asked(times)
             return fake.now()
 
-        async def measure() -> tuple[float, Seen]:
+        async def measure() -> tuple[float, ObservedClient]:
             nonlocal version
             version += 1
             make_due(bench.folder)
@@ -148,7 +148,7 @@ async def _claims(store: Store) -> float:
     clock, seconds = SystemClock(), 0.0
     for _ in range(BATCHES):
         began = time.perf_counter()
-        due = (await store.due(now=clock.now(), limit=BATCH, apart_from=())).refreshes
+        due = (await store.due(now=clock.now(), limit=BATCH, exclude=())).refreshes
         claimed = [await store.claim(a_claim(connection)) for connection in due]
         seconds += time.perf_counter() - began
         assert len(due) == BATCH

@@ -6,7 +6,7 @@ and once the token of each connection has been handed out.
 
 from amo_callback.crypto import Cipher, new_key
 from tests.benchmarks.database import BigVendor, fill, serving_amo
-from tests.benchmarks.harness import AMO_CALLBACK, Bench, Seen, lag_figures
+from tests.benchmarks.harness import AMO_CALLBACK, Bench, ObservedClient, lag_figures
 from tests.benchmarks.report import Figure, Outcome
 from tests.service import environment
 
@@ -27,7 +27,7 @@ async def start(bench: Bench, *, connections: int = 100_000, callers: int = 16) 
                 await bench.tokens(server, paths, callers=callers, seconds=None)
                 return ready, memory, server.resident
 
-        async def watched() -> Seen:
+        async def watched() -> ObservedClient:
             """Do the same with a sampler, whose memory is not to be counted."""
             async with bench.service(environ) as server:
                 _, seen = await bench.seen(server, bench.tokens(server, paths, callers=callers, seconds=None))

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from playwright.async_api import Browser, BrowserContext, CDPSession, ConsoleMessage, Dialog, Page, Playwright, Request
 
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome")
 SCHEME = "foryoure:"
@@ -110,7 +110,7 @@ class Tab:
         """Wait until the browser has tried to launch the app (moving on earlier would call it off); return the link."""
         while not (links := [address for address in self.failed if address.startswith(SCHEME)]):
             self.something_failed.clear()
-            await asyncio.wait_for(self.something_failed.wait(), PATIENCE)
+            await asyncio.wait_for(self.something_failed.wait(), WAIT_LIMIT)
         return links[-1]
 
     async def attempts(self) -> list[dict[str, object]]:
@@ -137,7 +137,7 @@ class Tab:
         over = asyncio.Event()
         self.cdp.once("Emulation.virtualTimeBudgetExpired", lambda _: over.set())
         await self.cdp.send("Emulation.setVirtualTimePolicy", {"policy": "advance", "budget": seconds * 1000})
-        await asyncio.wait_for(over.wait(), PATIENCE)
+        await asyncio.wait_for(over.wait(), WAIT_LIMIT)
 
     async def go_on(self) -> None:
         """Let time run again; timers do not wait any more."""
@@ -200,7 +200,7 @@ class Chromium:
             java_script_enabled=javascript,
             extra_http_headers=dict(headers or {}),
         )
-        context.set_default_timeout(1000 * PATIENCE)
+        context.set_default_timeout(1000 * WAIT_LIMIT)
         return await self.another(context)
 
     async def own(self, *flags: str) -> Browser:
@@ -253,7 +253,7 @@ async def launch(playwright: Playwright, *flags: str) -> Browser:
     """Start a browser."""
     return await playwright.chromium.launch(
         executable_path=find_chromium(),
-        timeout=1000 * PATIENCE,
+        timeout=1000 * WAIT_LIMIT,
         args=["--no-sandbox", "--disable-gpu", *flags],  # root has no sandbox, and a container may have neither
     )
 

@@ -90,7 +90,7 @@ async def serve(app: web.Application) -> AsyncIterator[str]:
 
 
 @in_one_loop()
-async def elsewhere() -> AsyncIterator[Site]:
+async def may_be_copy() -> AsyncIterator[Site]:
     site = Site()
 
     async def answer(request: web.Request) -> web.Response:

@@ -57,7 +57,7 @@ async def test_each_state_has_its_page_and_the_policy_holds_back_nothing_of_it(c
             await tab.context.close()
 
 
-async def test_the_policy_is_in_force(chromium: Chromium, app: Running, elsewhere: Site) -> None:
+async def test_the_policy_is_in_force(chromium: Chromium, app: Running, may_be_copy: Site) -> None:
     """What somebody would bring onto the page does not run: scripts, handlers, styles, pictures, forms, frames."""
     tab = await chromium.tab()
     await tab.page.goto(await returned(app))
@@ -73,24 +73,24 @@ async def test_the_policy_is_in_force(chromium: Chromium, app: Running, elsewher
           document.querySelector('#script').click();
           document.querySelector('#send').click();
         }""",
-        elsewhere.address,
+        may_be_copy.address,
     )
     await tab.pass_time(1)
     assert await tab.page.evaluate("window.__x") is None
     assert await tab.page.locator("h1").is_visible()
-    assert elsewhere.visits == []
+    assert may_be_copy.visits == []
     refused = " ".join(tab.violations)
     for directive in ("script-src", "style-src", "img-src", "default-src", "form-action"):
         assert directive in refused
 
 
-async def test_the_page_cannot_be_framed(chromium: Chromium, app: Running, elsewhere: Site) -> None:
+async def test_the_page_cannot_be_framed(chromium: Chromium, app: Running, may_be_copy: Site) -> None:
     """A frame on another site shows neither the page nor the callback, and so no link that could be tapped unseen."""
     for address in (await returned(app), public(app, f"{BASE}/callback?error=access_denied&state=s")):
-        elsewhere.pages["/"] = f'<!doctype html><iframe src="{address}"></iframe>'
+        may_be_copy.pages["/"] = f'<!doctype html><iframe src="{address}"></iframe>'
         tab = await chromium.tab(IPHONE)
         async with tab.page.expect_console_message(lambda message: "frame" in message.text):
-            await tab.page.goto(elsewhere.address)
+            await tab.page.goto(may_be_copy.address)
         [_, frame] = tab.page.frames
         assert await frame.locator("#open").count() == 0
         assert tab.launches == []
@@ -109,7 +109,7 @@ async def test_a_visit_asks_nobody_else(chromium: Chromium, app: Running) -> Non
     assert [address for address in tab.requests if not address.startswith("data:")] == [callback, page, link]
 
 
-async def test_who_leaves_takes_no_referrer_along(chromium: Chromium, app: Running, elsewhere: Site) -> None:
+async def test_who_leaves_takes_no_referrer_along(chromium: Chromium, app: Running, may_be_copy: Site) -> None:
     """A link away from the page, and from an error page at the callback's own address, tells no site where it was."""
     for address in (await returned(app), public(app, f"{BASE}/callback?error=access_denied&state=secret-state")):
         tab = await chromium.tab()
@@ -119,14 +119,14 @@ async def test_who_leaves_takes_no_referrer_along(chromium: Chromium, app: Runni
               const link = Object.assign(document.createElement('a'), {href: to, textContent: 'away', id: 'away'});
               document.querySelector('main').append(link);
             }""",
-            elsewhere.address + "/away",
+            may_be_copy.address + "/away",
         )
         await tab.page.click("#away")
         await tab.page.wait_for_url("**/away")
-        [headers] = [headers for path, headers in elsewhere.visits if path == "/away"]
+        [headers] = [headers for path, headers in may_be_copy.visits if path == "/away"]
         assert "Referer" not in headers
         assert await tab.page.evaluate("document.referrer") == ""
-        elsewhere.visits.clear()
+        may_be_copy.visits.clear()
         await tab.context.close()
 
 

@@ -70,14 +70,14 @@ async def test_reload_back_forward_and_a_second_tab_exchange_nothing_more(chromi
     assert app.amo.sandbox.requests == 1
 
 
-async def test_chromiums_own_prefetch_spends_nothing(chromium: Chromium, app: Running, elsewhere: Site) -> None:
+async def test_chromiums_own_prefetch_spends_nothing(chromium: Chromium, app: Running, may_be_copy: Site) -> None:
     """A site that lets the browser fetch the callback in advance reaches nothing; the visit after it connects."""
     callback = public(app, f"{BASE}/callback?{app.query(state='s')}")
     escaped = callback.replace("&", "&amp;")
-    elsewhere.pages["/"] = f'<!doctype html><link rel="prefetch" href="{escaped}">'
+    may_be_copy.pages["/"] = f'<!doctype html><link rel="prefetch" href="{escaped}">'
     tab = await chromium.tab()
     async with tab.page.expect_response(callback) as fetched:
-        await tab.page.goto(elsewhere.address)
+        await tab.page.goto(may_be_copy.address)
     answer = await fetched.value
     assert (answer.status, (await answer.request.all_headers())["sec-purpose"]) == (204, "prefetch")
     assert app.amo.sandbox.requests == 0

@@ -23,7 +23,7 @@ from amo_callback.web.listener import open_listener
 from tests.builders import DAY, a_connection
 from tests.e2e.process import process_environment
 from tests.fakes import START, ShiftedClock
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -118,7 +118,7 @@ async def typed(
     shown, left, seen = "", list(answers), 0
     try:
         with suppress(OSError):  # the other end is closed
-            while chunk := await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), PATIENCE):
+            while chunk := await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), WAIT_LIMIT):
                 shown += chunk.decode(errors="replace")
                 if left and left[0][0] in shown[seen:] and (shown.endswith(": ") or left[0][1] == INTERRUPT):
                     seen = len(shown)

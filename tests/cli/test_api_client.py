@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amo_callback.crypto import Cipher
     from tests.service import Amo
 
-_SEEN = probe.Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
+_SEEN = probe.ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
 
 
 @pytest.mark.parametrize("said", ["", "nonsense", "echo"])
@@ -60,7 +60,7 @@ async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
     async def answer(request: web.Request) -> web.Response:
         if request.path != "/healthz":
             return web.Response(status=status, text=text)
-        proof = probe.answer(cipher, request.headers[probe.HEADER], seen=_SEEN)
+        proof = probe.reply_to(cipher, request.headers[probe.HEADER], seen=_SEEN)
         return web.Response(headers={probe.HEADER: proof or ""})
 
     async with (

@@ -132,8 +132,8 @@ async def test_keys_that_do_not_open_the_copy_are_refused(living: Path, environ:
 
 async def test_where_there_is_no_folder_nothing_is_restored(living: Path, environ: dict[str, str], copy: Path) -> None:
     """The setting is named."""
-    elsewhere = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
-    told = await command("restore", str(copy), "--yes", folder=living, environ=elsewhere)
+    may_be_copy = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
+    told = await command("restore", str(copy), "--yes", folder=living, environ=may_be_copy)
     assert told == (78, "", f"amo-callback: storage.url: there is no folder {living / 'nowhere'}\n")
 
 
@@ -217,7 +217,7 @@ def a_socket(path: Path) -> None:
 
 
 def moved_and_linked(copy: Path) -> None:
-    copy.symlink_to(copy.rename(copy.with_name("elsewhere")))
+    copy.symlink_to(copy.rename(copy.with_name("may_be_copy")))
 
 
 def a_page_overwritten(whole: bytes) -> bytes:
@@ -383,7 +383,7 @@ async def test_only_the_rows_of_a_file_are_taken(
     async with open_store(f"sqlite:///{NAME}", folder=living, clock=SystemClock()) as store:
         frozen = await store.frozen()
         assert frozen is not None
-        assert frozen.elsewhere
+        assert frozen.may_be_copy
         assert await store.count() == 2
 
 

@@ -22,7 +22,7 @@ from amo_callback.identity import Scope, key_with
 from tests.cli.harness import typed
 from tests.deploy.test_units import PYTHON
 from tests.e2e.process import command, process_environment, serving
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -155,7 +155,7 @@ async def test_a_secret_comes_by_standard_input(tmp_path: Path) -> None:
         sys.executable, "-m", "amo_callback.cli.main", "init", *NEEDED, "--client-secret-file", "-",
         cwd=tmp_path, env=process_environment({}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, _ = await asyncio.wait_for(process.communicate(f"{SECRET}\n".encode()), PATIENCE)
+    out, _ = await asyncio.wait_for(process.communicate(f"{SECRET}\n".encode()), WAIT_LIMIT)
     assert process.returncode == 0
     assert _toml(tmp_path / "config.toml")["amo"]["client_secret"] == SECRET
     assert SECRET not in out.decode()
@@ -184,7 +184,7 @@ async def test_what_is_missing_or_wrong_is_told(tmp_path: Path, options: tuple[s
 
 
 def _link(path: Path) -> None:
-    path.symlink_to(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("may_be_copy"))
 
 
 @pytest.mark.parametrize(

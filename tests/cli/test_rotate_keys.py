@@ -16,7 +16,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import DecryptionFailed
 from amo_callback.model import TokenPair
-from amo_callback.refresh.pending_pair import name_of, seal_pending
+from amo_callback.refresh.pending_pair import file_name, seal_pending
 from amo_callback.store import open_store
 from tests.builders import a_connection, a_refreshed
 from tests.cli.harness import environ_with, fill
@@ -144,7 +144,7 @@ async def test_a_pair_in_the_rescue_folder_keeps_the_old_key(here: Place) -> Non
     await here.fill(1)
     pending_pair = a_refreshed(a_connection(0))
     (here.folder / "rescue").mkdir()
-    file = here.folder / "rescue" / name_of(pending_pair)
+    file = here.folder / "rescue" / file_name(pending_pair)
     sealed = Cipher([here.old]).seal_pair(PAIR, connection_id=pending_pair.connection_id)
     file.write_bytes(content := seal_pending(dataclasses.replace(pending_pair, sealed_pair=sealed), Cipher([here.old])))
     status, out, err = await here.rotate()

@@ -18,15 +18,15 @@ import pytest
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.model import ConnectionFilter
-from amo_callback.refresh.raw_answers import name_of
+from amo_callback.refresh.raw_answers import file_name
 from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
 from tests.cli.harness import environ_with, typed
 from tests.e2e.process import command, process_environment
-from tests.patience import PATIENCE
 from tests.transfer.samples import RULES, a_record, a_token, an_entry, arrivals, keep_raw, written
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ class Host:
         cipher = Cipher([self.key])
         async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
             found = await store.page(after="", limit=1000, only=ConnectionFilter())
-        pairs = {one.account_id: cipher.pair_of(one) for one in found}
+        pairs = {one.account_id: cipher.decrypt_pair(one) for one in found}
         return {name: (pair.access_token, pair.refresh_token) for name, pair in pairs.items() if pair is not None}
 
     def rows(self) -> list[tuple[Any, ...]]:
@@ -165,8 +165,8 @@ async def _keep_raw(host: Host, body: bytes) -> str:
         [connection] = await store.page(after="", limit=10, only=ConnectionFilter())
         rescue = RescueFolder(host.folder / "rescue")
         rescue.open()
-        await keep_raw(store, cipher, rescue, body, name_of(connection), domain=connection.domain)
-        return name_of(connection)
+        await keep_raw(store, cipher, rescue, body, file_name(connection), domain=connection.domain)
+        return file_name(connection)
 
 
 async def test_a_host_moves_by_the_other_hosts_key(here: Host, there: Host, tmp_path: Path) -> None:
@@ -228,10 +228,10 @@ async def test_an_export_that_is_stopped_leaves_nothing_half_written(here: Host,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    waiting = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+    waiting = await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
     assert waiting == b"Waiting for refreshes that are under way, 60 s at most.\n"
     process.send_signal(number)
-    _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    _, err = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     assert (process.returncode, b"it stays frozen" in err, b"Traceback" in err) == (130, True, False)
     assert {file.name for file in here.folder.iterdir()} <= {
         "key",

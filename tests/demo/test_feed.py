@@ -42,16 +42,16 @@ def test_events_are_told_in_sentences() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"standing": TokenState.GOOD, "again_at": None}, "Introspection accepts the token: it is kept."),
+        ({"standing": TokenState.VALID, "again_at": None}, "Introspection accepts the token: it is kept."),
         (
-            {"standing": TokenState.REFUSED, "again_at": _AT},
+            {"standing": TokenState.REJECTED, "again_at": _AT},
             "Introspection rejects the token, which may have another reason: it is kept, and looked up again.",
         ),
         (
             {"standing": TokenState.UNKNOWN, "again_at": _AT},
             "amoCRM does not tell now: it is kept, and looked up again.",
         ),
-        ({"standing": TokenState.UNASKED, "again_at": None}, "It cannot be looked up: it is kept."),
+        ({"standing": TokenState.NOT_CHECKED, "again_at": None}, "It cannot be looked up: it is kept."),
     ],
 )
 def test_a_hook_that_is_not_confirmed_tells_what_the_look_up_said(fields: dict[str, object], told: str) -> None:
@@ -84,7 +84,7 @@ def test_amo_is_heard_before_the_service() -> None:
     lines: list[FeedEntry] = []
     ledger = Ledger()
     feed = Feed(clock=FakeClock(), ledger=ledger, told=lines.append)
-    ledger.look_ups.append(LookUp(at=_AT, kind="refresh_token", host="a.amocrm.ru", status=200))
+    ledger.introspections.append(LookUp(at=_AT, kind="refresh_token", host="a.amocrm.ru", status=200))
     ledger.entries.append(_entry(at=_AT.replace(hour=13)))
     feed(Event(name="connection.recovered"))
     feed.catch_up()

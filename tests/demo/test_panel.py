@@ -36,9 +36,9 @@ async def test_only_the_panel_may_frame_the_service_and_only_through_the_proxy(s
 async def test_the_proxy_says_itself_whose_requests_they_are(show: Walkthrough) -> None:
     """Whoever claims to be somebody else by `X-Forwarded-For` is not believed: the proxy replaces it."""
     cipher = show.demo.service.services.core.cipher
-    headers = {probe.HEADER: probe.ask(cipher, nonce="n"), "X-Forwarded-For": "203.0.113.9"}
+    headers = {probe.HEADER: probe.seal_nonce(cipher, nonce="n"), "X-Forwarded-For": "203.0.113.9"}
     async with show.http.head(f"http://{show.addresses.proxy}/api/amo-crm/callback", headers=headers) as response:
-        seen = probe.read_answer(cipher, response.headers[probe.HEADER], nonce="n")
+        seen = probe.read_reply(cipher, response.headers[probe.HEADER], nonce="n")
     assert seen is not None
     assert seen.client == "127.0.0.1"
 

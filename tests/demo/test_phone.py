@@ -29,8 +29,8 @@ async def test_another_account_becomes_a_second_connection(show: Walkthrough) ->
     """Two accounts of one user are two connections."""
     await show.connect()
     await show.connect("gingersnaps.amocrm.ru")
-    life = await show.until(lambda life: len(life.connections) == 2)
-    assert [one.pairs for one in life.connections] == [1, 1]
+    lifetime = await show.until(lambda lifetime: len(lifetime.connections) == 2)
+    assert [one.pairs for one in lifetime.connections] == [1, 1]
 
 
 async def test_a_link_that_is_no_connect_of_its_own_is_passed_over(show: Walkthrough) -> None:
@@ -45,7 +45,7 @@ async def test_disconnecting_forgets_the_connection(show: Walkthrough) -> None:
     await show.connect()
     async with show.http.post(f"http://{show.addresses.panel}/phone/disconnect") as response:
         assert "Disconnected" in await response.text()
-    await show.until(lambda life: not life.connections)
+    await show.until(lambda lifetime: not lifetime.connections)
     assert show.said("you") == ["The app's user disconnects all that is his: the service has erased the tokens."]
 
 

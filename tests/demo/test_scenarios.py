@@ -5,8 +5,8 @@ from amo_callback.demo.scenarios import moved
 from tests.demo.walkthrough import Walkthrough
 
 
-def _only(life: Snapshot) -> ConnectionSnapshot:
-    [one] = life.connections
+def _only(lifetime: Snapshot) -> ConnectionSnapshot:
+    [one] = lifetime.connections
     return one
 
 
@@ -14,8 +14,8 @@ async def test_a_refresh_brings_the_next_pair(show: Walkthrough) -> None:
     """Refresh now: a second pair, one refresh token spent, none presented again."""
     one = await show.connect()
     assert await show.attempt("refresh", one.id) == 204
-    life = await show.until(lambda life: life.spent == 1)
-    assert (_only(life).pairs, life.issued, life.again, _only(life).status) == (2, 2, 0, "active")
+    lifetime = await show.until(lambda lifetime: lifetime.spent == 1)
+    assert (_only(lifetime).pairs, lifetime.issued, lifetime.again, _only(lifetime).status) == (2, 2, 0, "active")
 
 
 async def test_a_hundred_rejections_make_one_refresh(show: Walkthrough) -> None:
@@ -29,8 +29,8 @@ async def test_a_request_that_is_lost_ends_in_a_refresh(show: Walkthrough) -> No
     """A request that AMO has not looked at is followed by a question about the token, and by the refresh."""
     one = await show.connect()
     assert await show.attempt("cut", one.id) == 204
-    life = await show.until(lambda life: life.spent == 1)
-    assert (_only(life).status, life.again) == ("active", 0)
+    lifetime = await show.until(lambda lifetime: lifetime.spent == 1)
+    assert (_only(lifetime).status, lifetime.again) == ("active", 0)
     assert "Asked about a refresh token, which spends nothing: it is good." in show.said("amoCRM")
 
 
@@ -38,37 +38,37 @@ async def test_an_answer_that_is_lost_ends_in_a_person(show: Walkthrough) -> Non
     """A pair that was lost on its way is told to need its person, and he mends it by connecting again."""
     one = await show.connect()
     assert await show.attempt("lost", one.id) == 204
-    life = await show.until(lambda life: _only(life).status == "needs_reauth")
-    assert (_only(life).reason, life.again, _only(life).due_in) == ("in_doubt", 1, None)
+    lifetime = await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
+    assert (_only(lifetime).reason, lifetime.again, _only(lifetime).due_in) == ("in_doubt", 1, None)
     assert "AMO CRM needs you again" in await show.page(f"http://{show.addresses.panel}/phone")
     await show.connect()
-    await show.until(lambda life: _only(life).status == "active")
+    await show.until(lambda lifetime: _only(lifetime).status == "active")
 
 
 async def test_what_cannot_be_lost_is_not_lost_by_somebody_else(show: Walkthrough) -> None:
     """A connection for which nothing is sent leaves no fault behind: its person connects again at the first try."""
     one = await show.connect()
     await show.attempt("lost", one.id)
-    await show.until(lambda life: _only(life).status == "needs_reauth")
+    await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
     assert await show.attempt("lost", one.id) == 204
     assert show.said("you")[-1] == "Nothing was sent to amoCRM for it now, so nothing was lost."
     await show.connect()
-    await show.until(lambda life: _only(life).status == "active")
+    await show.until(lambda lifetime: _only(lifetime).status == "active")
 
 
 async def test_an_account_that_moves_is_followed(show: Walkthrough) -> None:
     """An account that has moved is refreshed at its new host."""
     one = await show.connect()
     assert await show.attempt("move", one.id) == 204
-    life = await show.until(lambda life: _only(life).domain == "reforyou-new.amocrm.ru")
-    assert (_only(life).status, life.spent) == ("active", 1)
+    lifetime = await show.until(lambda lifetime: _only(lifetime).domain == "reforyou-new.amocrm.ru")
+    assert (_only(lifetime).status, lifetime.spent) == ("active", 1)
 
 
 async def test_revoked_access_is_forgotten_and_can_be_given_again(show: Walkthrough) -> None:
     """What is switched off in AMO is erased here, and the same account connects again."""
     one = await show.connect()
     assert await show.attempt("revoke", one.id) == 204
-    await show.until(lambda life: not life.connections)
+    await show.until(lambda lifetime: not lifetime.connections)
     assert "AMO CRM is connected no more" in await show.page(f"http://{show.addresses.panel}/phone")
     again = await show.connect()
     assert (again.id, again.status, again.backend_status) == (one.id, "active", 200)
@@ -82,11 +82,11 @@ async def test_while_amo_is_away_tokens_are_handed_out_and_nobody_is_given_up(sh
     assert show.said("you")[-1] == "amoCRM is away, so there is nothing to lose."
     await show.attempt("refresh", one.id)
     assert show.said("you")[-1].startswith("The backend is answered 503, amo_unavailable")
-    life = await show.until(lambda life: life.away)
-    assert (_only(life).status, _only(life).backend_status, life.spent) == ("active", 200, 0)
+    lifetime = await show.until(lambda lifetime: lifetime.away)
+    assert (_only(lifetime).status, _only(lifetime).backend_status, lifetime.spent) == ("active", 200, 0)
     assert "Bad gateway" in await show.page(f"http://{show.addresses.panel}/phone/connect")
     assert await show.attempt("away") == 204
-    await show.until(lambda life: life.spent == 1 and not life.away)
+    await show.until(lambda lifetime: lifetime.spent == 1 and not lifetime.away)
 
 
 async def test_only_what_there_is_can_be_tried(show: Walkthrough) -> None:

@@ -12,7 +12,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.demo.backend import ConnectionSnapshot, Snapshot
 from amo_callback.demo.environment import Addresses, Demo, choose_addresses, open_demo
 from amo_callback.demo.feed import FeedEntry
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 TOKEN_LIFE = 3600.0
 """Seconds: nothing is refreshed in a test but what is asked for."""
@@ -28,7 +28,7 @@ class Walkthrough:
     lines: list[FeedEntry]
 
     async def until(self, fits: Callable[[Snapshot], bool]) -> Snapshot:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WAIT_LIMIT):
             while not fits(self.demo.poller.snapshot):  # noqa: ASYNC110 -- because the poller tells nobody
                 await asyncio.sleep(0.02)
         return self.demo.poller.snapshot
@@ -43,8 +43,8 @@ class Walkthrough:
         allow = link(consent, rf'class="allow[^>]*href="([^"]+host={re.escape(host)}[^"]+)"')
         page = await self.page(f"http://{self.addresses.amo}{allow}")
         assert "Back in the app" in await self.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
-        life = await self.until(lambda life: any(one.domain == host for one in life.connections))
-        return next(one for one in life.connections if one.domain == host)
+        lifetime = await self.until(lambda lifetime: any(one.domain == host for one in lifetime.connections))
+        return next(one for one in lifetime.connections if one.domain == host)
 
     async def attempt(self, name: str, connection: str = "") -> int:
         """Press a button of the panel's."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amo_callback.observe.metrics import Metrics
-from tests.builders import a_service_status, a_survey
+from tests.builders import a_service_status, some_stats
 from tests.fakes import START
 
 HERE = Path(__file__).parent
@@ -67,7 +67,7 @@ def test_the_callbacks_alert_counts_the_words_that_are_ours_or_amos() -> None:
 
 
 def _exposed() -> set[str]:
-    text = Metrics().text(a_service_status(survey=a_survey(waiting_since=START))).decode()
+    text = Metrics().text(a_service_status(stats=some_stats(waiting_since=START))).decode()
     return {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE amo_callback_")}
 
 

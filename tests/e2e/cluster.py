@@ -220,7 +220,7 @@ async def running_cluster(
                 AMO__TIMEOUT=str(TIMEOUT), REFRESH__LEASE=str(LEASE),
             )
         )  # fmt: skip
-        stage.amo.fake.lives = Lifetimes(access=ACCESS)
+        stage.amo.fake.lifetimes = Lifetimes(access=ACCESS)
         stage.amo.fake.quirks.refresh_kills_access = True
         folders = [folder / str(number) if server else folder for number in range(INSTANCES)]
         for own in folders:

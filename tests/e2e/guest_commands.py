@@ -42,7 +42,7 @@ def _amo(address: str, redirect_uri: str) -> int:
     async def serve() -> None:
         clock = SystemClock()
         integration = SandboxIntegration(redirect_uri=redirect_uri)
-        fake = FakeAmo(integration=integration, now=clock.now, lives=Lifetimes(access=3600))
+        fake = FakeAmo(integration=integration, now=clock.now, lifetimes=Lifetimes(access=3600))
         fake.open_account(HOST)
         log = make_logger(level="error", style="json", stream=sys.stderr)
         async with open_listener(Sandbox(fake, clock=clock).app(), address, name="amo", clock=clock, log=log):

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 
 class Process:
@@ -26,7 +26,7 @@ class Process:
 
     async def until(self, event: str, *, times: int = 1) -> dict[str, Any]:
         """Wait until an event has been logged so many times."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WAIT_LIMIT):
             while len(self.named(event)) < times:
                 assert not self._reading.done(), "the process has ended"
                 self._heard.clear()
@@ -54,7 +54,7 @@ class Process:
 
     async def ended(self) -> int:
         """Wait for the end of the log, and return the exit status."""
-        await asyncio.wait_for(asyncio.shield(self._reading), PATIENCE)
+        await asyncio.wait_for(asyncio.shield(self._reading), WAIT_LIMIT)
         return await self.process.wait()
 
 
@@ -120,7 +120,7 @@ async def command(
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         preexec_fn=_limiting(open_files),
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    out, err = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     return process.returncode or 0, without_slow_steps(out.decode()), without_slow_steps(err.decode())
 
 

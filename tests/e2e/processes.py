@@ -19,8 +19,8 @@ from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher
 from amo_callback.model import fingerprint
 from tests.e2e.process import Process, serving
-from tests.patience import PATIENCE
 from tests.service import API_KEY, BASE, Amo, Answer, environment, serve_amo
+from tests.wait_limit import WAIT_LIMIT
 
 DATABASE = "amo-callback.db"
 _SEED = 31920194
@@ -47,7 +47,7 @@ class Row:
     reason: str | None
     attempt: str | None
     lease_owner: str | None
-    spending: str | None
+    presented_token: str | None
     pair_version: int
     refresh_token: str = field(repr=False)
 
@@ -61,7 +61,7 @@ def read_row(row: Mapping[str, Any] | sqlite3.Row, cipher: Cipher) -> Row:
         reason=row["reason"],
         attempt=row["attempt"],
         lease_owner=row["lease_owner"],
-        spending=row["spending"],
+        presented_token=row["presented_token"],
         pair_version=row["pair_version"],
         refresh_token=cipher.open_tokens(row["sealed_pair"], connection_id=row["id"])[1],
     )
@@ -157,9 +157,9 @@ class Stage:
         """Return the refresh tokens that the stand-in would take."""
         return {token for token in self.ledger.issued if self.amo.fake.current_subdomain(token).status == 200}
 
-    def presented(self, spending: str) -> list[Entry]:
+    def presented(self, presented_token: str) -> list[Entry]:
         """Return the presentations of a refresh token, by its fingerprint."""
-        return [entry for entry in self.ledger.refreshes() if fingerprint(entry.presented) == spending]
+        return [entry for entry in self.ledger.refreshes() if fingerprint(entry.presented) == presented_token]
 
     def refreshed(self, account: SandboxAccount) -> int:
         """Count an account's refreshes."""
@@ -179,7 +179,7 @@ class Stage:
 
     async def until_asked(self, times: int) -> None:
         """Wait until the stand-in was asked so many times more."""
-        await asyncio.wait_for(self.amo.sandbox.until_asked(self.amo.sandbox.requests + times), PATIENCE)
+        await asyncio.wait_for(self.amo.sandbox.until_asked(self.amo.sandbox.requests + times), WAIT_LIMIT)
 
     async def some_moment(self, *, latency: float) -> None:
         """Let a while go by that ends somewhere around a refresh; AMO takes its time, or a part of it, or none."""
@@ -230,7 +230,7 @@ def hold_up(database: Path, when: str) -> Callable[[], None]:
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     """Look again and again until something is so that nobody tells."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(WAIT_LIMIT):
         while not await _told(condition()):  # noqa: ASYNC110 -- because it becomes so in another process
             await asyncio.sleep(0.05)
 

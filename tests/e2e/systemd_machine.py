@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.sandbox.fake_amo import SandboxIntegration
-from tests.patience import PATIENCE
 from tests.service import BASE
+from tests.wait_limit import WAIT_LIMIT
 
 VARIABLE = "TEST_SYSTEMD"
 PROJECT = Path(__file__).parent.parent.parent
@@ -118,13 +118,13 @@ class Lab:
         try:
             yield counts
         finally:
-            out, _ = load.communicate("", timeout=PATIENCE)
+            out, _ = load.communicate("", timeout=WAIT_LIMIT)
         counts.update(json.loads(out))
 
 
 def until(condition: Callable[[], bool]) -> None:
     """Ask again and again until something is so: nobody tells."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + WAIT_LIMIT
     while not condition():
         assert time.monotonic() < end, "it has not become so"
         time.sleep(0.05)

@@ -149,7 +149,7 @@ async def test_faults_in_the_middle_of_refreshes_lose_no_connection_silently(
         async with cluster.under_load():
             for number in range(1, chaos + 1):
                 # Both behaviours of AMO's introspection, in turn.
-                cluster.stage.amo.fake.quirks.look_up_knows_spent = number % 2 == 0
+                cluster.stage.amo.fake.quirks.introspection_accepts_spent = number % 2 == 0
                 await FAULTS[name](cluster)
                 await cluster.settle()
                 progress(f"{name} {number}/{chaos}: {_line(cluster.figures())}")

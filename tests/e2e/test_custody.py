@@ -96,7 +96,9 @@ async def _until_settled(stage: Stage, claimed: dict[int, Row]) -> None:
 
 def _spent_unheard(stage: Stage, claimed: dict[int, Row]) -> set[int]:
     """Return whose token the dead process had spent: the next one has presented it once more, and was refused."""
-    statuses = {name: [entry.status for entry in stage.presented(row.spending or "")] for name, row in claimed.items()}
+    statuses = {
+        name: [entry.status for entry in stage.presented(row.presented_token or "")] for name, row in claimed.items()
+    }
     assert [each for each in statuses.values() if each not in ([200], [200, 401])] == []
     return {name for name, each in statuses.items() if each == [200, 401]}
 

@@ -109,10 +109,7 @@ def _rescued(disk: Disk) -> list[str]:
 
 
 async def test_the_reserve_makes_room_on_a_disk_that_is_full(one_disk: SmallDisk, encryption_key: str) -> None:
-    """Where database and rescue folder share a full disk, what was kept free takes the pair's file, also a second time.
-
-    It is kept free again once there is room.
-    """
+    """Where database and rescue folder share a full disk, what was kept free takes the pair's file, time after time."""
     async with _slow_lives(one_disk.folder, encryption_key, accounts=1) as stage:
         async with stage.connected() as process:
             for time in (1, 2):

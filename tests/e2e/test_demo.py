@@ -21,16 +21,16 @@ from amo_callback.cli.main import main
 from tests.cli.harness import take_terminal
 from tests.demo.walkthrough import link
 from tests.e2e.process import without_slow_steps
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 _COMMAND = (sys.executable, "-m", "amo_callback.cli.main", "demo", "--token-life")
 
 
 @asynccontextmanager
-async def _demo(folder: Path, *, life: int = 30, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _demo(folder: Path, *, lifetime: int = 30, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run the demonstration, and see to it that it ends."""
     options = {"stdout": asyncio.subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(folder)}, **options}
-    process = await asyncio.create_subprocess_exec(*_COMMAND, str(life), cwd=folder, **options)
+    process = await asyncio.create_subprocess_exec(*_COMMAND, str(lifetime), cwd=folder, **options)
     try:
         yield process
     finally:
@@ -62,12 +62,12 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
         nonlocal told
         assert process.stdout is not None
         while not (found := re.search(pattern, told)):
-            line = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+            line = await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
             assert line, told
             told += line.decode()
         return found[1]
 
-    async with _demo(tmp_path, life=6) as process:
+    async with _demo(tmp_path, lifetime=6) as process:
         landed = await _connect(await until(r"Open +(http://[^/\s]+)"))
         assert "Back in the app" in landed
         assert "The state is the one the app made." in landed
@@ -75,7 +75,7 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
         await until(r"(service +reforyou\.amocrm\.ru +Connected)")
         await until(r"(service +reforyou\.amocrm\.ru +Refreshed)")
         process.send_signal(signal.SIGINT)
-        rest, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        rest, _ = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     assert process.returncode == 0
     assert "nothing of it is left" in rest.decode()
     assert "amo-callback init" in rest.decode()
@@ -91,9 +91,9 @@ async def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
         os.close(theirs)
         shown = b""
         while b"Ctrl-C ends it" not in shown:
-            shown += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), PATIENCE)
+            shown += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), WAIT_LIMIT)
         os.close(ours)
-        assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
+        assert await asyncio.wait_for(process.wait(), WAIT_LIMIT) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,9 +101,9 @@ async def test_a_hang_up_ends_it(tmp_path: Path) -> None:
     """SIGHUP, which whoever closes a terminal sends to all in it, ends it as Ctrl-C does."""
     async with _demo(tmp_path) as process:
         assert process.stdout is not None
-        await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+        await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
         process.send_signal(signal.SIGHUP)
-        told, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        told, _ = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     assert (process.returncode, b"nothing of it is left" in told) == (0, True)
     assert list(tmp_path.iterdir()) == []
 
@@ -113,23 +113,20 @@ async def test_a_pipe_that_nobody_reads_ends_it_with_a_word(tmp_path: Path) -> N
     async with _demo(tmp_path, stderr=asyncio.subprocess.PIPE) as process, aiohttp.ClientSession() as http:
         assert process.stdout is not None
         assert process.stderr is not None
-        told = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), PATIENCE)
-        await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), PATIENCE)
+        told = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), WAIT_LIMIT)
+        await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), WAIT_LIMIT)
         process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- because nothing else closes it
         [panel] = re.findall(rb"http://\S+", told)
         async with http.post(f"{panel.decode()}scenarios/away", json={}) as response:
             assert response.status == 204
-        problem = without_slow_steps((await asyncio.wait_for(process.stderr.read(), PATIENCE)).decode())
+        problem = without_slow_steps((await asyncio.wait_for(process.stderr.read(), WAIT_LIMIT)).decode())
         assert problem == "amo-callback: the output can be written no more, so the demo has ended: Broken pipe\n"
-        assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
+        assert await asyncio.wait_for(process.wait(), WAIT_LIMIT) == 1
 
 
 @pytest.mark.parametrize("streams", ["", "<&- >&-"])
 async def test_a_port_that_is_taken_is_told(tmp_path: Path, streams: str) -> None:
-    """Where another process listens, a sentence and status 1, also where standard input and output are closed.
-
-    No other file gets their numbers.
-    """
+    """Where another process listens, a sentence and status 1, also where standard input and output are closed."""
     command = " ".join(map(shlex.quote, [sys.executable, "-m", "amo_callback.cli.main", "demo", "--port"]))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -139,7 +136,7 @@ async def test_a_port_that_is_taken_is_told(tmp_path: Path, streams: str) -> Non
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        told, problem = await asyncio.wait_for(process.communicate(), PATIENCE)
+        told, problem = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     [line] = without_slow_steps(problem.decode()).splitlines()
     assert (process.returncode, str(port) in line, b"Open" in told) == (1, True, False)
 

@@ -51,10 +51,7 @@ async def _run(stage: Stage, *arguments: str) -> str:
 async def test_a_move_under_load_loses_nothing(
     tmp_path: Path, encryption_key: str, either: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Exported while refreshes are under way, imported beside a service that runs: from then on only there.
-
-    That one has another key, and a database of either engine.
-    """
+    """Exported while refreshes are under way, imported beside a running service with another key: then only there."""
     old_folder, new_folder = tmp_path / "old", tmp_path / "new"
     old_folder.mkdir()
     new_folder.mkdir()

@@ -83,7 +83,7 @@ async def _contents(store: Store, cipher: Cipher) -> dict[str, tuple[str, str, l
     while page := await store.page(after=after, limit=_PAGE, only=ConnectionFilter()):
         owners = await store.owners_of([one.id for one in page])
         for one in page:
-            pair = cipher.pair_of(one)
+            pair = cipher.decrypt_pair(one)
             assert pair is not None
             found[one.id] = (pair.access_token, pair.refresh_token, sorted(owners[one.id]))
         after = page[-1].id

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 
 from tests.e2e.process import process_environment
-from tests.patience import PATIENCE
 from tests.service import API_KEY, Amo, environment
+from tests.wait_limit import WAIT_LIMIT
 
 _MORE_THAN_A_PIPE_TAKES = 600
 """Requests: a line each, of some 200 bytes."""
@@ -31,13 +31,13 @@ async def test_a_log_that_nobody_reads_costs_neither_requests_nor_the_end(
     try:
         with os.fdopen(reading, "rb", buffering=0) as log:
             private = (await asyncio.to_thread(_until, log, "service.started"))["private"]
-            async with asyncio.timeout(PATIENCE), aiohttp.ClientSession(f"http://{private}") as http:
+            async with asyncio.timeout(WAIT_LIMIT), aiohttp.ClientSession(f"http://{private}") as http:
                 http.headers["Authorization"] = f"Bearer {API_KEY}"
                 for _ in range(_MORE_THAN_A_PIPE_TAKES):
                     async with http.get("/connections/account:1/token") as response:
                         assert response.status == 404
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
+            assert await asyncio.wait_for(process.wait(), WAIT_LIMIT) == 0
     finally:
         if process.returncode is None:
             process.kill()

@@ -71,10 +71,7 @@ async def test_a_second_process_goes_on_and_files_and_log_are_the_owners(tmp_pat
 async def test_a_hangup_reads_keys_level_and_limits_again_and_names_what_it_cannot(
     amo: Amo, tmp_path: Path, encryption_key: str
 ) -> None:
-    """What cannot be used changes nothing, and is told also where its letters are no ASCII and the log takes no more.
-
-    A setting that needs a restart is named until it is as it was.
-    """
+    """What cannot be used changes nothing, and is told also where the log takes only ASCII and its letters are none."""
     config, keys, new = tmp_path / "config.toml", tmp_path / "secrets" / "api.keys", "another-api-key" * 4
     keys.parent.mkdir()
 
@@ -141,10 +138,7 @@ async def test_in_the_journal_each_line_says_how_urgent_it_is(amo: Amo, tmp_path
 
 
 async def test_a_proxy_that_the_environment_names_is_said_to_be_ignored(tmp_path: Path, encryption_key: str) -> None:
-    """Once, by the variable's name: its value may hold a password. What is sent to AMO goes there directly.
-
-    `log.access = false` leaves out the line of each request, and no event.
-    """
+    """Once, by the variable's name, for its value may hold a password: what is sent to AMO goes there directly."""
     proxies = dict.fromkeys(("HTTPS_PROXY", "http_proxy"), "http://user:sekret@127.0.0.1:9")
     async with (
         staged(tmp_path, encryption_key, accounts=1, LOG__ACCESS="false") as stage,

@@ -13,8 +13,8 @@ import pytest
 from amo_callback.clock import SystemClock
 from tests.e2e.guest_commands import load
 from tests.e2e.process import serving
-from tests.patience import PATIENCE
 from tests.service import API_KEY, BASE, Amo, environment, serve_amo
+from tests.wait_limit import WAIT_LIMIT
 
 _CALLERS = 16
 _KEY = f"Authorization: Bearer {API_KEY}"
@@ -34,7 +34,7 @@ class Notifier:
     async def until(self, fact: str) -> str:
         """Wait for a message that tells this; return all of it."""
         while True:
-            message = (await asyncio.wait_for(self._hear(), PATIENCE)).decode()
+            message = (await asyncio.wait_for(self._hear(), WAIT_LIMIT)).decode()
             if fact in message.splitlines():
                 return message
 

@@ -116,8 +116,8 @@ async def test_a_flood_of_unknown_keys_asks_once_a_minute(
 
 async def test_addresses_and_keys_in_a_token_are_ignored(users: JwksVerifier, issuer: Issuer) -> None:
     """A token cannot say where its key is, or bring it along."""
-    elsewhere = issuer.url.replace("/keys", "/attacker")
-    brought: dict[str, Any] = {"jku": elsewhere, "x5u": elsewhere, "jwk": jwk(rsa_key("attacker"), kid="attacker")}
+    may_be_copy = issuer.url.replace("/keys", "/attacker")
+    brought: dict[str, Any] = {"jku": may_be_copy, "x5u": may_be_copy, "jwk": jwk(rsa_key("attacker"), kid="attacker")}
     assert await _unauthorized(users, _by("attacker", **brought)) == "key"
     assert await _unauthorized(users, _by("attacker", kid="first", **brought)) == "signature"
     assert await users.verify(_by("first", **brought)) == "42"
@@ -314,7 +314,7 @@ async def test_an_issuer_that_is_slow_or_gone_is_a_failure(clock: FakeClock, wit
     assert TIMEOUT == 5
     async with AsyncExitStack() as stack:
         issuer = await stack.enter_async_context(Issuer().serve())
-        opened = open_jwks(issuer.url, rules=RULES, clock=clock, observer=witness, patience=0.2)
+        opened = open_jwks(issuer.url, rules=RULES, clock=clock, observer=witness, wait_limit=0.2)
         users = await stack.enter_async_context(opened)
         issuer.open.clear()
         assert await _unavailable(users, _by("first")) == "timeout"

@@ -80,7 +80,7 @@ async def _block(process: Process) -> None:
 async def test_while_amo_blocks_our_address_one_exchange_leaves_every_ten_seconds(process: Process) -> None:
     """The first leaves at once; each of the others waits until ten seconds after the one before."""
     await _block(process)
-    process.amo.sandbox.faults.standing = Fault.BLOCKED
+    process.amo.sandbox.faults.persistent = Fault.BLOCKED
     callbacks = [asyncio.create_task(process.complete(process.amo.code())) for _ in range(3)]
     for sent in (1, 2):
         await asyncio.wait_for(process.amo.sandbox.until_asked(sent), 10)
@@ -189,8 +189,8 @@ class Queue:
         assert host == HOST
         return HOST
 
-    async def slot(self, priority: Priority) -> None:
-        assert priority is Priority.STRANGER
+    async def acquire_slot(self, priority: Priority) -> None:
+        assert priority is Priority.ANONYMOUS
         await self.clock.sleep(self.wait)
 
     async def exchange(self, **_: object) -> TokenResponse:
@@ -224,7 +224,7 @@ async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: P
     sent: list[object] = []
 
     class Slotted(Queue):
-        async def slot(self, priority: Priority) -> None:
+        async def acquire_slot(self, priority: Priority) -> None:
             del priority
             waiting.put_nowait(None)
             await slots.get()
@@ -257,7 +257,7 @@ async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: P
 async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process) -> None:
     """What cannot be sent within its lease leaves the queue, unsent, and takes no place: another may follow."""
     queue = Queue(process.clock, 3600)
-    process.connect = process.make(queue, places=1, patience=100)
+    process.connect = process.make(queue, places=1, wait_limit=100)
     for _ in range(2):
         waiting = asyncio.create_task(process.complete("code"))
         await process.clock.tick(45)
@@ -272,7 +272,7 @@ async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process) -
         await process.complete("code")
     assert isinstance((await process.witness.until("grant.bug")).error, AssertionError)
     grant = await process.failing.grant(fingerprint("code"))
-    assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, True)
+    assert (grant.status, grant.possibly_spent) == (GrantStatus.FAILED, True)
 
 
 async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Process) -> None:
@@ -364,11 +364,11 @@ async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(pr
     """A process that was stopped between claim and slot does not send on a lease that is over."""
 
     class Sleepy(Queue):
-        async def slot(self, _priority: Priority) -> None:
+        async def acquire_slot(self, _priority: Priority) -> None:
             self.clock.advance(70)
 
     queue = Sleepy(process.clock, 0)
-    process.connect = process.make(queue, patience=100)
+    process.connect = process.make(queue, wait_limit=100)
     outcome = await process.complete("code")
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
@@ -385,7 +385,7 @@ async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: P
     with pytest.raises(asyncio.CancelledError):
         await waiting
     grant = present(await process.store.grant(fingerprint(code)))
-    assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, False)
+    assert (grant.status, grant.possibly_spent) == (GrantStatus.FAILED, False)
     assert (await other.complete(code)).status is GrantStatus.CONNECTED
 
 
@@ -437,7 +437,7 @@ async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_en
         process.clock.advance(55.1)
         return await process.client.exchange(**request)
 
-    process.connect = process.make(Override(process.client, exchange=exchange), patience=100)
+    process.connect = process.make(Override(process.client, exchange=exchange), wait_limit=100)
     outcome = await process.complete(code := process.amo.code())
     assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
     assert process.amo.fake.ledger.exchanges() == []

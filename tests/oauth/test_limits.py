@@ -77,8 +77,8 @@ def test_known_users_are_counted_apart_from_strangers(clock: FakeClock) -> None:
     for _ in range(2):
         limiter.reserve("192.0.2.1")
     for _ in range(2):
-        limiter.reserve("192.0.2.1", among=Priority.EXPECTED)
-    for among in (Priority.STRANGER, Priority.EXPECTED):
+        limiter.reserve("192.0.2.1", among=Priority.KNOWN_USER)
+    for among in (Priority.ANONYMOUS, Priority.KNOWN_USER):
         with pytest.raises(TooManyAttempts):
             limiter.reserve("192.0.2.1", among=among)
 
@@ -86,14 +86,14 @@ def test_known_users_are_counted_apart_from_strangers(clock: FakeClock) -> None:
 def test_a_queue_is_full_for_its_own_priority() -> None:
     """A code that leaves, however it does, makes room."""
     queue = AdmissionQueue(capacity=1)
-    with queue.enter(Priority.STRANGER, None):
-        with pytest.raises(QueueFull), queue.enter(Priority.STRANGER, None):
+    with queue.enter(Priority.ANONYMOUS, None):
+        with pytest.raises(QueueFull), queue.enter(Priority.ANONYMOUS, None):
             pytest.fail("it was not full")
-        with queue.enter(Priority.EXPECTED, None):
+        with queue.enter(Priority.KNOWN_USER, None):
             pass
-    with pytest.raises(ZeroDivisionError), queue.enter(Priority.STRANGER, None):
+    with pytest.raises(ZeroDivisionError), queue.enter(Priority.ANONYMOUS, None):
         raise ZeroDivisionError
-    with queue.enter(Priority.STRANGER, None):
+    with queue.enter(Priority.ANONYMOUS, None):
         pass
 
 
@@ -104,13 +104,13 @@ def test_addresses_with_many_codes_leave_half_of_a_queue_to_others() -> None:
         refused = 0
         for number in range(1200):
             try:
-                waiting.enter_context(queue.enter(Priority.STRANGER, f"192.0.2.{number % 12}"))
+                waiting.enter_context(queue.enter(Priority.ANONYMOUS, f"192.0.2.{number % 12}"))
             except QueueFull:
                 refused += 1
         assert refused == 1150
         for number in range(50):
-            waiting.enter_context(queue.enter(Priority.STRANGER, f"198.51.100.{number}"))
-        with pytest.raises(QueueFull), queue.enter(Priority.STRANGER, "203.0.113.1"):
+            waiting.enter_context(queue.enter(Priority.ANONYMOUS, f"198.51.100.{number}"))
+        with pytest.raises(QueueFull), queue.enter(Priority.ANONYMOUS, "203.0.113.1"):
             pytest.fail("it was not full")
 
 
@@ -119,7 +119,7 @@ def test_each_address_has_a_turn_of_its_own() -> None:
     queue = AdmissionQueue(capacity=9)
     with ExitStack() as waiting:
         one, same, other, nobody, no_one = (
-            waiting.enter_context(queue.enter(Priority.STRANGER, address))
+            waiting.enter_context(queue.enter(Priority.ANONYMOUS, address))
             for address in ("2001:db8::1", "2001:db8::2", "192.0.2.1", None, None)
         )
         assert one is same
@@ -170,13 +170,13 @@ async def test_a_few_codes_of_a_priority_are_written_at_once() -> None:
 
     async with AsyncExitStack() as turns:
         for _ in range(4):
-            await turns.enter_async_context(queue.write(Priority.STRANGER))
-        fifth = asyncio.create_task(come(Priority.STRANGER))
-        expected = asyncio.create_task(come(Priority.EXPECTED))
-        assert await came.get() is Priority.EXPECTED
+            await turns.enter_async_context(queue.write(Priority.ANONYMOUS))
+        fifth = asyncio.create_task(come(Priority.ANONYMOUS))
+        expected = asyncio.create_task(come(Priority.KNOWN_USER))
+        assert await came.get() is Priority.KNOWN_USER
         await expected
     await fifth
-    assert await came.get() is Priority.STRANGER
+    assert await came.get() is Priority.ANONYMOUS
 
 
 def test_a_changed_limit_counts_earlier_attempts(clock: FakeClock) -> None:

@@ -69,8 +69,8 @@ LINK = _request(user=None, challenge=None)
     [
         (_request(), None, Binding.OWNER),
         (_request(user="17"), None, Binding.NONE),
-        (_request(vouched=True), None, Binding.OWNER),
-        (_request(user="17", vouched=True), None, Binding.NONE),
+        (_request(asserted_by_backend=True), None, Binding.OWNER),
+        (_request(user="17", asserted_by_backend=True), None, Binding.NONE),
         (_request(user=None), None, Binding.FIRST_OWNER),
         (None, _names("42"), Binding.FIRST_OWNER),
         (None, _names(42), Binding.FIRST_OWNER),

@@ -47,7 +47,8 @@ async def test_a_failed_code_is_not_tried_again_for_another_state(process: Proce
     """Between our look and our claim it was claimed with another state, and failed: whose that was, is not replaced."""
     authorizations = process.authorizations()
     theirs, ours = [
-        (await authorizations.start(AuthorizationRequest(user=user, vouched=True))).state for user in ("42", "666")
+        (await authorizations.start(AuthorizationRequest(user=user, asserted_by_backend=True))).state
+        for user in ("42", "666")
     ]
     code = process.amo.code()
 
@@ -183,7 +184,7 @@ async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
     )
     code = process.amo.code()
     first = asyncio.create_task(
-        process.connect.complete(CodePresentation(code=code.encode(), host="first", arrival=CodeSource.APP))
+        process.connect.complete(CodePresentation(code=code.encode(), host="first", source=CodeSource.APP))
     )
     second = asyncio.create_task(process.complete(code))
     with pytest.raises(error):
@@ -193,9 +194,9 @@ async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
 
 def test_a_link_that_anybody_can_follow_makes_nobody_expected() -> None:
     """Who began with a user goes first, then who began with a link, then whoever brings a code."""
-    assert priority_of(AuthorizationRequest(user="42")) is Priority.EXPECTED
-    assert priority_of(AuthorizationRequest()) is Priority.STARTED
-    assert priority_of(None) is Priority.STRANGER
+    assert priority_of(AuthorizationRequest(user="42")) is Priority.KNOWN_USER
+    assert priority_of(AuthorizationRequest()) is Priority.OUR_LINK
+    assert priority_of(None) is Priority.ANONYMOUS
 
 
 async def test_an_owners_connections_are_paged(store: Store) -> None:

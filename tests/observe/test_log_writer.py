@@ -12,7 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 from amo_callback.observe.log import make_logger
 from amo_callback.observe.log_writer import LogWriter
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 
 class Pipe:
@@ -40,7 +40,7 @@ def _pipe(**options: Any) -> Iterator[Pipe]:
         yield pipe
     finally:
         os.close(pipe.reading)
-        pipe.writer.finish(seconds=PATIENCE)
+        pipe.writer.finish(seconds=WAIT_LIMIT)
         pipe.stream.close()
 
 
@@ -50,22 +50,22 @@ def test_lines_come_whole_and_in_their_order() -> None:
         for number in range(100):
             pipe.logger.info("e", number=number, text="x" * (10_000 if number == 50 else 100))
         pipe.logger.info("last")
-        pipe.writer.finish(seconds=PATIENCE)
+        pipe.writer.finish(seconds=WAIT_LIMIT)
         assert [line.get("number") for line in pipe.read(until="last")] == [*range(100), None]
         assert pipe.writer.lost == 0
 
 
 def test_where_nobody_reads_lines_are_lost_and_counted_and_nobody_waits() -> None:
     """Once it is read again, a line says how many: each line is either read or counted."""
-    with _pipe(limit=10_000) as pipe, ThreadPoolExecutor(1) as elsewhere:
+    with _pipe(limit=10_000) as pipe, ThreadPoolExecutor(1) as may_be_copy:
         for number in range(5000):  # the pipe takes the first 64 KiB
             pipe.logger.info("e", number=number)
         assert pipe.writer.lost > 0
         pipe.writer.finish(seconds=0)  # does not wait for a reader
-        reading = elsewhere.submit(pipe.read, until="last")
-        pipe.writer.finish(seconds=PATIENCE)
+        reading = may_be_copy.submit(pipe.read, until="last")
+        pipe.writer.finish(seconds=WAIT_LIMIT)
         pipe.logger.info("last")
-        lines = reading.result(PATIENCE)
+        lines = reading.result(WAIT_LIMIT)
         numbers = [line["number"] for line in lines if line["event"] == "e"]
         losses = [line for line in lines if line["event"] == "log.lines_lost"]
         assert numbers == sorted(numbers)
@@ -82,12 +82,12 @@ def test_a_line_that_the_encoding_cannot_say_is_escaped() -> None:
 
 def test_a_pipe_that_somebody_has_made_non_blocking_loses_nothing() -> None:
     """The thread waits until it takes more."""
-    with _pipe() as pipe, ThreadPoolExecutor(1) as elsewhere:
+    with _pipe() as pipe, ThreadPoolExecutor(1) as may_be_copy:
         os.set_blocking(pipe.stream.fileno(), False)
         for number in range(2000):
             pipe.logger.info("e", number=number)
         pipe.logger.info("last")
-        lines = elsewhere.submit(pipe.read, until="last").result(PATIENCE)
+        lines = may_be_copy.submit(pipe.read, until="last").result(WAIT_LIMIT)
         assert [line.get("number") for line in lines] == [*range(2000), None]
 
 
@@ -96,5 +96,5 @@ def test_lines_that_cannot_be_written_are_counted() -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         writer = LogWriter(full)
         make_logger(level="info", style="json", stream=writer).info("e")
-        writer.finish(seconds=PATIENCE)
+        writer.finish(seconds=WAIT_LIMIT)
         assert writer.lost == 1

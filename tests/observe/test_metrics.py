@@ -11,7 +11,7 @@ from amo_callback.events import Event
 from amo_callback.observe.metrics import CALLBACKS, TOKEN_RESULTS, Metrics
 from amo_callback.web.private.tokens import HAND_OUT_ERRORS
 from amo_callback.web.public.api import error_actions
-from tests.builders import a_service_status, a_survey
+from tests.builders import a_service_status, some_stats
 from tests.fakes import START
 
 PROMTOOL = shutil.which("promtool")
@@ -70,8 +70,8 @@ def test_attempts_are_counted_by_outcome_and_reason(
         ({"kind": "refresh", "status": 200}, "refresh 2xx"),
         ({"kind": "refresh", "status": 429}, "refresh 429"),
         ({"kind": "exchange", "status": 401}, "exchange 4xx"),
-        ({"kind": "look_up", "status": 502}, "look_up 5xx"),
-        ({"kind": "look_up", "status": 999}, "look_up other"),
+        ({"kind": "introspect_refresh_token", "status": 502}, "look_up 5xx"),
+        ({"kind": "introspect_refresh_token", "status": 999}, "look_up other"),
         ({"kind": "refresh", "error": "not_sent"}, "refresh not_sent"),
         ({"kind": "refresh", "error": "outcome_open", "detail": "timeout"}, "refresh no_answer"),
         ({"kind": "something new"}, "other other"),
@@ -115,26 +115,26 @@ def test_what_can_rise_is_there_from_the_start() -> None:
 
 def test_what_is_not_known_has_no_sample() -> None:
     """Before the store told anything, and of moments that there are none of."""
-    unknown = _samples(Metrics(), survey=None, survey_age=None, survey_seconds=None)
-    assert not any("amo_callback_connections" in name or "survey" in name for name in unknown)
-    empty = _samples(Metrics(), survey=a_survey(active=0, next_expiry=None, next_deadline=None))
+    unknown = _samples(Metrics(), stats=None, stats_age=None, stats_seconds=None)
+    assert not any("amo_callback_connections" in name or "stats" in name for name in unknown)
+    empty = _samples(Metrics(), stats=some_stats(active=0, next_expiry=None, next_deadline=None))
     assert empty["amo_callback_connections active"] == 0
     assert not any(name.endswith("timestamp_seconds") for name in empty if name.startswith("amo_callback"))
 
 
 def test_webhooks_are_told_where_somebody_receives_them() -> None:
     """Where nobody does, they wait for ever, and that is no reason for an alarm."""
-    survey = a_survey(waiting=3, dead_lettered=1, waiting_since=START)
-    found = _samples(Metrics(), survey=survey)
+    stats = some_stats(waiting=3, dead_lettered=1, waiting_since=START)
+    found = _samples(Metrics(), stats=stats)
     assert (found["amo_callback_webhooks waiting"], found["amo_callback_webhooks dead_lettered"]) == (3, 1)
     assert found["amo_callback_webhooks_oldest_timestamp_seconds"] == START.timestamp()
-    assert not any("webhooks" in name for name in _samples(Metrics(), survey=survey, webhooks_delivered=False))
+    assert not any("webhooks" in name for name in _samples(Metrics(), stats=stats, webhooks_delivered=False))
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_mend() -> None:
     """Names, units and help texts are as Prometheus's own rules want them."""
-    text = Metrics().text(a_service_status(survey=a_survey(waiting_since=START)))
+    text = Metrics().text(a_service_status(stats=some_stats(waiting_since=START)))
     done = subprocess.run(  # noqa: S603 -- because it is the tool that a test asks
         [str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, check=False
     )

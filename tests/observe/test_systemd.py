@@ -12,7 +12,7 @@ import pytest
 
 from amo_callback.errors import ConfigurationError
 from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 NAMES = ("public", "private")
 
@@ -23,7 +23,7 @@ def heard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.soc
     name = str(tmp_path / "notify") if request.param == "path" else f"\0amo-callback-test-{secrets.token_hex(4)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(name)
-        listener.settimeout(PATIENCE)
+        listener.settimeout(WAIT_LIMIT)
         yield listener
 
 
@@ -142,11 +142,11 @@ def test_a_socket_that_is_no_door_is_refused(pair: int, names: str) -> None:
 
 def test_the_variable_must_name_the_very_stream(tmp_path: Path) -> None:
     """A process of the same unit whose output was sent elsewhere has the variable, too."""
-    with (tmp_path / "here").open("w") as here, (tmp_path / "elsewhere").open("w") as elsewhere:
+    with (tmp_path / "here").open("w") as here, (tmp_path / "may_be_copy").open("w") as may_be_copy:
         status = os.fstat(here.fileno())
         environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
         assert is_journal(here, environ)
-        assert not is_journal(elsewhere, environ)
+        assert not is_journal(may_be_copy, environ)
         assert not is_journal(here, {})
         assert not is_journal(here, {"JOURNAL_STREAM": "nonsense"})
 

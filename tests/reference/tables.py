@@ -21,7 +21,7 @@ from amo_callback.observe.metrics import Metrics
 from amo_callback.web.apis import make_apis
 from amo_callback.web.composition import DataPaths, open_service
 from amo_callback.web.public.api import error_actions
-from tests.builders import a_service_status, a_survey
+from tests.builders import a_service_status, some_stats
 from tests.fakes import START
 from tests.reference.markdown import code, codes, table
 from tests.reference.settings import settings
@@ -175,7 +175,7 @@ def _listed(statuses: set[int]) -> str:
 
 def _metrics() -> list[str]:
     """Return the table of all metrics but those of the process, which every program has."""
-    text = Metrics().text(a_service_status(survey=a_survey(waiting_since=START))).decode()
+    text = Metrics().text(a_service_status(stats=some_stats(waiting_since=START))).decode()
     rows = []
     for family in _FAMILY.finditer(text):
         labels = [label for label in dict.fromkeys(re.findall(r'[{,](\w+)="', family["samples"])) if label != "le"]

@@ -80,7 +80,7 @@ async def amo(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator
     """Serve the stand-in both ways that AMO may be: what is not known of it is never relied on."""
     async with serve_amo(clock) as served:
         quirks = served.fake.quirks
-        quirks.refresh_kills_access = quirks.look_up_knows_spent = request.param == "harsh"
+        quirks.refresh_kills_access = quirks.introspection_accepts_spent = request.param == "harsh"
         quirks.moved_status = 401 if request.param == "harsh" else 404
         yield served
 

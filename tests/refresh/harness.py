@@ -32,7 +32,7 @@ E = TypeVar("E", bound=Exception)
 API_DOMAIN = "api-b.amocrm.ru"
 """Where the stand-in can be asked about a refresh token."""
 DAY = 86_400.0
-PATIENCE = 8.0
+WAIT_LIMIT = 8.0
 """Seconds that a forced refresh is waited for: a second more than AMO has, and eight at least."""
 
 
@@ -155,14 +155,14 @@ class RefreshHarness:
         return stored
 
     def pair(self, connection: Connection) -> TokenPair:
-        pair = self.cipher.pair_of(connection)
+        pair = self.cipher.decrypt_pair(connection)
         assert pair is not None
         return pair
 
     async def refresh(self, connection: Connection, *, by: RefreshCoordinator | None = None, **more: Any) -> Connection:
         """Refresh a connection when it is due, or on another demand, by this process or another."""
-        demand = more.pop("demand", RefreshTrigger.SCHEDULE)
-        return await (by or self.coordinator).refresh(connection.id, demand=demand, **more)
+        trigger = more.pop("trigger", RefreshTrigger.SCHEDULE)
+        return await (by or self.coordinator).refresh(connection.id, trigger=trigger, **more)
 
     def begin(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
         """Begin a refresh, and go on."""
@@ -187,11 +187,11 @@ class RefreshHarness:
         """Return the client, which makes a call before it grants the slot of this number."""
         slots = itertools.count(1)
 
-        async def slot(_priority: object) -> None:
+        async def acquire_slot(_priority: object) -> None:
             if next(slots) == number:
                 await call()
 
-        return Override(self.client, slot=slot)
+        return Override(self.client, acquire_slot=acquire_slot)
 
     def rate_limiter(self, per_second: float, shared: LocalLimits | None = None) -> RateLimiter:
         """Return a rate limiter in the test's time."""
@@ -235,16 +235,16 @@ class RefreshHarness:
     async def bring_store_back(self, lifecycle: TokenLifecycle | None = None) -> None:
         """Let the store take everything again, and offer it the pairs that it did not take."""
         self.failing.away = set()
-        await (lifecycle or self.lifecycle).pending_writes.settle()
+        await (lifecycle or self.lifecycle).pending_writes.flush()
 
     def fade(self, connection: Connection) -> None:
         """Let AMO forget both tokens of a pair, while the account lives on: another system has refreshed it."""
         self.amo.fake.quirks.refresh_kills_access = True
         self.amo.spend(grant_type="refresh_token", refresh_token=self.pair(connection).refresh_token)
 
-    async def look_up_due(self, lifecycle: TokenLifecycle | None = None) -> None:
+    async def recheck_due(self, lifecycle: TokenLifecycle | None = None) -> None:
         """Look up whose turn it is, as the loop does."""
-        for name in (await self.store.due(now=self.clock.now(), limit=0, rechecks=100, apart_from=())).rechecks:
+        for name in (await self.store.due(now=self.clock.now(), limit=0, rechecks=100, exclude=())).rechecks:
             await (lifecycle or self.lifecycle).rechecker.check(name)
 
     @asynccontextmanager
@@ -306,7 +306,7 @@ class QueueingClient(GatedClient):
         super().__init__(client)
         self.served = asyncio.Event()
 
-    async def slot(self, _priority: object) -> None:
+    async def acquire_slot(self, _priority: object) -> None:
         self.asked.set()
         await self.served.wait()
 

@@ -49,11 +49,11 @@ class Token:
     def age(self) -> tuple[int, int]:
         return self.generation, self.number
 
-    def present(self, *, at: float, life: float, steady: bool) -> None:
+    def present(self, *, at: float, lifetime: float, steady: bool) -> None:
         """Check that it may be presented; `steady` says that no clock is stepped."""
         assert not self.answered, "a token was presented although its successor had been stored"
         assert not self.settled, "a token was presented again after its terminal answer had been stored"
-        silent = self.unheard and (at > self.born + life + _LONG or not steady)
+        silent = self.unheard and (at > self.born + lifetime + _LONG or not steady)
         assert not self.open or self.asked or silent, "a possibly spent token was presented before AMO was asked"
         if self.refused and steady:
             assert at - self.presented_at >= DAY - 60, "the token of a refused connection was presented twice in a day"
@@ -61,13 +61,13 @@ class Token:
         self.times += 1
         self.asked = self.unheard = False
 
-    def looked_up(self, standing: TokenState) -> None:
+    def looked_up(self, state: TokenState) -> None:
         """Note what introspection has told of it."""
-        if standing in {TokenState.GOOD, TokenState.REFUSED}:
+        if state in {TokenState.VALID, TokenState.REJECTED}:
             self.asked = True
         else:
             self.unheard = True
-        if standing is TokenState.GOOD:
+        if state is TokenState.VALID:
             self.settled = self.refused = False
 
     def settle(self, reason: Reason | None) -> None:

@@ -20,14 +20,14 @@ from typing import Any, cast
 
 from amo_callback.amo.introspection import (
     ACCESS_TOKEN_DEAD,
+    NOT_CHECKED,
     REFRESH_TOKEN_REFUSED,
-    UNASKED,
     UNKNOWN,
-    read_sighting,
+    read_introspection,
     refresh_token_request,
 )
 from amo_callback.amo.pair import account_of, read_claims
-from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
+from amo_callback.amo.protocol import AmoResponse, GrantType, Integration, read_token_response, refresh_request
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, Lifetimes, SandboxAccount, SandboxIntegration, problem
 from amo_callback.clock import Clock, DatabaseClock
@@ -62,13 +62,13 @@ FORGOTTEN_AFTER = 5.0
 """Seconds for which the silence of a look-up holds."""
 WRITES = frozenset(
     {
-        *("claim", "extend", "save_refreshed", "save_connected", "save_verdict", "release", "postpone", "disconnect"),
+        *("claim", "extend", "save_refreshed", "save_connected", "save_failure", "release", "postpone", "disconnect"),
         *("give_up", "begin_recheck", "schedule_recheck", "begin_amo_block", "take_amo_probe", "end_amo_block"),
     }
 )
 """The writes that wait at a gate."""
 COMMITS = (
-    *("save_refreshed", "save_verdict", "claim", "release", "postpone", "extend", "disconnect", "save_connected"),
+    *("save_refreshed", "save_failure", "claim", "release", "postpone", "extend", "disconnect", "save_connected"),
     *(
         "give_up",
         "begin_recheck",
@@ -81,7 +81,7 @@ COMMITS = (
     *("begin_amo_block", "take_amo_probe", "end_amo_block", "suspend_terminal", "resume_terminal"),
 )
 """The writes whose COMMIT can stay without an answer, the most frequent first."""
-ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_verdict", "begin_recheck"})
+ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_failure", "begin_recheck"})
 """Of these, those that return what they have changed."""
 REFUSALS = 8
 """How often AMO has to refuse a connection, at least, before it is given up as refused."""
@@ -268,7 +268,7 @@ class _Amo:
         self._process, self._simulation = process, process.simulation
         self.client_id = process.simulation.integration.client_id
 
-    async def slot(self, _priority: Priority) -> None:
+    async def acquire_slot(self, _priority: Priority) -> None:
         return
 
     def base_url(self, host: str) -> str:
@@ -291,8 +291,8 @@ class _Amo:
         if fault in {Fault.RESET, Fault.NOTHING_AFTER} and not status:
             raise UnknownOutcome("connection_lost")
         try:
-            issued = read_answer(
-                Answer(status=status, body=body), grant_type=GrantType.REFRESH_TOKEN, now=process.clock.now()
+            issued = read_token_response(
+                AmoResponse(status=status, body=body), grant_type=GrantType.REFRESH_TOKEN, now=process.clock.now()
             )
         except AmoCallbackError as error:
             token.open = token.open and isinstance(error, UnknownOutcome)
@@ -301,37 +301,39 @@ class _Amo:
         process.received.append((connection_id(issued.account, domain), issued.pair.refresh_token))
         return issued
 
-    async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> IntrospectionResult:
+    async def introspect_refresh_token(
+        self, *, refresh_token: str, api_domain: str | None, account_id: str
+    ) -> IntrospectionResult:
         request = refresh_token_request(
             self._simulation.integration, refresh_token=refresh_token, api_domain=api_domain
         )
         if request is None:
-            return UNASKED
+            return NOT_CHECKED
         await self._process.gate("look up")
         reply = self._simulation.fake.current_subdomain(refresh_token)
-        sighting = self._sighting(reply, account_id, REFRESH_TOKEN_REFUSED)
-        self._simulation.tokens[refresh_token].looked_up(sighting.standing)
-        return sighting
+        introspection = self._introspect(reply, account_id, REFRESH_TOKEN_REFUSED)
+        self._simulation.tokens[refresh_token].looked_up(introspection.state)
+        return introspection
 
-    async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
+    async def introspect_access_token(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
         assert domain
         with self._simulation.keeping():
             known = self._simulation.blocked and self._process.knows_block
             assert not known, "a blocked AMO was asked about an access token"
         await self._process.gate("ask about")
-        return self._sighting(self._simulation.fake.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
+        return self._introspect(self._simulation.fake.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
 
-    def _sighting(self, reply: Any, account_id: str, refusals: frozenset[int]) -> IntrospectionResult:
+    def _introspect(self, reply: Any, account_id: str, refusals: frozenset[int]) -> IntrospectionResult:
         simulation = self._simulation
-        answer = Answer(status=reply.status, body=reply.body)
+        answer = AmoResponse(status=reply.status, body=reply.body)
         if simulation.blocked:
             simulation.drawn["requests while the address is blocked"] += 1
-            answer = Answer(status=403, body=BLOCKED)
-        if simulation.look_ups_away or simulation.blocked:
+            answer = AmoResponse(status=403, body=BLOCKED)
+        if simulation.introspection_away or simulation.blocked:
             simulation.silent_at = simulation.clock.monotonic()
-        if simulation.look_ups_away:
+        if simulation.introspection_away:
             return UNKNOWN
-        return read_sighting(answer, account_id=account_id, refusals=refusals)
+        return read_introspection(answer, account_id=account_id, refusals=refusals)
 
 
 def _harmed(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
@@ -356,7 +358,7 @@ class Simulation:
         clock: FakeClock,
         accounts: int = 3,
         gated: bool = True,
-        lives: Lifetimes | None = None,
+        lifetimes: Lifetimes | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.loop.set_debug(False)  # a trace of each of so many steps would take minutes
@@ -371,10 +373,10 @@ class Simulation:
         self.integration = Integration(
             client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri
         )
-        self.fake = FakeAmo(integration=known, now=self.clock.now, lives=lives)
+        self.fake = FakeAmo(integration=known, now=self.clock.now, lifetimes=lifetimes)
         self.accounts = [self.fake.open_account(f"a{number}.amocrm.ru") for number in range(accounts)]
         self.faults: list[Fault] = []
-        self.look_ups_away = False
+        self.introspection_away = False
         self.blocked = False
         """Whether AMO answers 403 to everything."""
         self.lying = False
@@ -491,7 +493,7 @@ class Simulation:
     def presented(self, refresh_token: str, *, domain: str, fault: Fault | None) -> tuple[int, bytes]:
         """Present a refresh token, and return what comes back of the answer."""
         token = self.tokens[refresh_token]
-        token.present(at=self.clock.monotonic(), life=self.fake.lives.access, steady=self.steady)
+        token.present(at=self.clock.monotonic(), lifetime=self.fake.lifetimes.access, steady=self.steady)
         token.gone = token.account.gone
         if unread := self._turned_away(fault):
             return unread
@@ -565,7 +567,7 @@ class Simulation:
         }
         reply = self.fake.token(account.host, body=json.dumps(body).encode(), content_type="application/json")
         now = self.clock.now()
-        issued = read_answer(Answer(status=200, body=reply.body), grant_type=GrantType.CODE, now=now)
+        issued = read_token_response(AmoResponse(status=200, body=reply.body), grant_type=GrantType.CODE, now=now)
         self.generations[name] = self.generations.get(name, 0) + 1
         self._born(reply.content, account=account, parent=None, generation=self.generations[name])
         connection = a_connection(
@@ -579,7 +581,7 @@ class Simulation:
             access_issued_at=now,
             access_expires_at=issued.pair.expires_at,
             refresh_expires_at=now + timedelta(days=90),
-            next_refresh_at=now + issued.pair.life / 2,
+            next_refresh_at=now + issued.pair.lifetime / 2,
             connected_at=now,
         )
         number = len(self.tokens)  # AMO's clock, which nobody steps
@@ -635,7 +637,7 @@ class Simulation:
         return cast("Connection", row)
 
     def pair(self, row: Connection) -> TokenPair:
-        pair = self.cipher.pair_of(row)
+        pair = self.cipher.decrypt_pair(row)
         assert pair is not None
         return pair
 
@@ -668,7 +670,7 @@ class Simulation:
             self.drawn["claims by a process with a wrong clock"] += self.shared and abs(process.ahead) > MINUTE
         if name in PAIRS:
             self._check_stored(process, before, row)
-        if name == "save_verdict":
+        if name == "save_failure":
             self._check_verdict(row)
         if self.shared:
             self._check_times(row)
@@ -728,13 +730,13 @@ class Simulation:
         soon = self.clock.now() + MINUTE
         past = (
             *(row.access_issued_at, row.refreshed_at, row.connected_at),
-            *(row.hook_at, row.looked_up_at, row.refused_since),
+            *(row.disabled_hook_at, row.rechecked_at, row.refused_since),
         )
         assert all(time is None or time <= soon for time in past), "a stored time is in the future"
         if row.sealed_pair is None or row.access_expires_at is None:
             return
         token = self.tokens[self.pair(row).refresh_token]
-        left = token.born + self.fake.lives.access - self.clock.monotonic()
+        left = token.born + self.fake.lifetimes.access - self.clock.monotonic()
         dead = self.clock.now() + timedelta(seconds=left + TIMEOUT)
         assert row.access_expires_at <= dead + MINUTE, "an access token is stored as valid after its expiry"
         if row.next_refresh_at is not None and not row.failures:

@@ -52,8 +52,8 @@ async def _blocked(
 async def _find_block(harness: RefreshHarness, lifecycle: TokenLifecycle, connections: list[Connection]) -> None:
     """Have two connections refused, and the one connected last, which confirms the block."""
     demands = (RefreshTrigger.SCHEDULE, RefreshTrigger.SCHEDULE, RefreshTrigger.PROBE)
-    for connection, demand in zip((*connections[:2], connections[-1]), demands, strict=True):
-        await harness.fail(connection, AccountBlocked, by=lifecycle.coordinator, demand=demand)
+    for connection, trigger in zip((*connections[:2], connections[-1]), demands, strict=True):
+        await harness.fail(connection, AccountBlocked, by=lifecycle.coordinator, trigger=trigger)
     assert _is_blocked(lifecycle)
 
 
@@ -68,16 +68,16 @@ def _is_closed(lifecycle: TokenLifecycle) -> bool:
 
 def _block(harness: RefreshHarness) -> None:
     """Have AMO answer 403 with HTML to everything."""
-    harness.amo.sandbox.faults.standing = harness.amo.sandbox.look_up_faults.standing = Fault.BLOCKED
+    harness.amo.sandbox.faults.persistent = harness.amo.sandbox.introspection_faults.persistent = Fault.BLOCKED
 
 
 def _unblock(harness: RefreshHarness) -> None:
-    harness.amo.sandbox.faults.standing = harness.amo.sandbox.look_up_faults.standing = None
+    harness.amo.sandbox.faults.persistent = harness.amo.sandbox.introspection_faults.persistent = None
 
 
 def _left(harness: RefreshHarness) -> int:
     """Count the requests of any kind that AMO has seen."""
-    return harness.amo.sandbox.requests + harness.amo.sandbox.look_ups
+    return harness.amo.sandbox.requests + harness.amo.sandbox.introspections
 
 
 def _presented(harness: RefreshHarness, connections: list[Connection], since: int) -> list[int]:
@@ -101,7 +101,7 @@ async def test_a_blocked_address_sends_the_few_that_show_it_and_then_a_probe_per
     record_property("requests in the day after that", _left(harness) - before - opened)
     assert opened <= 16 + 2  # one in the place of the first refusal, and the one that confirms the block
     assert _left(harness) - before - opened == DAY / _CAP
-    assert harness.amo.sandbox.look_ups == 0
+    assert harness.amo.sandbox.introspections == 0
     probes = _presented(harness, connections, opened)
     assert len(set(probes)) == len(probes)
     assert harness.witness.names().count("amo_blocked.started") == 1
@@ -118,7 +118,7 @@ async def test_enough_refusals_and_that_of_the_latest_success_are_a_block(
         await harness.fail(connection, AmoCallbackError, fault)
     assert _is_closed(harness.lifecycle)
     assert not _is_blocked(harness.lifecycle)
-    harness.amo.sandbox.faults.standing = fault
+    harness.amo.sandbox.faults.persistent = fault
     await _run(harness, harness.lifecycle)
     assert _presented(harness, connections, 0) == [*range(enough), 4]
     assert _is_blocked(harness.lifecycle)
@@ -129,8 +129,8 @@ async def test_enough_refusals_and_that_of_the_latest_success_are_a_block(
 async def test_while_a_block_is_suspected_nothing_but_the_confirming_refresh_is_sent(harness: RefreshHarness) -> None:
     """Neither the schedule nor a caller refreshes meanwhile; callers wait a second."""
     connections = await _suspected(harness)
-    for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
-        refused = await harness.fail(connections[2], NotYet, demand=demand)
+    for trigger in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
+        refused = await harness.fail(connections[2], NotYet, trigger=trigger)
         assert (type(refused), refused.retry_after) == (NotYet, 1.0)
 
 
@@ -179,7 +179,7 @@ async def test_any_other_answer_to_the_confirmation_drops_the_suspicion(
     connections = await _suspected(harness)
     harness.amo.sandbox.faults.add(*([answer] if answer else []))
     with suppress(AmoCallbackError):
-        await harness.refresh(connections[3], demand=RefreshTrigger.PROBE)
+        await harness.refresh(connections[3], trigger=RefreshTrigger.PROBE)
     assert len(harness.presented()) == 3
     assert not _is_closed(harness.lifecycle)
     assert (await harness.refresh(connections[2])).pair_version == 2
@@ -217,9 +217,9 @@ async def test_refused_exchanges_and_questions_never_suspect_a_block(harness: Re
         with pytest.raises(AccountBlocked):
             await harness.client.exchange(code=b"code", domain=connection.domain, not_after=math.inf)
         found = open_connection(connection, harness.lifecycle.core)
-        standing = await harness.lifecycle.access_token_check.state_of(found, doubted=True)
-        assert standing is TokenState.UNKNOWN
-    assert harness.amo.sandbox.look_ups == 4
+        state = await harness.lifecycle.access_token_check.state_of(found, in_doubt=True)
+        assert state is TokenState.UNKNOWN
+    assert harness.amo.sandbox.introspections == 4
     assert not _is_closed(harness.lifecycle)
 
 
@@ -227,8 +227,8 @@ async def test_while_blocked_callers_are_told_when_the_next_probe_leaves(harness
     """Neither the schedule nor a hand-out is the probe; the token at hand is handed out as stale."""
     connections = await _blocked(harness)
     sent = _left(harness)
-    for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED, RefreshTrigger.TRIAL):
-        refused = await harness.fail(connections[2], AddressBlocked, demand=demand)
+    for trigger in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED, RefreshTrigger.TRIAL):
+        refused = await harness.fail(connections[2], AddressBlocked, trigger=trigger)
         assert _CAP - 10 <= refused.retry_after <= _CAP
     harness.clock.advance(DAY / 2)
     handed_out = await harness.lifecycle.access_tokens.token(connections[2].id, min_ttl=DAY)
@@ -246,7 +246,7 @@ async def test_probes_go_to_the_latest_success_first_and_to_another_each_time(
     """Each connection once in the order of their last successes, then again, as long as AMO's answer has no pair."""
     connections = await _blocked(harness)
     sent = len(harness.presented())
-    harness.amo.sandbox.faults.standing = answer
+    harness.amo.sandbox.faults.persistent = answer
     await _run(harness, harness.lifecycle, 7.5 * _CAP, step=50)
     # The one refreshed last, 3, was presented to confirm the block.
     assert _presented(harness, connections, sent) == [2, 1, 0, 3, 2, 1, 0]
@@ -258,10 +258,10 @@ async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_twice(harn
     connections = await _blocked(harness)
     harness.clock.advance(_CAP)
     sent = _left(harness)
-    await harness.fail(connections[2], AccountBlocked, demand=RefreshTrigger.FORCED)
-    await harness.fail(connections[1], AddressBlocked, demand=RefreshTrigger.PROBE)
+    await harness.fail(connections[2], AccountBlocked, trigger=RefreshTrigger.FORCED)
+    await harness.fail(connections[1], AddressBlocked, trigger=RefreshTrigger.PROBE)
     harness.clock.advance(_CAP)
-    await harness.fail(connections[2], AddressBlocked, demand=RefreshTrigger.FORCED)
+    await harness.fail(connections[2], AddressBlocked, trigger=RefreshTrigger.FORCED)
     assert _left(harness) == sent + 1
 
 
@@ -271,7 +271,7 @@ async def test_a_refresh_that_waited_while_the_block_was_found_is_not_the_probe(
     harness.clock.advance(_CAP)
     address_block = harness.lifecycle.breaker.address_block
     with pytest.raises(AddressBlocked):
-        await address_block.enter(connections[2].id, demand=RefreshTrigger.SCHEDULE)
+        await address_block.reserve_probe(connections[2].id, trigger=RefreshTrigger.SCHEDULE)
     assert address_block.probe_in == 0
 
 
@@ -279,12 +279,12 @@ async def test_while_blocked_no_question_is_asked(harness: RefreshHarness) -> No
     """Neither a daily look-up nor a question about a token in doubt leaves, which is handed out as stale."""
     given_up = await harness.given_up()
     await _blocked(harness)
-    asked = harness.amo.sandbox.look_ups
+    asked = harness.amo.sandbox.introspections
     handed_out = await harness.lifecycle.access_tokens.token(given_up.id, min_ttl=0)
     assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
     await _run(harness, harness.lifecycle, 1.1 * DAY, step=900)
-    assert present((await harness.now(given_up)).look_up_at) <= harness.clock.now()
-    assert harness.amo.sandbox.look_ups == asked
+    assert present((await harness.now(given_up)).recheck_at) <= harness.clock.now()
+    assert harness.amo.sandbox.introspections == asked
 
 
 async def test_a_probe_in_doubt_asks_before_it_presents(harness: RefreshHarness) -> None:
@@ -293,14 +293,14 @@ async def test_a_probe_in_doubt_asks_before_it_presents(harness: RefreshHarness)
     await harness.fail(connections[2], AmoCallbackError, Fault.HTTP_500)
     _block(harness)
     await _find_block(harness, harness.lifecycle, connections)
-    sent, asked = len(harness.presented()), harness.amo.sandbox.look_ups
+    sent, asked = len(harness.presented()), harness.amo.sandbox.introspections
     async with harness.running(harness.lifecycle):
         await harness.pass_time(1.5 * _CAP, step=15)
         assert _presented(harness, connections, sent) == []
-        assert harness.amo.sandbox.look_ups == asked + 1
+        assert harness.amo.sandbox.introspections == asked + 1
         await harness.pass_time(_CAP, step=15)
     assert _presented(harness, connections, sent) == [1]
-    assert harness.amo.sandbox.look_ups == asked + 1
+    assert harness.amo.sandbox.introspections == asked + 1
 
 
 async def test_a_refresh_that_succeeds_ends_the_block(harness: RefreshHarness) -> None:
@@ -338,7 +338,7 @@ async def test_a_block_that_cannot_be_ended_in_the_store_ends_with_the_next_succ
     harness.failing.away = set()
     _unblock(harness)
     harness.clock.advance(_CAP)
-    await harness.refresh(connections[2], demand=RefreshTrigger.PROBE)
+    await harness.refresh(connections[2], trigger=RefreshTrigger.PROBE)
     assert not _is_blocked(harness.lifecycle)
     assert await harness.store.amo_block() is None
 
@@ -391,7 +391,7 @@ async def test_a_confirmation_that_waited_while_another_process_found_the_block_
         await harness.fail(refused, AccountBlocked, by=other.coordinator)
     queue.asked.clear()
     queue.served.clear()
-    confirming = harness.begin(connections[4], by=other.coordinator, demand=RefreshTrigger.PROBE)
+    confirming = harness.begin(connections[4], by=other.coordinator, trigger=RefreshTrigger.PROBE)
     await queue.asked.wait()
     await _find_block(harness, lifecycle, connections)
     await other.breaker.watch()

@@ -13,22 +13,22 @@ from amo_callback.errors import (
     UnknownOutcome,
 )
 from amo_callback.model import RefreshTrigger, Status
-from amo_callback.refresh.breaker import is_epidemic
+from amo_callback.refresh.breaker import is_mass_failure
 from amo_callback.stats import ConnectionCounts
-from tests.builders import a_claim, a_connection, a_verdict, present, save
+from tests.builders import a_claim, a_connection, a_failure, present, save
 from tests.refresh.harness import DAY, RefreshHarness
 
 
 @pytest.mark.parametrize(
-    ("died", "living", "epidemic"),
+    ("failed", "active", "epidemic"),
     [
         *((0, 0, False), (4, 0, False), (5, 0, True), (5, 19, True)),
         *((5, 20, False), (20, 80, False), (21, 79, True), (50, 300, False)),
     ],
 )
-def test_many_deaths_of_a_large_share_are_an_epidemic(died: int, living: int, *, epidemic: bool) -> None:
+def test_many_deaths_of_a_large_share_are_an_epidemic(failed: int, active: int, *, epidemic: bool) -> None:
     """Five deaths at least, and more than a fifth of all, those who have died counted in."""
-    assert is_epidemic(ConnectionCounts(living=living, fresh=living, died=died)) is epidemic
+    assert is_mass_failure(ConnectionCounts(active=active, fresh=active, failed=failed)) is epidemic
 
 
 async def _five_die(harness: RefreshHarness) -> None:
@@ -36,8 +36,10 @@ async def _five_die(harness: RefreshHarness) -> None:
     for number in range(5):
         dead = await save(harness.store, a_connection(number + 1))
         await harness.store.claim(a_claim(dead))
-        verdict = a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, died_at=harness.clock.now())
-        await harness.store.save_verdict(verdict)
+        failure = a_failure(
+            dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, needs_reauth_since=harness.clock.now()
+        )
+        await harness.store.save_failure(failure)
 
 
 async def _suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
@@ -93,8 +95,8 @@ async def test_the_breaker_opens_with_the_only_connection_that_can_be_refreshed(
     harness.clock.advance(901)
     assert await _suspect(harness, "one") == [InvalidClient.code]
     turn = timedelta(seconds=60)
-    assert (await harness.store.probe(apart_from=(), turn=turn) or frozen).id == connection.id
-    assert await harness.store.probe(apart_from=(connection.id,), turn=turn) is None
+    assert (await harness.store.probe(exclude=(), turn=turn) or frozen).id == connection.id
+    assert await harness.store.probe(exclude=(connection.id,), turn=turn) is None
 
 
 async def test_accounts_nobody_can_be_asked_about_are_no_fault_of_the_configuration(harness: RefreshHarness) -> None:
@@ -141,33 +143,33 @@ async def test_a_trial_may_be_the_probe(harness: RefreshHarness) -> None:
     connection = await harness.given_up()
     harness.lifecycle.breaker.refuse("AMO refuses without a reason")
     harness.clock.advance(DAY)
-    await harness.look_up_due()
+    await harness.recheck_due()
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert harness.lifecycle.breaker.reason is None
 
 
-@pytest.mark.parametrize("demand", [RefreshTrigger.FORCED, RefreshTrigger.TRIAL])
-async def test_who_was_the_probe_lets_another_be_it(harness: RefreshHarness, demand: RefreshTrigger) -> None:
+@pytest.mark.parametrize("trigger", [RefreshTrigger.FORCED, RefreshTrigger.TRIAL])
+async def test_who_was_the_probe_lets_another_be_it(harness: RefreshHarness, trigger: RefreshTrigger) -> None:
     """One that callers ask for again and again is the probe once a round, and one probe goes every minute."""
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
-    assert present(breaker.refusal("one", demand=demand)).retry_after == 60
+    assert present(breaker.refusal("one", trigger=trigger)).retry_after == 60
     harness.clock.advance(60)
-    assert breaker.refusal("one", demand=demand) is None
-    breaker.enter("one")
+    assert breaker.refusal("one", trigger=trigger) is None
+    breaker.mark_probe("one")
     harness.clock.advance(60)
-    assert breaker.refusal("another", demand=demand) is None
-    assert breaker.refusal("one", demand=demand) is not None
+    assert breaker.refusal("another", trigger=trigger) is None
+    assert breaker.refusal("one", trigger=trigger) is not None
     breaker.new_round()
-    assert breaker.refusal("one", demand=demand) is None
+    assert breaker.refusal("one", trigger=trigger) is None
 
 
-@pytest.mark.parametrize("demand", [RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT])
-async def test_nobody_else_is_refreshed(harness: RefreshHarness, demand: RefreshTrigger) -> None:
+@pytest.mark.parametrize("trigger", [RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT])
+async def test_nobody_else_is_refreshed(harness: RefreshHarness, trigger: RefreshTrigger) -> None:
     """Neither the schedule nor a hand-out is the probe."""
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(DAY)
-    assert present(harness.lifecycle.breaker.refusal("one", demand=demand)).cause_code == InvalidClient.code
+    assert present(harness.lifecycle.breaker.refusal("one", trigger=trigger)).cause_code == InvalidClient.code
 
 
 async def test_one_success_closes_it_for_every_process(harness: RefreshHarness) -> None:
@@ -187,11 +189,11 @@ async def test_a_success_lets_everyone_be_the_probe_again(harness: RefreshHarnes
     """Who was tried the last time is not passed over the next time that it opens."""
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
-    breaker.enter("one")
+    breaker.mark_probe("one")
     await breaker.succeeded()
     breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(60)
-    assert breaker.refusal("one", demand=RefreshTrigger.FORCED) is None
+    assert breaker.refusal("one", trigger=RefreshTrigger.FORCED) is None
 
 
 async def test_a_success_that_cannot_be_written_down_ends_no_hold(harness: RefreshHarness) -> None:
@@ -201,7 +203,7 @@ async def test_a_success_that_cannot_be_written_down_ends_no_hold(harness: Refre
     await breaker.watch()
     harness.failing.away = {"resume_terminal"}
     await breaker.succeeded()
-    assert breaker.held
+    assert breaker.terminal_suspended
     harness.failing.away = set()
     await breaker.succeeded()
     assert not (await harness.store.shared_state()).terminal_suspended
@@ -227,5 +229,5 @@ async def test_the_first_probe_comes_a_minute_after_verdicts_are_held(harness: R
     harness.clock.advance(60)
     breaker = harness.lifecycle.breaker
     assert breaker.probe_in == 0
-    assert not await breaker.believes()
+    assert not await breaker.allows_terminal_failure()
     assert breaker.probe_in == 60

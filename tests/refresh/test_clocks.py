@@ -71,7 +71,7 @@ async def test_impossible_times_come_first_and_the_others_earliest_due_first(har
         issued = await harness.exchange()
         account = {"account_id": str(number), "id": a_connection(number).id}
         names[(await harness.keep(issued, **{**account, **row})).id] = name
-    due = (await harness.store.due(now=now, limit=9, apart_from=())).refreshes
+    due = (await harness.store.due(now=now, limit=9, exclude=())).refreshes
     assert [names[one.id] for one in due] == ["due too late", "earlier", "same, expires first", "late"]
 
 

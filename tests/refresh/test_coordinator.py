@@ -32,8 +32,8 @@ from amo_callback.model import (
     Status,
     TokenPair,
     TokenResponse,
+    abbreviated,
     fingerprint,
-    short,
 )
 from tests.builders import a_claim, an_extension, present, save
 from tests.fakes import Override, answering
@@ -59,10 +59,10 @@ async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(harness: Refresh
     assert (event.level, event.connection_id) == (Level.INFO, connection.id)
     assert event.fields == {
         "domain": connection.domain,
-        "demand": "schedule",
+        "trigger": "schedule",
         "seconds": 0.0,
-        "token": short(fingerprint(harness.pair(connection).refresh_token)),
-        "next_token": short(fingerprint(pair.refresh_token)),
+        "token": abbreviated(fingerprint(harness.pair(connection).refresh_token)),
+        "next_token": abbreviated(fingerprint(pair.refresh_token)),
         "request_id": event.fields["request_id"],  # whatever AMO calls it
         "expires_at": stored.access_expires_at,
         "next_refresh_at": stored.next_refresh_at,
@@ -80,10 +80,10 @@ async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(harness: R
     await harness.refresh(
         connection,
         by=harness.make_coordinator(amo=Override(harness.client, refresh=refresh)),
-        demand=RefreshTrigger.FORCED,
+        trigger=RefreshTrigger.FORCED,
     )
     [event] = harness.witness.named("refresh.succeeded")
-    assert (event.fields["seconds"], event.fields["request_id"], event.fields["demand"]) == (1.235, "b6a3", "forced")
+    assert (event.fields["seconds"], event.fields["request_id"], event.fields["trigger"]) == (1.235, "b6a3", "forced")
 
 
 async def test_a_refresh_keeps_the_api_host_that_amo_tells_or_else_the_one_before(harness: RefreshHarness) -> None:
@@ -111,7 +111,7 @@ async def test_a_pair_is_stored_for_the_grant_that_it_comes_from(harness: Refres
 async def test_callers_at_once_share_one_refresh(harness: RefreshHarness) -> None:
     """Sixty callers make one request, and all get its pair."""
     connection = await harness.connect()
-    stored = await asyncio.gather(*(harness.refresh(connection, demand=RefreshTrigger.HAND_OUT) for _ in range(60)))
+    stored = await asyncio.gather(*(harness.refresh(connection, trigger=RefreshTrigger.HAND_OUT) for _ in range(60)))
     assert {one.pair_version for one in stored} == {2}
     assert len(harness.presented()) == 1
 
@@ -121,7 +121,7 @@ async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(harness: Ref
     connection = await harness.connect()
     ended = asyncio.Event()
 
-    def satisfied(_connection: Connection) -> bool:
+    def is_fresh_enough(_connection: Connection) -> bool:
         ended.set()
         return True
 
@@ -132,7 +132,7 @@ async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(harness: Ref
     harness.amo.sandbox.asked.clear()
     harness.amo.sandbox.faults.add(Fault.SLOW)
     coming = asyncio.create_task(come())
-    assert (await harness.refresh(connection, satisfied=satisfied)).pair_version == 1
+    assert (await harness.refresh(connection, is_fresh_enough=is_fresh_enough)).pair_version == 1
     await harness.amo.sandbox.asked.wait()
     assert harness.coordinator.in_flight == 1
     harness.amo.sandbox.go_on.set()
@@ -143,7 +143,7 @@ async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(harness: Ref
 async def test_a_refresh_that_satisfies_nobody_is_made_once(harness: RefreshHarness) -> None:
     """Whoever asked for it gets its pair, and may ask again."""
     connection = await harness.connect()
-    assert (await harness.refresh(connection, satisfied=lambda now: now.pair_version > 2)).pair_version == 2
+    assert (await harness.refresh(connection, is_fresh_enough=lambda now: now.pair_version > 2)).pair_version == 2
     assert len(harness.presented()) == 1
 
 
@@ -154,7 +154,7 @@ async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHar
     claimed = await harness.now(connection)
     assert claimed.attempt is not None
     assert claimed.lease_until == harness.clock.now() + timedelta(seconds=60)
-    assert claimed.spending == fingerprint(harness.pair(connection).refresh_token)
+    assert claimed.presented_token == fingerprint(harness.pair(connection).refresh_token)
     harness.amo.sandbox.go_on.set()
     await refreshing
 
@@ -174,7 +174,7 @@ async def test_a_claim_that_took_too_long_or_met_a_stop_is_given_back_unsent(
     harness.failing.after["claim"] = claimed
     assert (await harness.fail(connection, error)).retry_after == again_in
     after = await harness.now(connection)
-    assert (after.attempt, after.spending, after.doubtful) == (None, None, None)
+    assert (after.attempt, after.presented_token, after.possibly_spent_token) == (None, None, None)
     assert harness.presented() == []
 
 
@@ -216,7 +216,7 @@ async def test_what_does_not_exist_cannot_be_refreshed(harness: RefreshHarness) 
     assert await harness.store.disconnect(connection, on_request=True)
     for name in ("unknown", connection.id):
         with pytest.raises(NotFound):
-            await harness.coordinator.refresh(name, demand=RefreshTrigger.HAND_OUT)
+            await harness.coordinator.refresh(name, trigger=RefreshTrigger.HAND_OUT)
     assert harness.presented() == []
 
 
@@ -272,7 +272,7 @@ async def test_stopping_does_not_wait_for_a_lease_nor_for_the_rate_limit(
 async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(harness: RefreshHarness) -> None:
     """Where even the failure cannot be written, the token counts as doubtful once the lease has ended."""
     connection = await harness.connect()
-    harness.failing.away = {"save_verdict"}
+    harness.failing.away = {"save_failure"}
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     harness.failing.away = set()
     retry = harness.begin(connection)
@@ -291,8 +291,8 @@ async def test_a_new_grant_during_a_flight_wins(harness: RefreshHarness) -> None
     harness.amo.sandbox.go_on.set()
     assert await refreshing == granted
     [told] = harness.witness.events
-    assert (told.name, told.level, told.fields["demand"]) == ("refresh.superseded", Level.WARNING, "schedule")
-    assert told.fields["token"] == short(fingerprint(harness.pair(connection).refresh_token))
+    assert (told.name, told.level, told.fields["trigger"]) == ("refresh.superseded", Level.WARNING, "schedule")
+    assert told.fields["token"] == abbreviated(fingerprint(harness.pair(connection).refresh_token))
     assert await harness.now(connection) == granted
 
 
@@ -335,7 +335,7 @@ async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(harness:
     await harness.fail(connection, UnknownOutcome, fault)
     after = await harness.now(connection)
     assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
-    assert after.spending == fingerprint(harness.pair(connection).refresh_token)
+    assert after.presented_token == fingerprint(harness.pair(connection).refresh_token)
     assert after.in_doubt
     assert after.next_refresh_at is not None
     assert after.next_refresh_at >= harness.clock.now() + timedelta(seconds=60)
@@ -376,12 +376,12 @@ async def test_a_passing_refusal_is_waited_out(
 async def test_a_patient_caller_respects_the_back_off(harness: RefreshHarness) -> None:
     """Hand-outs do not hammer an ill AMO: until the next try is due, they are told to wait."""
     connection = await harness.connect()
-    await harness.fail(connection, AccountBlocked, Fault.UNPAID, demand=RefreshTrigger.HAND_OUT)
-    refused = await harness.fail(connection, NotYet, demand=RefreshTrigger.HAND_OUT)
+    await harness.fail(connection, AccountBlocked, Fault.UNPAID, trigger=RefreshTrigger.HAND_OUT)
+    refused = await harness.fail(connection, NotYet, trigger=RefreshTrigger.HAND_OUT)
     assert (refused.retry_after, refused.cause_code) == (900, "account_refused")
     assert harness.amo.sandbox.requests == 2
     harness.clock.advance(900)
-    assert (await harness.refresh(connection, demand=RefreshTrigger.HAND_OUT)).pair_version == 2
+    assert (await harness.refresh(connection, trigger=RefreshTrigger.HAND_OUT)).pair_version == 2
 
 
 @pytest.mark.parametrize("error", [VendorRateLimited(7), ZeroDivisionError()], ids=["AMO's", "ours"])
@@ -394,9 +394,9 @@ async def test_a_failure_tells_how_long_it_took(harness: RefreshHarness, error: 
         raise error
 
     harness.coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
-    await harness.fail(connection, type(error), demand=RefreshTrigger.FORCED)
+    await harness.fail(connection, type(error), trigger=RefreshTrigger.FORCED)
     [told] = harness.witness.named("refresh.failed")
-    assert (told.fields["seconds"], told.fields["demand"]) == (1.5, "forced")
+    assert (told.fields["seconds"], told.fields["trigger"]) == (1.5, "forced")
 
 
 async def test_a_bug_is_told_and_leaves_the_outcome_open(harness: RefreshHarness) -> None:
@@ -430,7 +430,7 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHar
     """Whoever lost the claim to a new grant may not declare it dead, nor put it off."""
     connection = await harness.connect()
     harness.amo.account.disabled = True
-    refreshing = await harness.begin_slow(connection, satisfied=newer_than(connection))
+    refreshing = await harness.begin_slow(connection, is_fresh_enough=newer_than(connection))
     harness.amo.account.disabled = False
     granted = await harness.connect()
     harness.amo.sandbox.go_on.set()
@@ -453,7 +453,7 @@ async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(har
     """The caller hears that the person is needed, and not of a bug of ours."""
     connection = await harness.connect()
     harness.amo.account.disabled = True
-    harness.failing.away = {"save_verdict"}
+    harness.failing.away = {"save_failure"}
     await harness.fail(connection, NeedsReauth)
 
 
@@ -476,10 +476,10 @@ async def test_each_doubt_is_looked_up_before_its_token_is_presented(
     refreshing = harness.begin(connection, by=harness.make_coordinator(amo=amo))
     for looked_up in (0, 1):
         await harness.clock.until_sleeping(0.25)
-        assert harness.amo.sandbox.look_ups == looked_up
+        assert harness.amo.sandbox.introspections == looked_up
         harness.clock.advance(60)
     assert (await refreshing).pair_version == 2
-    assert harness.amo.sandbox.look_ups == 2
+    assert harness.amo.sandbox.introspections == 2
 
 
 async def test_a_token_follows_its_account_whose_old_host_was_taken(harness: RefreshHarness) -> None:
@@ -499,7 +499,7 @@ async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(harness
     old = harness.amo.account.host
     harness.amo.account.host = "renamed.amocrm.ru"
     harness.amo.fake.open_account(old)
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500, Fault.HTTP_500)
     await harness.fail(connection, IntrospectionUnavailable)
     assert (await harness.now(connection)).status is Status.ACTIVE
     harness.clock.advance(901)
@@ -509,7 +509,7 @@ async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(harness
 async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_again(harness: RefreshHarness) -> None:
     """Another process was faster: its pair satisfies whoever waited, and is not spent."""
     connection = await harness.connect()
-    refreshing, served = await harness.begin_queued(connection, satisfied=newer_than(connection))
+    refreshing, served = await harness.begin_queued(connection, is_fresh_enough=newer_than(connection))
     refreshed = await harness.refresh(connection, by=harness.make_coordinator(process="process-2"))
     served.set()
     assert await refreshing == refreshed
@@ -540,10 +540,10 @@ async def test_a_store_away_during_the_wait_for_a_slot_gives_an_attempt_a_lease_
     await harness.clock.until_sleeping(0.25)
     harness.clock.advance(60)
     await harness.clock.until_sleeping(0.25)
-    assert (harness.amo.sandbox.look_ups, harness.presented()) == (1, [])
+    assert (harness.amo.sandbox.introspections, harness.presented()) == (1, [])
     harness.clock.advance(60)
     assert (await refreshing).pair_version == 2
-    assert harness.amo.sandbox.look_ups == 1  # it is the same doubt
+    assert harness.amo.sandbox.introspections == 1  # it is the same doubt
 
 
 async def test_whoever_has_what_he_wants_takes_no_slot(harness: RefreshHarness) -> None:
@@ -552,7 +552,7 @@ async def test_whoever_has_what_he_wants_takes_no_slot(harness: RefreshHarness) 
     queue = QueueingClient(harness.client)
     lifecycle = harness.make_lifecycle(amo=queue)
     lifecycle.core.stop.set()
-    found = await harness.refresh(connection, by=lifecycle.coordinator, satisfied=lambda _now: True)
+    found = await harness.refresh(connection, by=lifecycle.coordinator, is_fresh_enough=lambda _now: True)
     assert found == connection
     assert not queue.asked.is_set()
 
@@ -563,21 +563,23 @@ async def test_no_more_than_so_many_are_refreshed_at_once(harness: RefreshHarnes
     slots = 0
     two, third, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def slot(_priority: object) -> None:
+    async def acquire_slot(_priority: object) -> None:
         nonlocal slots
         slots += 1
         if slots == 2:
             two.set()
         await go_on.wait()
 
-    def satisfied(_connection: Connection) -> bool:
+    def is_fresh_enough(_connection: Connection) -> bool:
         third.set()
         return False
 
-    coordinator = harness.make_coordinator(amo=Override(harness.client, slot=slot), rules=RefreshRules(concurrency=2))
+    coordinator = harness.make_coordinator(
+        amo=Override(harness.client, acquire_slot=acquire_slot), rules=RefreshRules(concurrency=2)
+    )
     refreshing = [harness.begin(one, by=coordinator) for one in connections[:2]]
     await two.wait()
-    last = harness.refresh(connections[2], by=coordinator, satisfied=satisfied)
+    last = harness.refresh(connections[2], by=coordinator, is_fresh_enough=is_fresh_enough)
     refreshing.append(asyncio.create_task(last))
     await third.wait()
     assert [(await harness.now(one)).attempt for one in connections] == [None] * 3
@@ -590,9 +592,9 @@ async def test_whoever_joins_a_flight_is_not_content_with_what_contents_another(
     """A backend that met 401 joins one that takes any pair: it gets a new one, and not the one it came with."""
     connection = await harness.connect()
     claimed = present(await harness.store.claim(a_claim(connection, owner="process-2")))
-    first = harness.begin(connection, satisfied=lambda now: now.attempt is None)
+    first = harness.begin(connection, is_fresh_enough=lambda now: now.attempt is None)
     await harness.clock.until_sleeping(0.25)
-    second = harness.begin(connection, demand=RefreshTrigger.FORCED, satisfied=newer_than(connection))
+    second = harness.begin(connection, trigger=RefreshTrigger.FORCED, is_fresh_enough=newer_than(connection))
     await asyncio.sleep(0)
     await harness.store.release(connection_id=connection.id, attempt=claimed.attempt or "")
     harness.clock.advance(0.25)
@@ -607,8 +609,8 @@ async def test_whoever_joins_a_flight_that_has_to_wait_need_not(harness: Refresh
     coordinator = harness.make_coordinator(amo=UnreachableClient(harness.client))
     await harness.fail(connection, RequestNotSent, by=coordinator)
     handed_out, forced = await asyncio.gather(
-        harness.refresh(connection, by=coordinator, demand=RefreshTrigger.HAND_OUT),
-        harness.refresh(connection, by=coordinator, demand=RefreshTrigger.FORCED),
+        harness.refresh(connection, by=coordinator, trigger=RefreshTrigger.HAND_OUT),
+        harness.refresh(connection, by=coordinator, trigger=RefreshTrigger.FORCED),
         return_exceptions=True,
     )
     assert isinstance(handed_out, NotYet)
@@ -623,4 +625,4 @@ async def test_a_store_that_was_away_long_ago_shortens_no_lease(harness: Refresh
     await harness.lose_store_once()
     harness.clock.advance(3600)
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    assert leases.left(await harness.now(connection)) == 60
+    assert leases.remaining(await harness.now(connection)) == 60

@@ -31,7 +31,7 @@ SCHEDULE, FORCED, PROBE, TRIAL = (
 )
 DUE = a_connection(next_refresh_at=START)
 BACKED_OFF = dataclasses.replace(DUE, failures=1, next_refresh_at=START + HOUR, last_error="amo_unavailable")
-OPEN = dataclasses.replace(DUE, attempt="attempt-1", spending="print-1")
+OPEN = dataclasses.replace(DUE, attempt="attempt-1", presented_token="print-1")
 FORBIDDEN_HOST = HostNotAllowed("elsewhere.example")
 
 
@@ -46,12 +46,12 @@ def _row(**changes: Any) -> Any:
         (DUE, SCHEDULE, {}, Present),
         # there is nothing to refresh, whatever else holds
         (None, FORCED, {"stopping": True}, NotFound),
-        (_row(status=Status.DISCONNECTED), FORCED, {"satisfied": True}, NotFound),
-        (_row(status=Status.NEEDS_REAUTH, reason=Reason.REVOKED), FORCED, {"satisfied": True}, NeedsReauth),
+        (_row(status=Status.DISCONNECTED), FORCED, {"is_fresh_enough": True}, NotFound),
+        (_row(status=Status.NEEDS_REAUTH, reason=Reason.REVOKED), FORCED, {"is_fresh_enough": True}, NeedsReauth),
         (_row(status=Status.NEEDS_REAUTH, reason=Reason.REFUSED), TRIAL, {}, Present),
-        (_row(refresh_expires_at=None), FORCED, {"satisfied": True}, NeedsReauth),
+        (_row(refresh_expires_at=None), FORCED, {"is_fresh_enough": True}, NeedsReauth),
         # another caller or process has refreshed it: returned even where nothing could be refreshed now
-        (DUE, FORCED, {"satisfied": True, "stopping": True, "has_pending_write": True}, Done),
+        (DUE, FORCED, {"is_fresh_enough": True, "stopping": True, "has_pending_write": True}, Done),
         # the process, a freeze, a pending write, the breaker
         (DUE, SCHEDULE, {"stopping": True}, ShuttingDown),
         (_row(frozen=True), FORCED, {}, Frozen),
@@ -72,7 +72,7 @@ def _row(**changes: Any) -> Any:
         (DUE, SCHEDULE, {"host_error": FORBIDDEN_HOST}, HostNotAllowed),
         # a token that may have been spent is introspected before it is presented, once for each doubt
         (OPEN, SCHEDULE, {}, Introspect),
-        (_row(doubtful="print-1"), SCHEDULE, {}, Introspect),
+        (_row(possibly_spent_token="print-1"), SCHEDULE, {}, Introspect),
         (_row(suspended_token="print-1"), SCHEDULE, {}, Introspect),
         (DUE, PROBE, {"terminal_suspended": True}, Introspect),
         (OPEN, SCHEDULE, {"introspected": True}, Present),
@@ -112,7 +112,7 @@ def test_decide_waits_for_a_lease_no_longer_than_it_lasts(left: float, seconds: 
     [
         {"attempt": "attempt-2"},
         {"lease_until": START},
-        {"doubtful": "print-2"},
+        {"possibly_spent_token": "print-2"},
         {"suspended_token": "print-2"},
         {"failures": 2},
         {"pair_version": 7},

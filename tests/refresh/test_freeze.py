@@ -18,14 +18,14 @@ async def _freeze(harness: RefreshHarness, connection: Connection, *, everything
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
-@pytest.mark.parametrize("demand", list(RefreshTrigger))
+@pytest.mark.parametrize("trigger", list(RefreshTrigger))
 async def test_on_nobodys_demand_is_anything_spent_while_it_is_frozen(
-    harness: RefreshHarness, demand: RefreshTrigger, *, everything: bool
+    harness: RefreshHarness, trigger: RefreshTrigger, *, everything: bool
 ) -> None:
     """Schedule, hand-out, a rejected token, probe and trial are refused alike, and nothing reaches AMO."""
     connection = await harness.connect()
     await _freeze(harness, connection, everything=everything)
-    await harness.fail(connection, Frozen, demand=demand)
+    await harness.fail(connection, Frozen, trigger=trigger)
     assert harness.presented() == []
     assert (await harness.now(connection)).attempt is None
 
@@ -133,8 +133,8 @@ async def test_of_a_frozen_connection_nothing_is_erased(harness: RefreshHarness,
     await _freeze(harness, connection, everything=everything)
     harness.fade(connection)
     await harness.lifecycle.switched_off(connection.account_id)
-    await harness.look_up_due()
-    assert harness.amo.sandbox.look_ups > 0
+    await harness.recheck_due()
+    assert harness.amo.sandbox.introspections > 0
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert [webhook.type for webhook in await harness.store.webhooks(limit=9)] == []
 

@@ -5,7 +5,7 @@ import pytest
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AmoCallbackError, NeedsReauth
 from amo_callback.events import StoredEvent
-from amo_callback.model import Connection, RefreshTrigger, fingerprint, short
+from amo_callback.model import Connection, RefreshTrigger, abbreviated, fingerprint
 from tests.builders import a_claim
 from tests.refresh.harness import API_DOMAIN, RefreshHarness
 
@@ -16,20 +16,20 @@ async def _told(harness: RefreshHarness, connection: Connection) -> list[StoredE
 
 
 def _mark(harness: RefreshHarness, connection: Connection) -> str:
-    return short(fingerprint(harness.pair(connection).refresh_token))
+    return abbreviated(fingerprint(harness.pair(connection).refresh_token))
 
 
 async def test_a_refresh_tells_which_token_became_which_on_whose_demand(harness: RefreshHarness) -> None:
     """A chain of fingerprints: each token is presented once, and its successor is named beside it."""
     first = await harness.connect()
-    second = await harness.refresh(first, demand=RefreshTrigger.FORCED)
+    second = await harness.refresh(first, trigger=RefreshTrigger.FORCED)
     third = await harness.refresh(second)
     one, two = await _told(harness, first)
     marks = [_mark(harness, each) for each in (first, second, third)]
     assert [one.name, two.name] == ["refresh.succeeded"] * 2
     assert [one.details["token"], one.details["next_token"]] == marks[:2]
     assert [two.details["token"], two.details["next_token"]] == marks[1:]
-    assert [one.details["demand"], two.details["demand"]] == ["forced", "schedule"]
+    assert [one.details["trigger"], two.details["trigger"]] == ["forced", "schedule"]
     assert len(str(one.details["request_id"])) == 32
     assert (one.at, one.details["seconds"]) == (harness.clock.now(), 0.0)
 
@@ -65,7 +65,7 @@ async def test_a_process_that_died_in_the_middle_is_named(harness: RefreshHarnes
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="server-1:4711", fingerprint=presented))
     lifecycle = harness.make_lifecycle(process="process-2")
-    lifecycle.leases.left(await harness.now(connection))
+    lifecycle.leases.remaining(await harness.now(connection))
     harness.clock.advance(60)
     await harness.refresh(connection, by=lifecycle.coordinator)
     taken, succeeded = await _told(harness, connection)
@@ -79,7 +79,7 @@ async def test_what_was_not_done_is_told_too(harness: RefreshHarness) -> None:
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, AmoCallbackError, Fault.HTTP_500)
     harness.clock.advance(901)
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
     await harness.fail(connection, AmoCallbackError)
     assert [event.name for event in await _told(harness, connection)] == ["refresh.failed", "refresh.postponed"]
 
@@ -94,7 +94,7 @@ async def test_what_is_remembered_holds_no_secret(harness: RefreshHarness) -> No
         pair = harness.pair(await harness.now(connection))
         secrets += [pair.access_token, pair.refresh_token]
         try:
-            await harness.refresh(connection, demand=RefreshTrigger.FORCED)
+            await harness.refresh(connection, trigger=RefreshTrigger.FORCED)
         except AmoCallbackError:
             harness.clock.advance(901)
     told = str(await harness.store.events(limit=100))

@@ -25,7 +25,7 @@ from tests.builders import a_claim, a_refreshed, an_extension, present
 from tests.fakes import Override
 from tests.refresh.harness import (
     API_DOMAIN,
-    PATIENCE,
+    WAIT_LIMIT,
     GatedClient,
     QueueingClient,
     RefreshHarness,
@@ -59,7 +59,7 @@ async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
 async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respected(harness: RefreshHarness) -> None:
     """Free when the queue was joined, claimed when the slot came: nothing is presented, and the lease is waited for."""
     connection = await harness.connect()
-    refreshing, served = await harness.begin_queued(connection, satisfied=newer_than(connection))
+    refreshing, served = await harness.begin_queued(connection, is_fresh_enough=newer_than(connection))
     await harness.store.claim(a_claim(connection, owner="process-2"))
     served.set()
     await harness.clock.until_sleeping(0.25)
@@ -74,12 +74,12 @@ async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harnes
     """Clean when the queue was joined; then another process died at it, and a third gave its claim back."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     refreshing, served = await harness.begin_queued(connection)
-    died = present(await harness.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0))))
-    await harness.store.claim(a_claim(died, owner="process-3", attempt="given back"))
+    failed = present(await harness.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0))))
+    await harness.store.claim(a_claim(failed, owner="process-3", attempt="given back"))
     await harness.store.release(connection_id=connection.id, attempt="given back")
     served.set()
     assert (await refreshing).pair_version == 2
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
 
 
 async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_is_over(harness: RefreshHarness) -> None:
@@ -87,7 +87,7 @@ async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_i
     connection = await harness.connect(api_domain=API_DOMAIN)
     stopped = GatedClient(harness.client, hold_request=True)
     first = harness.make_coordinator(amo=stopped)
-    late = harness.begin(connection, by=first, satisfied=newer_than(connection))
+    late = harness.begin(connection, by=first, is_fresh_enough=newer_than(connection))
     await stopped.asked.wait()
     second = harness.make_coordinator(process="process-2")
     other = harness.begin(connection, by=second)
@@ -117,8 +117,8 @@ async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_remembere
         assert not (await access_tokens.token(connection.id, min_ttl=0)).stale
         await harness.pass_time(0.5, step=0.5)
     asking = asyncio.create_task(access_tokens.token(connection.id, min_ttl=0))
-    await harness.clock.until_sleeping(PATIENCE)
-    harness.clock.advance(PATIENCE)
+    await harness.clock.until_sleeping(WAIT_LIMIT)
+    harness.clock.advance(WAIT_LIMIT)
     with pytest.raises(RetryableError):
         await asking
     harness.clock.advance(60)
@@ -170,13 +170,15 @@ async def test_a_key_change_during_a_flight_loses_neither(harness: RefreshHarnes
     flight = await harness.begin_slow(connection)
     read = await harness.now(connection)
     sealed = EncryptedRecord(kind=RecordKind.CONNECTION, name=read.id, content=read.sealed_pair or b"")
-    resealed = ReencryptedRecord(read=sealed, content=new.reseal(sealed.content, bound_to=sealed.place))
-    assert await harness.store.reseal([resealed]) == []
+    reencrypted = ReencryptedRecord(read=sealed, content=new.reencrypt(sealed.content, context=sealed.place))
+    assert await harness.store.reencrypt([reencrypted]) == []
     harness.amo.sandbox.go_on.set()
     stored = await flight
     assert stored.pair_version == 2
     assert harness.amo.fake.is_good(harness.pair(stored).refresh_token)
-    assert await harness.store.reseal([resealed]) == [sealed]  # the very bytes that were read are gone: read again
+    assert await harness.store.reencrypt([reencrypted]) == [
+        sealed
+    ]  # the very bytes that were read are gone: read again
     assert await harness.now(connection) == stored
 
 
@@ -191,10 +193,12 @@ async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_pro
     restarted = harness.make_lifecycle(process="process-2")
     await restarted.pending_writes.restore()
     harness.clock.advance(3600)
-    await harness.fail(connection, StoreUnavailable, by=restarted.coordinator, demand=RefreshTrigger.FORCED)
+    await harness.fail(connection, StoreUnavailable, by=restarted.coordinator, trigger=RefreshTrigger.FORCED)
     await harness.bring_store_back(restarted)
     assert (await harness.now(connection)).pair_version == 2
-    assert (await harness.refresh(connection, by=restarted.coordinator, demand=RefreshTrigger.FORCED)).pair_version == 3
+    assert (
+        await harness.refresh(connection, by=restarted.coordinator, trigger=RefreshTrigger.FORCED)
+    ).pair_version == 3
     assert (harness.spent(), harness.amo.fake.ledger.doubles(), harness.rescue.files) == (2, 0, {})
 
 
@@ -205,7 +209,7 @@ async def test_a_pair_in_anothers_file_is_found_before_its_predecessor_is_presen
     flight = harness.begin(connection, by=dying.coordinator)
     await harness.witness.until("pair.write_pending")
     living = harness.make_lifecycle()
-    other = harness.begin(connection, by=living.coordinator, satisfied=newer_than(connection))
+    other = harness.begin(connection, by=living.coordinator, is_fresh_enough=newer_than(connection))
     await _until_waiting(harness, other, 60)
     stored = await other
     assert (stored.pair_version, stored.status, harness.rescue.files) == (2, Status.ACTIVE, {})
@@ -237,9 +241,9 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_
     await harness.store.claim(a_claim(connection, owner="process-2"))
     queue = QueueingClient(harness.client)
     lifecycle = harness.make_lifecycle(amo=queue)
-    lifecycle.leases.left(await harness.now(connection))
+    lifecycle.leases.remaining(await harness.now(connection))
     harness.clock.advance(60)
-    refreshing = harness.begin(connection, by=lifecycle.coordinator, satisfied=newer_than(connection))
+    refreshing = harness.begin(connection, by=lifecycle.coordinator, is_fresh_enough=newer_than(connection))
     await queue.asked.wait()
     await harness.lose_store_once()
     queue.served.set()
@@ -276,12 +280,12 @@ async def test_after_the_store_was_away_anothers_attempt_has_a_whole_lease_more(
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
     lifecycle = harness.make_lifecycle()
-    assert lifecycle.leases.left(await harness.now(connection)) == 60
+    assert lifecycle.leases.remaining(await harness.now(connection)) == 60
     harness.clock.advance(59)
     await harness.lose_store_once()
-    assert lifecycle.leases.left(await harness.now(connection)) == 60
+    assert lifecycle.leases.remaining(await harness.now(connection)) == 60
     harness.clock.advance(60)
-    assert lifecycle.leases.left(await harness.now(connection)) == 0
+    assert lifecycle.leases.remaining(await harness.now(connection)) == 0
 
 
 async def test_an_attempt_that_got_more_time_is_left_alone_for_as_long(harness: RefreshHarness) -> None:
@@ -289,11 +293,11 @@ async def test_an_attempt_that_got_more_time_is_left_alone_for_as_long(harness: 
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
     leases = harness.make_lifecycle().leases
-    assert leases.left(await harness.now(connection)) == 60
+    assert leases.remaining(await harness.now(connection)) == 60
     harness.clock.advance(50)
-    assert leases.left(await harness.now(connection)) == 10
+    assert leases.remaining(await harness.now(connection)) == 10
     await harness.store.extend(an_extension(connection))
-    assert leases.left(await harness.now(connection)) == 60
+    assert leases.remaining(await harness.now(connection)) == 60
 
 
 async def test_a_stepped_clock_ends_no_lease(harness: RefreshHarness) -> None:
@@ -303,9 +307,9 @@ async def test_a_stepped_clock_ends_no_lease(harness: RefreshHarness) -> None:
     leases = harness.make_lifecycle().leases
     for hours in (5, -10):
         harness.clock.step(timedelta(hours=hours))
-        assert leases.left(await harness.now(connection)) == 60
+        assert leases.remaining(await harness.now(connection)) == 60
     harness.clock.advance(60)
-    assert leases.left(await harness.now(connection)) == 0
+    assert leases.remaining(await harness.now(connection)) == 0
 
 
 async def _in_doubt(harness: RefreshHarness, fault: Fault) -> Connection:
@@ -318,7 +322,7 @@ async def test_a_token_in_doubt_is_not_presented_before_a_whole_lease_has_passed
     """Not even by force: AMO may be at work on it still."""
     connection = await _in_doubt(harness, Fault.HTTP_500)
     harness.clock.advance(59)
-    await harness.fail(connection, NotYet, demand=RefreshTrigger.FORCED)
+    await harness.fail(connection, NotYet, trigger=RefreshTrigger.FORCED)
     assert len(harness.presented()) == 1
     harness.clock.advance(1)
     assert (await harness.refresh(connection)).pair_version == 2
@@ -329,17 +333,17 @@ async def test_a_token_in_doubt_is_looked_up_before_it_is_presented_again(harnes
     connection = await _in_doubt(harness, Fault.HTTP_500)
     harness.clock.advance(60)
     stored = await harness.refresh(connection)
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
     assert not stored.in_doubt
     await harness.refresh(stored)
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
 
 
 async def test_a_token_in_doubt_stays_at_home_while_look_ups_have_no_answer(harness: RefreshHarness) -> None:
     """An AMO that does not answer what costs nothing is not trusted with what works once."""
     connection = await _in_doubt(harness, Fault.HTTP_500)
     harness.clock.advance(60)
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
     await harness.fail(connection, IntrospectionUnavailable)
     after = await harness.now(connection)
     assert (after.last_error, after.failures, after.status) == ("no_answer", 2, Status.ACTIVE)
@@ -353,7 +357,7 @@ async def test_a_look_up_that_never_answers_ends_no_connection(harness: RefreshH
     connection = await _in_doubt(harness, Fault.HTTP_500)
     for seconds, refreshed in ((2 * 86_400 - 1, False), (901, True)):
         harness.clock.advance(seconds)
-        harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+        harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
         if refreshed:
             assert (await harness.refresh(connection)).pair_version == 2
         else:
@@ -365,7 +369,7 @@ async def test_a_spent_token_is_presented_once_more_whatever_the_look_up_says(
     harness: RefreshHarness, *, knows: bool
 ) -> None:
     """Only the token endpoint's word is final, and then it is our loss: in doubt, not revoked."""
-    harness.amo.fake.quirks.look_up_knows_spent = knows
+    harness.amo.fake.quirks.introspection_accepts_spent = knows
     connection = await _in_doubt(harness, Fault.NOTHING_AFTER)
     harness.clock.advance(60)
     assert (await harness.fail(connection, NeedsReauth)).reason is Reason.IN_DOUBT
@@ -378,7 +382,7 @@ async def test_a_pair_without_a_shard_to_ask_is_presented_once(harness: RefreshH
     await harness.fail(connection, UnknownOutcome, Fault.HTTP_500)
     harness.clock.advance(60)
     assert (await harness.refresh(connection)).pair_version == 2
-    assert harness.amo.sandbox.look_ups == 0
+    assert harness.amo.sandbox.introspections == 0
 
 
 async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(harness: RefreshHarness) -> None:
@@ -393,7 +397,7 @@ async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(harness: 
     with pytest.raises(NeedsReauth) as raised:
         await other
     assert raised.value.reason is Reason.IN_DOUBT
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
     killed.cancel()
 
 
@@ -415,12 +419,14 @@ async def test_the_second_request_of_a_moved_account_goes_on_an_extended_lease(h
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
 
-    async def look_up(**question: Any) -> Any:
+    async def introspect_refresh_token(**question: Any) -> Any:
         harness.clock.advance(50)
-        return await harness.client.look_up(**question)
+        return await harness.client.introspect_refresh_token(**question)
 
     harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.SLOW)
-    coordinator = harness.make_coordinator(amo=Override(harness.client, look_up=look_up))
+    coordinator = harness.make_coordinator(
+        amo=Override(harness.client, introspect_refresh_token=introspect_refresh_token)
+    )
     refreshing = harness.begin(connection, by=coordinator)
     await harness.amo.sandbox.until_asked(3)
     claimed = await harness.now(connection)
@@ -429,20 +435,22 @@ async def test_the_second_request_of_a_moved_account_goes_on_an_extended_lease(h
     assert (await refreshing).pair_version == 2
 
 
-@pytest.mark.parametrize("during", ["look_up", "extend"])
+@pytest.mark.parametrize("during", ["introspect_refresh_token", "extend"])
 async def test_after_a_stop_there_is_no_second_request(harness: RefreshHarness, during: str) -> None:
     """The signal comes during the look-up, or while more time is written: the claim is given back, free of doubt."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
     stop = harness.lifecycle.core.stop
 
-    async def look_up(**question: Any) -> Any:
-        if during == "look_up":
+    async def introspect_refresh_token(**question: Any) -> Any:
+        if during == "introspect_refresh_token":
             stop.set()
-        return await harness.client.look_up(**question)
+        return await harness.client.introspect_refresh_token(**question)
 
     harness.failing.after["extend"] = lambda *_, **__: stop.set()
-    coordinator = harness.make_coordinator(amo=Override(harness.client, look_up=look_up))
+    coordinator = harness.make_coordinator(
+        amo=Override(harness.client, introspect_refresh_token=introspect_refresh_token)
+    )
     await harness.fail(connection, ShuttingDown, by=coordinator)
     after = await harness.now(connection)
     assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)
@@ -455,15 +463,17 @@ async def test_whoever_lost_the_attempt_during_the_look_up_sends_no_second_reque
     harness.amo.account.host = "renamed.amocrm.ru"
     granted: list[Connection] = []
 
-    async def look_up(**question: Any) -> Any:
-        sighting = await harness.client.look_up(**question)
+    async def introspect_refresh_token(**question: Any) -> Any:
+        introspection = await harness.client.introspect_refresh_token(**question)
         harness.amo.account.host = "reforyou.amocrm.ru"
         granted.append(await harness.connect(api_domain=API_DOMAIN))
         harness.amo.account.host = "renamed.amocrm.ru"
-        return sighting
+        return introspection
 
-    coordinator = harness.make_coordinator(amo=Override(harness.client, look_up=look_up))
-    assert await harness.refresh(connection, by=coordinator, satisfied=newer_than(connection)) == granted[0]
+    coordinator = harness.make_coordinator(
+        amo=Override(harness.client, introspect_refresh_token=introspect_refresh_token)
+    )
+    assert await harness.refresh(connection, by=coordinator, is_fresh_enough=newer_than(connection)) == granted[0]
     assert len(harness.presented()) == 1
 
 
@@ -482,11 +492,11 @@ async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(har
 
     coordinator = harness.make_coordinator(amo=UnreachableClient(harness.client))
     await harness.fail(connection, RequestNotSent, by=coordinator)
-    await harness.fail(connection, NotYet, by=coordinator, demand=RefreshTrigger.HAND_OUT)
-    assert (await harness.refresh(connection, by=coordinator, demand=RefreshTrigger.FORCED)).pair_version == 2
+    await harness.fail(connection, NotYet, by=coordinator, trigger=RefreshTrigger.HAND_OUT)
+    assert (await harness.refresh(connection, by=coordinator, trigger=RefreshTrigger.FORCED)).pair_version == 2
 
 
-@pytest.mark.parametrize("call", ["claim", "save_verdict", "release", "extend", "postpone"])
+@pytest.mark.parametrize("call", ["claim", "save_failure", "release", "extend", "postpone"])
 async def test_a_store_that_fails_at_any_write_costs_no_connection(harness: RefreshHarness, call: str) -> None:
     """Whichever write the store refuses: later the connection is refreshed, and nothing was presented twice."""
     connection = await harness.connect(api_domain=API_DOMAIN)
@@ -494,11 +504,11 @@ async def test_a_store_that_fails_at_any_write_costs_no_connection(harness: Refr
     coordinator = harness.make_coordinator(store=away)
     harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.HTTP_500)
     harness.amo.account.host = "renamed.amocrm.ru"
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
     for _ in range(8):
         try:
             await asyncio.wait_for(
-                _passing(harness, harness.refresh(connection, by=coordinator, demand=RefreshTrigger.FORCED)), 20
+                _passing(harness, harness.refresh(connection, by=coordinator, trigger=RefreshTrigger.FORCED)), 20
             )
         except AmoCallbackError:
             harness.clock.advance(901)

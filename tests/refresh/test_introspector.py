@@ -13,8 +13,8 @@ async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_l
     await harness.store.suspend_terminal(now=harness.clock.now())
     await harness.lifecycle.breaker.watch()
     harness.clock.advance(3 * DAY)
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    await harness.fail(connection, IntrospectionUnavailable, demand=RefreshTrigger.PROBE)
+    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
+    await harness.fail(connection, IntrospectionUnavailable, trigger=RefreshTrigger.PROBE)
     assert harness.presented() == []
 
 
@@ -26,18 +26,18 @@ async def test_while_deaths_are_held_each_pair_is_looked_up(harness: RefreshHarn
     await harness.store.suspend_terminal(now=harness.clock.now())
     await lifecycle.breaker.watch()
     harness.clock.advance(60)
-    stored = await harness.refresh(connection, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
-    assert (stored.pair_version, harness.amo.sandbox.look_ups) == (3, 2)
+    stored = await harness.refresh(connection, by=lifecycle.coordinator, trigger=RefreshTrigger.PROBE)
+    assert (stored.pair_version, harness.amo.sandbox.introspections) == (3, 2)
 
 
 async def test_a_probe_whose_look_up_has_no_answer_was_the_probe(harness: RefreshHarness) -> None:
     """An AMO that does not answer is asked once a minute, each time about another connection."""
     await harness.connect_users(3, next_refresh_at=START)
     await harness.store.suspend_terminal(now=harness.clock.now())
-    harness.amo.sandbox.look_up_faults.add(*[Fault.HTTP_500] * 50)
+    harness.amo.sandbox.introspection_faults.add(*[Fault.HTTP_500] * 50)
     async with harness.running(harness.lifecycle):
         await harness.pass_time(130, step=5)
-    assert harness.amo.sandbox.look_ups == 2
+    assert harness.amo.sandbox.introspections == 2
     assert len(harness.lifecycle.breaker.probed) == 2
     assert harness.presented() == []
 
@@ -46,8 +46,10 @@ async def test_a_dead_access_token_does_not_tell_that_an_account_has_not_moved(h
     """Where AMO does not answer about the refresh token, nobody is a suspect: the other token may just have ended."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     unknown, refused = (
-        answering(IntrospectionResult(standing=standing)) for standing in (TokenState.UNKNOWN, TokenState.REFUSED)
+        answering(IntrospectionResult(state=state)) for state in (TokenState.UNKNOWN, TokenState.REJECTED)
     )
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=unknown, ask_about=refused))
+    lifecycle = harness.make_lifecycle(
+        amo=Override(harness.client, introspect_refresh_token=unknown, introspect_access_token=refused)
+    )
     await harness.fail(connection, UnauthorizedWithoutHint, Fault.WRONG_CLIENT, by=lifecycle.coordinator)
     assert lifecycle.breaker.reason is None

@@ -35,8 +35,8 @@ async def test_listed_client_errors_of_two_connections_stop_everything(harness: 
         assert harness.lifecycle.breaker.reason is None
         await harness.fail(connection, InvalidClient)
     assert harness.lifecycle.breaker.refused == "Check the `client_id` parameter"
-    for demand in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
-        refused = await harness.fail(two, NotYet, demand=demand)
+    for trigger in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED):
+        refused = await harness.fail(two, NotYet, trigger=trigger)
         assert (refused.cause_code, refused.retry_after) == ("amo_credentials", 60)
     assert len(harness.presented()) == 2
     assert {(await harness.now(each)).status for each in (one, two, three)} == {Status.ACTIVE}
@@ -53,8 +53,8 @@ async def test_a_token_that_is_not_linked_to_our_client_concerns_its_connection_
         assert (after.status, after.last_error, after.next_refresh_at) == (Status.ACTIVE, "client_mismatch", again)
     assert harness.lifecycle.breaker.reason is None
     assert (await harness.refresh(connections[3])).pair_version == 2
-    survey = await harness.store.survey(now=harness.clock.now(), late=harness.clock.now())
-    assert (survey.active, survey.mismatched) == (4, 3)
+    stats = await harness.store.stats(now=harness.clock.now(), late=harness.clock.now())
+    assert (stats.active, stats.mismatched) == (4, 3)
 
 
 async def test_a_lone_connection_refused_without_a_reason_backs_off_alone(harness: RefreshHarness) -> None:
@@ -85,7 +85,7 @@ async def test_a_silent_look_up_makes_nobody_a_suspect(harness: RefreshHarness) 
     connections = await harness.connect_users(3)
     for connection in connections:
         harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-        harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+        harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500, Fault.HTTP_500)
         await harness.fail(connection, UnauthorizedWithoutHint)
     assert harness.lifecycle.breaker.reason is None
 
@@ -124,10 +124,10 @@ async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_each_time(
     one, two = await harness.connect_users(2)
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(60)
-    await harness.fail(one, InvalidClient, Fault.CLIENT_ID, demand=RefreshTrigger.FORCED)
+    await harness.fail(one, InvalidClient, Fault.CLIENT_ID, trigger=RefreshTrigger.FORCED)
     harness.clock.advance(900)
-    await harness.fail(one, NotYet, demand=RefreshTrigger.FORCED)
-    assert (await harness.refresh(two, demand=RefreshTrigger.FORCED)).pair_version == 2
+    await harness.fail(one, NotYet, trigger=RefreshTrigger.FORCED)
+    assert (await harness.refresh(two, trigger=RefreshTrigger.FORCED)).pair_version == 2
     assert harness.lifecycle.breaker.reason is None
 
 
@@ -153,7 +153,7 @@ async def test_a_whole_fleet_dying_at_once_is_not_believed(harness: RefreshHarne
         assert (await harness.fail(connections[6], NotYet, by=each.coordinator)).cause_code == "mass_failure"
     assert len(harness.presented()) == 6
     [suspended] = harness.witness.named("terminal_failures.suspended")
-    assert suspended.fields == {"died": 5, "living": 3}
+    assert suspended.fields == {"failed": 5, "active": 3}
 
 
 async def test_sixteen_at_once_do_not_slip_through(harness: RefreshHarness) -> None:
@@ -168,8 +168,8 @@ async def test_a_trial_that_fails_is_no_death(harness: RefreshHarness) -> None:
     """Who was given up before cannot die again: after five deaths a trial's refusal holds nothing."""
     connections = await harness.connect_users(5)
     await _die(harness, harness.lifecycle, connections)
-    await harness.fail(connections[0], NeedsReauth, demand=RefreshTrigger.TRIAL)
-    assert not harness.lifecycle.breaker.held
+    await harness.fail(connections[0], NeedsReauth, trigger=RefreshTrigger.TRIAL)
+    assert not harness.lifecycle.breaker.terminal_suspended
 
 
 async def test_deaths_spread_over_time_are_believed(harness: RefreshHarness) -> None:
@@ -183,13 +183,13 @@ async def test_deaths_spread_over_time_are_believed(harness: RefreshHarness) -> 
 async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at_home(harness: RefreshHarness) -> None:
     """An old database put back: no spent token is presented, and each is looked up again after a retry cap."""
     connections = await harness.connect_users(3, next_refresh_at=START)
-    harness.amo.fake.quirks.look_up_knows_spent = False
+    harness.amo.fake.quirks.introspection_accepts_spent = False
     await harness.store.suspend_terminal(now=harness.clock.now())
     harness.amo.account.disabled = True
     asked = harness.amo.sandbox.requests
     async with harness.running(harness.lifecycle):
         await harness.pass_time(200, step=5)
-    assert harness.amo.sandbox.look_ups == 3
+    assert harness.amo.sandbox.introspections == 3
     assert harness.amo.sandbox.requests == asked
     for each in connections:
         after = await harness.now(each)
@@ -203,7 +203,7 @@ async def test_one_success_makes_the_dead_believed(harness: RefreshHarness) -> N
     await _die(harness, harness.lifecycle, connections[:6])
     harness.amo.account.disabled = False
     harness.clock.advance(60)
-    assert (await harness.refresh(connections[6], demand=RefreshTrigger.FORCED)).pair_version == 2
+    assert (await harness.refresh(connections[6], trigger=RefreshTrigger.FORCED)).pair_version == 2
     assert "terminal_failures.resumed" in harness.witness.names()
     harness.amo.account.disabled = True
     assert {type(error) for error in await _die(harness, harness.lifecycle, [connections[7]])} == {NeedsReauth}
@@ -222,7 +222,7 @@ async def test_accounts_that_are_gone_stop_nobody_and_their_users_are_told_after
 ) -> None:
     """In two days the breaker never opens, the other accounts stay fresh, and the dead are hardly asked any more."""
     everyone = await harness.connect_accounts(size)
-    dead, living = everyone[:gone], everyone[gone:]
+    dead, active = everyone[:gone], everyone[gone:]
     for account, _ in dead:
         account.gone = True
     lifecycle = harness.make_lifecycle(rules=RefreshRules(poll_interval=600.0))
@@ -242,7 +242,7 @@ async def test_accounts_that_are_gone_stop_nobody_and_their_users_are_told_after
     assert told == {(connection.id, Reason.REFUSED) for _, connection in dead}
     webhooks = [one for one in await harness.store.webhooks(limit=100) if one.type == "connection.needs_reauth"]
     assert [one.data["reason"] for one in webhooks] == ["refused"] * gone
-    for _, connection in living:
+    for _, connection in active:
         after = await harness.now(connection)
         assert (after.status, after.failures, after.pair_version >= 4) == (Status.ACTIVE, 0, True)
     later = _presented(harness, [account for account, _ in dead]) - first
@@ -272,9 +272,9 @@ async def test_a_backlog_is_spread_and_whose_token_dies_first_goes_first(harness
     slots: list[float] = []
     sent: list[str] = []
 
-    def slot(priority: Priority) -> Awaitable[None]:  # no coroutine function: that one waits is no traffic
+    def acquire_slot(priority: Priority) -> Awaitable[None]:  # no coroutine function: that one waits is no traffic
         async def wait() -> None:
-            await rate_limiter.slot(priority)
+            await rate_limiter.acquire(priority)
             slots.append(harness.clock.monotonic())
 
         return wait()
@@ -286,7 +286,7 @@ async def test_a_backlog_is_spread_and_whose_token_dies_first_goes_first(harness
     connections = await harness.connect_users(20 * rounds)
     tokens = [harness.pair(each).refresh_token for each in connections]
     harness.clock.advance(86_400 - 1)
-    amo = Override(harness.client, slot=slot, refresh=refresh)
+    amo = Override(harness.client, acquire_slot=acquire_slot, refresh=refresh)
     lifecycle = harness.make_lifecycle(amo=amo, rules=RefreshRules(concurrency=1))
     async with harness.running(lifecycle):
         while len(harness.witness.named("refresh.succeeded")) < len(connections):

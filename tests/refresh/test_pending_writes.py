@@ -13,11 +13,11 @@ from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
 from amo_callback.events import Event
 from amo_callback.model import Connection, RefreshTrigger, Status
-from amo_callback.refresh.pending_pair import PendingPair, name_of, seal_pending
+from amo_callback.refresh.pending_pair import PendingPair, file_name, seal_pending
 from tests.builders import a_connection, a_refreshed, save
 from tests.fakes import MemoryRescue, Override
-from tests.patience import PATIENCE
 from tests.refresh.harness import API_DOMAIN, RefreshHarness
+from tests.wait_limit import WAIT_LIMIT
 
 
 class StuckRescue(MemoryRescue):
@@ -33,7 +33,7 @@ class StuckRescue(MemoryRescue):
 
 def _rescue(harness: RefreshHarness, pending_pair: PendingPair) -> str:
     """Leave a pair in a file, as a process that ended did; return the file's name."""
-    name = name_of(pending_pair)
+    name = file_name(pending_pair)
     harness.rescue.files[name] = seal_pending(pending_pair, harness.cipher)
     return name
 
@@ -95,8 +95,8 @@ async def test_a_pair_of_an_unanswered_commit_has_succeeded_though_it_was_replac
     await harness.witness.until("pair.write_pending")
     harness.failing.away = set()
     other = harness.make_coordinator(store=harness.store, rescue=MemoryRescue(), process="process-2")
-    assert (await harness.refresh(connection, by=other, demand=RefreshTrigger.FORCED)).pair_version == 3
-    await harness.lifecycle.pending_writes.settle()
+    assert (await harness.refresh(connection, by=other, trigger=RefreshTrigger.FORCED)).pair_version == 3
+    await harness.lifecycle.pending_writes.flush()
     assert ((await refreshing).pair_version, harness.rescue.files) == (3, {})
     [told] = harness.witness.named("pair.write_completed")
     assert told.fields["superseded"] is False
@@ -126,7 +126,7 @@ async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(harness
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.fade(connection)
     presented = len(harness.presented())
-    lifecycle, harness.failing.lost = harness.lifecycle, {"save_verdict"}
+    lifecycle, harness.failing.lost = harness.lifecycle, {"save_failure"}
     for _ in range(2):
         await harness.fail(connection, NeedsReauth, by=lifecycle.coordinator)
     assert len(harness.presented()) == presented + 1
@@ -147,7 +147,7 @@ async def test_a_bug_in_the_store_lets_go_of_no_pair(harness: RefreshHarness, ca
     assert isinstance(event.error, ZeroDivisionError)
     harness.failing.answers.clear()
     harness.failing.before.clear()
-    await harness.lifecycle.pending_writes.settle()
+    await harness.lifecycle.pending_writes.flush()
     assert (await flight).pair_version == 2
 
 
@@ -263,7 +263,7 @@ async def test_settling_offers_every_pair_at_once(harness: RefreshHarness) -> No
     """Before anything new is spent each pair has its try, without a wait; one that fails is held on."""
     _, refreshing = await _pending_writes(harness)
     offered = harness.traffic.calls["save_refreshed"]
-    await harness.lifecycle.pending_writes.settle()
+    await harness.lifecycle.pending_writes.flush()
     assert harness.traffic.calls["save_refreshed"] == offered + 1
     assert not refreshing.done()
     await harness.bring_store_back()
@@ -295,11 +295,11 @@ async def test_two_processes_that_hold_one_granted_pair_store_it_once(harness: R
     second = harness.make_lifecycle(store=other_store, process="process-2")
     await second.pending_writes.restore()
     store.away = set()
-    await first.pending_writes.settle()
+    await first.pending_writes.flush()
     await saving
-    refreshed = await harness.refresh(pending_pair.connection, by=first.coordinator, demand=RefreshTrigger.FORCED)
+    refreshed = await harness.refresh(pending_pair.connection, by=first.coordinator, trigger=RefreshTrigger.FORCED)
     other_store.away = set()
-    await second.pending_writes.settle()
+    await second.pending_writes.flush()
     await second.pending_writes.drain()
     assert await harness.now(refreshed) == refreshed
     assert (await harness.witness.until("pair.write_completed", times=2)).fields == {"superseded": True}
@@ -403,7 +403,7 @@ async def test_many_that_look_into_the_folder_at_once_store_each_pair_once(harne
     connections = [await save(harness.store, a_connection(number)) for number in range(1, 6)]
     for connection in connections:
         _rescue(harness, a_refreshed(connection))
-    await asyncio.wait_for(asyncio.gather(*(harness.lifecycle.pending_writes.restore() for _ in range(3))), PATIENCE)
+    await asyncio.wait_for(asyncio.gather(*(harness.lifecycle.pending_writes.restore() for _ in range(3))), WAIT_LIMIT)
     assert [event.fields for event in harness.witness.events] == [{"superseded": False}] * len(connections)
     assert [(await harness.now(connection)).pair_version for connection in connections] == [2] * len(connections)
     assert (harness.lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
@@ -465,7 +465,7 @@ async def test_an_orphan_is_held_until_it_has_a_file(harness: RefreshHarness) ->
     await harness.witness.until("pair.write_pending")
     assert not flight.done()
     harness.rescue.full = False
-    await pending_writes.settle()
+    await pending_writes.flush()
     await harness.witness.until("pair.orphaned")
     assert len(harness.rescue.files) == 1
     for _ in range(3):
@@ -488,10 +488,10 @@ async def test_a_rescued_pair_that_mends_a_connection_is_told(harness: RefreshHa
     first.core.stop.set()
     with pytest.raises(ShuttingDown):
         await flight
-    elsewhere = harness.make_lifecycle(process="process-2", rescue=MemoryRescue())
-    elsewhere.leases.left(await harness.now(connection))
+    may_be_copy = harness.make_lifecycle(process="process-2", rescue=MemoryRescue())
+    may_be_copy.leases.remaining(await harness.now(connection))
     harness.clock.advance(60)
-    await harness.fail(connection, NeedsReauth, by=elsewhere.coordinator)
+    await harness.fail(connection, NeedsReauth, by=may_be_copy.coordinator)
     await harness.make_lifecycle(process="process-3").pending_writes.restore()
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert harness.witness.names()[-2:] == ["pair.write_completed", "connection.recovered"]
@@ -537,7 +537,7 @@ async def test_a_pair_whose_row_has_gone_while_it_was_paid_for_is_put_in_a_file(
     connection = a_connection(7)
     pending_pair = a_refreshed(connection)
     assert await harness.lifecycle.pending_writes.save(pending_pair, connection=connection) is None
-    assert harness.rescue.files.keys() == {name_of(pending_pair)}
+    assert harness.rescue.files.keys() == {file_name(pending_pair)}
     assert harness.witness.names() == ["pair.orphaned"]
 
 
@@ -548,10 +548,10 @@ async def test_a_file_that_this_version_does_not_understand_is_told_and_stops_no
     """After a step back to the version before, or renamed by hand, it is unreadable, and the service starts."""
     connection = await harness.connect()
     pending_pair = a_refreshed(connection)
-    name = name_of(pending_pair) if of == "a later version" else f"{connection.id}-7"
+    name = file_name(pending_pair) if of == "a later version" else f"{connection.id}-7"
     later = json.dumps({"refreshed": {"connection_id": connection.id, "scopes": "crm"}})
     harness.rescue.files[name] = (
-        harness.cipher.seal(later.encode(), bound_to=f"rescue:{name}")
+        harness.cipher.seal(later.encode(), context=f"rescue:{name}")
         if of == "a later version"
         else seal_pending(pending_pair, harness.cipher)
     )

@@ -7,8 +7,8 @@ import pytest
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.errors import AmoCallbackError, DecryptionFailed, NeedsReauth, UnknownOutcome
 from amo_callback.model import Connection, Reason, RefreshTrigger
-from amo_callback.refresh.raw_answers import name_of, open_raw
-from amo_callback.schedule import REFRESH_TOKEN_LIFE
+from amo_callback.refresh.raw_answers import file_name, open_raw
+from amo_callback.schedule import REFRESH_TOKEN_LIFETIME
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
@@ -60,7 +60,7 @@ async def test_a_kept_answer_waits_until_the_access_token_has_expired(
     harness: RefreshHarness, api_domain: str | None
 ) -> None:
     """AMO rejects it, or nobody can be asked: a day is left in which a person may recover the pair."""
-    harness.amo.fake.quirks.look_up_knows_spent = False
+    harness.amo.fake.quirks.introspection_accepts_spent = False
     connection = await _unread(harness, api_domain=api_domain)
     harness.clock.advance(60)
     for _ in range(int(DAY // 900) - 1):
@@ -82,7 +82,7 @@ async def test_a_token_with_a_kept_answer_is_presented_where_amo_accepts_it(harn
 
 async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_home(harness: RefreshHarness) -> None:
     """The file speaks, not anybody's memory."""
-    harness.amo.fake.quirks.look_up_knows_spent = False
+    harness.amo.fake.quirks.introspection_accepts_spent = False
     connection = await _unread(harness)
     harness.clock.advance(60)
     another = harness.make_lifecycle(process="process-2")
@@ -96,12 +96,12 @@ async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_h
 
 async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(harness: RefreshHarness) -> None:
     """Where nothing but probes may go, a connection with a kept answer is not chosen again and again."""
-    harness.amo.fake.quirks.look_up_knows_spent = False
+    harness.amo.fake.quirks.introspection_accepts_spent = False
     connection = await _unread(harness)
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(60)
-    await harness.fail(connection, UnknownOutcome, demand=RefreshTrigger.PROBE)
+    await harness.fail(connection, UnknownOutcome, trigger=RefreshTrigger.PROBE)
     assert (breaker.probed, breaker.probe_in) == ({connection.id}, 60)
 
 
@@ -110,10 +110,10 @@ async def test_a_kept_answer_is_removed_once_a_newer_pair_is_stored(harness: Ref
     connection = await _unread(harness, Fault.HTML_200)
     harness.clock.advance(60)
     await harness.lifecycle.raw_answers.watch()
-    assert name_of(connection) in harness.rescue.files
+    assert file_name(connection) in harness.rescue.files
     await harness.refresh(connection)
     await harness.lifecycle.raw_answers.watch()
-    assert name_of(connection) in harness.rescue.files  # once a minute is enough
+    assert file_name(connection) in harness.rescue.files  # once a minute is enough
     harness.clock.advance(60)
     await harness.lifecycle.raw_answers.watch()
     assert (harness.rescue.files, harness.lifecycle.raw_answers.count) == ({}, 0)
@@ -123,7 +123,7 @@ async def test_a_kept_answer_is_removed_when_its_refresh_token_would_be_dead(har
     """After 90 days, an exchange's as well."""
     await _unread(harness)
     harness.rescue.files["0123abcd.raw"] = b"an exchange's"
-    for age, left in ((REFRESH_TOKEN_LIFE, 2), (REFRESH_TOKEN_LIFE + timedelta(seconds=1), 0)):
+    for age, left in ((REFRESH_TOKEN_LIFETIME, 2), (REFRESH_TOKEN_LIFETIME + timedelta(seconds=1), 0)):
         harness.rescue.age = age.total_seconds()
         harness.clock.advance(60)
         await harness.lifecycle.raw_answers.watch()

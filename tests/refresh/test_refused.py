@@ -13,7 +13,7 @@ from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger,
 from amo_callback.refresh.failure_policy import is_refused_alone, is_refused_long
 from amo_callback.stats import Successes
 from amo_callback.tokens.lifecycle import TokenLifecycle
-from tests.builders import a_claim, a_connection, a_verdict, present, save
+from tests.builders import a_claim, a_connection, a_failure, present, save
 from tests.fakes import START, Override, answering
 from tests.refresh.harness import DAY, RefreshHarness
 
@@ -32,7 +32,7 @@ async def _refused(harness: RefreshHarness) -> tuple[SandboxAccount, Connection]
     while (await harness.now(one)).status is Status.ACTIVE:
         harness.clock.advance(3600)
         await save(harness.store, a_connection(900, connected_at=harness.clock.now()), code=str(harness.clock.now()))
-        await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+        await harness.fail(one, AmoCallbackError, trigger=RefreshTrigger.PROBE)
     assert (await harness.now(one)).reason is Reason.REFUSED
     return account, one
 
@@ -43,14 +43,14 @@ async def test_a_refused_connection_is_presented_once_a_day_and_recovers(harness
     sent = len(harness.presented())
     for days in (1, 2):
         harness.clock.advance(DAY)
-        await harness.look_up_due()
+        await harness.recheck_due()
         assert len(harness.presented()) == sent + days
-        await harness.look_up_due()
+        await harness.recheck_due()
     assert len(harness.presented()) == sent + 2
     account.gone = False
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500, Fault.HTTP_500)
     harness.clock.advance(DAY)
-    await harness.look_up_due()
+    await harness.recheck_due()
     after = await harness.now(one)
     assert (after.status, after.refused_since, after.refusals) == (Status.ACTIVE, None, 0)
     assert "connection.recovered" in harness.witness.names()
@@ -63,28 +63,28 @@ async def test_a_refused_connection_answered_with_a_hint_is_introspected_once_a_
     refreshes = harness.traffic.calls["refresh"]
     for _ in range(3):
         harness.clock.advance(DAY)
-        await harness.look_up_due(revoking)
+        await harness.recheck_due(revoking)
         assert (await harness.now(one)).reason is Reason.REVOKED
     assert harness.traffic.calls["refresh"] == refreshes + 1
     account.gone = False
     for seconds in (DAY, 70):  # the first look-up forgets the refusals
         harness.clock.advance(seconds)
-        await harness.look_up_due()
+        await harness.recheck_due()
     assert (await harness.now(one)).status is Status.ACTIVE
 
 
 async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over(harness: RefreshHarness) -> None:
     """The hook starts a look-up at once, but the token was presented three hours ago."""
     _, one = await _refused(harness)
-    sent, asked = len(harness.presented()), harness.amo.sandbox.look_ups
-    harness.amo.sandbox.look_up_faults.standing = Fault.HTTP_500  # AMO does not say whether it knows the token
+    sent, asked = len(harness.presented()), harness.amo.sandbox.introspections
+    harness.amo.sandbox.introspection_faults.persistent = Fault.HTTP_500  # AMO does not say whether it knows the token
     harness.clock.advance(3 * 3600)
     await harness.lifecycle.switched_off(one.account_id)
-    await harness.look_up_due()
-    assert harness.amo.sandbox.look_ups > asked
+    await harness.recheck_due()
+    assert harness.amo.sandbox.introspections > asked
     assert len(harness.presented()) == sent
     harness.clock.advance(DAY)
-    await harness.look_up_due()
+    await harness.recheck_due()
     assert len(harness.presented()) == sent + 1
 
 
@@ -92,7 +92,7 @@ async def _one_refused(harness: RefreshHarness, **more: Any) -> tuple[SandboxAcc
     """Connect two accounts, and have the first refused and rejected once."""
     [(account, one), _] = await harness.connect_accounts(2, **more)
     account.gone = True
-    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, trigger=RefreshTrigger.PROBE)
     return account, await harness.now(one)
 
 
@@ -101,7 +101,7 @@ async def test_a_refusal_with_a_rejected_introspection_is_counted_in_the_row(har
     _, one = await _one_refused(harness)
     assert (one.refused_since, one.refusals, one.status) == (harness.clock.now(), 1, Status.ACTIVE)
     harness.clock.advance(60)
-    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, trigger=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 2)
     assert harness.lifecycle.breaker.reason is None
@@ -114,10 +114,10 @@ async def test_another_answer_neither_counts_nor_resets_refusals(harness: Refres
     """An unknown outcome, 402, 403, 429, other words, or a silent introspection say nothing of the user."""
     _, one = await _one_refused(harness)
     if fault is None:
-        harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+        harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500, Fault.HTTP_500)
     else:
         harness.amo.sandbox.faults.add(fault)
-    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, trigger=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (one.refused_since, 1)
 
@@ -130,9 +130,9 @@ async def test_a_success_or_an_accepted_introspection_resets_refusals(
     account, one = await _one_refused(harness)
     account.gone = False
     if fault is None:
-        await harness.refresh(one, demand=RefreshTrigger.PROBE)
+        await harness.refresh(one, trigger=RefreshTrigger.PROBE)
     else:
-        await harness.fail(one, AmoCallbackError, fault, demand=RefreshTrigger.PROBE)
+        await harness.fail(one, AmoCallbackError, fault, trigger=RefreshTrigger.PROBE)
     after = await harness.now(one)
     assert (after.refused_since, after.refusals) == (None, 0)
 
@@ -140,11 +140,11 @@ async def test_a_success_or_an_accepted_introspection_resets_refusals(
 async def test_an_expired_access_token_counts_as_rejected_where_there_is_no_api_domain(harness: RefreshHarness) -> None:
     """Nobody can be asked about such a connection; while its access token is valid, that one is asked about."""
     [(account, one), _] = await harness.connect_accounts(2, api_domain=None)
-    await harness.fail(one, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, Fault.WRONG_CLIENT, trigger=RefreshTrigger.PROBE)
     assert (await harness.now(one)).refusals == 0
     harness.clock.advance(DAY)
     account.gone = True
-    await harness.fail(one, AmoCallbackError, demand=RefreshTrigger.PROBE)
+    await harness.fail(one, AmoCallbackError, trigger=RefreshTrigger.PROBE)
     assert (await harness.now(one)).refusals == 1
 
 
@@ -196,9 +196,9 @@ async def test_successes_are_told_from_the_rows(harness: RefreshHarness) -> None
     everyone = await harness.connect_accounts(4)
     connected_at = harness.clock.now()
     harness.clock.advance(DAY + 10)
-    await harness.refresh(everyone[0][1], demand=RefreshTrigger.PROBE)
+    await harness.refresh(everyone[0][1], trigger=RefreshTrigger.PROBE)
     everyone[1][0].gone = True
-    await harness.fail(everyone[1][1], AmoCallbackError, demand=RefreshTrigger.PROBE)
+    await harness.fail(everyone[1][1], AmoCallbackError, trigger=RefreshTrigger.PROBE)
     await save(harness.store, a_connection(99, connected_at=harness.clock.now() + HOUR, next_refresh_at=None))
     now = harness.clock.now()
     told = await harness.store.successes(now=now)
@@ -255,11 +255,11 @@ async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twi
     turn = timedelta(seconds=60)
     for connection in everyone[2:]:
         harness.clock.advance(1)
-        await harness.fail(connection, AmoCallbackError, Fault.WRONG_CLIENT, demand=RefreshTrigger.PROBE)
+        await harness.fail(connection, AmoCallbackError, Fault.WRONG_CLIENT, trigger=RefreshTrigger.PROBE)
     harness.clock.advance(1)
-    await harness.refresh(everyone[0], demand=RefreshTrigger.PROBE)
+    await harness.refresh(everyone[0], trigger=RefreshTrigger.PROBE)
     order: list[str] = []
-    while probe := await harness.store.probe(apart_from=order, turn=turn):
+    while probe := await harness.store.probe(exclude=order, turn=turn):
         order.append(probe.id)
     assert order == [everyone[number].id for number in (0, 1, 2, 3)]
 
@@ -286,12 +286,12 @@ async def _suspended(harness: RefreshHarness, lost: int) -> list[tuple[SandboxAc
     """Lose the answers of connections; presented once more, five turn terminal and the others are suspended."""
     everyone = await harness.connect_accounts(lost + 3)
     for _, connection in everyone[:lost]:
-        await harness.fail(connection, AmoCallbackError, Fault.NOTHING_AFTER, demand=RefreshTrigger.PROBE)
+        await harness.fail(connection, AmoCallbackError, Fault.NOTHING_AFTER, trigger=RefreshTrigger.PROBE)
     harness.clock.advance(61)
-    harness.amo.sandbox.faults.standing = Fault.SLOW  # all are presented before the first answer
+    harness.amo.sandbox.faults.persistent = Fault.SLOW  # all are presented before the first answer
     refreshes = [harness.begin(connection) for _, connection in everyone[:lost]]
     await harness.amo.sandbox.until_asked(len(everyone) + 2 * lost)
-    harness.amo.sandbox.faults.standing = None
+    harness.amo.sandbox.faults.persistent = None
     harness.amo.sandbox.go_on.set()
     await asyncio.gather(*refreshes, return_exceptions=True)
     return everyone
@@ -303,7 +303,7 @@ async def _end_pause(harness: RefreshHarness, connection: Connection) -> TokenLi
     await lifecycle.breaker.watch()
     assert _why_open(lifecycle) == MassFailureSuspected.code
     harness.clock.advance(901)
-    await harness.refresh(connection, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
+    await harness.refresh(connection, by=lifecycle.coordinator, trigger=RefreshTrigger.PROBE)
     assert _why_open(lifecycle) is None
     return lifecycle
 
@@ -318,7 +318,9 @@ async def test_a_doubtful_token_is_presented_once_more_at_most_in_a_mass_failure
     rows = [await harness.now(connection) for _, connection in everyone[:lost]]
     assert [row.status for row in rows].count(Status.NEEDS_REAUTH) == 5
     kept = [row for row in rows if row.status is Status.ACTIVE]
-    assert {(row.suspended_reason, row.suspended_token == row.doubtful) for row in kept} == {(Reason.IN_DOUBT, True)}
+    assert {(row.suspended_reason, row.suspended_token == row.possibly_spent_token) for row in kept} == {
+        (Reason.IN_DOUBT, True)
+    }
     assert ledger.doubles() == lost
     lifecycle = await _end_pause(harness, everyone[-1][1])
     for row in kept:
@@ -343,7 +345,7 @@ async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presen
     await lifecycle.breaker.watch()
     for row in held:
         harness.clock.advance(901)
-        await harness.fail(row, AmoCallbackError, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
+        await harness.fail(row, AmoCallbackError, by=lifecycle.coordinator, trigger=RefreshTrigger.PROBE)
         after = await harness.now(row)
         assert (after.status, after.last_error, after.suspended_token) == (
             Status.ACTIVE, "mass_failure", row.suspended_token,
@@ -381,8 +383,8 @@ async def test_a_token_whose_answer_was_suspended_meanwhile_is_not_presented(
     async def suspend() -> None:
         presented = fingerprint(harness.pair(connection).refresh_token)
         claimed = present(await harness.store.claim(a_claim(await harness.now(connection), fingerprint=presented)))
-        answer = a_verdict(claimed, status=Status.ACTIVE, suspended_reason=Reason.REVOKED, next_refresh_at=START)
-        assert await harness.store.save_verdict(answer) is not None
+        answer = a_failure(claimed, status=Status.ACTIVE, suspended_reason=Reason.REVOKED, next_refresh_at=START)
+        assert await harness.store.save_failure(answer) is not None
         account.disabled = True
         suspended.set()
 
@@ -390,7 +392,7 @@ async def test_a_token_whose_answer_was_suspended_meanwhile_is_not_presented(
     lifecycle = harness.make_lifecycle(process="process-3", amo=amo)
     await lifecycle.breaker.watch()
     harness.clock.advance(901)
-    await harness.fail(connection, AmoCallbackError, by=lifecycle.coordinator, demand=RefreshTrigger.PROBE)
+    await harness.fail(connection, AmoCallbackError, by=lifecycle.coordinator, trigger=RefreshTrigger.PROBE)
     assert suspended.is_set()
     assert len(harness.presented()) == sent
 
@@ -401,7 +403,7 @@ async def test_a_suspended_answer_waits_for_an_introspection_that_is_answered(ha
     [row] = [row for _, one in everyone[:6] if (row := await harness.now(one)).status is Status.ACTIVE]
     lifecycle = await _end_pause(harness, everyone[-1][1])
     sent = len(harness.presented())
-    harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
     await harness.fail(row, AmoCallbackError, by=lifecycle.coordinator)
     after = await harness.now(row)
     assert (after.status, after.suspended_token) == (Status.ACTIVE, row.suspended_token)

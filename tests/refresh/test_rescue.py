@@ -162,13 +162,13 @@ def test_a_folder_that_somebody_has_removed_is_made_again(tmp_path: Path) -> Non
 
 def test_what_is_no_file_of_a_pairs_size_is_told_and_unread(rescue: RescueFolder, folder: Path, tmp_path: Path) -> None:
     """A pipe would be waited for, a link followed to a device, a huge file read into all the memory there is."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.write_bytes(b"somebody's")
+    may_be_copy = tmp_path / "may_be_copy"
+    may_be_copy.write_bytes(b"somebody's")
     rescue.write("x-1", b"pair")
     for suffix, read in (("", rescue.read), (RAW, rescue.read_raw)):
         os.mkfifo(folder / f"pipe-1{suffix}")
         (folder / f"device-1{suffix}").symlink_to("/dev/zero")
-        (folder / f"link-1{suffix}").symlink_to(elsewhere)
+        (folder / f"link-1{suffix}").symlink_to(may_be_copy)
         (folder / f"lost-1{suffix}").symlink_to(tmp_path / "nowhere")
         (folder / f"folder-1{suffix}").mkdir()
         (folder / f"huge-1{suffix}").touch()

@@ -20,8 +20,8 @@ from amo_callback.store import Store
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_claim, a_connection, a_core, a_grant, a_refreshed, now, present, save
 from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
-from tests.patience import PATIENCE
 from tests.refresh.harness import API_DOMAIN, RefreshHarness
+from tests.wait_limit import WAIT_LIMIT
 
 
 class FakeCoordinator:
@@ -30,18 +30,18 @@ class FakeCoordinator:
     def __init__(self, store: Store, clock: FakeClock) -> None:
         self.store, self.clock = store, clock
         self.asked: list[str] = []
-        self.at_once = self.most_at_once = 0
+        self.is_local = self.most_at_once = 0
         self.held = asyncio.Event()
         self.held.set()
         self.errors: dict[str, Exception] = {}
         self._called = asyncio.Event()
 
-    async def refresh(self, connection_id: str, *, demand: RefreshTrigger, **_: object) -> None:
-        assert demand is RefreshTrigger.SCHEDULE
+    async def refresh(self, connection_id: str, *, trigger: RefreshTrigger, **_: object) -> None:
+        assert trigger is RefreshTrigger.SCHEDULE
         self.asked.append(connection_id)
         self._called.set()
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.is_local += 1
+        self.most_at_once = max(self.most_at_once, self.is_local)
         try:
             await self.held.wait()
             if error := self.errors.get(connection_id):
@@ -50,12 +50,12 @@ class FakeCoordinator:
             assert connection is not None
             await self.store.save_refreshed(a_refreshed(connection, at=self.clock.now()))
         finally:
-            self.at_once -= 1
+            self.is_local -= 1
 
     async def until_asked(self, times: int) -> None:
         while len(self.asked) < times:
             self._called.clear()
-            await asyncio.wait_for(self._called.wait(), PATIENCE)
+            await asyncio.wait_for(self._called.wait(), WAIT_LIMIT)
 
 
 class Loop:
@@ -68,7 +68,7 @@ class Loop:
 
     @asynccontextmanager
     async def running(
-        self, *, watches: Sequence[Callable[[], Awaitable[None]]] = (), **rules: Any
+        self, *, before_round: Sequence[Callable[[], Awaitable[None]]] = (), **rules: Any
     ) -> AsyncIterator[RefreshScheduler]:
         self.core = core = a_core(
             store=self.failing, cipher=self.cipher, clock=self.clock, observer=self.witness, rules=RefreshRules(**rules)
@@ -79,7 +79,12 @@ class Loop:
             gate=lifecycle.gate,
             coordinator=cast("RefreshCoordinator", self.coordinator),
             rechecker=cast("Rechecker", self),
-            watches=[lifecycle.pending_writes.watch, Maintenance(core).watch, lifecycle.watch_shared_state, *watches],
+            before_round=[
+                lifecycle.pending_writes.watch,
+                Maintenance(core).watch,
+                lifecycle.watch_shared_state,
+                *before_round,
+            ],
         )
         task = asyncio.create_task(scheduler.run())
         try:
@@ -123,7 +128,7 @@ async def test_a_new_connection_wakes_the_loop(loop: Loop) -> None:
     async with loop.running(poll_interval=3600) as scheduler:
         await loop.clock.until_sleeping(3600)
         await loop.due(1, at=1)
-        scheduler.expect(START + timedelta(seconds=1))
+        scheduler.wake_if_due_soon(START + timedelta(seconds=1))
         await loop.clock.until_sleeping(1)
 
 
@@ -131,7 +136,7 @@ async def test_a_new_connection_that_is_due_later_than_the_next_look_wakes_nobod
     """Ten thousand people who connect cost no ten thousand looks at what is due."""
     async with loop.running(poll_interval=5) as scheduler:
         await loop.clock.until_sleeping(5)
-        scheduler.expect(START + timedelta(hours=12))
+        scheduler.wake_if_due_soon(START + timedelta(hours=12))
         await loop.store.connection("nobody's")  # a loop that was woken would be up by now
         assert loop.clock.sleeping() == [5]
 
@@ -167,9 +172,9 @@ async def test_the_loop_beats_while_refreshes_are_slow(loop: Loop) -> None:
         await loop.coordinator.until_asked(1)
         await loop.clock.tick(5, times=12)
         await loop.clock.until_sleeping(5)
-        assert scheduler.beat_age == 0
+        assert scheduler.heartbeat_age == 0
         loop.clock.advance(4)
-        assert scheduler.beat_age == 4
+        assert scheduler.heartbeat_age == 4
         loop.coordinator.held.set()
     assert len(loop.coordinator.asked) == 1
 
@@ -258,7 +263,7 @@ async def test_a_stop_in_the_midst_of_a_look_begins_nothing(loop: Loop) -> None:
         loop.core.stop.set()
         stopped.set()
 
-    async with loop.running(watches=[watch]):
+    async with loop.running(before_round=[watch]):
         await stopped.wait()
     assert loop.coordinator.asked == []
 
@@ -289,12 +294,12 @@ async def test_while_one_probe_waits_for_its_slot_there_is_no_other(harness: Ref
     await harness.connect_users(3, next_refresh_at=START)
     waiting = 0
 
-    async def slot(_priority: object) -> None:
+    async def acquire_slot(_priority: object) -> None:
         nonlocal waiting
         waiting += 1
         await harness.clock.sleep(3600)
 
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=slot))
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, acquire_slot=acquire_slot))
     lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(61)
     async with harness.running(lifecycle):
@@ -324,14 +329,14 @@ async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(
     await harness.store.schedule_recheck(connection, at=harness.clock.now())
     asked, began, go_on = 0, asyncio.Event(), asyncio.Event()
 
-    async def look_up(**_: object) -> IntrospectionResult:
+    async def introspect_refresh_token(**_: object) -> IntrospectionResult:
         nonlocal asked
         asked += 1
         began.set()
         await go_on.wait()
-        return IntrospectionResult(standing=TokenState.GOOD)
+        return IntrospectionResult(state=TokenState.VALID)
 
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, look_up=look_up))
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, introspect_refresh_token=introspect_refresh_token))
     running = asyncio.create_task(lifecycle.scheduler.run())
     await began.wait()
     await harness.clock.tick(5, times=3)
@@ -342,5 +347,5 @@ async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(
     assert not running.done()
     go_on.set()
     await running
-    assert (await harness.now(connection)).look_up_at != harness.clock.now()
+    assert (await harness.now(connection)).recheck_at != harness.clock.now()
     assert harness.witness.names() == ["hook.unconfirmed"]

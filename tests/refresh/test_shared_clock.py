@@ -64,7 +64,7 @@ async def test_a_pair_refreshed_by_an_instance_with_a_wrong_clock_has_the_databa
     """It is due, and expires, when it would have been by any other instance; and is refreshed by one."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     async with _instance(harness, url, tmp_path, by) as wrong:
-        await harness.refresh(connection, by=wrong.lifecycle.coordinator, demand=RefreshTrigger.FORCED)
+        await harness.refresh(connection, by=wrong.lifecycle.coordinator, trigger=RefreshTrigger.FORCED)
     stored = await harness.now(connection)
     assert stored.access_issued_at == harness.clock.now()
     assert stored.access_expires_at == harness.clock.now() + DAY
@@ -81,7 +81,7 @@ async def test_a_clock_that_is_ahead_for_a_moment_changes_nothing_that_is_stored
     """Half a day ahead while a pair is refreshed, and right again: the token is fresh, and due in time."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.step(DAY / 2)
-    await harness.refresh(connection, demand=RefreshTrigger.FORCED)
+    await harness.refresh(connection, trigger=RefreshTrigger.FORCED)
     harness.clock.step(-DAY / 2)
     stored = await harness.now(connection)
     assert stored.access_issued_at == harness.clock.now()

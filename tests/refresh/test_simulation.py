@@ -65,7 +65,7 @@ class Machine(RuleBasedStateMachine):
         store = self.stack.enter_context(open_in_process_store(clock=clock, shared=shared))
         self.simulation = Simulation(store, Cipher([KEY]), clock=clock, accounts=accounts)
         quirks = self.simulation.fake.quirks
-        quirks.refresh_kills_access, quirks.look_up_knows_spent, quirks.moved_status = kills, knows, status
+        quirks.refresh_kills_access, quirks.introspection_accepts_spent, quirks.moved_status = kills, knows, status
         for account in self.simulation.accounts:
             await self.simulation.grant(account)
         for number in range(PROCESSES):
@@ -127,13 +127,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(away=st.booleans())
     def look_ups_go_and_come(self, *, away: bool) -> None:
-        self.simulation.look_ups_away = away
+        self.simulation.introspection_away = away
 
     @rule(process=numbers, minutes=st.sampled_from([0, 20, 90]))
     def amo_blocks_the_address(self, process: int, minutes: int) -> None:
         self.simulation.blocked = True
         if minutes:
-            self.a_backend_asks_for_all(process, at_once=True)
+            self.a_backend_asks_for_all(process, is_local=True)
             self.do(self._pass(minutes // 5, seconds=300))
 
     @rule()
@@ -152,7 +152,7 @@ class Machine(RuleBasedStateMachine):
     def commits_stay_without_an_answer(self, process: int, writes: list[str], *, refreshing: bool) -> None:
         self.process(process).lost_answers = [*writes]
         if refreshing:
-            self.a_backend_asks_for_all(process, at_once=True)
+            self.a_backend_asks_for_all(process, is_local=True)
 
     @rule(process=numbers, away=st.booleans())
     def the_store_goes_and_comes(self, process: int, *, away: bool) -> None:
@@ -184,14 +184,14 @@ class Machine(RuleBasedStateMachine):
         _ = chosen.run(self._asked(chosen, self.name(account), forced=forced, min_ttl=min_ttl))
         self.do(self.simulation.settle())
 
-    @rule(process=numbers, at_once=st.booleans())
-    def a_backend_asks_for_all(self, process: int, *, at_once: bool) -> None:
+    @rule(process=numbers, is_local=st.booleans())
+    def a_backend_asks_for_all(self, process: int, *, is_local: bool) -> None:
         """Refresh all at once: with what AMO answers then, many turn terminal within minutes."""
         chosen = self.process(process)
         self.simulation.clock.advance(11)  # a younger pair is handed out as it is
         for account in self.simulation.accounts:
             _ = chosen.run(self._asked(chosen, self.simulation.name(account), forced=True, min_ttl=0))
-        self.do(self.simulation.flow() if at_once else self.simulation.settle())
+        self.do(self.simulation.flow() if is_local else self.simulation.settle())
 
     @rule(account=numbers)
     def a_person_connects_again(self, account: int) -> None:
@@ -280,7 +280,7 @@ class Machine(RuleBasedStateMachine):
         simulation = self.simulation
         if self.stepped:
             simulation.step(-self.stepped)
-        simulation.faults, simulation.look_ups_away, simulation.disk.full = [], False, False
+        simulation.faults, simulation.introspection_away, simulation.disk.full = [], False, False
         simulation.blocked = simulation.lying = False
         for account in simulation.accounts[1:]:  # the first one stays as it is
             simulation.bring_back(account)

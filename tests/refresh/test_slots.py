@@ -26,7 +26,7 @@ RATE = 5
 
 def _uncounted(client: AmoClient) -> Any:
     """Return a client whose calls are no traffic: a request that waits must not keep time from passing."""
-    calls = ("slot", "refresh", "exchange", "look_up", "ask_about")
+    calls = ("acquire_slot", "refresh", "exchange", "introspect_refresh_token", "introspect_access_token")
     return Override(client, **{name: _plain(getattr(client, name)) for name in calls})
 
 
@@ -72,7 +72,7 @@ async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(harness: Re
         client = harness.client
         coordinator = harness.make_coordinator(amo=Override(client, refresh=refresh))
         with _locked(tmp_path / "amo-callback.db"):
-            refreshes = [harness.begin(each, by=coordinator, demand=RefreshTrigger.FORCED) for each in connections]
+            refreshes = [harness.begin(each, by=coordinator, trigger=RefreshTrigger.FORCED) for each in connections]
             began = harness.clock.monotonic()
             while harness.clock.monotonic() < began + 3.5 or harness.traffic.calls["claim"] < len(connections):
                 for _ in range(30):

@@ -7,7 +7,7 @@ import pytest
 from amo_callback.errors import StoreUnavailable
 from amo_callback.refresh.stats_poller import StatsPoller
 from amo_callback.stats import StoreStats
-from tests.builders import a_core, a_survey
+from tests.builders import a_core, some_stats
 from tests.fakes import FakeClock, RecordingObserver
 from tests.service import Running
 
@@ -20,13 +20,13 @@ class SurveyedStore:
         self.error: Exception | None = None
         self.waits = False
 
-    async def survey(self, **_: object) -> StoreStats:
+    async def stats(self, **_: object) -> StoreStats:
         answer: asyncio.Future[StoreStats] = asyncio.get_running_loop().create_future()
         self.asked.append(answer)
         if self.error is not None:
             raise self.error
         if not self.waits:
-            answer.set_result(a_survey(active=len(self.asked)))
+            answer.set_result(some_stats(active=len(self.asked)))
         return await answer
 
 
@@ -47,21 +47,25 @@ def post(clock: FakeClock, witness: RecordingObserver) -> Post:
 def test_nothing_is_known_before_the_first_look(post: Post) -> None:
     """Neither good nor bad: it says that nobody has looked."""
     assert (post.stats_poller.last, post.stats_poller.age) == (None, None)
-    assert post.stats_poller.trouble == "not polled yet"
+    assert post.stats_poller.problem == "not polled yet"
 
 
 async def test_what_was_seen_grows_old(post: Post) -> None:
     """It is good for half a minute, and from then on not to be relied on."""
-    await post.stats_poller.look()
-    assert (post.stats_poller.last, post.stats_poller.age, post.stats_poller.trouble) == (a_survey(active=1), 0.0, None)
+    await post.stats_poller.poll()
+    assert (post.stats_poller.last, post.stats_poller.age, post.stats_poller.problem) == (
+        some_stats(active=1),
+        0.0,
+        None,
+    )
     post.clock.advance(30)
-    assert post.stats_poller.trouble is None
+    assert post.stats_poller.problem is None
     post.clock.advance(1)
-    assert post.stats_poller.trouble == "last polled 31 s ago"
+    assert post.stats_poller.problem == "last polled 31 s ago"
 
 
 async def _silence(post: Post) -> None:
-    looking = asyncio.create_task(post.stats_poller.look())
+    looking = asyncio.create_task(post.stats_poller.poll())
     await post.clock.until_sleeping(2)
     post.clock.advance(2)
     await looking
@@ -69,13 +73,13 @@ async def _silence(post: Post) -> None:
 
 async def test_a_silent_store_is_asked_once(post: Post) -> None:
     """However often it is looked at, one question waits; the last answer stays, and how long it is silent is told."""
-    await post.stats_poller.look()
+    await post.stats_poller.poll()
     post.store.waits = True
     for seconds in (2, 4):
         await _silence(post)
-        assert post.stats_poller.trouble == f"no response for {seconds} s"
+        assert post.stats_poller.problem == f"no response for {seconds} s"
     assert len(post.store.asked) == 2
-    assert (post.stats_poller.last, post.stats_poller.age) == (a_survey(active=1), 4.0)
+    assert (post.stats_poller.last, post.stats_poller.age) == (some_stats(active=1), 4.0)
 
 
 async def test_an_answer_that_is_late_is_as_old_as_its_question(post: Post) -> None:
@@ -83,32 +87,36 @@ async def test_an_answer_that_is_late_is_as_old_as_its_question(post: Post) -> N
     post.store.waits = True
     await _silence(post)
     post.clock.advance(1)
-    post.store.asked[0].set_result(a_survey(active=7))
-    await post.stats_poller.look()
-    assert (post.stats_poller.last, post.stats_poller.age, post.stats_poller.trouble) == (a_survey(active=7), 3.0, None)
+    post.store.asked[0].set_result(some_stats(active=7))
+    await post.stats_poller.poll()
+    assert (post.stats_poller.last, post.stats_poller.age, post.stats_poller.problem) == (
+        some_stats(active=7),
+        3.0,
+        None,
+    )
     assert post.stats_poller.seconds == 3.0
 
 
 @pytest.mark.parametrize(
-    ("error", "trouble", "told"),
+    ("error", "problem", "told"),
     [
         (StoreUnavailable("SQLITE_IOERR"), "store_unavailable", []),
-        (ZeroDivisionError("secret"), "a bug", ["survey.failed"]),
+        (ZeroDivisionError("secret"), "a bug", ["stats.failed"]),
     ],
     ids=["away", "bug"],
 )
 async def test_a_look_that_fails_is_told_and_followed_by_the_next(
-    post: Post, error: Exception, trouble: str, told: list[str]
+    post: Post, error: Exception, problem: str, told: list[str]
 ) -> None:
     """The loop outlives it, what was seen before stays, and its text goes nowhere."""
-    await post.stats_poller.look()
+    await post.stats_poller.poll()
     post.store.error = error
-    await post.stats_poller.look()
-    assert (post.stats_poller.trouble, post.stats_poller.last) == (trouble, a_survey(active=1))
+    await post.stats_poller.poll()
+    assert (post.stats_poller.problem, post.stats_poller.last) == (problem, some_stats(active=1))
     assert post.witness.names() == told
     post.store.error = None
-    await post.stats_poller.look()
-    assert (post.stats_poller.trouble, post.stats_poller.last) == (None, a_survey(active=3))
+    await post.stats_poller.poll()
+    assert (post.stats_poller.problem, post.stats_poller.last) == (None, some_stats(active=3))
 
 
 async def test_looks_that_fail_one_after_the_other_are_logged_once(post: Post) -> None:
@@ -116,11 +124,11 @@ async def test_looks_that_fail_one_after_the_other_are_logged_once(post: Post) -
     for number in (1, 2):
         post.store.error = ZeroDivisionError()
         for _ in range(5):
-            await post.stats_poller.look()
+            await post.stats_poller.poll()
             post.clock.advance(10)
         post.store.error = None
-        await post.stats_poller.look()
-        assert post.witness.names() == ["survey.failed", "survey.recovered"] * number
+        await post.stats_poller.poll()
+        assert post.witness.names() == ["stats.failed", "stats.recovered"] * number
         assert post.witness.events[-1].fields == {"failed_for_seconds": 50, "failed_rounds": 5}
 
 
@@ -145,7 +153,7 @@ async def test_the_running_service_looks_by_itself(app: Running) -> None:
     """A connection is in the next look."""
     stats_poller = app.service.services.lifecycle.stats_poller
     before = stats_poller.last
-    assert before == a_survey(active=0, fresh=0, next_expiry=None, next_deadline=None)
+    assert before == some_stats(active=0, fresh=0, next_expiry=None, next_deadline=None)
     await app.connected()
     while stats_poller.last == before:
         await app.clock.until_sleeping(10)

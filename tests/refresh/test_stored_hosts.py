@@ -51,7 +51,7 @@ def tampering(tmp_path: Path) -> Tampering:
 
 def _asked(harness: RefreshHarness) -> int:
     """Count the requests of any kind that have reached AMO."""
-    return harness.amo.sandbox.requests + harness.amo.sandbox.look_ups
+    return harness.amo.sandbox.requests + harness.amo.sandbox.introspections
 
 
 async def _token(harness: RefreshHarness, selector: str) -> Any:
@@ -62,7 +62,7 @@ async def _token(harness: RefreshHarness, selector: str) -> Any:
 
 async def _count(harness: RefreshHarness) -> int:
     now = harness.clock.now()
-    return (await harness.store.survey(now=now, late=now)).hosts_not_allowed
+    return (await harness.store.stats(now=now, late=now)).hosts_not_allowed
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -85,16 +85,16 @@ async def test_a_host_that_is_not_allowed_gets_no_refresh_token(
     assert await harness.store.webhooks(limit=10) == []
 
 
-@pytest.mark.parametrize("demand", [RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED])
+@pytest.mark.parametrize("trigger", [RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED])
 async def test_callers_in_a_loop_write_nothing(
-    harness: RefreshHarness, tampering: Tampering, demand: RefreshTrigger
+    harness: RefreshHarness, tampering: Tampering, trigger: RefreshTrigger
 ) -> None:
     """Once it is put off, each further caller is told at once, without a request, a write or a log line."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=EVIL)
     before = _asked(harness)
     for _ in range(5):
-        await harness.fail(connection, HostNotAllowed, demand=demand)
+        await harness.fail(connection, HostNotAllowed, trigger=trigger)
     assert _asked(harness) == before
     assert harness.witness.names().count("host.not_allowed") == 1
     assert (await harness.now(connection)).failures == 1
@@ -122,7 +122,7 @@ async def test_it_works_again_as_soon_as_the_setting_allows_the_host(harness: Re
         lifecycle = harness.make_lifecycle(amo=client)
         await lifecycle.hosts.begin()
         assert await _count(harness) == 0
-        due = (await harness.store.due(now=harness.clock.now(), limit=10, apart_from=())).refreshes
+        due = (await harness.store.due(now=harness.clock.now(), limit=10, exclude=())).refreshes
         assert [each.id for each in due] == [stored.id]
         assert (await harness.refresh(stored, by=lifecycle.coordinator)).pair_version == stored.pair_version + 1
         handed_out = await lifecycle.access_tokens.token(stored.id, min_ttl=0)
@@ -135,7 +135,7 @@ async def test_a_caller_need_not_wait_once_the_host_is_allowed(harness: RefreshH
     tampering.set(connection, domain=EVIL)
     await harness.fail(connection, HostNotAllowed)
     tampering.set(connection, domain=HOST)
-    assert (await harness.refresh(connection, demand=RefreshTrigger.FORCED)).last_error is None
+    assert (await harness.refresh(connection, trigger=RefreshTrigger.FORCED)).last_error is None
     assert await _count(harness) == 0
 
 
@@ -149,9 +149,9 @@ async def test_nothing_is_asked_about_one_whose_host_is_refused(harness: Refresh
     before = _asked(harness)
     await harness.fail(connection, HostNotAllowed)
     for status in (Status.ACTIVE, Status.NEEDS_REAUTH):
-        tampering.set(connection, status=status, look_up_at=0, attempt=None)
-        await harness.look_up_due()
-        assert (await harness.now(connection)).look_up_at == harness.clock.now() + CAP
+        tampering.set(connection, status=status, recheck_at=0, attempt=None)
+        await harness.recheck_due()
+        assert (await harness.now(connection)).recheck_at == harness.clock.now() + CAP
     assert _asked(harness) == before
     assert (await harness.now(connection)).status is Status.NEEDS_REAUTH
 
@@ -182,13 +182,13 @@ async def test_refused_hosts_are_no_mass_failure_and_open_no_breaker(
     harness.clock.advance(901)
     for connection in connected[:10]:
         await harness.fail(connection, HostNotAllowed)
-    assert (harness.lifecycle.breaker.reason, harness.lifecycle.breaker.held) == (None, False)
+    assert (harness.lifecycle.breaker.reason, harness.lifecycle.breaker.terminal_suspended) == (None, False)
     assert (await harness.refresh(connected[10])).pair_version == 2
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
-    probe = await harness.store.probe(apart_from=(), turn=timedelta(0))
+    probe = await harness.store.probe(exclude=(), turn=timedelta(0))
     assert probe is not None
     assert probe.id == connected[10].id
-    assert await harness.store.probe(apart_from=(probe.id,), turn=timedelta(0)) is None
+    assert await harness.store.probe(exclude=(probe.id,), turn=timedelta(0)) is None
 
 
 async def test_no_token_is_handed_out_for_a_host_not_allowed(harness: RefreshHarness, tampering: Tampering) -> None:
@@ -218,7 +218,7 @@ async def test_no_long_lived_token_is_handed_out_for_such_a_host(harness: Refres
         await _token(harness, connection.id)
     after = await harness.now(connection)
     assert (after.last_error, after.next_refresh_at) == ("host_not_allowed", None)
-    assert (await harness.store.due(now=harness.clock.now() + 9 * CAP, limit=10, apart_from=())).refreshes == []
+    assert (await harness.store.due(now=harness.clock.now() + 9 * CAP, limit=10, exclude=())).refreshes == []
 
 
 async def test_a_row_of_another_user_is_unreadable_until_mended(harness: RefreshHarness, tampering: Tampering) -> None:
@@ -232,7 +232,7 @@ async def test_a_row_of_another_user_is_unreadable_until_mended(harness: Refresh
     assert _asked(harness) == before
     tampering.set(connection, user_id=connection.user_id)
     harness.clock.advance(CAP.total_seconds())
-    await harness.look_up_due()
+    await harness.recheck_due()
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert (await harness.refresh(connection)).pair_version == 2
 
@@ -241,4 +241,4 @@ async def test_a_connection_of_no_known_account_keeps_its_id(harness: RefreshHar
     """Its id stands for the host at which it connected: it is readable at any other host, too."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, account_id="", domain="moved.amocrm.ru")
-    assert harness.cipher.pair_of(await harness.now(connection)) is not None
+    assert harness.cipher.decrypt_pair(await harness.now(connection)) is not None

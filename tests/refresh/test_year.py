@@ -39,7 +39,7 @@ class Year(Simulation):
     """A simulation without gates, whose AMO falls ill by chance, and where people connect again what was lost."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, gated=False, lives=Lifetimes(access=LIFE.total_seconds()), **more)
+        super().__init__(*args, gated=False, lifetimes=Lifetimes(access=LIFE.total_seconds()), **more)
         self.chance = random.Random(2026)  # noqa: S311 -- because faults need no secrecy
         self.random = self.chance.random
         self.rules = RefreshRules(poll_interval=1800.0, jitter=0.02)

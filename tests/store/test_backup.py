@@ -27,7 +27,7 @@ from amo_callback.store.rebuild import open_given, rebuild
 from amo_callback.store.sqlite import open_sqlite
 from tests.builders import a_claim, a_connection, a_grant, present, save
 from tests.fakes import START, unseen
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ KEPT = f"{NAME}.before-restore-20261123T120000Z"
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    folder = tmp_path / "living"
+    folder = tmp_path / "active"
     folder.mkdir()
     return folder / NAME
 
@@ -134,7 +134,7 @@ async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: 
         assert frozen.at == START
         assert frozen.why.endswith("once nothing else works on its tokens, `amo-callback connections thaw --all`")
         assert await store.claim(a_claim(stored)) is None
-        assert (await store.due(now=START.replace(year=2030), limit=9, apart_from=[])).refreshes == []
+        assert (await store.due(now=START.replace(year=2030), limit=9, exclude=[])).refreshes == []
         with pytest.raises(Frozen):
             await store.claim_grant(a_grant("another"), now=START)
         assert [event.name for event in await store.events(limit=9)] == ["service.copied"]
@@ -192,7 +192,7 @@ def _writing(database: Path) -> Iterator[None]:
     thread = Thread(target=write)
     thread.start()
     try:
-        assert begun.wait(PATIENCE)
+        assert begun.wait(WAIT_LIMIT)
         yield
     finally:
         ended.set()

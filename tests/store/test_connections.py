@@ -15,9 +15,9 @@ from tests.builders import (
     DAY,
     a_claim,
     a_connection,
+    a_failure,
     a_grant,
     a_refreshed,
-    a_verdict,
     an_extension,
     now,
     present,
@@ -65,7 +65,7 @@ async def test_a_connection_without_a_refresh_token_ends_with_its_access_token(s
     assert [one.name for one in await store.expire_missing(now=over, event=event)] == ["needs_reauth missing"]
     assert await store.expire_missing(now=over, event=event) == []
     assert [one.name for one in await store.expire_missing(now=soon, event=event)] == ["active None"]
-    assert (await store.survey(now=soon, late=soon)).next_deadline == over
+    assert (await store.stats(now=soon, late=soon)).next_deadline == over
 
 
 async def test_a_granted_pair_comes_out_as_it_went_in(store: Store) -> None:
@@ -97,7 +97,7 @@ async def test_the_connections_of_an_account_come_freshest_first(store: Store) -
         await save(store, a_connection(id=str(number), account_id="7", user_id=user, access_expires_at=START + expires))
     stored = present(await store.connection("1"))
     await store.claim(a_claim(stored))
-    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None))
+    await store.save_failure(a_failure(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None))
     assert [connection.id for connection in await store.connections_of("7")] == ["2", "0", "1"]
     assert await store.connections_of("8") == []
 
@@ -108,29 +108,29 @@ async def test_due_is_what_is_active_and_late_oldest_expiry_first(store: Store) 
         await save(store, a_connection(number, access_expires_at=START + DAY - number * SECOND))
     ids = [a_connection(number).id for number in range(5)]
     late = START + DAY
-    assert (await store.due(now=START, limit=9, apart_from=())).refreshes == []
+    assert (await store.due(now=START, limit=9, exclude=())).refreshes == []
     claimed = present(await store.connection(ids[4]))
     await store.claim(a_claim(claimed))
     dead = present(await store.connection(ids[0]))
     await store.claim(a_claim(dead))
-    await store.save_verdict(a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None))
-    due = (await store.due(now=late, limit=9, apart_from=[ids[2]])).refreshes
+    await store.save_failure(a_failure(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None))
+    due = (await store.due(now=late, limit=9, exclude=[ids[2]])).refreshes
     assert [connection.id for connection in due] == [ids[4], ids[3], ids[1]]
     assert due[0].attempt == "attempt-1"
-    assert [connection.id for connection in (await store.due(now=late, limit=1, apart_from=())).refreshes] == [ids[4]]
+    assert [connection.id for connection in (await store.due(now=late, limit=1, exclude=())).refreshes] == [ids[4]]
 
 
 async def test_the_next_due_time_is_the_earliest_that_is_free(store: Store) -> None:
     """Claimed connections and those left apart do not count, nor those that need their person."""
-    assert (await store.due(now=START, apart_from=(), limit=0)).next_at is None
+    assert (await store.due(now=START, exclude=(), limit=0)).next_at is None
     for number in (1, 2, 3):
         await save(store, a_connection(number, next_refresh_at=START + number * SECOND))
     ids = [a_connection(number).id for number in (1, 2, 3)]
-    assert (await store.due(now=START, apart_from=(), limit=0)).next_at == START + SECOND
-    assert (await store.due(now=START, apart_from=[ids[0]], limit=0)).next_at == START + 2 * SECOND
+    assert (await store.due(now=START, exclude=(), limit=0)).next_at == START + SECOND
+    assert (await store.due(now=START, exclude=[ids[0]], limit=0)).next_at == START + 2 * SECOND
     second = present(await store.connection(ids[1]))
     await store.claim(a_claim(second))
-    assert (await store.due(now=START, apart_from=[ids[0]], limit=0)).next_at == START + 3 * SECOND
+    assert (await store.due(now=START, exclude=[ids[0]], limit=0)).next_at == START + 3 * SECOND
 
 
 async def test_one_look_returns_refreshes_rechecks_and_the_next_due_time(store: Store) -> None:
@@ -138,12 +138,12 @@ async def test_one_look_returns_refreshes_rechecks_and_the_next_due_time(store: 
     one = await save(store, a_connection(1, next_refresh_at=START))
     await save(store, a_connection(2, next_refresh_at=START + DAY))
     assert await switch_off(store) == [one.id]
-    due = await store.due(now=START, limit=9, rechecks=9, apart_from=())
+    due = await store.due(now=START, limit=9, rechecks=9, exclude=())
     assert [connection.id for connection in due.refreshes] == [one.id]
     assert (due.rechecks, due.next_at) == ([one.id], START + DAY)
-    assert (await store.due(now=START, limit=0, apart_from=())).refreshes == []
+    assert (await store.due(now=START, limit=0, exclude=())).refreshes == []
     await store.freeze_all(why="a move")
-    frozen = await store.due(now=START, limit=9, rechecks=9, apart_from=())
+    frozen = await store.due(now=START, limit=9, rechecks=9, exclude=())
     assert (frozen.refreshes, frozen.rechecks, frozen.next_at) == ([], [one.id], None)
 
 
@@ -155,7 +155,7 @@ async def test_one_claim_of_many_at_once_is_given(store: Store, beside: Beside) 
         claiming = [one.claim(claim) for one, claim in zip([store, other] * 10, claims, strict=True)]
         [given] = [claimed for claimed in await asyncio.gather(*claiming) if claimed]
     stored = await now(store, stored)
-    assert (given.spending, given.attempt) == ("print-1", stored.attempt)
+    assert (given.presented_token, given.attempt) == ("print-1", stored.attempt)
     assert await store.claim(a_claim(given, attempt="later")) is not None
 
 
@@ -187,23 +187,28 @@ async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store
     A claim without a fingerprint, of a pair that no key opens, changes nothing of that.
     """
     claimed = await save(store, a_connection())
-    for attempt, spending in (("dead", "maybe-spent"), ("unreadable", ""), ("3", "next")):
-        after = present(await store.claim(a_claim(claimed, attempt=attempt, fingerprint=spending, lease=OVER)))
+    for attempt, presented_token in (("dead", "maybe-spent"), ("unreadable", ""), ("3", "next")):
+        after = present(await store.claim(a_claim(claimed, attempt=attempt, fingerprint=presented_token, lease=OVER)))
         claimed = after
-    assert (claimed.doubtful, claimed.spending) == ("maybe-spent", "next")
+    assert (claimed.possibly_spent_token, claimed.presented_token) == ("maybe-spent", "next")
 
 
 async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: Store) -> None:
     """Pair, times, and nothing left of claim, doubt and failures."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored, fingerprint="1"))
-    judged = present(await store.save_verdict(a_verdict(stored, open_for=OVER)))
+    judged = present(await store.save_failure(a_failure(stored, in_doubt_for=OVER)))
     await store.claim(a_claim(judged, attempt="2", fingerprint="1"))
     refreshed = a_refreshed(stored)
     assert await store.save_refreshed(refreshed)
     after = await now(store, stored)
     assert (after.sealed_pair, after.pair_version, after.refreshed_at) == (b"sealed again", 2, refreshed.issued_at)
-    assert (after.attempt, after.lease_until, after.spending, after.doubtful) == (None, None, None, None)
+    assert (after.attempt, after.lease_until, after.presented_token, after.possibly_spent_token) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert (after.failures, after.last_error, after.next_refresh_at) == (0, None, refreshed.next_refresh_at)
     assert after.api_domain == "api-b.amocrm.ru"
 
@@ -221,8 +226,8 @@ async def test_a_late_pair_wins_over_needs_reauth(store: Store) -> None:
     """A verdict does not change the pair's version, so a good pair that comes late mends it."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    await store.save_verdict(
-        a_verdict(stored, status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT, next_refresh_at=None)
+    await store.save_failure(
+        a_failure(stored, status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT, next_refresh_at=None)
     )
     assert await store.save_refreshed(a_refreshed(stored))
     after = await now(store, stored)
@@ -233,20 +238,25 @@ async def test_a_verdict_is_only_its_own_attempts(store: Store) -> None:
     """Whoever lost the claim writes nothing more."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    assert not await store.save_verdict(a_verdict(stored, attempt="another"))
-    after = present(await store.save_verdict(a_verdict(stored, last_error="not_sent")))
+    assert not await store.save_failure(a_failure(stored, attempt="another"))
+    after = present(await store.save_failure(a_failure(stored, last_error="not_sent")))
     assert (after.failures, after.last_error, after.next_refresh_at) == (1, "not_sent", START + DAY)
-    assert (after.attempt, after.spending, after.lease_until, after.doubtful) == (None, None, None, None)
-    assert not await store.save_verdict(a_verdict(stored))
+    assert (after.attempt, after.presented_token, after.lease_until, after.possibly_spent_token) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert not await store.save_failure(a_failure(stored))
 
 
 async def test_an_attempt_without_an_answer_stays_open(store: Store) -> None:
     """The verdict starts its lease anew, and what it was spending stays on record."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    await store.save_verdict(a_verdict(stored, open_for=DAY))
+    await store.save_failure(a_failure(stored, in_doubt_for=DAY))
     after = await now(store, stored)
-    assert (after.attempt, after.spending) == ("attempt-1", "print-1")
+    assert (after.attempt, after.presented_token) == ("attempt-1", "print-1")
     assert _runs_for(after, DAY)
 
 
@@ -254,11 +264,11 @@ async def test_doubt_stays_until_a_pair_is_stored(store: Store) -> None:
     """An open outcome, then a refusal that passes: the token is as doubtful as before."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    judged = present(await store.save_verdict(a_verdict(stored, open_for=OVER)))
+    judged = present(await store.save_failure(a_failure(stored, in_doubt_for=OVER)))
     await store.claim(a_claim(judged, attempt="2"))
-    await store.save_verdict(a_verdict(stored, attempt="2", last_error="account_refused"))
+    await store.save_failure(a_failure(stored, attempt="2", last_error="account_refused"))
     after = await now(store, stored)
-    assert (after.doubtful, after.failures) == ("print-1", 2)
+    assert (after.possibly_spent_token, after.failures) == ("print-1", 2)
 
 
 async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
@@ -271,7 +281,7 @@ async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
     await store.release(connection_id=stored.id, attempt="attempt-1")
     given_back = await now(store, stored)
     again = present(await store.claim(a_claim(given_back, attempt="2")))
-    assert again.doubtful is None
+    assert again.possibly_spent_token is None
 
 
 async def test_a_hook_makes_the_accounts_look_ups_due_once(store: Store, clock: FakeClock) -> None:
@@ -279,16 +289,16 @@ async def test_a_hook_makes_the_accounts_look_ups_due_once(store: Store, clock: 
     connection = await save(store, a_connection())
     await save(store, a_connection(2))
     assert await switch_off(store) == [connection.id]
-    assert (await store.due(now=START, limit=0, rechecks=9, apart_from=())).rechecks == [connection.id]
-    assert (await store.due(now=START, limit=0, rechecks=9, apart_from=[connection.id])).rechecks == []
+    assert (await store.due(now=START, limit=0, rechecks=9, exclude=())).rechecks == [connection.id]
+    assert (await store.due(now=START, limit=0, rechecks=9, exclude=[connection.id])).rechecks == []
     clock.advance(3)
     assert await switch_off(store) == []
     begun = present(await store.begin_recheck(await now(store, connection), again_in=60 * SECOND))
-    assert (begun.looked_up_at, begun.look_up_at) == (START + 3 * SECOND, START + 63 * SECOND)
+    assert (begun.rechecked_at, begun.recheck_at) == (START + 3 * SECOND, START + 63 * SECOND)
     clock.advance(1)
     assert await switch_off(store) == [connection.id]
     after = await now(store, connection)
-    assert (after.hook_at, after.look_up_at) == (START + 4 * SECOND, START + 8 * SECOND)
+    assert (after.disabled_hook_at, after.recheck_at) == (START + 4 * SECOND, START + 8 * SECOND)
 
 
 async def test_a_hook_that_changes_nothing_writes_once_a_second(store: Store, clock: FakeClock) -> None:
@@ -302,7 +312,7 @@ async def test_a_hook_that_changes_nothing_writes_once_a_second(store: Store, cl
         clock.advance(0.25)
         await switch_off(store)
     after = await now(store, connection)
-    assert (after.hook_at, after.row_version) == (START + 3 * SECOND, hooked.row_version)
+    assert (after.disabled_hook_at, after.row_version) == (START + 3 * SECOND, hooked.row_version)
     assert await store.events(connection_id=connection.id, limit=9) == events
     assert len(told) == 3
 
@@ -322,11 +332,11 @@ async def test_a_new_grant_begins_with_the_shortest_pause(store: Store, clock: F
     await switch_off(store)
     begun = present(await store.begin_recheck(await now(store, connection), again_in=60 * SECOND))
     assert await store.schedule_recheck(begun, at=None, pause=600 * SECOND)
-    assert (await now(store, connection)).look_up_pause == 600 * SECOND
+    assert (await now(store, connection)).recheck_pause == 600 * SECOND
     clock.advance(1)
     granted = await save(store, a_connection(connected_at=START + SECOND), iat=2)
-    assert (granted.hook_at, granted.looked_up_at, granted.look_up_pause) == (None, None, None)
-    assert granted.look_up_at is None
+    assert (granted.disabled_hook_at, granted.rechecked_at, granted.recheck_pause) == (None, None, None)
+    assert granted.recheck_at is None
     assert await switch_off(store) == [connection.id]
 
 
@@ -334,14 +344,14 @@ async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Stor
     """The first hook brings the turn forward; another moves it neither way."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    verdict = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + DAY)
-    await store.save_verdict(verdict)
-    for hour, look_up_at in ((1, START + DAY / 24), (2, START + DAY)):
+    failure = a_failure(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, recheck_at=START + DAY)
+    await store.save_failure(failure)
+    for hour, recheck_at in ((1, START + DAY / 24), (2, START + DAY)):
         clock.advance(3600)
         at = START + hour * DAY / 24
         await switch_off(store)
         after = await now(store, stored)
-        assert (after.hook_at, after.look_up_at) == (at, look_up_at)
+        assert (after.disabled_hook_at, after.recheck_at) == (at, recheck_at)
         assert await store.schedule_recheck(after, at=START + DAY)
 
 
@@ -351,9 +361,9 @@ async def test_a_death_puts_off_no_hooks_look_up(store: Store) -> None:
     await switch_off(store)
     hooked = await now(store, stored)
     await store.claim(a_claim(hooked))
-    verdict = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + DAY)
-    after = present(await store.save_verdict(verdict))
-    assert after.look_up_at == START
+    failure = a_failure(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, recheck_at=START + DAY)
+    after = present(await store.save_failure(failure))
+    assert after.recheck_at == START
 
 
 async def test_an_end_that_nears_is_told_once_for_each_warning(store: Store) -> None:
@@ -393,7 +403,7 @@ async def test_a_refresh_leaves_a_hooks_look_up_due(store: Store) -> None:
     await switch_off(store)
     refreshed = await store.save_refreshed(a_refreshed(stored))
     assert refreshed is not None
-    assert refreshed.look_up_at == START
+    assert refreshed.recheck_at == START
 
 
 @pytest.mark.parametrize("change", ["postpone", "reactivate", "disconnect", "schedule_recheck"])
@@ -420,11 +430,11 @@ async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Sto
     assert refreshed is not None
     assert await store.schedule_recheck(refreshed, at=None)
     await store.claim(a_claim(await now(store, stored)))
-    dead = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + 2 * DAY)
-    await store.save_verdict(dead)
+    dead = a_failure(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, recheck_at=START + 2 * DAY)
+    await store.save_failure(dead)
     clock.advance(86_400 * 3 / 4)
     await switch_off(store)
-    assert (await now(store, stored)).look_up_at == START + DAY
+    assert (await now(store, stored)).recheck_at == START + DAY
 
 
 async def test_an_erasure_does_not_forget_when_a_person_disconnected(store: Store) -> None:

@@ -68,11 +68,11 @@ async def test_a_commit_notifies_of_what_its_statements_declare(store: Store) ->
         return found
 
     stored = await save(store, a_connection())
-    assert said() == [ChangeNotice(connections=frozenset({stored.id}), belonging=True)]
+    assert said() == [ChangeNotice(connections=frozenset({stored.id}), membership_changed=True)]
     assert await store.claim(a_claim(stored)) is not None
     assert await store.claim(a_claim(stored)) is None
     assert await store.save_refreshed(a_refreshed(stored)) is not None
-    assert said() == [ChangeNotice(connections=frozenset({stored.id}), belonging=False)] * 2
+    assert said() == [ChangeNotice(connections=frozenset({stored.id}), membership_changed=False)] * 2
     assert await store.record_disabled_hook(stored.account_id, shortest=START - START, quiet=START - START) == [
         stored.id
     ]
@@ -85,7 +85,7 @@ async def test_a_commit_notifies_of_what_its_statements_declare(store: Store) ->
     assert said() == [ANY, ANY]
     current = await now(store, stored)
     assert await store.disconnect(current, on_request=True)
-    assert ChangeNotice(connections=frozenset({stored.id}), belonging=False, erased=True) in said()
+    assert ChangeNotice(connections=frozenset({stored.id}), membership_changed=False, erased=True) in said()
 
 
 @dataclasses.dataclass(frozen=True)

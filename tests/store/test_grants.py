@@ -12,7 +12,7 @@ import pytest
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.grant import GrantStatus, IssuedState, NewConnection
 from amo_callback.model import ConnectionFilter, ImportedConnection, Reason, Status, fingerprint
-from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, now, present, save
+from tests.builders import DAY, a_claim, a_connection, a_failure, a_grant, a_refreshed, now, present, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ async def test_a_second_grant_renews_the_connection(store: Store) -> None:
     """The later grant's pair replaces the earlier one's, and what was said of the old one is forgotten."""
     stored = await save(store, a_connection(), iat=1)
     await store.claim(a_claim(stored))
-    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None))
+    await store.save_failure(a_failure(stored, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None))
     renewed = await save(store, a_connection(sealed_pair=b"new", domain="b.amocrm.ru"), iat=2)
     assert (renewed.sealed_pair, renewed.domain, renewed.pair_version) == (b"new", "b.amocrm.ru", 2)
     assert (renewed.status, renewed.reason, renewed.last_error, renewed.failures) == (Status.ACTIVE, None, None, 0)
@@ -144,12 +144,12 @@ async def test_an_ended_grant_is_not_begun_again(store: Store, status: GrantStat
 async def test_a_failed_grant_is_tried_again_at_its_address(store: Store) -> None:
     """The handle stays, the attempt is new, and doubt is kept; not after the code's life."""
     grant = await store.claim_grant(a_grant(), now=START)
-    failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="e", doubtful=True)
+    failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="e", possibly_spent=True)
     assert await store.finish_grant(failed)
     for over, at in ((grant.attempt, grant.expires_at), (None, START), ("another", START)):
         assert (await store.claim_grant(a_grant(attempt="2"), now=at, over=over)).attempt == "attempt-1"
     again = await store.claim_grant(a_grant(attempt="2", handle_hash="another"), now=START, over=grant.attempt)
-    assert (again.status, again.error, again.attempt, again.doubtful) == (GrantStatus.EXCHANGING, None, "2", True)
+    assert (again.status, again.error, again.attempt, again.possibly_spent) == (GrantStatus.EXCHANGING, None, "2", True)
     assert again.handle_hash == grant.handle_hash
     assert not await store.finish_grant(failed)
 
@@ -161,7 +161,7 @@ async def test_an_abandoned_grant_may_have_spent_its_code(store: Store) -> None:
         kept = await store.claim_grant(a_grant(attempt="2"), now=grant.lease_until + DAY / 1440, over=abandoned)
         assert kept.attempt == grant.attempt
     after = await store.claim_grant(a_grant(attempt="2"), now=START, over=grant.attempt)
-    assert (after.attempt, after.doubtful) == ("2", True)
+    assert (after.attempt, after.possibly_spent) == ("2", True)
 
 
 async def test_expired_grants_are_erased_then_forgotten(store: Store) -> None:

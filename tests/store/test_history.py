@@ -9,7 +9,7 @@ import pytest
 
 from amo_callback.events import WEBHOOK_EVENTS, Event, FailedDelivery, connection_event
 from amo_callback.model import RefreshTrigger
-from tests.builders import DAY, a_claim, a_connection, a_verdict, now, present, save
+from tests.builders import DAY, a_claim, a_connection, a_failure, now, present, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -208,14 +208,14 @@ def _happened(connection: Connection, name: str = "connection.moved", **fields: 
 async def test_a_change_and_its_events_are_one(store: Store) -> None:
     """Whoever finds the change finds what it was; what was not changed was not told."""
     stored = await save(store, a_connection())
-    event = _happened(stored, "refresh.failed", status=503, at=START, demand=RefreshTrigger.SCHEDULE)
-    assert await store.save_verdict(a_verdict(stored), events=[event]) is None
+    event = _happened(stored, "refresh.failed", status=503, at=START, trigger=RefreshTrigger.SCHEDULE)
+    assert await store.save_failure(a_failure(stored), events=[event]) is None
     assert await store.events(limit=10) == []
     await store.claim(a_claim(stored))
-    await store.save_verdict(a_verdict(stored), events=[event])
+    await store.save_failure(a_failure(stored), events=[event])
     [told] = await store.events(limit=10)
     assert (told.name, told.connection_id, told.process) == ("refresh.failed", stored.id, "one")
-    assert told.details == {"status": 503, "at": "2026-11-23T12:00:00Z", "demand": "schedule"}
+    assert told.details == {"status": 503, "at": "2026-11-23T12:00:00Z", "trigger": "schedule"}
 
 
 async def test_events_are_read_newest_first_page_by_page(store: Store) -> None:

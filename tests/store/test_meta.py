@@ -18,13 +18,13 @@ from tests.builders import (
     DAY,
     a_claim,
     a_connection,
+    a_failure,
     a_grant,
     a_refreshed,
-    a_survey,
-    a_verdict,
     now,
     present,
     save,
+    some_stats,
     switch_off,
 )
 from tests.fakes import START
@@ -40,18 +40,18 @@ MINUTE = timedelta(minutes=1)
 
 
 async def _survey(store: Store, *, after: timedelta = timedelta(0)) -> StoreStats:
-    return await store.survey(now=START + after, late=START + after - 5 * MINUTE)
+    return await store.stats(now=START + after, late=START + after - 5 * MINUTE)
 
 
 async def _given_up(store: Store, number: int, reason: Reason) -> None:
     stored = await save(store, a_connection(number))
     await store.claim(a_claim(stored))
-    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, reason=reason, next_refresh_at=None))
+    await store.save_failure(a_failure(stored, status=Status.NEEDS_REAUTH, reason=reason, next_refresh_at=None))
 
 
 async def test_an_empty_store_has_nothing_to_tell(store: Store) -> None:
     """Zeros, and no moments."""
-    assert await _survey(store) == a_survey(active=0, fresh=0, next_expiry=None, next_deadline=None)
+    assert await _survey(store) == some_stats(active=0, fresh=0, next_expiry=None, next_deadline=None)
 
 
 async def test_connections_are_counted_by_status_and_reason(store: Store) -> None:
@@ -172,9 +172,9 @@ async def test_the_bytes_that_were_read_are_replaced_and_no_others(store: Store,
     await _fill(store)
     read = await _one(store, kind)
     assert read.content == b"sealed"
-    assert await store.reseal([ReencryptedRecord(read=read, content=b"another")]) == []
+    assert await store.reencrypt([ReencryptedRecord(read=read, content=b"another")]) == []
     assert (await _one(store, kind)).content == b"another"
-    assert await store.reseal([ReencryptedRecord(read=read, content=b"late")]) == [read]
+    assert await store.reencrypt([ReencryptedRecord(read=read, content=b"late")]) == [read]
     assert (await _one(store, kind)).content == b"another"
 
 
@@ -200,9 +200,9 @@ async def test_a_pair_under_another_key_is_the_same_pair(store: Store) -> None:
     stored = await save(store, a_connection())
     heard: list[ChangeNotice] = []
     store.subscribe(heard.append)
-    await store.reseal([ReencryptedRecord(read=await _one(store, RecordKind.CONNECTION), content=b"another")])
-    resealed = await now(store, stored)
-    assert (resealed.pair_version, resealed.row_version) == (stored.pair_version, stored.row_version + 1)
+    await store.reencrypt([ReencryptedRecord(read=await _one(store, RecordKind.CONNECTION), content=b"another")])
+    reencrypted = await now(store, stored)
+    assert (reencrypted.pair_version, reencrypted.row_version) == (stored.pair_version, stored.row_version + 1)
     assert [changed.connections for changed in heard] == [frozenset({stored.id})]
     refreshed = present(await store.save_refreshed(a_refreshed(stored)))
     assert refreshed.sealed_pair == b"sealed again"
@@ -215,7 +215,7 @@ async def test_a_page_is_replaced_as_one_and_what_changed_is_left(store: Store) 
     page = await store.sealed(RecordKind.CONNECTION, after="", limit=10)
     other = next(a_connection(number) for number in (1, 2, 3) if a_connection(number).id == page[1].name)
     refreshed = await store.save_refreshed(a_refreshed(await now(store, other)))
-    assert await store.reseal([ReencryptedRecord(read=one, content=b"another") for one in page]) == [page[1]]
+    assert await store.reencrypt([ReencryptedRecord(read=one, content=b"another") for one in page]) == [page[1]]
     contents = [one.content for one in await store.sealed(RecordKind.CONNECTION, after="", limit=10)]
     assert contents == [b"another", b"sealed again", b"another"]
     assert await now(store, other) == refreshed
@@ -229,7 +229,7 @@ async def test_other_processes_see_that_something_has_changed(store: Store, besi
         other.subscribe(heard.append)
         before = await other.data_version()
         read = await _one(store, RecordKind.CONNECTION)
-        await store.reseal([ReencryptedRecord(read=read, content=b"another")])
+        await store.reencrypt([ReencryptedRecord(read=read, content=b"another")])
         missed = await other.data_version() != before
         assert missed or [changed.connections for changed in heard] == [frozenset({read.name})]
 
@@ -241,7 +241,7 @@ async def test_a_page_that_cannot_be_written_is_left_whole(store: Store) -> None
     page = await store.sealed(RecordKind.CONNECTION, after="", limit=10)
     contents: list[Any] = [b"another", "no bytes"]
     with pytest.raises(StoreUnavailable):
-        await store.reseal(
+        await store.reencrypt(
             [ReencryptedRecord(read=one, content=content) for one, content in zip(page, contents, strict=True)]
         )
     assert await store.sealed(RecordKind.CONNECTION, after="", limit=10) == page
@@ -266,15 +266,15 @@ async def test_what_is_frozen_is_not_due_not_probed_and_not_claimed(store: Store
     late = START + 2 * DAY
     assert await store.freeze(one.id, at=START)
     assert not await store.freeze(one.id, at=START)
-    assert [each.id for each in (await store.due(now=late, limit=9, apart_from=())).refreshes] == [other.id]
+    assert [each.id for each in (await store.due(now=late, limit=9, exclude=())).refreshes] == [other.id]
     assert await store.claim(a_claim(await now(store, one))) is None
     assert (await now(store, one)).frozen
     assert await store.freeze_all(why="a move")
     assert not await store.freeze_all(why="again")
     assert (await store.frozen()) == Freeze(at=START, why="a move")
-    assert (await store.due(now=late, limit=9, apart_from=())).refreshes == []
-    assert (await store.due(now=late, apart_from=(), limit=0)).next_at is None
-    assert await store.probe(apart_from=(), turn=DAY) is None
+    assert (await store.due(now=late, limit=9, exclude=())).refreshes == []
+    assert (await store.due(now=late, exclude=(), limit=0)).next_at is None
+    assert await store.probe(exclude=(), turn=DAY) is None
     assert (await now(store, other)).frozen
     assert await store.claim(a_claim(await now(store, other))) is None
     with pytest.raises(Frozen):
@@ -314,9 +314,9 @@ async def test_a_file_knows_where_it_lives(store: Store) -> None:
         pytest.skip("where a server is, the server tells")
     assert await store.check_machine("here") is None
     assert await store.check_machine("here") is None
-    elsewhere = present(await store.check_machine("there"))
-    assert elsewhere.why.startswith("the database was last used at another location")
-    assert await store.check_machine("here") == elsewhere
+    may_be_copy = present(await store.check_machine("there"))
+    assert may_be_copy.why.startswith("the database was last used at another location")
+    assert await store.check_machine("here") == may_be_copy
     await store.thaw_all(machine="there")
     assert await store.check_machine("there") is None
 
@@ -381,7 +381,7 @@ async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) 
     assert await store.record_time(now=lambda: START - DAY) == DAY
     after = await now(store, stored)
     assert (after.access_issued_at, after.access_expires_at) == (START - DAY, START)
-    assert (after.hook_at, after.looked_up_at) == (START - DAY, START - DAY)
+    assert (after.disabled_hook_at, after.rechecked_at) == (START - DAY, START - DAY)
     assert (after.refresh_expires_at, after.next_refresh_at) == (START + 89 * DAY, START - DAY)
     assert after.connected_at == START - DAY
     assert await store.record_time(now=lambda: START - DAY) == timedelta(0)

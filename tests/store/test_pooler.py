@@ -23,7 +23,7 @@ if GIVEN in os.environ:
 import asyncpg
 
 from amo_callback.store.postgres_server import USE_SESSIONS, Pooling, find_pooling, read_server
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,7 +77,7 @@ async def test_how_a_pooler_pools_is_found_while_others_use_it(mode: str, direct
 async def test_a_pooler_without_room_is_not_taken_for_one_of_transactions(direct: str) -> None:
     """In session mode one client has the only connection: whoever comes after it waits in vain."""
     with pooled(direct, mode="session", size=1) as url:
-        assert await find_pooling(url, patience=1.0) is Pooling.SESSION
+        assert await find_pooling(url, wait_limit=1.0) is Pooling.SESSION
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
@@ -99,7 +99,7 @@ async def test_a_server_behind_a_pooler_of_transactions_is_not_asked_about_itsel
     """The error says what to do, and the connections of other clients stay as they were."""
     with pooled(direct, mode="transaction") as url:
         with pytest.raises(ConfigurationError) as raised:
-            await read_server(url, patience=PATIENCE, clock=SystemClock())
+            await read_server(url, wait_limit=WAIT_LIMIT, clock=SystemClock())
         client = await asyncpg.connect(url, statement_cache_size=0)
         assert await client.fetchval("SHOW default_transaction_read_only") == "off"
         await client.close()

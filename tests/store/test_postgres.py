@@ -25,8 +25,8 @@ from amo_callback.store.migrate import load_migrations, migrate_postgres
 from amo_callback.store.postgres_connection import Listener, connect, open_pool
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, present, save
 from tests.fakes import START, FakeClock
-from tests.patience import PATIENCE
 from tests.postgres import connected, serving_postgres, with_option
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +154,7 @@ async def test_a_copy_in_another_database_is_frozen(postgres: Databases) -> None
             await connection.execute("UPDATE meta SET value = 'postgresql:another/cluster' WHERE name = 'machine'")
         async with opened(url) as store:
             frozen = present(await store.check_machine("here"))
-            assert frozen.elsewhere
+            assert frozen.may_be_copy
             await store.thaw_all(machine="here")
             assert await store.check_machine("here") is None
 
@@ -185,9 +185,9 @@ async def test_an_instance_that_begins_leaves_every_attempt_alone_for_a_whole_le
         await connection.execute("UPDATE connections SET lease_until = 0")
     async with open_store(url, folder=Path(), clock=clock, process="other") as other:
         leases = Leases(length=60.0, store=other, clock=clock)
-        assert leases.left(await now(other, stored)) == 60.0
+        assert leases.remaining(await now(other, stored)) == 60.0
         clock.advance(60.0)
-        assert leases.left(await now(other, stored)) == 0.0
+        assert leases.remaining(await now(other, stored)) == 0.0
 
 
 async def test_what_is_due_is_given_to_one_instance_at_a_time(url: str) -> None:
@@ -195,28 +195,26 @@ async def test_what_is_due_is_given_to_one_instance_at_a_time(url: str) -> None:
     async with opened(url) as one, opened(url, "other") as other:
         for number in range(20):
             await save(one, a_connection(number))
-        given = await asyncio.gather(
-            *(store.due(now=START + DAY, limit=8, apart_from=()) for store in (one, other) * 3)
-        )
+        given = await asyncio.gather(*(store.due(now=START + DAY, limit=8, exclude=()) for store in (one, other) * 3))
         of_one = {connection.id for found in given[::2] for connection in found.refreshes}
         of_other = {connection.id for found in given[1::2] for connection in found.refreshes}
         assert of_one.isdisjoint(of_other)
-        assert (await one.due(now=START + DAY, limit=20, apart_from=tuple(of_one))).refreshes != []
-        assert (await other.due(now=START + DAY, limit=20, apart_from=tuple(of_other))).refreshes == []
-        assert (await other.due(now=START - DAY, limit=0, apart_from=tuple(of_other))).next_at is None
+        assert (await one.due(now=START + DAY, limit=20, exclude=tuple(of_one))).refreshes != []
+        assert (await other.due(now=START + DAY, limit=20, exclude=tuple(of_other))).refreshes == []
+        assert (await other.due(now=START - DAY, limit=0, exclude=tuple(of_other))).next_at is None
 
 
 async def test_the_turn_of_an_instance_that_has_died_ends(url: str) -> None:
     """Another one has what it was given."""
     async with opened(url) as one, opened(url, "other") as other:
         stored = await save(one, a_connection())
-        assert (await one.due(now=START + DAY, limit=9, apart_from=())).refreshes == [stored]
-        assert (await other.due(now=START + DAY, limit=9, apart_from=())).refreshes == []
+        assert (await one.due(now=START + DAY, limit=9, exclude=())).refreshes == [stored]
+        assert (await other.due(now=START + DAY, limit=9, exclude=())).refreshes == []
         async with connected(url) as connection:
             await connection.execute("UPDATE turns SET until = until - 60 * 1000000")
-        assert (await other.due(now=START + DAY, limit=9, apart_from=(), turn=OVER)).refreshes == [stored]
-        assert (await one.due(now=START + DAY, limit=9, apart_from=())).refreshes == [stored]
-        assert (await other.due(now=START + DAY, limit=9, apart_from=())).refreshes == []
+        assert (await other.due(now=START + DAY, limit=9, exclude=(), turn=OVER)).refreshes == [stored]
+        assert (await one.due(now=START + DAY, limit=9, exclude=())).refreshes == [stored]
+        assert (await other.due(now=START + DAY, limit=9, exclude=())).refreshes == []
 
 
 async def test_only_one_instance_is_given_probes_at_a_time(url: str) -> None:
@@ -224,13 +222,13 @@ async def test_only_one_instance_is_given_probes_at_a_time(url: str) -> None:
     turn = timedelta(seconds=60)
     async with opened(url) as one, opened(url, "other") as other:
         stored = await save(one, a_connection())
-        assert await one.probe(apart_from=(), turn=turn) == stored
-        assert await other.probe(apart_from=(), turn=turn) is None
-        assert await one.probe(apart_from=(), turn=turn) == stored
+        assert await one.probe(exclude=(), turn=turn) == stored
+        assert await other.probe(exclude=(), turn=turn) is None
+        assert await one.probe(exclude=(), turn=turn) == stored
         async with connected(url) as connection:
             await connection.execute("UPDATE turns SET until = until - 60 * 1000000")
-        assert await other.probe(apart_from=(), turn=turn) == stored
-        assert await one.probe(apart_from=(), turn=turn) is None
+        assert await other.probe(exclude=(), turn=turn) == stored
+        assert await one.probe(exclude=(), turn=turn) is None
 
 
 # --- locks ---------------------------------------------------------------------------------------
@@ -254,8 +252,8 @@ async def test_whoever_thaws_does_so_by_the_mark_that_is_there_by_then(url: str)
         await store.freeze_all(why="a move")
         async with leaving.transaction():
             await leaving.execute(load_statements(Engine.POSTGRES)["lock_for_freezing"].text)
-            elsewhere = freeze_value(Freeze(at=START, why="a move", elsewhere=True))
-            await leaving.execute("UPDATE meta SET value = $1 WHERE name = 'frozen'", elsewhere)
+            may_be_copy = freeze_value(Freeze(at=START, why="a move", may_be_copy=True))
+            await leaving.execute("UPDATE meta SET value = $1 WHERE name = 'frozen'", may_be_copy)
             thawing = asyncio.create_task(store.thaw_all(machine=None))
             await _until_somebody_waits(leaving)
         assert await thawing
@@ -339,7 +337,7 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
 
 async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(WAIT_LIMIT):
         while not await connection.fetchval(waiting):  # noqa: ASYNC110 -- because it becomes so in the server
             await asyncio.sleep(0.01)
 
@@ -354,7 +352,7 @@ async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a
     """Nobody waits for one connection's; but a large fleet is thawed, however long that takes."""
     async with opened(with_option(url, "statement_timeout=2000")) as store, connected(url) as connection:
         stored = await save(store, a_connection(next_refresh_at=FAR))
-        await store.freeze_all(why="a copy", elsewhere=True)
+        await store.freeze_all(why="a copy", may_be_copy=True)
         await connection.execute(SLOW)
         with pytest.raises(StoreUnavailable, match="cannot be read or written"):
             await store.schedule_recheck(stored, at=START)
@@ -374,7 +372,7 @@ async def test_one_slow_statement_is_not_a_database_out_of_reach(url: str) -> No
         )
         for _ in range(3):
             with pytest.raises(StoreUnavailable):
-                await store.survey(now=START, late=START)
+                await store.stats(now=START, late=START)
         assert store.failed_at == opened_at
         await connection.execute("DROP VIEW connections")
         await connection.execute("ALTER TABLE rows RENAME TO connections")
@@ -413,8 +411,8 @@ async def test_that_a_slot_can_be_taken_does_not_say_that_a_pair_can_be_stored(u
             await store.save_refreshed(a_refreshed(stored))
         assert store.last_write_error == "DiskFullError"
         assert store.shared is not None
-        await store.shared.ask_for_slot(interval=0.2, waiting=(WaiterKind.PEOPLE,))
-        await store.due(now=START, limit=1, apart_from=())
+        await store.shared.request_slot(interval=0.2, waiting=(WaiterKind.PEOPLE,))
+        await store.due(now=START, limit=1, exclude=())
         assert store.last_write_error == "DiskFullError"
         await store.record_time(now=lambda: START)
         assert store.last_write_error is None
@@ -436,7 +434,7 @@ class Ear:
         self._something.set()
 
     async def until(self, changed: ChangeNotice) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WAIT_LIMIT):
             while changed not in self.heard:
                 self._something.clear()
                 await self._something.wait()
@@ -448,7 +446,7 @@ async def test_a_change_is_heard_by_the_others_and_not_twice_by_whoever_made_it(
         stored = await save(one, a_connection())
         ear, own = Ear(other), Ear(one)
         await one.save_refreshed(a_refreshed(stored))
-        changed = ChangeNotice(connections=frozenset({stored.id}), belonging=False)
+        changed = ChangeNotice(connections=frozenset({stored.id}), membership_changed=False)
         await ear.until(changed)
         await one.data_version()  # whatever was said so far has come
         assert own.heard == [changed]
@@ -459,7 +457,7 @@ async def test_a_freeze_is_heard_as_a_change_of_all(url: str) -> None:
     async with opened(url) as one, opened(url, "other") as other:
         ear = Ear(other)
         await one.freeze_all(why="a move")
-        await ear.until(ChangeNotice(connections=None, belonging=True))
+        await ear.until(ChangeNotice(connections=None, membership_changed=True))
 
 
 async def test_a_clock_that_differs_is_known(url: str) -> None:
@@ -494,7 +492,7 @@ async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it
         assert store.failed_at == clock.monotonic()
         assert store.last_write_error is not None
         await asyncio.to_thread(server.start)
-        await ear.until(ChangeNotice(connections=None, belonging=True))
+        await ear.until(ChangeNotice(connections=None, membership_changed=True))
         assert await store.claim(a_claim(stored)) is not None
         assert store.last_write_error is None
 
@@ -520,7 +518,7 @@ async def test_whatever_a_server_says_it_is_asked_again(url: str) -> None:
 
     listener, heard = Listener(connect, clock=DatabaseClock(FakeClock())), asyncio.Event()
     listener.on_change(lambda _: heard.set())
-    async with listener.listening(), asyncio.timeout(PATIENCE):
+    async with listener.listening(), asyncio.timeout(WAIT_LIMIT):
         await heard.wait()
         assert listener.down is None
 
@@ -532,8 +530,8 @@ async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiti
         listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%clock_timestamp()'"
         await store.data_version()
         await connection.execute(f"{listeners} AND pid <> pg_backend_pid() AND datname = current_database()")
-        async with asyncio.timeout(PATIENCE):
-            while ChangeNotice(connections=None, belonging=True) not in ear.heard:
+        async with asyncio.timeout(WAIT_LIMIT):
+            while ChangeNotice(connections=None, membership_changed=True) not in ear.heard:
                 await store.count()
                 await asyncio.sleep(0)
 
@@ -547,7 +545,7 @@ async def test_where_there_is_no_connection_to_spare_the_others_are_used() -> No
 
     tried = asyncio.Event()
     listener = Listener(connect, clock=DatabaseClock(FakeClock()))
-    async with listener.listening(), asyncio.timeout(PATIENCE):
+    async with listener.listening(), asyncio.timeout(WAIT_LIMIT):
         for _ in range(2):
             tried.clear()
             await tried.wait()

@@ -100,7 +100,7 @@ async def test_what_is_built_is_frozen_and_says_what_the_file_held(copy: Path) -
         assert (made.contents.connections, made.contents.made_at, made.contents.canary) == (3, START, b"canary")
         async with open_store(f"sqlite:///{made.file}", folder=copy.parent, clock=SystemClock()) as store:
             frozen = present(await store.frozen())
-            assert frozen.elsewhere
+            assert frozen.may_be_copy
 
 
 async def test_a_file_of_an_earlier_schema_is_migrated(copy: Path) -> None:

@@ -62,8 +62,8 @@ async def test_many_who_ask_at_once_have_each_a_slot_of_his_own(one: SharedLimit
     """Two instances, ten who wait at each: every slot is an interval after the one before, by the database's clock."""
     ends: list[float] = []
     paces = [_rate_limiter(shared, ends) for shared in (one, other)]
-    everybody = [Priority.STRANGER, Priority.BACKGROUND] * 5
-    await asyncio.gather(*(rate_limiter.slot(priority) for rate_limiter in paces for priority in everybody))
+    everybody = [Priority.ANONYMOUS, Priority.BACKGROUND] * 5
+    await asyncio.gather(*(rate_limiter.acquire(priority) for rate_limiter in paces for priority in everybody))
     for rate_limiter in paces:
         await rate_limiter.close()
     assert len(ends) == 20
@@ -73,13 +73,13 @@ async def test_many_who_ask_at_once_have_each_a_slot_of_his_own(one: SharedLimit
 def _rate_limiter(shared: SharedLimits, ends: list[float]) -> RateLimiter:
     """Return a pace that notes until when the next slot is not free, for each slot that it gets."""
 
-    async def ask_for_slot(**asking: Any) -> SlotDecision:
-        asked = await shared.ask_for_slot(**asking)
+    async def request_slot(**asking: Any) -> SlotDecision:
+        asked = await shared.request_slot(**asking)
         if asked.kind is not None:
             ends.append(asked.slots.free_at)
         return asked
 
-    noted = cast("SharedLimits", Override(shared, ask_for_slot=ask_for_slot))
+    noted = cast("SharedLimits", Override(shared, request_slot=request_slot))
     return RateLimiter(per_second=1 / INTERVAL, shared=noted, clock=SystemClock(), observer=RecordingObserver())
 
 
@@ -89,22 +89,22 @@ async def test_people_of_one_instance_go_before_background_of_another(
     """While people wait anywhere background has no slot but every other one, and then people have to wait for it."""
     await one.pause(LONG)
 
-    async def ask(shared: SharedLimits, kind: WaiterKind) -> WaiterKind | None:
-        return (await shared.ask_for_slot(interval=LONG, waiting={kind})).kind
+    async def request_slot(shared: SharedLimits, kind: WaiterKind) -> WaiterKind | None:
+        return (await shared.request_slot(interval=LONG, waiting={kind})).kind
 
-    assert await ask(one, WaiterKind.PEOPLE) is None
+    assert await request_slot(one, WaiterKind.PEOPLE) is None
     await sql.execute("UPDATE slots SET free_at = 0")  # time passes
-    assert await ask(other, WaiterKind.BACKGROUND) is None
-    assert await ask(one, WaiterKind.PEOPLE) is WaiterKind.PEOPLE
+    assert await request_slot(other, WaiterKind.BACKGROUND) is None
+    assert await request_slot(one, WaiterKind.PEOPLE) is WaiterKind.PEOPLE
     await sql.execute("UPDATE slots SET free_at = 0")
-    assert await ask(one, WaiterKind.PEOPLE) is None
-    assert await ask(other, WaiterKind.BACKGROUND) is WaiterKind.BACKGROUND
+    assert await request_slot(one, WaiterKind.PEOPLE) is None
+    assert await request_slot(other, WaiterKind.BACKGROUND) is WaiterKind.BACKGROUND
 
 
 async def test_a_pause_at_one_instance_holds_at_the_other(one: SharedLimits, other: SharedLimits) -> None:
     """AMO's 429 means the integration, and so all of its instances."""
     await one.pause(LONG)
-    asked = await other.ask_for_slot(interval=INTERVAL, waiting=set(WaiterKind))
+    asked = await other.request_slot(interval=INTERVAL, waiting=set(WaiterKind))
     assert asked.kind is None
     assert LONG / 2 < asked.wait <= LONG
 
@@ -125,9 +125,9 @@ async def test_three_instances_send_at_most_three_requests_beyond_the_rate(
         ]
 
         async def refresh(rate_limiter: RecordedPace) -> bool:
-            await rate_limiter.slot(Priority.BACKGROUND)
+            await rate_limiter.acquire(Priority.BACKGROUND)
             await committed.wait()
-            return await rate_limiter.leave(Priority.BACKGROUND, limit=60)
+            return await rate_limiter.wait_to_send(Priority.BACKGROUND, limit=60)
 
         refreshes = [asyncio.create_task(refresh(rate_limiter)) for rate_limiter in paces for _ in range(8)]
         began = clock.monotonic()
@@ -172,4 +172,4 @@ async def test_after_a_crash_of_the_database_all_begins_anew() -> None:
         server.stop(signal.SIGQUIT)
         server.start()
         async with _open(server.url()) as shared:
-            assert (await shared.ask_for_slot(interval=LONG, waiting=set(WaiterKind))).kind is WaiterKind.PEOPLE
+            assert (await shared.request_slot(interval=LONG, waiting=set(WaiterKind))).kind is WaiterKind.PEOPLE

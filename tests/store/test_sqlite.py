@@ -179,7 +179,7 @@ async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> No
                 [(2**63 - 1, "{"), (0, "[" * 100_000), (0, "1")],
             )
         found = {one.account_id: one for one in await store.page(after="", limit=9, only=ConnectionFilter())}
-        due = (await store.due(now=clock.now(), limit=9, apart_from=())).refreshes
+        due = (await store.due(now=clock.now(), limit=9, exclude=())).refreshes
         events = await store.events(limit=9)
         with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database, database:
             database.execute("INSERT INTO meta VALUES ('frozen', x'78'), ('amo_block', x'78')")
@@ -187,7 +187,7 @@ async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> No
         assert await store.thaw_all(machine="here")
         await store.end_amo_block()
     assert frozen is not None
-    assert (frozen.why, frozen.elsewhere) == ("the reason stored in the database is malformed", True)
+    assert (frozen.why, frozen.may_be_copy) == ("the reason stored in the database is malformed", True)
     assert block is not None
     assert block.probe_at < clock.now()
     assert [found[name].reason for name in "123"] == [Reason.UNREADABLE, None, None]
@@ -306,6 +306,6 @@ async def test_due_rows_are_found_in_indexes_of_their_own(store: Store, tmp_path
         "SEARCH connections USING INDEX connections_by_issue",
         "SCAN connections USING INDEX connections_due_too_late",
         "SEARCH connections USING INDEX connections_by_due",
-        "SEARCH connections USING INDEX connections_by_look_up",
+        "SEARCH connections USING INDEX connections_by_recheck",
         "SEARCH connections USING INDEX sqlite_autoindex_connections_1",
     }

@@ -42,7 +42,7 @@ async def test_a_token_beyond_doubt_is_handed_out_unasked(harness: RefreshHarnes
     assert not (await _token(harness, connection)).stale
     await harness.store.claim(a_claim(connection, owner="process-2"))
     assert (await _token(harness, connection)).token.value == harness.pair(connection).access_token
-    assert harness.amo.sandbox.look_ups == 0
+    assert harness.amo.sandbox.introspections == 0
 
 
 async def test_a_token_that_outlives_its_refresh_is_handed_out(harness: RefreshHarness) -> None:
@@ -51,7 +51,7 @@ async def test_a_token_that_outlives_its_refresh_is_handed_out(harness: RefreshH
     connection = await _in_doubt(harness)
     handed_out = await asyncio.gather(*(_token(harness, connection) for _ in range(20)))
     assert {one.token.value for one in handed_out} == {harness.pair(connection).access_token}
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
 
 
 async def test_a_token_that_died_with_its_refresh_is_not_handed_out(harness: RefreshHarness) -> None:
@@ -62,7 +62,7 @@ async def test_a_token_that_died_with_its_refresh_is_not_handed_out(harness: Ref
         outcomes = await asyncio.gather(*(_token(harness, connection) for _ in range(20)), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} <= set(RetryableError.__subclasses__())
         harness.clock.advance(10)
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
 
 
 @pytest.mark.parametrize("forced", [False, True])
@@ -111,10 +111,10 @@ async def test_an_open_attempt_is_asked_about_anew(harness: RefreshHarness) -> N
     await _token(harness, connection)
     harness.clock.advance(4)
     await _token(harness, connection)
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
     harness.clock.advance(1)
     await _token(harness, connection)
-    assert harness.amo.sandbox.look_ups == 2
+    assert harness.amo.sandbox.introspections == 2
 
 
 @pytest.mark.parametrize("kills", [True, False])
@@ -123,7 +123,7 @@ async def test_a_silent_amo_keeps_nobody_from_a_token(harness: RefreshHarness, f
     """Where AMO does not answer within a second, the token is handed out as stale: it may be valid."""
     harness.amo.fake.quirks.refresh_kills_access = kills
     connection = await _in_doubt(harness)
-    harness.amo.sandbox.look_up_faults.add(fault)
+    harness.amo.sandbox.introspection_faults.add(fault)
     handing_out = asyncio.create_task(_token(harness, connection))
     if fault is Fault.HANG:
         await harness.clock.until_sleeping(1)
@@ -143,7 +143,7 @@ async def test_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_st
         await harness.store.claim(a_claim(connection, owner="process-2"))
     harness.clock.advance(5)
     rate_limiter = harness.rate_limiter(1)
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=rate_limiter.slot))
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, acquire_slot=rate_limiter.acquire))
     asking = [asyncio.create_task(lifecycle.access_tokens.token(one.id, min_ttl=0)) for one in connections]
     await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
     while harness.clock.sleeping().count(1) < 3:  # noqa: ASYNC110 -- because a clock does not tell of all three
@@ -153,7 +153,7 @@ async def test_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_st
     assert sorted(one.reason or "" for one in handed_out) == ["", "in_doubt", "in_doubt", "in_doubt"]
     harness.clock.advance(60)
     await asyncio.sleep(0)
-    assert len(harness.amo.fake.ledger.look_ups) == 1
+    assert len(harness.amo.fake.ledger.introspections) == 1
     await lifecycle.access_token_check.drain()
     await rate_limiter.close()
 
@@ -162,16 +162,16 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(harness: RefreshHa
     """While slots cannot be had, refreshes wait; a token check that does not go within a second is not waited for."""
 
     class Away(LocalLimits):
-        at_once = False
+        is_local = False
 
-        async def ask_for_slot(self, **_: object) -> SlotDecision:
+        async def request_slot(self, **_: object) -> SlotDecision:
             raise StoreUnavailable("away")
 
     harness.amo.fake.quirks.refresh_kills_access = False
     connection = await _in_doubt(harness)
     rate_limiter = harness.rate_limiter(5, Away(clock=harness.clock))
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=rate_limiter.slot))
-    others = [asyncio.create_task(rate_limiter.slot(Priority.BACKGROUND)) for _ in range(9)]
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, acquire_slot=rate_limiter.acquire))
+    others = [asyncio.create_task(rate_limiter.acquire(Priority.BACKGROUND)) for _ in range(9)]
     await harness.clock.until_sleeping(1)  # before the store is asked again
     gone, patient = [asyncio.create_task(lifecycle.access_tokens.token(connection.id, min_ttl=0)) for _ in range(2)]
     while harness.clock.sleeping().count(1) < 4:  # noqa: ASYNC110 -- because a clock does not tell of all
@@ -186,10 +186,10 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(harness: RefreshHa
     await lifecycle.access_token_check.drain()
     await rate_limiter.close()
     rate_limiter = harness.rate_limiter(5, Away(clock=harness.clock))
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, slot=rate_limiter.slot))
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, acquire_slot=rate_limiter.acquire))
     handed_out = await lifecycle.access_tokens.token(connection.id, min_ttl=0)
     assert handed_out.token.value == harness.pair(connection).access_token
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
     await lifecycle.access_token_check.drain()
     await rate_limiter.close()
 
@@ -201,7 +201,7 @@ async def test_a_connection_given_up_hands_out_what_lives(harness: RefreshHarnes
     connection = await _in_doubt(harness)
     harness.clock.advance(60)
     await harness.fail(connection, NeedsReauth)
-    asked = harness.amo.sandbox.look_ups
+    asked = harness.amo.sandbox.introspections
     for _ in range(3):
         if kills:
             with pytest.raises(NeedsReauth):
@@ -209,29 +209,29 @@ async def test_a_connection_given_up_hands_out_what_lives(harness: RefreshHarnes
         else:
             assert (await _token(harness, connection)).token.value == harness.pair(connection).access_token
         harness.clock.advance(100)
-    assert harness.amo.sandbox.look_ups == asked + 1
+    assert harness.amo.sandbox.introspections == asked + 1
 
 
 @pytest.mark.parametrize("lives", [False, True])
 async def test_a_token_that_was_rejected_is_handed_out_only_where_amo_knows_it(
-    harness: RefreshHarness, *, lives: bool
+    harness: RefreshHarness, *, lifetimes: bool
 ) -> None:
     """A backend heard 401, and the refresh cannot be done: its word is a hint, and AMO's decides."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     token = harness.pair(connection).access_token
-    if not lives:
+    if not lifetimes:
         harness.fade(connection)
     harness.amo.sandbox.faults.add(Fault.UNPAID)
     with pytest.raises(AccountBlocked):
         await harness.lifecycle.access_tokens.refresh(connection.id, rejected=token)
-    if not lives:
+    if not lifetimes:
         with pytest.raises(RetryableError):
             await _token(harness, connection)
         return
     for _ in range(2):
         assert (await _token(harness, connection)).token.value == token
         harness.clock.advance(60)
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
 
 
 async def test_what_has_been_refreshed_since_is_handed_out_for_a_rejected_token(harness: RefreshHarness) -> None:
@@ -262,11 +262,11 @@ async def test_an_attempt_that_takes_five_seconds_puts_the_token_in_doubt(harnes
     """Until then it is under way, this process's own or another's; then AMO may have ended the access token."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner=owner))
-    for seconds, look_ups in ((0, 0), (4.9, 0), (0.1, 1), (4.9, 1), (0.1, 2)):
+    for seconds, introspections in ((0, 0), (4.9, 0), (0.1, 1), (4.9, 1), (0.1, 2)):
         harness.clock.advance(seconds)
         handed_out = await _token(harness, connection)
         assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, False)
-        assert harness.amo.sandbox.look_ups == look_ups
+        assert harness.amo.sandbox.introspections == introspections
 
 
 async def test_an_attempt_that_was_open_at_start_puts_the_token_in_doubt_at_once(harness: RefreshHarness) -> None:
@@ -278,7 +278,7 @@ async def test_an_attempt_that_was_open_at_start_puts_the_token_in_doubt_at_once
     await restarted.leases.begin()
     for _ in range(3):
         await _wait_in_vain(harness, restarted, connection)
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
     await restarted.access_token_check.drain()
 
 
@@ -292,7 +292,7 @@ async def test_an_attempt_open_at_start_costs_no_hand_out_of_a_valid_token(
     restarted = harness.make_lifecycle()
     await restarted.leases.begin()
     if silent:
-        harness.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+        harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
     handed_out = await restarted.access_tokens.token(connection.id, min_ttl=0)
     assert (handed_out.token.value, handed_out.reason) == (
         harness.pair(connection).access_token,
@@ -304,12 +304,12 @@ async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_ou
     """However long the process was stopped meanwhile: the clock is looked at last."""
     connection = await harness.given_up()
 
-    async def ask_about(**question: Any) -> IntrospectionResult:
-        sighting = await harness.client.ask_about(**question)
+    async def introspect_access_token(**question: Any) -> IntrospectionResult:
+        introspection = await harness.client.introspect_access_token(**question)
         harness.clock.advance(DAY)
-        return sighting
+        return introspection
 
-    lifecycle = harness.make_lifecycle(amo=Override(harness.client, ask_about=ask_about))
+    lifecycle = harness.make_lifecycle(amo=Override(harness.client, introspect_access_token=introspect_access_token))
     with pytest.raises(NeedsReauth):
         await lifecycle.access_tokens.token(connection.id, min_ttl=0)
 
@@ -321,7 +321,7 @@ async def test_a_death_that_could_not_be_written_down_is_known(harness: RefreshH
     connection = await harness.connect(api_domain=API_DOMAIN)
     dead = harness.pair(connection).access_token
     harness.clock.advance(10)
-    harness.failing.away = {"save_verdict"}
+    harness.failing.away = {"save_failure"}
     harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
     with pytest.raises(UnknownOutcome):
         await harness.lifecycle.access_tokens.refresh(connection.id, rejected=dead if rejected else None)
@@ -354,7 +354,7 @@ async def test_doubt_about_an_access_token_outlives_a_refusal_that_passes(harnes
 async def test_a_bug_in_a_token_check_is_reported_and_the_token_is_stale(harness: RefreshHarness) -> None:
     """The caller is served as when AMO does not answer, and the administrator learns of the bug."""
     connection = await _in_doubt(harness)
-    broken = Override(harness.client, ask_about=answering(ZeroDivisionError()))
+    broken = Override(harness.client, introspect_access_token=answering(ZeroDivisionError()))
     hand_out = await harness.make_lifecycle(amo=broken).access_tokens.token(connection.id, min_ttl=0)
     assert (hand_out.stale, hand_out.reason) == (True, "in_doubt")
     [bug] = harness.witness.named("token_check.bug")

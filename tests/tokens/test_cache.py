@@ -25,13 +25,13 @@ class CountingCipher(Cipher):
 
     opened = 0
 
-    def pair_of(self, connection: Connection) -> TokenPair | None:
+    def decrypt_pair(self, connection: Connection) -> TokenPair | None:
         self.opened += 1
-        return super().pair_of(connection)
+        return super().decrypt_pair(connection)
 
 
 @pytest.fixture
-async def elsewhere(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+async def may_be_copy(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
     """Return another process's store on the same file."""
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=clock) as opened:
         yield opened
@@ -126,23 +126,23 @@ async def test_this_process_sees_its_own_refresh_and_a_new_grant_at_once(harness
     assert (found == other.id, other.id != connection.id) == (True, True)
 
 
-async def test_another_processs_change_is_seen_within_a_second(harness: RefreshHarness, elsewhere: Store) -> None:
+async def test_another_processs_change_is_seen_within_a_second(harness: RefreshHarness, may_be_copy: Store) -> None:
     """A pair that is superseded there is handed out here for less than a second."""
     connection, selectors = await _owned(harness)
     sealed = harness.cipher.seal_pair(harness.pair(connection), connection_id=connection.id)
     next_pair = a_refreshed(connection, at=harness.clock.now(), sealed_pair=sealed)
-    refreshed = present(await elsewhere.save_refreshed(next_pair))
+    refreshed = present(await may_be_copy.save_refreshed(next_pair))
     harness.clock.advance(1)
     for selector in selectors:
         assert (await _token(harness, selector)).connection.pair_version == refreshed.pair_version
 
 
-async def test_another_processs_disconnect_is_seen_within_a_second(harness: RefreshHarness, elsewhere: Store) -> None:
+async def test_another_processs_disconnect_is_seen_within_a_second(harness: RefreshHarness, may_be_copy: Store) -> None:
     """However busy this process is with looking: also where it has looked just before."""
     connection, selectors = await _owned(harness)
     harness.clock.advance(0.9)
     await _warm(harness, *selectors)
-    assert await elsewhere.disconnect(await now(elsewhere, connection), on_request=True)
+    assert await may_be_copy.disconnect(await now(may_be_copy, connection), on_request=True)
     harness.clock.advance(0.5)
     await harness.lifecycle.access_tokens.token(selectors[0], min_ttl=0)
     await harness.traffic.until_quiet()
@@ -179,11 +179,11 @@ async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_know
     connection, selectors = await _owned(harness)
     await harness.store.schedule_recheck(await harness.now(connection), at=None)
     harness.failing.away = {*READS, "data_version"}
-    asked = harness.amo.sandbox.look_ups
+    asked = harness.amo.sandbox.introspections
     for selector in selectors:
         handed_out = await _token(harness, selector)
         assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, True)
-    assert harness.amo.sandbox.look_ups == asked + 1
+    assert harness.amo.sandbox.introspections == asked + 1
     harness.clock.advance(5)
     harness.fade(connection)
     for selector in selectors:

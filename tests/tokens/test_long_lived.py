@@ -17,10 +17,10 @@ YEARS = timedelta(days=5 * 365)
 MINUTE = 60.0
 
 
-async def _import(harness: RefreshHarness, *, life: timedelta = YEARS, number: int = 1, **more: Any) -> Connection:
+async def _import(harness: RefreshHarness, *, lifetime: timedelta = YEARS, number: int = 1, **more: Any) -> Connection:
     """Import a long-lived token as another system hands it over."""
     now = harness.clock.now()
-    times = {"issued_at": now, "expires_at": now + life, "refresh_expires_at": None, "refreshed_at": None}
+    times = {"issued_at": now, "expires_at": now + lifetime, "refresh_expires_at": None, "refreshed_at": None}
     record = a_record(
         number, refresh_token="", client_id=harness.client.client_id, **{**times, "connected_at": now, **more}
     )
@@ -47,7 +47,7 @@ async def test_a_long_lived_token_is_handed_out_for_years_without_a_doubt(harnes
             handed_out = await harness.lifecycle.access_tokens.token(connection.id, min_ttl=300)
             assert (handed_out.stale, handed_out.token.value) == (False, "access-token-of-1")
             harness.clock.advance(300 * DAY)
-    assert (_presented(harness), harness.amo.sandbox.look_ups) == (presented, 0)
+    assert (_presented(harness), harness.amo.sandbox.introspections) == (presented, 0)
     assert (await harness.now(connection)).status is Status.ACTIVE
 
 
@@ -67,7 +67,7 @@ async def test_a_forced_refresh_of_a_long_lived_token_needs_the_user(harness: Re
 
 async def test_a_long_lived_token_with_little_life_left_is_handed_out_as_stale(harness: RefreshHarness) -> None:
     """A caller that asks for more life than is left learns why it gets less."""
-    connection = await _import(harness, life=timedelta(days=30))
+    connection = await _import(harness, lifetime=timedelta(days=30))
     harness.clock.advance(30 * DAY - 100)
     handed_out = await harness.lifecycle.access_tokens.token(connection.id, min_ttl=300)
     assert (handed_out.stale, handed_out.reason) == (True, "needs_reauth: missing")
@@ -75,14 +75,14 @@ async def test_a_long_lived_token_with_little_life_left_is_handed_out_as_stale(h
 
 async def test_the_end_of_a_long_lived_token_is_warned_of_and_then_needs_the_user(harness: RefreshHarness) -> None:
     """Once each 30, 7 and 1 days before; at the end the connection is `missing`, and others are notified."""
-    connection = await _import(harness, life=timedelta(days=60))
+    connection = await _import(harness, lifetime=timedelta(days=60))
     async with harness.running(harness.lifecycle):
         await harness.pass_time(61 * DAY, step=6 * 3600)
     warned = harness.witness.named("connection.expiring")
     assert [event.fields["days"] for event in warned] == [30, 7, 1]
     assert {event.fields["access_expires_at"] for event in warned} == {connection.access_expires_at}
     ended = await harness.now(connection)
-    assert (ended.status, ended.reason, ended.look_up_at) == (Status.NEEDS_REAUTH, Reason.MISSING, None)
+    assert (ended.status, ended.reason, ended.recheck_at) == (Status.NEEDS_REAUTH, Reason.MISSING, None)
     assert [event.fields["reason"] for event in harness.witness.named("connection.needs_reauth")] == [Reason.MISSING]
     webhooks = [(webhook.type, webhook.data.get("reason")) for webhook in await harness.store.webhooks(limit=9)]
     assert webhooks[-2:] == [("connection.expiring", None), ("connection.needs_reauth", "missing")]
@@ -93,15 +93,15 @@ async def test_the_end_of_a_long_lived_token_is_warned_of_and_then_needs_the_use
 async def test_long_lived_tokens_that_end_together_are_no_mass_failure(harness: RefreshHarness) -> None:
     """AMO has refused nothing: connections with a refresh token alone are counted."""
     for number in range(1, 21):
-        await _import(harness, number=number, life=timedelta(days=2))
+        await _import(harness, number=number, lifetime=timedelta(days=2))
     others = [await save(harness.store, a_connection(number)) for number in range(101, 104)]
     harness.clock.advance(2 * DAY)
     now = harness.clock.now()
-    counted = await harness.store.fleet(now=now, since=now - timedelta(minutes=10))
-    assert (counted.living, counted.died) == (len(others), 0)
+    counted = await harness.store.connection_counts(now=now, since=now - timedelta(minutes=10))
+    assert (counted.active, counted.failed) == (len(others), 0)
     await Maintenance(harness.lifecycle.core).watch()  # without the rest of the round, which would refresh, too
-    counted = await harness.store.fleet(now=now, since=now - timedelta(minutes=10))
-    assert (counted.living, counted.died) == (len(others), 0)
+    counted = await harness.store.connection_counts(now=now, since=now - timedelta(minutes=10))
+    assert (counted.active, counted.failed) == (len(others), 0)
     assert (await harness.store.successes(now=now)).refreshable == len(others)
     assert len(harness.witness.named("connection.needs_reauth")) == 20
 
@@ -109,16 +109,16 @@ async def test_long_lived_tokens_that_end_together_are_no_mass_failure(harness: 
 async def test_a_long_lived_token_is_never_due(harness: RefreshHarness) -> None:
     """Neither after a thaw, nor with times that cannot be right, nor as a probe."""
     await _import(harness, issued_at=harness.clock.now() + timedelta(days=1))
-    await harness.store.freeze_all(why="a test", elsewhere=True)
+    await harness.store.freeze_all(why="a test", may_be_copy=True)
     await harness.store.thaw_all(machine="here")
-    assert (await harness.store.due(now=harness.clock.now(), limit=9, apart_from=())).refreshes == []
-    assert await harness.store.probe(apart_from=(), turn=timedelta(seconds=1)) is None
-    assert (await harness.store.due(now=harness.clock.now(), apart_from=(), limit=0)).next_at is None
+    assert (await harness.store.due(now=harness.clock.now(), limit=9, exclude=())).refreshes == []
+    assert await harness.store.probe(exclude=(), turn=timedelta(seconds=1)) is None
+    assert (await harness.store.due(now=harness.clock.now(), exclude=(), limit=0)).next_at is None
 
 
 async def test_a_clock_put_forward_by_mistake_ends_a_long_lived_token_while_it_lasts(harness: RefreshHarness) -> None:
     """Once the clock is right again the connection is active, and others hear of that, too."""
-    connection = await _import(harness, life=timedelta(days=60))
+    connection = await _import(harness, lifetime=timedelta(days=60))
     async with harness.running(harness.lifecycle):
         harness.clock.step(timedelta(days=90))
         await harness.pass_time(3 * MINUTE, step=MINUTE)
@@ -133,14 +133,14 @@ async def test_a_hook_asks_about_the_long_lived_access_token(harness: RefreshHar
     """There is no refresh token to ask about; where AMO rejects the access token it is erased."""
     connection = await _import(harness)
     await harness.lifecycle.rechecker.begin(connection.account_id)
-    await harness.look_up_due()
+    await harness.recheck_due()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
-    assert harness.amo.sandbox.look_ups == 1
+    assert harness.amo.sandbox.introspections == 1
 
 
 async def test_the_soonest_deadline_is_also_a_long_lived_tokens(harness: RefreshHarness) -> None:
     """Monitoring sees its end as it sees that of a refresh token."""
     await save(harness.store, a_connection(7))
-    connection = await _import(harness, life=timedelta(days=20))
+    connection = await _import(harness, lifetime=timedelta(days=20))
     now = harness.clock.now()
-    assert (await harness.store.survey(now=now, late=now)).next_deadline == connection.access_expires_at
+    assert (await harness.store.stats(now=now, late=now)).next_deadline == connection.access_expires_at

@@ -8,7 +8,7 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.amo.pair import told_by
+from amo_callback.amo.pair import token_claims
 from amo_callback.errors import UnknownOutcome
 from amo_callback.model import Account, RefreshRules, connection_id
 from amo_callback.refresh.pending_writes import PendingWrites
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLIENT = "c619"
 RULES = ImportRules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=False)
 REPLACE = ImportRules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=True)
-READER = JsonReader(claims_of=told_by, client_id=CLIENT, now=START)
+READER = JsonReader(claims_of=token_claims, client_id=CLIENT, now=START)
 
 
 def a_record(number: int = 1, **more: Any) -> ExportRecord:
@@ -85,12 +85,12 @@ async def written(plan: ImportPlan, store: Store, cipher: Cipher) -> Sequence[st
 # --- another system's ----------------------------------------------------------------------------
 
 
-def a_token(number: int = 1, *, at: datetime = START, life: timedelta = DAY, **more: object) -> str:
+def a_token(number: int = 1, *, at: datetime = START, lifetime: timedelta = DAY, **more: object) -> str:
     """Return an access token as AMO makes them."""
     claims = {
         "aud": CLIENT,
         "iat": int(at.timestamp()),
-        "exp": int((at + life).timestamp()),
+        "exp": int((at + lifetime).timestamp()),
         "sub": "1",
         "account_id": number,
         "api_domain": "api-b.amocrm.ru",

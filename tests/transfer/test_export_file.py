@@ -57,7 +57,7 @@ def _problems(content: bytes, *, key: str = KEY) -> list[tuple[str, str]]:
 def test_what_is_sealed_comes_out_as_it_went_in() -> None:
     """Every field, times to the microsecond, and tokens as long as AMO's answers could bring them."""
     odd = a_record(
-        9, status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT, doubtful="a fingerprint", frozen=True,
+        9, status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT, possibly_spent_token="a fingerprint", frozen=True,
         refresh_token="r" * 128 * 1024, access_token="a" * 128 * 1024,
     )  # fmt: skip
     content = sealed([*RECORDS, odd], key=KEY).read()

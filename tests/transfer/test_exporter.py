@@ -16,7 +16,7 @@ from amo_callback.model import ImportedConnection, Reason, Status, TokenPair
 from amo_callback.refresh.leases import Leases
 from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host, read_export
 from amo_callback.transfer.exporter import PAGE, export, freeze, wait_until_idle
-from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, now
+from tests.builders import DAY, a_claim, a_connection, a_failure, a_grant, a_refreshed, now
 from tests.fakes import START, MemoryRescue, Override
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ async def test_every_connection_travels_but_those_that_are_disconnected(store: S
     await store.disconnect(connections[0], on_request=True)
     claimed = await store.claim(a_claim(connections[1]))
     assert claimed is not None
-    await store.save_verdict(
-        a_verdict(claimed, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None, look_up_at=START)
+    await store.save_failure(
+        a_failure(claimed, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None, recheck_at=START)
     )
     unreadable, records = await _export(store, cipher)
     assert (len(records), unreadable) == (PAGE + 2, [])
     assert {record.id for record in records} == {connection.id for connection in connections[1:]}
     [dead] = [record for record in records if record.status is Status.NEEDS_REAUTH]
-    assert (dead.id, dead.reason, dead.look_up_at) == (connections[1].id, Reason.REVOKED, START)
+    assert (dead.id, dead.reason, dead.recheck_at) == (connections[1].id, Reason.REVOKED, START)
     assert all(record.refresh_token == f"refresh {record.account_id}" for record in records)
 
 
@@ -127,7 +127,7 @@ async def test_it_waits_for_a_refresh_that_is_under_way(store: Store, cipher: Ci
     clock.advance(1)
     await waiting
     [record] = (await _export(store, cipher))[1]
-    assert (record.refresh_token, record.doubtful) == ("new", None)
+    assert (record.refresh_token, record.possibly_spent_token) == ("new", None)
 
 
 async def test_it_waits_for_a_code_that_is_being_exchanged(store: Store, cipher: Cipher, clock: FakeClock) -> None:
@@ -154,8 +154,8 @@ async def _finish(store: Store, cipher: Cipher) -> None:
 
 async def test_an_attempt_of_a_dead_process_travels_as_a_doubt(store: Store, cipher: Cipher, clock: FakeClock) -> None:
     """After a whole lease what it was spending may be spent; where it was spending nothing, the older doubt stays."""
-    spending, nothing = await _connect(store, cipher, 1), await _connect(store, cipher, 2)
-    await store.claim(a_claim(spending, fingerprint="print-1"))
+    presented_token, nothing = await _connect(store, cipher, 1), await _connect(store, cipher, 2)
+    await store.claim(a_claim(presented_token, fingerprint="print-1"))
     first = await store.claim(a_claim(nothing, fingerprint="print-2"))
     assert first is not None
     await store.claim(a_claim(first, attempt="attempt-2", fingerprint=""))
@@ -168,7 +168,7 @@ async def test_an_attempt_of_a_dead_process_travels_as_a_doubt(store: Store, cip
         clock.advance(1)
     await waiting
     records = (await _export(store, cipher))[1]
-    assert {record.account_id: record.doubtful for record in records} == {"1": "print-1", "2": "print-2"}
+    assert {record.account_id: record.possibly_spent_token for record in records} == {"1": "print-1", "2": "print-2"}
 
 
 async def test_pairs_that_wait_to_be_stored_keep_it_from_beginning_and_from_ending(

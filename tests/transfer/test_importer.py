@@ -57,9 +57,9 @@ async def test_others_have_a_turn_between_the_connections_of_an_import(store: St
             await asyncio.sleep(0)
 
     def reading() -> Iterator[ParsedRecord]:
-        for arrival in arrivals(*(a_record(number) for number in range(BATCH + 1))):
+        for source in arrivals(*(a_record(number) for number in range(BATCH + 1))):
             read[turns[0]] += 1
-            yield arrival
+            yield source
 
     counting = asyncio.create_task(count())
     plan = await make_plan(reading(), store=store, cipher=cipher, rules=RULES)
@@ -70,11 +70,11 @@ async def test_others_have_a_turn_between_the_connections_of_an_import(store: St
 
 async def test_a_connection_arrives_as_it_left(store: Store, cipher: Cipher) -> None:
     """Every field, its tokens sealed with this store's key; due when its pair is, and told in the history."""
-    record = a_record(doubtful="a fingerprint", look_up_at=START + DAY, owners={"17": 8, "42": 9})
+    record = a_record(possibly_spent_token="a fingerprint", recheck_at=START + DAY, owners={"17": 8, "42": 9})
     await _bring(store, cipher, record)
     assert await store.owners_of([record.id]) == {record.id: ["17", "42"]}
     stored = await _stored(store, record)
-    assert cipher.pair_of(stored) == record.pair
+    assert cipher.decrypt_pair(stored) == record.pair
     same = set(dataclasses.asdict(record)) - {"access_token", "refresh_token", "issued_at", "expires_at", "owners"}
     same -= {"connected_no"}
     assert {name: getattr(stored, name) for name in same} == {name: getattr(record, name) for name in same}
@@ -115,17 +115,17 @@ async def test_what_needs_its_person_or_is_frozen_arrives_so(store: Store, ciphe
     stored = await _stored(store, dead)
     assert (stored.status, stored.reason, stored.next_refresh_at) == (Status.NEEDS_REAUTH, Reason.REVOKED, None)
     assert (await _stored(store, frozen)).frozen
-    assert (await store.due(now=START + DAY, limit=9, apart_from=())).refreshes == []
+    assert (await store.due(now=START + DAY, limit=9, exclude=())).refreshes == []
     assert await store.claim(a_claim(await _stored(store, frozen))) is None
 
 
 async def test_a_doubt_arrives_and_is_still_one(store: Store, cipher: Cipher) -> None:
     """A refresh token that may have been spent before the move is known as such to the next claim."""
-    record = a_record(doubtful=fingerprint("refresh-token-of-1"))
+    record = a_record(possibly_spent_token=fingerprint("refresh-token-of-1"))
     await _bring(store, cipher, record)
-    claimed = await store.claim(a_claim(await _stored(store, record), fingerprint=record.doubtful))
+    claimed = await store.claim(a_claim(await _stored(store, record), fingerprint=record.possibly_spent_token))
     assert claimed is not None
-    assert claimed.doubtful == claimed.spending == record.doubtful
+    assert claimed.possibly_spent_token == claimed.presented_token == record.possibly_spent_token
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ async def test_later_tokens_are_kept_whatever_is_asked_for(store: Store, cipher:
     for rules in (RULES, REPLACE):
         plan = await _bring(store, cipher, a_record(), rules=rules)
         assert (plan.newer, plan.new, plan.replaced) == (1, [], [])
-    assert cipher.pair_of(await _stored(store, a_record())) == later
+    assert cipher.decrypt_pair(await _stored(store, a_record())) == later
 
 
 async def test_other_tokens_are_replaced_only_where_that_is_asked_for(store: Store, cipher: Cipher) -> None:
@@ -192,7 +192,7 @@ async def test_other_tokens_are_replaced_only_where_that_is_asked_for(store: Sto
     assert plan.problems == [RecordError(place="line 2", why=why)]
     await _bring(store, cipher, a_record(2), other, rules=REPLACE)
     after = await _stored(store, other)
-    assert cipher.pair_of(after) == other.pair
+    assert cipher.decrypt_pair(after) == other.pair
     assert (after.pair_version, after.row_version) == (before.pair_version + 1, before.row_version + 1)
     assert (await store.events(connection_id=other.id, limit=1))[0].details["replaced"] is True
 
@@ -202,7 +202,7 @@ async def test_a_pair_that_no_key_opens_is_another_one(store: Store, cipher: Cip
     await _bring(store, Cipher([new_key()]), a_record())
     assert len((await _plan(store, cipher, a_record())).problems) == 1
     await _bring(store, cipher, a_record(), rules=REPLACE)
-    assert cipher.pair_of(await _stored(store, a_record())) == a_record().pair
+    assert cipher.decrypt_pair(await _stored(store, a_record())) == a_record().pair
 
 
 async def test_who_has_disconnected_comes_back_only_where_that_is_asked_for(store: Store, cipher: Cipher) -> None:
@@ -240,7 +240,7 @@ async def test_a_connection_that_changed_since_the_plan_is_not_replaced(
     assert changed != before
     assert await written(plan, store, cipher) == [a_record().id]
     assert await _stored(store, a_record()) == changed
-    assert cipher.pair_of(await _stored(store, newer[1])) == newer[1].pair
+    assert cipher.decrypt_pair(await _stored(store, newer[1])) == newer[1].pair
     assert len(await store.events(connection_id=a_record().id, limit=9)) == 1
 
 
@@ -263,7 +263,7 @@ async def test_an_attempt_of_a_dead_process_is_replaced_after_its_lease(
     assert told == [2.5, 1.5, 0.5]
     assert await written(plan, store, cipher) == []
     after = await _stored(store, back)
-    assert (cipher.pair_of(after), after.attempt, after.spending) == (back.pair, None, None)
+    assert (cipher.decrypt_pair(after), after.attempt, after.presented_token) == (back.pair, None, None)
     assert await store.save_refreshed(a_refreshed(claimed)) is None
 
 
@@ -305,11 +305,11 @@ async def test_whoever_is_notified_of_changes_hears_of_an_import_that_is_one(sto
     await _bring(store, cipher, dead, a_record(2))
     assert await store.webhooks(limit=9) == []
     later = {"issued_at": START + DAY, "expires_at": START + 2 * DAY}
-    lives = a_record(1, access_token="new one", refresh_token="new one", **later)
+    lifetimes = a_record(1, access_token="new one", refresh_token="new one", **later)
     missing = a_record(
         2, access_token="new two", refresh_token="", status=Status.NEEDS_REAUTH, reason=Reason.MISSING, **later
     )
-    await _bring(store, cipher, lives, missing, rules=REPLACE)
+    await _bring(store, cipher, lifetimes, missing, rules=REPLACE)
     assert {(webhook.type, webhook.data.get("reason")) for webhook in await store.webhooks(limit=9)} == {
         ("connection.recovered", None),
         ("connection.needs_reauth", "missing"),

@@ -11,7 +11,7 @@ import pytest
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import CommandFailed
 from amo_callback.model import Account, Status, connection_id, fingerprint
-from amo_callback.refresh.raw_answers import name_of, name_of_grant
+from amo_callback.refresh.raw_answers import file_name, grant_file_name
 from amo_callback.transfer.export_file import ExportRecord, ParsedRecord, RecordError
 from tests.builders import DAY, a_connection, a_refreshed, save
 from tests.fakes import START, MemoryRescue
@@ -32,9 +32,9 @@ def _read(content: bytes) -> list[ParsedRecord | RecordError]:
 
 
 def _one(**more: Any) -> ExportRecord:
-    [arrival] = _read(json.dumps(an_entry(**more)).encode())
-    assert isinstance(arrival, ParsedRecord), arrival
-    return arrival.record
+    [source] = _read(json.dumps(an_entry(**more)).encode())
+    assert isinstance(source, ParsedRecord), source
+    return source.record
 
 
 def _why(**more: Any) -> str:
@@ -113,9 +113,9 @@ def test_a_token_that_tells_its_own_expiry_needs_no_other() -> None:
     """AMO's long-lived tokens are copied from its page, which names no `expires_in`: their `exp` says when they end."""
     years = timedelta(days=5 * 365)
     for refresh_token in (None, "refresh-token"):
-        record = _one(access_token=a_token(life=years), refresh_token=refresh_token, expires_in=None)
+        record = _one(access_token=a_token(lifetime=years), refresh_token=refresh_token, expires_in=None)
         assert (record.issued_at, record.expires_at) == (START, START + years)
-    assert "more than ten years" in _why(access_token=a_token(life=3 * years), expires_in=None)
+    assert "more than ten years" in _why(access_token=a_token(lifetime=3 * years), expires_in=None)
 
 
 def test_an_expired_access_token_comes_with_a_refresh_token_that_may_live() -> None:
@@ -126,9 +126,9 @@ def test_an_expired_access_token_comes_with_a_refresh_token_that_may_live() -> N
 
 def test_an_owner_is_noted() -> None:
     """It is told in the plan; owners are bound elsewhere."""
-    [arrival] = _read(json.dumps(an_entry(owner="user-42")).encode())
-    assert isinstance(arrival, ParsedRecord)
-    assert arrival.names_owner
+    [source] = _read(json.dumps(an_entry(owner="user-42")).encode())
+    assert isinstance(source, ParsedRecord)
+    assert source.names_owner
 
 
 @pytest.mark.parametrize(
@@ -244,9 +244,9 @@ _TEXT = json.dumps(ISSUED)
 async def test_a_pair_is_found_with_less_care(store: Store, cipher: Cipher, body: str) -> None:
     """The only access token and the only refresh token of the text, whatever is around them."""
     connection = await _connection(store, api_domain="api-c.amocrm.ru")
-    arrival = await _read_raw(store, cipher, body.encode(), name_of(connection))
-    assert isinstance(arrival, ParsedRecord)
-    record = arrival.record
+    source = await _read_raw(store, cipher, body.encode(), file_name(connection))
+    assert isinstance(source, ParsedRecord)
+    record = source.record
     assert (record.id, record.domain, record.api_domain) == (ID, HOST, "api-b.amocrm.ru")
     assert (record.access_token, record.refresh_token) == (ISSUED["access_token"], "the-next-token")
 
@@ -265,7 +265,7 @@ async def test_a_pair_is_found_with_less_care(store: Store, cipher: Cipher, body
 async def test_what_holds_no_certain_pair_brings_nothing(store: Store, cipher: Cipher, body: bytes) -> None:
     """Its user has to connect again, which the command says."""
     connection = await _connection(store)
-    assert await _read_raw(store, cipher, body, name_of(connection)) == RecordError(
+    assert await _read_raw(store, cipher, body, file_name(connection)) == RecordError(
         place=f"{ID}-1.raw", why="no pair can be found in it: the user has to connect again"
     )
 
@@ -274,7 +274,7 @@ async def test_a_connection_that_has_other_tokens_by_now_keeps_them(store: Store
     """It was refreshed, or connected again: what the answer holds has been spent, or belongs to nothing."""
     connection = await _connection(store)
     await store.save_refreshed(a_refreshed(connection))
-    problem = await _read_raw(store, cipher, _TEXT.encode(), name_of(connection))
+    problem = await _read_raw(store, cipher, _TEXT.encode(), file_name(connection))
     assert isinstance(problem, RecordError)
     assert problem.why == "its connection has other tokens by now, or is not in this database"
 
@@ -283,22 +283,22 @@ async def test_tokens_of_another_account_are_refused(store: Store, cipher: Ciphe
     """The access token tells whose it is."""
     connection = await _connection(store)
     body = json.dumps({**ISSUED, "access_token": a_token(2)})[:-1].encode()
-    assert await _read_raw(store, cipher, body, name_of(connection)) == RecordError(
+    assert await _read_raw(store, cipher, body, file_name(connection)) == RecordError(
         place=f"{ID}-1.raw", why="account_id: the access token names another one"
     )
 
 
 async def test_an_exchanges_answer_brings_a_connection(store: Store, cipher: Cipher) -> None:
     """Whose it is the access token tells, and its host is the one that answered."""
-    arrival = await _read_raw(store, cipher, _TEXT[:-1].encode(), name_of_grant("0123abcd"))
-    assert isinstance(arrival, ParsedRecord)
-    assert (arrival.record.account_id, arrival.record.domain) == ("1", HOST)
+    source = await _read_raw(store, cipher, _TEXT[:-1].encode(), grant_file_name("0123abcd"))
+    assert isinstance(source, ParsedRecord)
+    assert (source.record.account_id, source.record.domain) == ("1", HOST)
 
 
 async def test_a_file_under_another_name_or_of_another_key_does_not_open(store: Store, cipher: Cipher) -> None:
     """The name is sealed with it: an answer cannot be passed off as another connection's."""
     connection = await _connection(store)
-    sealed = await _kept(store, cipher, _TEXT.encode(), name_of(connection))
-    for name, key in ((f"{ID}-2.raw", cipher), (name_of(connection), Cipher([new_key()]))):
+    sealed = await _kept(store, cipher, _TEXT.encode(), file_name(connection))
+    for name, key in ((f"{ID}-2.raw", cipher), (file_name(connection), Cipher([new_key()]))):
         with pytest.raises(CommandFailed, match="no encryption key of the configuration opens it"):
             await READER.read_raw(name, sealed, store=store, cipher=key)

@@ -340,7 +340,7 @@ async def test_a_backends_bad_start_names_the_field(run: Any, body: dict[str, An
 
 async def test_whoever_must_connect_again_is_led_through_a_grant_of_ours(run: Any) -> None:
     """`reconnect_url` is the plain link beside the redirect URI, so it works where only issued states are taken."""
-    async with run(lives={"access": 30}, APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194") as app:
+    async with run(lifetimes={"access": 30}, APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194") as app:
         await allow(app, (await app.public(f"{BASE}/connect")).location)
         app.amo.account.disabled = True
         app.clock.advance(31)

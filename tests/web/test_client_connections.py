@@ -22,7 +22,7 @@ from amo_callback.observe.log import make_logger
 from amo_callback.web.client_connections import WAITS, ClientConnections, ClientWait, ListenerOptions, Waits
 from amo_callback.web.listener import open_listener
 from tests.fakes import FakeClock, ShiftedClock
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
@@ -49,12 +49,12 @@ class Client:
     async def ask(self, request: bytes = GET) -> bytes:
         """Send a request, and return the end of its answer."""
         self.writer.write(request)
-        return await asyncio.wait_for(self._reader.readuntil(b"hello"), PATIENCE)
+        return await asyncio.wait_for(self._reader.readuntil(b"hello"), WAIT_LIMIT)
 
     async def until_closed(self) -> bytes:
         """Read until the server closes the connection."""
         try:
-            return await asyncio.wait_for(self._reader.read(), PATIENCE)
+            return await asyncio.wait_for(self._reader.read(), WAIT_LIMIT)
         except ConnectionError:
             return b""
 
@@ -150,7 +150,7 @@ class Listener:
         """Wait until an event has been logged so many times."""
         while len(self.lines(event)) < times:
             self._log.written.clear()
-            await asyncio.wait_for(self._log.written.wait(), PATIENCE)
+            await asyncio.wait_for(self._log.written.wait(), WAIT_LIMIT)
         return self.lines(event)[-1]
 
     def lines(self, event: str) -> list[dict[str, Any]]:
@@ -233,7 +233,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(listener: Listener) -> No
     async with listener.open(waits=_waits(answer=SOON)):
         client = await listener.connect(receive_buffer=4096)
         client.writer.write(GET.replace(b"/ ", b"/huge "))
-        await asyncio.wait_for(listener.closed_one.wait(), PATIENCE)
+        await asyncio.wait_for(listener.closed_one.wait(), WAIT_LIMIT)
         assert listener.closed == ["unread_answer"]
         assert len(await client.until_closed()) < HUGE
 
@@ -345,7 +345,7 @@ async def test_each_listener_has_the_limit_of_the_configuration(run: Any, name: 
     async with run(SERVER__MAX_CONNECTIONS="2") as app:
         host, _, port = getattr(app.service, name).rpartition(":")
         opened = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
-        assert await asyncio.wait_for(opened[0][0].read(), PATIENCE) == b""
+        assert await asyncio.wait_for(opened[0][0].read(), WAIT_LIMIT) == b""
         closed = f'amo_callback_client_connections_closed_total{{listener="{name}",reason="max_connections"}} '
         text = (await app.private("/metrics", key=None)).text
         assert float(text.partition(closed)[2].partition("\n")[0]) >= 1

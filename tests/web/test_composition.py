@@ -72,7 +72,7 @@ async def test_a_log_that_cannot_be_written_costs_no_request(app: Running) -> No
 
 async def test_what_a_hand_out_began_is_stored_at_the_end(run: Any) -> None:
     """A refresh that nobody waits for any more is still finished before the store closes."""
-    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.clock.advance(800)
         assert (await app.late(app.private(f"/connections/{connection}/token"))).json()["stale"] is True

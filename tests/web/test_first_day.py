@@ -72,7 +72,7 @@ async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wr
     settings = wrong.settings
     server = settings.server.model_copy(update={"private": wrong.service.private})
     settings = settings.model_copy(update={"server": server})
-    findings = [each async for each in check_service(settings, patience=5)]
+    findings = [each async for each in check_service(settings, wait_limit=5)]
     assert [each.message for each in findings if each.severity is Severity.FAIL] == [
         f"it runs; amo_credentials: {REFUSED['detail']}"
     ]

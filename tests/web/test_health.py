@@ -19,17 +19,17 @@ from amo_callback.store import Store
 from amo_callback.store.sqlite import SqliteStore
 from amo_callback.web.composition import Services
 from amo_callback.web.health import checks, is_alive, service_status, status_line
-from tests.builders import a_survey
+from tests.builders import some_stats
 from tests.fakes import START
-from tests.patience import PATIENCE
 from tests.service import Running
+from tests.wait_limit import WAIT_LIMIT
 
 
 class FakeLifecycle:
     """A lifecycle of tokens whose parts are all this one object."""
 
     def __init__(self) -> None:
-        self.beat_age = self.failed_for = 0.0
+        self.heartbeat_age = self.failed_for = 0.0
         self.in_flight = self.count = 0
         self.refused: str | None = None
         self.proven = True
@@ -37,10 +37,10 @@ class FakeLifecycle:
         self.frozen: Freeze | None = None
         self.block: AmoBlock | None = None
         self.names: Sequence[str] = ()
-        self.last: StoreStats | None = a_survey(active=42, fresh=42)
+        self.last: StoreStats | None = some_stats(active=42, fresh=42)
         self.age: float | None = 0.0
         self.seconds: float | None = 0.0
-        self.trouble: str | None = None
+        self.problem: str | None = None
 
     @property
     def scheduler(self) -> FakeLifecycle:
@@ -109,6 +109,7 @@ BLOCKED = (
 )
 ALL_ROUNDS = "every round has failed for 15 s: see refresher.failed in the log"
 OTHER_CLIENT = "accepted; connections of another client_id: 3 (their users must connect again)"
+HOLD = "{} of 3 active connections hold a valid access token"
 AHEAD, BEHIND = (
     f"this machine's clock is {off} the database's: set both by NTP" for off in ("61 s ahead of", "86400 s behind")
 )
@@ -119,20 +120,25 @@ AHEAD, BEHIND = (
     [
         ({"failed_for": 15.0}, "refresher", True, ""),
         ({"failed_for": 15.1}, "refresher", False, ALL_ROUNDS),
-        ({"last": a_survey(mismatched=3)}, "amo_credentials", True, OTHER_CLIENT),
+        ({"last": some_stats(mismatched=3)}, "amo_credentials", True, OTHER_CLIENT),
         ({}, "hosts", True, "all allowed"),
-        ({"last": a_survey(hosts_not_allowed=3)}, "hosts", False, "amo.allowed_domains: 3. Nothing is sent there"),
-        ({"last": None, "trouble": "not polled yet"}, "store", False, "not polled yet"),
-        ({"last": None, "trouble": "not polled yet"}, "fresh", False, "unknown: not polled yet"),
-        ({"trouble": "last polled 31 s ago"}, "store", False, "last polled 31 s ago"),
-        ({"trouble": "last polled 31 s ago"}, "fresh", False, "unknown: last polled 31 s ago"),
+        ({"last": some_stats(hosts_not_allowed=3)}, "hosts", False, "amo.allowed_domains: 3. Nothing is sent there"),
+        ({"last": None, "problem": "not polled yet"}, "store", False, "not polled yet"),
+        ({"last": None, "problem": "not polled yet"}, "fresh", False, "unknown: not polled yet"),
+        ({"problem": "last polled 31 s ago"}, "store", False, "last polled 31 s ago"),
+        ({"problem": "last polled 31 s ago"}, "fresh", False, "unknown: last polled 31 s ago"),
         ({"last_write_error": "SQLITE_FULL"}, "store", False, "cannot be written: SQLITE_FULL"),
         ({"clock_skew": 60.0}, "clock", True, "right"),
         ({"clock_skew": -60.0}, "clock", True, "right"),
         ({"clock_skew": 60.6}, "clock", False, AHEAD),
         ({"clock_skew": -86400.0}, "clock", False, BEHIND),
-        ({"last": a_survey(active=3, fresh=1)}, "fresh", False, "1 of 3 active connections hold a valid access token"),
-        ({"last": a_survey(active=3, fresh=2)}, "fresh", True, "2 of 3 active connections hold a valid access token"),
+        (
+            {"last": some_stats(active=3, fresh=1)},
+            "fresh",
+            False,
+            HOLD.format(1),
+        ),
+        ({"last": some_stats(active=3, fresh=2)}, "fresh", True, HOLD.format(2)),
         ({}, "amo_blocked", True, "not blocked"),
         ({"block": BLOCK}, "amo_blocked", False, BLOCKED),
     ],
@@ -151,18 +157,18 @@ def test_the_oldest_heartbeat_follows_the_poll_interval() -> None:
     """At a slow poll interval the loop may be silent for three of them."""
     fake = FakeServices(poll_interval=60)
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
-        fake.lifecycle.beat_age = age
+        fake.lifecycle.heartbeat_age = age
         assert {check.name: check.ok for check in checks(fake.services)}["refresher"] is ok
 
 
 @pytest.mark.parametrize(
-    ("beat_age", "trouble", "alive"),
+    ("heartbeat_age", "problem", "alive"),
     [(15.0, None, True), (15.1, None, False), (1000.0, "store_unavailable", True), (1000.0, "no answer for 2 s", True)],
 )
-def test_a_refresher_that_stands_still_is_not_alive(beat_age: float, trouble: str | None, *, alive: bool) -> None:
+def test_a_refresher_that_stands_still_is_not_alive(heartbeat_age: float, problem: str | None, *, alive: bool) -> None:
     """One that only waits for its store is: a kill would lose what only its memory holds."""
     fake = FakeServices()
-    fake.lifecycle.beat_age, fake.lifecycle.trouble = beat_age, trouble
+    fake.lifecycle.heartbeat_age, fake.lifecycle.problem = heartbeat_age, problem
     assert is_alive(fake.services) is alive
 
 
@@ -175,7 +181,7 @@ def test_the_status_line_says_what_is_wrong() -> None:
     lifecycle.names = ["a-1"]
     lifecycle.refused, lifecycle.held = "invalid_client", True
     lifecycle.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
-    lifecycle.frozen = Freeze(at=START, why="asked for", elsewhere=False)
+    lifecycle.frozen = Freeze(at=START, why="asked for", may_be_copy=False)
     assert status_line(fake.services) == (
         "the database cannot be written (SQLITE_FULL); AMO refuses our credentials; AMO blocks this server's address; "
         "1 new pairs wait for the database; frozen, nothing is refreshed; too many connections failed at once"
@@ -191,7 +197,7 @@ async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None
         database.close()
 
     await asyncio.to_thread(lose)
-    await app.service.services.lifecycle.stats_poller.look()
+    await app.service.services.lifecycle.stats_poller.poll()
     answer = await app.private("/readyz", key=None)
     assert (answer.status, answer.json()["checks"]["store"]["ok"]) == (503, False)
 
@@ -203,7 +209,7 @@ async def _stuck(store: Store) -> AsyncIterator[None]:
 
     def wait() -> None:
         begun.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(WAIT_LIMIT)
 
     reader = cast("SqliteStore", store)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
     await reader.create_function("wait", 0, wait)
@@ -220,7 +226,7 @@ async def test_a_store_that_is_stuck_keeps_nobody_waiting(app: Running) -> None:
     """While nothing can be read, whoever asks how the service does is answered, and told."""
     stats_poller = app.service.services.lifecycle.stats_poller
     async with _stuck(app.service.services.store):
-        looking = asyncio.create_task(stats_poller.look())
+        looking = asyncio.create_task(stats_poller.poll())
         await app.clock.until_sleeping(2)
         app.clock.advance(2)
         await looking
@@ -228,5 +234,5 @@ async def test_a_store_that_is_stuck_keeps_nobody_waiting(app: Running) -> None:
         assert answer.status == 503
         assert answer.json()["checks"]["store"] == {"ok": False, "detail": "no response for 2 s"}
         assert 'amo_callback_check_ok{check="store"} 0.0' in (await app.private("/metrics", key=None)).text
-    await stats_poller.look()
+    await stats_poller.poll()
     assert (await app.private("/readyz", key=None)).status == 200

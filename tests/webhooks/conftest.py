@@ -13,7 +13,7 @@ from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import Signer, open_sender
 from tests.builders import a_connection, a_core, now, save
 from tests.fakes import START, FakeClock, RecordingObserver
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 from tests.webhooks.receiver import SECRET, Receiver
 
 POLL = 5.0
@@ -28,12 +28,12 @@ class Office:
 
     @asynccontextmanager
     async def dispatcher(
-        self, *, store: Store | None = None, url: str | None = None, patience: float = PATIENCE
+        self, *, store: Store | None = None, url: str | None = None, wait_limit: float = WAIT_LIMIT
     ) -> AsyncIterator[WebhookDispatcher]:
         """Run a process's dispatcher."""
         place = store or self.store
         signer = Signer([SECRET], reconnect_url=CONNECT)
-        async with open_sender(url or self.receiver.url, signer, patience=patience) as sender:
+        async with open_sender(url or self.receiver.url, signer, wait_limit=wait_limit) as sender:
             core = a_core(store=place, clock=self.clock, observer=self.witness, rules=RefreshRules(poll_interval=POLL))
             place.observe(self.witness)
             self.stop = core.stop
@@ -52,7 +52,9 @@ class Office:
         if await self.store.connection(connection.id) is None:
             await save(self.store, connection)
         stored = await now(self.store, connection)
-        assert await self.store.schedule_recheck(stored, at=START, events=[connection_event(name, stored, told=fields)])
+        assert await self.store.schedule_recheck(
+            stored, at=START, events=[connection_event(name, stored, fields=fields)]
+        )
         return (await self.store.webhooks(limit=1000))[-1]
 
     async def waiting(self) -> list[QueuedWebhook]:

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 SECRET = "whsec_" + "Zm9yIHRlc3RzIG9ubHksIG5vIHNlY3JldCA="
 OTHER_SECRET = "whsec_" + "YW5vdGhlciBvbmUsIGFsc28gZm9yIHRlc3Rz"
@@ -76,7 +76,7 @@ class Receiver:
     async def until_came(self, times: int) -> None:
         while len(self.deliveries) < times:
             self._came.clear()
-            await asyncio.wait_for(self._came.wait(), PATIENCE)
+            await asyncio.wait_for(self._came.wait(), WAIT_LIMIT)
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()

@@ -95,7 +95,7 @@ async def test_a_receiver_that_does_not_answer_is_given_up_in_time(office: Offic
     """A request has an end, and is tried again like any other failure."""
     office.receiver.open.clear()
     await office.write()
-    async with office.dispatcher(patience=0.1):
+    async with office.dispatcher(wait_limit=0.1):
         assert (await office.witness.until("webhook.failed")).fields["error"] == "timeout"
     office.receiver.open.set()
     async with office.dispatcher():
@@ -285,7 +285,7 @@ async def test_a_stop_waits_for_a_dead_receiver_no_longer_than_a_request_may_tak
     """The webhook waits for the next start."""
     office.receiver.open.clear()
     webhook = await office.write()
-    async with office.dispatcher(patience=1):
+    async with office.dispatcher(wait_limit=1):
         await office.receiver.until_came(1)
     office.receiver.open.set()
     [waiting] = await office.waiting()
@@ -334,11 +334,11 @@ async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_b
     assert recovered.fields["failed_for_seconds"] in {120, 125}
 
 
-@pytest.mark.parametrize(("elsewhere", "delivered"), [(True, False), (False, True)])
-async def test_a_copy_of_the_database_delivers_nothing(office: Office, *, elsewhere: bool, delivered: bool) -> None:
+@pytest.mark.parametrize(("may_be_copy", "delivered"), [(True, False), (False, True)])
+async def test_a_copy_of_the_database_delivers_nothing(office: Office, *, may_be_copy: bool, delivered: bool) -> None:
     """What waits in it waits in the original, too; a store that was only asked to spend nothing still tells."""
     await office.write()
-    await office.store.freeze_all(why="a test", elsewhere=elsewhere)
+    await office.store.freeze_all(why="a test", may_be_copy=may_be_copy)
     async with office.dispatcher():
         if delivered:
             await office.witness.until("webhook.delivered")

@@ -55,14 +55,14 @@ class Fault(Enum):
 @dataclass(slots=True)
 class Faults:
     coming: deque[Fault] = field(default_factory=deque)
-    standing: Fault | None = None
+    persistent: Fault | None = None
     """The fault of every request without a queued one."""
 
     def add(self, *faults: Fault) -> None:
         self.coming.extend(faults)
 
     def next(self) -> Fault | None:
-        return self.coming.popleft() if self.coming else self.standing
+        return self.coming.popleft() if self.coming else self.persistent
 
 
 class Sandbox:
@@ -71,8 +71,8 @@ class Sandbox:
     def __init__(self, fake: FakeAmo, *, clock: Clock, per_second: int | None = None, latency: float = 0.0) -> None:
         self.fake = fake
         self.faults = Faults()
-        self.look_up_faults = Faults()
-        self.look_ups = 0
+        self.introspection_faults = Faults()
+        self.introspections = 0
         self.latency = latency
         self.requests = 0
         """Requests to the token endpoint, including those with a fault."""
@@ -111,7 +111,7 @@ class Sandbox:
     # --- consent ---------------------------------------------------------------------------------
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
-        if fault := self.faults.standing:
+        if fault := self.faults.persistent:
             return await _BEFORE[fault](request, None)
         if request.query.get("client_id") != self.fake.integration.client_id:
             return web.Response(text="unknown client_id\n", status=400)
@@ -214,8 +214,8 @@ class Sandbox:
     async def _looked_up(
         self, request: web.Request, host: str, answer: Callable[[], SandboxReply]
     ) -> web.StreamResponse:
-        self.look_ups += 1
-        if fault := self.look_up_faults.next():
+        self.introspections += 1
+        if fault := self.introspection_faults.next():
             return await _BEFORE[fault](request, None)
         return _response(answer()) if request.match_info["host"] == host else web.Response(status=404)
 

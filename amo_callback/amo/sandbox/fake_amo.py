@@ -43,7 +43,7 @@ class Quirks:
 
     refresh_kills_access: bool = False
     """Whether a refresh invalidates the previous access token."""
-    look_up_knows_spent: bool = False
+    introspection_accepts_spent: bool = False
     """Whether introspection accepts a spent refresh token."""
     moved_status: int = 404
     """The status without a hint from the old host of a moved account."""
@@ -92,11 +92,11 @@ class _RefreshToken:
 
 class FakeAmo:
     def __init__(
-        self, *, integration: SandboxIntegration, now: Callable[[], datetime], lives: Lifetimes | None = None
+        self, *, integration: SandboxIntegration, now: Callable[[], datetime], lifetimes: Lifetimes | None = None
     ) -> None:
         self.integration = integration
         self.ledger = Ledger()
-        self.lives = lives or Lifetimes()
+        self.lifetimes = lifetimes or Lifetimes()
         self.quirks = Quirks()
         self.now = now
         """AMO's clock, which may differ from the service's."""
@@ -132,7 +132,7 @@ class FakeAmo:
             self._revoke(account)
             account.disabled = False
         code = "def50200" + secrets.token_hex(340)
-        self._codes[code] = _Code(account, self.now() + timedelta(seconds=self.lives.code))
+        self._codes[code] = _Code(account, self.now() + timedelta(seconds=self.lifetimes.code))
         return code
 
     def _revoke(self, account: SandboxAccount) -> None:
@@ -211,8 +211,8 @@ class FakeAmo:
         now = self.now()
         access = self._jwt(account, now)
         refresh = "def50200" + secrets.token_hex(340)
-        self._access_tokens[access] = (account, now + timedelta(seconds=self.lives.access))
-        expires = now + timedelta(seconds=self.lives.refresh)
+        self._access_tokens[access] = (account, now + timedelta(seconds=self.lifetimes.access))
+        expires = now + timedelta(seconds=self.lifetimes.refresh)
         self._refresh_tokens[refresh] = _RefreshToken(account, access, expires)
         self.ledger.issued.append(refresh)
         self.ledger.access_tokens.append(access)
@@ -220,7 +220,7 @@ class FakeAmo:
             status=200,
             content={
                 "token_type": "Bearer",
-                "expires_in": int(self.lives.access),
+                "expires_in": int(self.lifetimes.access),
                 "access_token": access,
                 "refresh_token": refresh,
                 "server_time": int(now.timestamp()),
@@ -233,7 +233,7 @@ class FakeAmo:
             "jti": secrets.token_hex(32),
             "iat": int(now.timestamp()),
             "nbf": int(now.timestamp()),
-            "exp": int((now + timedelta(seconds=self.lives.access)).timestamp()),
+            "exp": int((now + timedelta(seconds=self.lifetimes.access)).timestamp()),
             "sub": str(account.user_id),
             "account_id": account.id,
             "base_domain": TOP_LEVEL,
@@ -268,7 +268,7 @@ class FakeAmo:
         token = self._refresh_tokens.get(refresh_token)
         if token is None or not token.account.valid or token.expires_at <= self.now():
             return self._looked_up("refresh_token", None)
-        is_known = not token.spent or self.quirks.look_up_knows_spent
+        is_known = not token.spent or self.quirks.introspection_accepts_spent
         return self._looked_up("refresh_token", token.account if is_known else None)
 
     def subdomain(self, access_token: str) -> SandboxReply:
@@ -283,7 +283,7 @@ class FakeAmo:
             label, _, top = host.partition(".")
             place = {"id": account.id, "subdomain": label, "domain": host, "top_level_domain": top}
             reply = SandboxReply(status=200, content=place)
-        self.ledger.look_ups.append(LookUp(at=self.now(), kind=kind, host=host, status=reply.status))
+        self.ledger.introspections.append(LookUp(at=self.now(), kind=kind, host=host, status=reply.status))
         return reply
 
     # --- the "disabled" hook ---------------------------------------------------------------------

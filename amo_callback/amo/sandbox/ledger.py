@@ -47,7 +47,7 @@ class Ledger:
     entries: list[Entry] = field(default_factory=list)
     issued: list[str] = field(default_factory=list, repr=False)
     access_tokens: list[str] = field(default_factory=list, repr=False)
-    look_ups: list[LookUp] = field(default_factory=list)
+    introspections: list[LookUp] = field(default_factory=list)
 
     def exchanges(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.kind == "authorization_code"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
     from amo_callback.crypto import Cipher
-    from amo_callback.probe import Seen
+    from amo_callback.probe import ObservedClient
 
     HttpProbe = Callable[..., Awaitable["ProbeResponse | NoResponse"]]
     """A function of a method, a URL and optional `headers`."""
@@ -56,8 +56,8 @@ class NoResponse:
 
 
 @asynccontextmanager
-async def open_probe(*, clock: Clock, patience: float) -> AsyncIterator[HttpProbe]:
-    """Open an HTTP session with a timeout of `patience` seconds per request."""
+async def open_probe(*, clock: Clock, wait_limit: float) -> AsyncIterator[HttpProbe]:
+    """Open an HTTP session with a timeout of `wait_limit` seconds per request."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -66,20 +66,20 @@ async def open_probe(*, clock: Clock, patience: float) -> AsyncIterator[HttpProb
         timeout=aiohttp.ClientTimeout(total=None),
         headers={"User-Agent": f"amo-callback/{__version__}", "Accept-Encoding": "identity"},
     ) as session:
-        yield partial(_probe, session, clock, patience)
+        yield partial(_probe, session, clock, wait_limit)
 
 
 async def _probe(
     session: aiohttp.ClientSession,
     clock: Clock,
-    patience: float,
+    wait_limit: float,
     method: str,
     url: str,
     *,
     headers: Mapping[str, str] | None = None,
 ) -> ProbeResponse | NoResponse:
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(wait_limit):
             asked = clock.now()
             async with session.request(method, url, headers=headers, allow_redirects=False) as response:
                 at = asked + (clock.now() - asked) / 2
@@ -90,7 +90,7 @@ async def _probe(
                         break
                 return ProbeResponse(status=response.status, at=at, headers=response.headers, body=bytes(body))
     except TimeoutError:
-        return NoResponse(why=f"no answer within {patience:g} s")
+        return NoResponse(why=f"no answer within {wait_limit:g} s")
     except aiohttp.ClientConnectorCertificateError:
         return NoResponse(why=_CERTIFICATE)
     except aiohttp.ClientConnectorDNSError:
@@ -186,7 +186,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
     """Check the redirect URI by HEAD, which carries no code."""
     address = settings.amo.redirect_uri
     name = urlsplit(address).netloc
-    answer = await http("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
+    answer = await http("HEAD", address, headers={probe.HEADER: probe.seal_nonce(cipher, nonce=nonce)})
     if isinstance(answer, NoResponse):
         message = f"{name}: {answer.why}"
         if answer.why == _CERTIFICATE:
@@ -198,7 +198,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
                 fix="check from where AMO's browsers come: curl -I the redirect URI elsewhere",
             )
         return
-    seen = probe.read_answer(cipher, answer.headers.get(probe.HEADER, ""), nonce=nonce)
+    seen = probe.read_reply(cipher, answer.headers.get(probe.HEADER, ""), nonce=nonce)
     yield _unseen(settings, name, answer) if seen is None else _seen(settings, name, seen)
 
 
@@ -223,7 +223,7 @@ def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
     )
 
 
-def _seen(settings: Settings, name: str, seen: Seen) -> Finding:
+def _seen(settings: Settings, name: str, seen: ObservedClient) -> Finding:
     limits = "all clients share one reservation in [limits]"
     if seen.forwarded and seen.client == seen.peer and seen.peer not in {None, "127.0.0.1", "::1"}:
         return warn(

@@ -32,13 +32,13 @@ _AN_INSTANCE_TAKES = 11
 
 
 async def check_postgres(
-    context: CommandContext, opening: AbstractAsyncContextManager[Store], *, clock: Clock, patience: float
+    context: CommandContext, opening: AbstractAsyncContextManager[Store], *, clock: Clock, wait_limit: float
 ) -> AsyncIterator[Finding]:
     """Check the database, opened by `opening`, and its server."""
     url = context.settings.storage.url.get_secret_value()
     address, began = read_postgres(url), clock.monotonic()
     try:
-        server, at = await read_server(url, patience=patience, clock=clock)
+        server, at = await read_server(url, wait_limit=wait_limit, clock=clock)
         for finding in check_server(server, address, took=clock.monotonic() - began, at=at):
             yield finding
         yield check_server_settings(server.settings)

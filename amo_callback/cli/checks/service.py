@@ -31,10 +31,10 @@ _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
 _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
 
 
-async def check_service(settings: Settings, *, patience: float) -> AsyncIterator[Finding]:
+async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterator[Finding]:
     address = settings.server.private
     try:
-        checks = await read_readiness(address, patience=patience)
+        checks = await read_readiness(address, wait_limit=wait_limit)
     except NotRunning as error:
         yield warn("service", str(error), fix="start it: amo-callback serve, or systemctl start amo-callback")
         return
@@ -54,17 +54,17 @@ async def check_service(settings: Settings, *, patience: float) -> AsyncIterator
             yield note("amo_credentials", credentials.detail, fix=fix)
         else:
             yield ok("amo_credentials", credentials.detail)
-    yield await _callbacks(settings, patience=patience)
+    yield await _callbacks(settings, wait_limit=wait_limit)
 
 
-async def _callbacks(settings: Settings, *, patience: float) -> Finding:
+async def _callbacks(settings: Settings, *, wait_limit: float) -> Finding:
     """Read the results of callbacks from the service's metrics."""
     if settings.server.metrics_auth:
         message = "not read: /metrics wants an API key (server.metrics_auth), and the check presents none"
         return note("callbacks", message, fix="look at amo_callback_callbacks_total in your monitoring")
     try:
         async with (
-            private_session(settings.server.private, patience=patience) as session,
+            private_session(settings.server.private, wait_limit=wait_limit) as session,
             session.get("/metrics", allow_redirects=False) as response,
         ):
             text = await response.text()
@@ -87,15 +87,15 @@ def read_callbacks(counts: Mapping[str, int]) -> Finding:
     return ok("callbacks", message)
 
 
-async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, patience: float) -> AsyncIterator[Finding]:
+async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, wait_limit: float) -> AsyncIterator[Finding]:
     systemctl = shutil.which("systemctl", path=environ.get("PATH"))
     if systemctl is None:
         return
-    service = await _show(systemctl, _UNIT, patience=patience)
+    service = await _show(systemctl, _UNIT, wait_limit=wait_limit)
     if not service:
         yield ok("systemd", "does not run on this machine")
         return
-    socket = await _show(systemctl, units.SOCKETS[0], patience=patience)
+    socket = await _show(systemctl, units.SOCKETS[0], wait_limit=wait_limit)
     yield read_unit(service, socket)
     stop_timeout = read_time_span(service.get("TimeoutStopUSec", ""))
     if stop_timeout is not None and not units.fits_stop_timeout(amo_timeout, stop_timeout):
@@ -134,14 +134,14 @@ def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
     return ok("systemd", f"{_UNIT} is {state}{', its socket listens' if listens else ''}")
 
 
-async def _show(systemctl: str, unit: str, *, patience: float) -> Mapping[str, str]:
+async def _show(systemctl: str, unit: str, *, wait_limit: float) -> Mapping[str, str]:
     """Return properties of a unit; empty without systemd."""
     process = await asyncio.create_subprocess_exec(
         systemctl, "show", unit, *(f"--property={name}" for name in _ASKED),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), patience)
+        out, _ = await asyncio.wait_for(process.communicate(), wait_limit)
     except TimeoutError:
         process.kill()
         await process.wait()

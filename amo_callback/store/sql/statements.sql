@@ -18,7 +18,7 @@ INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDA
 UPDATE meta SET value = :value WHERE name = :name AND value = :before RETURNING name;
 
 -- name: shared_state
-SELECT name, value FROM meta WHERE name IN ('frozen', 'deaths_held', 'amo_block', 'refused_credentials');
+SELECT name, value FROM meta WHERE name IN ('frozen', 'terminal_suspended', 'amo_block', 'refused_credentials');
 
 -- name: drop_meta
 DELETE FROM meta WHERE name = :name RETURNING value;
@@ -46,13 +46,13 @@ UPDATE connections SET
     access_expires_at = CASE WHEN access_issued_at > :now THEN access_expires_at - :by ELSE access_expires_at END,
     refresh_expires_at = CASE WHEN access_issued_at > :now THEN refresh_expires_at - :by ELSE refresh_expires_at END,
     access_issued_at = CASE WHEN access_issued_at > :now THEN access_issued_at - :by ELSE access_issued_at END,
-    look_up_at = CASE WHEN look_up_at > :now THEN :now ELSE look_up_at END,
+    recheck_at = CASE WHEN recheck_at > :now THEN :now ELSE recheck_at END,
     next_refresh_at = CASE WHEN next_refresh_at > :now THEN :now ELSE next_refresh_at END,
     connected_at = CASE WHEN connected_at > :now THEN connected_at - :by ELSE connected_at END,
     refreshed_at = CASE WHEN refreshed_at > :now THEN refreshed_at - :by ELSE refreshed_at END,
-    died_at = CASE WHEN died_at > :now THEN died_at - :by ELSE died_at END,
-    hook_at = CASE WHEN hook_at > :now THEN hook_at - :by ELSE hook_at END,
-    looked_up_at = CASE WHEN looked_up_at > :now THEN looked_up_at - :by ELSE looked_up_at END,
+    needs_reauth_since = CASE WHEN needs_reauth_since > :now THEN needs_reauth_since - :by ELSE needs_reauth_since END,
+    disabled_hook_at = CASE WHEN disabled_hook_at > :now THEN disabled_hook_at - :by ELSE disabled_hook_at END,
+    rechecked_at = CASE WHEN rechecked_at > :now THEN rechecked_at - :by ELSE rechecked_at END,
     attempted_at = CASE WHEN attempted_at > :now THEN attempted_at - :by ELSE attempted_at END,
     refused_since = CASE WHEN refused_since > :now THEN refused_since - :by ELSE refused_since END,
     row_version = row_version + 1;
@@ -109,14 +109,14 @@ LIMIT :limit;
 -- The caller decides by its own clock which attempts may still be in progress.
 SELECT *, :clock AS clock FROM connections WHERE attempt IS NOT NULL;
 
--- name: fleet
+-- name: connection_counts
 SELECT
-    (SELECT count(*) FROM connections WHERE status = 'active' AND refresh_expires_at IS NOT NULL) AS living,
+    (SELECT count(*) FROM connections WHERE status = 'active' AND refresh_expires_at IS NOT NULL) AS active,
     (
         SELECT count(*) FROM connections
         WHERE status = 'active' AND refresh_expires_at IS NOT NULL AND access_expires_at > :now
     ) AS fresh,
-    (SELECT count(*) FROM connections WHERE status = 'needs_reauth' AND died_at > :since) AS died;
+    (SELECT count(*) FROM connections WHERE status = 'needs_reauth' AND needs_reauth_since > :since) AS failed;
 
 -- name: extend (changes connection)
 UPDATE connections SET lease_until = :clock + :lease, domain = :domain, row_version = row_version + 1
@@ -127,37 +127,37 @@ RETURNING *;
 -- Independent of the attempt: the pair is valid even if another process holds the lease, unless a newer one is stored.
 UPDATE connections SET
     sealed_pair = :sealed_pair, api_domain = :api_domain,
-    status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, warned_days = NULL,
-    look_up_at = CASE WHEN status = 'active' THEN look_up_at END,
+    status = 'active', reason = NULL, last_error = NULL, failures = 0, needs_reauth_since = NULL, warned_days = NULL,
+    recheck_at = CASE WHEN status = 'active' THEN recheck_at END,
     access_issued_at = :issued_at, access_expires_at = :expires_at, refresh_expires_at = :refresh_expires_at,
     refreshed_at = :issued_at, next_refresh_at = :next_refresh_at,
-    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, presented_token = NULL, possibly_spent_token = NULL,
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
 WHERE id = :connection_id AND pair_version = :pair_version
     AND (CAST(:grant_iat AS BIGINT) IS NULL OR grant_iat IS NULL OR grant_iat = :grant_iat)
 RETURNING *;
 
--- name: save_verdict (changes connection)
+-- name: save_failure (changes connection)
 -- An attempt with an unknown outcome stays until its renewed lease expires. The token of a `refused` connection is
 -- presented once a day, which counts as a recheck.
 UPDATE connections SET
     status = :status, reason = :reason, last_error = :last_error, failures = failures + 1,
-    next_refresh_at = :next_refresh_at, died_at = :died_at,
-    looked_up_at = CASE WHEN :reason = 'refused' THEN :clock ELSE looked_up_at END,
-    look_up_at = CASE WHEN status = 'active' AND look_up_at < :look_up_at THEN look_up_at
-        ELSE COALESCE(:look_up_at, look_up_at) END,
+    next_refresh_at = :next_refresh_at, needs_reauth_since = :needs_reauth_since,
+    rechecked_at = CASE WHEN :reason = 'refused' THEN :clock ELSE rechecked_at END,
+    recheck_at = CASE WHEN status = 'active' AND recheck_at < :recheck_at THEN recheck_at
+        ELSE COALESCE(:recheck_at, recheck_at) END,
     refused_since = COALESCE(refused_since, CAST(:refused_at AS BIGINT)),
     refusals = refusals + CASE WHEN CAST(:refused_at AS BIGINT) IS NULL THEN 0 ELSE 1 END,
     suspended_reason = CASE WHEN :status = 'active' THEN COALESCE(CAST(:suspended_reason AS TEXT), suspended_reason) END,
     suspended_token = CASE
         WHEN :status <> 'active' THEN NULL
         WHEN CAST(:suspended_reason AS TEXT) IS NULL THEN suspended_token
-        ELSE spending END,
-    lease_until = :clock + CAST(:open_for AS BIGINT),
-    lease_owner = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN lease_owner END,
-    attempt = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN attempt END,
-    spending = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN spending END,
+        ELSE presented_token END,
+    lease_until = :clock + CAST(:in_doubt_for AS BIGINT),
+    lease_owner = CASE WHEN CAST(:in_doubt_for AS BIGINT) IS NOT NULL THEN lease_owner END,
+    attempt = CASE WHEN CAST(:in_doubt_for AS BIGINT) IS NOT NULL THEN attempt END,
+    presented_token = CASE WHEN CAST(:in_doubt_for AS BIGINT) IS NOT NULL THEN presented_token END,
     row_version = row_version + 1
 WHERE id = :connection_id AND attempt = :attempt
 RETURNING *;
@@ -166,8 +166,8 @@ RETURNING *;
 -- Applies a suspended terminal failure.
 UPDATE connections SET
     status = 'needs_reauth', reason = suspended_reason, last_error = :last_error, failures = failures + 1,
-    next_refresh_at = NULL, died_at = CAST(:now AS BIGINT),
-    look_up_at = CASE WHEN look_up_at < :look_up_at THEN look_up_at ELSE CAST(:look_up_at AS BIGINT) END,
+    next_refresh_at = NULL, needs_reauth_since = CAST(:now AS BIGINT),
+    recheck_at = CASE WHEN recheck_at < :recheck_at THEN recheck_at ELSE CAST(:recheck_at AS BIGINT) END,
     suspended_reason = NULL, suspended_token = NULL, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version AND status = 'active' AND suspended_reason IS NOT NULL
 RETURNING *;
@@ -181,7 +181,7 @@ RETURNING *;
 
 -- name: release (changes connection)
 UPDATE connections SET
-    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, row_version = row_version + 1
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, presented_token = NULL, row_version = row_version + 1
 WHERE id = :connection_id AND attempt = :attempt;
 
 -- name: postpone (changes connection)
@@ -199,7 +199,7 @@ WHERE status = 'active' AND last_error = 'host_not_allowed';
 
 -- name: reactivate (changes connection)
 UPDATE connections SET
-    status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, look_up_at = NULL,
+    status = 'active', reason = NULL, last_error = NULL, failures = 0, needs_reauth_since = NULL, recheck_at = NULL,
     next_refresh_at = :next_refresh_at, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
@@ -232,9 +232,9 @@ SELECT 1 AS found WHERE EXISTS (
 );
 
 -- name: expire_missing (changes connection)
--- Connections without a refresh token. Expiry by this clock says nothing about AMO, so `died_at` stays empty.
+-- Connections without a refresh token. Expiry by this clock says nothing about AMO, so `needs_reauth_since` stays empty.
 UPDATE connections SET
-    status = 'needs_reauth', reason = 'missing', died_at = NULL, look_up_at = NULL, row_version = row_version + 1
+    status = 'needs_reauth', reason = 'missing', needs_reauth_since = NULL, recheck_at = NULL, row_version = row_version + 1
 WHERE id IN (
     SELECT id FROM connections
     WHERE status = 'active' AND refresh_expires_at IS NULL AND access_expires_at <= :now
@@ -265,8 +265,8 @@ UPDATE connections SET
     status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
     disconnect_no = CASE WHEN :on_request THEN CAST(:serial AS BIGINT) ELSE disconnect_no END, forgotten_no = :serial,
     access_issued_at = NULL, access_expires_at = NULL, refresh_expires_at = NULL, next_refresh_at = NULL,
-    failures = 0, died_at = NULL, look_up_at = NULL, frozen_at = NULL, warned_days = NULL,
-    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    failures = 0, needs_reauth_since = NULL, recheck_at = NULL, frozen_at = NULL, warned_days = NULL,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, presented_token = NULL, possibly_spent_token = NULL,
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
@@ -277,36 +277,36 @@ RETURNING *;
 -- user keeps its daily recheck, except at the first hook since it was active. Here and in the next two statements
 -- `row_version` stays, because they decide nothing about tokens, and a flood of hooks must not make claims fail.
 UPDATE connections SET
-    look_up_at = COALESCE(
-        looked_up_at + COALESCE(CASE WHEN hook_at > :clock - :quiet THEN look_up_pause END, :shortest), :clock
+    recheck_at = COALESCE(
+        rechecked_at + COALESCE(CASE WHEN disabled_hook_at > :clock - :quiet THEN recheck_pause END, :shortest), :clock
     ),
-    look_up_pause = CASE WHEN hook_at > :clock - :quiet THEN look_up_pause END,
-    hook_at = :clock
+    recheck_pause = CASE WHEN disabled_hook_at > :clock - :quiet THEN recheck_pause END,
+    disabled_hook_at = :clock
 WHERE account_id = :account_id AND (
-    (status = 'active' AND (look_up_at IS NULL OR hook_at IS NULL OR hook_at <= looked_up_at))
-    OR (status = 'needs_reauth' AND (hook_at IS NULL OR hook_at < COALESCE(refreshed_at, connected_at)))
+    (status = 'active' AND (recheck_at IS NULL OR disabled_hook_at IS NULL OR disabled_hook_at <= rechecked_at))
+    OR (status = 'needs_reauth' AND (disabled_hook_at IS NULL OR disabled_hook_at < COALESCE(refreshed_at, connected_at)))
 )
 RETURNING id;
 
 -- name: repeat_disabled_hook (changes connection)
 -- For the others a recheck is already pending. A flood of hooks writes at most once a second.
-UPDATE connections SET hook_at = :clock
-WHERE account_id = :account_id AND status <> 'disconnected' AND hook_at <= :clock - :second
+UPDATE connections SET disabled_hook_at = :clock
+WHERE account_id = :account_id AND status <> 'disconnected' AND disabled_hook_at <= :clock - :second
 RETURNING id;
 
 -- name: begin_recheck (changes connection)
--- Only if `look_up_at` is unchanged, so that one of several processes begins. If it dies, the recheck is repeated.
-UPDATE connections SET looked_up_at = :clock, look_up_at = :clock + :again_in
-WHERE id = :id AND row_version = :row_version AND look_up_at = :look_up_at
+-- Only if `recheck_at` is unchanged, so that one of several processes begins. If it dies, the recheck is repeated.
+UPDATE connections SET rechecked_at = :clock, recheck_at = :clock + :again_in
+WHERE id = :id AND row_version = :row_version AND recheck_at = :recheck_at
 RETURNING *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock;
 
 -- name: schedule_recheck (changes connection)
--- If `look_up_at` has changed, a hook came during the recheck, which is then repeated after the pause.
+-- If `recheck_at` has changed, a hook came during the recheck, which is then repeated after the pause.
 UPDATE connections SET
-    look_up_at = CASE
-        WHEN look_up_at IS :look_up_at THEN CAST(:at AS BIGINT)
-        ELSE COALESCE(looked_up_at + CAST(:pause AS BIGINT), look_up_at) END,
-    look_up_pause = COALESCE(CAST(:pause AS BIGINT), look_up_pause), row_version = row_version + 1
+    recheck_at = CASE
+        WHEN recheck_at IS :recheck_at THEN CAST(:at AS BIGINT)
+        ELSE COALESCE(rechecked_at + CAST(:pause AS BIGINT), recheck_at) END,
+    recheck_pause = COALESCE(CAST(:pause AS BIGINT), recheck_pause), row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
@@ -329,12 +329,12 @@ WHERE NOT EXISTS (
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
     status = 'active', reason = NULL, last_error = NULL, failures = 0, sealed_pair = excluded.sealed_pair,
-    died_at = NULL, look_up_at = NULL, hook_at = NULL, looked_up_at = NULL, look_up_pause = NULL, warned_days = NULL,
+    needs_reauth_since = NULL, recheck_at = NULL, disabled_hook_at = NULL, rechecked_at = NULL, recheck_pause = NULL, warned_days = NULL,
     access_issued_at = excluded.access_issued_at, access_expires_at = excluded.access_expires_at,
     refresh_expires_at = excluded.refresh_expires_at, refreshed_at = NULL,
     next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
     grant_iat = excluded.grant_iat, connected_no = excluded.connected_no,
-    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, presented_token = NULL, possibly_spent_token = NULL,
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 -- The later token by AMO's clock; if equal or unknown, the later response. The same grant is not later than itself.
@@ -365,7 +365,7 @@ SELECT
     CAST(:expires_at AS BIGINT), (SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'serial')
 WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 ON CONFLICT (code_hash) DO UPDATE SET
-    doubtful = grants.doubtful OR grants.status = 'exchanging',
+    possibly_spent = grants.possibly_spent OR grants.status = 'exchanging',
     status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
 WHERE grants.expires_at > :now
     AND grants.status IN ('failed', 'exchanging') AND grants.attempt = :over
@@ -385,7 +385,7 @@ RETURNING *, :clock AS clock;
 
 -- name: finish_grant
 UPDATE grants SET
-    status = :status, error = :error, connection_id = :connection_id, doubtful = :doubtful,
+    status = :status, error = :error, connection_id = :connection_id, possibly_spent = :possibly_spent,
     accepted_at = :accepted_at
 WHERE code_hash = :code_hash AND attempt = :attempt
 RETURNING code_hash;
@@ -491,7 +491,7 @@ SELECT min(at) AS at FROM (
     SELECT * FROM (
         SELECT next_try_at AS at FROM webhooks AS one
         WHERE dead_lettered_at IS NULL AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
-            AND id NOT IN (SELECT value FROM json_each(:apart_from))
+            AND id NOT IN (SELECT value FROM json_each(:exclude))
             AND NOT EXISTS (
                 SELECT 1 FROM webhooks AS earlier
                 WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
@@ -505,8 +505,8 @@ SELECT min(at) AS at FROM (
 ) AS times
 WHERE NOT EXISTS (
     SELECT 1 FROM meta WHERE name = 'frozen'
---sqlite     AND json_extract(CAST(value AS TEXT), '$.elsewhere')
---postgres     AND CAST(CAST(convert_from(value, 'UTF8') AS JSON) ->> 'elsewhere' AS BOOLEAN)
+--sqlite     AND json_extract(CAST(value AS TEXT), '$.may_be_copy')
+--postgres     AND CAST(CAST(convert_from(value, 'UTF8') AS JSON) ->> 'may_be_copy' AS BOOLEAN)
 );
 
 -- name: webhook_delivered
@@ -548,15 +548,15 @@ SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_e
 
 -- name: import_connections (changes connection, changes owners)
 -- Replaces only the pair that was read, and no attempt in progress. An attempt that was read and is unchanged belongs
--- to a process that died, because the import has waited for its lease.
+-- to a process that failed, because the import has waited for its lease.
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
-    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, doubtful, look_up_at,
+    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, possibly_spent_token, recheck_at,
     connected_no, frozen_at
 ) VALUES (
     :id, :account_id, :user_id, :domain, :api_domain, :client_id, :status, :reason, :sealed_pair, :access_issued_at,
-    :access_expires_at, :refresh_expires_at, :refreshed_at, :next_refresh_at, :connected_at, :grant_iat, :doubtful,
-    :look_up_at, :connected_no, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
+    :access_expires_at, :refresh_expires_at, :refreshed_at, :next_refresh_at, :connected_at, :grant_iat, :possibly_spent_token,
+    :recheck_at, :connected_no, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
 )
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
@@ -565,9 +565,9 @@ ON CONFLICT (id) DO UPDATE SET
     access_expires_at = excluded.access_expires_at, refresh_expires_at = excluded.refresh_expires_at,
     refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
     connected_at = excluded.connected_at, grant_iat = excluded.grant_iat,
-    connected_no = excluded.connected_no, doubtful = excluded.doubtful,
-    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
-    look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, looked_up_at = NULL, look_up_pause = NULL,
+    connected_no = excluded.connected_no, possibly_spent_token = excluded.possibly_spent_token,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, presented_token = NULL,
+    recheck_at = excluded.recheck_at, needs_reauth_since = NULL, disabled_hook_at = NULL, rechecked_at = NULL, recheck_pause = NULL,
     warned_days = NULL,
     attempted_at = NULL, refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     frozen_at = COALESCE(connections.frozen_at, excluded.frozen_at),
@@ -586,7 +586,7 @@ WITH refreshes AS
         SELECT * FROM (
             SELECT id, next_refresh_at, access_expires_at FROM connections
             WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND access_issued_at > :impossible_after
-                AND next_refresh_at IS NOT NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
+                AND next_refresh_at IS NOT NULL AND id NOT IN (SELECT value FROM json_each(:exclude))
 --postgres         AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
             LIMIT :limit
         ) AS issued_later
@@ -595,7 +595,7 @@ WITH refreshes AS
             SELECT id, next_refresh_at, access_expires_at FROM connections
 --sqlite             INDEXED BY connections_due_too_late
             WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at
-                AND id NOT IN (SELECT value FROM json_each(:apart_from))
+                AND id NOT IN (SELECT value FROM json_each(:exclude))
 --postgres         AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
             LIMIT :limit
         ) AS due_too_late
@@ -603,7 +603,7 @@ WITH refreshes AS
         SELECT * FROM (
             SELECT id, next_refresh_at, access_expires_at FROM connections
             WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
-                AND id NOT IN (SELECT value FROM json_each(:apart_from))
+                AND id NOT IN (SELECT value FROM json_each(:exclude))
 --postgres         AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
             ORDER BY next_refresh_at, access_expires_at
             LIMIT :limit
@@ -616,15 +616,15 @@ WITH refreshes AS
 --postgres MATERIALIZED
 (
     SELECT id FROM connections
-    WHERE look_up_at <= :now AND id NOT IN (SELECT value FROM json_each(:apart_from))
+    WHERE recheck_at <= :now AND id NOT IN (SELECT value FROM json_each(:exclude))
 --postgres AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
-    ORDER BY look_up_at
+    ORDER BY recheck_at
     LIMIT :rechecks
 ), next AS (
     SELECT id FROM connections
     WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at > :now AND attempt IS NULL
         AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
-        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND id NOT IN (SELECT value FROM json_each(:exclude))
 --postgres AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
     ORDER BY next_refresh_at
     LIMIT 1
@@ -647,7 +647,7 @@ FROM (
 ) AS all_found
 JOIN connections ON id = found
 ORDER BY
-    CASE WHEN kind = 'recheck' THEN look_up_at END,
+    CASE WHEN kind = 'recheck' THEN recheck_at END,
     next_refresh_at <= :now, next_refresh_at, access_expires_at;
 
 -- name: probe
@@ -663,7 +663,7 @@ ORDER BY
 SELECT *, :clock AS clock FROM connections WHERE id = (
     SELECT id FROM connections
     WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
-        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND id NOT IN (SELECT value FROM json_each(:exclude))
         AND COALESCE(last_error, '') <> 'host_not_allowed'
         AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
     ORDER BY
@@ -680,7 +680,7 @@ SELECT *, :clock AS clock FROM connections WHERE id = (
 --postgres     SELECT connection_id FROM turns WHERE until <= :clock FOR UPDATE SKIP LOCKED
 --postgres );
 
--- name: survey
+-- name: stats
 -- Each count reads only an index, which SQLite is told if it would choose another. Frozen connections are not due, and
 -- their access tokens may have expired.
 SELECT * FROM (
@@ -745,7 +745,7 @@ FROM (
 -- database's clock. The token of that attempt may be spent.
 UPDATE connections SET
     lease_owner = :owner, lease_until = :clock + :lease, attempt = :attempt,
-    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint, attempted_at = :clock,
+    possibly_spent_token = COALESCE(NULLIF(presented_token, ''), possibly_spent_token), presented_token = :fingerprint, attempted_at = :clock,
     row_version = row_version + 1
 WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
 --postgres     AND (attempt IS NULL OR lease_until <= :clock)
@@ -760,7 +760,7 @@ WHERE number IN (
     SELECT number FROM webhooks AS one
     WHERE dead_lettered_at IS NULL AND next_try_at <= :now
         AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
-        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND id NOT IN (SELECT value FROM json_each(:exclude))
         AND NOT EXISTS (
             SELECT 1 FROM webhooks AS earlier
             WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
@@ -768,8 +768,8 @@ WHERE number IN (
         )
         AND NOT EXISTS (
             SELECT 1 FROM meta WHERE name = 'frozen'
---sqlite             AND json_extract(CAST(value AS TEXT), '$.elsewhere')
---postgres             AND CAST(CAST(convert_from(value, 'UTF8') AS JSON) ->> 'elsewhere' AS BOOLEAN)
+--sqlite             AND json_extract(CAST(value AS TEXT), '$.may_be_copy')
+--postgres             AND CAST(CAST(convert_from(value, 'UTF8') AS JSON) ->> 'may_be_copy' AS BOOLEAN)
         )
     ORDER BY next_try_at, number
     LIMIT :limit
@@ -788,10 +788,10 @@ RETURNING *;
 
 -- name: lock_for_spending
 -- A freeze waits for claims in progress, and every later claim sees it.
---postgres SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.amo_callback.spending'));
+--postgres SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.amo_callback.presented_token'));
 
 -- name: lock_for_freezing
---postgres SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.spending'));
+--postgres SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.presented_token'));
 
 -- name: lock_slots
 --postgres SELECT *, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS clock FROM slots
@@ -806,5 +806,5 @@ RETURNING *;
 --postgres     last = :last, free_at = :free_at, people_until = :people_until, background_until = :background_until
 --postgres WHERE name = 'amo';
 
--- name: forget_deaths (changes all, slow)
-UPDATE connections SET died_at = NULL, row_version = row_version + 1 WHERE died_at IS NOT NULL;
+-- name: forget_terminal_failures (changes all, slow)
+UPDATE connections SET needs_reauth_since = NULL, row_version = row_version + 1 WHERE needs_reauth_since IS NOT NULL;

@@ -103,7 +103,7 @@ async def import_connections(call: Call[None, ImportBody]) -> ImportResult:
 
 async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
     services, core, settings = call.services, call.services.core, call.services.settings.amo
-    reader = JsonReader(claims_of=core.amo.told_by, client_id=settings.client_id, now=services.core.clock.now())
+    reader = JsonReader(claims_of=core.amo.token_claims, client_id=settings.client_id, now=services.core.clock.now())
     rules = ImportRules(
         client_id=settings.client_id,
         allowed_domains=settings.allowed_domains,
@@ -117,7 +117,7 @@ async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
 
 def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:
     """Replace no pair that a process may be refreshing: the pair it receives, or this one, would be lost."""
-    left = max((call.services.lifecycle.leases.left(stored) for _, stored in plan.replaced), default=0.0)
+    left = max((call.services.lifecycle.leases.remaining(stored) for _, stored in plan.replaced), default=0.0)
     if left:
         raise NotYet(left)
 

@@ -66,7 +66,7 @@ async def callback(call: Call[None, None]) -> web.Response:
         state=params.state,
         host=params.domain,
         address=call.address,
-        arrival=CodeSource.VENDOR if params.from_server or params.from_widget else CodeSource.BROWSER,
+        source=CodeSource.VENDOR if params.from_server or params.from_widget else CodeSource.BROWSER,
     )
     support = support_code(visit.code_hash)
     try:

@@ -23,10 +23,10 @@ from amo_callback.cli.checks.network import (
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.probe import Seen
+from amo_callback.probe import ObservedClient
 from tests.cli.harness import answering, settings_with
-from tests.patience import PATIENCE
 from tests.service import BASE, HOST, environment
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -45,8 +45,10 @@ KEY_SET = (
 """The public key of RFC 7517's example."""
 
 
-async def _check(check: Check, settings: Settings, *, patience: float = PATIENCE) -> list[tuple[str, Severity, str]]:
-    async with open_probe(clock=SystemClock(), patience=patience) as http:
+async def _check(
+    check: Check, settings: Settings, *, wait_limit: float = WAIT_LIMIT
+) -> list[tuple[str, Severity, str]]:
+    async with open_probe(clock=SystemClock(), wait_limit=wait_limit) as http:
         found = await run_check_async("check", check(settings, http))  # type: ignore[arg-type]  # reason: each yields findings
     return [(finding.check, finding.severity, finding.message) for finding in found]
 
@@ -167,7 +169,7 @@ async def test_a_receiver_is_there_whatever_he_answers() -> None:
 async def _check_address(address: str, key: str) -> tuple[Severity, str]:
     """Check the redirect URI at an address, with an encryption key."""
     settings = settings_with(AMO__REDIRECT_URI=f"http://{address}{BASE}/callback")
-    async with open_probe(clock=SystemClock(), patience=PATIENCE) as http:
+    async with open_probe(clock=SystemClock(), wait_limit=WAIT_LIMIT) as http:
         [finding] = [each async for each in check_proxy(settings, http, cipher=Cipher([key]), nonce=NONCE)]
     return finding.severity, finding.message
 
@@ -192,29 +194,35 @@ async def test_a_proxy_that_tells_the_client_is_ok(app: Running, encryption_key:
 async def test_a_proxy_that_is_not_trusted_is_told(run: Any, encryption_key: str) -> None:
     """Without its address in the list everybody who comes through it is one person to the limits."""
     async with run(SERVER__TRUSTED_PROXIES="192.0.2.1") as app:
-        question = probe.ask(Cipher([encryption_key]), nonce=NONCE)
+        question = probe.seal_nonce(Cipher([encryption_key]), nonce=NONCE)
         headers = {probe.HEADER: question, "X-Forwarded-For": CLIENT}
         answer = await app.public(f"{BASE}/callback", method="HEAD", headers=headers)
-    seen = probe.read_answer(Cipher([encryption_key]), answer.headers[probe.HEADER], nonce=NONCE)
-    assert seen == Seen(peer="127.0.0.1", forwarded=True, client="127.0.0.1")
+    seen = probe.read_reply(Cipher([encryption_key]), answer.headers[probe.HEADER], nonce=NONCE)
+    assert seen == ObservedClient(peer="127.0.0.1", forwarded=True, client="127.0.0.1")
 
 
 @pytest.mark.parametrize(
     ("seen", "severity", "told"),
     [
-        (Seen(peer="172.18.0.1", forwarded=True, client="172.18.0.1"), Severity.WARN, "172.18.0.1 is no trusted proxy"),
-        (Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1"), Severity.WARN, "does not say whose"),
-        (Seen(peer=None, forwarded=False, client=None), Severity.WARN, "does not say whose"),
-        (Seen(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Severity.OK, "as 127.0.0.1"),
-        (Seen(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"as {CLIENT}"),
+        (
+            ObservedClient(peer="172.18.0.1", forwarded=True, client="172.18.0.1"),
+            Severity.WARN,
+            "172.18.0.1 is no trusted proxy",
+        ),
+        (ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.1"), Severity.WARN, "does not say whose"),
+        (ObservedClient(peer=None, forwarded=False, client=None), Severity.WARN, "does not say whose"),
+        (ObservedClient(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Severity.OK, "as 127.0.0.1"),
+        (ObservedClient(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"as {CLIENT}"),
     ],
     ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
 )
-async def test_what_the_service_sees_is_judged(seen: Seen, severity: Severity, told: str, cipher: Cipher) -> None:
+async def test_what_the_service_sees_is_judged(
+    seen: ObservedClient, severity: Severity, told: str, cipher: Cipher
+) -> None:
     """Whether the client's address comes through, and is believed."""
 
     async def ask(_method: str, _url: str, *, headers: Mapping[str, str]) -> ProbeResponse:
-        answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
+        answer = probe.reply_to(cipher, headers[probe.HEADER], seen=seen) or ""
         return ProbeResponse(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
 
     [finding] = [each async for each in check_proxy(settings_with(), ask, cipher=cipher, nonce=NONCE)]
@@ -254,10 +262,10 @@ async def test_nobody_else_is_answered(method: str, question: str, app: Running,
     """Noise, an answer of ours sent back as a question, another key's question: the header is not there."""
     cipher = Cipher([encryption_key])
     made = {
-        "answer": probe.answer(
-            cipher, probe.ask(cipher, nonce=NONCE), seen=Seen(peer=None, forwarded=False, client="")
+        "answer": probe.reply_to(
+            cipher, probe.seal_nonce(cipher, nonce=NONCE), seen=ObservedClient(peer=None, forwarded=False, client="")
         ),
-        "other": probe.ask(Cipher([new_key()]), nonce=NONCE),
+        "other": probe.seal_nonce(Cipher([new_key()]), nonce=NONCE),
     }
     answer = await app.public(f"{BASE}/callback", method=method, headers={probe.HEADER: made.get(question) or question})
     assert probe.HEADER not in answer.headers
@@ -265,7 +273,7 @@ async def test_nobody_else_is_answered(method: str, question: str, app: Running,
 
 async def test_only_a_look_is_answered(app: Running, encryption_key: str) -> None:
     """What does work says nothing of who sent it, whoever asks."""
-    headers = {probe.HEADER: probe.ask(Cipher([encryption_key]), nonce=NONCE)}
+    headers = {probe.HEADER: probe.seal_nonce(Cipher([encryption_key]), nonce=NONCE)}
     answers = [await app.public(f"{BASE}/callback", method=method, headers=headers) for method in ("GET", "HEAD")]
     assert [probe.HEADER in answer.headers for answer in answers] == [False, True]
 
@@ -273,7 +281,9 @@ async def test_only_a_look_is_answered(app: Running, encryption_key: str) -> Non
 def test_an_answer_to_another_question_is_none(encryption_key: str) -> None:
     """A cache in between may have kept it."""
     cipher = Cipher([encryption_key])
-    answer = probe.answer(cipher, probe.ask(cipher, nonce="one"), seen=Seen(peer=None, forwarded=False, client=None))
+    answer = probe.reply_to(
+        cipher, probe.seal_nonce(cipher, nonce="one"), seen=ObservedClient(peer=None, forwarded=False, client=None)
+    )
     assert answer is not None
-    assert probe.read_answer(cipher, answer, nonce="other") is None
-    assert probe.read_answer(cipher, answer, nonce="one") == Seen(peer=None, forwarded=False, client=None)
+    assert probe.read_reply(cipher, answer, nonce="other") is None
+    assert probe.read_reply(cipher, answer, nonce="one") == ObservedClient(peer=None, forwarded=False, client=None)

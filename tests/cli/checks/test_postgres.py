@@ -27,7 +27,7 @@ import asyncpg
 
 from amo_callback.cli.checks.postgres import check_postgres, check_server, check_server_settings
 from amo_callback.store.postgres_server import SETTINGS, ServerFacts
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, 
     context = context_in(Path(), *(keys or [new_key()]), STORAGE__URL=url)
     clock = clock or SystemClock()
     opening = open_store(url, folder=Path(), clock=clock, read_only=True)
-    found = check_postgres(context, opening, clock=clock, patience=PATIENCE)
+    found = check_postgres(context, opening, clock=clock, wait_limit=WAIT_LIMIT)
     return by_check(await run_check_async("store", found))
 
 

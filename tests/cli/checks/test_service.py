@@ -9,7 +9,7 @@ import pytest
 
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.service import check_service, check_unit, read_callbacks
-from tests.patience import PATIENCE
+from tests.wait_limit import WAIT_LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 async def _service(settings: Settings, address: str) -> list[Finding]:
     server = settings.server.model_copy(update={"private": address})
     known = settings.model_copy(update={"server": server})
-    return [each async for each in check_service(known, patience=PATIENCE)]
+    return [each async for each in check_service(known, wait_limit=WAIT_LIMIT)]
 
 
 async def test_the_service_is_asked_whether_it_is_ready(app: Running) -> None:
@@ -77,7 +77,9 @@ async def test_the_unit_is_judged_by_what_systemd_says(
     load, active, unit_file = service.split(" ")
     lines = f"LoadState={load}\\nActiveState={active}\\nUnitFileState={unit_file}\\nResult=exit-code\\n"
     script = _SHOWN.format(service=f'printf "{lines}"', socket=socket, at_boot=at_boot)
-    [finding] = [each async for each in check_unit(_systemctl(tmp_path, script), amo_timeout=15.0, patience=PATIENCE)]
+    [finding] = [
+        each async for each in check_unit(_systemctl(tmp_path, script), amo_timeout=15.0, wait_limit=WAIT_LIMIT)
+    ]
     assert finding.severity is severity
     assert told in finding.message
 
@@ -92,14 +94,16 @@ async def test_a_unit_that_kills_before_a_request_has_ended_is_refused(
     """As systemd prints its `TimeoutStopSec`: it leaves ten seconds beyond `amo.timeout`, or the check fails."""
     lines = f"LoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\nTimeoutStopUSec={span}\\n"
     script = _SHOWN.format(service=f'printf "{lines}"', socket="active", at_boot="enabled")
-    found = [each async for each in check_unit(_systemctl(tmp_path, script), amo_timeout=50.0, patience=PATIENCE)]
+    found = [each async for each in check_unit(_systemctl(tmp_path, script), amo_timeout=50.0, wait_limit=WAIT_LIMIT)]
     assert [finding.severity for finding in found if finding.check == "stop_timeout"] == [Severity.FAIL] * refused
 
 
 async def test_without_systemd_there_is_nothing_wrong(tmp_path: Path) -> None:
     """No `systemctl`, or one that reaches nobody."""
-    assert [each async for each in check_unit({"PATH": str(tmp_path)}, amo_timeout=15.0, patience=PATIENCE)] == []
-    [finding] = [each async for each in check_unit(_systemctl(tmp_path, "exit 1"), amo_timeout=15.0, patience=PATIENCE)]
+    assert [each async for each in check_unit({"PATH": str(tmp_path)}, amo_timeout=15.0, wait_limit=WAIT_LIMIT)] == []
+    [finding] = [
+        each async for each in check_unit(_systemctl(tmp_path, "exit 1"), amo_timeout=15.0, wait_limit=WAIT_LIMIT)
+    ]
     assert (finding.severity, finding.message) == (Severity.OK, "does not run on this machine")
 
 

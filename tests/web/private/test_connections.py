@@ -84,7 +84,7 @@ async def test_events_are_listed_newest_first_page_by_page(app: Running) -> None
         assert second["next_cursor"] is None
         assert [event["name"] for event in found] == ["refresh.succeeded"] * 3 + ["connection.connected"]
         assert [event["id"] for event in found] == sorted((event["id"] for event in found), reverse=True)
-        assert found[0]["details"]["demand"] == "forced"
+        assert found[0]["details"]["trigger"] == "forced"
     assert (await _ask(app, "/events?connection=gone")).json()["items"] == []
 
 

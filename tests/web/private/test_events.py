@@ -128,7 +128,7 @@ async def test_without_a_receiver_webhooks_wait(app: Running) -> None:
 async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Receiver) -> None:
     """While it holds a request, connects are answered and pairs refreshed."""
     receiver.open.clear()
-    async with run(lives={"access": 1000}, **_settings(receiver)) as app:
+    async with run(lifetimes={"access": 1000}, **_settings(receiver)) as app:
         connection = await app.connected()
         await receiver.until_came(1)
         app.clock.advance(700)

@@ -51,7 +51,7 @@ async def test_refreshes_are_counted_by_how_they_ended(app: Running) -> None:
     connection, services = await app.connected(), app.service.services
     await app.private(f"/connections/{connection}/refresh", method="POST")
     stored = await services.store.connection(connection)
-    pair = None if stored is None else services.core.cipher.pair_of(stored)
+    pair = None if stored is None else services.core.cipher.decrypt_pair(stored)
     assert pair is not None
     app.amo.spend(grant_type="refresh_token", refresh_token=pair.refresh_token)
     app.clock.advance(10)
@@ -88,7 +88,7 @@ async def test_how_the_service_does_is_told(app: Running) -> None:
     """Checks, connections by their status, what is due, the nearest ends; webhooks not, where nobody receives them."""
     assert (await app.callback(app.query())).status == 302
     connection = str((await app.witness.until("connection.connected")).connection_id)
-    await app.service.services.lifecycle.stats_poller.look()
+    await app.service.services.lifecycle.stats_poller.poll()
     found = await _scrape(app)
     assert found["amo_callback_check_ok store"] == 1
     assert found["amo_callback_connections active"] == 1

@@ -47,7 +47,7 @@ async def test_an_account_is_a_selector(app: Running) -> None:
 
 async def test_a_token_with_too_little_life_is_refreshed_first(run: Any) -> None:
     """Whoever asks for more life than is left gets a new token, and a hundred at once cause one refresh."""
-    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.clock.advance(701)
         answers = await asyncio.gather(*(app.private(f"/connections/{connection}/token") for _ in range(100)))
@@ -59,7 +59,7 @@ async def test_a_token_with_too_little_life_is_refreshed_first(run: Any) -> None
 
 async def test_a_young_token_is_fresh_whatever_is_asked_for(run: Any) -> None:
     """AMO gives no longer life than it gives: asking for more does not refresh in a circle."""
-    async with run(lives={"access": 1000}) as app:
+    async with run(lifetimes={"access": 1000}) as app:
         connection = await app.connected()
         for _ in range(3):
             assert (await app.private(f"/connections/{connection}/token?min_ttl=999999999")).status == 200
@@ -72,7 +72,7 @@ async def test_a_young_token_is_fresh_whatever_is_asked_for(run: Any) -> None:
 )
 async def test_a_token_that_lives_is_handed_out_as_stale(run: Any, fault: Fault, reason: str) -> None:
     """Where the refresh fails and the token lives, better this than nothing; AMO is not asked again at once."""
-    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.clock.advance(800)
         app.amo.sandbox.faults.add(fault)
@@ -88,7 +88,7 @@ async def test_a_token_that_lives_is_handed_out_as_stale(run: Any, fault: Fault,
 )
 async def test_a_dead_token_is_never_handed_out(run: Any, fault: Fault, status: int, code: str) -> None:
     """Without a live token there is a problem that says why, the same one for as long as AMO is not asked again."""
-    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.amo.sandbox.faults.add(fault)
         app.clock.advance(1000)
@@ -102,7 +102,7 @@ async def test_a_dead_token_is_never_handed_out(run: Any, fault: Fault, status: 
 
 async def test_a_paused_rate_limit_keeps_no_backend_waiting(run: Any) -> None:
     """While AMO has paused us, a live token is handed out as stale after 8 s, and the refresh goes on alone."""
-    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.amo.sandbox.faults.add(Fault.TOO_MANY)
         await app.callback(app.query())
@@ -127,7 +127,7 @@ async def test_asking_for_a_dead_connection_costs_amo_nothing(run: Any) -> None:
 
 async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any) -> None:
     """409 with the reason and the address; while the old token lives it is still handed out."""
-    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.amo.spend(grant_type="refresh_token", refresh_token=app.amo.fake.ledger.issued[-1])
         app.clock.advance(900)
@@ -144,9 +144,9 @@ async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any
 
 async def test_wrong_credentials_are_told_as_ours_to_mend(run: Any) -> None:
     """A pair of another integration is not presented: 503 `amo_credentials`."""
-    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
-    async with run(AMO__CLIENT_ID="another", lives={"access": 1000}) as again:
+    async with run(AMO__CLIENT_ID="another", lifetimes={"access": 1000}) as again:
         again.clock.advance(2000)
         await again.witness.until("refresh.failed")
         answer = await again.private(f"/connections/{connection}/token")
@@ -306,7 +306,7 @@ async def test_a_token_is_kept_back_until_the_setting_allows_the_host(run: Any) 
         assert app.amo.sandbox.requests == sent
         shown = (await app.private(f"/connections/{connection}", key=ADMIN_KEY)).json()
         assert (shown["status"], shown["last_error"]) == ("active", "host_not_allowed")
-        await app.service.services.lifecycle.stats_poller.look()
+        await app.service.services.lifecycle.stats_poller.poll()
         ready = await app.private("/readyz", key=None)
         check = ready.json()["checks"]["hosts"]
         assert (ready.status, check["ok"]) == (503, False)

@@ -97,7 +97,7 @@ async def test_one_that_takes_too_long_is_told_to_come_again(app: Running) -> No
 
 async def test_the_connection_is_told_as_it_is_now(run: Any) -> None:
     """A connection that died since is told as not connected, and its dead token as not held."""
-    async with run(lives={"access": 30}) as app:
+    async with run(lifetimes={"access": 30}) as app:
         code = app.amo.code()
         await app.callback(app.query(code=code))
         app.amo.account.disabled = True

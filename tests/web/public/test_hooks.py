@@ -33,8 +33,10 @@ async def test_a_replayed_hook_changes_nothing_for_an_account_that_lives(app: Ru
         assert (answer.status, answer.json()["success"]) == (200, True)
     await app.witness.until("hook.unconfirmed")
     assert (await app.stored(connection)).status is Status.ACTIVE
-    assert app.amo.sandbox.look_ups <= 1 + (app.clock.monotonic() - began) // 5
-    assert len(app.witness.named("hook.received")) <= app.amo.sandbox.look_ups + 1  # the last leaves a check pending
+    assert app.amo.sandbox.introspections <= 1 + (app.clock.monotonic() - began) // 5
+    assert (
+        len(app.witness.named("hook.received")) <= app.amo.sandbox.introspections + 1
+    )  # the last leaves a check pending
 
 
 async def test_the_older_name_of_the_client_is_known_too(app: Running) -> None:

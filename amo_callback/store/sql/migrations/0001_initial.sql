@@ -45,13 +45,13 @@ CREATE TABLE connections (
     lease_until INTEGER,
     attempt TEXT,
     -- fingerprint of the refresh token that the attempt presents
-    spending TEXT,
+    presented_token TEXT,
     -- fingerprint of a refresh token that an attempt with an unknown outcome may have spent
-    doubtful TEXT,
+    possibly_spent_token TEXT,
     -- when its refresh was last claimed
     attempted_at INTEGER,
     -- when its failure became terminal, while that counts for a mass failure
-    died_at INTEGER,
+    needs_reauth_since INTEGER,
     -- since when AMO has refused it without a hint while introspection rejects its token
     refused_since INTEGER,
     -- the number of such refusals in a row
@@ -61,13 +61,13 @@ CREATE TABLE connections (
     -- fingerprint of the refresh token of that failure
     suspended_token TEXT,
     -- when its tokens are introspected next
-    look_up_at INTEGER,
+    recheck_at INTEGER,
     -- when the last introspection began
-    looked_up_at INTEGER,
+    rechecked_at INTEGER,
     -- the pause before a further hook causes another
-    look_up_pause INTEGER,
+    recheck_pause INTEGER,
     -- when AMO's hook last named its account
-    hook_at INTEGER,
+    disabled_hook_at INTEGER,
     frozen_at INTEGER,
     -- the last warning before its tokens end
     warned_days INTEGER,
@@ -86,8 +86,8 @@ CREATE INDEX connections_by_issue ON connections (access_issued_at)
 CREATE INDEX connections_due_too_late ON connections (id)
     WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at;
 CREATE INDEX connections_by_attempt ON connections (id) WHERE attempt IS NOT NULL;
-CREATE INDEX connections_by_look_up ON connections (look_up_at) WHERE look_up_at IS NOT NULL;
-CREATE INDEX connections_by_death ON connections (died_at) WHERE died_at IS NOT NULL;
+CREATE INDEX connections_by_recheck ON connections (recheck_at) WHERE recheck_at IS NOT NULL;
+CREATE INDEX connections_by_death ON connections (needs_reauth_since) WHERE needs_reauth_since IS NOT NULL;
 -- The second column lets connections be counted in these indexes only.
 CREATE INDEX connections_by_deadline ON connections (refresh_expires_at, access_expires_at) WHERE status = 'active';
 CREATE INDEX connections_by_status ON connections (status, reason) WHERE status <> 'active';
@@ -127,8 +127,8 @@ CREATE TABLE grants (
     attempt TEXT,
     lease_until INTEGER,
     -- whether an exchange with an unknown outcome may have spent the code
---sqlite     doubtful INTEGER NOT NULL DEFAULT 0,
---postgres     doubtful BOOLEAN NOT NULL DEFAULT FALSE,
+--sqlite     possibly_spent INTEGER NOT NULL DEFAULT 0,
+--postgres     possibly_spent BOOLEAN NOT NULL DEFAULT FALSE,
     expires_at INTEGER NOT NULL,
     -- when AMO accepted the code
     accepted_at INTEGER,
