@@ -192,7 +192,7 @@ def run(tmp_path: Path, encryption_key: str, witness: RecordingObserver) -> Any:
 
     @asynccontextmanager
     async def running(
-        *, lifetimes: Mapping[str, float] | None = None, clock: ShiftedClock | None = None, **more: str
+        *, lifetimes: Mapping[str, float] | None = None, clock: ShiftedClock | None = None, **more: Any
     ) -> AsyncIterator[Running]:
         clock = clock or ShiftedClock()
         async with (

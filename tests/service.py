@@ -26,6 +26,7 @@ from amo_callback.config.settings import Settings
 from amo_callback.events import Event
 from amo_callback.model import Connection
 from amo_callback.observe.log import LogObserver, make_logger
+from amo_callback.observe.systemd import Notifier
 from amo_callback.rate_limit import LocalLimits
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
@@ -240,6 +241,7 @@ async def run_service(
     witness: RecordingObserver | None = None,
     machine: str = "here",
     rescue: str = "rescue",
+    supervisor: Notifier | None = None,
     **more: str,
 ) -> AsyncIterator[Running]:
     """Run the whole service against a stand-in, with some settings of one's own."""
@@ -258,7 +260,7 @@ async def run_service(
     connector = aiohttp.TCPConnector(limit=0)  # as many callers as a test likes
     async with (
         aiohttp.ClientSession(connector=connector) as http,
-        open_service(settings, paths=paths, clock=clock, log=log, observer=observer) as service,
+        open_service(settings, paths=paths, clock=clock, log=log, observer=observer, supervisor=supervisor) as service,
     ):
         yield Running(
             amo=amo,

@@ -208,7 +208,7 @@ class Held:
     def __init__(self) -> None:
         self.came, self.go, self.may_leave = asyncio.Event(), asyncio.Event(), True
 
-    async def leave(self, _priority: Priority, *, limit: float) -> bool:
+    async def wait_to_send(self, _priority: Priority, *, limit: float) -> bool:
         assert limit > 0
         self.came.set()
         await self.go.wait()

@@ -86,7 +86,7 @@ async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
     await _settle()
     for _ in range(5):
         await _pass(clock, 1)
-    assert queue.served == ["first", "expected", "background", "started", "background", "stranger"]
+    assert queue.served == ["first", "known_user", "background", "our_link", "background", "anonymous"]
     await asyncio.gather(first, *tasks)
 
 

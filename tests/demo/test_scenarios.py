@@ -1,7 +1,7 @@
 """What may be tried in the demonstration, and that what it promises is to be seen."""
 
 from amo_callback.demo.backend import ConnectionSnapshot, Snapshot
-from amo_callback.demo.scenarios import moved
+from amo_callback.demo.scenarios import SCENARIOS, moved
 from tests.demo.walkthrough import Walkthrough
 
 
@@ -103,3 +103,8 @@ def test_a_moved_account_moves_back() -> None:
     """A second move leads back to the first host."""
     assert moved("one.amocrm.ru") == "one-new.amocrm.ru"
     assert moved("one-new.amocrm.ru") == "one.amocrm.ru"
+
+
+def test_each_scenario_has_a_name_of_its_own() -> None:
+    """The panel's buttons send it."""
+    assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)

@@ -46,14 +46,17 @@ async def _pending_writes(harness: RefreshHarness) -> tuple[Connection, asyncio.
 
 
 async def test_an_unsaved_pair_is_held_and_in_its_file(harness: RefreshHarness) -> None:
-    """It is told with whether it is in its file, readiness names it, and once it is stored nothing of it is left."""
+    """Readiness names it, it is told once with whether it is in its file, and offered every second until stored."""
     connection, refreshing = await _pending_writes(harness)
     name = f"{connection.id}-1"
     assert harness.lifecycle.pending_writes.names == [name]
     assert list(harness.rescue.files) == [name]
+    await harness.clock.tick(1, times=3)
+    await harness.clock.until_sleeping(1)
     [event] = harness.witness.named("pair.write_pending")
     assert (event.connection_id, event.fields) == (connection.id, {"store": "SQLITE_FULL", "rescued": True})
-    await harness.bring_store_back()
+    harness.failing.away = set()
+    harness.clock.advance(1)
     assert (await refreshing).pair_version == 2
     assert (harness.lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
     assert (await harness.witness.until("pair.write_completed")).fields == {"superseded": False}
@@ -73,6 +76,22 @@ async def test_an_unsaved_pair_is_handed_out_before_the_stored_one(harness: Refr
             await harness.lifecycle.access_tokens.token("another customer", min_ttl=0)
     await harness.bring_store_back()
     await refreshing
+
+
+async def test_the_stored_pair_is_not_presented_while_its_successor_is_unsaved(harness: RefreshHarness) -> None:
+    """It has been spent: a refresh waits for the store, also in a process that has found the successor's file."""
+    connection, refreshing = await _pending_writes(harness)
+    other = harness.make_lifecycle()
+    await other.pending_writes.restore()
+    for lifecycle in (harness.lifecycle, other):
+        assert lifecycle.pending_writes.blocks(connection)
+    await harness.fail(connection, StoreUnavailable, by=other.coordinator, trigger=RefreshTrigger.FORCED)
+    for lifecycle in (harness.lifecycle, other):
+        await harness.bring_store_back(lifecycle)
+    await refreshing
+    await other.pending_writes.drain()
+    assert harness.amo.fake.ledger.doubles() == 0
+    assert (await harness.now(connection)).pair_version == 2
 
 
 async def test_a_pair_whose_commit_was_not_answered_is_stored(harness: RefreshHarness) -> None:

@@ -212,7 +212,7 @@ async def test_a_connection_given_up_hands_out_what_lives(harness: RefreshHarnes
     assert harness.amo.sandbox.introspections == asked + 1
 
 
-@pytest.mark.parametrize("lives", [False, True])
+@pytest.mark.parametrize("is_unexpired", [False, True])
 async def test_a_token_that_was_rejected_is_handed_out_only_where_amo_knows_it(
     harness: RefreshHarness, *, lifetimes: bool
 ) -> None:

@@ -43,6 +43,35 @@ async def test_a_refresher_that_dies_ends_the_process_with_a_status(run: Any) ->
     assert isinstance(app.witness.named("refresher.died")[0].error, Death)
 
 
+class Supervisor:
+    """A supervisor that records what it is told."""
+
+    enabled, watchdog = True, 27.0
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __call__(self, *facts: str) -> None:
+        self.told += facts
+
+
+async def test_a_supervisor_hears_of_a_dead_refresher_and_of_a_pair_in_memory_alone(run: Any) -> None:
+    """The watchdog is fed no more, since only a restart helps; at the end more time is asked for."""
+    supervisor, clock = Supervisor(), DeadlyClock()
+    async with run(clock=clock, supervisor=supervisor) as app:
+        assert supervisor.told[:2] == ["READY=1", "STATUS=keeps 0 connections fresh"]
+        await app.witness.until("refresher.died")
+        await clock.until_sleeping(9)
+        clock.advance(16)
+        await clock.until_sleeping(9)
+        assert supervisor.told.count("WATCHDOG=1") == 1
+        with app.service.services.lifecycle.pending_writes.expecting():
+            app.service.stop()
+            clock.advance(9)
+            await clock.until_sleeping(9)
+        assert supervisor.told[-1] == "EXTEND_TIMEOUT_USEC=30000000"
+
+
 async def test_a_listener_that_cannot_open_closes_what_was_opened(run: Any) -> None:
     """A start that fails half way leaves no task, no lock and no file open: the next one works."""
     with pytest.raises(ConfigurationError, match=r"server\.private"):
