@@ -212,19 +212,19 @@ async def test_a_connection_given_up_hands_out_what_lives(harness: RefreshHarnes
     assert harness.amo.sandbox.introspections == asked + 1
 
 
-@pytest.mark.parametrize("is_unexpired", [False, True])
+@pytest.mark.parametrize("is_valid", [False, True])
 async def test_a_token_that_was_rejected_is_handed_out_only_where_amo_knows_it(
-    harness: RefreshHarness, *, lifetimes: bool
+    harness: RefreshHarness, *, is_valid: bool
 ) -> None:
     """A backend heard 401, and the refresh cannot be done: its word is a hint, and AMO's decides."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     token = harness.pair(connection).access_token
-    if not lifetimes:
+    if not is_valid:
         harness.fade(connection)
     harness.amo.sandbox.faults.add(Fault.UNPAID)
     with pytest.raises(AccountBlocked):
         await harness.lifecycle.access_tokens.refresh(connection.id, rejected=token)
-    if not lifetimes:
+    if not is_valid:
         with pytest.raises(RetryableError):
             await _token(harness, connection)
         return
