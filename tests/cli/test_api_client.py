@@ -78,7 +78,7 @@ async def test_without_a_service_nothing_begins(tmp_path: Path, amo: Amo, encryp
     environ = {**environment(amo, encryption_key, API__KEYS=""), "STATE_DIRECTORY": str(tmp_path)}
     context = load_context(None, environ)
     stored = a_connection(0)
-    in_doubt = "UPDATE connections SET doubtful = 'a fingerprint'"
+    in_doubt = "UPDATE connections SET possibly_spent_token = 'a fingerprint'"
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=SystemClock()) as store:
         await store.check_machine("another place")
         await fill(store, cipher, 1, now=SystemClock().now())
@@ -91,7 +91,7 @@ async def test_without_a_service_nothing_begins(tmp_path: Path, amo: Amo, encryp
         with pytest.raises(CommandFailed, match="only the running service refreshes"):
             await api.refresh(stored.id)
         running = {task.get_name() for task in asyncio.all_tasks()}
-        assert not {"refresher", "surveyor", "webhooks"} & running
+        assert not {"refresher", "stats", "webhooks"} & running
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=SystemClock()) as store:
         assert await store.frozen() is None
     assert amo.sandbox.requests == 0

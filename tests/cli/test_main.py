@@ -88,9 +88,9 @@ def test_commands_are_completed_without_importing_them() -> None:
 def test_documents_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """The manual is the README; an unknown name is a usage error that names them all."""
     assert main(["docs"]) == 0
-    assert capsys.readouterr().out.split() == ["manual", "security"]
+    assert capsys.readouterr().out.split() == ["glossary", "manual", "security"]
     for name, title in (("security", "# Security"), ("manual", "# amo-callback")):
         assert main(["docs", name]) == 0
         assert title in capsys.readouterr().out
     assert main(["docs", "nothing"]) == 2
-    assert "manual, security" in capsys.readouterr().err
+    assert "glossary, manual, security" in capsys.readouterr().err

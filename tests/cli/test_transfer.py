@@ -220,7 +220,7 @@ async def test_an_export_that_is_stopped_leaves_nothing_half_written(here: Host,
     """The source stays frozen, and says so; run again, it begins anew."""
     await here.fill(a_record())
     with closing(sqlite3.connect(here.folder / "amo-callback.db")) as database, database:
-        database.execute("UPDATE connections SET attempt = 'of a dead process', spending = 'a token'")
+        database.execute("UPDATE connections SET attempt = 'of a dead process', presented_token = 'a token'")
     here.file("key", new_key())
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "connections", "export", "x.export", "--to-key-file", "key",

@@ -33,7 +33,7 @@ class FakeLifecycle:
         self.in_flight = self.count = 0
         self.refused: str | None = None
         self.proven = True
-        self.held = False
+        self.terminal_suspended = False
         self.frozen: Freeze | None = None
         self.block: AmoBlock | None = None
         self.names: Sequence[str] = ()
@@ -179,7 +179,7 @@ def test_the_status_line_says_what_is_wrong() -> None:
     fake.store.last_write_error = "SQLITE_FULL"
     lifecycle = fake.lifecycle
     lifecycle.names = ["a-1"]
-    lifecycle.refused, lifecycle.held = "invalid_client", True
+    lifecycle.refused, lifecycle.terminal_suspended = "invalid_client", True
     lifecycle.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
     lifecycle.frozen = Freeze(at=START, why="asked for", may_be_copy=False)
     assert status_line(fake.services) == (
