@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.service import Answer, Running
 
-UNREADABLE = "this request cannot be read"
+UNREADABLE = "malformed request"
 """The parser's answer to what is no HTTP."""
 
 _kept: dict[tuple[bool, bool, str], Conformance] = {}

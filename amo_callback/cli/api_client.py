@@ -40,7 +40,7 @@ MAX_ITEMS = 10_000
 """The maximum number of listed items."""
 _TIMEOUT = 30.0
 _UNIX = "unix:"
-_NO_REFRESH = "only the running service refreshes: start it, and try again"
+_NO_REFRESH = "only the running service refreshes: start it and try again"
 
 
 def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> Callable[[Work], Callable[..., int]]:
@@ -222,9 +222,9 @@ class ApiClient:
             return name
         found = (await self.get("/connections", domain=name, limit="2"))["items"]
         if not found:
-            raise NotFound(f"There is no connection at {name}.")
+            raise NotFound(f"There is no connection with the host {name}.")
         if len(found) > 1:
-            raise CommandFailed(f"several connections are at {name}: name one by its id")
+            raise CommandFailed(f"several connections have the host {name}: use an id")
         return str(found[0]["id"])
 
     async def _request(self, method: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def quoted(name: str) -> str:
 
 
 def _not_ours(status: int) -> CommandFailed:
-    return CommandFailed(f"server.private: what listens there is no service of ours: it answers {status}")
+    return CommandFailed(f"server.private: something else listens there: it answers {status}")
 
 
 async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:

@@ -102,4 +102,4 @@ def _check_keys(context: CommandContext, found: store_backup.Contents, copy: Pat
     try:
         Cipher(context.encryption_keys).check_canary(found.canary)
     except DecryptionFailed:
-        raise ConfigurationError(f"storage.encryption_keys: none of them opens {copy}") from None
+        raise ConfigurationError(f"storage.encryption_keys: none of them decrypts {copy}") from None

@@ -82,7 +82,7 @@ def _check_database(context: CommandContext, clock: Clock, *, wait_limit: float)
 
 
 async def _miss_postgres() -> AsyncIterator[Finding]:
-    yield fail("store", "PostgreSQL takes another package", fix="pip install 'amo-callback[postgres]'")
+    yield fail("store", "PostgreSQL requires another package", fix="pip install 'amo-callback[postgres]'")
 
 
 async def _check_others(

@@ -222,7 +222,7 @@ async def open_as_owner(context: CommandContext, *, create: bool = False) -> Asy
             try:
                 cipher.check_canary(await store.canary(cipher.seal_canary()))
             except DecryptionFailed:
-                raise ConfigurationError("storage.encryption_keys: none of them opens this database") from None
+                raise ConfigurationError("storage.encryption_keys: none of them decrypts this database") from None
             yield OpenedStore(context=context, store=store, cipher=cipher, clock=store.clock)
 
 

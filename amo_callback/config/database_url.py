@@ -62,12 +62,12 @@ def url_secrets(url: str) -> Sequence[str]:
 def read_postgres(url: str) -> PostgresUrl:
     """Parse a PostgreSQL URL as asyncpg does; raises `ValueError`, whose message quotes nothing."""
     if "#" in url:
-        raise ValueError(f"must not hold a #: {_ESCAPED}")
+        raise ValueError(f"must not contain a #: {_ESCAPED}")
     try:
         parts = urlsplit(url)
         found = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
     except ValueError:  # its message may quote the URL
-        raise ValueError(f"is no URL, or what follows its ? is not name=value, joined by &: {_ESCAPED}") from None
+        raise ValueError(f"is not a URL, or its query is not name=value, joined by &: {_ESCAPED}") from None
     query = {name: values[-1] for name, values in found.items()}
     user, _, place = parts.netloc.rpartition("@")
     if "@" in user:  # asyncpg would take the part after the first @ for the host
@@ -100,7 +100,7 @@ def _hosts(text: str) -> Iterator[str]:
         bracketed, closed, rest = one.partition("]")
         host, _, port = (bracketed[1:], "", rest.removeprefix(":")) if closed else one.partition(":")
         if port and not port.isdecimal():
-            raise ValueError(f"has a port that is no number: {_ESCAPED}")
+            raise ValueError(f"has an invalid port: {_ESCAPED}")
         if host:
             yield unquote(host)
 

@@ -205,7 +205,7 @@ def _value(toml: dict[str, Any], section: str, key: str) -> object:
 def _unknown_sections(environ: Mapping[str, str]) -> list[str]:
     names = [name for name in environ if name.upper().startswith(PREFIX) and name.upper() != CONFIG_VARIABLE]
     return [
-        f"{name}: is no setting: {PREFIX}SECTION__KEY with one of {', '.join(Settings.model_fields)}"
+        f"{name}: unknown variable: use {PREFIX}SECTION__KEY with a section of {', '.join(Settings.model_fields)}"
         for name in names
         if name[len(PREFIX) :].lower().partition("__")[0] not in Settings.model_fields or "__" not in name
     ]
@@ -218,7 +218,7 @@ def _explain(error: ValidationError, *, section: str | None = None) -> list[str]
         key = ".".join(str(part) for part in ((section,) if section else ()) + problem["loc"])
         text = str(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "missing":
-            lines.append(f"{key}: is missing; {_how_to_set(key)}")
+            lines.append(f"{key}: required: {_how_to_set(key)}")
         elif problem["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown setting ({_nearest(key)})")
         elif not key:

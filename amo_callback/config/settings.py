@@ -113,16 +113,16 @@ class App(_Section):
     @classmethod
     def _safe_scheme(cls, value: str) -> str:
         if value.partition(":")[0].lower() in {"javascript", "data", "vbscript", "file", "blob", "about"}:
-            raise ValueError("must be an address of the app's own")
+            raise ValueError("must be a URL with the app's own scheme")
         if value.lower().startswith("http:") and urlsplit(value).hostname not in LOOPBACK:
-            raise ValueError("http is not encrypted: must be of a scheme of the app's own, or https")
+            raise ValueError("http is not encrypted: use the app's own scheme, or https")
         return value
 
     @field_validator("jwks_url")
     @classmethod
     def _one_kind_of_key(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("jwt_secret", "bad") is not None:
-            raise ValueError("not beside app.jwt_secret: JWTs are verified with the one or the other")
+            raise ValueError("cannot be combined with app.jwt_secret: JWTs are verified with one of them")
         return value
 
     @field_validator("jwt_audience", "jwt_issuer", "jwt_user_claim")
@@ -189,7 +189,7 @@ class Webhook(_Section):
         if info.data["url"] is None and value is not None:
             raise ValueError("has no effect without webhook.url")
         if info.data["url"] is not None and value is None:
-            raise ValueError("is required with webhook.url: with it the receiver verifies webhooks")
+            raise ValueError("is required with webhook.url: the receiver verifies webhooks with it")
         return value
 
 
@@ -223,7 +223,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _leases_outlast_requests(self) -> Self:
         if self.refresh.lease <= self.amo.timeout:
-            raise ValueError("refresh.lease: must be greater than amo.timeout, or a lease ends under a request")
+            raise ValueError(
+                "refresh.lease: must be greater than amo.timeout, so that no lease expires during a request"
+            )
         return self
 
     @model_validator(mode="after")

@@ -45,17 +45,17 @@ def write_config(config: InitialConfig, secrets: InitialSecrets | None) -> str:
 def toml_string(text: str) -> str:
     """Encode a TOML string; raises `ValueError` for invalid Unicode."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("is no text")
+        raise ValueError("is not text")
     return json.dumps(text, ensure_ascii=False).replace(_DEL, "\\u007f")
 
 
 def _head(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]:
     yield "# Written by `amo-callback init`. Everything else has a default: config.example.toml names and explains it."
     if secrets is not None:
-        yield "# Secrets are in here: this file is yours alone (mode 0600)."
+        yield "# Contains secrets: only its owner can read this file (mode 0600)."
     server = {}
     if config.secrets_folder is not None:
-        server["secrets"] = (config.secrets_folder, "beside this file: a file for each secret, named SECTION.KEY")
+        server["secrets"] = (config.secrets_folder, "next to this file: one file per secret, named SECTION.KEY")
     if config.base_path != Server().base_path:
         server["base_path"] = (config.base_path, "the path of amo.redirect_uri, without /callback")
     if server:

@@ -41,7 +41,7 @@ def read_webhook_secrets(text: str) -> Sequence[str]:
     """Parse webhook secrets, one per line, newest first; raises `ValueError` with the number of the line."""
     lines = text.split()
     if not lines:
-        raise ValueError("must hold at least one secret")
+        raise ValueError("must contain at least one secret")
     for number, line in enumerate(lines, start=1):
         if not _is_webhook_secret(line):
             raise ValueError(
@@ -68,12 +68,12 @@ def _file_mode(value: str) -> str:
 def _https_url(value: str) -> str:
     """Require https, or http on this machine, because secrets must not be sent unencrypted."""
     if not value.isprintable() or " " in value:
-        raise ValueError("must not hold white space or control characters")
+        raise ValueError("must not contain white space or control characters")
     parts = urlsplit(value)
     if parts.fragment or parts.port == 0:  # `parts.port` itself rejects ports above 65535
         raise ValueError("must have no fragment (#), and a port between 1 and 65535")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must not hold a user name or password")
+        raise ValueError("must not contain a user name or password")
     if parts.scheme == "https" and parts.hostname:
         return value
     if parts.scheme == "http" and parts.hostname in LOOPBACK:
@@ -94,7 +94,7 @@ def _secret(check: Callable[[str], object]) -> AfterValidator:
 def _check_encryption_keys(text: str) -> None:
     lines = text.split()
     if not lines:
-        raise ValueError("must hold at least one key: amo-callback keygen makes one")
+        raise ValueError("must contain at least one key: amo-callback keygen generates one")
     for number, line in enumerate(lines, start=1):
         try:
             good = len(base64.urlsafe_b64decode(line)) == 32

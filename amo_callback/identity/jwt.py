@@ -83,7 +83,7 @@ def read_secret(text: str) -> bytes:
     try:
         return HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
     except jwt.InvalidKeyError:
-        raise ValueError("is a key of another kind (PEM, SSH, JWK): HS256 takes a secret of two parties") from None
+        raise ValueError("is another kind of key (PEM, SSH, JWK): HS256 requires a shared secret") from None
 
 
 def read_key_id(token: str) -> str | None:

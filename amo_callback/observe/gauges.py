@@ -25,7 +25,7 @@ Label = TypeVar("Label", bound=str)
 
 _FAILED_CHECKS = (
     ("frozen", "frozen", "Whether refreshing is frozen, for all connections."),
-    ("amo_credentials_refused", "amo_credentials", "Whether AMO refuses our client id, secret or redirect URI."),
+    ("amo_credentials_refused", "amo_credentials", "Whether AMO rejects the client id, secret or redirect URI."),
     ("amo_blocked", "amo_blocked", "Whether AMO blocks the address of this server."),
     ("mass_failure", "mass_failure", "Whether refreshing is paused because too many connections failed at once."),
 )
@@ -40,10 +40,12 @@ class Gauges:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         now, stats = self._status, self._status.stats
-        yield _each("check_ok", "Whether a check of /readyz is good.", "check", now.checks)
+        yield _each("check_ok", "Whether a check of /readyz succeeds.", "check", now.checks)
         yield _one("refresher_beat_age_seconds", "Seconds since the refresher's last heartbeat.", now.heartbeat_age)
-        yield _one("refreshes_in_flight", "Refreshes under way in this process.", now.in_flight)
-        yield _one("unsaved_pairs", "New token pairs that the database does not accept.", now.pending_writes)
+        yield _one("refreshes_in_flight", "Refreshes in progress in this process.", now.in_flight)
+        yield _one(
+            "unsaved_pairs", "Pending writes: token pairs that the database has not committed.", now.pending_writes
+        )
         for name, check, about in _FAILED_CHECKS:
             yield _one(name, about, None if check not in now.checks else not now.checks[check])
         if stats is not None:
@@ -60,26 +62,28 @@ def _connections(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
         Status.NEEDS_REAUTH: sum(stats.needs_reauth.values()),
         Status.DISCONNECTED: stats.disconnected,
     }
-    yield _each("connections", "All connections, by their status.", "status", statuses)
+    yield _each("connections", "Connections by status.", "status", statuses)
     yield _each(
         "connections_needing_reauth",
         "Connections whose user must connect again, by reason.",
         "reason",
         stats.needs_reauth,
     )
-    yield _one("refreshes_due", "Refreshes that are due in the database, frozen ones apart.", stats.due)
+    yield _one("refreshes_due", "Due refreshes of connections that are not frozen.", stats.due)
     yield _one("refreshes_overdue", "Refreshes that have been due for more than five minutes.", stats.overdue)
     yield _one(
-        "access_tokens_expired", "Active connections, not frozen, whose access tokens have expired.", stats.expired
+        "access_tokens_expired",
+        "Active connections that are not frozen and have an expired access token.",
+        stats.expired,
     )
     yield _at(
         "access_token_next_expiry_timestamp_seconds",
-        "When the first access token ends of an active connection that is not frozen.",
+        "The earliest expiry of an access token among active connections that are not frozen.",
         stats.next_expiry,
     )
     yield _at(
         "refresh_token_next_expiry_timestamp_seconds",
-        "When the first refresh token ends of an active connection, or its access token where it has no refresh token.",
+        "The earliest expiry of a refresh token (without one, of the access token) among active connections.",
         stats.next_deadline,
     )
 
@@ -88,13 +92,13 @@ def _webhooks(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
     states = {"waiting": stats.waiting, "dead_lettered": stats.dead_lettered}
     yield _each(
         "webhooks",
-        "Where webhook.url is set: webhooks that are waiting to be delivered, or dead-lettered: given up.",
+        "Waiting and dead-lettered webhooks, if webhook.url is set.",
         "state",
         states,
     )
     yield _at(
         "webhooks_oldest_timestamp_seconds",
-        "Where webhook.url is set: when the oldest webhook was written that waits.",
+        "When the oldest waiting webhook was stored, if webhook.url is set.",
         stats.waiting_since,
     )
 

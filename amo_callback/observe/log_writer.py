@@ -47,7 +47,7 @@ class LogWriter:
         self._idle = threading.Event()
         self._idle.set()
         self._wake = threading.Event()
-        self.describe_loss: Callable[[int], str] = "{} lines of the log are lost\n".format
+        self.describe_loss: Callable[[int], str] = "{} log lines are lost\n".format
         """Return the line that reports the number of lost lines."""
         threading.Thread(target=self._run, name="log", daemon=True).start()
 

@@ -105,7 +105,7 @@ class Metrics:
     def __init__(self, *, lost_lines: Callable[[], int] = lambda: 0) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        Info("amo_callback_build", "The version that runs.", registry=registry).info({"version": __version__})
+        Info("amo_callback_build", "The running version.", registry=registry).info({"version": __version__})
 
         def counter(name: str, about: str, *labels: str) -> Counter:
             return Counter(f"amo_callback_{name}", about, labels, registry=registry)
@@ -117,40 +117,40 @@ class Metrics:
 
         self._refreshes = counter(
             "refreshes",
-            "Attempts at a refresh that ended: succeeded; failed (tried again) or given_up (its user must connect "
-            "again), with the reason; superseded by a newer pair.",
+            "Finished refresh attempts: succeeded; failed (retried) or given_up (the user must connect again), with "
+            "the reason; superseded by a newer pair.",
             "outcome",
             "reason",
         )
-        self._refresh_seconds = duration("refresh", "How long attempts at a refresh took.")
+        self._refresh_seconds = duration("refresh", "Duration of refresh attempts.")
         self._asked = counter(
             "amo_requests",
             "Requests to AMO by kind and response: 2xx to 5xx (429 separately), not_sent, no_answer.",
             "kind",
             "status",
         )
-        self._asked_seconds = duration("amo_request", "How long AMO took to answer, or we to give up.", "kind")
+        self._asked_seconds = duration("amo_request", "Duration of requests to AMO, including failed ones.", "kind")
         self._callbacks = counter(
             "callbacks",
-            "Callbacks, by what became of them: connected, still exchanging, or the word of the error.",
+            "Callbacks by result: connected, still exchanging, or the deep link's error.",
             "outcome",
         )
         self._hand_outs = counter(
             "hand_outs",
-            "Access tokens asked for, by what was handed out (fresh, stale), or the code of why none was.",
+            "Requests for access tokens by result: fresh, stale, or the error's code.",
             "outcome",
         )
-        self._refused = counter("api_keys_refused", "Requests with no API key, or an unknown one.")
+        self._refused = counter("api_keys_refused", "Requests without an API key, or with an unknown one.")
         self._clients = Gauge(
             "amo_callback_client_connections",
-            "Clients connected at this moment, by listener.",
+            "Connected clients by listener.",
             ["listener"],
             registry=registry,
         )
         self._clients_closed = counter(
             "client_connections_closed",
-            "Connections closed because of a limit: for a newer one (max_connections), for a request that was not "
-            "complete (incomplete_request) or not begun (idle) in time, or for an answer that was not read.",
+            "Connections closed because of a limit: too many clients (max_connections), no complete request "
+            "(incomplete_request), no next request (idle), or a response that was not read.",
             "listener",
             "reason",
         )
@@ -224,7 +224,7 @@ class _LostLines:
         self._count = count
 
     def collect(self) -> Iterator[Metric]:
-        text = "Log lines that are lost, because the log was not read or could not be written."
+        text = "Log lines lost because the log was not read or could not be written."
         yield CounterMetricFamily("amo_callback_log_lines_lost", text, value=self._count())
 
 

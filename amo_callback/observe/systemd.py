@@ -96,7 +96,7 @@ class Watchdog:
 
     def stop(self) -> None:
         if not self._stopping:
-            self._notify("STOPPING=1", "STATUS=ends, and stores what is in flight")
+            self._notify("STOPPING=1", "STATUS=shutting down: requests in progress are finished and stored")
         self._stopping = True
 
     @asynccontextmanager
@@ -156,7 +156,7 @@ def _address(text: str) -> str | None:
     if not text:
         return None
     if text[0] not in "/@":
-        raise ConfigurationError("NOTIFY_SOCKET: neither a path nor an abstract name, and no other kind is known here")
+        raise ConfigurationError("NOTIFY_SOCKET: must be a path or an abstract socket name")
     return "\0" + text[1:] if text[0] == "@" else text
 
 

@@ -49,7 +49,7 @@ def open_store(
             from amo_callback.store.postgres import open_postgres  # noqa: PLC0415 -- asyncpg is an optional dependency
         except ModuleNotFoundError:
             raise ConfigurationError(
-                "storage.url: PostgreSQL takes another package: pip install 'amo-callback[postgres]'"
+                "storage.url: PostgreSQL requires another package: pip install 'amo-callback[postgres]'"
             ) from None
         return open_postgres(url, clock=clock, process=process, read_only=read_only)
     from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- only the engine in use is loaded

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-_WHY = "the database is a copy: once nothing else works on its tokens, `amo-callback connections thaw --all`"
+_WHY = "the database is a copy: once no other host uses its tokens, run `amo-callback connections thaw --all`"
 UNFINISHED = ".unfinished"
 
 

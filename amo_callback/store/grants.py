@@ -183,7 +183,7 @@ class Grants(Repository):
 
     async def _take(self, transaction: Transaction, connection: Connection, *, owner: str, serial: int) -> Event:
         last = await self._owners(transaction, connection.id) == [owner]
-        fields = {"owner": owner, "reason": "asked by its owner" if last else None}
+        fields = {"owner": owner, "reason": "requested by its owner" if last else None}
         gone = connection_event("connection.disconnected" if last else "owner.unbound", connection, fields=fields)
         await self._record(transaction, [gone], connection)
         if last:

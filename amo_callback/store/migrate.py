@@ -123,7 +123,7 @@ class OtherSchema(ConfigurationError):
     def __init__(self, version: int, *, known: int, is_foreign: bool = False) -> None:
         what = f"is of {another_version(version, known=known)}: install that version, or restore a backup of this one"
         if version == 0:
-            what = "holds something else: name one of its own" if is_foreign else "is empty"
+            what = "contains something else: use a separate database" if is_foreign else "is empty"
         super().__init__(f"storage.url: the database {what}")
         self.version = version
         self.known = known

@@ -50,7 +50,7 @@ _TRANSIENT: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.ReadOnlySQLTransactionError, "the server is read-only, as a standby is"),
     (asyncpg.TargetServerAttributeNotMatched, "no host is of the kind that target_session_attrs requires"),
     (socket.gaierror, "the host's name cannot be resolved"),
-    (TimeoutError, "no answer in time"),
+    (TimeoutError, "timeout"),
     (ConnectionRefusedError, "connection refused"),
     (FileNotFoundError, "the socket, or a certificate, does not exist"),
     (PermissionError, "no permission to open the socket or a certificate"),

@@ -237,14 +237,16 @@ def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[
     try:
         sealed_with = _HEADER.validate_json(first_line).sealed_with
     except ValidationError as error:
-        raise CommandFailed(f"line 1: is no header of an export that this version reads: {describe(error)}") from None
+        raise CommandFailed(
+            f"line 1: not the header of an export that this version can read: {describe(error)}"
+        ) from None
     if cost := sealed_with.passphrase:
         try:
             return cost.cipher(passphrase())
         except ValueError:  # n is not a power of two
-            raise CommandFailed("line 1: sealed_with: its numbers are none that scrypt takes") from None
+            raise CommandFailed("line 1: sealed_with: invalid parameters of scrypt") from None
     if sealed_with.key not in {_hint(key) for key in keys}:
-        raise CommandFailed(f"it is sealed with the key {sealed_with.key}, which is none of storage.encryption_keys")
+        raise CommandFailed(f"it is encrypted with the key {sealed_with.key}, which is not in storage.encryption_keys")
     return Cipher(keys)
 
 

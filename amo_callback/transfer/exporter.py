@@ -29,7 +29,7 @@ async def freeze(store: Store, *, why: str) -> Freeze:
     await store.freeze_all(why=why, may_be_copy=True)
     frozen = await store.frozen()
     if frozen is None:
-        raise CommandFailed("it was thawed at this moment: nothing leaves it")
+        raise CommandFailed("it was thawed at this moment: nothing is exported")
     return frozen
 
 

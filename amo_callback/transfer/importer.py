@@ -82,9 +82,9 @@ def _refusal(parsed: ParsedRecord, rules: ImportRules) -> RecordError | None:
     if record.client_id != rules.client_id:
         why = "its tokens were granted to another client_id than amo.client_id"
     elif parse_account_host(record.domain.encode(), allowed=rules.allowed_domains) != record.domain:
-        why = "domain: is no host of AMO's, nor in amo.allowed_domains"
+        why = "domain: is neither AMO's nor in amo.allowed_domains"
     elif record.api_domain and parse_account_host(record.api_domain.encode(), allowed=rules.allowed_domains) is None:
-        why = "api_domain: is no host of AMO's, nor in amo.allowed_domains"
+        why = "api_domain: is neither AMO's nor in amo.allowed_domains"
     elif rules.allowed_accounts and record.account_id not in rules.allowed_accounts:
         why = "its account is not in amo.allowed_accounts"
     return None if why is None else RecordError(place=parsed.place, why=why)
@@ -120,7 +120,7 @@ def _plan_one(
     elif replace:
         plan.replaced.append((record, stored))
     else:
-        why = "is here already, with other tokens: --replace replaces them"
+        why = "is already stored with other tokens: --replace replaces them"
         if stored.status is Status.DISCONNECTED:
             why = "was disconnected here: --replace connects it again"
         plan.problems.append(RecordError(place=parsed.place, why=f"{stored.id} {why}"))

@@ -135,16 +135,16 @@ class JsonReader:
             answer = open_raw(name, sealed, cipher)
         except DecryptionFailed:
             raise CommandFailed(
-                f"{name}: no encryption key of the configuration opens it: was it renamed, or its key removed?"
+                f"{name}: no configured encryption key decrypts it: was it renamed, or its key removed?"
             ) from None
         refreshed, stored = refreshed_by(name), None
         if refreshed is not None:
             stored = await store.connection(refreshed[0])
             if stored is None or stored.pair_version != refreshed[1]:
-                return RecordError(place=name, why="its connection has other tokens by now, or is not in this database")
+                return RecordError(place=name, why="its connection has newer tokens, or is not in this database")
         pair = _pair_in(answer.body, presented=answer.presented)
         if pair is None:
-            return RecordError(place=name, why="no pair can be found in it: the user has to connect again")
+            return RecordError(place=name, why="it contains no pair: the user has to connect again")
         entry = {**pair, "domain": stored.domain if stored else answer.domain, **_expected_account(stored)}
         parsed = self._parse(name, json.dumps(entry).encode(), 1)
         if isinstance(parsed, RecordError) or stored is None:
@@ -186,17 +186,19 @@ def _is_object(line: bytes) -> bool:
 
 def _list(content: bytes) -> list[Any]:
     if sum(map(content.count, (b",", b"{", b"["))) > _MOST_VALUES:
-        raise CommandFailed("holds too much for one file: split it, or write an object a line")
+        raise CommandFailed("is too large for one JSON text: split it, or write one object per line")
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
-        raise CommandFailed(f"line {error.lineno}, column {error.colno}: is no JSON") from None
+        raise CommandFailed(f"line {error.lineno}, column {error.colno}: not JSON") from None
     except (ValueError, RecursionError):  # not UTF-8, huge numbers, or nested too deeply
-        raise CommandFailed("is no JSON text") from None
+        raise CommandFailed("is not JSON") from None
     if isinstance(value, dict):
         value = value.get("connections", [value])
     if not isinstance(value, list) or not value:
-        raise CommandFailed('holds no connections: wanted is one object, a list, {"connections": […]}, or one a line')
+        raise CommandFailed(
+            'contains no connections: expected one object, a list, {"connections": […]}, or one object per line'
+        )
     return value
 
 

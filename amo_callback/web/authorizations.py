@@ -41,7 +41,7 @@ class AuthorizationBody(Body):
     )
 
     wanted: ClassVar[str] = (
-        'The body may hold "state" and, together, "code_challenge" and "code_challenge_method": "S256"; each is text.'
+        'The body may contain "state" and, together, "code_challenge" and "code_challenge_method": "S256", as strings.'
     )
     names_field: ClassVar[bool] = False
     seconds: ClassVar[float] = 4.0
@@ -62,11 +62,11 @@ class AuthorizationBody(Body):
         if len(state) > MAX_STATE or "\ufffd" in state.decode(errors="replace"):
             raise InvalidRequest(f"state: at most {MAX_STATE} bytes of UTF-8")
         if is_our_state(state):
-            raise InvalidRequest("state: this form is for the states that are issued here")
+            raise InvalidRequest("state: this prefix is reserved for issued states")
         if self.code_challenge is None and self.code_challenge_method is not None:
-            raise InvalidRequest("code_challenge: is missing, there is a code_challenge_method")
+            raise InvalidRequest("code_challenge: required with code_challenge_method")
         if self.code_challenge is not None and self.code_challenge_method is None:
-            raise InvalidRequest("code_challenge_method: S256, no other")
+            raise InvalidRequest("code_challenge_method: must be S256")
         return AuthorizationRequest(
             user=user, asserted_by_backend=asserted_by_backend, challenge=self.code_challenge, state=state or None
         )
@@ -87,7 +87,7 @@ class OwnedAuthorizationBody(AuthorizationBody):
     """An authorization request for one of the backend's users."""
 
     wanted: ClassVar[str] = (
-        'the body is {"owner": "…"}, with "state", "code_challenge" and "code_challenge_method" as text or not at all'
+        'the body is {"owner": "…"}, optionally with the strings "state", "code_challenge" and "code_challenge_method"'
     )
     names_field: ClassVar[bool] = True
 

@@ -24,10 +24,10 @@ MAX_CONNECTIONS = "max_connections"
 _TICK = 1.0
 """Seconds between two checks of the time limits, and before accepting is resumed that found no descriptor."""
 _FULL = (
-    "as many clients are connected as may be: for each new one, the connection is closed that has waited longest "
-    "without a complete request"
+    "too many clients are connected: for each new one, the connection that has waited longest without a complete "
+    "request is closed"
 )
-_SLOW = "closed: no complete request, or an answer not read, within the time limit"
+_SLOW = "closed: the client did not send a request or read the response in time"
 _STALLED = 1.0
 """Seconds within which a client takes the end of an answer; after that its connection may be closed for another."""
 

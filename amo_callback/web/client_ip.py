@@ -37,7 +37,7 @@ class TrustedProxies:
         return self.rightmost_untrusted(peer_of(request), request.headers.getall("X-Forwarded-For", []))
 
     def rightmost_untrusted(self, peer: str | None, forwarded: Sequence[str]) -> str | None:
-        """Return the first address, from the right, that is no trusted proxy; a Unix socket (`None`) is trusted.
+        """Return the first address, from the right, that is not a trusted proxy; a Unix socket (`None`) is trusted.
 
         Entries to the left of it were written by the client.
         """

@@ -253,7 +253,7 @@ async def _check_canary(store: Store, cipher: Cipher) -> None:
         cipher.check_canary(await store.canary(cipher.seal_canary()))
     except DecryptionFailed:
         raise ConfigurationError(
-            "storage.encryption_keys: none of them opens this database; give the keys it was written with"
+            "storage.encryption_keys: none of them decrypts this database: configure the keys with which it was written"
         ) from None
 
 

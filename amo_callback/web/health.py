@@ -114,8 +114,8 @@ def _credentials(lifecycle: TokenLifecycle) -> Check:
     problem = None
     if (refused := lifecycle.credentials.refused) is not None:
         problem = (
-            f"AMO refuses exchanges ({refused}), and none has succeeded yet: compare client id, secret and redirect "
-            "URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
+            f"AMO rejects code exchanges ({refused}), and none has succeeded yet: compare client id, secret and "
+            "redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
         )
     elif (refused := lifecycle.breaker.refused) is not None:
         problem = (
@@ -125,7 +125,7 @@ def _credentials(lifecycle: TokenLifecycle) -> Check:
     good, stats = "accepted" if lifecycle.credentials.proven else NOT_PROVEN, lifecycle.stats_poller.last
     if stats is not None and stats.mismatched:
         good += f"; connections of another client_id: {stats.mismatched} (their users must connect again)"
-    return Check(name="amo_credentials", problem=problem, good=good, summary="AMO refuses our credentials")
+    return Check(name="amo_credentials", problem=problem, good=good, summary="AMO rejects the client credentials")
 
 
 def _address_block(lifecycle: TokenLifecycle) -> Check:
@@ -142,7 +142,7 @@ def _hosts(lifecycle: TokenLifecycle) -> Check:
     problem, stats = None, lifecycle.stats_poller.last
     if stats is not None and stats.hosts_not_allowed:
         problem = (
-            "active connections whose host is neither one of AMO's nor in amo.allowed_domains: "
+            "active connections with a host that is neither AMO's nor in amo.allowed_domains: "
             f"{stats.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts "
             "to amo.allowed_domains and restart, or have the accounts connect again (the log names them: "
             "host.not_allowed)"
@@ -152,8 +152,8 @@ def _hosts(lifecycle: TokenLifecycle) -> Check:
 
 def _pending_writes(lifecycle: TokenLifecycle) -> Check:
     pending_writes, unreadable = len(lifecycle.pending_writes.names), lifecycle.raw_answers.count
-    problem = f"{pending_writes} that the store does not accept: repair the disk, and keep the rescue folder"
-    good = f"none; answers without a readable pair in the rescue folder: {unreadable}" if unreadable else "none"
+    problem = f"{pending_writes} the database does not accept: fix the database or its disk, and keep the rescue folder"
+    good = f"none; raw answers in the rescue folder: {unreadable}" if unreadable else "none"
     return Check(
         name="unsaved_pairs",
         problem=problem if pending_writes else None,
@@ -241,6 +241,4 @@ async def readyz(call: Call[None, None]) -> web.Response:
 
 
 HEALTHZ = Route("GET", "/healthz", healthz, answer=Alive)
-READYZ = Route(
-    "GET", "/readyz", readyz, answer=Readiness, replies={503: Reply(about="A check is not good.", type=Readiness)}
-)
+READYZ = Route("GET", "/readyz", readyz, answer=Readiness, replies={503: Reply(about="A check fails.", type=Readiness)})

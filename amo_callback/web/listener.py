@@ -293,7 +293,7 @@ class RequestHandler(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 -- because it quotes the request line
     ) -> web.StreamResponse:
         """Answer with the status alone."""
-        answer = super().handle_error(request, status, exc, f"{status}: this request cannot be read\n")
+        answer = super().handle_error(request, status, exc, f"{status}: malformed request\n")
         answer.headers.update({"Cache-Control": "no-store", "Server": SERVER})
         return answer
 

@@ -82,14 +82,14 @@ def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
     known = model.model_fields
     for name in request.query:
         if name not in known:
-            raise invalid(name, f"is no parameter here; known are {', '.join(sorted(known))}")
+            raise invalid(name, f"unknown parameter; known are {', '.join(sorted(known))}")
         if len(request.query.getall(name)) > 1:
             raise invalid(name, "more than once")
     try:
         return model.model_validate(dict(request.query))
     except ValidationError as error:
         name = _first_field(error)
-        raise invalid(name, known[name].description or "is not what it should be") from None
+        raise invalid(name, known[name].description or "is invalid") from None
 
 
 def read_known_query(request: web.Request, model: type[KnownModel]) -> KnownModel:

@@ -126,7 +126,7 @@ async def test_on_a_terminal_a_person_decides(
 async def test_keys_that_do_not_open_the_copy_are_refused(living: Path, environ: dict[str, str], copy: Path) -> None:
     """Its connections would look lost: nothing is changed."""
     told = await command("restore", str(copy), "--yes", folder=living, environ={**environ, KEY: new_key()})
-    assert told == (78, "", f"amo-callback: storage.encryption_keys: none of them opens {copy}\n")
+    assert told == (78, "", f"amo-callback: storage.encryption_keys: none of them decrypts {copy}\n")
     assert _counted(living / NAME) == (3, False)
 
 
@@ -280,7 +280,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
         "schema of the future": sql("PRAGMA user_version = 99")
     },
     "contains a text that the service could not read": {
-        "a name that is no text": sql(
+        "a name that is not text": sql(
             "PRAGMA writable_schema = ON",
             "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
         )

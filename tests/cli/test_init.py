@@ -168,7 +168,7 @@ async def test_a_secret_comes_by_standard_input(tmp_path: Path) -> None:
         (NEEDED[2:], "--client-id is required with --no-input"),
         (("--redirect-uri", "https://a.example/x"), "'--redirect-uri': it must have no path, or one that ends in"),
         (("--client-secret-file", "no"), "'--client-secret-file': no: No such file or directory"),
-        (("--deep-link", "javascript:alert(1)"), "'--deep-link': it must be an address of the app's own"),
+        (("--deep-link", "javascript:alert(1)"), "'--deep-link': it must be a URL with the app's own scheme"),
         (("--database", "mysql://a/b"), "'--database': it must begin with sqlite:/// and name a file"),
         (("--database", "postgresql://u:sekret@h/d"), "'--database': it holds a password, and other users"),
         ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), "--database: must begin with sqlite:////var/lib/"),

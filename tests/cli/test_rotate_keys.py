@@ -102,7 +102,7 @@ async def test_keys_are_replaced_while_the_service_refreshes(tmp_path: Path) -> 
         assert stage.ledger.doubles() == 0
     status, _, err = await command("serve", folder=tmp_path, environ={**stage.environ(), KEYS: old})
     assert status == 78
-    assert "storage.encryption_keys: none of them opens this database" in err
+    assert "storage.encryption_keys: none of them decrypts this database" in err
 
 
 async def test_it_says_what_is_sealed_with_which_key_and_what_is_not_needed_any_more(here: Place) -> None:

@@ -155,7 +155,7 @@ async def test_an_answer_that_could_not_be_read_is_recovered(here: Host) -> None
     file.write_bytes(content)
     status, _, err = await here.run("import", "--raw", f"rescue/{name}", "--yes")
     assert status == 1
-    assert err.startswith(f"{name}: its connection has other tokens by now, or is not in this database\n")
+    assert err.startswith(f"{name}: its connection has newer tokens, or is not in this database\n")
 
 
 async def _keep_raw(host: Host, body: bytes) -> str:
@@ -287,7 +287,7 @@ async def test_another_systems_tokens_come_in(there: Host) -> None:
 
 
 JUNK: dict[str, tuple[str, list[str]]] = {
-    "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: is no JSON"]),
+    "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: not JSON"]),
     "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain: is no host of AMO's"]),
     "lines": (
         json.dumps(_now(1)) + '\n{"access_token": "access-secret\n' + json.dumps(_now(2, domain=5)),

@@ -182,15 +182,15 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         )
     assert sorted(raised.value.problems) == [
         (
-            "AMO_CALLBACK_LOGS__LEVEL: is no setting: AMO_CALLBACK_SECTION__KEY with one of "
+            "AMO_CALLBACK_LOGS__LEVEL: unknown variable: use AMO_CALLBACK_SECTION__KEY with a section of "
             "server, amo, app, limits, refresh, storage, api, webhook, log"
         ),
         (
-            "amo.client_secret: is missing; set it in the configuration file, as a secret file amo.client_secret, "
+            "amo.client_secret: required: set it in the configuration file, as a secret file amo.client_secret, "
             "or as AMO_CALLBACK_AMO__CLIENT_SECRET"
         ),
         (
-            "amo.redirect_uri: is missing; set it in the configuration file, as a secret file amo.redirect_uri, "
+            "amo.redirect_uri: required: set it in the configuration file, as a secret file amo.redirect_uri, "
             "or as AMO_CALLBACK_AMO__REDIRECT_URI"
         ),
         "amo.timeout: 'soon': input should be a valid number, unable to parse string as a number",
@@ -232,8 +232,8 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, neare
         ("AMO__REDIRECT_URI", "https://a.example/cb", "amo.redirect_uri: its path must end in /callback"),
         ("AMO__ENDPOINT", "https://a.example", "amo.endpoint: 'https://a.example': must contain {domain}"),
         ("AMO__ENDPOINT", "http://a.example/{domain}", "amo.endpoint: 'http://a.example/{domain}': must begin"),
-        ("AMO__ENDPOINT", "https://u:p@{domain}", "amo.endpoint: must not hold a user name or password"),
-        ("AMO", '{"x', "AMO_CALLBACK_AMO: is no setting: AMO_CALLBACK_SECTION__KEY with one of"),
+        ("AMO__ENDPOINT", "https://u:p@{domain}", "amo.endpoint: must not contain a user name or password"),
+        ("AMO", '{"x', "AMO_CALLBACK_AMO: unknown variable: use AMO_CALLBACK_SECTION__KEY with a section of"),
         ("AMO__DEFAULT_DOMAIN", "evil.com", "amo: default_domain: 'evil.com' is neither AMO's nor in allowed_domains"),
         ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' is neither"),
         ("AMO__ALLOWED_DOMAINS", "https://a.example", "amo.allowed_domains: 'https://a.example': 'https"),
@@ -276,7 +276,7 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> N
         ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 is no secret"),
         ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 is no secret"),
         ("WEBHOOK__SECRET", "whsec_" + "A" * 28, "webhook.secret: line 1 is no secret"),
-        ("WEBHOOK__SECRET", " ", "webhook.secret: must hold at least one secret"),
+        ("WEBHOOK__SECRET", " ", "webhook.secret: must contain at least one secret"),
         ("WEBHOOK__SECRET", NEW, "webhook.secret: has no effect without webhook.url"),
         ("STORAGE__URL", "mysql://u:sekret@a/b", "storage.url: must begin with sqlite:/// and name a file"),
         ("STORAGE__URL", "postgresql://u:sekret@a", "storage.url: must name a database"),
@@ -355,7 +355,7 @@ def test_a_file_that_cannot_be_read_is_named_without_its_content(tmp_path: Path)
 
 
 def test_a_secrets_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A missing folder, or a secret that is no text."""
+    """A missing folder, or a secret that is not text."""
     [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path / "none")})
     assert problem.endswith("the secrets cannot be read: No such file or directory")
     (tmp_path / "amo.client_secret").write_bytes(b"\xff\xfe")

@@ -143,7 +143,7 @@ async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
     ("error", "said", "mistake"),
     [
         (socket.gaierror(-2, "sekret"), "the host's name cannot be resolved (gaierror)", False),
-        (TimeoutError("sekret"), "no answer in time (TimeoutError)", False),
+        (TimeoutError("sekret"), "timeout (TimeoutError)", False),
         (ssl.SSLCertVerificationError("sekret"), "its certificate is not valid for it", True),
         (ssl.SSLError("sekret"), "the TLS handshake failed (SSLError)", False),
         (OSError("Multiple exceptions: sekret"), "the server cannot be reached (OSError)", False),

@@ -132,12 +132,12 @@ async def test_a_doubt_arrives_and_is_still_one(store: Store, cipher: Cipher) ->
     ("change", "why"),
     [
         ({"client_id": "other"}, "its tokens were granted to another client_id than amo.client_id"),
-        ({"domain": "evil.example"}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
-        ({"domain": "a.b.amocrm.ru"}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
-        ({"domain": "A2.amocrm.ru"}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
-        ({"domain": "https://a2.amocrm.ru/"}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
-        ({"domain": ""}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
-        ({"api_domain": "api.evil.example"}, "api_domain: is no host of AMO's, nor in amo.allowed_domains"),
+        ({"domain": "evil.example"}, "domain: is neither AMO's nor in amo.allowed_domains"),
+        ({"domain": "a.b.amocrm.ru"}, "domain: is neither AMO's nor in amo.allowed_domains"),
+        ({"domain": "A2.amocrm.ru"}, "domain: is neither AMO's nor in amo.allowed_domains"),
+        ({"domain": "https://a2.amocrm.ru/"}, "domain: is neither AMO's nor in amo.allowed_domains"),
+        ({"domain": ""}, "domain: is neither AMO's nor in amo.allowed_domains"),
+        ({"api_domain": "api.evil.example"}, "api_domain: is neither AMO's nor in amo.allowed_domains"),
         ({"account_id": "666"}, "its account is not in amo.allowed_accounts"),
         ({"id": a_record(1).id}, "is the same account and user as line 1"),
         ({"refresh_token": "refresh-token-of-1"}, "has the same refresh token as line 1"),
@@ -188,7 +188,7 @@ async def test_other_tokens_are_replaced_only_where_that_is_asked_for(store: Sto
     before = await _stored(store, a_record())
     other = a_record(refresh_token="other", issued_at=START + timedelta(seconds=1))
     plan = await _plan(store, cipher, a_record(2), other)
-    why = f"{other.id} is here already, with other tokens: --replace replaces them"
+    why = f"{other.id} is already stored with other tokens: --replace replaces them"
     assert plan.problems == [RecordError(place="line 2", why=why)]
     await _bring(store, cipher, a_record(2), other, rules=REPLACE)
     after = await _stored(store, other)

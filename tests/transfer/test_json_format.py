@@ -170,13 +170,13 @@ def test_what_is_wrong_with_an_entry_is_told_by_its_field(entry: dict[str, Any],
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "line 1, column 1: is no JSON"),
-        (b"{", "line 1, column 2: is no JSON"),
-        (b'{"access_token": "secret-secret"', "line 1, column 33: is no JSON"),
-        (b'[{"access_token": "a"},\n {"access_token": "secret-secret}]', "line 2, column 19: is no JSON"),
-        (b"\xff\xfe\xff", "is no JSON text"),
-        (b"[" * 200_000, "is no JSON text"),
-        (b'[{"expires_in": ' + b"9" * 5000 + b"}]", "is no JSON text"),
+        (b"", "line 1, column 1: not JSON"),
+        (b"{", "line 1, column 2: not JSON"),
+        (b'{"access_token": "secret-secret"', "line 1, column 33: not JSON"),
+        (b'[{"access_token": "a"},\n {"access_token": "secret-secret}]', "line 2, column 19: not JSON"),
+        (b"\xff\xfe\xff", "is not JSON"),
+        (b"[" * 200_000, "is not JSON"),
+        (b'[{"expires_in": ' + b"9" * 5000 + b"}]", "is not JSON"),
         (b"[]", "holds no connections"),
         (b"7", "holds no connections"),
         (b'"text"', "holds no connections"),
@@ -266,7 +266,7 @@ async def test_what_holds_no_certain_pair_brings_nothing(store: Store, cipher: C
     """Its user has to connect again, which the command says."""
     connection = await _connection(store)
     assert await _read_raw(store, cipher, body, file_name(connection)) == RecordError(
-        place=f"{ID}-1.raw", why="no pair can be found in it: the user has to connect again"
+        place=f"{ID}-1.raw", why="it contains no pair: the user has to connect again"
     )
 
 
@@ -276,7 +276,7 @@ async def test_a_connection_that_has_other_tokens_by_now_keeps_them(store: Store
     await store.save_refreshed(a_refreshed(connection))
     problem = await _read_raw(store, cipher, _TEXT.encode(), file_name(connection))
     assert isinstance(problem, RecordError)
-    assert problem.why == "its connection has other tokens by now, or is not in this database"
+    assert problem.why == "its connection has newer tokens, or is not in this database"
 
 
 async def test_tokens_of_another_account_are_refused(store: Store, cipher: Cipher) -> None:

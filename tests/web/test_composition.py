@@ -84,7 +84,7 @@ async def test_a_listener_that_cannot_open_closes_what_was_opened(run: Any) -> N
 
 async def test_a_store_of_other_keys_is_not_touched(app: Running, run: Any) -> None:
     """With keys that do not open it, the service does not begin."""
-    with pytest.raises(ConfigurationError, match="none of them opens this database"):
+    with pytest.raises(ConfigurationError, match="none of them decrypts this database"):
         async with run(STORAGE__ENCRYPTION_KEYS=new_key()):
             pass
     assert (await app.public("/healthz")).status == 200

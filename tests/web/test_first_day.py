@@ -20,8 +20,8 @@ ACCEPTED = {"ok": True, "detail": "accepted"}
 REFUSED = {
     "ok": False,
     "detail": (
-        "AMO refuses exchanges (401 Некорректный клиент), and none has succeeded yet: compare client id, secret and "
-        "redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
+        "AMO rejects code exchanges (401 Некорректный клиент), and none has succeeded yet: "
+        "compare client id, secret and redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
     ),
 }
 

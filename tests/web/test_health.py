@@ -183,8 +183,9 @@ def test_the_status_line_says_what_is_wrong() -> None:
     lifecycle.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
     lifecycle.frozen = Freeze(at=START, why="asked for", may_be_copy=False)
     assert status_line(fake.services) == (
-        "the database cannot be written (SQLITE_FULL); AMO refuses our credentials; AMO blocks this server's address; "
-        "1 new pairs wait for the database; frozen, nothing is refreshed; too many connections failed at once"
+        "the database cannot be written (SQLITE_FULL); AMO rejects the client credentials; "
+        "AMO blocks this server's address; 1 new pairs wait for the database; frozen, nothing is refreshed; "
+        "too many connections failed at once"
     )
 
 

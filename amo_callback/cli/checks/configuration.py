@@ -100,7 +100,9 @@ def _deep_link(settings: Settings) -> Finding:
     scheme, _, rest = app.deep_link.partition(":")
     if scheme.lower() in _NO_APPS:
         return fail(
-            "deep_link", f"{app.deep_link}: {scheme}: is no app's own", fix="set app.deep_link to the app's address"
+            "deep_link",
+            f"{app.deep_link}: {scheme}: not a scheme of an app",
+            fix="set app.deep_link to the app's address",
         )
     host = rest[2:].partition("/")[0] if rest.startswith("//") else ""
     if scheme != scheme.lower() or host != host.lower():

@@ -71,7 +71,7 @@ def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
     """Return a finding for another version's schema; `upgrade` is the fix for an older one."""
     versions = f"(schema {error.version}, known here: {error.known})"
     if error.is_foreign:
-        fix = "correct storage.url: amo-callback takes a database of its own"
+        fix = "correct storage.url: amo-callback needs a database of its own"
         return fail("store", f"{name} is not a database of amo-callback", fix=fix)
     if error.version == 0:
         return warn(
@@ -108,8 +108,8 @@ def _check_canary(keys: Sequence[str], canary: bytes | None) -> Finding | None:
     except DecryptionFailed:
         return fail(
             "keys",
-            "none of storage.encryption_keys opens this database: the service does not start",
-            fix="give the keys that it was written with; or is it another installation's database?",
+            "none of storage.encryption_keys decrypts this database: the service does not start",
+            fix="configure the keys with which it was written; or is it another installation's database?",
         )
     return None
 
@@ -135,10 +135,10 @@ async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding
         named = ", ".join(unreadable[:_NAMED]) + (", …" if len(unreadable) > _NAMED else "")
         return fail(
             "keys",
-            f"no key opens {len(unreadable):,} of {done:,} pairs: {named}",
-            fix="give back the key that they were sealed with; where it is lost, their people have to connect again",
+            f"no key decrypts {len(unreadable):,} of {done:,} pairs: {named}",
+            fix="configure the key that encrypted them; if it is lost, their users have to connect again",
         )
-    told = f"open all {done:,} pairs" if done else "fit; there are no pairs yet"
+    told = f"decrypt all {done:,} pairs" if done else "fit; there are no pairs yet"
     return ok("keys", f"{told}; {older:,} still need an older key: keep it" if older else told)
 
 
@@ -177,11 +177,11 @@ def check_rescue(context: CommandContext) -> Iterator[Finding]:
     if waiting:
         yield warn(
             "rescue",
-            f"{len(waiting)} unsaved token pairs in {context.rescue}: the database has not taken them",
+            f"{len(waiting)} pending writes in {context.rescue}: the database has not committed them",
             fix="leave them: the service stores them once the disk has room; if they stay, see its log",
         )
     else:
-        yield ok("rescue", f"no unsaved token pairs in {context.rescue}")
+        yield ok("rescue", f"no pending writes in {context.rescue}")
 
 
 def check_disk(context: CommandContext) -> Iterator[Finding]:
@@ -191,7 +191,7 @@ def check_disk(context: CommandContext) -> Iterator[Finding]:
         if open_to_others(context.database, stat.S_IROTH):
             yield warn(
                 "disk",
-                f"{context.database} can be read by every user: tokens are sealed in it, accounts and owners are not",
+                f"{context.database} can be read by every user: its tokens are encrypted, accounts and owners are not",
                 fix=f"chmod 600 {context.database}",
             )
     yield _room(context)
@@ -204,7 +204,7 @@ def _ownership(database: Path) -> Iterator[Finding]:
         if beside.exists() and beside.stat().st_uid != owner:
             yield fail(
                 "disk",
-                f"{beside} is another user's than {database.name}: the service cannot write",
+                f"{beside} and {database.name} have different owners: the service cannot write",
                 fix=f"chown --reference={database} {beside}",
             )
 

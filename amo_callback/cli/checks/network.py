@@ -94,7 +94,7 @@ async def _probe(
     except aiohttp.ClientConnectorCertificateError:
         return NoResponse(why=_CERTIFICATE)
     except aiohttp.ClientConnectorDNSError:
-        return NoResponse(why="its name is not known here")
+        return NoResponse(why="its name cannot be resolved")
     except aiohttp.ClientConnectorError as error:
         return NoResponse(why=connection_error(error))
     except (aiohttp.ClientError, OSError, ValueError):  # their messages may quote the request or response
@@ -118,9 +118,11 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
     answer = await http("HEAD", url)
     if isinstance(answer, NoResponse):
         yield fail(
-            "amo", f"{name}: {answer.why}", fix="let this machine out to AMO by https: DNS, firewall, certificates"
+            "amo",
+            f"{name}: {answer.why}",
+            fix="allow https from this machine to AMO: check DNS, firewall and certificates",
         )
-        yield warn("clock", "AMO's is not known, so ours cannot be compared", fix="reach AMO, and check again")
+        yield warn("clock", "AMO's time is unknown, and so is the skew of this clock", fix="reach AMO, and check again")
         return
     if answer.status >= 500 or answer.status in {403, 429}:
         yield warn(
@@ -190,7 +192,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
     if isinstance(answer, NoResponse):
         message = f"{name}: {answer.why}"
         if answer.why == _CERTIFICATE:
-            yield fail("proxy", message, fix="give the proxy a certificate that browsers take")
+            yield fail("proxy", message, fix="install a certificate on the proxy that browsers accept")
         else:
             yield warn(
                 "proxy",
@@ -228,7 +230,7 @@ def _seen(settings: Settings, name: str, seen: ObservedClient) -> Finding:
     if seen.forwarded and seen.client == seen.peer and seen.peer not in {None, "127.0.0.1", "::1"}:
         return warn(
             "proxy",
-            f"{name} leads here, but {seen.peer} is no trusted proxy: {limits}",
+            f"{name} leads here, but {seen.peer} is not a trusted proxy: {limits}",
             fix=f'add "{seen.peer}" to server.trusted_proxies, if that is your proxy',
         )
     if not seen.forwarded and urlsplit(settings.amo.redirect_uri).scheme == "https":

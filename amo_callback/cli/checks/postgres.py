@@ -111,7 +111,7 @@ def _tls(server: ServerFacts, address: PostgresUrl) -> Finding:
         return ok("server_tls", "none, and none is needed: it is on this machine")
     return warn(
         "server_tls",
-        "none: accounts, owners and the password's proof pass the network in the clear",
+        "none: accounts, owners and the password's proof cross the network unencrypted",
         fix="sslmode=verify-full in storage.url, and ssl = on in the server's configuration",
     )
 

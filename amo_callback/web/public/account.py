@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from amo_callback.web.route import Call
 
 _DISCONNECTED = "amoCRM is disconnected here. To withdraw the permission in amoCRM too, remove the integration there."
-_NOT_AMOS = (403, PkceMismatch.code, "The signature is not AMO's.")
-_NOT_TO_YOU = "The account is connected, but not to you."
+_NOT_AMOS = (403, PkceMismatch.code, "The signature is wrong.")
+_NOT_TO_YOU = "The account is connected, but you are not an owner."
 
 
 class HookQuery(BaseModel):
@@ -137,7 +137,7 @@ async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Respons
     try:
         await call.services.lifecycle.switched_off(hook.account_id)
     except StoreUnavailable as error:
-        return failure(503, error.code, "Not now. Please tell us again.")
+        return failure(503, error.code, "Temporarily unavailable: try again.")
     return Success(data=None, message="The account's connections are being checked.")
 
 

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 TEXT = ("text/html", "text/plain")
 METHOD_NOT_ALLOWED = "method_not_allowed"
-PREFETCHED = Reply(about="A browser prefetched the address: nothing was done.")
+PREFETCHED = Reply(about="A browser prefetched the URL; nothing was done.")
 TO_APP = Reply(about="To the app, by its deep link.", headers=("Location",))
 ERROR_PAGES = {
     400: Reply(about="What is wrong, for the user; with a way back to the app.", type=str, media=TEXT),
     429: Reply(about="Too many attempts from this address.", type=str, media=TEXT),
-    503: Reply(about="It may work in a minute.", type=str, media=TEXT),
+    503: Reply(about="Temporary failure: try again in a minute.", type=str, media=TEXT),
 }
 _HTTP_ERRORS = {404: NotFound.code, 405: METHOD_NOT_ALLOWED}
 """The errors of HTTP itself that are no `invalid_request`."""
@@ -112,7 +112,7 @@ def error_actions() -> Mapping[str, str]:
     shown = {error: known.action for error, known in DEEP_LINK_ERRORS.items()}
     own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, StoreUnavailable, InternalError)
     own_actions = {error.code: error.action for error in own}
-    return {**shown, **own_actions, METHOD_NOT_ALLOWED: "use a method that `Allow` names"}
+    return {**shown, **own_actions, METHOD_NOT_ALLOWED: "use a method in `Allow`"}
 
 
 class PublicApi(Api):

@@ -162,7 +162,7 @@ ROUTES = (
         callback,
         unparsed_query=CallbackQuery,
         replies={
-            200: Reply(about="The result, in words.", type=str, media=TEXT),
+            200: Reply(about="The result as text.", type=str, media=TEXT),
             204: PREFETCHED,
             302: TO_APP,
             303: Reply(about="To the page that returns the user to the app.", headers=("Location",)),
@@ -178,7 +178,7 @@ ROUTES = (
         replies={
             200: Reply(about="The page, with a link back to the app.", type=str, media=_HTML),
             204: PREFETCHED,
-            303: Reply(about="It was retried: to the page that shows the result.", headers=("Location",)),
+            303: Reply(about="Retried; redirects to the page with the result.", headers=("Location",)),
             404: Reply(about="The handle is unknown, or older than 20 minutes.", type=str, media=_HTML),
             **ERROR_PAGES,
         },

@@ -113,7 +113,7 @@ async def test_amo_out_of_reach_fails() -> None:
         settings = settings_with(AMO__AUTHORIZE_URL=f"http://{address}/oauth")
         assert await _check(check_amo, settings) == [
             ("amo", Severity.FAIL, f"{address}: no HTTP answer"),
-            ("clock", Severity.WARN, "AMO's is not known, so ours cannot be compared"),
+            ("clock", Severity.WARN, "AMO's time is unknown, and so is the skew of this clock"),
         ]
     [(_, severity, told), _] = await _check(check_amo, settings)
     assert (severity, told) == (Severity.FAIL, f"{address}: Connection refused")
@@ -207,7 +207,7 @@ async def test_a_proxy_that_is_not_trusted_is_told(run: Any, encryption_key: str
         (
             ObservedClient(peer="172.18.0.1", forwarded=True, client="172.18.0.1"),
             Severity.WARN,
-            "172.18.0.1 is no trusted proxy",
+            "172.18.0.1 is not a trusted proxy",
         ),
         (ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.1"), Severity.WARN, "does not say whose"),
         (ObservedClient(peer=None, forwarded=False, client=None), Severity.WARN, "does not say whose"),

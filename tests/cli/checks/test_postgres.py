@@ -246,5 +246,5 @@ def test_the_command_looks_into_it(
     out, err = capsys.readouterr()
     found = {finding["check"]: finding["message"] for finding in json.loads(out)["findings"]}
     assert found["keys"] == "open all 3 pairs"
-    assert found["rescue"] == f"no unsaved token pairs in {tmp_path}/rescue"
+    assert found["rescue"] == f"no pending writes in {tmp_path}/rescue"
     assert "sekret" not in out + err

@@ -35,7 +35,7 @@ async def _own_flow(app: Running, state: str) -> str:
 def _not_to_them(answer: Answer) -> None:
     """Check that the account counts as connected, but not to whoever asked: he owns nothing, and learns nothing."""
     assert answer.status == 200
-    told = {"success": True, "data": NOTHING, "message": "The account is connected, but not to you."}
+    told = {"success": True, "data": NOTHING, "message": "The account is connected, but you are not an owner."}
     assert answer.json() == told
 
 
@@ -235,7 +235,11 @@ async def test_whoever_owns_another_account_is_told_of_that_one(app: Running) ->
     app.amo.account = app.amo.fake.open_account("another.amocrm.ru")
     back = await app.callback(app.query(state="opaque").replace(HOST, "another.amocrm.ru"))
     answer = await phone.exchange(of(back.location)["code"], verified=False)
-    assert answer.json() == {"success": True, "data": mine, "message": "The account is connected, but not to you."}
+    assert answer.json() == {
+        "success": True,
+        "data": mine,
+        "message": "The account is connected, but you are not an owner.",
+    }
 
 
 async def test_a_verifier_that_nobody_asked_for_does_not_fit(app: Running) -> None:
