@@ -21,7 +21,8 @@ REFUSED = {
     "ok": False,
     "detail": (
         "AMO rejects code exchanges (401 Некорректный клиент), and none has succeeded yet: "
-        "compare client id, secret and redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
+        "compare client id, secret and redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) "
+        "with the integration's page"
     ),
 }
 
