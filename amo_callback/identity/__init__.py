@@ -81,24 +81,6 @@ def key_with(text: str, scope: Scope) -> str | None:
     return None
 
 
-@asynccontextmanager
-async def open_users(app: App, *, clock: Clock, observer: Observer) -> AsyncIterator[JwtVerifier | None]:
-    """Open the verifier of the app's JWTs; `None` if none are configured."""
-    if app.jwt_audience is None:
-        yield None
-        return
-    from amo_callback.identity.jwt import Hs256Verifier, JwtRules  # noqa: PLC0415 -- loaded only if JWTs are configured
-
-    rules = JwtRules(audience=app.jwt_audience, issuer=app.jwt_issuer, user_claim=app.jwt_user_claim)
-    if app.jwt_secret is not None:
-        yield Hs256Verifier(app.jwt_secret.get_secret_value(), rules=rules)
-    elif app.jwks_url is not None:
-        from amo_callback.identity.jwks import open_jwks  # noqa: PLC0415 -- loaded only if a key set is configured
-
-        async with open_jwks(app.jwks_url, rules=rules, clock=clock, observer=observer) as verifier:
-            yield verifier
-
-
 def _read_line(number: int, line: str) -> ApiKey:
     match = _LINE.fullmatch(line)
     if match is None:

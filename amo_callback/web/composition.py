@@ -25,7 +25,7 @@ from amo_callback.core import Core
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.events import Event, Level
-from amo_callback.identity import ApiKeys, open_users, read_api_keys
+from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.oauth.flow import OAuth
 from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier, Watchdog
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.clock import Clock
-    from amo_callback.config.settings import Settings
+    from amo_callback.config.settings import App, Settings
     from amo_callback.events import Observer
     from amo_callback.identity.jwt import JwtVerifier
     from amo_callback.refresh.scheduler import RefreshScheduler
@@ -202,7 +202,7 @@ async def open_services(
         url = settings.storage.url.get_secret_value()
         store = await stack.enter_async_context(open_store(url, folder=paths.folder, clock=clock, process=process))
         await _check_canary(store, cipher)
-        users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observe))
+        users = await stack.enter_async_context(open_jwt_verifier(settings.app, clock=clock, observer=observe))
         rate_limiter = RateLimiter(
             per_second=settings.amo.requests_per_second,
             shared=store.shared or LocalLimits(clock=store.clock),
@@ -245,6 +245,24 @@ async def open_services(
             metrics=metrics,
             log=log,
         )
+
+
+@asynccontextmanager
+async def open_jwt_verifier(app: App, *, clock: Clock, observer: Observer) -> AsyncIterator[JwtVerifier | None]:
+    """Open the verifier of the app's JWTs; `None` if none are configured."""
+    if app.jwt_audience is None:
+        yield None
+        return
+    from amo_callback.identity.jwt import Hs256Verifier, JwtRules  # noqa: PLC0415 -- loaded only if JWTs are configured
+
+    rules = JwtRules(audience=app.jwt_audience, issuer=app.jwt_issuer, user_claim=app.jwt_user_claim)
+    if app.jwt_secret is not None:
+        yield Hs256Verifier(app.jwt_secret.get_secret_value(), rules=rules)
+    elif app.jwks_url is not None:
+        from amo_callback.identity.jwks import open_jwks  # noqa: PLC0415 -- loaded only if a key set is configured
+
+        async with open_jwks(app.jwks_url, rules=rules, clock=clock, observer=observer) as verifier:
+            yield verifier
 
 
 async def _check_canary(store: Store, cipher: Cipher) -> None:

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from amo_callback.config.settings import App
 from amo_callback.errors import JwksUnavailable, Unauthorized
-from amo_callback.identity import open_users
 from amo_callback.identity.jwks import MAX_KEYS, JwksVerifier, read_jwks
 from amo_callback.identity.jwt import Hs256Verifier, JwtRules, Key, verify_with_any
+from amo_callback.web.composition import open_jwt_verifier
 from tests.fakes import FakeClock, RecordingObserver
 from tests.identity.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
 
@@ -237,7 +237,7 @@ async def test_another_claim_may_be_the_user() -> None:
 def test_a_secret_is_long_and_no_public_key() -> None:
     """What everybody has would let everybody in."""
     for secret in ("", "x" * 31, PEM.decode(), json.dumps(jwk(rsa_key("issuer"))), "ssh-rsa " + "A" * 300):
-        with pytest.raises(ValueError, match=r"must have 32 bytes|is a key of another kind") as raised:
+        with pytest.raises(ValueError, match=r"must have 32 bytes|is another kind of key") as raised:
             Hs256Verifier(secret, rules=RULES)
         assert not secret or secret not in str(raised.value)
     Hs256Verifier("ё" * 16, rules=RULES)
@@ -383,16 +383,16 @@ def test_reprs_hold_no_key() -> None:
 async def test_the_configuration_says_how_users_are_told() -> None:
     """By a secret, by a key set, or not at all."""
     clock, witness = FakeClock(), RecordingObserver()
-    async with open_users(App(), clock=clock, observer=witness) as users:
+    async with open_jwt_verifier(App(), clock=clock, observer=witness) as users:
         assert users is None
     app = App(jwt_secret=SecretStr(SECRET), jwt_audience=AUDIENCE, jwt_issuer="me", jwt_user_claim="id")
-    async with open_users(app, clock=clock, observer=witness) as users:
+    async with open_jwt_verifier(app, clock=clock, observer=witness) as users:
         assert users is not None
         assert await users.verify(signed(claims(iss="me", id=7))) == "7"
         with pytest.raises(Unauthorized):
             await users.verify(signed(claims(id=7)))
     app = App(jwks_url="http://127.0.0.1:1/keys", jwt_audience=AUDIENCE)
-    async with open_users(app, clock=clock, observer=witness) as users:
+    async with open_jwt_verifier(app, clock=clock, observer=witness) as users:
         assert isinstance(users, JwksVerifier)
         with pytest.raises(JwksUnavailable):
             await users.verify(signed(key=rsa_key("issuer"), alg="RS256"))
