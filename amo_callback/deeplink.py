@@ -1,5 +1,8 @@
 """The deep link that returns the user to the app, and its errors.
 
+A further error needs an entry in `DEEP_LINK_ERRORS`, a section in each file of `web/pages/texts`, and an error class in
+`errors` (or `amo.redirect`, if the redirect itself shows it).
+
 Values are percent-encoded from the bytes as received, except RFC 3986's unreserved characters. Some parsers read `+` as
 a space, and browsers drop or keep other characters in links with a scheme that they do not know.
 """
@@ -17,7 +20,7 @@ HandBack = Literal["code", "ticket", "none"]
 
 
 class DeepLinkError(NamedTuple):
-    """The meaning of an `error` in the link, and its form in the public API and on the pages."""
+    """An `error` of the link: its meaning for the app, and its form in the public API."""
 
     meaning: str
     action: str

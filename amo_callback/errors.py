@@ -1,11 +1,11 @@
 """The errors of the service, grouped by who has to act.
 
 A class's docstring is the message for operators; its attributes are the error's form in the two APIs, on the pages and
-in the deep link. What an `error` of the deep link means to the app and its user is defined in `deeplink`. No message or
-attribute contains a token, code, state, key or secret.
+in the deep link. What an `error` of the deep link means to the app is defined in `deeplink`. No message or attribute
+contains a token, code, state, key or secret.
 
-After a refresh only `UnknownOutcome` leaves open whether the refresh token was spent; every other error means that it
-was not.
+After a refresh only `UnknownOutcome` leaves open whether this attempt has spent the refresh token; every other error
+means that it has not.
 """
 
 from __future__ import annotations

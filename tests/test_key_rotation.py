@@ -212,7 +212,7 @@ async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is
 
 
 async def test_a_raw_answer_is_sealed_again(store: Store) -> None:
-    """It may lie there for longer than a key is kept; what no key opens is told, and left."""
+    """It may lie there for longer than a key is kept; what no key decrypts is told, and left."""
     await _fill(store, 1)
     rescue = MemoryRescue()
     rescue.files = {"a-1.raw": BEFORE.seal(b"an answer", context="rescue:a-1.raw"), "b-1.raw": b"nonsense"}

@@ -59,7 +59,7 @@ async def _demo(addresses: Addresses, *, token_life: int) -> int:
     async with open_demo(
         addresses, token_life=token_life, clock=SystemClock(), told=lambda entry: output.write(f"{line_of(entry)}\n")
     ) as opened:
-        output.write(_WELCOME.format(panel=addresses.panel, curl=opened.curl, lifetime=token_life))
+        output.write(_WELCOME.format(panel=addresses.panel, curl=opened.curl, life=token_life))
         status = await until_end(opened.service, signalled)
     output.write(_FAREWELL)
     return status if output.error is None else _report_closed_output(output.error)

@@ -5,18 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
-
-    from amo_callback.clock import Clock
-    from amo_callback.config.settings import App
-    from amo_callback.events import Observer
-    from amo_callback.identity.jwt import JwtVerifier
+    from collections.abc import Collection, Sequence
 
 
 class Scope(StrEnum):

@@ -6,7 +6,8 @@ has to connect again. An attempt therefore has three steps, each committed befor
 1. **Claim.** One UPDATE sets a lease, a new attempt id and the fingerprint of the token. It also proves that the store
    can be written: a full disk fails here, while the token is unspent.
 2. **Present.** One POST, immediately, in a task that neither a disconnecting caller nor a shutdown cancels. If the
-   account has moved to another host, a second POST follows on an extended lease, but not at shutdown.
+   account has moved, its old host refuses without spending the token, and a second POST to the new host follows on an
+   extended lease, but not at shutdown.
 3. **Store.** Only if the row still has the pair that was presented. A late pair replaces a recorded failure, but never
    a newer grant or a disconnect.
 

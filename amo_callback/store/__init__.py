@@ -1,7 +1,12 @@
 """The store, on SQLite or PostgreSQL.
 
-A further engine needs: a subclass of `Store` in a module of its own, a member of `engine.Engine`, its own lines in the
-statements and the schema (`--sqlite `, `--postgres `), and a branch in `open_store`.
+A further engine needs:
+
+- a subclass of `Store` and one of `engine.Transaction`, in a module of its own;
+- a member of `engine.Engine`, its parameter sign in `engine`, and its own lines in the statements and the schema
+  (`--sqlite `, `--postgres `);
+- migrations in `migrate`, and its URL in `config.database_url`, `database_file` and `open_store`;
+- a check in `cli.checks`. Backups (`backup`, `rebuild`) are for SQLite only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The common part of both engines: named statements, conversion of parameters and rows, transactions.
+"""The common part of the engines: named statements, conversion of parameters and rows, transactions.
 
 In a statement, `:clock` is the time of the clock that decides about leases, in microseconds since 1970.
 """

@@ -5,8 +5,8 @@ it twice, and recognizes that by the id: after a crash between its response and 
 expired during a delivery. The webhooks of one connection are sent one after the other. A slow or unreachable receiver
 delays nothing but webhooks.
 
-`store.history` stores webhooks for the events in `events.WEBHOOK_EVENTS`. Another notification channel needs rows of
-its own there, and a dispatcher like this one.
+`store.history` stores webhooks for the events in `events.WEBHOOK_EVENTS`. Another notification channel needs a table of
+its own, written and pruned there, a dispatcher like this one, settings, and a place in `web.composition`.
 
 A copy of the database delivers nothing, because the original delivers the same webhooks.
 """

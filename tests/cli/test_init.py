@@ -106,7 +106,7 @@ async def test_what_is_registered_stands_before_the_question_that_needs_it_and_a
     assert end.endswith("Next:\n  amo-callback check\n  amo-callback serve\n")
     status, out, err = await command("serve", folder=tmp_path)
     assert (status, out) == (78, "")
-    assert [line.partition(";")[0] for line in err.splitlines()] == ["amo-callback: amo.client_secret: is missing"]
+    assert [line.rpartition(": ")[0] for line in err.splitlines()] == ["amo-callback: amo.client_secret: required"]
 
 
 async def test_whoever_gives_up_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ async def test_a_host_moves_by_the_other_hosts_key(here: Host, there: Host, tmp_
     assert (await stranger.run("import", export, "--yes"))[0] == 0
     status, out, err = await here.run("import", export, "--yes")
     assert (status, out) == (1, "")
-    assert "which is none of storage.encryption_keys" in err
+    assert "which is not in storage.encryption_keys" in err
 
 
 async def test_what_cannot_be_exported_says_why_and_leaves_no_file(here: Host) -> None:
@@ -288,7 +288,7 @@ async def test_another_systems_tokens_come_in(there: Host) -> None:
 
 JUNK: dict[str, tuple[str, list[str]]] = {
     "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: not JSON"]),
-    "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain: is no host of AMO's"]),
+    "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain: is neither AMO's nor"]),
     "lines": (
         json.dumps(_now(1)) + '\n{"access_token": "access-secret\n' + json.dumps(_now(2, domain=5)),
         ["line 2: invalid JSON", "line 3: domain: input should be a valid string"],

@@ -244,7 +244,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, neare
         ("AMO__TIMEOUT", "60", "refresh.lease: must be greater than amo.timeout"),
         ("AMO__TIMEOUT", "nan", "amo.timeout: 'nan': input should be"),
         ("AMO__REQUESTS_PER_SECOND", "0", "amo.requests_per_second: '0': input should be greater than 0"),
-        ("APP__DEEP_LINK", "javascript:alert(1)", "app.deep_link: 'javascript:alert(1)': must be an address"),
+        ("APP__DEEP_LINK", "javascript:alert(1)", "app.deep_link: 'javascript:alert(1)': must be a URL"),
         ("APP__DEEP_LINK", "foryoure://a?b=c", "app.deep_link: 'foryoure://a?b=c': string should match pattern"),
         ("APP__ANDROID_PACKAGE", "app", "app.android_package: 'app': string should match pattern"),
         ("APP__ANDROID_PACKAGE", "a.b;end", "app.android_package: 'a.b;end': string should match pattern"),
@@ -271,7 +271,7 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> N
             "storage.encryption_keys: line 1 is no key: amo-callback keygen",
         ),
         ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is no key"),
-        ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must hold at least one key"),
+        ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must contain at least one key"),
         ("WEBHOOK__SECRET", "whsec_sekret", "webhook.secret: line 1 is no secret: whsec_ and 24 to 64 bytes in base64"),
         ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 is no secret"),
         ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 is no secret"),
@@ -300,7 +300,7 @@ KEYS_ELSEWHERE = "APP__JWKS_URL=https://a.example/keys"
     [
         ((JWT_SECRET,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
         ((KEYS_ELSEWHERE,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
-        ((JWT_SECRET, KEYS_ELSEWHERE, "APP__JWT_AUDIENCE=a"), ["app.jwks_url: 'https://a.example/keys': not beside"]),
+        ((JWT_SECRET, KEYS_ELSEWHERE, "APP__JWT_AUDIENCE=a"), ["app.jwks_url: 'https://a.example/keys': cannot be combined"]),
         (("APP__JWT_AUDIENCE=a",), ["app.jwt_audience: 'a': has no effect without app.jwt_secret or app.jwks_url"]),
         (
             ("APP__JWT_ISSUER=a", "APP__JWT_USER_CLAIM=id"),
@@ -309,7 +309,7 @@ KEYS_ELSEWHERE = "APP__JWKS_URL=https://a.example/keys"
         (("APP__JWT_SECRET=sekret", "APP__JWT_AUDIENCE=a"), ["app.jwt_secret: must have 32 bytes or more"]),
         (
             ('APP__JWT_SECRET={"kty":"RSA","n":"sekret","e":"AQAB"}', "APP__JWT_AUDIENCE=a"),
-            ["app.jwt_secret: is a key of another kind (PEM, SSH, JWK): HS256 takes a secret"],
+            ["app.jwt_secret: is another kind of key (PEM, SSH, JWK): HS256 requires"],
         ),
         (
             ("APP__JWKS_URL=http://a.example/keys", "APP__JWT_AUDIENCE=a"),

@@ -56,7 +56,7 @@ async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Pat
         assert not_ok - {"systemd", "disk"} == {"redirect_uri"}
         assert (status, told["severity"]) == (0, "warn")
         by_name = {one["check"]: one["message"] for one in told["findings"]}
-        assert by_name["keys"] == "open all 2 pairs"
+        assert by_name["keys"] == "decrypt all 2 pairs"
         assert "leads to this service" in by_name["proxy"]
 
 

@@ -158,7 +158,7 @@ async def test_a_bad_configuration_is_told_line_by_line_with_status_78(tmp_path:
     assert (status, out) == (78, "")
     assert all(line.startswith("amo-callback: ") for line in err.splitlines())
     assert "amo-callback: amo.timeout: 'soon': input should be a valid number" in err
-    assert "amo-callback: storage: is missing" in err
+    assert "amo-callback: storage: required" in err
 
 
 async def test_a_store_that_is_busy_at_the_start_is_status_1(amo: Amo, tmp_path: Path, encryption_key: str) -> None:

@@ -184,7 +184,7 @@ async def test_an_extension_is_only_its_own_attempts(store: Store) -> None:
 async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store) -> None:
     """A process that died after its claim may have spent the token: it is doubtful from then on.
 
-    A claim without a fingerprint, of a pair that no key opens, changes nothing of that.
+    A claim without a fingerprint, of a pair that no key decrypts, changes nothing of that.
     """
     claimed = await save(store, a_connection())
     for attempt, presented_token in (("dead", "maybe-spent"), ("unreadable", ""), ("3", "next")):

@@ -24,17 +24,17 @@
       which.value = one.id;
     }
     const part = (name) => article.querySelector("." + name);
-    const share = Math.min(one.left / one.life, 1);
+    const share = Math.min(one.left / one.lifetime, 1);
     set(part("domain"), one.domain);
     set(part("status"), one.status + (one.reason ? ": " + one.reason : ""));
     part("status").className = "status " + one.status;
     part("left").style.width = 100 * share + "%";
     part("due").hidden = one.due_in === null;
-    part("due").style.left = 100 * Math.max((one.left - (one.due_in || 0)) / one.life, 0) + "%";
+    part("due").style.left = 100 * Math.max((one.left - (one.due_in || 0)) / one.lifetime, 0) + "%";
     part("token").setAttribute("aria-label", "The access token's life: " + Math.round(100 * share) + "% left");
     const due = one.due_in === null ? "it is not refreshed any more"
       : one.due_in > 0 ? "refreshed in " + Math.round(one.due_in) + " s, at the mark" : "its refresh is due";
-    set(part("times"), `Access token: ${Math.round(one.left)} of ${one.life} s left; ${due}.`);
+    set(part("times"), `Access token: ${Math.round(one.left)} of ${one.lifetime} s left; ${due}.`);
     set(part("pairs"), String(one.pairs));
     set(part("backend"), one.backend_status + ", " + one.backend_words);
     part("backend").className = "backend" + (one.backend_status === 200 ? "" : " bad");

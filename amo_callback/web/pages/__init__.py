@@ -1,4 +1,7 @@
-"""The page that returns the user to the app: the browser it is for, its content, texts and rendering."""
+"""The page that returns the user to the app: the browser it is for, its content, texts and rendering.
+
+A further language needs an entry in `LANGUAGES` and a file in `texts/`.
+"""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def test_a_good_database_is_ok(served: str, encryption_key: str) -> None:
         (*SERVER, "store", "keys", "frozen"), Severity.OK
     )
     assert f"{CONNECTIONS} connections, schema " in found["store"][1]
-    assert found["keys"][1] == "open all 3 pairs"
+    assert found["keys"][1] == "decrypt all 3 pairs"
 
 
 @pytest.mark.parametrize(
@@ -245,6 +245,6 @@ def test_the_command_looks_into_it(
     main(["check", "--json", "--timeout", "5"], environ=environ)
     out, err = capsys.readouterr()
     found = {finding["check"]: finding["message"] for finding in json.loads(out)["findings"]}
-    assert found["keys"] == "open all 3 pairs"
+    assert found["keys"] == "decrypt all 3 pairs"
     assert found["rescue"] == f"no pending writes in {tmp_path}/rescue"
     assert "sekret" not in out + err
