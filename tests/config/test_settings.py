@@ -300,7 +300,10 @@ KEYS_ELSEWHERE = "APP__JWKS_URL=https://a.example/keys"
     [
         ((JWT_SECRET,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
         ((KEYS_ELSEWHERE,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
-        ((JWT_SECRET, KEYS_ELSEWHERE, "APP__JWT_AUDIENCE=a"), ["app.jwks_url: 'https://a.example/keys': cannot be combined"]),
+        (
+            (JWT_SECRET, KEYS_ELSEWHERE, "APP__JWT_AUDIENCE=a"),
+            ["app.jwks_url: 'https://a.example/keys': cannot be combined"],
+        ),
         (("APP__JWT_AUDIENCE=a",), ["app.jwt_audience: 'a': has no effect without app.jwt_secret or app.jwks_url"]),
         (
             ("APP__JWT_ISSUER=a", "APP__JWT_USER_CLAIM=id"),

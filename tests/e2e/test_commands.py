@@ -40,7 +40,9 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
         assert beside[3] != without[3]  # the processes
         token = await _told(stage, "token", one.host)
         assert (token["account_id"], token["access_token"][:3]) == (str(one.id), "eyJ")
-        assert "There is no connection with the host nowhere.amocrm.ru" in await _failed(stage, "token", "nowhere.amocrm.ru")
+        assert "There is no connection with the host nowhere.amocrm.ru" in await _failed(
+            stage, "token", "nowhere.amocrm.ru"
+        )
         frozen = await _told(stage, "connections", "freeze", "--all")
         thawed = await _told(stage, "connections", "thaw", "--all")
         assert (frozen["frozen"], frozen["open_attempts"], thawed["frozen"]) == (True, 0, False)
