@@ -219,6 +219,7 @@ async def open_as_owner(context: CommandContext, *, create: bool = False) -> Asy
         url = context.settings.storage.url.get_secret_value()
         process = f"{socket.gethostname()}:{os.getpid()} (command)"
         async with open_store(url, folder=context.folder, clock=clock, process=process) as store:
+            store.stores_webhooks = context.settings.webhook.url is not None
             try:
                 cipher.check_canary(await store.canary(cipher.seal_canary()))
             except DecryptionFailed:

@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 
 _KEEP_EVENTS = timedelta(days=90)
 """The lifetime of a refresh token, whose history may matter as long."""
-_KEEP_WEBHOOKS = timedelta(days=7)
-"""Without a configured receiver; kept for one that is added later."""
-_KEEP_UNDELIVERED = timedelta(days=30)
-"""For dead-lettered webhooks, and for all that wait if a receiver is configured."""
+_KEEP_WEBHOOKS = timedelta(days=30)
 _STEP = 1000
 """Rows per deleting transaction."""
 _LAST = 2**62
@@ -52,6 +49,9 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 class Repository(Database):
     """Access to some tables; changes are recorded in the history in the same transaction."""
 
+    stores_webhooks = True
+    """Whether webhooks are stored: only if a receiver is configured."""
+
     def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
         super().__init__(clock=clock, statements=statements, process=process)
         self._observer: Observer = _ignore
@@ -69,12 +69,12 @@ class Repository(Database):
     async def _record(
         self, transaction: Transaction, events: Sequence[Event], connection: Connection | None = None
     ) -> None:
-        """Write events, and a webhook for each event in `WEBHOOK_EVENTS`."""
+        """Write events, and a webhook for each event in `WEBHOOK_EVENTS` if a receiver is configured."""
         now = self.clock.now()
         for event in events:
             await self._save_event(transaction, event)
             transaction.on_commit.append(partial(self._observer, event))
-            if event.name in WEBHOOK_EVENTS and connection is not None:
+            if self.stores_webhooks and event.name in WEBHOOK_EVENTS and connection is not None:
                 await transaction.run(
                     "save_webhook",
                     id=uuid.uuid4().hex,
@@ -180,9 +180,8 @@ class History(Repository):
     async def forget(self, transaction: Transaction, *, now: datetime) -> bool:
         """Delete a batch of old events and webhooks; `True` if there are more."""
         gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
-        keep = _KEEP_WEBHOOKS if self._on_webhook is None else _KEEP_UNDELIVERED
-        await transaction.run("prune_webhooks", before=now - keep, limit=_STEP)
-        await transaction.run("prune_dead_lettered", before=now - _KEEP_UNDELIVERED, limit=_STEP)
+        await transaction.run("prune_webhooks", before=now - _KEEP_WEBHOOKS, limit=_STEP)
+        await transaction.run("prune_dead_lettered", before=now - _KEEP_WEBHOOKS, limit=_STEP)
         return len(gone) == _STEP
 
     # --- webhooks --------------------------------------------------------------------------------

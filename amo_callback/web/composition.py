@@ -201,6 +201,7 @@ async def open_services(
         process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         url = settings.storage.url.get_secret_value()
         store = await stack.enter_async_context(open_store(url, folder=paths.folder, clock=clock, process=process))
+        store.stores_webhooks = settings.webhook.url is not None
         await _check_canary(store, cipher)
         users = await stack.enter_async_context(open_jwt_verifier(settings.app, clock=clock, observer=observe))
         rate_limiter = RateLimiter(

@@ -132,7 +132,7 @@ async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: 
     async with open_store("sqlite:///copy", folder=target.parent, clock=SystemClock()) as store:
         frozen = present(await store.frozen())
         assert frozen.at == START
-        assert frozen.why.endswith("once nothing else works on its tokens, `amo-callback connections thaw --all`")
+        assert frozen.why.endswith("once no other host uses its tokens, run `amo-callback connections thaw --all`")
         assert await store.claim(a_claim(stored)) is None
         assert (await store.due(now=START.replace(year=2030), limit=9, exclude=[])).refreshes == []
         with pytest.raises(Frozen):

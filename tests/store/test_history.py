@@ -169,8 +169,6 @@ async def test_webhooks_are_kept_for_a_week_and_for_a_month_where_somebody_deliv
         await store.forget(now=START + days * DAY + SECOND)
         return [webhook.id for webhook in await _all(store)]
 
-    assert await left(6) == [dead_lettered, waiting]
-    store.on_webhook(lambda: None)
     assert await left(29) == [dead_lettered, waiting]
     assert await left(30) == [dead_lettered]
     assert await left(31) == []
@@ -178,11 +176,11 @@ async def test_webhooks_are_kept_for_a_week_and_for_a_month_where_somebody_deliv
     assert await left(6) == [other]
 
 
-async def test_a_week_is_enough_where_nobody_delivers(store: Store) -> None:
-    """For whoever begins to."""
-    await _write(store, 1)
-    await store.forget(now=START + 7 * DAY + SECOND)
-    assert await _all(store) == []
+async def test_history_without_receiver_stores_no_webhooks(store: Store) -> None:
+    """The event is recorded, but no webhook is stored."""
+    store.stores_webhooks = False
+    assert await _write(store, 1) == []
+    assert [event.name for event in await store.events(limit=1)] == ["connection.moved"]
 
 
 async def test_a_clock_that_went_back_puts_no_webhook_off(store: Store) -> None:

@@ -106,7 +106,7 @@ async def test_somebody_elses_database_is_refused(
 ) -> None:
     """Whatever its tables are named, they are not ours to migrate."""
     await _run(either, tmp_path, *["CREATE TABLE connections (id INTEGER)"] * 2)
-    with pytest.raises(ConfigurationError, match="holds something else"):
+    with pytest.raises(ConfigurationError, match="contains something else"):
         async with open_store(either, folder=tmp_path, clock=clock, read_only=read_only):
             pass
 

@@ -96,7 +96,7 @@ def test_another_hosts_key_opens_what_it_sealed_and_is_named_where_it_is_missing
     file.seek(0)
     cipher = cipher_for(header, keys=[OTHER_KEY, KEY], passphrase=_never)
     assert len(list(read_export(file, cipher=cipher))) == 3
-    with pytest.raises(CommandFailed, match="which is none of storage") as raised:
+    with pytest.raises(CommandFailed, match="which is not in storage") as raised:
         cipher_for(header, keys=[OTHER_KEY], passphrase=_never)
     assert json.loads(header)["sealed_with"]["key"] in str(raised.value)
     assert KEY[:8] not in header.decode()
@@ -163,7 +163,7 @@ BAD_COSTS: list[dict[str, Any]] = [
 )
 def test_a_hostile_header_eats_nothing(header: bytes) -> None:
     """Costs of scrypt out of bounds, unknown versions and fields are refused before a passphrase is asked for."""
-    with pytest.raises(CommandFailed, match="is no header of an export that this version reads") as raised:
+    with pytest.raises(CommandFailed, match="not the header of an export that this version can read") as raised:
         cipher_for(header, keys=[KEY], passphrase=_never)
     assert len(str(raised.value)) < 500
 
@@ -171,9 +171,9 @@ def test_a_hostile_header_eats_nothing(header: bytes) -> None:
 @pytest.mark.parametrize(
     ("sealed_with", "why"),
     [
-        ({"passphrase": COST | {"n": 3 * 2**10}}, "its numbers are none that scrypt takes"),
-        ({"passphrase": COST | {"n": 3}}, "its numbers are none that scrypt takes"),
-        ({}, "which is none of storage"),
+        ({"passphrase": COST | {"n": 3 * 2**10}}, "invalid parameters of scrypt"),
+        ({"passphrase": COST | {"n": 3}}, "invalid parameters of scrypt"),
+        ({}, "which is not in storage"),
     ],
 )
 def test_a_header_that_names_no_key_opens_nothing(sealed_with: dict[str, Any], why: str) -> None:

@@ -177,10 +177,10 @@ def test_what_is_wrong_with_an_entry_is_told_by_its_field(entry: dict[str, Any],
         (b"\xff\xfe\xff", "is not JSON"),
         (b"[" * 200_000, "is not JSON"),
         (b'[{"expires_in": ' + b"9" * 5000 + b"}]", "is not JSON"),
-        (b"[]", "holds no connections"),
-        (b"7", "holds no connections"),
-        (b'"text"', "holds no connections"),
-        (b'{"connections": {}}', "holds no connections"),
+        (b"[]", "contains no connections"),
+        (b"7", "contains no connections"),
+        (b'"text"', "contains no connections"),
+        (b'{"connections": {}}', "contains no connections"),
     ],
 )
 def test_what_is_no_list_of_connections_is_refused_as_a_whole(content: bytes, why: str) -> None:
@@ -204,7 +204,7 @@ def test_junk_among_good_lines_is_told_by_its_line() -> None:
 
 def test_a_list_that_would_take_all_memory_is_refused_before_it_is_parsed() -> None:
     """What a value takes is many times its length in the file; an object a line is read one after the other."""
-    with pytest.raises(CommandFailed, match="holds too much for one file"):
+    with pytest.raises(CommandFailed, match="is too large for one JSON text"):
         next(READER.read_file(b"[" + b"0," * 20_000_000 + b"0]"))
 
 
@@ -300,5 +300,5 @@ async def test_a_file_under_another_name_or_of_another_key_does_not_open(store: 
     connection = await _connection(store)
     sealed = await _kept(store, cipher, _TEXT.encode(), file_name(connection))
     for name, key in ((f"{ID}-2.raw", cipher), (file_name(connection), Cipher([new_key()]))):
-        with pytest.raises(CommandFailed, match="no encryption key of the configuration opens it"):
+        with pytest.raises(CommandFailed, match="no configured encryption key decrypts it"):
             await READER.read_raw(name, sealed, store=store, cipher=key)

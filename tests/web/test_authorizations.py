@@ -284,6 +284,7 @@ async def _vouch(app: Running, key: str = ADMIN_KEY, **body: object) -> Answer:
 async def test_a_backend_starts_a_grant_and_vouches_for_its_owner(run: Any) -> None:
     """The grant's end alone binds the owner that the backend has named, users' JWTs or not; it is told in the log."""
     async with run() as app:
+        app.service.services.store.stores_webhooks = True
         started = (await _vouch(app, owner=42, state="mine")).json()
         assert set(started) == {"authorize_url", "state", "expires_at"}
         assert of((await allow(app, started["authorize_url"])).location)["state"] == "mine"

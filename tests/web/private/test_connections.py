@@ -222,6 +222,7 @@ async def _delete(app: Running, selector: str, key: str = ADMIN_KEY) -> Answer:
 
 async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
     """Its tokens are erased, whoever asks for it hears 404, the history tells who did it; a connect brings it back."""
+    app.service.services.store.stores_webhooks = True
     connection = await app.connected()
     answer = await _delete(app, connection)
     assert (answer.status, answer.json()["status"], answer.json()["access_expires_at"]) == (200, "disconnected", None)

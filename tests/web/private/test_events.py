@@ -118,11 +118,10 @@ async def test_webhooks_are_listed_page_by_page(notifying: Running, receiver: Re
     assert (await notifying.private("/webhooks?cursor=x")).status == 400
 
 
-async def test_without_a_receiver_webhooks_wait(app: Running) -> None:
-    """In the table `webhooks`, where they are seen, for whoever begins to deliver them."""
+async def test_webhooks_without_receiver_are_not_stored(app: Running) -> None:
+    """Without `webhook.url` no webhook is stored for a connection."""
     await app.connected()
-    [waiting] = (await _list(app))["items"]
-    assert (waiting["status"], waiting["tries"], waiting["last_error"]) == ("waiting", 0, None)
+    assert (await _list(app))["items"] == []
 
 
 async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Receiver) -> None:

@@ -296,6 +296,7 @@ async def _disconnect(app: Running, user: str) -> Answer:
 
 async def test_the_last_owner_who_leaves_takes_the_tokens_along(app: Running) -> None:
     """One who is not the last leaves the rest as it is; with the last one the tokens are erased, and it is told."""
+    app.service.services.store.stores_webhooks = True
     phones = [Phone(app, user) for user in ("42", "17")]
     for phone in phones:
         await phone.exchange(await phone.connect())
