@@ -1,4 +1,4 @@
-"""The clock of the machine, and that of a database server."""
+"""The clocks of the machine and of a database server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Clock(Protocol):
         """Return the wall-clock time in UTC."""
 
     def monotonic(self) -> float:
-        """Return seconds of a clock that is never stepped."""
+        """Return the time in seconds of a clock that never jumps."""
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -32,7 +32,7 @@ class SystemClock:
 
 
 class DatabaseClock:
-    """The clock of a database that several instances share: the last time it returned, plus the monotonic time since.
+    """The clock of a database shared by several instances: its last known time plus the elapsed monotonic time.
 
     The clocks of two machines differ. Instances compare times that others have stored, so all of them use the
     database's clock and never their own wall clock.
@@ -45,8 +45,8 @@ class DatabaseClock:
     def set(self, time: datetime, *, asked_at: float) -> None:
         """Set the time that the database returned for a query sent at `asked_at` (monotonic).
 
-        Because the query's start is used, the clock is ahead by one round trip at most, so that tokens expire early
-        rather than late.
+        The clock is ahead of the database's by at most one round trip, because the start of the query is used. Tokens
+        therefore expire early rather than late.
         """
         self._read = time, asked_at
 

@@ -1,4 +1,4 @@
-"""The environment of one process: store, AMO client, keys, clock, log, rules and stop signal."""
+"""The environment of a process: store, AMO client, encryption keys, clock, observer, rules and stop signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Core:
-    """The environment, shared by all parts; it never contains one of the parts."""
+    """The environment, shared by all components; it contains no component."""
 
     store: Store
     amo: AmoClient
@@ -31,13 +31,13 @@ class Core:
     random: Callable[[], float]
     rules: RefreshRules
     process: str
-    """The name of this process in its claims and in the history."""
+    """The name of this process, used in claims and in the history."""
     stop: asyncio.Event
     """The stop signal: once set, nothing new is sent to AMO; requests in progress are finished."""
 
 
 async def record_event(event: Event, core: Core) -> None:
-    """Store an event that belongs to no other write; if the store is unreachable, only report it."""
+    """Store an event without another write; if the store is unreachable, only report it."""
     try:
         await core.store.record(event)
     except StoreUnavailable:

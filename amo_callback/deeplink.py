@@ -33,7 +33,7 @@ class DeepLinkError(NamedTuple):
 DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
     {
         "missing_code": DeepLinkError("the redirect brought neither a code nor an error", "start again"),
-        "access_denied": DeepLinkError("the user refused", "nothing, or ask again"),
+        "access_denied": DeepLinkError("the user declined", "nothing, or ask again"),
         "invalid_state": DeepLinkError(
             "the link belongs to another attempt, or is older than half an hour",
             "start again",

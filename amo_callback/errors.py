@@ -286,7 +286,7 @@ class NotYet(RetryableError):
 
 
 class AddressBlocked(NotYet):
-    """AMO blocks the address of this server: refreshing is paused until a probe succeeds."""
+    """AMO blocks this server's IP address: refreshing is paused until a probe succeeds."""
 
     code = "amo_blocked"
 

@@ -39,7 +39,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     follow = not flags & os.O_NOFOLLOW
     check_regular(path, follow=follow)
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since the check
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it was replaced after the check
         os.close(descriptor)
         raise OSError(errno.EINVAL, "Not a regular file")
     return descriptor
@@ -98,16 +98,16 @@ def atomic_file(path: Path, *, mode: int = 0o600, replace: bool = False) -> Iter
 
 
 def write_file(path: Path, text: str, *, mode: int, replace: bool = False) -> None:
-    """Write a text file atomically; raises as `atomic_file` does."""
+    """Write a text file atomically; raises the errors of `atomic_file`."""
     with atomic_file(path, mode=mode, replace=replace) as file:
         file.write(text.encode())
 
 
 def location_id(database: Path | None, *, machine_id: Path = MACHINE_ID) -> str:
-    """Return an opaque id of a database file's location; PostgreSQL has its own.
+    """Return an opaque id for the location of a database file; PostgreSQL has its own.
 
-    The machine id must not be disclosed (machine-id(5)), so it is hashed. Without one, as in some containers, only the
-    path counts.
+    The machine id must not be disclosed (machine-id(5)), so it is hashed. If there is none, as in some containers, only
+    the path is used.
     """
     if database is None:
         return ""

@@ -1,8 +1,8 @@
 """A request header by which the command recognizes the service; only holders of the encryption keys can use it.
 
-`amo-callback check` sends it through the public address, and so learns whether that leads to this service and whether
-the proxy passes the client's address on. The command also sends it to the private API before its API key, because while
-the service is down another process may listen there. Everyone else's header is ignored.
+`amo-callback check` sends it to the public address, to find out whether requests there reach this service and whether
+the proxy forwards the client's address. The command also sends it to the private API before its API key, because
+another process may be listening there while the service is down. Headers from anyone else are ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amo_callback.crypto import Cipher
 
 HEADER = "X-Amo-Callback-Probe"
-"""The name of the header in the request and in the response."""
+"""The name of the request header and of the response header."""
 _LIMIT = 512
 """The maximum number of characters; longer headers are ignored."""
 _QUESTION, _ANSWER = "probe", "probe:answer"
@@ -25,14 +25,14 @@ _QUESTION, _ANSWER = "probe", "probe:answer"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObservedClient:
-    """A request as the service sees it."""
+    """The client of a request as the service sees it."""
 
     peer: str | None
     """The address of the TCP peer; `None` for a Unix socket."""
     forwarded: bool
     """Whether there was an `X-Forwarded-For` header."""
     client: str | None
-    """The client address derived from it."""
+    """The client address that the service derived."""
 
 
 def seal_nonce(cipher: Cipher, *, nonce: str) -> str:
@@ -50,7 +50,7 @@ def reply_to(cipher: Cipher, question: str, *, seen: ObservedClient) -> str | No
 
 
 def read_reply(cipher: Cipher, header: str, *, nonce: str) -> ObservedClient | None:
-    """Return the request as the service saw it; `None` if this is no response to `nonce`."""
+    """Return the client as the service saw it; `None` if this is not a response to `nonce`."""
     content = _opened(cipher, header, context=_ANSWER)
     if content is None:
         return None

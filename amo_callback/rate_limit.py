@@ -1,7 +1,7 @@
-"""Slots of the rate limit for requests to AMO: evenly spaced, users first, alternating while refreshes wait, too.
+"""Slots of the rate limit for requests to AMO: evenly spaced, users first, but every other slot for waiting refreshes.
 
-AMO allows an integration 7 requests a second, answers 429 beyond that, and bans those who continue. All instances share
-one state, so the rules here hold for all of them together.
+AMO allows an integration 7 requests a second, responds with 429 beyond that, and bans clients that continue. All
+instances share one state, so these rules apply to all of them together.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class Priority(IntEnum):
-    """The order of requests: users first (known ones before anonymous ones), hook checks last."""
+    """The order of requests: users first (known users before anonymous ones), checks for hooks last."""
 
     KNOWN_USER = 0
-    """A code of a known user who started here."""
+    """A code from a known user whose authorization began here."""
     OUR_LINK = 1
-    """A code of a user who started here with a plain link."""
+    """A code from an authorization that began here with a plain link."""
     ANONYMOUS = 2
     """Any other code."""
     TOKEN_CHECK = 3
     """Introspection of an access token for a waiting caller: at most a quarter of the rate."""
     BACKGROUND = 4
     HOOK_CHECK = 5
-    """Introspection caused by AMO's hook: at most a tenth of the rate, and only after refreshes."""
+    """Introspection because of AMO's hook: at most a tenth of the rate, and only after refreshes."""
 
 
 class WaiterKind(StrEnum):
@@ -40,20 +40,20 @@ class WaiterKind(StrEnum):
 
 _NEVER = float("-inf")
 _REMEMBERED = 2
-"""Intervals for which an instance counts as waiting after it asked; a waiting one asks within one interval."""
+"""The number of intervals for which an instance counts as waiting after its request; it repeats it every interval."""
 GOOD_FOR = 1.0
-"""Seconds for which a granted slot may be used; a later request acquires another one."""
+"""Seconds within which a granted slot must be used; a later request acquires another one."""
 LATE = 0.5
-"""Intervals by which a slot may be requested late without delaying the next one, because asking others takes time."""
+"""Intervals by which a request for a slot may be late without delaying the next slot, because a request takes time."""
 _TICK = 0.01
-"""The same in seconds for a single instance, whose timers alone may be late."""
+"""The same in seconds for a single instance, which only has late timers."""
 LONGEST_PAUSE = 600.0
-"""The longest pause in seconds; one that seems longer was stored before the clock was moved back."""
+"""The longest pause in seconds; a longer remaining pause was stored before the clock was moved back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateState:
-    """When the next slot is free, who had the last one, and until when each kind counts as waiting."""
+    """When the next slot is free, which kind had the last one, and until when each kind counts as waiting."""
 
     free_at: float = _NEVER
     last: WaiterKind = WaiterKind.BACKGROUND
@@ -63,7 +63,7 @@ class RateState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotDecision:
-    """The result of a request for a slot: the `kind` that got it, if any, and the seconds until the next request."""
+    """The result of a request for a slot: the `kind` that received it, if any, and seconds until the next request."""
 
     slots: RateState
     kind: WaiterKind | None = None
@@ -73,14 +73,14 @@ class SlotDecision:
 def request_slot(
     slots: RateState, *, now: float, interval: float, waiting: Collection[WaiterKind], alone: bool = False
 ) -> SlotDecision:
-    """Request a slot for one of the kinds `waiting` here; `alone` if there is no other instance.
+    """Request a slot for one of the kinds that are `waiting` here; `alone` if there is no other instance.
 
     A user waits in front of a screen, so users come first. But anyone can send codes: while refreshes wait, here or in
     another instance, users get only every other slot, so that junk codes cannot starve refreshes.
     """
     until = now + _REMEMBERED * interval
     if alone:
-        slots = RateState(free_at=slots.free_at, last=slots.last)  # nobody else can be waiting
+        slots = RateState(free_at=slots.free_at, last=slots.last)  # no other instance can be waiting
     slots = dataclasses.replace(
         slots,
         free_at=min(slots.free_at, now + max(LONGEST_PAUSE, interval)),
@@ -91,7 +91,7 @@ def request_slot(
         return SlotDecision(slots=slots, wait=slots.free_at - now)
     turn = _next_kind(slots, now)
     if turn not in waiting:
-        # The slot is for another instance, which is asking now or has stopped waiting.
+        # The slot is for another instance, which will request it soon or has stopped waiting.
         gone = (slots.people_until if turn is WaiterKind.PEOPLE else slots.background_until) - now
         return SlotDecision(slots=slots, wait=min(interval * LATE, gone))
     if alone:
@@ -115,10 +115,10 @@ def _next_kind(slots: RateState, now: float) -> WaiterKind:
 
 
 class SharedLimits(Protocol):
-    """One rate limit for requests to AMO, for all instances. Raises `StoreUnavailable`."""
+    """The rate limit for requests to AMO, shared by all instances; its methods raise `StoreUnavailable`."""
 
     is_local: bool
-    """Whether a request for a slot takes no time, so that nothing can happen in between."""
+    """Whether a request for a slot takes no time, so that nothing else can run in between."""
 
     async def request_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
         """Request a slot, `interval` seconds after the last one."""

@@ -85,7 +85,7 @@ class AmoClient:
         return domain
 
     def base_url(self, host: str) -> str:
-        """Return the URL of AMO's API at a stored host; raises `HostNotAllowed`."""
+        """Return the base URL of AMO's API at a stored host; raises `HostNotAllowed`."""
         return self._integration.address(host, "")
 
     async def acquire_slot(self, priority: Priority) -> None:
@@ -98,13 +98,13 @@ class AmoClient:
         return token_claims(access_token, allowed=self._allowed)
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
-        """Return whether AMO signed that the integration was disabled in this account."""
+        """Return whether AMO signed a hook that the integration was disabled in this account."""
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> TokenResponse:
-        """Spend an authorization code, unless it is later than `not_after`.
+        """Exchange an authorization code, unless it is later than `not_after`.
 
-        Raises as `protocol.read_answer` does, `RequestNotSent`, and `HostNotAllowed` before anything is sent.
+        Raises the errors of `protocol.read_answer`, `RequestNotSent`, and before anything is sent, `HostNotAllowed`.
         """
         request = exchange_request(self._integration, code=code, domain=domain)
         return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
@@ -112,7 +112,7 @@ class AmoClient:
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
         """Spend a refresh token, unless it is later than `not_after`, which is checked just before the first byte.
 
-        Raises as `protocol.read_answer` does, `RequestNotSent`, and `HostNotAllowed` before anything is sent.
+        Raises the errors of `protocol.read_answer`, `RequestNotSent`, and before anything is sent, `HostNotAllowed`.
         """
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)

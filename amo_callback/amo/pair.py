@@ -1,7 +1,7 @@
-"""The token pair in a response of AMO, and the claims of its access token.
+"""Extraction of the token pair from AMO's response, and the claims of its access token.
 
-Losing the pair would lose the connection, so it is found wherever it stands in the response. Claims are unverified
-hints from AMO over TLS: AMO publishes no key and documents no claims, so missing or malformed ones are ignored.
+Losing the pair would lose the connection, so it is found anywhere in the response. Claims are unverified hints that AMO
+sent over TLS. AMO publishes no key and documents no claims, so missing or malformed claims are ignored.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 _REFRESH_TOKEN = re.compile(r'"refresh_token"')
 _PLACES = 8
-"""Limits on the work per response: mentions of a refresh token that are examined, and braces before each."""
+"""Limits on the work per response: the number of examined mentions of a refresh token, and of braces before each."""
 _BRACES = 16
 _CONTAINERS = 20_000
-"""The maximum number of objects and lists in a response that is searched."""
+"""The maximum number of objects and lists in a response; larger responses are not searched."""
 _DECODER = JSONDecoder()
 
 
@@ -40,9 +40,9 @@ class PairFound:
 
 
 def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
-    """Return the pair in the first body that has exactly one, otherwise `None`.
+    """Return the pair in the first body that contains exactly one, otherwise `None`.
 
-    An object with the refresh token that was `presented` is a copy of the request, not a pair.
+    An object that contains the `presented` refresh token is an echo of the request, not a pair.
     """
     for body in bodies:
         text = body.decode(detect_encoding(body), errors="replace")
@@ -100,11 +100,11 @@ def _token(value: object) -> str:
 
 _MAX_LIFETIME = timedelta(days=3650)
 UNKNOWN_LIFETIME = timedelta(minutes=15)
-"""The assumed lifetime of an access token, where neither the response nor the token names one."""
+"""The assumed lifetime of an access token if neither the response nor the token contains one."""
 
 
 def read_claims(access_token: str) -> dict[str, object]:
-    """Return an access token's claims; none where it is no JWT."""
+    """Return the claims of an access token; empty if it is not a JWT."""
     parts = access_token.split(".")
     if len(parts) != 3:
         return {}
@@ -116,7 +116,7 @@ def read_claims(access_token: str) -> dict[str, object]:
 
 
 def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Account:
-    """Return the account in a token's claims; `api_domain` only if secrets may be sent there."""
+    """Return the account in a token's claims; it has an `api_domain` only if secrets may be sent there."""
     api_domain = claims.get("api_domain")
     issued = claims.get("iat")
     host = api_domain.encode(errors="replace") if isinstance(api_domain, str) else b""
@@ -129,7 +129,7 @@ def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Acc
 
 
 def token_claims(access_token: str, *, allowed: Sequence[str] = ()) -> TokenClaims:
-    """Return the claims that are used."""
+    """Return the relevant claims."""
     claims = read_claims(access_token)
     audience, expires = claims.get("aud"), claims.get("exp")
     return TokenClaims(
@@ -161,7 +161,7 @@ def _is_lifetime(value: object) -> TypeGuard[int]:
 
 
 def json_object(body: bytes) -> dict[str, object] | None:
-    """Return a JSON object, or `None` for whatever else the bytes are."""
+    """Return a JSON object, or `None` for any other bytes."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):

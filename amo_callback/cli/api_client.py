@@ -1,4 +1,4 @@
-"""The client of the private API: of the running service, or without one of an application that serves the store."""
+"""A client of the private API: that of the running service, or of an application that uses the store directly."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     Work = Callable[..., Awaitable[object]]
 
 MAX_ITEMS = 10_000
-"""The maximum number of listed items."""
+"""The maximum number of items that are listed."""
 _TIMEOUT = 30.0
 _UNIX = "unix:"
-_NO_REFRESH = "only the running service refreshes: start it and try again"
+_NO_REFRESH = "only a running service refreshes tokens: start it and try again"
 
 
 def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> Callable[[Work], Callable[..., int]]:
-    """Make a command from a coroutine that calls the private API with a key of this scope.
+    """Return a decorator that makes a command from a coroutine that calls the private API with a key of this scope.
 
-    Its result is printed as JSON or by `text`; `None` means that the user declined.
+    The result is printed as JSON or by `text`; `None` means that the user declined.
     """
 
     def decorate(work: Work) -> Callable[..., int]:
@@ -74,9 +74,9 @@ def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> C
 
 @asynccontextmanager
 async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[ApiClient]:
-    """Open the private API of the running service; without a service or a key with the scope, of the store itself.
+    """Open the private API of the running service; without a service or a key with the scope, use the store directly.
 
-    Both engines allow another process next to the service, and a user who can read the configuration may use the store.
+    Both engines allow a second process, and a user who can read the configuration may use the store anyway.
     """
     api_key = key_with(context.settings.api.keys.get_secret_value(), scope)
     if api_key is not None:
@@ -103,7 +103,7 @@ async def private_session(address: str, *, wait_limit: float = _TIMEOUT) -> Asyn
 
 
 async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: str) -> bool:
-    """Return whether the service is listening, which it proves with its encryption keys before it gets an API key.
+    """Return whether the service is listening, which it proves with its encryption keys before it receives an API key.
 
     Raises `CommandFailed` if something else responds.
     """
@@ -176,12 +176,12 @@ class ApiClient:
         return await self._request("DELETE", path, {})
 
     async def get_checks(self) -> dict[str, Any]:
-        """Return the checks of `/readyz`, whose status is 503 if one of them fails."""
+        """Return the checks of `/readyz`, which responds with 503 if one of them fails."""
         checks: dict[str, Any] = (await self._send("GET", "/readyz", {}))[1].get("checks", {})
         return checks
 
     async def token(self, name: str) -> dict[str, Any]:
-        """Return an access token; without a running service, one that is valid for any time."""
+        """Return an access token; without a running service, any token that has not expired."""
         path = f"{await self.path_of(name)}/token"
         if not self._is_idle:
             return await self.get(path)
@@ -211,11 +211,11 @@ class ApiClient:
         return items[:limit]
 
     async def path_of(self, name: str) -> str:
-        """Return the path of the connection named by id, `account:ID`, `owner:ID`, account id or host."""
+        """Return the path of a connection, given its id, `account:ID`, `owner:ID`, account id or host."""
         return f"/connections/{quoted(await self.selector_of(name))}"
 
     async def selector_of(self, name: str) -> str:
-        """Return the API's name for a connection named by id, selector, account id or host."""
+        """Return the API's selector for a connection, given its id, a selector, account id or host."""
         if name.isdecimal():
             return f"account:{name}"
         if "." not in name or ":" in name or not name.isascii():
@@ -259,7 +259,7 @@ class ApiError(CommandFailed):
 
 def quoted(name: str) -> str:
     """Encode a name as one path segment."""
-    if name in {"", ".", ".."}:  # the path would be that of all connections
+    if name in {"", ".", ".."}:  # the path would address all connections
         raise NotFound
     return quote(name, safe="")
 
@@ -278,6 +278,6 @@ async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 def connection_error(error: aiohttp.ClientConnectorError) -> str:
-    """Return why connecting failed, without aiohttp's message, which repeats the address."""
+    """Return why connecting failed, without the message of aiohttp, which contains the address."""
     number = error.os_error.errno
     return os.strerror(number) if number else "nothing listens there"

@@ -62,9 +62,9 @@ def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
     """Put the rows of the backup FILE in the place of the database, frozen."""
     database = _file(context)
     if not database.parent.is_dir():
-        raise ConfigurationError(f"storage.url: there is no folder {database.parent}")
+        raise ConfigurationError(f"storage.url: no such folder: {database.parent}")
     if not (yes or sys.stdin.isatty()):
-        click.echo("amo-callback: restore asks before it replaces the database: say --yes", err=True)
+        click.echo("amo-callback: restore asks before it replaces the database: confirm with --yes", err=True)
         return output.EX_USAGE
     output.sigterm_as_interrupt()
     now = SystemClock().now()

@@ -41,25 +41,25 @@ _SECONDS = click.FloatRange(min=0, min_open=True, max=86400)
 @click.option("--timeout", type=_SECONDS, default=10.0, metavar="SECONDS", help="For each answer.")
 @click.pass_obj
 def check(invocation: Invocation, *, config: str | None, as_json: bool, timeout: float) -> int:
-    """Check everything, and say what is wrong and how to fix it."""
+    """Check everything, and print what is wrong and how to fix it."""
     findings = _findings(config, invocation.environ, SystemClock(), wait_limit=timeout)
     return report(findings, as_json=as_json)
 
 
 def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, wait_limit: float) -> Iterator[Finding]:
-    """Run the checks one after the other; without a configuration, those that need none."""
+    """Run the checks in order; without a valid configuration, only those that do not need one."""
     path = find_config(config, environ)
     yield from run_check("secrets", check_secrets(path, environ))
     try:
         context = load_context(config, environ)
     except ConfigurationError as error:
         for problem in error.problems:
-            yield fail("configuration", problem, fix="fix it; config.example.toml names every setting")
+            yield fail("configuration", problem, fix="fix it; config.example.toml lists every setting")
         return
     yield ok("configuration", f"{path or 'the environment'} can be used")
     yield from run_check("configuration", check_settings(context.settings))
     yield from run_check("outgoing_proxy", check_outgoing(environ))
-    # As the owner of the database, because the service could not open files created by root. Modules are imported
+    # Run as the owner of the database, because the service could not open files created by root. Modules are imported
     # before, because the owner may not be able to read them.
     database = _check_database(context, clock, wait_limit=wait_limit)
     with acting_as_owner(context.owned):
@@ -88,7 +88,7 @@ async def _miss_postgres() -> AsyncIterator[Finding]:
 async def _check_others(
     context: CommandContext, environ: Mapping[str, str], *, clock: Clock, wait_limit: float
 ) -> list[Finding]:
-    """Run the checks of other servers concurrently."""
+    """Concurrently run the checks that access other servers."""
     settings, cipher = context.settings, Cipher(context.encryption_keys)
     async with open_probe(clock=clock, wait_limit=wait_limit) as http:
         found = await asyncio.gather(
@@ -114,13 +114,13 @@ def config() -> None:
 @with_context
 @json_option
 def check_file(context: CommandContext, *, as_json: bool) -> int:
-    """Check the configuration file without opening or requesting anything else."""
+    """Check only the configuration file, without opening or requesting anything else."""
     return report(check_settings(context.settings), as_json=as_json)
 
 
 @config.command("example")
 def example() -> None:
-    """Print the reference: every setting, its default, and what it does."""
+    """Print the reference: every setting with its default and its effect."""
     click.echo(packaged_text("config.example.toml"), nl=False)
 
 

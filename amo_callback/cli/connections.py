@@ -127,7 +127,7 @@ async def token(api: ApiClient, *, name: str) -> dict[str, Any]:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--limit", type=click.IntRange(min=1, clamp=True), default=50, help="Events at most.")
+@click.option("--limit", type=click.IntRange(min=1, clamp=True), default=50, help="Maximum number of events.")
 @api_command(Scope.READ, text=_history)
 async def events(api: ApiClient, *, name: str | None, limit: int) -> list[dict[str, Any]]:
     """Show the history, of NAME or of all: which token was presented, when, and why."""
@@ -148,7 +148,7 @@ async def webhooks(api: ApiClient) -> list[dict[str, Any]]:
 async def retry(api: ApiClient, *, name: str | None) -> dict[str, Any]:
     """Send the webhook with the id NAME now, or all that were dead-lettered."""
     if api.settings.webhook.url is None:
-        raise CommandFailed("webhook.url is not set: no webhook is sent")
+        raise CommandFailed("webhook.url is not set: no webhooks are sent")
     return await api.post("/webhooks/retry" if name is None else f"/webhooks/{quoted(name)}/retry")
 
 

@@ -49,7 +49,7 @@ def read_callback(text: str) -> Callback:
     """Parse the redirect URI, or the service's base URL; raises `ValueError`."""
     given = text if "://" in text else f"https://{text}"
     if not _VISIBLE.fullmatch(given):
-        raise ValueError("must be an address of visible ASCII characters, as https://admin.example.com")
+        raise ValueError("must be an address of visible ASCII characters, such as https://admin.example.com")
     parts = _parts(given)
     if "?" in given or "#" in given:
         raise ValueError("must have no ? and no #: AMO adds its own")
@@ -83,7 +83,7 @@ def read_client_secret(text: str) -> str:
 
 def read_deep_link(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("must be visible characters alone")
+        raise ValueError("must consist of visible characters")
     try:
         return App(deep_link=text).deep_link
     except ValidationError as error:
@@ -95,7 +95,7 @@ def read_deep_link(text: str) -> str:
 def read_database(text: str) -> str:
     """Check the database URL, which must have no password; raises `ValueError`, whose message quotes nothing."""
     if not text.isprintable():
-        raise ValueError("must be visible characters alone")
+        raise ValueError("must consist of visible characters")
     validate_url(text)
     if url_secrets(text):
         raise ValueError(
@@ -175,7 +175,7 @@ def _read_secret_file(file: str) -> str:
 )
 @click.option("--database", type=_checked(read_database), metavar="URL", help="Default: an SQLite file.")
 @click.option("--no-input", is_flag=True, help="Ask nothing.")
-@click.option("--systemd", is_flag=True, help="For `systemd install`: each secret has a file.")
+@click.option("--systemd", is_flag=True, help="For `systemd install`: each secret is in its own file.")
 @click.option("--config", metavar="FILE", help=f"Default: ./{DEFAULT_PATHS[0]}; with --systemd: {units.CONFIG}")
 @click.pass_obj
 def init(
@@ -203,7 +203,7 @@ def init(
         callback = callback or _ask_callback()
         client_id = client_id or _ask_client_id(callback)
         if asking and client_secret is None and not paths.has(CLIENT_SECRET):
-            question = "Secret key (one line without spaces, is not shown; Enter: later)"
+            question = "Secret key (one line without spaces, not shown; press Enter to skip)"
             secret_or_later = _checked(lambda text: read_client_secret(text) if text else None)
             client_secret = click.prompt(
                 question, value_proc=secret_or_later, default="", show_default=False, hide_input=True
@@ -226,7 +226,7 @@ def init(
 
 
 def _ask_callback() -> Callback:
-    click.echo("Where do phones reach this service? Its public address, or the whole redirect URI.")
+    click.echo("At which public address do phones reach this service? An address, or the complete redirect URI.")
     callback: Callback = click.prompt("Address (like https://admin.example.com)", value_proc=_checked(read_callback))
     click.echo(f"The redirect URI is {callback.redirect_uri}")
     return callback
@@ -236,7 +236,7 @@ def _ask_client_id(callback: Callback) -> str:
     """Print what to register in AMO, and ask for the integration's id."""
     click.echo("\nCreate the integration in amoCRM, or open it:")
     click.echo("\n".join(_registration(callback)))
-    click.echo('Then "Keys and scopes" on its page has what is asked for now.')
+    click.echo('Then "Keys and scopes" on its page shows the following values.')
     return str(click.prompt("Integration ID", value_proc=_checked(read_client_id)))
 
 

@@ -89,7 +89,7 @@ def preflight(paths: InstallPaths, database: str) -> None:
         )
     folder = next(folder for folder in config.absolute().parents if folder.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise CommandFailed(f"{folder}: this user can make no file there")
+        raise CommandFailed(f"{folder}: this user cannot create files there")
     there = database_file(database, folder=config.parent)
     if there is not None and there.exists() and not paths.has(ENCRYPTION_KEYS):
         raise CommandFailed(
@@ -110,14 +110,14 @@ def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None
         return [*made, f"{paths.config}: written; no secret is in it"]
     secrets = InitialSecrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
     write_file(paths.config, write_config(decided, secrets), mode=0o600)
-    return [f"{paths.config}: written, for you alone (0600), with a new encryption key and an API key named backend"]
+    return [f"{paths.config}: written, readable only by you (0600), with new encryption and API keys"]
 
 
 def _write_secrets(paths: InstallPaths, client_secret: str | None) -> Sequence[str]:
     folder = paths.credentials
     make_private(folder)
     kept = [name for name in _MADE if paths.has(name)]
-    lines = [*(f"{folder / name}: was there, and is kept" for name in kept), *make_keys(folder, given=kept)]
+    lines = [*(f"{folder / name}: already existed and was kept" for name in kept), *make_keys(folder, given=kept)]
     if client_secret is not None:
         lines.append(f"{folder / CLIENT_SECRET}: {'replaced' if paths.has(CLIENT_SECRET) else 'written'}")
         keep_secret(folder, CLIENT_SECRET, client_secret)
@@ -129,7 +129,7 @@ def _new_api_key() -> str:
 
 
 _MADE = {
-    ENCRYPTION_KEYS: (new_key, "made; keep a copy, apart from the database's backups"),
+    ENCRYPTION_KEYS: (new_key, "generated; keep a copy, separate from the database's backups"),
     "api.keys": (_new_api_key, "made, with one key, named backend"),
 }
 

@@ -1,4 +1,4 @@
-"""`amo-callback`: the command."""
+"""The command `amo-callback`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 EX_CONFIG = 78
-"""Configuration error (sysexits.h)."""
+"""The exit status for a configuration error (sysexits.h)."""
 STATUSES = {
     0: "done",
     1: "failed, or `check` found what fails",
-    2: "the command line is not understood",
+    2: "invalid command line",
     EX_CONFIG: "the configuration cannot be used",
     130: "interrupted",
 }
@@ -36,12 +36,12 @@ COMMANDS = {
     "check": ("check", "Check everything, and say what is wrong and how to fix it."),
     "config": ("check", "Check the configuration file; print the reference, or a JSON Schema."),
     "connections": ("connections", "List, show, refresh, freeze, export and import connections."),
-    "token": ("connections", "Print an access token, refreshed first where it expires soon."),
+    "token": ("connections", "Print an access token, refreshed first if it expires soon."),
     "events": ("connections", "Show the history: which token was presented, when, and why."),
     "webhooks": ("connections", "List webhooks that wait or were dead-lettered; send them again."),
     "rotate-keys": ("rotate_keys", "Encrypt everything with the newest key, also while the service runs."),
     "keygen": ("rotate_keys", "Print a new encryption key."),
-    "backup": ("backup", "Copy the database into one file, also while the service runs."),
+    "backup": ("backup", "Copy the database into one file; the service may be running."),
     "restore": ("backup", "Put a backup in the place of the database, frozen."),
     "systemd": ("systemd", "Install as a systemd service; print what an installation needs."),
     "docs": ("info", "Print the manual, or another document."),
@@ -57,7 +57,7 @@ _LAST_STANDARD = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Invocation:
-    """The environment of a command."""
+    """The environment in which a command runs."""
 
     environ: Mapping[str, str]
     leave: Callable[[int], object]
@@ -107,7 +107,7 @@ def cli() -> None: ...
 
 
 def command() -> int:
-    """Run the command as the process's main function; `serve` exits without waiting for its threads."""
+    """Run the command as the main function of the process; `serve` exits without waiting for its threads."""
     return main(leave=os._exit)
 
 
@@ -140,7 +140,7 @@ def main(
 def _open_standard_streams() -> None:
     """Open the null device for each closed standard stream; otherwise the next opened file would get its descriptor."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
-        os.set_inheritable(number, True)  # noqa: FBT003 -- it takes no keyword arguments
+        os.set_inheritable(number, True)  # noqa: FBT003 -- takes no keyword arguments
     os.close(number)
     sys.stdin = sys.stdin or _open_null("r")
     sys.stdout = sys.stdout or _open_null("w")

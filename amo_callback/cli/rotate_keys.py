@@ -27,9 +27,9 @@ _HEADS = {
     RecordKind.RESCUE: "rescue files",
 }
 _SHOWN = 20
-"""The maximum number of connections that are printed; JSON contains all."""
+"""The maximum number of connections that are printed; the JSON output contains all."""
 _NAMED = {RecordKind.CONNECTION, RecordKind.RESCUE}
-"""Kinds of records whose names are printed."""
+"""Kinds of records that are printed with their names."""
 _OVERTAKEN = """\
 While this ran, an older key has sealed again: some process does not have the newest key first. Restart them all with
 it, and run this again. Until then every key is needed."""
@@ -49,7 +49,7 @@ def keygen() -> None:
 @json_option
 @click.option("--dry-run", is_flag=True, help="Count what is encrypted with which key, and change nothing.")
 def rotate_keys(context: CommandContext, *, as_json: bool, dry_run: bool) -> int:
-    """Encrypt everything with the newest encryption key, also while the service runs."""
+    """Encrypt everything with the newest encryption key; the service may be running."""
     return run_loop(_rotate(context, as_json=as_json, dry_run=dry_run))
 
 

@@ -87,8 +87,8 @@ def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
     limit, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
     if limit.isdecimal() and not units.fits_stop_timeout(timeout, int(limit)):
         raise ConfigurationError(
-            f"amo.timeout: {timeout:g} s is more than the unit's TimeoutStopSec={limit} less {units.STOP_RESERVE:g} s: "
-            "lower it, or run `amo-callback systemd install`, which writes a unit that fits"
+            f"amo.timeout: {timeout:g} s exceeds the unit's TimeoutStopSec={limit} minus {units.STOP_RESERVE:g} s: "
+            "lower it, or run `amo-callback systemd install`, which writes a matching unit"
         )
 
 

@@ -29,7 +29,7 @@ _RESTART = f"systemctl restart {' '.join(units.UNITS)}"
 _UNIT_FOLDER = Path("etc/systemd/system")
 _SYSUSERS_FILE = Path("etc/sysusers.d/amo-callback.conf")
 _BOOTED = Path("/run/systemd/system")
-"""Exists where systemd manages the machine: sd_booted(3)."""
+"""Exists if systemd manages the machine: sd_booted(3)."""
 
 
 class Change(StrEnum):
@@ -68,7 +68,7 @@ def _planned(installation: units.Installation, *, root: Path) -> Sequence[UnitFi
 
 
 def _write(files: Iterable[UnitFile]) -> None:
-    """Write the files that differ, each atomically: systemd may read one at any moment."""
+    """Write the files that have changed, each atomically, because systemd may read them at any moment."""
     for file in files:
         if file.change is Change.NONE:
             continue
@@ -81,25 +81,25 @@ def _write(files: Iterable[UnitFile]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """Where an installation is written: this machine, or a folder."""
+    """The target of an installation: this machine or a folder."""
 
     root: Path
     real: bool
 
     def below(self, path: Path) -> Path:
-        """Return where a path of the machine is."""
+        """Return the location of one of the machine's paths in the target."""
         return self.root / path.relative_to("/") if path.is_absolute() else self.root / path
 
     def run(self, *command: str, check: bool = True) -> None:
-        """Run a command of systemd's where this is a machine; raises `CommandFailed`.
+        """Run a command of systemd if the target is this machine; raises `CommandFailed`.
 
-        What may fail unnoticed (no `check`) says nothing, either.
+        Without `check`, failures are ignored and print nothing.
         """
         if not self.real:
             return
         try:
             quiet = None if check else subprocess.DEVNULL
-            done = subprocess.run(command, check=False, stderr=quiet)  # noqa: S603 -- because every word of it is ours
+            done = subprocess.run(command, check=False, stderr=quiet)  # noqa: S603 -- no argument is input from outside
         except OSError as error:
             raise CommandFailed(f"{command[0]} cannot be run: {error.strerror}") from None
         if check and done.returncode:
@@ -125,7 +125,7 @@ def print_(*, config: Path, name: str | None) -> None:
         return
     found = units.find(name)
     if found is None:
-        raise click.UsageError(f"{name}: one of {', '.join(units.names())}")
+        raise click.UsageError(f"{name}: must be one of {', '.join(units.names())}")
     config = config.absolute()
     there = config if config.is_file() else None
     click.echo(units.render(found, _installation(this_interpreter(), config=config, there=there)), nl=False)
@@ -171,7 +171,7 @@ def this_interpreter() -> units.Interpreter:
 
 
 def install(target: Target, *, interpreter: units.Interpreter, config: Path, agreed: bool, terminal: bool) -> int:
-    """Write what is missing, ask before anything is replaced, and say what comes next."""
+    """Write what is missing, ask before replacing anything, and print the next step."""
     there = target.below(config)
     if not there.is_file():
         raise ConfigurationError(f"{there}: is missing: `amo-callback init --systemd --config {there}` writes it")
@@ -180,7 +180,7 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
     files = _planned(installation, root=target.root)
     replaced = [file for file in files if file.change is Change.REPLACED]
     if replaced and not agreed and not terminal:
-        click.echo("amo-callback: units were changed since; install asks before it replaces them: say --yes", err=True)
+        click.echo("amo-callback: existing units differ; confirm their replacement with --yes", err=True)
         return EX_USAGE
     for file in replaced:
         click.echo(file.diff(), nl=False)
@@ -201,7 +201,7 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
 
 
 def _installation(interpreter: units.Interpreter, *, config: Path, there: Path | None) -> units.Installation:
-    """Return what the units say: for the configuration at `config`, which can be read `there`, if at all."""
+    """Return the values for the units of the configuration at `config`, which is read at `there` if it exists."""
     server, amo_timeout = load_unit_settings(there)
     return units.Installation(
         interpreter=interpreter,
@@ -215,12 +215,12 @@ def _installation(interpreter: units.Interpreter, *, config: Path, there: Path |
 
 
 def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Sequence[str]:
-    """Make what can be made of the secrets that are missing, ask for what cannot, and return what is missing still."""
+    """Generate missing secrets if possible, ask for the others, and return the names of those still missing."""
     for line in make_keys(folder, given=given):
         click.echo(line)
     if CLIENT_SECRET in given:
         return ()
-    question = 'The integration\'s "Secret key" (Enter: later)'
+    question = 'The integration\'s "Secret key" (press Enter to skip)'
     secret = click.prompt(question, hide_input=True, default="", show_default=False).strip() if terminal else ""
     if not secret:
         return (CLIENT_SECRET,)
@@ -245,11 +245,11 @@ def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: se
 
 
 def _target(root: Path | None) -> Target:
-    """Return where to write; raises `CommandFailed` where that cannot be this machine."""
+    """Return the target; raises `CommandFailed` if it cannot be this machine."""
     if root is not None:
         return Target(root=root, real=False)
     if os.geteuid() != 0:
         raise CommandFailed("only root writes units (or --root FOLDER writes them elsewhere)")
     if not _BOOTED.is_dir():
-        raise CommandFailed("systemd does not manage this machine (--root FOLDER writes the units elsewhere)")
+        raise CommandFailed("systemd does not manage this machine (use --root FOLDER to write the units elsewhere)")
     return Target(root=Path("/"), real=True)

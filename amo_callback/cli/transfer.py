@@ -92,7 +92,7 @@ async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str
                     store, frozen=frozen, cipher=opened.cipher, rescue=rescue, writer=writer, advance=advance
                 )
         except BaseException:
-            click.echo("amo-callback: it stays frozen; export again, or: amo-callback connections thaw --all", err=True)
+            click.echo("amo-callback: still frozen; export again, or run amo-callback connections thaw --all", err=True)
             raise
 
 
@@ -120,7 +120,7 @@ def _new_passphrase(file: Path | None) -> str:
     if len(passphrase) < _MIN_PASSPHRASE:
         raise CommandFailed(f"the passphrase must have {_MIN_PASSPHRASE} characters or more")
     if file is None and _ask("The same again") != passphrase:
-        raise CommandFailed("the two passphrases are not the same")
+        raise CommandFailed("the two passphrases differ")
     return passphrase
 
 
@@ -243,7 +243,7 @@ def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
         "new": len(plan.new),
         "replaced": len(plan.replaced),
         "here already, skipped": plan.same,
-        "here already with later tokens, kept": plan.newer,
+        "kept, because newer tokens are stored": plan.newer,
         "with an owner: owners are bound when the user connects in the app": plan.owned,
         "without a refresh token: they end with their access token": sum(not one.refresh_token for one in coming),
         "frozen by themselves: they stay so until thawed": sum(one.frozen for one in coming),

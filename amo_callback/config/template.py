@@ -79,7 +79,7 @@ def _rest(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str
     if config.rescue is not None:
         storage["rescue"] = (config.rescue, "the same folder for the service and for the command")
     if secrets is not None:
-        storage["encryption_keys"] = (secrets.encryption_key, "keep a copy, apart from the database's backups")
+        storage["encryption_keys"] = (secrets.encryption_key, "keep a copy, separate from the database's backups")
     yield from ("", "[storage]", *_lines(storage))
     if secrets is not None:
         yield from ("", "[api]", *_lines({"keys": (secrets.api_keys, "name:key; more of them follow, each after \\n")}))

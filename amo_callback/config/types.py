@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0
 
 _WEBHOOK_PREFIX = "whsec_"
 _SECRET_LEAST, _SECRET_MOST = 24, 64
-"""The size of a webhook secret in bytes, as defined by Standard Webhooks."""
+"""The minimum and maximum size of a webhook secret in bytes, as defined by Standard Webhooks."""
 
 
 def _listen_address(value: str) -> str:
@@ -38,7 +38,7 @@ def _listen_address(value: str) -> str:
 
 
 def read_webhook_secrets(text: str) -> Sequence[str]:
-    """Parse webhook secrets, one per line, newest first; raises `ValueError` with the number of the line."""
+    """Parse webhook secrets, one per line, newest first; raises `ValueError`, which contains the line number."""
     lines = text.split()
     if not lines:
         raise ValueError("must contain at least one secret")
@@ -119,7 +119,7 @@ _NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}"
 
 
 def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Accept hosts, and suffixes of at least two labels: `.com` would allow any site to receive the client secret."""
+    """Accept hosts, and suffixes of at least two labels, because `.com` would send the client secret to any site."""
     lowered = tuple(value.lower() for value in values)
     for value in lowered:
         if not _NAME.fullmatch(value.removeprefix(".")):
@@ -141,7 +141,7 @@ def _network(value: str) -> str:
 def _base_path(value: str) -> str:
     first, *segments = value.split("/")
     if first or not segments or not all(_SEGMENT.fullmatch(segment) and segment.strip(".") for segment in segments):
-        raise ValueError('must be a path as "/api/amo-crm", without empty or dotted segments')
+        raise ValueError('must be a path such as "/api/amo-crm", without empty or dotted segments')
     return value
 
 

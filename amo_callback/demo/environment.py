@@ -135,7 +135,7 @@ class Proxy:
         if self.public is None:
             return web.Response(status=502, text=_AWAY)
         if not request.raw_path.startswith("/"):
-            return web.Response(status=400, text="This is no proxy for other hosts.\n")
+            return web.Response(status=400, text="This is not a proxy for other hosts.\n")
         address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
         headers = CIMultiDict(_end_to_end(request.headers.items()))
         headers["X-Forwarded-For"] = request.remote or ""  # replaces what the client claims

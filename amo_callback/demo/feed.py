@@ -128,10 +128,10 @@ def _unconfirmed(fields: Mapping[str, object]) -> str:
 _SEEN: Mapping[str, str] = {
     TokenState.VALID: "Introspection accepts the token",
     TokenState.REJECTED: "Introspection rejects the token, which may have another reason",
-    TokenState.UNKNOWN: "amoCRM does not tell now",
+    TokenState.UNKNOWN: "amoCRM does not answer",
 }
 _WHY = {
-    "outcome_open": "No answer: the refresh token may be spent. amoCRM is asked before it is sent again.",
+    "outcome_open": "No response: the refresh token may be spent, so it is introspected before it is sent again.",
     "unavailable": "amoCRM is away. Nothing was spent.",
     "no_answer": "amoCRM does not answer.",
     "not_sent": "amoCRM cannot be reached. Nothing was sent.",
@@ -153,13 +153,13 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "refresh.taken_over": lambda _: "An attempt ended without an answer: amoCRM is asked what became of it.",
     "connection.in_doubt": lambda _: "Its refresh token may be spent: amoCRM is asked before it is used.",
     "connection.needs_reauth": lambda fields: (
-        f"Its person has to connect again: {_REASONS.get(str(fields.get('reason')), str(fields.get('reason')))}."
+        f"The user has to connect again: {_REASONS.get(str(fields.get('reason')), str(fields.get('reason')))}."
     ),
     "connection.recovered": lambda _: "It works again.",
     "connection.moved": lambda fields: f"The account has moved, and is followed to {fields.get('moved_to')}.",
     "connection.disconnected": lambda _: "Disconnected: its tokens are erased.",
     "hook.received": lambda _: (
-        "amoCRM says that it was switched off. That may be a replay: it is looked up, not obeyed."
+        "amoCRM says that the integration was disabled. This may be a replay, so it is verified first."
     ),
     "hook.unconfirmed": _unconfirmed,
     "grant.failed": lambda fields: f"Nobody was connected: error={fields.get('word')}.",

@@ -40,7 +40,7 @@ SCENARIOS = (
     Scenario(
         name="rejected",
         title=f"{_BACKENDS} backends get a 401",
-        expect="All ask for a new token at once: one refresh, one answer for all.",
+        expect="All request a new token at once: one refresh serves them all.",
     ),
     Scenario(
         name="cut",
@@ -132,7 +132,7 @@ class Scenarios:
         """Lose a request or response of this connection; if none was sent, remove the fault."""
         faults = self._sandbox.faults
         if faults.persistent is not None:
-            self._feed.add(YOU, "amoCRM is away, so there is nothing to lose.", domain=account.host)
+            self._feed.add(YOU, "amoCRM is unreachable, so no token can be lost.", domain=account.host)
             return
         self._feed.add(YOU, text, domain=account.host)
         faults.add(fault)

@@ -20,7 +20,7 @@ class Scope(StrEnum):
 
 
 DEFAULT_SCOPES = frozenset({Scope.READ, Scope.TOKEN})
-"""The scopes of a key without explicit scopes: what a backend needs, and no more."""
+"""The scopes of a key without explicit scopes: only what a backend needs."""
 
 MIN_KEY_LENGTH = 32
 MAX_USER = 255
@@ -56,7 +56,7 @@ class ApiKeys:
 
 
 def read_api_keys(text: str) -> Sequence[ApiKey]:
-    """Parse lines `name:key` or `name:scope+scope:key`; raises `ValueError` with the number of the line."""
+    """Parse lines `name:key` or `name:scope+scope:key`; raises `ValueError`, which contains the line number."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
     keys = [_read_line(number, line) for number, line in lines if line and not line.startswith("#")]
     if len({key.name for key in keys}) < len(keys):
@@ -67,7 +67,7 @@ def read_api_keys(text: str) -> Sequence[ApiKey]:
 
 
 def key_with(text: str, scope: Scope) -> str | None:
-    """Return a key with this scope, for a command that can read the configuration."""
+    """Return a key with this scope, for a command that may read the configuration."""
     for line in text.splitlines():
         match = _LINE.fullmatch(line.strip())
         if match is not None and scope in _scopes_of(match):

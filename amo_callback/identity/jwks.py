@@ -33,16 +33,16 @@ TTL = 600.0
 STALE_TTL = 86400.0
 """Seconds for which an old key set is used if no newer one can be fetched."""
 MIN_REFETCH = 60.0
-"""Minimum seconds between fetches for an unknown key, because anyone can name one."""
+"""Minimum seconds between fetches for unknown key ids, because any client can send one."""
 RETRY_BASE, RETRY_CAP = 5.0, 60.0
 """Seconds between failed requests: the first, doubled each time up to the second."""
 MIN_RSA_BITS = 2048
 MAX_KEYS = 100
-"""The maximum number of keys in a set, since a token may have to be tried with all keys of its name."""
+"""The maximum number of keys in a set, since a token may have to be verified with every key that has its key id."""
 _MAX_CONTAINERS = 20 * MAX_KEYS
 """The maximum number of objects and lists in a set, which determine the time of parsing."""
 _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
-"""A number in base64url; one much longer than in real keys would slow down every verification."""
+"""A number in base64url, limited because a much longer one than in real keys would slow down every verification."""
 
 
 @asynccontextmanager
@@ -72,7 +72,7 @@ async def open_jwks(
 class JwksVerifier:
     """A verifier with the issuer's published keys.
 
-    However many tokens arrive, and whatever they contain, the key set is fetched rarely, by one request at a time.
+    The key set is fetched rarely and by one request at a time, regardless of the number and content of tokens.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class JwksVerifier:
             await self._fetch()
             user = verify_with_any(self._usable(), token, rules=self._rules)
         if user is None:
-            if self._wait:  # the key may be new, and the set could not be fetched
+            if self._wait:  # the set could not be fetched, so the key may be a new one
                 raise JwksUnavailable(self._why)
             raise Unauthorized("key")
         return user
@@ -110,7 +110,7 @@ class JwksVerifier:
             await asyncio.wait({self._fetching})
 
     async def _current(self) -> Sequence[Key]:
-        """Return the keys, fetched again if they are old and the last failure is long enough ago."""
+        """Return the keys; fetch them again if they are old and the last failure was long enough ago."""
         if self._since(self._fetched_at) >= TTL and self._since(self._tried_at) >= self._wait:
             await self._fetch()
         return self._usable()
@@ -215,5 +215,5 @@ def _is_for_signatures(key: Key, jwk: Mapping[str, object]) -> bool:
 
 
 def _numbers(jwk: Mapping[str, object], *names: str) -> dict[str, str]:
-    """Return the well-formed numbers; PyJWT rejects a key with a missing one."""
+    """Return the valid numbers; PyJWT rejects a key if one is missing."""
     return {name: value for name in names if isinstance(value := jwk.get(name), str) and _NUMBER.fullmatch(value)}

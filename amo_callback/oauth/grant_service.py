@@ -59,7 +59,7 @@ class GrantService:
         self._leases = Leases(length=core.rules.lease, store=core.store, clock=core.clock)
         self._exchanges: SingleFlight[GrantResult] = SingleFlight("grant", on_end=self._ended)
         self._pending: dict[str, GrantResult] = {}
-        """The current results of claimed grants that are being exchanged."""
+        """The current results of claimed grants whose codes are being exchanged."""
         self._claimed: set[str] = set()
 
     async def complete(self, presented: CodePresentation) -> GrantResult:
@@ -93,7 +93,7 @@ class GrantService:
         return self._grants.to_result(await self._by_handle(handle))
 
     async def retry(self, handle: str, *, address: str | None = None) -> GrantResult:
-        """Try the code of a return handle again after a temporary failure; raises as `result` and `complete` do."""
+        """Retry the code of a return handle after a temporary failure; raises the errors of `result` and `complete`."""
         secrets = self._grants.secrets_of(await self._by_handle(handle))
         return await self.complete(
             CodePresentation(code=secrets.code, state=secrets.state, host=secrets.domain, address=address)
@@ -114,7 +114,7 @@ class GrantService:
         self._core.stop.set()
         for code_hash, task in self._exchanges:
             if code_hash not in self._claimed:
-                task.cancel()  # it has not claimed its code
+                task.cancel()  # its code is not claimed yet
         await self._exchanges.drain()
 
     def _ended(self, code_hash: str, task: asyncio.Task[GrantResult]) -> None:
@@ -134,7 +134,7 @@ class GrantService:
                 if secrets is not None:
                     return self._grants.to_result(grant, secrets)
                 if grant.status is GrantStatus.FAILED:
-                    continue  # another caller claimed it first and failed, so this one tries a known code
+                    continue  # another caller claimed it first and failed, so the code is known now
             if grant.status is not GrantStatus.EXCHANGING or self._core.stop.is_set():
                 return self._grants.to_result(grant)
             self._pending[presented.code_hash] = self._grants.to_result(grant)
@@ -149,7 +149,7 @@ class GrantService:
         else:
             self._authorizations.check(presented, state=known.state, request=known.request)
             request = known.request
-        # Without a host, the host of an earlier call is used, otherwise the default.
+        # Without a host, the host of an earlier call is used, or else the default.
         domain = self._core.amo.check_domain(presented.host or (known.domain if known else None))
         fresh, secrets = self._grants.begin(presented, domain=domain, request=request)
         priority = priority_of(request)

@@ -1,6 +1,6 @@
-"""A thread that writes the log, so that a blocked reader only loses lines.
+"""A thread that writes the log, so that a blocked reader causes nothing worse than lost lines.
 
-A pipe without a reader holds 64 KiB; the next write blocks forever. The event loop therefore only appends to a bounded
+A pipe that is not read holds 64 KiB; the next write blocks forever. The event loop therefore only appends to a bounded
 queue, and only this thread writes.
 """
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 LIMIT = 4 * 1024 * 1024
 """The maximum number of characters in the queue."""
 _CHUNK = 4096
-"""Bytes per write, unless a line is longer: such writes are atomic if other processes share the pipe."""
+"""The maximum size of a write in bytes, except for longer lines; such writes are atomic if processes share the pipe."""
 _GATHER = 0.005
-"""Seconds for which lines are collected, because waking the thread for each line slows the event loop."""
+"""Seconds for which lines are collected, because waking the thread for each line would slow down the event loop."""
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class LogWriter:
     """Writes to the descriptor of `stream` in a daemon thread, which never keeps the process from exiting.
 
-    A full disk or a closed pipe loses lines, too.
+    Lines are also lost if the disk is full or the pipe is closed.
     """
 
     def __init__(self, stream: TextIO, *, limit: int = LIMIT) -> None:
@@ -78,7 +78,7 @@ class LogWriter:
                 self._wake.set()
 
     def flush(self) -> None:
-        """Do nothing, because the thread writes everything."""
+        """Do nothing, because the thread writes every line."""
 
     def finish(self, *, seconds: float) -> None:
         """Wait at most `seconds` until all lines are written."""
@@ -118,7 +118,7 @@ class LogWriter:
         return lines
 
     def _deliver(self, text: str) -> bool:
-        """Write to the descriptor, however long it takes; return whether that succeeded."""
+        """Write to the descriptor, however long that takes; return whether it succeeded."""
         left = memoryview(_encode(text, self._encoding))
         try:
             while left:

@@ -1,8 +1,8 @@
 """A block of this server's IP address: AMO answers every refresh with 403.
 
-A block is suspected after 403 responses without AMO's problem+json from two hosts, or any 403 responses for three
-connections, without a success in between. The connection that was refreshed last is then presented once, and nothing
-else. If that is answered with 403, too, the address is blocked.
+A block is suspected after 403 responses without problem+json from two hosts, or any 403 responses for three
+connections, without a success in between. Then only one refresh is sent: that of the connection that was refreshed
+last. If it is also answered with 403, the address is blocked.
 
 The block is stored, for all instances and across restarts. While it lasts, one refresh (the probe) is sent per
 `retry_cap`, one code exchange per 10 seconds, and no introspection. Any success ends it.
@@ -30,7 +30,7 @@ _EXCHANGE_EVERY = timedelta(seconds=10)
 
 
 class AddressBlock:
-    """The state of the block: while there is one, only probes are refreshed."""
+    """The state of the block; during a block, only probes are refreshed."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -57,7 +57,7 @@ class AddressBlock:
         return 0.0 if self.block is None else max((self.block.probe_at - self._core.clock.now()).total_seconds(), 0.0)
 
     async def watch(self) -> None:
-        """Read the state that any process has stored."""
+        """Read the state that this or another process has stored."""
         self.adopt(await self._core.store.amo_block())
 
     def adopt(self, block: AmoBlock | None) -> None:
@@ -88,12 +88,12 @@ class AddressBlock:
         return self._wait()
 
     def check_introspection(self, connection_id: str | None = None) -> None:
-        """Raise `AddressBlocked` if AMO must not be asked; the probe may have its refresh token introspected."""
+        """Raise `AddressBlocked` if introspection is not allowed; the probe's refresh token may be introspected."""
         if self.block is not None and (connection_id is None or connection_id != self._probing):
             raise self._wait()
 
     async def reserve_probe(self, connection_id: str, *, trigger: RefreshTrigger) -> None:
-        """Reserve the probe for a connection that is about to be presented; raises `NotYet`."""
+        """Reserve the probe for a connection before its token is presented; raises `NotYet`."""
         if self.reason is None or connection_id == self._probing:
             return
         if refusal := self.refusal(connection_id, trigger=trigger):
@@ -157,7 +157,7 @@ class AddressBlock:
         """End the block: AMO has issued a pair."""
         self._forget_refusals()
         if self.block is not None:
-            with suppress(StoreUnavailable):  # the next success ends it
+            with suppress(StoreUnavailable):  # the next success ends the block
                 await self._core.store.end_amo_block()
                 await self.watch()
 

@@ -1,4 +1,4 @@
-"""The rules that decide whether a connection may be refreshed now. Pure functions of its row and of `Facts`."""
+"""The rules that decide whether a connection may be refreshed now, as pure functions of its row and `Facts`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _POLL_EVERY = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What this process knows in addition to the row."""
+    """What this process knows beyond the row."""
 
     now: datetime
     is_fresh_enough: bool = False
@@ -36,9 +36,9 @@ class Facts:
     stopping: bool = False
     """Whether the process is shutting down."""
     has_pending_write: bool = False
-    """Whether the stored refresh token was spent for a pair that is still a pending write."""
+    """Whether the stored refresh token was spent for a pair that is still being written."""
     refusal: NotYet | None = None
-    """The error of the circuit breaker or the address block if it excludes this connection."""
+    """The error of the circuit breaker or the address block, if one of them excludes this connection."""
     lease_left: float = 0.0
     """Seconds until an attempt in progress may be taken over."""
     host_error: HostNotAllowed | None = None
@@ -46,7 +46,7 @@ class Facts:
     terminal_suspended: bool = False
     """Whether terminal failures are suspended because of a mass failure."""
     introspected: bool = False
-    """Whether the refresh token was introspected after it came in doubt in this way (`doubt_key`)."""
+    """Whether the refresh token was already introspected for its current doubt (`doubt_key`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ Decision = Present | Introspect | Wait | Done | Refuse
 
 
 def decide(row: Connection | None, trigger: RefreshTrigger, facts: Facts) -> Decision:
-    """Return the next step for a connection that should be refreshed."""
+    """Return the next step toward refreshing a connection."""
     if row is None or row.status is Status.DISCONNECTED:
         return Refuse(NotFound())
     if row.status is Status.NEEDS_REAUTH and trigger is not RefreshTrigger.TRIAL:
@@ -103,7 +103,7 @@ def decide(row: Connection | None, trigger: RefreshTrigger, facts: Facts) -> Dec
         return Wait(min(facts.lease_left, _POLL_EVERY))
     if facts.host_error is not None:
         return Refuse(facts.host_error)
-    # During a mass failure, the token of every connection may have been spent (a restored backup).
+    # During a mass failure, any connection's token may have been spent, for example after a backup was restored.
     in_doubt = row.in_doubt or row.suspended_token is not None or facts.terminal_suspended
     return Introspect(row) if in_doubt and not facts.introspected else Present(row)
 
@@ -130,7 +130,7 @@ def _back_off(row: Connection, trigger: RefreshTrigger, now: datetime) -> NotYet
 
 
 def doubt_key(row: Connection) -> Hashable:
-    """Return the deduplication key for introspection of a token in doubt: one introspection per key.
+    """Return a key for the doubt about a refresh token, which is introspected once per key.
 
     It includes `failures`, so that a token is introspected again if its terminal failure is suspended again.
     """

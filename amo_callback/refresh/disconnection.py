@@ -1,4 +1,4 @@
-"""Disconnecting: erase the tokens of a connection on request."""
+"""Disconnecting: erasing the tokens of a connection on request."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _TRIES = 20
-"""The number of times a changed row is read again; a refresh changes it twice."""
+"""How often a changed row is read again; a refresh changes it twice."""
 
 
 async def disconnect(connection_id: str, *, reason: str, store: Store) -> Connection:
     """Erase a connection's tokens, even if its row changes meanwhile, and return the erased connection.
 
-    A pair that a refresh in progress brings is discarded. Raises `NotFound` if the connection is already disconnected,
+    A pair that a refresh in progress obtains is discarded. Raises `NotFound` if the connection is already disconnected,
     and `Frozen` because a copy of the database may use the tokens.
     """
     for _ in range(_TRIES):

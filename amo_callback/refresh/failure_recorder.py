@@ -1,8 +1,8 @@
-"""The record of refresh attempts without a pair, and of what they mean for the connection.
+"""Records refresh attempts without a pair, and their consequences for the connection.
 
-A connection needs its user only if AMO says so in its listed words, if AMO refuses it for a day while others succeed,
-or if no key decrypts its pair. If that happens to many connections at once, the failure is suspended: it is recorded,
-but not applied until the mass failure is over.
+A connection needs reauthorization only if AMO says so with one of its documented hints, if AMO refuses it for a day
+while others succeed, or if no key decrypts its pair. If that happens to many connections at once, the failure is
+suspended: it is recorded, but not applied until the mass failure is over.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class FailureRecorder:
                 event = _event(claimed, failure, error, made)
                 judged = await self._save(failure, claimed, event)
         except StoreUnavailable as failed:
-            # The claim stays in the store. This process treats its token as in doubt at once, others after the lease.
+            # The claim stays in the store. The token is in doubt for this process now, for others after the lease.
             self._leases.mark_ended(claimed)
             fields = {"error": error.code, "store": failed.detail}
             self._core.observer(connection_event("refresh.result_not_stored", claimed, Level.ERROR, fields=fields))
@@ -161,7 +161,7 @@ class FailureRecorder:
 _SPENT_BY = {
     Reason.REVOKED: "not used by this database before; possible causes: another system used it, an older backup was "
     "restored, or access was revoked",
-    Reason.EXPIRED: "nothing: it was not used for three months",
+    Reason.EXPIRED: "it was not used for three months",
     Reason.IN_DOUBT: "possibly a refresh attempt of this service with an unknown outcome: see the earlier events",
     Reason.REFUSED: "unknown: AMO refused the connection for a day without a hint, and rejected its token",
     Reason.UNREADABLE: "nothing: no encryption key decrypts the pair, or it belongs to another account or user than "

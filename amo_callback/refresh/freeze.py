@@ -1,10 +1,10 @@
-"""Freeze and thaw: a frozen connection is not refreshed, nor is any connection while all of them are frozen.
+"""Freeze and thaw: a frozen connection is not refreshed, and no connection is refreshed while all are frozen.
 
-A copy of the database on another host holds tokens that are valid by introspection; to refresh them there breaks the
-connections of the original. A store that finds itself on another machine, in another folder or restored from a backup
-is therefore frozen until an operator thaws it, because only a person knows whether the original is still in use. Valid
-access tokens are still handed out, and pending writes are still stored. The claim's SQL statement enforces the freeze,
-so no process can miss it.
+A copy of the database on another host contains tokens that introspection accepts, but refreshing them there would break
+the original's connections. A store that detects another machine, another folder or a restored backup is therefore
+frozen until an operator thaws it, because only a person knows whether the original is still in use. Valid access tokens
+are still handed out, and pending writes are still stored. The claim's SQL statement enforces the freeze, so no process
+can miss it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FreezeSwitch:
         self.adopt(await self._core.store.check_machine(self._machine))
 
     async def watch(self) -> None:
-        """Read what other processes, or the command, have frozen or thawed."""
+        """Read what another process or the command has frozen or thawed."""
         self.adopt(await self._core.store.frozen())
 
     async def freeze_all(self, *, why: str) -> Freeze | None:
@@ -52,7 +52,7 @@ class FreezeSwitch:
         await self._core.store.freeze(connection.id, at=self._core.clock.now(), events=[frozen])
 
     async def thaw(self, connection: Connection) -> None:
-        """Thaw one connection; it is still not refreshed while all are frozen."""
+        """Thaw one connection; it is still not refreshed while all connections are frozen."""
         thawed = connection_event("connection.thawed", connection)
         await self._core.store.freeze(connection.id, at=None, events=[thawed])
 

@@ -1,4 +1,4 @@
-"""A token pair that is not in the store yet, as the content of its rescue file."""
+"""A token pair that is not in the store yet, and the content of its rescue file."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def parse_name(name: str) -> tuple[str, int | None]:
 
 
 def clamped_to(pending_pair: PendingPair, now: datetime) -> PendingPair:
-    """Return the pair with its times moved back if they lie in the future, because the clock was moved back meanwhile.
+    """Return the pair with future times moved back to `now`, since the clock was moved back after they were recorded.
 
-    Its age is unknown then, but it must not count as fresh until the clock catches up.
+    The pair's age is then unknown, but it must not count as fresh until the clock catches up.
     """
     issued_at = (
         pending_pair.issued_at if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.connected_at
@@ -75,7 +75,7 @@ def seal_pending(pending_pair: PendingPair, cipher: Cipher) -> bytes:
 
 
 def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
-    """Decrypt the content of a rescue file; raises `DecryptionFailed`, also for a file that was put there by hand."""
+    """Decrypt the content of a rescue file; raises `DecryptionFailed`, also for a file from another source."""
     content = json.loads(cipher.open(sealed, context=context_of(RecordKind.RESCUE, name)), object_hook=_decode)
     try:
         if "refreshed" in content:
@@ -92,7 +92,7 @@ def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
 
 
 def sealed_in(pending_pair: PendingPair) -> Sequence[EncryptedRecord]:
-    """Return the encrypted records inside the pair, which are stored unchanged."""
+    """Return the encrypted records in the pair, which are stored unchanged."""
     if isinstance(pending_pair, RefreshedPair):
         return [
             EncryptedRecord(
@@ -108,7 +108,7 @@ def sealed_in(pending_pair: PendingPair) -> Sequence[EncryptedRecord]:
     )
 
 
-def _fields(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any dataclass is taken
+def _fields(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- any dataclass is accepted
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 

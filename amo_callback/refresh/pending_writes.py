@@ -33,7 +33,7 @@ _RESTORE_EVERY = 60.0
 _STORE_GRACE = 2.0
 """Seconds that the store has for a write at shutdown before the pair is left in its rescue file."""
 _HISTORY = 100
-"""The number of recent events that are searched for a refresh by this service."""
+"""The number of recent events in which a refresh by this service is looked up."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -80,7 +80,7 @@ class PendingWrites:
 
     @property
     def at_risk(self) -> bool:
-        """Whether a pair exists only in memory, or a request that may bring one is in progress."""
+        """Whether a pair exists only in memory, or a request that may return one is in progress."""
         return self._expected > 0 or bool(self.unsafe)
 
     @property
@@ -90,7 +90,7 @@ class PendingWrites:
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """Count a request to AMO that may bring a pair; its response must be passed to `save` without another await."""
+        """Count a request to AMO that may return a pair, which must then be passed to `save` without another await."""
         self._expected += 1
         try:
             yield
@@ -269,7 +269,7 @@ class PendingWrites:
                 "pair.orphaned",
                 pending.pending_pair,
                 Level.ERROR,
-                text="its connection is not in this database: check storage.url",
+                text="the connection is not in this database: check storage.url",
             )
         return None
 
@@ -370,7 +370,7 @@ class PendingWrites:
         """Write the rescue file and return whether that succeeded."""
         sealed = seal_pending(pending_pair, self._core.cipher)
         self._settled.discard(file_name(pending_pair))
-        self._reserved = False  # the reserved space may be used up by this
+        self._reserved = False  # this may have used the reserved space
         try:
             await asyncio.to_thread(self._rescue.write, file_name(pending_pair), sealed)
         except OSError:

@@ -1,6 +1,6 @@
 """The common part of the engines: named statements, conversion of parameters and rows, transactions.
 
-In a statement, `:clock` is the time of the clock that decides about leases, in microseconds since 1970.
+In a statement, `:clock` is the time of the clock that determines leases, in microseconds since 1970.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Statement:
     parameters: tuple[str, ...]
     """The names of the parameters in the order of their numbers."""
     notes: frozenset[str] = frozenset()
-    """What the name line declares: which rows it changes, and whether it is slow."""
+    """The notes on the name line: which rows the statement changes, and whether it is slow."""
 
 
 SQL_FOLDER = resources.files("amo_callback.store") / "sql"
@@ -95,7 +95,7 @@ def load_statements(engine: Engine) -> Mapping[str, Statement]:
 
 
 def own_lines(text: str, engine: Engine) -> str:
-    """Return SQL with the lines of one engine, without comments and the lines of other engines."""
+    """Return the SQL for one engine, without comments and without lines for other engines."""
     own = f"--{engine} "
     lines = (line.replace(own, "", 1) if line.startswith(own) else line for line in text.splitlines())
     return "\n".join(line for line in lines if not line.lstrip().startswith("--")).strip()
@@ -127,7 +127,7 @@ def to_micros(time: datetime) -> int:
 
 
 def from_micros(value: int) -> datetime:
-    """Return a stored time; one outside the calendar, written by hand, becomes the nearest valid one."""
+    """Return a stored time; a value outside the calendar becomes the nearest valid time."""
     return _EPOCH + min(max(value, _EARLIEST), _LATEST) * _MICROSECOND
 
 
@@ -144,8 +144,8 @@ def arguments(statement: Statement, values: Mapping[str, object]) -> list[object
     return found
 
 
-def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- any frozen value is accepted
-    """Return the fields of a frozen value, which are named like the parameters of its statements."""
+def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- any dataclass instance is accepted
+    """Return the fields of a frozen dataclass instance, which have the names of its statements' parameters."""
     names: tuple[str, ...] = value.__slots__
     return dict(zip(names, attrgetter(*names)(value), strict=True))
 
@@ -173,10 +173,10 @@ def row_reader(
     computed: Mapping[str, Callable[[Mapping[str, Any]], object]] = MappingProxyType({}),
     leave: frozenset[str] = frozenset(),
 ) -> Callable[[Row], T]:
-    """Return a function that builds a frozen value from a row.
+    """Return a function that builds a frozen dataclass instance from a row.
 
-    Each field is read from the column of its name: times are converted, fields in `converters` by their converter.
-    Fields in `computed` are computed from the whole row; fields in `leave` have no column.
+    Each field is read from the column with its name: times are converted, and fields in `converters` by their
+    converter. Fields in `computed` are computed from the whole row; fields in `leave` have no column.
     """
     plan = tuple(
         (field.name, from_micros if str(field.type).startswith("datetime") else converters.get(field.name))
@@ -204,13 +204,13 @@ def row_reader(
 
 
 def lease_left(columns: Mapping[str, Any]) -> float | None:
-    """Return the seconds left of a lease when the row was read, if the statement also read the clock."""
+    """Return the seconds that were left of a lease when the row was read, if the statement also read the clock."""
     until, clock = columns["lease_until"], columns.get("clock")
     return None if until is None or clock is None else float((until - clock) / 1e6)
 
 
 def json_object(text: str | bytes) -> Mapping[str, Any]:
-    """Return a stored JSON object; an empty one if it was damaged by hand."""
+    """Return a stored JSON object; an empty one if it is damaged."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -223,11 +223,11 @@ def json_object(text: str | bytes) -> Mapping[str, Any]:
 ANY = ChangeNotice(connections=None, membership_changed=True)
 """A change that may concern any connection."""
 CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
-"""Notes of statements that change connections or owners."""
+"""Notes for statements that change connections or owners."""
 
 
 class Transaction(ABC):
-    """A transaction: its changes so far, and what to call after the commit."""
+    """A transaction: the changes so far, and the functions to call after the commit."""
 
     def __init__(self, statements: Mapping[str, Statement]) -> None:
         self._statements = statements
@@ -256,7 +256,7 @@ class Transaction(ABC):
     async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None: ...
 
     def _note(self, statement: Statement, values: Mapping[str, object], found: Sequence[Row] | None) -> None:
-        """Record a change that the statement declares; `found` is its result, or `None` if that is unknown."""
+        """Record a change that the statement declares; `found` contains its rows, or is `None` if they are unknown."""
         if "changes all" in statement.notes:
             self.changes.append(ANY)
             return
@@ -272,10 +272,10 @@ class Transaction(ABC):
 
 
 class Database(ABC):
-    """A database; its methods raise `StoreUnavailable`, and it remembers when it was last unreachable."""
+    """A database, whose methods raise `StoreUnavailable`; it records when it was last unreachable."""
 
     has_shared_clock: bool
-    """Whether the database's clock decides about leases, for all instances."""
+    """Whether the database's clock determines leases for all instances."""
     shared: SharedLimits | None = None
     """The rate limit shared by all instances, if there may be several."""
 
@@ -301,7 +301,7 @@ class Database(ABC):
         return await self.transact(lambda transaction: transaction.run(statement, **values))
 
     async def claim_work(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Execute a statement that assigns work to this instance; without other instances it is only read."""
+        """Execute a statement that assigns work to this instance; with a single instance, it only reads."""
         return await self.read(statement, **values)
 
     async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
@@ -314,15 +314,15 @@ class Database(ABC):
 
     @property
     def clock_skew(self) -> float:
-        """Seconds by which this process's clock is ahead of the clock that decides about leases."""
+        """Seconds by which this process's clock is ahead of the clock that determines leases."""
         return 0.0
 
     async def location(self, machine: str) -> str:
-        """Return a name for the database's location, given this process's name for it."""
+        """Return a name for the database's location; `machine` is this process's name for its own."""
         return machine
 
     async def cleanup(self) -> None:
-        """Delete expired rows that coordinate instances."""
+        """Delete expired rows that coordinated instances."""
         await self.claim_work("forget_turns")
 
     def subscribe(self, listener: Callable[[ChangeNotice], None]) -> None:

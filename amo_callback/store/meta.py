@@ -1,4 +1,4 @@
-"""The table `meta`: canary, location, last time, freeze, mass failure, address block; and statistics."""
+"""The table `meta`: canary, location, last time, freeze, mass failure and address block; also statistics."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from amo_callback.store.engine import Transaction
 
 _STEPPED = timedelta(seconds=60)
-"""The minimum step back of the clock after which stored times are corrected; smaller steps do no harm."""
+"""The minimum backward step of the clock after which stored times are corrected; smaller steps are harmless."""
 _BLOCK_TIMES = ("since", "probe_at", "exchange_at")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedState:
-    """What may stop refreshing in all processes."""
+    """Conditions that may stop refreshing in all processes."""
 
     frozen: Freeze | None
     terminal_suspended: bool
@@ -64,7 +64,7 @@ class Meta(Repository):
 
     @in_transaction
     async def canary(self, transaction: Transaction, fresh: bytes) -> bytes:
-        """Return the store's canary; a new store keeps `fresh`."""
+        """Return the store's canary; a new store stores `fresh`."""
         await transaction.run("add_meta", name="canary", value=fresh)
         [row] = await transaction.run("get_meta", name="canary")
         return bytes(row["value"])
@@ -74,15 +74,15 @@ class Meta(Repository):
         return await self._get("canary")
 
     async def is_whole(self) -> bool:
-        """Return whether SQLite finds no damage; always true for PostgreSQL."""
+        """Return whether SQLite finds the file undamaged; always true for PostgreSQL."""
         return [row["quick_check"] for row in await self.read("quick_check")] in ([], ["ok"])
 
     async def suspend_terminal(self, *, now: datetime) -> None:
-        """Suspend further terminal failures, beyond a restart."""
+        """Suspend further terminal failures, even after a restart."""
         await self.write("add_meta", name="terminal_suspended", value=now.isoformat().encode())
 
     async def resume_terminal(self) -> None:
-        """Apply terminal failures again, and do not count earlier ones."""
+        """Apply terminal failures again, without counting earlier ones."""
 
         async def work(transaction: Transaction) -> None:
             await transaction.run("drop_meta", name="terminal_suspended")
@@ -91,7 +91,7 @@ class Meta(Repository):
         await self.transact(work)
 
     async def pair_obtained(self, client_id: str) -> bool:
-        """Return whether AMO has ever issued a pair in this store to this client id."""
+        """Return whether AMO has ever issued a pair to this client id in this store."""
         return await self._get(pair_obtained_key(client_id)) is not None
 
     async def refuse_credentials(self, words: str) -> None:
@@ -118,9 +118,10 @@ class Meta(Repository):
 
     @in_transaction
     async def thaw_all(self, transaction: Transaction, *, machine: str | None) -> bool:
-        """Thaw all connections, with this machine as the store's location; `False` if they were not frozen.
+        """Thaw all connections and store this machine as the store's location; `False` if they were not frozen.
 
-        If another host may have refreshed their tokens, all connections are due, so that invalid tokens are found soon.
+        If another host may have refreshed their tokens, all connections become due, so that invalid tokens are found
+        soon.
         """
         await transaction.run("lock_for_freezing")
         found = await transaction.run("drop_meta", name="frozen")
@@ -136,7 +137,7 @@ class Meta(Repository):
 
     @in_transaction
     async def check_machine(self, transaction: Transaction, machine: str) -> Freeze | None:
-        """Return the freeze, like `frozen`, after freezing a store that was last used at another location."""
+        """Return the freeze as `frozen` does, after freezing a store that was last used at another location."""
         here = await self.location(machine)
         found = await transaction.run("get_meta", name="machine")
         if not found:
@@ -152,7 +153,7 @@ class Meta(Repository):
         return read_freeze(frozen[0]["value"]) if frozen else None
 
     async def is_elsewhere(self, machine: str) -> bool:
-        """Return whether the store was last served at another location."""
+        """Return whether the store was last used at another location."""
         served = await self._get("machine")
         return served is not None and served.decode() != await self.location(machine)
 
@@ -198,7 +199,7 @@ class Meta(Repository):
         def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
             if now < block.probe_at:
                 return None
-            round_over = connection_id in block.probed  # every other connection has been the probe, too
+            round_over = connection_id in block.probed  # all other connections have already been the probe
             probed = (connection_id,) if round_over else (*block.probed, connection_id)
             return dataclasses.replace(block, probe_at=now + every, probed=probed)
 
@@ -288,7 +289,7 @@ class Meta(Repository):
     async def reencrypt(
         self, transaction: Transaction, reencrypted: Sequence[ReencryptedRecord]
     ) -> Sequence[EncryptedRecord]:
-        """Commit re-encrypted records together; return those that were not replaced because they have changed."""
+        """Commit re-encrypted records together; return records that had changed and were not replaced."""
         left = []
         for one in reencrypted:
             read = one.read
@@ -303,7 +304,7 @@ class Meta(Repository):
 
 
 def read_freeze(value: bytes) -> Freeze:
-    """Parse the value `frozen`; a malformed one keeps the store frozen until it is thawed."""
+    """Parse the value `frozen`; a malformed value keeps the store frozen until it is thawed."""
     content = json_object(value)
     try:
         at, why = from_micros(int(str(content["at"]))), str(content["why"])
@@ -317,7 +318,7 @@ def freeze_value(freeze: Freeze) -> bytes:
 
 
 def read_amo_block(value: bytes) -> AmoBlock:
-    """Parse the value `amo_block`; a malformed one is replaced by a new block, beginning with a probe."""
+    """Parse the value `amo_block`; a malformed value becomes a new block, which begins with a probe."""
     content = json_object(value)
     try:
         times = {name: from_micros(int(content[name])) for name in _BLOCK_TIMES}

@@ -121,7 +121,9 @@ class OtherSchema(ConfigurationError):
     """The database has the schema of another version of amo-callback; version 0 means empty or foreign."""
 
     def __init__(self, version: int, *, known: int, is_foreign: bool = False) -> None:
-        what = f"is of {another_version(version, known=known)}: install that version, or restore a backup of this one"
+        what = (
+            f"was written by {another_version(version, known=known)}: install that version, or restore an older backup"
+        )
         if version == 0:
             what = "contains something else: use a separate database" if is_foreign else "is empty"
         super().__init__(f"storage.url: the database {what}")

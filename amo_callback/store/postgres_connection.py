@@ -108,7 +108,7 @@ async def connect_bare(
 
 
 async def location_of(connection: asyncpg.Connection) -> str:
-    """Return a name for the database's location, by which a copy that was restored elsewhere is recognized."""
+    """Return a name for the database's location, by which a copy that was restored elsewhere is detected."""
     database, cluster = await connection.fetchval(_LOCATION), ""
     with suppress(asyncpg.InsufficientPrivilegeError):  # some hosting providers do not allow it
         cluster = await connection.fetchval(_CLUSTER)
@@ -141,7 +141,7 @@ def _named(url: str) -> frozenset[str]:
 
 
 async def _keep_session(_connection: object) -> None:
-    """Skip the reset between uses, which takes a round trip: the service leaves nothing behind in a session."""
+    """Skip the reset between uses, which takes a round trip; the service leaves no state in a session."""
 
 
 # --- the connection that listens -------------------------------------------------------------------
@@ -150,11 +150,11 @@ _CHANNEL = "amo_callback"
 _BEAT = 1.0
 """Seconds between two checks of the connection."""
 _AGAIN = 0.5
-"""Seconds between two tries to connect."""
+"""Seconds between attempts to connect."""
 _ANSWER_WITHIN = 2.0
 """The timeout of a check in seconds."""
 _MOST = 100
-"""The maximum number of connections named in one notification (8,000 bytes); beyond that, it stands for any."""
+"""The maximum number of connections in one notification (8,000 bytes); beyond that, it means any connection."""
 
 
 class Listener:

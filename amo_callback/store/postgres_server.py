@@ -31,7 +31,7 @@ _MISCONFIGURED: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.InvalidPasswordError, "the server does not accept this user and password"),
     (
         asyncpg.InvalidAuthorizationSpecificationError,
-        "the server does not accept this user from here: check pg_hba.conf, the user's name, and sslmode",
+        "the server does not accept this user from this machine: check pg_hba.conf, the user name, and sslmode",
     ),
     (asyncpg.InvalidCatalogNameError, "the server has no database of that name: CREATE DATABASE"),
     (asyncpg.InvalidSchemaNameError, "the user has no schema for tables: set search_path"),

@@ -1,11 +1,11 @@
 """A SQLite file with one connection for writes and one for reads.
 
 Every write is part of a transaction, `BEGIN IMMEDIATE … COMMIT`, shielded from cancellation, one at a time. Otherwise,
-two tasks on one connection would roll back each other's work, and a cancelled task would leave its transaction open.
+two tasks on one connection would roll back each other's writes, and a cancelled task would leave its transaction open.
 With `synchronous=FULL`, a committed write has been fsynced.
 
-A transaction runs to completion on the writer's thread. Transactions that wait for it are committed together. If one of
-them fails, none is committed, and each is retried separately.
+A transaction runs to completion on the writer's thread. Waiting transactions are committed together. If one of them
+fails, none is committed, and each is retried separately.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _Read = tuple[str, Sequence[object]]
-_Work = Callable[[Transaction], Awaitable[Any]]
+_Job = Callable[[Transaction], Awaitable[Any]]
 
 _MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
-"""Errors that a restart does not fix; others (busy, full) may pass."""
+"""Errors that a restart does not fix; others (busy, full) may be temporary."""
 _LOST = (
     "SQLITE_IOERR",
     "SQLITE_READONLY",
@@ -48,7 +48,7 @@ _LOST = (
     "ValueError",  # closed
 )
 _UNWRITABLE = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
-"""Errors of a write that no other process could have avoided, since all writers share one lock.
+"""Errors of a write that any other process would also have had, since all writers share one lock.
 
 Any other error concerns a single statement.
 """
@@ -72,11 +72,11 @@ async def open_sqlite(
     async with AsyncExitStack() as stack:
         with _explained(path):
             check_files(path)
-            # 0600: the WAL beside it gets the same mode
+            # 0600: the write-ahead log gets the same mode
             os.close(open_regular(path, os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT))
             if read_only:
-                # Where no service runs, a connection for reading would make the files of the write-ahead log and could
-                # not remove them; one that may write, and does not, removes them as it is closed.
+                # Without a running service, a read-only connection would create the files of the write-ahead log and
+                # could not remove them; a connection that may write removes them on close, even without a write.
                 mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
                 writer = reader = await stack.enter_async_context(SqliteConnection(path, mode=mode))
                 await check_sqlite_schema(reader, len(known))
@@ -97,7 +97,7 @@ async def open_sqlite(
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raise an error that tells whether a restart may help."""
+    """Raise an error that says whether a restart may help."""
     try:
         yield
     except OSError as error:
@@ -119,7 +119,7 @@ class SqliteStore(Store):
         self._reader = reader
         self._wal = wal
         self._reads: Batcher[_Read] = Batcher(partial(reader.run, _read_all), name="store:read")
-        self._works: Batcher[_Work] = Batcher(self._commit, name="store:commit")
+        self._jobs: Batcher[_Job] = Batcher(self._commit, name="store:commit")
 
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
         sql = self.statements[statement]
@@ -134,7 +134,7 @@ class SqliteStore(Store):
         return await run_to_completion(self._transact(work))
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        committed: tuple[T, _SqliteTransaction] = await self._works.submit(work)
+        committed: tuple[T, _SqliteTransaction] = await self._jobs.submit(work)
         result, transaction = committed
         for call in transaction.on_commit:  # in the caller's task, with its context variables
             call()
@@ -151,28 +151,28 @@ class SqliteStore(Store):
             raise self._failed(error) from None
         return int(version)
 
-    async def _commit(self, works: Sequence[_Work]) -> Sequence[Any]:
-        results = await self._commit_together(works)
+    async def _commit(self, jobs: Sequence[_Job]) -> Sequence[Any]:
+        results = await self._commit_together(jobs)
         if results is None:
             results = []
-            for work in works:
+            for work in jobs:
                 results += await self._commit_together([work]) or []
         return results
 
-    async def _commit_together(self, works: Sequence[_Work]) -> list[Any] | None:
-        """Commit works in one transaction; return the result and the transaction of each, or its error.
+    async def _commit_together(self, jobs: Sequence[_Job]) -> list[Any] | None:
+        """Commit jobs in one transaction; return the result and the transaction of each, or its error.
 
         Returns `None` if one of several failed and nothing was committed.
         """
-        transactions: list[_SqliteTransaction] = []  # one for each work that was begun
+        transactions: list[_SqliteTransaction] = []  # one for each job that was started
         begin = partial(_SqliteTransaction, self.statements, self.clock)
         try:
-            results = await self._writer.run(_run_all, works, begin, transactions, self._wal)
+            results = await self._writer.run(_run_all, jobs, begin, transactions, self._wal)
         except (sqlite3.Error, ValueError) as error:
             self.last_write_error = error_name(error)
-            return [self._failed(error, write=True) for _ in works]  # one per caller, because raising adds a traceback
-        except Exception as error:  # noqa: BLE001 -- raised by the work, for its caller
-            return [error] * len(works)
+            return [self._failed(error, write=True) for _ in jobs]  # one per caller: raising adds a traceback
+        except Exception as error:  # noqa: BLE001 -- passed to its caller
+            return [error] * len(jobs)
         finally:  # a COMMIT that reports an error may have been executed
             for transaction in transactions:
                 self._notify(transaction.changes)
@@ -209,28 +209,28 @@ def _read_all(database: sqlite3.Connection, reads: Sequence[_Read]) -> list[Any]
     for text, given in reads:
         try:
             results.append(database.execute(text, given).fetchall())
-        except Exception as error:  # noqa: BLE001 -- for its caller alone
+        except Exception as error:  # noqa: BLE001 -- passed to its caller
             results.append(error)
     return results
 
 
 def _run_all(
     database: sqlite3.Connection,
-    works: Sequence[_Work],
+    jobs: Sequence[_Job],
     begin: Callable[[sqlite3.Connection], _SqliteTransaction],
     transactions: list[_SqliteTransaction],
     wal: WriteAheadLog,
 ) -> list[Any] | None:
-    """Run works on the writer's thread and commit them together; return `None` if one of several failed."""
+    """Run jobs on the writer's thread and commit them together; return `None` if one of several failed."""
     results = []
     database.execute("BEGIN IMMEDIATE")
     try:
-        for work in works:
+        for work in jobs:
             transactions.append(begin(database))
             try:
                 results.append(_run_sync(work(transactions[-1])))
             except Exception:
-                if len(works) == 1:
+                if len(jobs) == 1:
                     raise
                 return None
         database.execute("COMMIT")

@@ -1,6 +1,6 @@
 """Connections to a SQLite file, the size limit of its write-ahead log, and batches of jobs for a connection's thread.
 
-Passing a job to a thread and its result back costs more than most statements, and an fsync costs the same for one
+Passing a job and its result between threads costs more than most statements, and an fsync costs the same for one
 transaction as for fifty. Jobs submitted while a batch runs are therefore executed together in the next batch; a single
 job is executed immediately.
 """
@@ -27,14 +27,14 @@ T = TypeVar("T")
 J = TypeVar("J")
 
 WAL_LIMIT = 4 * 1024 * 1024
-"""Bytes of the write-ahead log that are kept when it restarts: about what SQLite writes between two checkpoints."""
+"""The size in bytes to which the write-ahead log is truncated: about what SQLite writes between two checkpoints."""
 _CHECKPOINT_WAIT = 0.1
 """Seconds that a checkpoint waits for readers; meanwhile no commit is possible."""
 BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another process's lock."""
 _RETRY = 0.02
 _LARGEST = 64
-"""The maximum number of jobs in a batch, so that the first of them does not wait for long."""
+"""The maximum number of jobs in a batch, so that its first job does not wait long."""
 
 
 class SqliteConnection(aiosqlite.Connection):

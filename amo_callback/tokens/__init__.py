@@ -3,5 +3,5 @@
 - `access_tokens`: access-token hand-out, with a refresh first if necessary.
 - `lookup`: connections by selector. `cache`: connections with decrypted access tokens.
 - `access_token_check`: whether an access token is still valid.
-- `lifecycle`: the parts of refreshing and of this package, put together.
+- `lifecycle`: composition of this package and of refreshing.
 """

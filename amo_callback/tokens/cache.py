@@ -55,7 +55,7 @@ class AccessToken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenConnection:
-    """What a hand-out needs of a connection: never the encrypted pair or the refresh token."""
+    """The fields of a connection that a hand-out needs: never the encrypted pair or the refresh token."""
 
     connection: Connection
     token: AccessToken | None
@@ -77,7 +77,7 @@ def open_connection(connection: Connection, core: Core) -> OpenConnection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadMark:
-    """The state of the cache when a read began; a result is no newer than that."""
+    """The state of the cache when a read began; the result of the read is no newer."""
 
     at: float
     epoch: int
@@ -86,7 +86,7 @@ class ReadMark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _CacheEntry:
-    """The first connection that a selector named when it was read, and the ids of all of them."""
+    """The first connection that a selector named when it was read, and the ids of all connections that it named."""
 
     first: OpenConnection
     ids: tuple[str, ...]
@@ -126,7 +126,7 @@ class ConnectionCache:
         store.subscribe(self._changed)
 
     def __len__(self) -> int:
-        """Return the number of cached connections, counted once for each of their selectors."""
+        """Return the number of cached connections; each is counted once per selector."""
         return self._size
 
     def get(self, selector: str) -> OpenConnection | None:
@@ -199,7 +199,7 @@ class ConnectionCache:
         else:
             selectors = {name for one in changed.connections for name in self._selectors.get(one, ())}
             if changed.membership_changed:
-                selectors |= {name for name in self._entries if ":" in name}  # those of accounts and owners
+                selectors |= {name for name in self._entries if ":" in name}  # selectors of accounts and owners
         for selector in selectors:
             if changed.erased:
                 self.drop(selector)

@@ -1,7 +1,7 @@
 """The file of an export: a JSON header, one encrypted record per line, and an encrypted trailer.
 
-Each line is encrypted in the context of the file's id, which is the fingerprint of the header, and of its line number.
-Lines therefore cannot be changed, reordered, repeated, removed or taken from another file, nor can the header be
+Each line is encrypted in the context of its line number and of the file's id, which is the fingerprint of the header.
+Therefore, lines cannot be changed, reordered, repeated, removed or taken from another file, and the header cannot be
 changed. The trailer contains the number of records, which reveals a truncated file.
 """
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 FORMAT: Literal["amo-callback export"] = "amo-callback export"
 VERSION: Literal[1] = 1
 MAX_LINE = 512 * 1024
-"""Bytes: two of the longest tokens that AMO could issue, encrypted."""
+"""The maximum size of a line in bytes: two of the longest tokens that AMO could issue, encrypted."""
 MAX_TOKEN = 128 * 1024
-"""Characters: the longest token that AMO could issue."""
+"""The maximum length of a token in characters."""
 _END = b"end"
 _STRICT = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -71,7 +71,7 @@ class ExportRecord:
     frozen: bool = False
     """Whether this connection itself is frozen, because another host may use its tokens."""
     connected_no: int
-    """Its position in the order in which the connections were connected."""
+    """Its position in the order in which connections were made."""
     owners: Mapping[_Owner, int] = dataclasses.field(default_factory=dict)
     """Owners with their positions in the order in which they became owners."""
 
@@ -106,12 +106,12 @@ class ParsedRecord:
     place: str
     record: ExportRecord
     names_owner: bool = False
-    """Whether another system's file names an owner, which is ignored."""
+    """Whether the record is from another system and names an owner, which is ignored."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecordError:
-    """An error in a file and its position, without any content."""
+    """An error in a file and its position, without any of the file's content."""
 
     place: str
     why: str
@@ -145,7 +145,7 @@ class PassphraseCost:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class _SealedWith:
-    """What decrypts a file: a passphrase or a key."""
+    """How a file is decrypted: with a passphrase or a key."""
 
     passphrase: PassphraseCost | None = None
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
@@ -173,7 +173,7 @@ class FileKey:
 
 
 def key_from_passphrase(passphrase: str, *, salt: bytes) -> FileKey:
-    """Derive a key from a passphrase; each file has a random salt of its own."""
+    """Derive a key from a passphrase; each file has its own random salt."""
     cost = PassphraseCost(salt=base64.b64encode(salt))
     return FileKey(described=_SealedWith(passphrase=cost), cipher=cost.cipher(passphrase))
 
@@ -251,7 +251,7 @@ def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[
 
 
 def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | RecordError]:
-    """Read a file from the beginning; the first line that cannot be decrypted is an error and the last one."""
+    """Read a file from the beginning; a line that cannot be decrypted yields an error and ends the iteration."""
     name = fingerprint(file.readline(MAX_LINE).rstrip(b"\n"))
     count = 0
     line = file.readline(MAX_LINE)

@@ -1,4 +1,4 @@
-"""Both APIs: their routes, their document, and their listeners."""
+"""Both APIs: their routes, their OpenAPI document, and their listeners."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Callable[[], s
 async def open_listeners(
     services: Services, sockets: Mapping[str, Sequence[socket.socket]], max_connections: int
 ) -> AsyncIterator[Sequence[HttpListener]]:
-    """Open the listeners of the public and the private API; at the end both close at the same time."""
+    """Open the listeners of the public and the private API; on exit, both close concurrently."""
     server, opened = services.settings.server, []
     public, private, _ = make_apis(services)
     async with AsyncExitStack() as stack:
@@ -79,7 +79,7 @@ async def open_listeners(
 
 
 def _public_routes(base: str, *, with_users: bool) -> Sequence[Route]:
-    """Return all routes, under `base`; without JWTs there are none for the app's users."""
+    """Return all routes under `base`; routes for app users exist only if JWTs are configured."""
     routes = [*callback.ROUTES, *account.ROUTES, *authorizations.PUBLIC_ROUTES]
     return [
         *(replace(route, path=base + route.path) for route in routes if with_users or route.access is not Jwt.REQUIRED),
@@ -89,8 +89,8 @@ def _public_routes(base: str, *, with_users: bool) -> Sequence[Route]:
 
 def _private_routes(settings: Settings, document: Callable[[], str]) -> Sequence[Route]:
     async def openapi(_call: Call[None, None]) -> web.Response:
-        """Describe what both APIs take and answer: this document."""
-        text = await asyncio.to_thread(document)  # the first time it takes longer than the loop may be blocked
+        """Return this document, which describes both APIs."""
+        text = await asyncio.to_thread(document)  # generating it the first time would block the loop
         return web.Response(text=text, content_type="application/json")
 
     return [
@@ -113,6 +113,6 @@ def _private_routes(settings: Settings, document: Callable[[], str]) -> Sequence
 
 
 async def metrics(call: Call[None, None]) -> web.Response:
-    """Show what is counted, and the state of the service, in Prometheus's text format."""
+    """Return the metrics in Prometheus's text format."""
     text = call.services.metrics.text(health.service_status(call.services))
     return web.Response(body=text, headers={"Content-Type": _METRICS_TYPE})

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 _PKCE = ("code_challenge", "code_challenge_method")
 _STATE_SCHEMA = {"pattern": f"^(?!{STATE_PREFIX.replace('.', '[.]')})[^\\ufffd]*$"}
-"""The rules of `to_request` for a state, but for the number of its bytes, which no pattern can count."""
+"""The rules of `to_request` for a state, except for its size in bytes, which a pattern cannot express."""
 
 _State = Annotated[str, Field(max_length=MAX_STATE, json_schema_extra=_STATE_SCHEMA)]
 _Challenge = Annotated[str, Field(pattern=CHALLENGE)]
 
 
 class AuthorizationBody(Body):
-    """The app's part of an authorization request."""
+    """An authorization request from the app."""
 
     model_config = ConfigDict(
         strict=True,
@@ -47,16 +47,16 @@ class AuthorizationBody(Body):
     seconds: ClassVar[float] = 4.0
 
     state: Annotated[_State | None, Field(repr=False)] = None
-    """Any text of at most 2048 bytes of UTF-8: it comes back unchanged."""
+    """Any text of at most 2048 bytes in UTF-8; the deep link returns it unchanged."""
     code_challenge: Annotated[_Challenge | None, Field(repr=False)] = None
-    """The SHA-256 of the verifier, 43 characters of base64url (RFC 7636)."""
+    """The SHA-256 hash of the verifier, as 43 characters of base64url (RFC 7636)."""
     code_challenge_method: Literal["S256"] | None = None
-    """Present together with the challenge, or not at all."""
+    """Required with a challenge, and only allowed with one."""
 
     def to_request(self, *, user: str | None = None, asserted_by_backend: bool = False) -> AuthorizationRequest:
         """Return the authorization request; raises `InvalidRequest`, which names the field.
 
-        The challenge method is S256: `plain` would show the verifier to everybody who sees the link.
+        The challenge method is S256, because `plain` would reveal the verifier to anyone who sees the link.
         """
         state = (self.state or "").encode(errors="surrogatepass")
         if len(state) > MAX_STATE or "\ufffd" in state.decode(errors="replace"):
@@ -74,12 +74,12 @@ class AuthorizationBody(Body):
 
 @shape
 class AuthorizationStarted:
-    """An authorization request that was started."""
+    """A started authorization request."""
 
     authorize_url: str
     """AMO's consent page, to be opened in a browser."""
     state: str
-    """The state that the deep link will carry: the one that was sent, else an issued one."""
+    """The state in the deep link: the one in the request, otherwise an issued one."""
     expires_at: Time
 
 
@@ -95,7 +95,7 @@ class OwnedAuthorizationBody(AuthorizationBody):
 
 
 async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
-    """Start an authorization for the app's user: where to send the browser, and the state that will come back."""
+    """Start an authorization for an app user, and return the URL to open in a browser."""
     started = await call.services.oauth.authorizations.start(call.body.to_request(user=call.caller))
     return Success(
         data=shaped(AuthorizationStarted, started, state=started.state.decode()),
@@ -104,7 +104,7 @@ async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationSta
 
 
 async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> AuthorizationStarted:
-    """Start an authorization for `owner`, who becomes an owner of the connection once it is completed."""
+    """Start an authorization for `owner`, who becomes an owner of the connection when it is completed."""
     owner = str(call.body.owner)
     if len(owner) > MAX_USER or not owner.isprintable():
         raise invalid("owner", f"at most {MAX_USER} printable characters")
@@ -115,7 +115,7 @@ async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> Authorization
 
 
 async def connect(call: Call[None, None]) -> web.Response:
-    """Start an authorization for the user who follows a link, and redirect to AMO's consent page."""
+    """Start an authorization for a user who follows a plain link, and redirect to AMO's consent page."""
     if is_prefetch(call.request):
         return web.Response(status=204)
     try:
@@ -160,5 +160,5 @@ PUBLIC_ROUTES = (
             **ERROR_PAGES,
         },
     ),
-    head_route("/connect"),  # it issues no state
+    head_route("/connect"),  # issues no state
 )

@@ -1,6 +1,7 @@
-"""The client connections of one listener: bounded accepting, and the time limits of each client.
+"""The client connections of one listener: their number is limited, and so is the time that each client may take.
 
-asyncio's and uvloop's own servers accept without limit, and stop accepting or drop clients when no descriptor is left.
+The servers of asyncio and uvloop accept without limit, and when no descriptor is left they stop accepting or drop
+clients.
 """
 
 from __future__ import annotations
@@ -20,35 +21,35 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
 
 MAX_CONNECTIONS = "max_connections"
-"""The reason why a connection is closed in favour of a newer one."""
+"""The reason for closing a connection in favor of a newer one."""
 _TICK = 1.0
-"""Seconds between two checks of the time limits, and before accepting is resumed that found no descriptor."""
+"""Seconds between two checks of the time limits, and until accepting resumes after descriptors ran out."""
 _FULL = (
     "too many clients are connected: for each new one, the connection that has waited longest without a complete "
     "request is closed"
 )
 _SLOW = "closed: the client did not send a request or read the response in time"
 _STALLED = 1.0
-"""Seconds within which a client takes the end of an answer; after that its connection may be closed for another."""
+"""Seconds within which a client must read the rest of a response; then its connection may be closed for another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientWait:
-    """Something that a client has to do, and its time limit."""
+    """An action that a client must take, and its time limit."""
 
     reason: str
-    """The reason why its connection is closed after the limit."""
+    """The reason for closing the connection after the limit."""
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waits:
     request: ClientWait = ClientWait(reason="incomplete_request", seconds=10.0)
-    """Send a request's head; then its body, in as much time again."""
+    """Send the head of a request, and then its body within the same time."""
     next_request: ClientWait = ClientWait(reason="idle", seconds=75.0)
     """Begin another request."""
     answer: ClientWait = ClientWait(reason="unread_answer", seconds=30.0)
-    """Read an answer that no longer fits into the socket's buffers."""
+    """Read a response that no longer fits into the socket's buffers."""
 
     @property
     def shortest(self) -> float:
@@ -68,13 +69,13 @@ class ListenerOptions:
     max_connections: int = 1000
     waits: Waits = WAITS
     closed: Callable[[str], None] = _ignore
-    """Called with the reason of each connection that is closed because of a limit."""
+    """Called with the reason whenever a connection is closed because of a limit."""
 
 
 class Client(Protocol):
     @property
     def has_unsent_bytes(self) -> bool:
-        """Whether a part of an answer is not in the socket's buffer yet."""
+        """Whether a part of a response is not in the socket's buffer yet."""
 
     def abort(self) -> None: ...
 
@@ -82,15 +83,15 @@ class Client(Protocol):
 class _Waiting(NamedTuple):
     reason: str
     since: float
-    """When the last complete request was answered, or the connection accepted."""
+    """When the last request was answered, or the connection was accepted."""
     until: float
 
 
 class ClientConnections:
-    """The open connections, at most `limit`, and which of them wait for their client.
+    """The open connections, at most `limit`, and those that are waiting for their client.
 
-    Times are seconds of `now`. `closed` receives the reason of each connection that is closed here; `removed` is called
-    when a connection has ended, whichever side closed it.
+    Times are in seconds, by `now`. `closed` is called with the reason when this object closes a connection; `removed`
+    is called when a connection has ended, whichever side closed it.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class ClientConnections:
             self._removed()
 
     def wait(self, client: Client, wait: ClientWait | None) -> None:
-        """Set the time limit of a client; `None`: its request is complete, and nothing limits the answer."""
+        """Set the time limit of a client; `None` if its request is complete, since a response may take any time."""
         if wait is None:
             self._waiting.pop(client, None)
         elif client in self._open:
@@ -134,7 +135,7 @@ class ClientConnections:
             self._waiting[client] = _Waiting(wait.reason, now if known is None else known.since, now + wait.seconds)
 
     def make_room(self) -> None:
-        """Close the connection that has waited longest for its client, unless every connection is being answered."""
+        """Close the connection that has waited longest for its client, unless all are being answered."""
         latest = self._now() - _STALLED
         for client, waiting in self._waiting.items():
             if waiting.since <= latest or not client.has_unsent_bytes:
@@ -154,7 +155,7 @@ class ClientConnections:
 
 
 class Acceptor:
-    """Accepts the connections of one listener, on one socket or several, and closes those that take too long."""
+    """Accepts the connections of one listener on one or more sockets, and closes those that exceed a time limit."""
 
     def __init__(self, name: str, options: ListenerOptions, *, clock: Clock, log: FilteringBoundLogger) -> None:
         self._loop = asyncio.get_running_loop()
@@ -184,7 +185,7 @@ class Acceptor:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, listeners: Sequence[socket.socket], make_client: Callable[[], Client]) -> None:
-        """Accept connections, each with a protocol of its own, and enforce the time limits."""
+        """Accept connections, each with its own protocol, and enforce the time limits."""
         self._make_client = make_client
         self._listeners = listeners
         for listener in listeners:
@@ -192,12 +193,12 @@ class Acceptor:
         self._tick()
 
     def stop(self) -> None:
-        """Stop accepting; open connections keep their time limits."""
+        """Stop accepting; time limits of open connections remain in force."""
         self._pause()
         self._listeners = ()
 
     def close(self) -> None:
-        """Stop enforcing limits, and log what is not logged yet."""
+        """Stop enforcing limits, and log the closed connections that were counted since the last line."""
         if self._timer is not None:
             self._timer.cancel()
         for line in (self._full, self._slow, self._failed):
@@ -215,14 +216,14 @@ class Acceptor:
                 self._loop.add_reader(listener, self._accept, listener)
 
     def _pause(self) -> None:
-        """Accept nothing until a connection has gone, or until the next tick."""
+        """Stop accepting until a connection ends or until the next tick."""
         if self._accepting:
             self._accepting = False
             for listener in self._listeners:
                 self._loop.remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept one connection: before the next one, the loop reads what earlier clients have sent."""
+        """Accept one connection; the loop handles earlier clients before the next one."""
         if self.connections.is_full:
             self._full.count()
             self.connections.make_room()
@@ -232,7 +233,7 @@ class Acceptor:
             accepted, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        except OSError as error:  # something else has used up the descriptors, or the memory
+        except OSError as error:  # no descriptor or memory is left
             self._last_error = str(error.strerror)
             self._failed.count()
             self.connections.make_room()
@@ -247,7 +248,7 @@ class Acceptor:
     async def _connect(self, client: Client, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: cast("asyncio.Protocol", client), accepted)
-        except OSError:  # it has gone already
+        except OSError:  # it has already disconnected
             accepted.close()
             self.connections.remove(client)
 

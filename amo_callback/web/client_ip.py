@@ -1,4 +1,4 @@
-"""The client's IP address, and the answer to an identity probe that names it."""
+"""The client's IP address, and the response to a probe, which contains it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 _CACHE_SIZE = 256
 _WITH_PORT = re.compile(r"(?P<ipv4>[0-9.]+):[0-9]{1,5}|\[(?P<ipv6>[0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
-"""An address with a port, as IIS and Azure write it."""
+"""An address with a port, as written by IIS and Azure."""
 _UNKNOWN = "unknown"
-"""The address of a peer that disconnected before it was read: an untrusted one."""
+"""The address of a peer that disconnected before its address was read; it is not trusted."""
 
 
 class TrustedProxies:
-    """The proxies whose `X-Forwarded-For` is trusted, as addresses or networks; a Unix socket always is."""
+    """The addresses and networks of proxies whose `X-Forwarded-For` is trusted; a Unix socket is always trusted."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         self._networks = [ip_network(network, strict=False) for network in networks]
-        self._trusts = functools.lru_cache(_CACHE_SIZE)(self._is_trusted)  # a few proxies send every request
+        self._trusts = functools.lru_cache(_CACHE_SIZE)(self._is_trusted)  # all requests come from a few proxies
 
     def client_of(self, request: web.Request) -> str | None:
-        """Return the client's address, or `None` behind a Unix socket that names none."""
+        """Return the client's address, or `None` if the request came through a Unix socket without one."""
         return self.rightmost_untrusted(peer_of(request), request.headers.getall("X-Forwarded-For", []))
 
     def rightmost_untrusted(self, peer: str | None, forwarded: Sequence[str]) -> str | None:
-        """Return the first address, from the right, that is not a trusted proxy; a Unix socket (`None`) is trusted.
+        """Return the rightmost address that is not a trusted proxy; a Unix socket (`None`) is trusted.
 
-        Entries to the left of it were written by the client.
+        The client itself can write entries to the left of it.
         """
         if peer is not None and not self._trusts(peer):
             return peer
@@ -57,7 +57,7 @@ class TrustedProxies:
 
 
 def peer_of(request: web.Request) -> str | None:
-    """Return the address of the connection's other end, `None` on a Unix socket."""
+    """Return the address of the TCP peer; `None` for a Unix socket."""
     listener = request.get_extra_info("socket")
     if listener is not None and listener.family == socket.AF_UNIX:
         return None
@@ -67,28 +67,28 @@ def peer_of(request: web.Request) -> str | None:
 
 @functools.lru_cache(_CACHE_SIZE)
 def _plain(text: str) -> str | None:
-    """Return an address in its canonical form, or `None` for text that is no address."""
+    """Return an address in canonical form, or `None` for any other text."""
     address = _address(text)
     return None if address is None else str(address)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Parse an address; an IPv4-mapped IPv6 address, as dual-stack sockets report, becomes the IPv4 one."""
+    """Parse an address; an IPv4-mapped IPv6 address, as reported by dual-stack sockets, becomes the IPv4 one."""
     try:
-        address = None if "%" in text else ip_address(text)  # a zone may be any text, and no client has one
+        address = None if "%" in text else ip_address(text)  # a zone may be any text, and clients have none
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def _without_port(entry: str) -> str:
-    """Return the address of `192.0.2.1:51234`, `[2001:db8::1]:51234` or `[2001:db8::1]`; anything else as it is."""
+    """Return the address in `192.0.2.1:51234`, `[2001:db8::1]:51234` or `[2001:db8::1]`; any other text unchanged."""
     match = _WITH_PORT.fullmatch(entry)
     return entry if match is None else match["ipv4"] or match["ipv6"]
 
 
 def answer_probe(request: web.Request, cipher: Cipher, *, client: str | None) -> str | None:
-    """Return the sealed answer to an identity probe, or `None` where the request is none that our keys sealed."""
+    """Return the encrypted response to a probe; `None` if the request has no probe made with these keys."""
     question = request.headers.get(probe.HEADER)
     if question is None:
         return None

@@ -1,6 +1,6 @@
-"""The composition of the service: every part in its own context, opened in order, closed in reverse.
+"""The composition of the service: all parts are opened in order and closed in reverse.
 
-Here and in the command AMO, the store and the log are joined to the use cases.
+Only this module and the command connect AMO, the store and the log with the use cases.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataPaths:
-    """The places of what outlives the process."""
+    """The paths of persistent data."""
 
     folder: Path
-    """A relative database path starts here."""
+    """The folder that a relative database path is relative to."""
     rescue: Path
-    """The folder of pairs that the database does not accept."""
+    """The folder of rescue files."""
     machine: str
-    """The id of this place: tokens of a database that was copied from another one are not spent."""
+    """The id of this location: a database that was copied from another location is frozen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """What the handlers of both APIs use."""
+    """The parts that the handlers of both APIs use."""
 
     settings: Settings
     core: Core
@@ -77,7 +77,7 @@ class Services:
     oauth: OAuth
     lifecycle: TokenLifecycle
     users: JwtVerifier | None
-    """The verifier of the app's JWTs; `None` where none are configured."""
+    """The verifier of app users' JWTs; `None` if none are configured."""
     api_keys: ApiKeys
     proxies: TrustedProxies
     pages: Pages
@@ -92,11 +92,11 @@ class Service:
     private: str
     services: Services
     died: asyncio.Future[None]
-    """Ends with `TaskDied` where a background task does."""
+    """Fails with `TaskDied` if a background task ends."""
     stop: Callable[[], None]
-    """Start nothing new from now on: the first thing that a signal does."""
+    """Start nothing new; called first on a signal."""
     reload: Callable[[Settings], Sequence[str]]
-    """Apply what may change, and return the names of other settings that differ: they need a restart."""
+    """Apply reloadable settings, and return the names of changed settings that require a restart."""
 
 
 @asynccontextmanager
@@ -113,14 +113,14 @@ async def open_service(
     lost_lines: Callable[[], int] = lambda: 0,
     on_reload: Mapping[str, Callable[[Settings], None]] = MappingProxyType({}),
 ) -> AsyncIterator[Service]:
-    """Open the whole service: store, client, refreshing, grants, webhooks, tasks, then both listeners.
+    """Open the whole service: store, AMO client, refreshing, grants, webhooks and tasks, and finally both listeners.
 
-    `listeners` are the sockets that another process has opened, by the APIs' names; `lost_lines` counts lines of the
-    log; `max_connections` replaces the setting where the process may not open enough files for it; `on_reload` applies
-    settings, named `section.key`, that may change while the service runs.
+    `listeners` are inherited sockets by the names of the APIs; `lost_lines` counts lost log lines; `max_connections`
+    replaces the setting if the process may not open enough files for it; `on_reload` applies settings, named
+    `section.key`, that may change while the service runs.
 
-    Raises `ConfigurationError` where it cannot start. At the end nothing new is started, the listeners drain, and what
-    is in flight is stored.
+    Raises `ConfigurationError` if the service cannot start. On exit, nothing new is started, the listeners drain, and
+    the results of requests in progress are stored.
     """
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(
@@ -134,7 +134,7 @@ async def open_service(
             is_alive=partial(health.is_alive, services),
             at_risk=lambda: lifecycle.pending_writes.at_risk,
         )
-        await stack.enter_async_context(watchdog.running())  # until everything has drained
+        await stack.enter_async_context(watchdog.running())  # runs until everything has drained
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
         webhook = settings.webhook
@@ -151,7 +151,7 @@ async def open_service(
         stack.push_async_callback(lifecycle.drain)
         stack.push_async_callback(services.oauth.connect.drain)
         await stack.enter_async_context(_running(lifecycle.scheduler, name="refresher", core=core, died=died))
-        await lifecycle.stats_poller.poll()  # before a request may need it
+        await lifecycle.stats_poller.poll()  # before a request needs its result
         await stack.enter_async_context(_running(lifecycle.stats_poller, name="stats", core=core, died=died))
         public, private = await stack.enter_async_context(
             open_listeners(services, listeners, max_connections or settings.server.max_connections)
@@ -161,7 +161,7 @@ async def open_service(
             watchdog.stop()
             core.stop.set()
 
-        stack.callback(stop)  # the first thing at the end, also where no signal came
+        stack.callback(stop)  # called first on exit, even without a signal
         core.observer(Event(name="service.started", fields={"public": public.address, "private": private.address}))
         watchdog.ready()
         yield Service(
@@ -186,9 +186,9 @@ async def open_services(
     lost_lines: Callable[[], int] = lambda: 0,
     idle: bool = False,
 ) -> AsyncIterator[Services]:
-    """Open everything but tasks and listeners; raises `ConfigurationError`.
+    """Open everything except tasks and listeners; raises `ConfigurationError`.
 
-    Where it is `idle` it answers from the store, refreshes nothing and sends nothing to AMO.
+    If `idle`, requests are answered from the store; nothing is refreshed or sent to AMO.
     """
     metrics = Metrics(lost_lines=lost_lines)
 
@@ -267,7 +267,7 @@ async def open_jwt_verifier(app: App, *, clock: Clock, observer: Observer) -> As
 
 
 async def _check_canary(store: Store, cipher: Cipher) -> None:
-    """Refuse to start on a store that our keys cannot read: every connection in it would look lost."""
+    """Raise `ConfigurationError` if no key decrypts the canary, since all connections in the store would seem lost."""
     try:
         cipher.check_canary(await store.canary(cipher.seal_canary()))
     except DecryptionFailed:
@@ -299,7 +299,7 @@ def _make_client(settings: Settings, *, rate_limiter: RateLimiter, clock: Clock,
 async def _running(
     loop: RefreshScheduler | WebhookDispatcher | StatsPoller, *, name: str, core: Core, died: asyncio.Future[None]
 ) -> AsyncIterator[None]:
-    """Run a loop; `died` fails where it ends before the process is to end."""
+    """Run a loop; `died` fails if the loop ends before the process shuts down."""
     task = asyncio.create_task(loop.run(), name=name)
 
     def on_end(ended: asyncio.Task[None]) -> None:
@@ -340,7 +340,7 @@ def _reload(settings: Settings, handlers: Mapping[str, Callable[[Settings], None
 
 
 def _retrieve(died: asyncio.Future[None]) -> None:
-    """Retrieve the exception, so that asyncio does not warn of it."""
+    """Retrieve the exception, so that asyncio does not log it as never retrieved."""
     if died.done():
         died.exception()
     died.cancel()

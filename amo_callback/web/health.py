@@ -1,4 +1,4 @@
-"""The checks of the service's health, and their renderings: `/readyz`, metrics and systemd's status line."""
+"""Health checks of the service, as rendered for `/readyz`, metrics and systemd's status line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from amo_callback.web.route import Call
 
 NOT_PROVEN = "not proven yet"
-"""The detail of `amo_credentials` before any token pair was obtained with the client id."""
+"""The detail of `amo_credentials` until a token pair has been obtained with the client id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One check: its problem, or what to say where there is none."""
+    """A check: its problem, or a detail if there is none."""
 
     name: str
     problem: str | None
@@ -45,12 +45,12 @@ class Check:
 
 
 def max_heartbeat_age(poll_interval: float) -> float:
-    """Return the age in seconds of the refresher's last heartbeat, up to which it counts as running."""
+    """Return the maximum age in seconds of the heartbeat of a running refresher."""
     return max(3 * poll_interval, 15.0)
 
 
 def checks(services: Services) -> Sequence[Check]:
-    """Return the checks immediately, from what is known: the store is polled in the background."""
+    """Return the checks from what is already known; the store is polled in the background."""
     return [
         _store(services),
         _scheduler(services),
@@ -66,14 +66,14 @@ def checks(services: Services) -> Sequence[Check]:
 
 
 def status_line(services: Services) -> str:
-    """Return the state of the service in one line, for systemd."""
+    """Return the state of the service as one line for systemd."""
     stats = services.lifecycle.stats_poller.last
     problems = [check.summary for check in checks(services) if not check.ok and check.summary]
     return "; ".join(problems) or f"keeps {0 if stats is None else stats.active} connections fresh"
 
 
 def is_alive(services: Services) -> bool:
-    """Return whether the refresher runs, or waits for a store that does not answer: no reason to kill the process."""
+    """Return whether the refresher runs, or waits for an unreachable store, which a restart would not fix."""
     lifecycle = services.lifecycle
     oldest = max_heartbeat_age(services.settings.refresh.poll_interval)
     return lifecycle.stats_poller.problem is not None or lifecycle.scheduler.heartbeat_age <= oldest
@@ -210,7 +210,7 @@ class Alive:
 
 @shape
 class CheckResult:
-    """One check, with a text for people."""
+    """The result of one check, with a text for people."""
 
     ok: bool
     detail: str
@@ -218,19 +218,19 @@ class CheckResult:
 
 @shape
 class Readiness:
-    """Whether the service can do its work."""
+    """Whether the service is ready."""
 
     status: Literal["ready", "not ready"]
     checks: Mapping[str, CheckResult]
 
 
 async def healthz(_call: Call[None, None]) -> web.Response:
-    """Answer that the process is alive."""
+    """Return that the process is alive."""
     return web.json_response({"status": "ok"})
 
 
 async def readyz(call: Call[None, None]) -> web.Response:
-    """Answer 200 where every check is good, else 503."""
+    """Return 200 if every check succeeds, otherwise 503."""
     found = checks(call.services)
     ready = all(check.ok for check in found)
     answer = Readiness(

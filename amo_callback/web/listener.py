@@ -1,4 +1,4 @@
-"""HTTP listeners: aiohttp's server with time limits, a graceful shutdown, and without the text of bad requests."""
+"""HTTP listeners: aiohttp's server with time limits and a graceful shutdown, which never quotes a malformed request."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from amo_callback.web.client_connections import Client, ClientConnections, ClientWait, Waits
 
 SERVER = "amo-callback"
-"""The `Server` header; aiohttp's names versions."""
+"""The `Server` header, because aiohttp's default contains versions."""
 UNIX = "unix:"
 MAX_LINE = 32 * 1024
-"""Bytes of a request line: AMO's callback has some 900; a longer hostile one is answered by our handler up to here."""
+"""The maximum length in bytes of a request line; AMO's callback has about 900."""
 _BACKLOG = 4096
-"""Connections that wait in the kernel: before they are accepted they use no descriptor."""
+"""The maximum number of connections that wait in the kernel, where they use no descriptor."""
 _ARRIVAL = 0.25
-"""Seconds for which requests of connections accepted before the listener closed may still arrive."""
+"""Seconds in which requests may still arrive on connections that were accepted before the listener closed."""
 _SHUTDOWN_TIMEOUT = 8.0
 _LINGERING = 1.0
-"""Seconds for which a refused body is still read, so that the client sees the answer."""
+"""Seconds for which the body of a rejected request is read, so that the client receives the response."""
 _DEFAULTS = ListenerOptions()
 
 
@@ -48,9 +48,9 @@ async def open_listener(
     sockets: Sequence[socket.socket] = (),
     options: ListenerOptions = _DEFAULTS,
 ) -> AsyncIterator[HttpListener]:
-    """Serve `app` at `address` (`host:port`, `unix:/path`), or on `sockets` that another process has opened.
+    """Serve `app` at `address` (`host:port`, `unix:/path`), or on inherited `sockets`.
 
-    Raises `ConfigurationError`. At the end of the block, or with `HttpListener.close`, requests in flight are answered.
+    Raises `ConfigurationError`. On exit, or on `HttpListener.close`, requests in progress are answered.
     """
     listener = HttpListener(app, name=name, clock=clock, log=log, options=options)
     try:
@@ -61,9 +61,9 @@ async def open_listener(
 
 
 class HttpListener:
-    """An HTTP listener with graceful shutdown.
+    """An HTTP listener with a graceful shutdown.
 
-    Closing it, the sockets close first; accepted requests are answered, with `Connection: close`.
+    Its sockets are closed first; accepted requests are then answered with `Connection: close`.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class HttpListener:
         self._acceptor.start(self._sockets, cast("Callable[[], Client]", self._runner.server))
 
     async def close(self) -> None:
-        """Drain and close; a second time does nothing."""
+        """Drain and close; further calls do nothing."""
         async with self._closed:
             if not self._sockets:
                 return
@@ -117,7 +117,7 @@ class HttpListener:
                 _remove_socket(self._sockets[0])
             self._acceptor.stop()
             for listening in self._sockets:
-                listening.close()  # of an inherited one this is our copy: the next process accepts from there
+                listening.close()  # an inherited socket stays open in systemd, for the next process
             await self._clock.sleep(_ARRIVAL)
             await self._runner.cleanup()
             self._acceptor.close()
@@ -127,7 +127,7 @@ class HttpListener:
         response.headers["Server"] = SERVER
         if self._draining:
             response.force_close()
-            response.headers["Connection"] = "close"  # force_close() alone does not send it
+            response.headers["Connection"] = "close"  # force_close() does not send the header
 
 
 def _listen(address: str, name: str, *, mode: int) -> socket.socket:
@@ -140,12 +140,12 @@ def _listen(address: str, name: str, *, mode: int) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         is_in_use = error.errno == errno.EADDRINUSE and not Path(address.removeprefix(UNIX)).is_file()
-        failed = CommandFailed if is_in_use else ConfigurationError  # another process may end
+        failed = CommandFailed if is_in_use else ConfigurationError  # the other process may end
         raise failed(f"server.{name}: cannot listen on {address}: {error.strerror or error}") from None
 
 
 def _listen_unix(path: str, mode: int) -> socket.socket:
-    """Listen at a path, with a mode; replace only the socket that a killed process has left there."""
+    """Listen at a path with a mode, replacing only a socket that a killed process has left there."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         with socket.socket(socket.AF_UNIX) as other:
@@ -161,7 +161,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
 
 
 def _remove_socket(listener: socket.socket) -> None:
-    """Remove our socket's path while it still listens: afterwards it may be another process's."""
+    """Remove the socket's path while it is still listening; afterwards the path may belong to another process."""
     if listener.family == socket.AF_UNIX:
         Path(listener.getsockname()).unlink(missing_ok=True)
 
@@ -175,7 +175,7 @@ def _address(listener: socket.socket) -> str:
 
 
 class ParserLog:
-    """A log for aiohttp's parser, without text and trace: they quote the request line, which may hold a code."""
+    """A log for aiohttp's parser, without message and trace, which quote the request line and may contain a code."""
 
     def __init__(self, log: FilteringBoundLogger, listener: str) -> None:
         self._log = log
@@ -184,16 +184,16 @@ class ParserLog:
     def debug(self, *_: object, **__: object) -> None: ...
 
     def warning(self, *_: object, exc_info: object = None, **__: object) -> None:
-        """Log the error's type, at `info`: any client can cause it."""
+        """Log the type of the error at `info`, since any client can cause it."""
         if isinstance(exc_info, ConnectionError):
-            return  # the client has disconnected, or was too slow: its request is not bad
+            return  # the client disconnected or was too slow, but its request was not malformed
         self._log.info("http.bad_request", listener=self._listener, error=type(exc_info).__name__)
 
     exception = error = warning
 
 
 class RequestHandler(web.RequestHandler):
-    """aiohttp's handler, which does not send back what the parser refuses, and reports each wait for the client."""
+    """aiohttp's handler, which quotes no malformed request and reports when it waits for the client."""
 
     __slots__ = ("_answering", "_connections", "_next_has_begun", "_socket", "_wait", "_waits")
 
@@ -203,7 +203,7 @@ class RequestHandler(web.RequestHandler):
         *,
         connections: ClientConnections,
         waits: Waits,
-        **options: Any,  # noqa: ANN401 -- because they are aiohttp's
+        **options: Any,  # noqa: ANN401 -- aiohttp's options
     ) -> None:
         super().__init__(manager, **options)
         self._connections = connections
@@ -215,7 +215,7 @@ class RequestHandler(web.RequestHandler):
 
     @property
     def has_unsent_bytes(self) -> bool:
-        """Whether a part of an answer is not in the socket's buffer yet."""
+        """Whether a part of a response is not in the socket's buffer yet."""
         return self._socket is not None and self._socket.get_write_buffer_size() > 0
 
     def abort(self) -> None:
@@ -233,10 +233,10 @@ class RequestHandler(web.RequestHandler):
         self._connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
-        """Limit the time for the rest of a request once its first bytes are there."""
+        """Limit the time for the rest of a request after its first bytes."""
         wait = self._wait
         super().data_received(data)
-        if self._messages:  # a complete head: it is answered next
+        if self._messages:  # the head is complete, so the request is handled next
             _, payload = self._messages[-1]
             self._next_has_begun = payload is EMPTY_PAYLOAD and not data.endswith(b"\r\n\r\n")
             return
@@ -248,12 +248,12 @@ class RequestHandler(web.RequestHandler):
             self._next_has_begun = True
 
     def pause_writing(self) -> None:
-        """Wait until the client reads its answer."""
+        """Wait until the client reads its response."""
         super().pause_writing()
         self._note(self._waits.answer)
 
     def resume_writing(self) -> None:
-        """Go on with the answer."""
+        """Continue writing the response."""
         super().resume_writing()
         self._note(None if self._answering else self._waits.next_request)
 
@@ -263,7 +263,7 @@ class RequestHandler(web.RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """Answer a request whose head is complete, and then wait for the next one."""
+        """Answer a request with a complete head, and then wait for the next one."""
         self._answering = True
         if request.content.is_eof():
             self._note(None)
@@ -290,9 +290,9 @@ class RequestHandler(web.RequestHandler):
         request: web.BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 -- because it quotes the request line
+        message: str | None = None,  # noqa: ARG002 -- it quotes the request line
     ) -> web.StreamResponse:
-        """Answer with the status alone."""
+        """Answer with the status only."""
         answer = super().handle_error(request, status, exc, f"{status}: malformed request\n")
         answer.headers.update({"Cache-Control": "no-store", "Server": SERVER})
         return answer
@@ -304,9 +304,9 @@ class _HttpServer(web.Server):
 
 
 class Runner(web.AppRunner):
-    """aiohttp's runner with our handler: there is no option for it (a test holds on to the behaviour)."""
+    """aiohttp's runner with this handler; aiohttp has no option for it, so a test checks that this still works."""
 
     async def _make_server(self) -> web.Server:
         server: Any = await super()._make_server()
-        made = server._loop, server._kwargs  # noqa: SLF001 -- because they are what the runner was given
+        made = server._loop, server._kwargs  # noqa: SLF001 -- the arguments of the runner
         return _HttpServer(server.request_handler, request_factory=server.request_factory, loop=made[0], **made[1])

@@ -1,6 +1,6 @@
-"""OpenAPI 3.1 of both APIs, written from their routes.
+"""The OpenAPI 3.1 document of both APIs, generated from their routes.
 
-It documents this process: routes for the app's users are in it where their JWTs are configured.
+It documents this process: it contains the routes for app users only if JWTs are configured.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _PATH_NAMES = {
     },
     "handle": {"schema": {"type": "string", "minLength": 1}, "description": "The return handle of a result."},
 }
-"""The documentation of the names in paths."""
+"""The documentation of path parameters."""
 
 
 class OpenApi(TypedDict):
@@ -83,9 +83,9 @@ class OpenApi(TypedDict):
 
 
 class _Schemas(GenerateJsonSchema):
-    """Schemas without titles, which only repeat the names."""
+    """Schemas without titles, which would only repeat the names."""
 
-    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 -- because it is pydantic's signature
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 -- pydantic's signature
         return False
 
 
@@ -180,7 +180,7 @@ class _Writer:
 
 
 def _key(kind: object) -> str:
-    """Return a name of a type: equal types may come from several places."""
+    """Return a name for a type; equal types from several modules have the same name."""
     return repr(kind)
 
 
@@ -190,7 +190,7 @@ def _replies(api: Api, route: Route) -> Mapping[int, Reply]:
 
 
 def _types(route: Route, replies: Mapping[int, Reply]) -> Iterator[tuple[Any, JsonSchemaMode]]:
-    """Yield every type of a route, and whether it is read or written."""
+    """Yield every type of a route, and whether it is parsed or rendered."""
     for kind in (route.query, route.unparsed_query, route.body):
         if kind is not None:
             yield kind, "validation"
@@ -205,14 +205,14 @@ def _path_parameters(route: Route) -> Iterator[Json]:
 
 
 def _operation_id(route: Route) -> str:
-    """Return the operation's name: the handler's, or for HEAD that of the last part of the path."""
+    """Return the operation's id: the handler's name, or for HEAD one made from the last part of the path."""
     if route.method != hdrs.METH_HEAD:
         return route.handler.__name__
     return "head_" + re.sub(r"\W", "", route.path.replace("/{", "_").rpartition("/")[2])
 
 
 def _parameter(schema: Json) -> Json:
-    """Return a parameter's schema, with its description and example beside it."""
+    """Return a parameter's schema, with its description and example next to it."""
     kept = {name: value for name, value in schema.items() if name not in {"description", "examples"}}
     parameter: Json = {"schema": kept}
     if "description" in schema:
@@ -223,14 +223,14 @@ def _parameter(schema: Json) -> Json:
 
 
 def _not_null(schema: Json) -> Json:
-    """Return the schema of an optional parameter without null, which a query does not have."""
+    """Return the schema of an optional parameter without null, which a query cannot contain."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     rest = {name: value for name, value in schema.items() if name != "anyOf" and value is not None}
     return {**kinds[0], **rest} if len(kinds) == 1 else {**rest, **({"anyOf": kinds} if kinds else {})}
 
 
 def _references(part: object, components: Mapping[str, Any]) -> set[str]:
-    """Return the names of the schemas that a part of the document refers to, directly or not."""
+    """Return the names of the schemas that a part of the document refers to, directly or indirectly."""
     found: set[str] = set()
     waiting = [part]
     while waiting:

@@ -1,4 +1,4 @@
-"""Queries and JSON bodies: one model validates each and documents it."""
+"""Queries and JSON bodies: one model both validates and documents each of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MAX_NAME = 64
-"""Characters of an unknown field's name that are quoted."""
+"""The maximum number of characters of an unknown field's name that are quoted."""
 
 Item = TypeVar("Item")
 QueryModel = TypeVar("QueryModel", bound="Query")
@@ -25,7 +25,7 @@ KnownModel = TypeVar("KnownModel", bound=BaseModel)
 
 
 def _whole_number(given: object) -> object:
-    """Refuse the notations of a number that only Python knows."""
+    """Reject notations of numbers that only Python accepts."""
     if isinstance(given, str) and not re.fullmatch(r"[0-9]{1,9}", given):
         raise ValueError("not a whole number")
     return given
@@ -35,48 +35,48 @@ INTEGER = BeforeValidator(_whole_number)
 Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$")]
 """A text without control characters."""
 Number = Annotated[str, Field(pattern="^[0-9]{1,18}$")]
-"""The cursor of a list that is ordered by numbers."""
+"""The cursor of a list in numeric order."""
 
 
 class Query(BaseModel):
-    """The parameters of a query; each attribute's docstring documents it, and is the error of a bad value."""
+    """The parameters of a query; an attribute's docstring is its documentation and the error for an invalid value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
 class Page(Query):
-    """Which part of a list."""
+    """A page of a list."""
 
     limit: Annotated[int, Field(ge=1, le=200), INTEGER] = 50
     """a whole number from 1 to 200: how many items at most"""
 
 
 class Body(BaseModel):
-    """A JSON body; what else it holds is ignored."""
+    """A JSON body; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
     wanted: ClassVar[str]
-    """The error of a body that does not fit."""
+    """The error for an invalid body."""
     names_field: ClassVar[bool] = True
-    """Whether that error begins with the field's name."""
+    """Whether that error begins with the name of the field."""
     max_size: ClassVar[int] = 64 * 1024
     seconds: ClassVar[float] = 10.0
-    """Within which it has to arrive: a client that stalls also delays the end of the process."""
+    """Seconds within which the body must arrive, since a stalled client also delays shutdown."""
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """Return what a request's bytes say; no bytes are `{}`."""
+        """Parse the bytes of a body; an empty body means `{}`."""
         return cls.model_validate_json(content or b"{}")
 
 
 def paginate(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | None]:
-    """Return a page of the `limit` + 1 items that were read, and its last item if another page follows."""
+    """Return the first `limit` of `limit` + 1 items, and the last of them if another page follows."""
     return found[:limit], found[limit - 1] if len(found) > limit else None
 
 
 def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
-    """Parse a request's query; raises `InvalidRequest`, which names the parameter."""
+    """Parse the query of a request; raises `InvalidRequest`, which names the parameter."""
     if not request.query_string:
         return cast("QueryModel", _defaults(model))
     known = model.model_fields
@@ -93,7 +93,7 @@ def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
 
 
 def read_known_query(request: web.Request, model: type[KnownModel]) -> KnownModel:
-    """Parse the parameters that a model knows, each once; others are ignored. Raises `InvalidRequest`."""
+    """Parse the parameters of a model, each at most once, and ignore others; raises `InvalidRequest`."""
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
     try:
         if any(len(values) > 1 for values in given.values()):
@@ -127,7 +127,7 @@ async def read_body(request: web.Request, model: type[BodyModel]) -> BodyModel:
 
 
 def invalid(field: str, wanted: str) -> InvalidRequest:
-    """Return the error of a bad value; a field's name may be any text of the client's."""
+    """Return the error for an invalid value; the client may have chosen the name of the field."""
     return InvalidRequest(f"{field[:_MAX_NAME]}: {wanted}")
 
 

@@ -1,6 +1,7 @@
-"""Routes as values, and the one wrapper around their handlers.
+"""Routes, and the common wrapper around their handlers.
 
-The wrapper does the request id, the caller, query and body, errors and the log line; `openapi` documents the routes.
+The wrapper handles the request id, authentication, query and body, errors and the log line; `openapi` documents the
+routes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"})]
 TimeText = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
-"""A time that is written already."""
+"""A formatted time."""
 Shape = TypeVar("Shape")
 QueryType = TypeVar("QueryType")
 BodyType = TypeVar("BodyType")
@@ -44,19 +45,19 @@ _REALM = 'Bearer realm="amo-callback"'
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def shape(cls: type[Shape]) -> type[Shape]:
-    """Make a class the frozen value of a JSON object; the docstrings of its attributes document them."""
+    """Make a class a frozen dataclass for a JSON object; the docstrings of its attributes are its documentation."""
     made = dataclass(frozen=True, kw_only=True, slots=True)(cls)
     return with_config(ConfigDict(use_attribute_docstrings=True))(made)
 
 
 def shaped(kind: type[Shape], value: object, **more: object) -> Shape:
-    """Return the shape of a value: `more`, and for every other member the value's attribute of that name."""
+    """Return a shape from the attributes of `value`, and from `more`."""
     names = [field.name for field in dataclasses.fields(cast("Any", kind)) if field.name not in more]
     return kind(**{name: getattr(value, name) for name in names}, **more)
 
 
 def to_json(value: object) -> str:
-    """Write a value of shapes and JSON's own types; pydantic reads shapes only to document them, which takes long."""
+    """Encode a value made of shapes and JSON types; pydantic, which would be slower, only documents shapes."""
     return json.dumps(value, default=_plain)
 
 
@@ -73,12 +74,12 @@ def _plain(value: object) -> object:
 
 
 class Call(NamedTuple, Generic[QueryType, BodyType]):
-    """A request, as its handler receives it."""
+    """A request as its handler receives it."""
 
     request: web.Request
     services: Services
     caller: str
-    """The name of the API key, or the id of the app's user; empty where there is none."""
+    """The name of the API key or the id of the app user; empty if the route needs neither."""
     address: str | None
     """The client's IP address."""
     query: QueryType
@@ -91,14 +92,14 @@ class Call(NamedTuple, Generic[QueryType, BodyType]):
 
 
 class Jwt(Enum):
-    """Whether a route needs the JWT of the app's user."""
+    """Whether a route requires the JWT of an app user."""
 
     REQUIRED = "required"
     OPTIONAL = "optional"
 
 
 def bearer(request: web.Request) -> str | None:
-    """Return the bearer token; `None` where no `Authorization` came, an empty text where it cannot be used."""
+    """Return the bearer token; `None` without an `Authorization` header, and empty if the header is invalid."""
     headers = request.headers.getall("Authorization", ())
     if not headers:
         return None
@@ -107,7 +108,7 @@ def bearer(request: web.Request) -> str | None:
 
 
 def challenge_for(error: AmoCallbackError) -> str | None:
-    """Return the `WWW-Authenticate` header of an error (RFC 6750, section 3); where no token came it names no error."""
+    """Return the `WWW-Authenticate` header of an error (RFC 6750, section 3); without a token, it has no error code."""
     if isinstance(error, Forbidden):
         return f'{_REALM}, error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, UnknownApiKey | Unauthorized):
@@ -121,16 +122,16 @@ class Reply:
 
     about: str
     type: Any = None
-    """The body's type, as pydantic reads types; `None`: no body."""
+    """The type of the body, documented by pydantic; `None` if there is no body."""
     media: tuple[str, ...] = ("application/json",)
     headers: tuple[str, ...] = ()
-    """The names of headers that are always there."""
+    """The names of headers that every such response has."""
     values: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The only values of a member of the body."""
+    """The possible values of members of the body."""
 
 
 def error_reply(actions: Mapping[str, str], *, member: str, **reply: Any) -> Reply:  # noqa: ANN401 -- because they are `Reply`'s
-    """Return the documentation of errors, with what the client should do by the code in a member of the body."""
+    """Return the documentation of errors: what the client should do for each code in a member of the body."""
     codes = sorted(actions)
     about = "\n".join(f"- `{code}`: {actions[code]}" for code in codes)
     return Reply(about=about, values={member: codes}, **reply)
@@ -141,35 +142,35 @@ Handler = Callable[[Call[Any, Any]], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path: its handler, whose name and docstring document it, and what it takes and answers."""
+    """One method of one path: the handler, whose name and docstring document it, and its input and output."""
 
     method: str
     path: str
     handler: Handler
     access: Scope | Jwt | None = None
-    """The scope of the API key, or the user's JWT; `None`: anybody."""
+    """The required scope of the API key, or the user's JWT; `None` if neither is required."""
     _: KW_ONLY
     query: type[Query] | None = None
     body: type[Body] | None = None
     answer: Any = None
-    """The type of the handler's value; `None`: no body is documented but that of `replies`."""
+    """The type that the handler returns; `None` if only `replies` document a body."""
     errors: Sequence[type[AmoCallbackError]] = ()
-    """What the handler may raise beside the errors of every such route."""
+    """Errors that the handler may raise in addition to those of all such routes."""
     replies: Mapping[int, Reply] = field(default_factory=dict)
-    """Answers that the handler makes itself."""
+    """Responses that the handler makes itself."""
     unparsed_query: type[BaseModel] | None = None
-    """The documentation of a query that the handler reads itself."""
+    """The documentation of a query that the handler parses itself."""
 
 
 class Api(ABC):
-    """The routes of one listener; a subclass says who may call them, and how answers and errors are rendered."""
+    """The routes of one listener; subclasses define authentication and the format of responses and errors."""
 
     name: ClassVar[str]
     headers: ClassVar[Mapping[str, str]]
-    """Set on every answer that does not set them itself."""
+    """Default headers of every response."""
     takes_over_request_ids: ClassVar[bool]
     access_errors: ClassVar[Sequence[type[AmoCallbackError]]]
-    """What every route may raise that asks who calls."""
+    """Errors that every route with authentication may raise."""
 
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
         self.services = services
@@ -178,7 +179,7 @@ class Api(ABC):
         self._logs_requests = services.settings.log.access
 
     def make_app(self) -> web.Application:
-        """Return the application; what no route matches is answered by the same wrapper."""
+        """Return the application; the same wrapper handles requests that match no route."""
         app = web.Application()
         for route in self.routes:
             app.router.add_route(route.method, route.path, partial(self._answer, route))
@@ -189,29 +190,29 @@ class Api(ABC):
 
     @abstractmethod
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
-        """Return the caller's name; raises the error of a caller who may not."""
+        """Return the caller's name; raises the error for a caller without access."""
 
     @abstractmethod
     async def check_unmatched(self, request: web.Request) -> None:
-        """Raise the error that comes before 404 and 405."""
+        """Raise an error that takes precedence over 404 and 405."""
 
     @abstractmethod
     def render_error(self, error: AmoCallbackError) -> web.Response: ...
 
     @abstractmethod
     def render_http_error(self, error: web.HTTPException) -> web.Response:
-        """Render an error of HTTP itself."""
+        """Render an error of aiohttp."""
 
     @abstractmethod
     def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:
-        """Return an error's status, its code, and what the client should do."""
+        """Return an error's status and code, and what the client should do."""
 
     @abstractmethod
     def error_reply(self, status: int, actions: Mapping[str, str]) -> Reply:
-        """Return the documentation of a status, by its codes and what the client should do."""
+        """Return the documentation of a status: what the client should do for each code."""
 
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
-        """Return the documentation of a route's errors, with those of every route of its kind."""
+        """Return the documentation of a route's errors, including those of all such routes."""
         errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
         errors += self.access_errors if route.access is not None else ()
         if route.query is not None or route.body is not None:
@@ -276,14 +277,14 @@ class Api(ABC):
 
 
 class Unmatched(web.DynamicResource):
-    """The resource of every request that no route matches, also of `*`."""
+    """The resource of all requests that match no route, including `*`."""
 
-    def _match(self, path: str) -> dict[str, str]:  # noqa: ARG002 -- because it is aiohttp's signature
+    def _match(self, path: str) -> dict[str, str]:  # noqa: ARG002 -- aiohttp's signature
         return {}
 
 
 async def _http_error(request: web.Request) -> web.HTTPException:
-    """Return 405 where other methods have a route, else 404."""
+    """Return 405 if the path has routes for other methods, otherwise 404."""
     allowed: set[str] = set()
     for resource in request.app.router.resources():
         if not isinstance(resource, Unmatched):
@@ -292,5 +293,5 @@ async def _http_error(request: web.Request) -> web.HTTPException:
 
 
 def both_methods(route: Route) -> Sequence[Route]:
-    """Return a route of GET for GET and HEAD."""
+    """Return a GET route as one for GET and one for HEAD."""
     return [route, replace(route, method="HEAD")]

@@ -97,7 +97,7 @@ async def test_without_a_terminal_nobody_is_asked(living: Path, environ: dict[st
     """Nothing is replaced unless the command line says so."""
     status, out, err = await command("restore", str(copy), folder=living, environ=environ)
     assert (status, out) == (2, "")
-    assert err == "amo-callback: restore asks before it replaces the database: say --yes\n"
+    assert err == "amo-callback: restore asks before it replaces the database: confirm with --yes\n"
     assert _counted(living / NAME) == (3, False)
 
 
@@ -134,7 +134,7 @@ async def test_where_there_is_no_folder_nothing_is_restored(living: Path, enviro
     """The setting is named."""
     may_be_copy = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
     told = await command("restore", str(copy), "--yes", folder=living, environ=may_be_copy)
-    assert told == (78, "", f"amo-callback: storage.url: there is no folder {living / 'nowhere'}\n")
+    assert told == (78, "", f"amo-callback: storage.url: no such folder: {living / 'nowhere'}\n")
 
 
 async def test_while_the_service_runs_it_is_backed_up_and_not_restored(

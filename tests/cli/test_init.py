@@ -245,7 +245,7 @@ async def test_keys_that_are_there_already_are_kept(tmp_path: Path) -> None:
     status, out, _ = await _for_systemd(tmp_path, *NEEDED)
     assert status == 0
     assert (folder / "storage.encryption_keys").read_text(encoding="utf-8") == "precious"
-    assert f"{folder}/storage.encryption_keys: was there, and is kept\n" in out
+    assert f"{folder}/storage.encryption_keys: already existed and was kept\n" in out
     assert f"the secret key goes into {folder}/amo.client_secret; `systemd install` asks" in out
 
 

@@ -32,7 +32,7 @@ def test_events_are_told_in_sentences() -> None:
         "Refreshed, and stored before anybody hears of it. Next at 12:00:00."
     )
     assert sentence(Event(name="refresh.failed", fields=due)) == (
-        "No answer: the refresh token may be spent. amoCRM is asked before it is sent again. "
+        "No response: the refresh token may be spent, so it is introspected before it is sent again. "
         "Looked at again at 12:00:00."
     )
     moved = Event(name="connection.moved", fields={"moved_to": "b.amocrm.ru"})
@@ -49,7 +49,7 @@ def test_events_are_told_in_sentences() -> None:
         ),
         (
             {"standing": TokenState.UNKNOWN, "again_at": _AT},
-            "amoCRM does not tell now: it is kept, and looked up again.",
+            "amoCRM does not answer: it is kept, and looked up again.",
         ),
         ({"standing": TokenState.NOT_CHECKED, "again_at": None}, "It cannot be looked up: it is kept."),
     ],

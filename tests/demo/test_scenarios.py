@@ -79,7 +79,7 @@ async def test_while_amo_is_away_tokens_are_handed_out_and_nobody_is_given_up(sh
     one = await show.connect()
     assert await show.attempt("away") == 204
     assert await show.attempt("lost", one.id) == 204
-    assert show.said("you")[-1] == "amoCRM is away, so there is nothing to lose."
+    assert show.said("you")[-1] == "amoCRM is unreachable, so no token can be lost."
     await show.attempt("refresh", one.id)
     assert show.said("you")[-1].startswith("The backend is answered 503, amo_unavailable")
     lifetime = await show.until(lambda lifetime: lifetime.away)

@@ -48,5 +48,5 @@ async def test_webhooks_are_listed_and_tried_again_beside_the_service_and_withou
         assert receiver.ids == [beside["id"]] * 3
         del stage.settings["WEBHOOK__URL"], stage.settings["WEBHOOK__SECRET"]
         status, _, err = await _run(stage, "retry", "--all")
-        assert (status, err) == (1, "amo-callback: webhook.url is not set: no webhook is sent\n")
+        assert (status, err) == (1, "amo-callback: webhook.url is not set: no webhooks are sent\n")
         assert await _told(stage) == []

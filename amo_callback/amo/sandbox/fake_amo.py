@@ -39,14 +39,14 @@ class Lifetimes:
 
 @dataclass(slots=True)
 class Quirks:
-    """Unknown behavior of AMO; code that relies on neither alternative works with both."""
+    """Undocumented behavior of AMO; the service must work with each alternative."""
 
     refresh_kills_access: bool = False
     """Whether a refresh invalidates the previous access token."""
     introspection_accepts_spent: bool = False
     """Whether introspection accepts a spent refresh token."""
     moved_status: int = 404
-    """The status without a hint from the old host of a moved account."""
+    """The status, without a hint, that the old host of a moved account returns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ class FakeAmo:
         return reply
 
     def turned_away(self, host: str, *, body: bytes) -> None:
-        """Record a credential that was presented, but not examined."""
+        """Record a presented credential that was not examined."""
         kind, presented = _presented(json_object(body) or {})
         self._note(host, kind, presented, status=None, hint=None)
 
@@ -260,7 +260,7 @@ class FakeAmo:
         return found[0]
 
     def forget(self, access_token: str) -> None:
-        """Invalidate an access token before it expires; AMO's API answers it with 401 from now on."""
+        """Invalidate an access token before it expires; AMO's API returns 401 for it from now on."""
         self._access_tokens.pop(access_token, None)
 
     def current_subdomain(self, refresh_token: str) -> SandboxReply:
@@ -298,7 +298,7 @@ class FakeAmo:
 
 
 def _presented(request: Mapping[str, object]) -> tuple[str, object]:
-    """Return the kind of credential in a request, and the credential."""
+    """Return the credential in a request and its kind."""
     kind = str(request.get("grant_type"))
     return kind, request.get({"authorization_code": "code", "refresh_token": "refresh_token"}.get(kind, ""))
 

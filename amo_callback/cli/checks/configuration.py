@@ -1,4 +1,4 @@
-"""The configuration: access to its secrets, and valid settings that contradict each other or have no effect."""
+"""Checks of the configuration: who can read its secrets, and settings that contradict each other or have no effect."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from amo_callback.config.settings import Settings
 
 _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "wss", "view-source", "chrome"})
-"""Schemes that phones do not open with a custom app."""
+"""Schemes with which phones do not open a custom app."""
 _WIDE = {4: 8, 6: 16}
-"""Prefix lengths by IP version below which a network is too wide to be one's own."""
+"""Prefix lengths, by IP version, below which a network is too large to consist of trusted proxies."""
 _PROXY_NAMES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 PROXY_IGNORED = (
     "ignored: every request leaves directly, so that tokens and secrets go only where the configuration says, and not "
@@ -39,7 +39,7 @@ def check_secrets(config: Path | None, environ: Mapping[str, str]) -> Iterator[F
     if config is not None:
         found += _changeable(config)
         if held := secrets_in(config):
-            found += _readable(config, f"it holds {', '.join(held)}", fix="or give each of them a file of its own")
+            found += _readable(config, f"it holds {', '.join(held)}", fix="or put each of them into its own file")
     for folder in secret_folders(config, environ):
         for file in sorted(folder.iterdir()):
             if file.name in SECRETS and file.is_file():
@@ -114,7 +114,7 @@ def _deep_link(settings: Settings) -> Finding:
     if scheme == "http":
         return warn("deep_link", f"{app.deep_link}: http: opens a browser", fix="use the app's scheme, or https")
     example = success_link(app.deep_link, hand_back=app.hand_back, code=b"CODE", state=b"STATE")
-    return ok("deep_link", f"leads back to {example}")
+    return ok("deep_link", f"the deep link is {example}")
 
 
 def _api_keys(settings: Settings) -> Finding:
@@ -140,7 +140,7 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
     if wide:
         yield warn(
             "trusted_proxies",
-            f"{', '.join(wide)}: almost any client can choose its own address, and get round [limits]",
+            f"{', '.join(wide)}: almost any client can forge its own address and evade [limits]",
             fix="name the proxy's own address in server.trusted_proxies",
         )
 
@@ -163,7 +163,7 @@ def _private_door(settings: Settings) -> Finding:
 
 
 def proxy_variables(environ: Mapping[str, str]) -> Sequence[str]:
-    """Return the names of variables that configure a proxy; never their values, which may contain a password."""
+    """Return the names of variables that configure a proxy, without their values, which may contain a password."""
     return sorted(name for name, value in environ.items() if name.lower() in _PROXY_NAMES and value.strip())
 
 

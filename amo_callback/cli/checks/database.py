@@ -59,7 +59,7 @@ def _missing(file: Path) -> Finding | None:
     if file.exists():
         return None
     if not file.parent.is_dir():
-        return fail("store", f"there is no folder {file.parent}", fix="create it, or correct storage.url")
+        return fail("store", f"no such folder: {file.parent}", fix="create it, or correct storage.url")
     fix = "`amo-callback serve` makes it; if there was one: is storage.url, or $STATE_DIRECTORY, the service's?"
     return warn("store", f"there is no database {file}", fix=fix)
 
@@ -109,7 +109,7 @@ def _check_canary(keys: Sequence[str], canary: bytes | None) -> Finding | None:
         return fail(
             "keys",
             "none of storage.encryption_keys decrypts this database: the service does not start",
-            fix="configure the keys with which it was written; or is it another installation's database?",
+            fix="configure the keys that encrypted it, unless it is another installation's database",
         )
     return None
 

@@ -126,7 +126,7 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
         return
     if answer.status >= 500 or answer.status in {403, 429}:
         yield warn(
-            "amo", f"{name} answers {answer.status}", fix="check again later; 403 and 429: AMO blocks this address"
+            "amo", f"{name}: status {answer.status}", fix="check again later; 403 or 429: AMO blocks this address"
         )
     else:
         yield ok("amo", f"{name} answers")
@@ -143,7 +143,7 @@ def _clock(answer: ProbeResponse) -> Finding:
     ahead = (answer.at - theirs).total_seconds() - 0.5  # a date has whole seconds, half a second late on average
     message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
     if abs(ahead) >= _SKEW_FAIL:
-        return fail("clock", f"{message}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
+        return fail("clock", f"{message}: tokens expire unnoticed or are refreshed too early", fix=_SET_CLOCK)
     if abs(ahead) >= _SKEW_WARN:
         return warn("clock", message, fix=_SET_CLOCK)
     return ok("clock", f"within {_SKEW_WARN:.0f} s of AMO's")
@@ -158,12 +158,12 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
     if isinstance(answer, NoResponse):
         yield fail("jwks_url", f"{name}: {answer.why}", fix=fix)
     elif answer.status != 200:
-        yield fail("jwks_url", f"{name} answers {answer.status}", fix=fix)
+        yield fail("jwks_url", f"{name} responds with status {answer.status}", fix=fix)
     else:
         try:
             keys = read_jwks(answer.body)
         except ValueError:
-            yield fail("jwks_url", f"{name}: no key that may be used (RSA of 2048 bits or more, or P-256)", fix=fix)
+            yield fail("jwks_url", f"{name}: no usable key (RSA with at least 2048 bits, or P-256)", fix=fix)
         else:
             yield ok("jwks_url", f"{len(keys)} keys at {name}")
 
@@ -209,7 +209,7 @@ def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
     if answer.status in {502, 503, 504}:
         return fail(
             "proxy",
-            f"{name} answers {answer.status}: the proxy does not reach the service",
+            f"{name} responds with status {answer.status}: the proxy does not reach the service",
             fix="start the service; compare the proxy's upstream with server.public",
         )
     if answer.status == 200 and answer.headers.get("X-Robots-Tag") == "noindex" and "X-Request-ID" in answer.headers:
@@ -220,18 +220,18 @@ def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
         )
     return fail(
         "proxy",
-        f"something else answers at {name} ({answer.status})",
+        f"something else responds at {name} (status {answer.status})",
         fix=f"have the proxy pass {settings.server.base_path}/callback on to server.public: README, nginx",
     )
 
 
 def _seen(settings: Settings, name: str, seen: ObservedClient) -> Finding:
-    limits = "all clients share one reservation in [limits]"
+    limits = "all clients share one limit in [limits]"
     if seen.forwarded and seen.client == seen.peer and seen.peer not in {None, "127.0.0.1", "::1"}:
         return warn(
             "proxy",
             f"{name} leads here, but {seen.peer} is not a trusted proxy: {limits}",
-            fix=f'add "{seen.peer}" to server.trusted_proxies, if that is your proxy',
+            fix=f'add "{seen.peer}" to server.trusted_proxies if this is your proxy',
         )
     if not seen.forwarded and urlsplit(settings.amo.redirect_uri).scheme == "https":
         return warn(

@@ -52,7 +52,7 @@ async def check_postgres(
         fix = USE_SESSIONS if reason.endswith(USE_SESSIONS) else "correct storage.url, or the server's access rules"
         yield fail("store", f"{address}: {reason.removesuffix(f': {USE_SESSIONS}')}", fix=fix)
     except StoreUnavailable as error:
-        yield fail("store", f"{address}: {error.detail}", fix="start the server, and let this machine reach it")
+        yield fail("store", f"{address}: {error.detail}", fix="start the server, and allow connections from here")
 
 
 # --- the server ----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _UNIT = units.SERVICE
 _COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _FEW = 5
-"""The number of callbacks from which results are meaningful."""
+"""The minimum number of callbacks for a meaningful success rate."""
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
@@ -43,7 +43,7 @@ async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterat
         return
     red = {name: check.detail for name, check in checks.items() if not check.ok}
     for name, detail in red.items():
-        # If it is only frozen, valid tokens are still handed out.
+        # A service that is only frozen still hands out valid tokens.
         severe = warn if red.keys() == {"frozen"} else fail
         yield severe("service", f"it runs; {name}: {detail}", fix="see the README's table of /readyz")
     if not red:
@@ -103,7 +103,7 @@ async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, wait_lim
             "stop_timeout",
             f"amo.timeout ({amo_timeout:g} s) is more than TimeoutStopSec ({stop_timeout:g} s) less "
             f"{units.STOP_RESERVE:g} s: systemd may kill the service while it waits for a new pair",
-            fix="lower amo.timeout, or amo-callback systemd install, and no TimeoutStopSec= of your own",
+            fix="lower amo.timeout, or run amo-callback systemd install and remove your own TimeoutStopSec=",
         )
 
 

@@ -1,6 +1,6 @@
-"""The page that returns the user to the app: the browser it is for, its content, texts and rendering.
+"""The page that returns the user to the app: detection of the browser, content, texts and rendering.
 
-A further language needs an entry in `LANGUAGES` and a file in `texts/`.
+To add a language, add an entry to `LANGUAGES` and a file to `texts/`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Texts = dict[str, dict[str, str]]
 
 _FOLDER = resources.files("amo_callback.web") / "pages" / "texts"
 LANGUAGES = ("en", "uk", "ru")
-"""The languages of the pages, the default first: each has its file in the folder."""
+"""The languages of the pages, the default first; each has a file in `texts/`."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RELOAD_AFTER = 2
-"""Seconds after which a page that waits for its result is loaded again."""
+"""Seconds after which a page that waits for its result reloads."""
 _POLICY = (
     "default-src 'none'; {script}style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -35,7 +35,7 @@ _POLICY = (
 
 _MAX_AGENT = 2048
 _MAX_LANGUAGES = 512
-"""Characters that are parsed: no browser sends longer headers."""
+"""The maximum number of parsed characters; no browser sends a longer header."""
 
 _IN_APP = re.compile(
     r"FBAN|FBAV|FB_IAB|Instagram|Barcelona|\bLine/|MicroMessenger|Telegram|WhatsApp|Viber|musical_ly|TikTok"
@@ -43,7 +43,7 @@ _IN_APP = re.compile(
     r"|; ?wv\)",
     re.IGNORECASE,
 )
-"""The marks of browsers inside other apps; `; wv)` is Android's own mark of a WebView,
+"""Marks of browsers inside other apps; `; wv)` is Android's mark of a WebView,
 https://developer.chrome.com/docs/webview/user-agent."""
 _IOS = re.compile(r"\b(?:iPhone|iPad|iPod)\b")
 _ANDROID = re.compile(r"\bAndroid\b.*(?:Chrome|Firefox|Safari|OPR)/")
@@ -56,13 +56,13 @@ _RANGE = re.compile(
 
 class Kind(Enum):
     IOS = "ios"
-    """Safari, a sheet of it inside an app, or a browser built on it."""
+    """Safari, a Safari view inside an app, or a browser based on it."""
     ANDROID = "android"
-    """A browser, or a tab of one inside an app."""
+    """A browser, or a browser tab inside an app."""
     IN_APP = "in_app"
-    """A view inside another app, where an app's address may replace the page by an error."""
+    """A web view inside another app, where opening an app's address may replace the page with an error."""
     OTHER = "other"
-    """A desktop, or unknown; also iPads that present themselves as a Macintosh."""
+    """A desktop or unknown browser; also an iPad that identifies itself as a Macintosh."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,17 +72,17 @@ class UserAgent:
 
     @property
     def allows_auto_open(self) -> bool:
-        """Whether a page may open the deep link by itself: in other browsers this can replace the page by an error."""
+        """Whether a page may open the deep link by itself; elsewhere, this may replace the page with an error."""
         return self.kind in {Kind.IOS, Kind.ANDROID}
 
 
 def parse_user_agent(*, user_agent: str, accept_language: str) -> UserAgent:
-    """Parse the headers of those names; never raises."""
+    """Parse the headers `User-Agent` and `Accept-Language`; never raises."""
     return UserAgent(kind=_kind(user_agent), language=_language(accept_language))
 
 
 def _kind(agent: str) -> Kind:
-    if len(agent) > _MAX_AGENT or "Windows Phone" in agent:  # it names all the others, too
+    if len(agent) > _MAX_AGENT or "Windows Phone" in agent:  # it also names all other browsers
         return Kind.OTHER
     if _IN_APP.search(agent):
         return Kind.IN_APP
@@ -92,9 +92,9 @@ def _kind(agent: str) -> Kind:
 
 
 def _language(accepted: str) -> str:
-    """Choose by RFC 4647's lookup: a range is shortened until it fits, `*` stands for the default."""
+    """Choose a language by RFC 4647's lookup: ranges are shortened until one matches, and `*` means the default."""
     if len(accepted) > _MAX_LANGUAGES:
-        accepted = accepted[:_MAX_LANGUAGES].rpartition(",")[0]  # half a range is none
+        accepted = accepted[:_MAX_LANGUAGES].rpartition(",")[0]  # without the range that was cut off
     weights: dict[str, float] = {}
     refused = set()
     for item in accepted.split(","):
@@ -117,23 +117,23 @@ _NOTES = {Kind.OTHER: "on_phone", Kind.IN_APP: "in_app"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """The content of the page in one of its variants: `connected`, `exchanging`, `gone`, or a deep link error."""
+    """The content of a page in one of its variants: `connected`, `exchanging`, `gone`, or a deep link error."""
 
     variant: str
     status: int
     """The HTTP status."""
     link: str | None = field(default=None, repr=False)
-    """The deep link, where there is one."""
+    """The deep link, if there is one."""
     intent: str | None = field(default=None, repr=False)
-    """The deep link as Android's `intent:`."""
+    """The deep link as an Android `intent:` link."""
     auto_open: bool = False
-    """Whether the page opens the link once by itself."""
+    """Whether the page opens the link by itself, once."""
     attempted: bool = False
-    """Whether it did so before: then the user has come back."""
+    """Whether the page has already opened the link, and the user has returned to it."""
     retry_url: str | None = None
-    """The address that retries a temporary failure; empty: the page's own."""
+    """The URL that retries a temporary failure; empty for the page's own URL."""
     domain: str | None = None
-    """The host of the account that was connected."""
+    """The host of the connected account."""
     support: str | None = None
     """The support code."""
 
@@ -169,25 +169,25 @@ class Pages:
         response.headers["Content-Security-Policy"] = _POLICY.format(nonce=nonce, script=script)
         response.headers["Vary"] = "Accept, Accept-Language, User-Agent"
         if view.variant == "exchanging":
-            # A header, since tests for accessibility object to `<meta http-equiv=refresh>`.
+            # A header, because accessibility checkers reject `<meta http-equiv=refresh>`.
             response.headers["Refresh"] = str(_RELOAD_AFTER)
         return response
 
 
 def _note(view: View, agent: UserAgent, texts: Texts) -> str | None:
-    """Return a note on the button where it may not work, unless the button to retry comes first."""
+    """Return a note next to the button if it may not work, unless the retry button comes first."""
     if view.link is None or view.retry_url is not None or agent.kind not in _NOTES:
         return None
     return texts["page"][_NOTES[agent.kind]]
 
 
 def read_texts(language: str) -> Texts:
-    """Read the texts of a language: one TOML file each."""
+    """Read the texts of a language from its TOML file."""
     return tomllib.loads((_FOLDER / f"{language}.toml").read_text(encoding="utf-8"))
 
 
 def fill(texts: Texts, values: Mapping[str, str]) -> Texts:
-    """Replace the placeholders, all at once: a value that looks like a placeholder is not replaced again."""
+    """Replace the placeholders in one pass, so that a value that looks like a placeholder is not replaced."""
     return {
         section: {
             key: PLACEHOLDER.sub(lambda placeholder: values[placeholder[1]], text) for key, text in content.items()

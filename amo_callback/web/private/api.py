@@ -35,10 +35,10 @@ _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
 class RejectedConnection(TypedDict):
-    """What is wrong with one connection of an import."""
+    """The problem of one connection in an import."""
 
     place: str
-    """Its place in the body."""
+    """Its position in the body."""
     why: str
 
 
@@ -48,18 +48,18 @@ class Problem(TypedDict):
 
     status: int
     title: str
-    """The status in words."""
+    """The meaning of the status."""
     code: str
     detail: str
-    """What is wrong, for people; of a bad request it begins with the field's name."""
+    """What is wrong, as a text for people; for an invalid request, it begins with the name of the field."""
     scope: NotRequired[str]
     """The scope that the API key lacks."""
     reason: NotRequired[str | None]
     """Why the user has to connect again."""
     reconnect_url: NotRequired[str]
-    """Where the user connects again."""
+    """The URL at which the user connects again."""
     problems: NotRequired[list[RejectedConnection]]
-    """What is wrong with the connections of an import: the first of them."""
+    """The first problems of connections in an import."""
 
 
 class PrivateApi(Api):
@@ -87,7 +87,8 @@ class PrivateApi(Api):
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
         """Return the name of the API key; raises `UnknownApiKey`, and `Forbidden` for a key without the scope.
 
-        Refused keys are counted, but no caller is slowed down or locked out: an outdated key harms no other caller.
+        Rejected keys are counted, but callers are neither slowed down nor locked out, so that an outdated key harms no
+        other caller.
         """
         if access is None:
             return ""
@@ -97,7 +98,7 @@ class PrivateApi(Api):
         return key.name
 
     async def check_unmatched(self, request: web.Request) -> None:
-        """Require a key first: without one a caller does not learn which paths exist."""
+        """Require an API key, so that callers without one do not learn which paths exist."""
         if request.path not in self._open_paths:
             self._find_key(request)
 

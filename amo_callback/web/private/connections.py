@@ -24,79 +24,79 @@ if TYPE_CHECKING:
 
 _LAST_EVENTS = 20
 MAX_OWNERS = 10_000
-"""The owners of the connections of a page, apart from its first one; a page that would have more is shorter."""
+"""The maximum number of owners on a page, not counting those of its first connection; more owners make it shorter."""
 
 
 class ConnectionsQuery(Page):
     """Filters of the list."""
 
     cursor: Annotated[str, Field(pattern="^[0-9a-f-]{36}$")] | None = None
-    """the next_cursor of the page before"""
+    """the next_cursor of the previous page"""
     account_id: Text | None = None
-    """1 to 256 characters: the AMO account's id"""
+    """1 to 256 characters: the id of the AMO account"""
     owner: Text | None = None
-    """1 to 256 characters: the app's user"""
+    """1 to 256 characters: an app user"""
     status: Status | None = None
     """one of active, needs_reauth, disconnected"""
     domain: Text | None = None
-    """1 to 256 characters: the account's host"""
+    """1 to 256 characters: the host of the account"""
 
 
 @shape
 class ShownConnection:
-    """One AMO account, connected by one AMO user; never a token."""
+    """An AMO account connected by an AMO user; never a token."""
 
     id: str
     account_id: str
     user_id: str
-    """The AMO user's id."""
+    """The id of the AMO user."""
     owners: Sequence[str]
-    """The app's users that own it."""
+    """The app users who own the connection."""
     domain: str
     status: Status
     reason: Reason | None
-    """Why its user has to connect again."""
+    """Why the user has to connect again."""
     last_error: str | None
     access_expires_at: Time | None
     refresh_expires_at: Time | None
     refreshed_at: Time | None
     next_refresh_at: Time | None
     failures: int
-    """Refreshes that failed since the last one that succeeded."""
+    """The number of failed refreshes since the last successful one."""
     connected_at: Time
     frozen: bool
-    """Whether it is refreshed only after a thaw."""
+    """Whether it is not refreshed until it is thawed."""
 
 
 @shape
 class ConnectionWithEvents(ShownConnection):
-    """A connection and its last events."""
+    """A connection and its latest events."""
 
     events: Sequence[RecordedEvent]
 
 
 @shape
 class ConnectionsPage:
-    """A part of the connections, ordered by their ids."""
+    """A page of connections, ordered by id."""
 
     items: Sequence[ShownConnection]
     next_cursor: str | None
-    """The `cursor` of the next page; `null` on the last one."""
+    """The `cursor` of the next page; `null` on the last page."""
 
 
 @shape
 class FreezeState:
-    """Whether refreshing is frozen."""
+    """Whether all connections are frozen."""
 
     frozen: bool
     since: Time | None
     why: str | None
     open_attempts: int
-    """Refreshes that have not ended yet."""
+    """The number of refreshes in progress."""
 
 
 async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPage:
-    """List connections, by their ids; never a token."""
+    """List connections in the order of their ids, without tokens."""
     query, store = call.query, call.services.store
     only = ConnectionFilter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
     all_frozen = await store.frozen() is not None
@@ -112,13 +112,13 @@ async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPag
 
 
 def _fitting(items: Sequence[Connection], owners: Mapping[str, Sequence[str]]) -> int:
-    """Return how many connections fit into a page, by how many owners they have."""
+    """Return how many connections fit on a page, given their numbers of owners."""
     totals = accumulate(len(owners[connection.id]) for connection in items)
     return max(sum(total <= MAX_OWNERS for total in totals), 1)
 
 
 async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
-    """Show one connection, with its last events; never a token."""
+    """Show one connection with its latest events, without tokens."""
     [connection, *_] = await call.services.lifecycle.lookup.find(call.name)
     events = await call.services.store.events(connection_id=connection.id, limit=_LAST_EVENTS)
     owners = await call.services.store.owners_of([connection.id])
@@ -127,32 +127,32 @@ async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
 
 
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
-    """Disconnect one connection and erase its tokens; AMO's side remains until the integration is removed there."""
+    """Disconnect one connection and erase its tokens; in AMO, the integration remains installed."""
     connection = await call.services.lifecycle.lookup.find_one(call.name)
     return await _shown(
-        call, await disconnect(connection.id, reason=f"asked by {call.caller}", store=call.services.store)
+        call, await disconnect(connection.id, reason=f"requested by {call.caller}", store=call.services.store)
     )
 
 
 async def freeze_connection(call: Call[None, None]) -> ShownConnection:
-    """Stop refreshing one connection."""
+    """Freeze one connection: it is not refreshed until it is thawed."""
     return await _set_frozen(call, frozen=True)
 
 
 async def thaw_connection(call: Call[None, None]) -> ShownConnection:
-    """Refresh one connection again."""
+    """Thaw one connection: it is refreshed again."""
     return await _set_frozen(call, frozen=False)
 
 
 async def freeze_all(call: Call[None, None]) -> FreezeState:
-    """Stop refreshing; `open_attempts` is how many refreshes have not ended yet."""
-    await call.services.lifecycle.freeze_switch.freeze_all(why=f"asked by {call.caller}")
+    """Freeze all connections; `open_attempts` is the number of refreshes still in progress."""
+    await call.services.lifecycle.freeze_switch.freeze_all(why=f"requested by {call.caller}")
     call.services.log.info("freeze.changed", key=call.caller, frozen=True)
     return await _freeze_state(call)
 
 
 async def thaw_all(call: Call[None, None]) -> FreezeState:
-    """Refresh again, on this machine from now on."""
+    """Thaw all connections: they are refreshed again, on this machine from now on."""
     await call.services.lifecycle.freeze_switch.thaw_all()
     call.services.lifecycle.scheduler.wake()
     call.services.log.info("freeze.changed", key=call.caller, frozen=False)

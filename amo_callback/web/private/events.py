@@ -1,4 +1,4 @@
-"""The history, and the webhooks of it that wait or were given up: list and retry."""
+"""The history, and its undelivered webhooks: list and retry."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class NumberedPage(Page):
-    """Part of a list that is ordered by numbers."""
+    """A page of a list in numeric order."""
 
     cursor: Number | None = None
-    """the next_cursor of the page before"""
+    """the next_cursor of the previous page"""
 
 
 class EventsQuery(NumberedPage):
     """Filters of the list."""
 
     connection: Text | None = None
-    """1 to 256 characters: whose events, by a connection's id, `account:31920194` or `owner:42`"""
+    """1 to 256 characters: the events of a connection, by its id, `account:31920194` or `owner:42`"""
 
 
 @shape
@@ -44,15 +44,15 @@ class RecordedEvent:
 
 @shape
 class EventsPage:
-    """A part of the history, newest first."""
+    """A page of the history, newest first."""
 
     items: Sequence[RecordedEvent]
     next_cursor: str | None
-    """The `cursor` of the next page; `null` on the last one."""
+    """The `cursor` of the next page; `null` on the last page."""
 
 
 async def list_events(call: Call[EventsQuery, None]) -> EventsPage:
-    """List what happened, to one connection or to all."""
+    """List the history of one connection or of all."""
     query = call.query
     before = None if query.cursor is None else int(query.cursor)
     found = await call.services.store.events(**filter_of(query.connection), before=before, limit=query.limit + 1)
@@ -63,7 +63,7 @@ async def list_events(call: Call[EventsQuery, None]) -> EventsPage:
 
 
 def filter_of(selector: str | None) -> dict[str, Any]:
-    """Return the store's filter for a name: events outlive their connection, so none is looked for."""
+    """Return the store's filter for a selector, without looking for a connection, because its events outlive it."""
     if selector is None:
         return {}
     kind, _, name = selector.partition(":")
@@ -74,7 +74,7 @@ def filter_of(selector: str | None) -> dict[str, Any]:
 
 @shape
 class ShownWebhook:
-    """A webhook that has not been delivered; a dead-lettered one has no next try."""
+    """An undelivered webhook; a dead-lettered one has no next try."""
 
     id: str
     type: str
@@ -89,22 +89,22 @@ class ShownWebhook:
 
 @shape
 class WebhooksPage:
-    """A part of the webhooks, oldest first."""
+    """A page of webhooks, oldest first."""
 
     items: Sequence[ShownWebhook]
     next_cursor: str | None
-    """The `cursor` of the next page; `null` on the last one."""
+    """The `cursor` of the next page; `null` on the last page."""
 
 
 @shape
 class RetriedWebhooks:
-    """The ids of the webhooks that are tried again."""
+    """The ids of the webhooks that are retried."""
 
     retried: Sequence[str]
 
 
 async def list_webhooks(call: Call[NumberedPage, None]) -> WebhooksPage:
-    """List what has not been delivered, oldest first."""
+    """List undelivered webhooks, oldest first."""
     query = call.query
     found = await call.services.store.webhooks(after=int(query.cursor or "0"), limit=query.limit + 1)
     items, last = paginate(found, query.limit)
@@ -114,8 +114,8 @@ async def list_webhooks(call: Call[NumberedPage, None]) -> WebhooksPage:
 
 
 async def retry_webhook(call: Call[None, None]) -> RetriedWebhooks:
-    """Try a webhook now, also one that was given up."""
-    # Ids have letters and digits only; the store may not even accept another text.
+    """Retry a webhook now, even a dead-lettered one."""
+    # Ids contain only letters and digits; the store may not accept any other text.
     webhook = call.request.match_info["webhook"]
     found = await call.services.store.retry_webhooks(webhook) if webhook.isalnum() else []
     if not found:
@@ -124,7 +124,7 @@ async def retry_webhook(call: Call[None, None]) -> RetriedWebhooks:
 
 
 async def retry_webhooks(call: Call[None, None]) -> RetriedWebhooks:
-    """Try all that were given up."""
+    """Retry all dead-lettered webhooks."""
     return _retried(call, await call.services.store.retry_webhooks(None))
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 1000
 _MAX_VALUES = 20 * MAX_CONNECTIONS
-"""Parsing takes long because of how many values there are, not of how long they are."""
+"""The maximum number of values, because their number determines the time of parsing."""
 _TOO_MANY = f"at most {MAX_CONNECTIONS:,} connections at once: send the others after these"
 _MAX_PROBLEMS = 20
 
 
 class ImportBody(Body):
-    """Connections as `amo-callback connections import` reads them."""
+    """Connections in the format of `amo-callback connections import`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -38,11 +38,11 @@ class ImportBody(Body):
 
     connections: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_CONNECTIONS)] = Field(repr=False)
     replace: bool = False
-    """Replace other tokens of the same connection, too."""
+    """Whether different tokens of an existing connection are replaced."""
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """Refuse what would take long to parse, or to list its faults; raises `InvalidRequest`, too."""
+        """Parse a body; raises `InvalidRequest`, also if parsing or describing its errors would take too long."""
         if sum(map(content.count, (b"{", b"[", b","))) > _MAX_VALUES:
             raise invalid("body", f"more than {_MAX_VALUES:,} values; {_TOO_MANY}")
         try:
@@ -60,16 +60,16 @@ class ImportBody(Body):
 
 @shape
 class ImportResult:
-    """How many connections were imported, and which were not."""
+    """The numbers of imported and skipped connections."""
 
     new: int
     replaced: int
     same: int
-    """They were here already."""
+    """The number of connections that were already stored with the same tokens."""
     newer: int
-    """What is stored of them here is newer than what was sent."""
+    """The number of connections that are stored with newer tokens."""
     left: Sequence[str]
-    """Connections that changed meanwhile, and were left as they are."""
+    """Connections that were changed during the import, and not replaced."""
 
 
 class InvalidConnections(InvalidRequest):
@@ -80,7 +80,7 @@ class InvalidConnections(InvalidRequest):
 
 
 async def import_connections(call: Call[None, ImportBody]) -> ImportResult:
-    """Import connections; where anything is wrong with one of them, nothing is changed."""
+    """Import connections; if any of them is invalid, nothing is changed."""
     services = call.services
     plan = await _plan(call)
     if plan.problems:
@@ -116,7 +116,7 @@ async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
 
 
 def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:
-    """Replace no pair that a process may be refreshing: the pair it receives, or this one, would be lost."""
+    """Raise if a pair to be replaced may be in a refresh, because one of the two new pairs would be lost."""
     left = max((call.services.lifecycle.leases.remaining(stored) for _, stored in plan.replaced), default=0.0)
     if left:
         raise NotYet(left)

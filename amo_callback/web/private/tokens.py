@@ -36,14 +36,14 @@ _HEADERS = {"Content-Type": "application/json; charset=utf-8"}
 
 
 class TokenQuery(Query):
-    """The lifetime that the token must have."""
+    """The required lifetime of the token."""
 
     min_ttl: Annotated[int, Field(ge=0, le=999_999_999), INTEGER] = 300
     """a whole number from 0 to 999999999: a token that is valid for fewer seconds is refreshed first"""
 
 
 class RefreshBody(Body):
-    """The access token that AMO has rejected, if any."""
+    """The access token that AMO rejected, if any."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"rejected_access_token": "eyJ0…"}, {}]})
 
@@ -52,43 +52,43 @@ class RefreshBody(Body):
     rejected_access_token: Annotated[
         Annotated[str, Field(min_length=1, max_length=16 * 1024)] | None, Field(repr=False)
     ] = None
-    """Refreshed only where it is still the stored one; else the stored one is handed out."""
+    """The pair is refreshed only if this is the stored access token; otherwise, the stored one is returned."""
 
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
-class TokenAnswer(TypedDict):  # a dict, because one is made for each hand-out
-    """An access token and the address of the account's API."""
+class TokenAnswer(TypedDict):  # a dict, which is fast to make and to encode
+    """An access token and the base URL of the account's API."""
 
     connection_id: str
     access_token: str
     token_type: Literal["Bearer"]
     expires_at: TimeText
     expires_in: int
-    """Seconds."""
+    """The remaining lifetime in seconds."""
     issued_at: TimeText
     account_id: str
     domain: str
     base_url: str
-    """The address of AMO's API for this account."""
+    """The base URL of AMO's API for this account."""
     stale: NotRequired[Literal[True]]
-    """It is valid for less time than was asked for, since the refresh failed."""
+    """The token expires before the required lifetime, because the refresh failed."""
     reason: NotRequired[str | None]
     """Why it is stale."""
 
 
 async def take_token(call: Call[TokenQuery, None]) -> web.Response:
-    """Hand out a connection's access token, refreshed first if it is valid for too short a time."""
+    """Return a connection's access token, refreshed first if it expires too soon."""
     return await _hand_out(call, call.services.lifecycle.access_tokens.token(call.name, min_ttl=call.query.min_ttl))
 
 
 async def refresh_token(call: Call[None, RefreshBody]) -> web.Response:
-    """Refresh a connection's pair now, and hand out its access token; never a stale one."""
+    """Refresh a connection's token pair now and return the access token; never a stale one."""
     rejected = call.body.rejected_access_token
     return await _hand_out(call, call.services.lifecycle.access_tokens.refresh(call.name, rejected=rejected))
 
 
 async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> web.Response:
-    """Count and log a hand-out, and render its token."""
+    """Count, log and render a hand-out."""
     services = call.services
     try:
         handed_out = await handing_out

@@ -1,4 +1,4 @@
-"""The connection of the app's user: `exchange-code`, status, disconnect; and AMO's hook."""
+"""The connection of an app user: `exchange-code`, status and disconnect; and AMO's hook."""
 
 from __future__ import annotations
 
@@ -54,25 +54,25 @@ class HookQuery(BaseModel):
 
     account_id: Annotated[str, Field(pattern="^[0-9]{1,20}$")]
     signature: Annotated[str, Field(pattern="^[0-9A-Fa-f]{64}$")]
-    """HMAC-SHA-256 of client id and account id, with the integration's secret."""
+    """HMAC-SHA-256 of the client id and the account id, with the client secret as its key."""
     client_uuid: str = ""
     client_id: str = ""
-    """Another name of `client_uuid`."""
+    """An alternative name for `client_uuid`."""
 
 
 class ExchangeBody(Body):
-    """The code of the deep link."""
+    """The code from the deep link."""
 
     wanted: ClassVar[str] = 'The body must be JSON: {"code": "…"}, with a code of 1 to 4096 bytes.'
     names_field: ClassVar[bool] = False
     seconds: ClassVar[float] = 4.0
 
     code: Annotated[str, Field(min_length=1, max_length=MAX_CODE, repr=False)]
-    """AMO's code, or a ticket."""
+    """AMO's authorization code, or a ticket."""
     code_verifier: Annotated[Annotated[str, Field(max_length=1024)] | None, Field(repr=False)] = None
-    """The verifier of the challenge that the authorization request carried (RFC 7636)."""
+    """The verifier of the code challenge in the authorization request (RFC 7636)."""
     referer: str | None = None
-    """The account's host, for a code that the callback has not seen."""
+    """The account's host, for a code that has not been at the callback."""
 
     @field_validator("code")
     @classmethod
@@ -83,7 +83,7 @@ class ExchangeBody(Body):
 
 
 async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | web.Response:
-    """Return the result of a code that the callback has seen, or exchange one that it has not; bind its user."""
+    """Return the result of a code, exchanging it first if necessary, and make the user an owner of the connection."""
     user = call.caller or None
     presented = RedeemRequest(
         code=call.body.code.encode(),
@@ -111,7 +111,7 @@ async def status(call: Call[None, None]) -> Success[AppStatus]:
 
 
 async def disconnect(call: Call[None, None]) -> Success[AppStatus]:
-    """Remove the user from their connections; the tokens of those without another owner are erased."""
+    """Remove the user from their connections, and erase the tokens of connections without another owner."""
     for event in await call.services.store.unbind(call.caller):
         call.services.log.info(event.name, connection_id=event.connection_id, **event.fields)
     return Success(data=NOT_CONNECTED, message=_DISCONNECTED)
@@ -126,7 +126,7 @@ async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
 
 
 async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Response:
-    """Start a check of the account's connections: the signature never changes, so it may be a replay."""
+    """Introspect the account's connections; the signature never changes, so the hook may be a replay."""
     try:
         hook = read_known_query(call.request, HookQuery)
     except InvalidRequest:

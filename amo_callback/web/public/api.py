@@ -1,4 +1,4 @@
-"""The public API: the app's users, and the JSON envelope that the existing app reads."""
+"""The public API: app users, and the JSON envelope that the existing app expects."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TEXT = ("text/html", "text/plain")
 METHOD_NOT_ALLOWED = "method_not_allowed"
-PREFETCHED = Reply(about="A browser prefetched the URL; nothing was done.")
+PREFETCHED = Reply(about="A browser prefetched the URL, so nothing was done.")
 TO_APP = Reply(about="To the app, by its deep link.", headers=("Location",))
 ERROR_PAGES = {
     400: Reply(about="What is wrong, for the user; with a way back to the app.", type=str, media=TEXT),
@@ -39,40 +39,40 @@ ERROR_PAGES = {
     503: Reply(about="Temporary failure: try again in a minute.", type=str, media=TEXT),
 }
 _HTTP_ERRORS = {404: NotFound.code, 405: METHOD_NOT_ALLOWED}
-"""The errors of HTTP itself that are no `invalid_request`."""
+"""HTTP errors with a code other than `invalid_request`."""
 _RETRY_AFTER = "5"
 Data = TypeVar("Data")
 
 
 @shape
 class Success(Generic[Data]):
-    """The answer to a request that succeeded."""
+    """The response to a successful request."""
 
     success: Literal[True] = True
     data: Data
     message: str
-    """For people."""
+    """A text for people."""
 
 
 @shape
 class Failure:
-    """The answer to a request that failed."""
+    """The response to a failed request."""
 
     success: Literal[False] = False
     error: str
     message: str
-    """What is wrong, for people."""
+    """What is wrong, as a text for people."""
 
 
 @shape
 class AppStatus:
-    """A connection, as the app knows it."""
+    """A connection as the app sees it."""
 
     connected: bool
-    hasTokens: bool  # noqa: N815 -- because the existing app reads it
-    """Whether a valid access token is held."""
+    hasTokens: bool  # noqa: N815 -- the existing app expects this name
+    """Whether there is a valid access token."""
     domain: str | None
-    accountId: str | None  # noqa: N815 -- likewise
+    accountId: str | None  # noqa: N815 -- the existing app expects this name
 
     @property
     def message(self) -> str:
@@ -102,13 +102,13 @@ def failure(status: int, error: str, message: str) -> web.Response:
 
 
 def deep_link_failure(error: str) -> web.Response:
-    """Render an error as the deep link names it."""
+    """Return an error with the code that the deep link uses for it."""
     known = DEEP_LINK_ERRORS[error]
     return failure(known.status, error, known.message)
 
 
 def error_actions() -> Mapping[str, str]:
-    """Return what the app should do, by the envelope's errors."""
+    """Return what the app should do, by error code of the envelope."""
     shown = {error: known.action for error, known in DEEP_LINK_ERRORS.items()}
     own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, StoreUnavailable, InternalError)
     own_actions = {error.code: error.action for error in own}
@@ -122,19 +122,19 @@ class PublicApi(Api):
     headers = MappingProxyType(
         {
             "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",  # the address may hold a code
+            "Referrer-Policy": "no-referrer",  # the URL may contain a code
             "X-Content-Type-Options": "nosniff",
             "X-Frame-Options": "DENY",
             "Cross-Origin-Opener-Policy": "same-origin",
             "X-Robots-Tag": "noindex",
-            "Content-Security-Policy": (  # a page names its own nonce
+            "Content-Security-Policy": (  # pages add a nonce
                 "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
             ),
         }
     )
 
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
-        """Return the id of the app's user; raises `Unauthorized`, `JwksUnavailable`."""
+        """Return the id of the app user; raises `Unauthorized` and `JwksUnavailable`."""
         if access is None:
             return ""
         verifier = self.services.users
@@ -169,23 +169,23 @@ class PublicApi(Api):
 
 
 def failure_reply(status: int, *codes: str) -> Reply:
-    """Return the documentation of an error in the envelope."""
+    """Return the documentation of errors in the envelope."""
     known, always = error_actions(), {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
     headers = (always[status],) if status in always else ()
     return error_reply({code: known[code] for code in codes}, member="error", type=Failure, headers=headers)
 
 
 async def head_ok(_call: Call[None, None]) -> web.Response:
-    """Answer HEAD, and do nothing."""
+    """Respond to HEAD without doing anything."""
     return web.Response()
 
 
 def head_route(path: str) -> Route:
-    """Return the route of HEAD for a path whose GET does work."""
+    """Return a HEAD route for a path whose GET has side effects."""
     return Route("HEAD", path, head_ok, replies={200: Reply(about="Nothing was done.")})
 
 
 def is_prefetch(request: web.Request) -> bool:
-    """Return whether a browser sends the request ahead of the user: it must not spend the code."""
+    """Return whether a browser sent the request before the user navigates; a prefetch must not spend the code."""
     purposes = (request.headers.get(name, "") for name in ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"))
     return any("prefetch" in value.lower() or "preview" in value.lower() for value in purposes)

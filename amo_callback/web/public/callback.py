@@ -33,26 +33,26 @@ _HTML = ("text/html",)
 
 
 class CallbackQuery(BaseModel):
-    """The query of AMO's redirect. It is read from the raw bytes: this model documents it, and validates nothing."""
+    """The query of AMO's redirect. The handler parses the raw bytes; this model is only documentation."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     code: str | None = None
     """AMO's authorization code."""
     state: str | None = None
-    """Goes back to the app byte for byte."""
+    """Returned to the app byte for byte."""
     referer: str | None = None
     """The account's host."""
     error: str | None = None
-    """`access_denied`, where the user refused."""
+    """`access_denied` if the user declined."""
     from_exchange: Literal["1"] | None = None
-    """AMO's server is calling, not a browser."""
+    """The request is from AMO's server, not from a browser."""
     from_widget: Literal["1"] | None = None
     """The integration was installed from inside AMO."""
 
 
 async def callback(call: Call[None, None]) -> web.Response:
-    """Exchange the code that AMO's redirect brings, store the pair, and return the user to the app."""
+    """Exchange the authorization code in AMO's redirect, store the pair, and return the user to the app."""
     if is_prefetch(call.request):
         return web.Response(status=204)
     params = call.services.core.amo.read_redirect(raw_query(call.request))
@@ -97,18 +97,18 @@ async def _failed(
 
 
 async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:
-    """Return the state for the app: its own, where the one that came was issued for it."""
+    """Return the state for the app: its own if the received state was issued for it."""
     try:
         return await call.services.oauth.authorizations.app_state(state)
     except AmoCallbackError:
-        return state  # the error matters more: the state goes back as it came
+        return state  # this request already ends with an error, which matters more
     except Exception:
         call.services.log.exception("http.bug")
         return state
 
 
 def raw_query(request: web.Request) -> bytes:
-    """Return the query as it came: `request.query` would turn what is no UTF-8 into U+FFFD."""
+    """Return the raw query; `request.query` would replace invalid UTF-8 with U+FFFD."""
     return request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
 
 
@@ -122,7 +122,7 @@ class PageQuery(BaseModel):
 
 
 async def return_page(call: Call[None, None]) -> web.Response:
-    """Show the result that the handle names, any number of times; with `?again=1` retry a failed one first."""
+    """Show the result of a return handle, any number of times; `?again=1` retries a failed one first."""
     retry = call.request.query.getall("again", []) == ["1"]
     if retry and is_prefetch(call.request):
         return web.Response(status=204)
@@ -138,11 +138,11 @@ async def return_page(call: Call[None, None]) -> web.Response:
 
 
 async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
-    """Exchange the grant's code once more, and redirect to the clean address, which shows the result."""
+    """Exchange the grant's code again, and redirect to the page with the result."""
     try:
         outcome = await call.services.oauth.connect.retry(before.handle, address=call.address)
     except NotFound:
-        return expired_page(call)  # its 20 minutes have just ended
+        return expired_page(call)  # it has just expired
     except AmoCallbackError as error:
         return failed(
             call,
@@ -169,19 +169,19 @@ ROUTES = (
             **ERROR_PAGES,
         },
     ),
-    head_route("/callback"),  # it does not spend the code
+    head_route("/callback"),  # does not spend the code
     Route(
         "GET",
         "/return/{handle}",
         return_page,
         unparsed_query=PageQuery,
         replies={
-            200: Reply(about="The page, with a link back to the app.", type=str, media=_HTML),
+            200: Reply(about="A page with a link to the app.", type=str, media=_HTML),
             204: PREFETCHED,
             303: Reply(about="Retried; redirects to the page with the result.", headers=("Location",)),
             404: Reply(about="The handle is unknown, or older than 20 minutes.", type=str, media=_HTML),
             **ERROR_PAGES,
         },
     ),
-    head_route("/return/{handle}"),  # it retries nothing
+    head_route("/return/{handle}"),  # retries nothing
 )

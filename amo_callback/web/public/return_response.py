@@ -1,4 +1,4 @@
-"""The answer that returns the user to the app: a redirect, a page, or plain text for AMO's server."""
+"""The response that returns the user to the app: a redirect, a page, or plain text for AMO's server."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 UNAVAILABLE = RetryableError.deep_link_error
 _TEMPORARY = frozenset({UNAVAILABLE, TooManyAttempts.deep_link_error})
-"""The errors of what may be over in a minute."""
+"""Deep link errors that may have passed after a minute."""
 
 
 class ResponseKind(Enum):
-    """The form of the answer."""
+    """The form of the response."""
 
     REDIRECT = "redirect"
     PAGE = "page"
@@ -35,7 +35,7 @@ class ResponseKind(Enum):
 
 
 def choose(call: Call[Any, Any], params: CallbackParams) -> ResponseKind:
-    """Choose by the client: AMO's server gets plain text, a browser the page, and any other client a redirect."""
+    """Choose by client: plain text for AMO's server, the page for a browser, and a redirect for anything else."""
     app, html = call.services.settings.app, _accepts_html(call.request)
     if params.from_server or (params.from_widget and not html):
         return ResponseKind.PLAIN
@@ -55,14 +55,15 @@ def _accepts_html(request: web.Request) -> bool:
 
 
 def respond(call: Call[Any, Any], kind: ResponseKind, *, outcome: GrantResult, state: bytes | None) -> web.Response:
-    """Answer the callback with a result."""
+    """Respond to the callback with a result."""
     if kind is ResponseKind.PAGE:
         if outcome.state == state:
             return redirect(303, return_address(call, outcome))
-        # The return address belongs to the request that came first, with another state: this one gets its own back.
+        # The return handle belongs to the first request, which had another state, so this one gets its own page.
         return show(call, outcome, state=state)
     if kind is ResponseKind.PLAIN and outcome.error is None:
-        return web.Response(text=f"{outcome.status.value}\n")  # also while it goes on: AMO's server cannot wait
+        # Even during the exchange, because AMO's server cannot wait.
+        return web.Response(text=f"{outcome.status.value}\n")
     link = _link_to_app(call.services.settings.app, outcome, state=state)
     if link is None:
         still = {"error": outcome.status.value}
@@ -82,17 +83,17 @@ def failed(
     support: str | None = None,
     fields: Mapping[str, object],
 ) -> web.Response:
-    """Log an error that was found before AMO was asked, and answer with it at the requested address.
+    """Log an error that occurred before anything was sent to AMO, and respond with it.
 
-    Nothing was written, so a temporary error can be retried at the same address. `fields` name the refused value in
-    the log.
+    Nothing was stored, so the same URL can be requested again after a temporary error. `fields` are added to the log
+    line.
     """
     support = _log_failure(call, error=error, support=support, fields=fields)
     return _failed(call, kind, error=error, state=state, support=support)
 
 
 def show(call: Call[Any, Any], outcome: GrantResult, *, state: bytes | None, retry_url: str = "") -> web.Response:
-    """Answer with the page of a result; `retry_url` retries a failed one: this address, if it is empty."""
+    """Respond with the page of a result; `retry_url` retries a failed one, or if it is empty, the requested URL."""
     connected = outcome.status is GrantStatus.CONNECTED
     attempted = any(value != "0" for value in call.request.query.getall("n", []))
     view = View(
@@ -109,29 +110,29 @@ def show(call: Call[Any, Any], outcome: GrantResult, *, state: bytes | None, ret
 
 
 def expired_page(call: Call[Any, Any]) -> web.Response:
-    """Answer with the page of a return handle that is unknown or has expired."""
+    """Respond with the page for an unknown or expired return handle."""
     return _page(call, View(variant="gone", status=404))
 
 
 def unavailable_page(call: Call[Any, Any], error: AmoCallbackError) -> web.Response:
-    """Answer with the page of a store that cannot be read: not even the app's state is known."""
+    """Respond with the page for an unreachable store, when not even the app's state is known."""
     support = _log_failure(call, error=UNAVAILABLE, support=None, fields=error.fields)
     status = DEEP_LINK_ERRORS[UNAVAILABLE].status
     return _page(call, View(variant=UNAVAILABLE, status=status, retry_url="", support=support))
 
 
 def redirect(status: int, address: str) -> web.Response:
-    """Redirect by hand: `web.HTTPFound` would rewrite the address, which may be an app's."""
+    """Redirect; `web.HTTPFound` would normalize the URL, which may be an app's."""
     return web.Response(status=status, headers={"Location": address})
 
 
 def return_address(call: Call[Any, Any], outcome: GrantResult) -> str:
-    """Return the clean address of a result's page."""
+    """Return the URL of a result's page."""
     return f"{call.services.settings.server.base_path}/return/{outcome.handle}"
 
 
 def _link_to_app(app: App, outcome: GrantResult, *, state: bytes | None) -> str | None:
-    """Return the deep link of a result; `None` before there is one."""
+    """Return the deep link for a result; `None` as long as there is no result."""
     if outcome.status is GrantStatus.EXCHANGING:
         return None
     state = _state_for_app(outcome, state)
@@ -142,7 +143,7 @@ def _link_to_app(app: App, outcome: GrantResult, *, state: bytes | None) -> str 
 
 
 def _state_for_app(outcome: GrantResult, state: bytes | None) -> bytes | None:
-    """Return the state for the app: the one it gave where its authorization began here, else the one that came."""
+    """Return the state for the app: its own if the authorization began here, otherwise the received one."""
     return outcome.app_state if state == outcome.state else state
 
 
@@ -158,7 +159,7 @@ def _failed(call: Call[Any, Any], kind: ResponseKind, *, error: str, state: byte
 
 
 def _log_failure(call: Call[Any, Any], *, error: str, support: str | None, fields: Mapping[str, object]) -> str:
-    """Write the line that a support code leads to, and return the code: a new one where there is none."""
+    """Log the line that a support code refers to, and return the code, which is new unless given."""
     support = support or secrets.token_hex(4)
     known = {name: value for name, value in fields.items() if value is not None}
     log = call.services.log.warning if error == UNAVAILABLE else call.services.log.info
