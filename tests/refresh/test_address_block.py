@@ -33,7 +33,9 @@ async def _suspect_block(harness: RefreshHarness) -> list[Connection]:
     return connections
 
 
-async def _run_for(harness: RefreshHarness, lifecycle: TokenLifecycle, seconds: float = 5.0, *, step: float = 5.0) -> None:
+async def _run_for(
+    harness: RefreshHarness, lifecycle: TokenLifecycle, seconds: float = 5.0, *, step: float = 5.0
+) -> None:
     """Run a process for `seconds`, and stop it."""
     async with harness.running(lifecycle):
         await harness.pass_time(seconds, step=step)
@@ -240,9 +242,7 @@ async def test_address_block_callers_get_time_of_next_probe(harness: RefreshHarn
 
 
 @pytest.mark.parametrize("answer", [Fault.BLOCKED, Fault.TEAPOT])
-async def test_address_block_probes_are_ordered_by_latest_success(
-    harness: RefreshHarness, answer: Fault
-) -> None:
+async def test_address_block_probes_are_ordered_by_latest_success(harness: RefreshHarness, answer: Fault) -> None:
     """Each probe is another connection, in the order of the latest successes, then from the start."""
     connections = await _connect_blocked(harness)
     sent = len(harness.presented())
@@ -277,7 +277,7 @@ async def test_address_block_waiting_scheduled_refresh_is_not_probe(harness: Ref
 
 async def test_address_block_stops_introspection(harness: RefreshHarness) -> None:
     """Neither a daily recheck nor a token check is sent, and a token in doubt is handed out as stale."""
-    rejected = await harness.given_up()
+    rejected = await harness.connect_revoked()
     await _connect_blocked(harness)
     asked = harness.amo.sandbox.introspections
     handed_out = await harness.lifecycle.access_tokens.token(rejected.id, min_ttl=0)

@@ -20,7 +20,12 @@ from tests.service import HOST
 NEW_HOST = "renamed.amocrm.ru"
 
 
-VALID, REJECTED, UNKNOWN, NOT_CHECKED = TokenState.VALID, TokenState.REJECTED, TokenState.UNKNOWN, TokenState.NOT_CHECKED
+VALID, REJECTED, UNKNOWN, NOT_CHECKED = (
+    TokenState.VALID,
+    TokenState.REJECTED,
+    TokenState.UNKNOWN,
+    TokenState.NOT_CHECKED,
+)
 
 
 async def _refresh_refused(
@@ -90,8 +95,11 @@ async def test_attempt_undecodable_token_is_final_after_introspection(
     raised: type[Exception],
     asked: list[str],
 ) -> None:
-    """A refusal by a host that cannot decode the token is final once the host is confirmed; others are at once."""
-    assert await _refresh_refused(harness, InvalidRefreshToken(undecodable=undecodable), introspection) == (raised, asked)
+    """A refusal of an undecodable token is applied only after introspection; any other is applied at once."""
+    assert await _refresh_refused(harness, InvalidRefreshToken(undecodable=undecodable), introspection) == (
+        raised,
+        asked,
+    )
 
 
 async def test_attempt_failed_claim_returns_pair_of_other_process(harness: RefreshHarness) -> None:

@@ -140,16 +140,18 @@ async def test_scheduler_without_probe_candidate_waits_for_poll(harness: Refresh
 
 async def test_circuit_breaker_recheck_may_be_probe(harness: RefreshHarness) -> None:
     """The daily recheck of a `needs_reauth` connection may be the probe and close the breaker."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.lifecycle.breaker.refuse("AMO refuses without a reason")
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert harness.lifecycle.breaker.reason is None
 
 
 @pytest.mark.parametrize("trigger", [RefreshTrigger.FORCED, RefreshTrigger.TRIAL])
-async def test_circuit_breaker_probed_connection_waits_for_next_round(harness: RefreshHarness, trigger: RefreshTrigger) -> None:
+async def test_circuit_breaker_probed_connection_waits_for_next_round(
+    harness: RefreshHarness, trigger: RefreshTrigger
+) -> None:
     """A connection is the probe once a round, and one probe is sent every minute."""
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
@@ -165,7 +167,9 @@ async def test_circuit_breaker_probed_connection_waits_for_next_round(harness: R
 
 
 @pytest.mark.parametrize("trigger", [RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT])
-async def test_circuit_breaker_open_rejects_schedule_and_hand_out(harness: RefreshHarness, trigger: RefreshTrigger) -> None:
+async def test_circuit_breaker_open_rejects_schedule_and_hand_out(
+    harness: RefreshHarness, trigger: RefreshTrigger
+) -> None:
     """A scheduled refresh and a hand-out are never the probe."""
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(DAY)

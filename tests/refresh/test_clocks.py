@@ -87,7 +87,7 @@ async def test_hand_out_token_issued_in_future_is_refreshed_first(harness: Refre
 async def test_hand_out_token_issued_in_future_and_rejected_is_refused(harness: RefreshHarness) -> None:
     """A token that was issued in the future and that AMO rejects is not handed out, not even as stale."""
     connection = await _connect_a_month_ahead(harness)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     harness.amo.account.disabled = True
     for _ in range(3):
         with pytest.raises(NeedsReauth):

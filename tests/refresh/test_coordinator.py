@@ -41,7 +41,7 @@ from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarnes
 
 
 async def test_refresh_success_stores_pair_and_due_time(harness: RefreshHarness) -> None:
-    """A successful refresh stores a valid pair, due at half its lifetime, with three months until expiry."""
+    """A successful refresh stores a valid pair with its due time and the expiry of both tokens."""
     connection = await harness.connect()
     harness.clock.advance(43_200)
     stored = await harness.refresh(connection)
@@ -252,9 +252,7 @@ async def test_shutdown_finishes_claimed_refresh_and_starts_no_other(harness: Re
 
 
 @pytest.mark.parametrize("waits_for", ["a lease", "a slot"])
-async def test_shutdown_rejects_caller_waiting_for_lease_or_slot(
-    harness: RefreshHarness, waits_for: str
-) -> None:
+async def test_shutdown_rejects_caller_waiting_for_lease_or_slot(harness: RefreshHarness, waits_for: str) -> None:
     """A caller that waits for another process's lease or for a slot is rejected at shutdown without a claim."""
     connection = await harness.connect()
     if waits_for == "a lease":
@@ -290,9 +288,9 @@ async def test_refresh_superseded_by_grant_keeps_pair_of_grant(harness: RefreshH
     granted = await harness.connect()
     harness.amo.sandbox.go_on.set()
     assert await refreshing == granted
-    [told] = harness.witness.events
-    assert (told.name, told.level, told.fields["trigger"]) == ("refresh.superseded", Level.WARNING, "schedule")
-    assert told.fields["token"] == abbreviated(fingerprint(harness.pair(connection).refresh_token))
+    [event] = harness.witness.events
+    assert (event.name, event.level, event.fields["trigger"]) == ("refresh.superseded", Level.WARNING, "schedule")
+    assert event.fields["token"] == abbreviated(fingerprint(harness.pair(connection).refresh_token))
     assert await harness.now(connection) == granted
 
 
@@ -309,8 +307,10 @@ async def test_refresh_superseded_then_erased_raises_not_found(harness: RefreshH
 
 
 @pytest.mark.parametrize(("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)])
-async def test_refresh_terminal_failure_keeps_pair_and_is_reported_once(harness: RefreshHarness, hint_after: str, reason: Reason) -> None:
-    """A terminal hint makes the connection `needs_reauth`, keeps the sealed pair and ends its requests."""
+async def test_refresh_terminal_failure_keeps_pair_and_is_reported_once(
+    harness: RefreshHarness, hint_after: str, reason: Reason
+) -> None:
+    """A terminal hint gives `needs_reauth`, keeps the sealed pair and prevents further requests."""
     connection = await harness.connect()
     if hint_after == "revoked":
         harness.amo.account.disabled = True
@@ -395,8 +395,8 @@ async def test_refresh_failure_event_contains_duration(harness: RefreshHarness, 
 
     harness.coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
     await harness.fail(connection, type(error), trigger=RefreshTrigger.FORCED)
-    [told] = harness.witness.named("refresh.failed")
-    assert (told.fields["seconds"], told.fields["trigger"]) == (1.5, "forced")
+    [event] = harness.witness.named("refresh.failed")
+    assert (event.fields["seconds"], event.fields["trigger"]) == (1.5, "forced")
 
 
 async def test_refresh_unexpected_exception_is_logged_and_leaves_doubt(harness: RefreshHarness) -> None:
@@ -406,9 +406,9 @@ async def test_refresh_unexpected_exception_is_logged_and_leaves_doubt(harness: 
     await harness.fail(connection, ZeroDivisionError, by=harness.make_coordinator(amo=broken))
     after = await harness.now(connection)
     assert (after.status, after.last_error, after.in_doubt) == (Status.ACTIVE, "outcome_open", True)
-    told = await harness.witness.until("refresh.bug")
-    assert isinstance(told.error, ZeroDivisionError)
-    assert (told.level, told.connection_id) == (Level.ERROR, connection.id)
+    event = await harness.witness.until("refresh.bug")
+    assert isinstance(event.error, ZeroDivisionError)
+    assert (event.level, event.connection_id) == (Level.ERROR, connection.id)
 
 
 async def test_refresh_task_cancelled_is_not_reported_as_bug(harness: RefreshHarness) -> None:
@@ -417,8 +417,8 @@ async def test_refresh_task_cancelled_is_not_reported_as_bug(harness: RefreshHar
     broken: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: broken.append(context))
     caller = await harness.begin_slow(connection)
-    [flight] = [task for task in asyncio.all_tasks() if task.get_name().startswith("refresh:")]
-    flight.cancel()
+    [refresh_task] = [task for task in asyncio.all_tasks() if task.get_name().startswith("refresh:")]
+    refresh_task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     harness.amo.sandbox.go_on.set()
@@ -458,9 +458,7 @@ async def test_refresh_terminal_failure_unsaved_raises_needs_reauth(harness: Ref
 
 
 @pytest.mark.parametrize("extended", [False, True], ids=["another attempt", "extended lease"])
-async def test_slot_wait_new_doubt_is_introspected_again(
-    harness: RefreshHarness, *, extended: bool
-) -> None:
+async def test_slot_wait_new_doubt_is_introspected_again(harness: RefreshHarness, *, extended: bool) -> None:
     """An introspection does not cover an attempt that was opened or extended after it."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
@@ -535,7 +533,7 @@ async def test_slot_wait_store_outage_extends_lease_of_other_attempt(harness: Re
     """After a store outage another process's attempt gets one more lease, in which it can store its pair."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    amo = harness.before_slot(2, harness.lose_store_once)  # slot of the refresh
+    amo = harness.before_slot(2, harness.fail_store_once)  # slot of the refresh
     refreshing = harness.begin(connection, by=harness.make_coordinator(amo=amo))
     await harness.clock.until_sleeping(0.25)
     harness.clock.advance(60)
@@ -622,7 +620,7 @@ async def test_lease_after_old_store_outage_keeps_full_length(harness: RefreshHa
     """An attempt that began after a store outage has its whole lease."""
     connection = await harness.connect()
     leases = harness.make_lifecycle().leases
-    await harness.lose_store_once()
+    await harness.fail_store_once()
     harness.clock.advance(3600)
     await harness.store.claim(a_claim(connection, owner="process-2"))
     assert leases.remaining(await harness.now(connection)) == 60

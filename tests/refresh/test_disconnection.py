@@ -16,7 +16,9 @@ async def _disconnect(connection: Connection, store: object) -> Connection:
     return await disconnect(connection.id, reason="a test", store=cast("Store", store))
 
 
-async def test_disconnect_row_changed_meanwhile_is_retried(store: Store, clock: FakeClock, witness: RecordingObserver) -> None:
+async def test_disconnect_row_changed_meanwhile_is_retried(
+    store: Store, clock: FakeClock, witness: RecordingObserver
+) -> None:
     """A disconnect whose row has changed since it was read is retried with the current row."""
     store.observe(witness)
     stored = await save(store, a_connection())
@@ -32,7 +34,9 @@ async def test_disconnect_row_changed_meanwhile_is_retried(store: Store, clock: 
     assert [event.name for event in witness.events] == ["connection.disconnected"]
 
 
-async def test_disconnect_row_always_changed_raises_store_unavailable(store: Store, clock: FakeClock, witness: RecordingObserver) -> None:
+async def test_disconnect_row_always_changed_raises_store_unavailable(
+    store: Store, clock: FakeClock, witness: RecordingObserver
+) -> None:
     """A disconnect raises `StoreUnavailable` if the row changes before every write."""
     store.observe(witness)
     stored = await save(store, a_connection())

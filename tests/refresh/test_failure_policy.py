@@ -36,7 +36,7 @@ def _failure(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> Ref
     [
         (InvalidRefreshToken(), None, Reason.REVOKED),
         (InvalidRefreshToken(expired=True), None, Reason.EXPIRED),
-        (InvalidRefreshToken(), "".join("this"), Reason.IN_DOUBT),  # an equal but different object, as read from the store
+        (InvalidRefreshToken(), "".join("this"), Reason.IN_DOUBT),  # equal but not identical, as from the store
         (InvalidRefreshToken(), "one before", Reason.REVOKED),
         (RefreshRefused(), "this", Reason.REFUSED),
         (DecryptionFailed(), "this", Reason.UNREADABLE),
@@ -63,7 +63,9 @@ def test_failure_terminal_error_gives_needs_reauth_with_reason(
         (UnknownOutcome("timeout"), 60, True),
     ],
 )
-def test_failure_other_error_keeps_active_and_delays_retry(error: AmoCallbackError, seconds: float, *, possibly_spent_token: bool) -> None:
+def test_failure_other_error_keeps_active_and_delays_retry(
+    error: AmoCallbackError, seconds: float, *, possibly_spent_token: bool
+) -> None:
     """Any other error keeps the connection active; an unknown outcome marks the token as possibly spent."""
     failure = _failure(error)
     assert (failure.status, failure.reason, failure.in_doubt_for is not None) == (

@@ -45,11 +45,11 @@ async def test_freeze_during_slot_wait_stops_refresh(harness: RefreshHarness, *,
 async def test_freeze_during_request_stores_pair(harness: RefreshHarness) -> None:
     """The pair of a request that was sent before the freeze is stored."""
     connection = await harness.connect()
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     other = await _freeze(harness, connection, everything=True)
     assert [one.id for one in await harness.store.attempts()] == [connection.id]
     harness.amo.sandbox.go_on.set()
-    stored = await flight
+    stored = await refreshing
     assert (stored.pair_version, stored.status) == (2, Status.ACTIVE)
     assert (await harness.store.attempts(), other.freeze_switch.frozen is None) == ([], False)
 
@@ -72,7 +72,9 @@ async def test_frozen_connection_hands_out_token_until_expiry(harness: RefreshHa
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
-async def test_scheduler_frozen_connection_is_refreshed_after_thaw(harness: RefreshHarness, *, everything: bool) -> None:
+async def test_scheduler_frozen_connection_is_refreshed_after_thaw(
+    harness: RefreshHarness, *, everything: bool
+) -> None:
     """The scheduler sends nothing for an overdue frozen connection, and refreshes it after the thaw."""
     connection = await harness.connect()
     other = await _freeze(harness, connection, everything=everything)
@@ -96,7 +98,7 @@ async def test_scheduler_one_frozen_connection_does_not_stop_others(harness: Ref
 
 
 async def test_store_on_another_machine_is_frozen_until_thawed(harness: RefreshHarness) -> None:
-    """A copied store is frozen at start until it is thawed there, which then freezes the first machine."""
+    """A store on another machine is frozen until a thaw there; the first machine then finds it frozen."""
     first = harness.make_lifecycle(machine="here")
     await first.freeze_switch.begin()
     assert first.freeze_switch.frozen is None
@@ -131,9 +133,9 @@ async def test_disable_hook_frozen_connection_is_not_erased(harness: RefreshHarn
     """Rejected tokens of a frozen connection are not erased, because the original may have refreshed them."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await _freeze(harness, connection, everything=everything)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     await harness.lifecycle.switched_off(connection.account_id)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections > 0
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert [webhook.type for webhook in await harness.store.webhooks(limit=9)] == []
@@ -146,7 +148,7 @@ async def test_copied_store_does_not_hand_out_replaced_token(harness: RefreshHar
     await harness.lifecycle.freeze_switch.begin()
     await copy.freeze_switch.begin()
     assert not (await copy.access_tokens.token(connection.id, min_ttl=0)).stale
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     harness.clock.advance(61)
     with pytest.raises(Frozen):
         await copy.access_tokens.token(connection.id, min_ttl=0)

@@ -35,7 +35,7 @@ async def test_history_refresh_contains_both_fingerprints_and_trigger(harness: R
 
 
 async def test_history_token_spent_by_other_system_names_possible_causes(harness: RefreshHarness) -> None:
-    """A revoked token that this database has not presented is recorded as such, with AMO's status."""
+    """A revoked token that this database has not used is recorded with that fact and AMO's answer."""
     connection = await harness.connect()
     harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
     await harness.fail(connection, NeedsReauth)

@@ -33,7 +33,7 @@ async def _lengthen_pause(harness: RefreshHarness, connection: Connection, *, in
     for _ in range(introspections):
         await _receive_hook(harness)
         harness.clock.advance(max(await _seconds_until_recheck(harness, connection), 0))
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         harness.clock.advance(1)
 
 
@@ -44,17 +44,17 @@ async def test_disable_hook_real_after_replayed_is_checked_after_pause(
     """A real hook after a replayed one is checked when the 5 s pause since its introspection is over."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await _receive_hook(harness)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     harness.clock.advance(came_after)
     harness.amo.account.disabled = True
     await _receive_hook(harness)
     if came_after < noticed_after:
         harness.clock.advance(noticed_after - came_after - 0.5)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         assert (await harness.now(connection)).status is Status.ACTIVE
         assert harness.amo.sandbox.introspections == 1
         harness.clock.advance(0.5)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
@@ -76,14 +76,14 @@ async def test_recheck_pause_doubles_with_each_acceptance_up_to_ten_minutes(harn
     """The pause doubles with each introspection that accepts the token, up to ten minutes."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await _receive_hook(harness)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     waits = []
     for _ in PAUSES:
         harness.clock.advance(1)
         await _receive_hook(harness)
         waits.append(1 + await _seconds_until_recheck(harness, connection))
         harness.clock.advance(waits[-1] - 1)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     assert waits == PAUSES
     assert harness.amo.sandbox.introspections == 1 + len(PAUSES)
 
@@ -99,7 +99,7 @@ async def test_recheck_pause_after_an_hour_without_hook_is_shortest(
     assert disabled_hook_at is not None
     harness.clock.advance(quiet - (harness.clock.now() - disabled_hook_at).total_seconds())
     await _receive_hook(harness)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     harness.clock.advance(1)
     await _receive_hook(harness)
     assert 1 + await _seconds_until_recheck(harness, connection) == pause
@@ -113,13 +113,13 @@ async def test_disable_hook_unanswered_introspection_keeps_pair_and_pause(harnes
     for _ in range(4):
         await _receive_hook(harness)
         harness.clock.advance(max(await _seconds_until_recheck(harness, connection), 0))
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
         harness.clock.advance(1)
         await _receive_hook(harness)
         assert await _seconds_until_recheck(harness, connection) == 4
     harness.clock.advance(4)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
@@ -131,7 +131,7 @@ async def test_disable_hook_flood_causes_few_introspections(harness: RefreshHarn
         harness.amo.account.disabled = second > 700
         asked = harness.amo.sandbox.introspections
         await _receive_hook(harness)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         if harness.amo.sandbox.introspections > asked:
             looked_up.append(second)
         harness.clock.advance(5)
@@ -149,7 +149,7 @@ async def test_recheck_follow_ups_after_flood_respect_pause(harness: RefreshHarn
     times = []
     while (await harness.now(connection)).recheck_at is not None:
         harness.clock.advance(await _seconds_until_recheck(harness, connection))
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         times.append((harness.clock.now() - disabled_hook_at).total_seconds())
     assert times == [599, 1199]
 
@@ -168,10 +168,10 @@ async def test_disable_hook_during_introspection_causes_another_after_pause(harn
 
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, introspect_refresh_token=introspect_refresh_token))
     await _receive_hook(harness)
-    await harness.recheck_due(lifecycle)
+    await harness.run_due_rechecks(lifecycle)
     assert await _seconds_until_recheck(harness, connection) == 3
     harness.clock.advance(3)
-    await harness.recheck_due(lifecycle)
+    await harness.run_due_rechecks(lifecycle)
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
@@ -187,7 +187,7 @@ async def test_disable_hook_replays_during_introspection_do_not_prevent_erasure(
         return await harness.client.introspect_refresh_token(**question)
 
     await _receive_hook(harness)
-    await harness.recheck_due(
+    await harness.run_due_rechecks(
         harness.make_lifecycle(amo=Override(harness.client, introspect_refresh_token=introspect_refresh_token))
     )
     assert (await harness.now(connection)).status is Status.DISCONNECTED
@@ -219,12 +219,12 @@ async def test_recheck_pause_is_separate_for_each_connection(harness: RefreshHar
     assert rechecked_at is not None
     harness.amo.account.disabled = True
     await _receive_hook(harness)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(second)).status is Status.DISCONNECTED
     assert (await harness.now(first)).status is Status.ACTIVE
     harness.clock.advance(await _seconds_until_recheck(harness, first))
     assert harness.clock.now() == rechecked_at + timedelta(seconds=20)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(first)).status is Status.DISCONNECTED
 
 
@@ -261,16 +261,16 @@ async def test_recheck_of_killed_process_is_repeated_after_lease(harness: Refres
         await asyncio.Event().wait()
         return IntrospectionResult(state=TokenState.UNKNOWN)
 
-    dying = harness.make_lifecycle(
+    killed = harness.make_lifecycle(
         amo=Override(harness.client, introspect_refresh_token=introspect_refresh_token), process="process-2"
     )
     await _receive_hook(harness)
-    killed = asyncio.create_task(dying.rechecker.check(connection.id))
+    checking = asyncio.create_task(killed.rechecker.check(connection.id))
     await asked.wait()
-    killed.cancel()
+    checking.cancel()
     harness.amo.account.disabled = True
     harness.clock.advance(5 + RefreshRules().lease)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
@@ -281,16 +281,16 @@ async def test_recheck_priority_is_lowest_for_hooks_and_background_daily(harness
     async def acquire_slot(priority: Priority) -> None:
         asked.append(priority)
 
-    rejected = await harness.given_up()
+    rejected = await harness.connect_revoked()
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, acquire_slot=acquire_slot))
     harness.amo.account.disabled = True
     harness.clock.advance(DAY)
-    await harness.recheck_due(lifecycle)
+    await harness.run_due_rechecks(lifecycle)
     assert asked == [Priority.BACKGROUND]
     asked.clear()
     await _receive_hook(harness)
     harness.clock.advance(await _seconds_until_recheck(harness, rejected))
-    await harness.recheck_due(lifecycle)
+    await harness.run_due_rechecks(lifecycle)
     assert asked == [Priority.HOOK_CHECK]
     assert (await harness.now(rejected)).status is Status.DISCONNECTED
     harness.amo.account.disabled = False
@@ -298,5 +298,5 @@ async def test_recheck_priority_is_lowest_for_hooks_and_background_daily(harness
     harness.amo.account.disabled = True
     asked.clear()
     await _receive_hook(harness)
-    await harness.recheck_due(lifecycle)
+    await harness.run_due_rechecks(lifecycle)
     assert asked == [Priority.HOOK_CHECK] * 2

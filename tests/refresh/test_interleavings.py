@@ -111,7 +111,7 @@ async def test_hand_out_cached_token_with_open_attempt_is_introspected_after_5_s
     """A cached token whose attempt has been open for 5 s is introspected before it is handed out."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     assert await harness.store.claim(a_claim(connection, owner="process-2")) is not None
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     access_tokens = harness.lifecycle.access_tokens
     for _ in range(10):
         assert not (await access_tokens.token(connection.id, min_ttl=0)).stale
@@ -167,13 +167,13 @@ async def test_key_rotation_during_refresh_keeps_new_pair(harness: RefreshHarnes
     """A refresh stores its pair after the old one was re-encrypted, and the outdated re-encryption is refused."""
     connection = await harness.connect()
     new = Cipher([new_key(), encryption_key])
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     read = await harness.now(connection)
     sealed = EncryptedRecord(kind=RecordKind.CONNECTION, name=read.id, content=read.sealed_pair or b"")
     reencrypted = ReencryptedRecord(read=sealed, content=new.reencrypt(sealed.content, context=sealed.place))
     assert await harness.store.reencrypt([reencrypted]) == []
     harness.amo.sandbox.go_on.set()
-    stored = await flight
+    stored = await refreshing
     assert stored.pair_version == 2
     assert harness.amo.fake.is_good(harness.pair(stored).refresh_token)
     assert await harness.store.reencrypt([reencrypted]) == [
@@ -186,15 +186,15 @@ async def test_restart_with_rescue_file_does_not_refresh_due_pair(harness: Refre
     """A restarted process does not present the due pair while its successor's rescue file is not stored."""
     connection = await harness.connect()
     lifecycle = harness.make_lifecycle()
-    flight = await harness.begin_unsaved(connection, by=lifecycle.coordinator)
+    refreshing = await harness.begin_pending_write(connection, by=lifecycle.coordinator)
     lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
-        await flight
+        await refreshing
     restarted = harness.make_lifecycle(process="process-2")
     await restarted.pending_writes.restore()
     harness.clock.advance(3600)
     await harness.fail(connection, StoreUnavailable, by=restarted.coordinator, trigger=RefreshTrigger.FORCED)
-    await harness.bring_store_back(restarted)
+    await harness.restore_store(restarted)
     assert (await harness.now(connection)).pair_version == 2
     assert (
         await harness.refresh(connection, by=restarted.coordinator, trigger=RefreshTrigger.FORCED)
@@ -205,16 +205,16 @@ async def test_restart_with_rescue_file_does_not_refresh_due_pair(harness: Refre
 async def test_takeover_loads_rescue_file_before_presenting_token(harness: RefreshHarness) -> None:
     """A process that takes over an attempt loads the killed process's rescue file and spends nothing."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    dying = harness.make_lifecycle(process="process-2", store=harness.away("save_refreshed"))
-    flight = harness.begin(connection, by=dying.coordinator)
+    killed = harness.make_lifecycle(process="process-2", store=harness.failing_store("save_refreshed"))
+    refreshing = harness.begin(connection, by=killed.coordinator)
     await harness.witness.until("pair.write_pending")
-    living = harness.make_lifecycle()
-    other = harness.begin(connection, by=living.coordinator, is_fresh_enough=newer_than(connection))
+    survivor = harness.make_lifecycle()
+    other = harness.begin(connection, by=survivor.coordinator, is_fresh_enough=newer_than(connection))
     await _wait_for_lease(harness, other, 60)
     stored = await other
     assert (stored.pair_version, stored.status, harness.rescue.files) == (2, Status.ACTIVE, {})
     assert (harness.spent(), harness.amo.fake.ledger.doubles()) == (1, 0)
-    flight.cancel()
+    refreshing.cancel()
 
 
 async def test_takeover_unreadable_rescue_folder_presents_no_token_in_doubt(harness: RefreshHarness) -> None:
@@ -245,7 +245,7 @@ async def test_slot_wait_store_outage_renews_lease_of_another_process(harness: R
     harness.clock.advance(60)
     refreshing = harness.begin(connection, by=lifecycle.coordinator, is_fresh_enough=newer_than(connection))
     await queue.asked.wait()
-    await harness.lose_store_once()
+    await harness.fail_store_once()
     queue.served.set()
     await harness.clock.until_sleeping(0.25)
     assert harness.presented() == []
@@ -256,9 +256,7 @@ async def test_slot_wait_store_outage_renews_lease_of_another_process(harness: R
 
 
 @pytest.mark.parametrize("during", ["extend", "refresh"])
-async def test_second_request_with_too_little_lease_is_not_sent(
-    harness: RefreshHarness, during: str
-) -> None:
+async def test_second_request_with_too_little_lease_is_not_sent(harness: RefreshHarness, during: str) -> None:
     """The second request is not sent if too little of the lease is left after its extension."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
@@ -282,7 +280,7 @@ async def test_lease_of_another_process_after_store_outage_is_renewed(harness: R
     lifecycle = harness.make_lifecycle()
     assert lifecycle.leases.remaining(await harness.now(connection)) == 60
     harness.clock.advance(59)
-    await harness.lose_store_once()
+    await harness.fail_store_once()
     assert lifecycle.leases.remaining(await harness.now(connection)) == 60
     harness.clock.advance(60)
     assert lifecycle.leases.remaining(await harness.now(connection)) == 0
@@ -365,9 +363,7 @@ async def test_token_in_doubt_is_presented_a_day_after_access_expiry(harness: Re
 
 
 @pytest.mark.parametrize("knows", [False, True])
-async def test_token_in_doubt_spent_is_presented_once_more(
-    harness: RefreshHarness, *, knows: bool
-) -> None:
+async def test_token_in_doubt_spent_is_presented_once_more(harness: RefreshHarness, *, knows: bool) -> None:
     """A spent token is presented once more, and its rejection gives `in_doubt`, whatever introspection says."""
     harness.amo.fake.quirks.introspection_accepts_spent = knows
     connection = await _connect_in_doubt(harness, Fault.NOTHING_AFTER)
@@ -403,7 +399,9 @@ async def test_crash_after_claim_leaves_token_in_doubt(harness: RefreshHarness) 
 
 @pytest.mark.parametrize("status", [401, 404])
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
-async def test_moved_account_is_refreshed_at_new_host(harness: RefreshHarness, status: int, api_domain: str | None) -> None:
+async def test_moved_account_is_refreshed_at_new_host(
+    harness: RefreshHarness, status: int, api_domain: str | None
+) -> None:
     """A moved account is found by its refresh token or, without `api_domain`, by its access token."""
     harness.amo.fake.quirks.moved_status = status
     connection = await harness.connect(api_domain=api_domain)
@@ -500,7 +498,7 @@ async def test_forced_refresh_after_unsent_request_ignores_back_off(harness: Ref
 async def test_refresh_store_failure_at_any_write_recovers(harness: RefreshHarness, call: str) -> None:
     """A connection is refreshed later, without presenting a token twice, whichever write fails."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    away = harness.away(call)
+    away = harness.failing_store(call)
     coordinator = harness.make_coordinator(store=away)
     harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.HTTP_500)
     harness.amo.account.host = "renamed.amocrm.ru"
@@ -508,7 +506,10 @@ async def test_refresh_store_failure_at_any_write_recovers(harness: RefreshHarne
     for _ in range(8):
         try:
             await asyncio.wait_for(
-                _advance_until_done(harness, harness.refresh(connection, by=coordinator, trigger=RefreshTrigger.FORCED)), 20
+                _advance_until_done(
+                    harness, harness.refresh(connection, by=coordinator, trigger=RefreshTrigger.FORCED)
+                ),
+                20,
             )
         except AmoCallbackError:
             harness.clock.advance(901)

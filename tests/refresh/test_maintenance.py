@@ -53,7 +53,9 @@ async def test_expiry_warning_is_sent_once_at_30_7_and_1_days(harness: RefreshHa
 async def test_expiry_warning_late_detection_sends_one_warning(harness: RefreshHarness) -> None:
     """A connection found half a day before expiry gets one warning."""
     await harness.connect(refresh_expires_at=harness.clock.now() + timedelta(days=0.5))
-    assert [event.fields["days"] for event in await _watch_for(harness, _maintenance(harness), 2 * HOUR, step=60)] == [1]
+    assert [event.fields["days"] for event in await _watch_for(harness, _maintenance(harness), 2 * HOUR, step=60)] == [
+        1
+    ]
 
 
 async def test_expiry_warning_after_refresh_is_sent_for_new_expiry(harness: RefreshHarness) -> None:
@@ -79,7 +81,7 @@ async def test_expiry_warning_after_long_downtime_waits_for_refresh(harness: Ref
 
 async def test_expiry_warning_needs_reauth_connection_gets_none(harness: RefreshHarness) -> None:
     """A `needs_reauth` connection gets no warning."""
-    await harness.given_up()
+    await harness.connect_revoked()
     assert await _watch_for(harness, _maintenance(harness), 89 * DAY, step=12 * HOUR) == []
 
 
@@ -177,7 +179,7 @@ async def test_clock_moved_back_new_grant_replaces_old_one(harness: RefreshHarne
 async def test_clock_moved_back_pending_write_has_corrected_times(harness: RefreshHarness) -> None:
     """A pair that is stored after a step back is due and expires within its normal lifetime."""
     connection = await harness.connect()
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     harness.clock.step(-timedelta(days=90))
     harness.failing.away = set()
     await harness.clock.tick(1)

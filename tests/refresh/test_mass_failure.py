@@ -69,7 +69,9 @@ async def test_circuit_breaker_single_suspect_does_not_open_it(harness: RefreshH
 
 
 @pytest.mark.parametrize(("size", "suspects"), [(3, 2), (1, 1)])
-async def test_circuit_breaker_two_or_all_connections_suspect_open_it(harness: RefreshHarness, size: int, suspects: int) -> None:
+async def test_circuit_breaker_two_or_all_connections_suspect_open_it(
+    harness: RefreshHarness, size: int, suspects: int
+) -> None:
     """The circuit breaker opens with the second suspect, or with the only connection."""
     connections = await harness.connect_users(size)
     harness.clock.advance(901)
@@ -143,8 +145,8 @@ async def test_mass_failure_sixth_terminal_failure_is_suspended(harness: Refresh
     """Five terminal failures are applied; the sixth is suspended and stops refreshes, also after a restart."""
     connections = await harness.connect_users(8)
     lifecycle = harness.make_lifecycle()
-    told = await _fail_terminally(harness, lifecycle, connections[:6])
-    assert [type(error) for error in told] == [NeedsReauth] * 5 + [MassFailureSuspected]
+    errors = await _fail_terminally(harness, lifecycle, connections[:6])
+    assert [type(error) for error in errors] == [NeedsReauth] * 5 + [MassFailureSuspected]
     held = await harness.now(connections[5])
     assert (held.status, held.last_error) == (Status.ACTIVE, "mass_failure")
     restarted = harness.make_lifecycle(process="process-2")
@@ -175,9 +177,13 @@ async def test_mass_failure_refused_recheck_is_not_counted(harness: RefreshHarne
 async def test_mass_failure_failures_spread_over_time_are_applied(harness: RefreshHarness) -> None:
     """Terminal failures that are ten minutes apart are not suspended."""
     connections = await harness.connect_users(8)
-    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, connections[:4])} == {NeedsReauth}
+    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, connections[:4])} == {
+        NeedsReauth
+    }
     harness.clock.advance(600)
-    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, connections[4:8])} == {NeedsReauth}
+    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, connections[4:8])} == {
+        NeedsReauth
+    }
 
 
 async def test_mass_failure_probe_rejected_by_introspection_is_not_presented(harness: RefreshHarness) -> None:
@@ -206,7 +212,9 @@ async def test_mass_failure_success_resumes_terminal_failures(harness: RefreshHa
     assert (await harness.refresh(connections[6], trigger=RefreshTrigger.FORCED)).pair_version == 2
     assert "terminal_failures.resumed" in harness.witness.names()
     harness.amo.account.disabled = True
-    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, [connections[7]])} == {NeedsReauth}
+    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, [connections[7]])} == {
+        NeedsReauth
+    }
 
 
 def _count_presentations(harness: RefreshHarness, accounts: list[SandboxAccount]) -> int:
@@ -222,30 +230,30 @@ async def test_deleted_accounts_become_refused_after_a_day_without_breaker(
 ) -> None:
     """Deleted accounts become `refused` after a day without opening the breaker; the others stay fresh."""
     everyone = await harness.connect_accounts(size)
-    dead, active = everyone[:gone], everyone[gone:]
-    for account, _ in dead:
+    deleted, active = everyone[:gone], everyone[gone:]
+    for account, _ in deleted:
         account.gone = True
     lifecycle = harness.make_lifecycle(rules=RefreshRules(poll_interval=600.0))
     async with harness.running(lifecycle):
         await harness.pass_days(1.25)
-        first = _count_presentations(harness, [account for account, _ in dead])
+        first = _count_presentations(harness, [account for account, _ in deleted])
         await harness.pass_days(0.75)
     assert "amo_credentials.refused" not in harness.witness.names()
     assert lifecycle.breaker.reason is None
-    for _, connection in dead:
+    for _, connection in deleted:
         after = await harness.now(connection)
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.REFUSED)
         assert after.sealed_pair == connection.sealed_pair
         assert after.refused_since is not None
     given_up = harness.witness.named("connection.needs_reauth")
-    told = {(event.connection_id, event.fields["reason"]) for event in given_up}
-    assert told == {(connection.id, Reason.REFUSED) for _, connection in dead}
+    reported = {(event.connection_id, event.fields["reason"]) for event in given_up}
+    assert reported == {(connection.id, Reason.REFUSED) for _, connection in deleted}
     webhooks = [one for one in await harness.store.webhooks(limit=100) if one.type == "connection.needs_reauth"]
     assert [one.data["reason"] for one in webhooks] == ["refused"] * gone
     for _, connection in active:
         after = await harness.now(connection)
         assert (after.status, after.failures, after.pair_version >= 4) == (Status.ACTIVE, 0, True)
-    later = _count_presentations(harness, [account for account, _ in dead]) - first
+    later = _count_presentations(harness, [account for account, _ in deleted]) - first
     assert later <= gone, "a refused connection's token is presented once a day"
     assert first <= 130 * gone
     record_property("presentations of a dead account in its first 30 hours", first / gone)
@@ -272,7 +280,7 @@ async def test_scheduler_backlog_respects_rate_limit_and_expiry_order(harness: R
     slots: list[float] = []
     sent: list[str] = []
 
-    def acquire_slot(priority: Priority) -> Awaitable[None]:  # not a coroutine function, so that waiting does not count as traffic
+    def acquire_slot(priority: Priority) -> Awaitable[None]:  # no coroutine function, so waiting is not traffic
         async def wait() -> None:
             await rate_limiter.acquire(priority)
             slots.append(harness.clock.monotonic())

@@ -41,7 +41,7 @@ def _rescue(harness: RefreshHarness, pending_pair: PendingPair) -> str:
 async def _begin_pending_write(harness: RefreshHarness) -> tuple[Connection, asyncio.Task[Connection]]:
     """Connect, and begin a refresh whose pair the store does not accept."""
     connection = await harness.connect()
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     return connection, refreshing
 
 
@@ -74,7 +74,7 @@ async def test_hand_out_with_pending_write_returns_pending_pair(harness: Refresh
     if not readable:
         with pytest.raises(StoreUnavailable):
             await harness.lifecycle.access_tokens.token("another customer", min_ttl=0)
-    await harness.bring_store_back()
+    await harness.restore_store()
     await refreshing
 
 
@@ -87,7 +87,7 @@ async def test_refresh_with_pending_write_does_not_present_stored_pair(harness: 
         assert lifecycle.pending_writes.blocks(connection)
     await harness.fail(connection, StoreUnavailable, by=other.coordinator, trigger=RefreshTrigger.FORCED)
     for lifecycle in (harness.lifecycle, other):
-        await harness.bring_store_back(lifecycle)
+        await harness.restore_store(lifecycle)
     await refreshing
     await other.pending_writes.drain()
     assert harness.amo.fake.ledger.doubles() == 0
@@ -117,8 +117,8 @@ async def test_save_refreshed_lost_commit_answer_then_replaced_is_not_superseded
     assert (await harness.refresh(connection, by=other, trigger=RefreshTrigger.FORCED)).pair_version == 3
     await harness.lifecycle.pending_writes.flush()
     assert ((await refreshing).pair_version, harness.rescue.files) == (3, {})
-    [told] = harness.witness.named("pair.write_completed")
-    assert told.fields["superseded"] is False
+    [event] = harness.witness.named("pair.write_completed")
+    assert event.fields["superseded"] is False
 
 
 async def test_save_connected_lost_commit_answer_counts_as_stored(harness: RefreshHarness) -> None:
@@ -143,7 +143,7 @@ async def test_claim_lost_commit_answer_is_released(harness: RefreshHarness) -> 
 async def test_save_failure_lost_commit_answer_presents_token_once(harness: RefreshHarness) -> None:
     """A terminal failure whose commit answer is lost is stored, and its token is not presented again."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     presented = len(harness.presented())
     lifecycle, harness.failing.lost = harness.lifecycle, {"save_failure"}
     for _ in range(2):
@@ -156,7 +156,7 @@ async def test_save_failure_lost_commit_answer_presents_token_once(harness: Refr
 async def test_pending_write_bug_in_store_keeps_pair_and_is_reported(harness: RefreshHarness, call: str) -> None:
     """A pair is kept and retried after an unexpected exception of the store, which is reported with its traceback."""
     connection = await harness.connect()
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     if call == "connection":
         harness.failing.answers["save_refreshed"] = None
     harness.failing.before[call] = ZeroDivisionError()
@@ -167,7 +167,7 @@ async def test_pending_write_bug_in_store_keeps_pair_and_is_reported(harness: Re
     harness.failing.answers.clear()
     harness.failing.before.clear()
     await harness.lifecycle.pending_writes.flush()
-    assert (await flight).pair_version == 2
+    assert (await refreshing).pair_version == 2
 
 
 async def test_pending_write_failing_observer_keeps_rescue_file(harness: RefreshHarness) -> None:
@@ -213,7 +213,7 @@ async def test_drain_waits_for_restored_rescue_file(harness: RefreshHarness) -> 
     draining = asyncio.create_task(restarted.coordinator.drain())
     await harness.traffic.until_quiet()
     assert not draining.done()
-    await harness.bring_store_back(restarted)
+    await harness.restore_store(restarted)
     await draining
     assert (await harness.now(connection)).pair_version == 2
 
@@ -231,8 +231,8 @@ async def test_shutdown_without_rescue_file_waits_for_store(harness: RefreshHarn
     await harness.lifecycle.drain()
     assert (await refreshing).pair_version == 2
     assert (await harness.now(connection)).pair_version == 2
-    [told] = harness.witness.named("pair.write_pending")
-    assert told.fields["rescued"] is False
+    [event] = harness.witness.named("pair.write_pending")
+    assert event.fields["rescued"] is False
 
 
 async def test_shutdown_rescue_file_written_on_retry_stops_waiting(harness: RefreshHarness) -> None:
@@ -249,7 +249,7 @@ async def test_shutdown_rescue_file_written_on_retry_stops_waiting(harness: Refr
 
 
 async def test_shutdown_store_without_answer_rescues_pair_after_two_seconds(harness: RefreshHarness) -> None:
-    """A pair that the store has not accepted 2 s after the stop is rescued; without a stop the store has more time."""
+    """Without a stop a slow store is waited for; 2 s after a stop the pair is written to its rescue file."""
     connection = await harness.connect()
     harness.failing.before["save_refreshed"] = asyncio.Event()
     refreshing = harness.begin(connection)
@@ -285,7 +285,7 @@ async def test_flush_retries_every_pending_write_immediately(harness: RefreshHar
     await harness.lifecycle.pending_writes.flush()
     assert harness.traffic.calls["save_refreshed"] == offered + 1
     assert not refreshing.done()
-    await harness.bring_store_back()
+    await harness.restore_store()
     assert (await refreshing).pair_version == 2
 
 
@@ -307,7 +307,7 @@ async def test_restore_leftover_grant_file_does_not_replace_refreshed_pair(harne
 async def test_pending_write_in_two_processes_is_stored_once(harness: RefreshHarness) -> None:
     """The second process's write of the same granted pair does not replace the pair refreshed from it."""
     pending_pair = await harness.grant()
-    store, other_store = harness.away("save_connected"), harness.away("save_connected")
+    store, other_store = harness.failing_store("save_connected"), harness.failing_store("save_connected")
     first = harness.make_lifecycle(store=store)
     saving = asyncio.create_task(first.pending_writes.save(pending_pair, connection=pending_pair.connection))
     await harness.witness.until("pair.write_pending")
@@ -328,7 +328,7 @@ async def test_pending_write_superseded_by_grant_is_dropped(harness: RefreshHarn
     """A pending write is dropped if a grant is stored before it."""
     connection, refreshing = await _begin_pending_write(harness)
     granted = await harness.connect()
-    await harness.bring_store_back()
+    await harness.restore_store()
     assert await refreshing == granted
     assert await harness.now(connection) == granted
     assert harness.rescue.files == {}
@@ -379,14 +379,14 @@ async def test_restore_undeletable_file_is_logged_once_and_removed_later(harness
     """Each restore retries the removal of a stored pair's file, which is logged once."""
     connection, rescue = await harness.connect(), StuckRescue()
     lifecycle = harness.make_lifecycle(rescue=rescue)
-    refreshing = await harness.begin_unsaved(connection, by=lifecycle.coordinator)
-    await harness.bring_store_back(lifecycle)
+    refreshing = await harness.begin_pending_write(connection, by=lifecycle.coordinator)
+    await harness.restore_store(lifecycle)
     assert (await refreshing).status is Status.ACTIVE
     offered = harness.failing.asked["save_refreshed"]
     for _ in range(3):
         await lifecycle.pending_writes.restore()
-    told = ["pair.write_pending", "refresh.succeeded", "pair.write_completed", "rescue.not_removed"]
-    assert harness.witness.names() == told
+    expected = ["pair.write_pending", "refresh.succeeded", "pair.write_completed", "rescue.not_removed"]
+    assert harness.witness.names() == expected
     rescue.stuck = False
     await lifecycle.pending_writes.restore()
     assert (rescue.read(), harness.failing.asked["save_refreshed"], lifecycle.pending_writes.names) == ({}, offered, [])
@@ -395,7 +395,7 @@ async def test_restore_undeletable_file_is_logged_once_and_removed_later(harness
 async def test_scheduler_round_flushes_pending_writes_first(harness: RefreshHarness) -> None:
     """A scheduler round stores pending writes before it refreshes, without waiting for their next retry."""
     connection = await harness.connect()
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     harness.failing.away = set()
     async with harness.running(harness.lifecycle):
         assert (await refreshing).pair_version == 2
@@ -404,13 +404,13 @@ async def test_scheduler_round_flushes_pending_writes_first(harness: RefreshHarn
 async def test_scheduler_stores_rescue_file_of_another_process(harness: RefreshHarness) -> None:
     """The scheduler stores the rescue file of a stopped process within a minute, without a restart."""
     connection = await harness.connect()
-    other = harness.make_lifecycle(store=harness.away("save_refreshed"), process="process-2")
+    other = harness.make_lifecycle(store=harness.failing_store("save_refreshed"), process="process-2")
     async with harness.running(harness.lifecycle):
-        flight = harness.begin(connection, by=other.coordinator)
+        refreshing = harness.begin(connection, by=other.coordinator)
         await harness.witness.until("pair.write_pending")
         other.core.stop.set()
         with pytest.raises(ShuttingDown):
-            await flight
+            await refreshing
         assert len(harness.rescue.files) == 1
         await harness.pass_time(60, step=5)
         assert (await harness.now(connection)).pair_version == 2
@@ -462,13 +462,13 @@ async def test_restore_file_with_read_error_does_not_block_other_files(harness: 
 async def test_pending_write_superseded_while_row_unreadable_is_dropped_later(harness: RefreshHarness) -> None:
     """A superseded pair stays pending until the row can be read, and is then dropped."""
     connection = await harness.connect()
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     granted = await harness.connect()
     harness.failing.away = {"connection"}
     harness.amo.sandbox.go_on.set()
     await harness.witness.until("pair.write_pending")
-    await harness.bring_store_back()
-    assert await flight == granted
+    await harness.restore_store()
+    assert await refreshing == granted
     assert (harness.lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
 
 
@@ -476,13 +476,13 @@ async def test_orphan_without_file_is_kept_in_memory_until_written(harness: Refr
     """An orphaned pair stays in memory while the disk is full, and is stored if the right database returns."""
     connection = await harness.connect()
     pending_writes = harness.lifecycle.pending_writes
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     old = dataclasses.replace(await harness.now(connection), pair_version=0)
     harness.failing.answers = {"save_refreshed": None, "connection": old}
     harness.rescue.full = True
     harness.amo.sandbox.go_on.set()
     await harness.witness.until("pair.write_pending")
-    assert not flight.done()
+    assert not refreshing.done()
     harness.rescue.full = False
     await pending_writes.flush()
     await harness.witness.until("pair.orphaned")
@@ -491,7 +491,7 @@ async def test_orphan_without_file_is_kept_in_memory_until_written(harness: Refr
         await pending_writes.restore()
     assert harness.witness.names().count("pair.orphaned") == 1
     assert len(pending_writes.names) == 1
-    assert (await flight).pair_version == 0
+    assert (await refreshing).pair_version == 0
     harness.failing.answers.clear()  # the right database
     await pending_writes.restore()
     assert (await harness.now(connection)).pair_version == 2
@@ -501,12 +501,12 @@ async def test_orphan_without_file_is_kept_in_memory_until_written(harness: Refr
 async def test_restore_pair_of_needs_reauth_connection_reports_recovery(harness: RefreshHarness) -> None:
     """A rescued pair reactivates a `needs_reauth` connection, with an event and a webhook."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    first = harness.make_lifecycle(store=harness.away("save_refreshed"))
-    flight = harness.begin(connection, by=first.coordinator)
+    first = harness.make_lifecycle(store=harness.failing_store("save_refreshed"))
+    refreshing = harness.begin(connection, by=first.coordinator)
     await harness.witness.until("pair.write_pending")
     first.core.stop.set()
     with pytest.raises(ShuttingDown):
-        await flight
+        await refreshing
     other = harness.make_lifecycle(process="process-2", rescue=MemoryRescue())
     other.leases.remaining(await harness.now(connection))
     harness.clock.advance(60)
@@ -561,9 +561,7 @@ async def test_save_missing_row_writes_rescue_file(harness: RefreshHarness) -> N
 
 
 @pytest.mark.parametrize("of", ["a later version", "another name"])
-async def test_restore_unknown_format_or_renamed_file_is_unreadable(
-    harness: RefreshHarness, of: str
-) -> None:
+async def test_restore_unknown_format_or_renamed_file_is_unreadable(harness: RefreshHarness, of: str) -> None:
     """A rescue file of a later version, or a renamed file, is reported as unreadable and does not stop the start."""
     connection = await harness.connect()
     pending_pair = a_refreshed(connection)

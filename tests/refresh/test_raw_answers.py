@@ -12,7 +12,9 @@ from amo_callback.schedule import REFRESH_TOKEN_LIFETIME
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
-async def _connect_with_raw_answer(harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER, **more: object) -> Connection:
+async def _connect_with_raw_answer(
+    harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER, **more: object
+) -> Connection:
     """Connect, and refresh with an answer that contains no readable pair."""
     connection = await harness.connect(**{"api_domain": API_DOMAIN, **more})
     await harness.fail(connection, UnknownOutcome, fault)

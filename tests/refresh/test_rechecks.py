@@ -21,7 +21,7 @@ MINUTE = timedelta(minutes=1)
 async def _check_hook(harness: RefreshHarness, connection: Connection) -> None:
     """Receive AMO's hook for the connection's account, and run the due introspections."""
     await harness.lifecycle.switched_off(connection.account_id)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
 
 
 async def test_recheck_rejected_refresh_token_is_not_presented(harness: RefreshHarness) -> None:
@@ -35,7 +35,7 @@ async def test_recheck_rejected_refresh_token_is_not_presented(harness: RefreshH
     presented = len(fake.ledger.refreshes())
     for _ in range(3):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     assert len(fake.ledger.refreshes()) == presented
     assert (await harness.now(connection)).status is Status.NEEDS_REAUTH
 
@@ -46,12 +46,12 @@ async def test_disable_hook_accepted_token_is_introspected_twice_more(harness: R
     disabled_hook_at = harness.clock.now()
     await harness.lifecycle.switched_off(connection.account_id)
     for again in (disabled_hook_at + MINUTE, disabled_hook_at + 10 * MINUTE, None):
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         after = await harness.now(connection)
         assert (after.recheck_at, after.sealed_pair) == (again, connection.sealed_pair)
         assert (await harness.witness.until("hook.unconfirmed")).fields.get("again_at") == again
         harness.clock.advance((again - harness.clock.now()).total_seconds() if again else DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections == 3
 
 
@@ -76,7 +76,7 @@ async def test_disable_hook_account_disabled_later_is_disconnected_by_recheck(
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
     harness.amo.account.disabled = True
     harness.clock.advance(60)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
@@ -86,7 +86,7 @@ async def test_disable_hook_rejected_refresh_token_only_erases_nothing(harness: 
     refused = answering(IntrospectionResult(state=TokenState.REJECTED))
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, introspect_refresh_token=refused))
     await lifecycle.switched_off(connection.account_id)
-    await harness.recheck_due(lifecycle)
+    await harness.run_due_rechecks(lifecycle)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
 
 
@@ -102,7 +102,7 @@ async def test_disable_hook_token_in_doubt_is_not_erased(harness: RefreshHarness
 async def test_disable_hook_pair_with_pending_write_is_not_erased(harness: RefreshHarness) -> None:
     """A rejected pair is not erased while the pair of a new grant is a pending write."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     pending_pair = await harness.grant()
     harness.failing.away = {"save_connected"}
     pending_writes = harness.lifecycle.pending_writes
@@ -111,14 +111,16 @@ async def test_disable_hook_pair_with_pending_write_is_not_erased(harness: Refre
     harness.clock.advance(1)
     await _check_hook(harness, connection)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
-    await harness.bring_store_back()
+    await harness.restore_store()
     assert present(await saving).sealed_pair == pending_pair.connection.sealed_pair
 
 
 @pytest.mark.parametrize("status", [Status.ACTIVE, Status.NEEDS_REAUTH])
 async def test_disable_hook_during_mass_failure_erases_nothing(harness: RefreshHarness, status: Status) -> None:
     """Nothing is erased during a mass failure, because AMO rejects all tokens of an old database."""
-    connection = await (harness.given_up() if status is Status.NEEDS_REAUTH else harness.connect(api_domain=API_DOMAIN))
+    connection = await (
+        harness.connect_revoked() if status is Status.NEEDS_REAUTH else harness.connect(api_domain=API_DOMAIN)
+    )
     await harness.store.suspend_terminal(now=harness.clock.now())
     await harness.lifecycle.breaker.watch()
     harness.amo.account.disabled = True
@@ -131,17 +133,17 @@ async def test_disable_hook_grant_after_hook_is_kept(harness: RefreshHarness) ->
     """A hook erases the pair before it, and not the pair of a later grant, even if that is a pending write."""
     harness.amo.fake.quirks.introspection_accepts_spent = False
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     harness.clock.advance(10)
     await harness.lifecycle.switched_off(connection.account_id)
     harness.clock.advance(10)
     pending_pair = await harness.grant()
-    store = harness.away("save_connected")
+    store = harness.failing_store("save_connected")
     other = harness.make_lifecycle(store=store, process="process-2")
     saving = asyncio.create_task(other.pending_writes.save(pending_pair, connection=pending_pair.connection))
     await harness.witness.until("pair.write_pending")
     harness.clock.advance(1)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
     store.away = set()
     await other.pending_writes.flush()
@@ -153,12 +155,12 @@ async def test_disable_hook_grant_after_hook_is_kept(harness: RefreshHarness) ->
 @pytest.mark.parametrize("first", ["hook", "refresh"])
 async def test_disable_hook_needs_reauth_connection_is_disconnected(harness: RefreshHarness, first: str) -> None:
     """Rejected tokens are erased whether the hook or the failed refresh comes first."""
-    connection = await (harness.connect(api_domain=API_DOMAIN) if first == "hook" else harness.given_up())
+    connection = await (harness.connect(api_domain=API_DOMAIN) if first == "hook" else harness.connect_revoked())
     harness.amo.account.disabled = True
     await harness.lifecycle.switched_off(connection.account_id)
     if first == "hook":
         await harness.fail(connection, NeedsReauth)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
@@ -173,15 +175,17 @@ async def test_disable_hook_wakes_scheduler(harness: RefreshHarness) -> None:
 
 
 @pytest.mark.parametrize("knows_spent", [True, False])
-async def test_daily_recheck_accepted_token_is_refreshed_and_recovers(harness: RefreshHarness, *, knows_spent: bool) -> None:
+async def test_daily_recheck_accepted_token_is_refreshed_and_recovers(
+    harness: RefreshHarness, *, knows_spent: bool
+) -> None:
     """A `needs_reauth` connection is refreshed and recovers if introspection accepts its token a day later."""
     harness.amo.fake.quirks.introspection_accepts_spent = knows_spent
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY - 1)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections == 0
     harness.clock.advance(1)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.status, after.reason, after.recheck_at, after.pair_version) == (Status.ACTIVE, None, None, 2)
     assert harness.witness.names()[-2:] == ["refresh.succeeded", "connection.recovered"]
@@ -189,11 +193,11 @@ async def test_daily_recheck_accepted_token_is_refreshed_and_recovers(harness: R
 
 async def test_daily_recheck_rejected_token_is_introspected_until_expiry(harness: RefreshHarness) -> None:
     """A rejected token is introspected once a day until it expires, and is not presented."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.account.disabled = True
     for _ in range(95):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         assert (await harness.now(connection)).recheck_at == harness.clock.now() + timedelta(days=1)
     assert harness.amo.sandbox.introspections == 89
     assert len(harness.presented()) == 1
@@ -202,11 +206,11 @@ async def test_daily_recheck_rejected_token_is_introspected_until_expiry(harness
 async def test_daily_recheck_refused_presentation_is_not_repeated(harness: RefreshHarness) -> None:
     """A token that introspection accepts but the refresh rejects is not presented again before it expires."""
     harness.amo.fake.quirks.introspection_accepts_spent = True
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
     for _ in range(10):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.REVOKED)
     assert after.recheck_at == after.refresh_expires_at
@@ -217,15 +221,15 @@ async def test_daily_recheck_refused_presentation_is_not_repeated(harness: Refre
 
 async def test_daily_recheck_without_free_probe_is_retried_after_retry_cap(harness: RefreshHarness) -> None:
     """A recheck whose refresh must wait for another probe is retried after 15 minutes."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY)
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.status, after.recheck_at) == (Status.NEEDS_REAUTH, harness.clock.now() + timedelta(minutes=15))
     assert len(harness.presented()) == 1  # the rejected refresh
     harness.clock.advance(900)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.ACTIVE
 
 
@@ -233,11 +237,11 @@ async def test_daily_recheck_without_free_probe_is_retried_after_retry_cap(harne
 async def test_daily_recheck_lost_answer_gives_in_doubt(harness: RefreshHarness, *, knows_spent: bool) -> None:
     """A recheck whose refresh loses its answer changes the reason to `in_doubt` permanently."""
     harness.amo.fake.quirks.introspection_accepts_spent = knows_spent
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
     for _ in range(3):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         after = await harness.now(connection)
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
     assert harness.amo.fake.ledger.doubles() == knows_spent  # the last recheck that presents the token
@@ -245,7 +249,7 @@ async def test_daily_recheck_lost_answer_gives_in_doubt(harness: RefreshHarness,
 
 async def test_disable_hook_replays_do_not_change_daily_recheck(harness: RefreshHarness) -> None:
     """Replayed hooks neither delay the daily introspection nor cause more of them."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)  # the first introspection stays unanswered
     looked_up = []
     for _ in range(6 * 24 + 1):
@@ -265,12 +269,12 @@ async def test_recheck_unreadable_pair_is_reactivated_with_its_key(harness: Refr
     connection = await harness.keep(issued, sealed_pair=sealed)
     await harness.fail(connection, NeedsReauth)
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.reason, after.recheck_at) == (Reason.UNREADABLE, harness.clock.now() + timedelta(seconds=900))
     restarted = harness.make_lifecycle(cipher=Cipher([new_key(), lost]))
     harness.clock.advance(DAY)
-    await harness.recheck_due(restarted)
+    await harness.run_due_rechecks(restarted)
     after = await harness.now(connection)
     assert (after.status, after.next_refresh_at) == (Status.ACTIVE, harness.clock.now())
     assert harness.presented() == []
@@ -287,7 +291,7 @@ async def test_disable_hook_before_successful_refresh_erases_nothing_later(harne
     harness.amo.account.disabled = True
     await harness.fail(refreshed, NeedsReauth)
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.status, after.sealed_pair) == (Status.NEEDS_REAUTH, refreshed.sealed_pair)
 
@@ -331,16 +335,16 @@ async def test_recheck_many_slow_introspections_leave_room_for_probe(harness: Re
 
 async def test_daily_recheck_killed_during_refresh_gives_in_doubt(harness: RefreshHarness) -> None:
     """A recheck killed before it stores the answer changes the reason from `revoked` to `in_doubt`."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY)
     gated = GatedClient(harness.client, hold_answer=True)
-    killed = asyncio.create_task(harness.recheck_due(harness.make_lifecycle(amo=gated, process="server-1")))
+    killed = asyncio.create_task(harness.run_due_rechecks(harness.make_lifecycle(amo=gated, process="server-1")))
     await gated.answered.wait()
     lifecycle = harness.make_lifecycle(process="process-2")
     for seconds in (DAY, 60):
         harness.clock.advance(seconds)
         with pytest.raises(NotYet):  # first the lease has not ended, then the row has changed
-            await harness.recheck_due(lifecycle)
+            await harness.run_due_rechecks(lifecycle)
     after = await harness.now(connection)
     assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
     assert harness.witness.named("connection.in_doubt")[0].fields["from_process"] == "server-1"
@@ -349,7 +353,7 @@ async def test_daily_recheck_killed_during_refresh_gives_in_doubt(harness: Refre
 
 async def test_daily_recheck_grant_during_slot_wait_is_not_presented(harness: RefreshHarness) -> None:
     """A recheck does not present the pair of a grant that was stored while it waited for its slot."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY)
     presented, granted = len(harness.presented()), list[Connection]()
 
@@ -357,7 +361,7 @@ async def test_daily_recheck_grant_during_slot_wait_is_not_presented(harness: Re
         granted.append(await harness.connect(api_domain=API_DOMAIN))
 
     amo = harness.before_slot(2, connect_again)  # the first slot belongs to the introspection
-    await harness.recheck_due(harness.make_lifecycle(amo=amo))
+    await harness.run_due_rechecks(harness.make_lifecycle(amo=amo))
     assert [await harness.now(connection)] == granted
     assert len(harness.presented()) == presented
 
@@ -370,19 +374,19 @@ async def test_disable_hook_unanswered_introspection_is_repeated(harness: Refres
     harness.amo.sandbox.introspection_faults.add(*[Fault.HTTP_500] * 4)
     waits = []
     for _ in range(4):
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         after = await harness.now(connection)
         assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
         waits.append((present(after.recheck_at) - harness.clock.now()).total_seconds())
         harness.clock.advance(waits[-1])
     assert waits == [60, 540, 600, 600]
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
 async def test_recheck_already_run_by_another_process_is_skipped(harness: RefreshHarness) -> None:
     """The second of two processes with the same due recheck sends nothing."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY)
     harness.amo.account.disabled = True
     for lifecycle in (harness.lifecycle, harness.make_lifecycle(process="process-2")):
@@ -393,7 +397,7 @@ async def test_recheck_already_run_by_another_process_is_skipped(harness: Refres
 async def test_recheck_concurrent_processes_present_token_once(harness: RefreshHarness) -> None:
     """Only one of two processes whose introspections accept the token presents it."""
     harness.amo.fake.quirks.introspection_accepts_spent = True
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
     harness.clock.advance(DAY)
 

@@ -43,14 +43,14 @@ async def test_refused_connection_is_presented_daily_until_accepted(harness: Ref
     sent = len(harness.presented())
     for days in (1, 2):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         assert len(harness.presented()) == sent + days
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     assert len(harness.presented()) == sent + 2
     account.gone = False
     harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500, Fault.HTTP_500)
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(one)
     assert (after.status, after.refused_since, after.refusals) == (Status.ACTIVE, None, 0)
     assert "connection.recovered" in harness.witness.names()
@@ -63,13 +63,13 @@ async def test_refused_connection_with_terminal_hint_becomes_revoked(harness: Re
     refreshes = harness.traffic.calls["refresh"]
     for _ in range(3):
         harness.clock.advance(DAY)
-        await harness.recheck_due(revoking)
+        await harness.run_due_rechecks(revoking)
         assert (await harness.now(one)).reason is Reason.REVOKED
     assert harness.traffic.calls["refresh"] == refreshes + 1
     account.gone = False
     for seconds in (DAY, 70):  # the first introspection resets the refusals
         harness.clock.advance(seconds)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     assert (await harness.now(one)).status is Status.ACTIVE
 
 
@@ -80,11 +80,11 @@ async def test_disable_hook_refused_connection_keeps_daily_presentation(harness:
     harness.amo.sandbox.introspection_faults.persistent = Fault.HTTP_500  # introspection stays unanswered
     harness.clock.advance(3 * 3600)
     await harness.lifecycle.switched_off(one.account_id)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections > asked
     assert len(harness.presented()) == sent
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert len(harness.presented()) == sent + 1
 
 
@@ -201,8 +201,8 @@ async def test_store_successes_counts_last_day_without_future_times(harness: Ref
     await harness.fail(everyone[1][1], AmoCallbackError, trigger=RefreshTrigger.PROBE)
     await save(harness.store, a_connection(99, connected_at=harness.clock.now() + HOUR, next_refresh_at=None))
     now = harness.clock.now()
-    told = await harness.store.successes(now=now)
-    assert told == Successes(refreshable=4, latest=now, attempted=2, succeeded=1)
+    successes = await harness.store.successes(now=now)
+    assert successes == Successes(refreshable=4, latest=now, attempted=2, succeeded=1)
     assert connected_at < now
 
 
@@ -309,9 +309,7 @@ async def _end_pause(harness: RefreshHarness, connection: Connection) -> TokenLi
 
 
 @pytest.mark.parametrize("lost", [7, 9])
-async def test_mass_failure_token_in_doubt_is_presented_once_more_at_most(
-    harness: RefreshHarness, lost: int
-) -> None:
+async def test_mass_failure_token_in_doubt_is_presented_once_more_at_most(harness: RefreshHarness, lost: int) -> None:
     """Suspended answers are applied after the pause, and a token is presented only if introspection accepts it."""
     everyone = await _suspend_failures(harness, lost)
     ledger = harness.amo.fake.ledger
@@ -330,8 +328,8 @@ async def test_mass_failure_token_in_doubt_is_presented_once_more_at_most(
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
         assert (after.suspended_reason, after.suspended_token) == (None, None)
     assert ledger.doubles() == lost
-    told = [event.connection_id for event in harness.witness.named("connection.needs_reauth")]
-    assert sorted(told, key=str) == sorted((connection.id for _, connection in everyone[:lost]), key=str)
+    reported = [event.connection_id for event in harness.witness.named("connection.needs_reauth")]
+    assert sorted(reported, key=str) == sorted((connection.id for _, connection in everyone[:lost]), key=str)
 
 
 async def test_mass_failure_pause_suspended_token_is_not_presented(harness: RefreshHarness) -> None:
@@ -368,9 +366,7 @@ async def test_suspended_answer_accepted_introspection_allows_refresh(harness: R
 
 
 @pytest.mark.parametrize("number", [6, 5], ids=["first answer", "repeated answer"])
-async def test_slot_wait_answer_suspended_meanwhile_stops_request(
-    harness: RefreshHarness, number: int
-) -> None:
+async def test_slot_wait_answer_suspended_meanwhile_stops_request(harness: RefreshHarness, number: int) -> None:
     """A token is not presented if another process suspends its terminal answer during the slot wait."""
     everyone = await harness.connect_accounts(8)
     for account, connection in everyone[:6]:

@@ -160,10 +160,12 @@ def test_rescue_folder_removed_is_recreated_by_write(tmp_path: Path) -> None:
     assert rescue.read() == {"x-1": b"pair"}
 
 
-def test_rescue_entry_not_a_small_regular_file_is_unreadable(rescue: RescueFolder, folder: Path, tmp_path: Path) -> None:
+def test_rescue_entry_not_a_small_regular_file_is_unreadable(
+    rescue: RescueFolder, folder: Path, tmp_path: Path
+) -> None:
     """A pipe, a link or a huge file is listed as unreadable and its content is not read."""
     linked_file = tmp_path / "linked_file"
-    linked_file.write_bytes(b"somebody's")
+    linked_file.write_bytes(b"foreign")
     rescue.write("x-1", b"pair")
     for suffix, read in (("", rescue.read), (RAW, rescue.read_raw)):
         os.mkfifo(folder / f"pipe-1{suffix}")

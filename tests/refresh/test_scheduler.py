@@ -180,7 +180,9 @@ async def test_scheduler_heartbeat_continues_during_slow_refresh(loop: Scheduler
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(StoreUnavailable("x"), "store_unavailable"), (ZeroDivisionError(), None)], ids=["outage", "bug"]
+    ("error", "code"),
+    [(StoreUnavailable("x"), "store_unavailable"), (ZeroDivisionError(), None)],
+    ids=["outage", "bug"],
 )
 async def test_scheduler_failed_round_is_reported_and_next_round_runs(
     loop: SchedulerHarness, error: Exception, code: str | None
@@ -226,7 +228,9 @@ async def test_scheduler_failing_cleanup_is_logged_once(loop: SchedulerHarness) 
 @pytest.mark.parametrize(
     ("error", "aside"), [(StoreUnavailable("x"), 5.0), (NotYet(1), 5.0), (ZeroDivisionError(), 30.0)]
 )
-async def test_scheduler_failing_connection_is_set_aside(loop: SchedulerHarness, error: Exception, aside: float) -> None:
+async def test_scheduler_failing_connection_is_set_aside(
+    loop: SchedulerHarness, error: Exception, aside: float
+) -> None:
     """A connection whose failure could not be stored is set aside, and the others are refreshed."""
     bad, good = await loop.due(1, 2)
     loop.coordinator.errors[bad.id] = error

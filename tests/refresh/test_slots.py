@@ -119,7 +119,7 @@ class _SlowClaim:
 async def test_slow_claim_waits_for_another_slot(harness: RefreshHarness) -> None:
     """A request whose claim took longer than a second is sent in another slot."""
     connection = await harness.connect()
-    async with _claim_slowly(harness, connection, pause=30) as slow: 
+    async with _claim_slowly(harness, connection, pause=30) as slow:
         harness.clock.advance(28)
         await slow.refresh
         assert slow.rate_limiter.sent == [slow.began + 30]
@@ -128,7 +128,7 @@ async def test_slow_claim_waits_for_another_slot(harness: RefreshHarness) -> Non
 async def test_slow_claim_with_late_slot_is_released_unsent(harness: RefreshHarness) -> None:
     """A claim is released without a failure if its next slot leaves too little of the lease."""
     connection = await harness.connect()
-    async with _claim_slowly(harness, connection, pause=60) as slow: 
+    async with _claim_slowly(harness, connection, pause=60) as slow:
         harness.clock.advance(53)
         with pytest.raises(NotYet):
             await slow.refresh
@@ -138,7 +138,7 @@ async def test_slow_claim_with_late_slot_is_released_unsent(harness: RefreshHarn
 async def test_slow_claim_at_shutdown_is_released_unsent(harness: RefreshHarness) -> None:
     """A claim that waits for another slot is released at shutdown, so that another process can claim."""
     connection = await harness.connect()
-    async with _claim_slowly(harness, connection, pause=30) as slow: 
+    async with _claim_slowly(harness, connection, pause=30) as slow:
         slow.lifecycle.core.stop.set()
         with pytest.raises(ShuttingDown):
             await slow.refresh

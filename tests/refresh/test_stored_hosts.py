@@ -100,7 +100,9 @@ async def test_refresh_host_not_allowed_repeated_callers_write_nothing(
     assert (await harness.now(connection)).failures == 1
 
 
-async def test_scheduler_host_not_allowed_is_retried_once_per_retry_cap(harness: RefreshHarness, tampering: Tampering) -> None:
+async def test_scheduler_host_not_allowed_is_retried_once_per_retry_cap(
+    harness: RefreshHarness, tampering: Tampering
+) -> None:
     """A row with such a host is due once per `retry_cap`, also after its access token has expired."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=FOREIGN_HOST)
@@ -129,7 +131,9 @@ async def test_start_with_host_now_allowed_makes_connection_due(harness: Refresh
     assert handed_out.base_url == harness.amo.endpoint.replace("{domain}", FOREIGN_HOST)
 
 
-async def test_forced_refresh_after_host_corrected_is_sent_at_once(harness: RefreshHarness, tampering: Tampering) -> None:
+async def test_forced_refresh_after_host_corrected_is_sent_at_once(
+    harness: RefreshHarness, tampering: Tampering
+) -> None:
     """A forced refresh is sent at once after the row was corrected."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=FOREIGN_HOST)
@@ -139,7 +143,9 @@ async def test_forced_refresh_after_host_corrected_is_sent_at_once(harness: Refr
     assert await _count_not_allowed(harness) == 0
 
 
-async def test_recheck_host_not_allowed_is_postponed_by_retry_cap(harness: RefreshHarness, tampering: Tampering) -> None:
+async def test_recheck_host_not_allowed_is_postponed_by_retry_cap(
+    harness: RefreshHarness, tampering: Tampering
+) -> None:
     """No introspection is sent to such a host, whether in doubt, after a hook or as a recheck."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
@@ -150,7 +156,7 @@ async def test_recheck_host_not_allowed_is_postponed_by_retry_cap(harness: Refre
     await harness.fail(connection, HostNotAllowed)
     for status in (Status.ACTIVE, Status.NEEDS_REAUTH):
         tampering.set(connection, status=status, recheck_at=0, attempt=None)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         assert (await harness.now(connection)).recheck_at == harness.clock.now() + CAP
     assert _count_requests(harness) == before
     assert (await harness.now(connection)).status is Status.NEEDS_REAUTH
@@ -210,7 +216,9 @@ async def test_hand_out_host_not_allowed_is_rejected(harness: RefreshHarness, ta
     assert await _count_not_allowed(harness) == 1
 
 
-async def test_hand_out_long_lived_token_of_host_not_allowed_is_rejected(harness: RefreshHarness, tampering: Tampering) -> None:
+async def test_hand_out_long_lived_token_of_host_not_allowed_is_rejected(
+    harness: RefreshHarness, tampering: Tampering
+) -> None:
     """No long-lived token is handed out for such a host, and its connection never becomes due."""
     connection = await harness.connect(refresh_expires_at=None, next_refresh_at=None)
     tampering.set(connection, domain=FOREIGN_HOST)
@@ -221,7 +229,9 @@ async def test_hand_out_long_lived_token_of_host_not_allowed_is_rejected(harness
     assert (await harness.store.due(now=harness.clock.now() + 9 * CAP, limit=10, exclude=())).refreshes == []
 
 
-async def test_refresh_row_with_changed_user_is_unreadable_until_corrected(harness: RefreshHarness, tampering: Tampering) -> None:
+async def test_refresh_row_with_changed_user_is_unreadable_until_corrected(
+    harness: RefreshHarness, tampering: Tampering
+) -> None:
     """A row with another user id is unreadable and not presented, and recovers when it is corrected."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, user_id="1")
@@ -232,12 +242,14 @@ async def test_refresh_row_with_changed_user_is_unreadable_until_corrected(harne
     assert _count_requests(harness) == before
     tampering.set(connection, user_id=connection.user_id)
     harness.clock.advance(CAP.total_seconds())
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert (await harness.refresh(connection)).pair_version == 2
 
 
-async def test_decrypt_pair_without_account_is_readable_at_other_host(harness: RefreshHarness, tampering: Tampering) -> None:
+async def test_decrypt_pair_without_account_is_readable_at_other_host(
+    harness: RefreshHarness, tampering: Tampering
+) -> None:
     """The id of a connection without an account was derived from its first host and remains valid."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, account_id="", domain="moved.amocrm.ru")

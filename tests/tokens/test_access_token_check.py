@@ -66,7 +66,9 @@ async def test_hand_out_token_rejected_after_lost_refresh_raises(harness: Refres
 
 
 @pytest.mark.parametrize("forced", [False, True])
-async def test_hand_out_pair_of_other_process_rejected_during_wait_raises(harness: RefreshHarness, *, forced: bool) -> None:
+async def test_hand_out_pair_of_other_process_rejected_during_wait_raises(
+    harness: RefreshHarness, *, forced: bool
+) -> None:
     """A pair of another process whose next answer is lost during the caller's wait is not handed out."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
@@ -119,7 +121,9 @@ async def test_token_check_of_open_attempt_is_repeated_after_five_seconds(harnes
 
 @pytest.mark.parametrize("kills", [True, False])
 @pytest.mark.parametrize("fault", [Fault.HTTP_500, Fault.HANG])
-async def test_token_check_unanswered_hands_out_stale_token(harness: RefreshHarness, fault: Fault, *, kills: bool) -> None:
+async def test_token_check_unanswered_hands_out_stale_token(
+    harness: RefreshHarness, fault: Fault, *, kills: bool
+) -> None:
     """A token in doubt is handed out as stale if AMO does not answer within a second."""
     harness.amo.fake.quirks.refresh_kills_access = kills
     connection = await _connect_in_doubt(harness)
@@ -195,7 +199,9 @@ async def test_token_check_rate_limit_unavailable_waits_one_second_at_most(harne
 
 
 @pytest.mark.parametrize("kills", [True, False])
-async def test_hand_out_needs_reauth_connection_returns_token_amo_accepts(harness: RefreshHarness, *, kills: bool) -> None:
+async def test_hand_out_needs_reauth_connection_returns_token_amo_accepts(
+    harness: RefreshHarness, *, kills: bool
+) -> None:
     """A `needs_reauth` connection's access token is handed out if AMO accepts it, otherwise not."""
     harness.amo.fake.quirks.refresh_kills_access = kills
     connection = await _connect_in_doubt(harness)
@@ -220,7 +226,7 @@ async def test_access_token_rejected_by_backend_is_returned_only_if_amo_accepts_
     connection = await harness.connect(api_domain=API_DOMAIN)
     token = harness.pair(connection).access_token
     if not is_valid:
-        harness.fade(connection)
+        harness.refresh_elsewhere(connection)
     harness.amo.sandbox.faults.add(Fault.UNPAID)
     with pytest.raises(AccountBlocked):
         await harness.lifecycle.access_tokens.refresh(connection.id, rejected=token)
@@ -248,12 +254,12 @@ async def test_forced_refresh_outdated_rejected_token_returns_stored_pair(harnes
 async def test_hand_out_pending_pair_without_account_matches_only_its_id(harness: RefreshHarness) -> None:
     """A pending pair without an account id is found by its connection id only."""
     connection = await harness.connect(account_id="")
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     for selector in ("another-customer", "account:", "account:7", ""):
         with pytest.raises(NotFound):
             await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
     assert (await _token(harness, connection)).connection.id == connection.id
-    await harness.bring_store_back()
+    await harness.restore_store()
     await refreshing
 
 
@@ -273,7 +279,7 @@ async def test_token_check_attempt_open_at_start_is_in_doubt_at_once(harness: Re
     """A token with an attempt that was open at start is introspected, and not handed out if rejected."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     restarted = harness.make_lifecycle()
     await restarted.leases.begin()
     for _ in range(3):
@@ -283,9 +289,7 @@ async def test_token_check_attempt_open_at_start_is_in_doubt_at_once(harness: Re
 
 
 @pytest.mark.parametrize("silent", [False, True])
-async def test_hand_out_attempt_open_at_start_valid_token_is_returned(
-    harness: RefreshHarness, *, silent: bool
-) -> None:
+async def test_hand_out_attempt_open_at_start_valid_token_is_returned(harness: RefreshHarness, *, silent: bool) -> None:
     """With an attempt that was open at start a token is fresh if AMO accepts it, stale without an answer."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
@@ -302,7 +306,7 @@ async def test_hand_out_attempt_open_at_start_valid_token_is_returned(
 
 async def test_hand_out_token_expired_during_introspection_raises(harness: RefreshHarness) -> None:
     """A token that expires during its introspection is not handed out."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
 
     async def introspect_access_token(**question: Any) -> IntrospectionResult:
         introspection = await harness.client.introspect_access_token(**question)
@@ -330,7 +334,7 @@ async def test_hand_out_lost_refresh_not_stored_is_in_doubt(harness: RefreshHarn
 
 async def test_token_check_rejection_is_repeated_after_ten_minutes(harness: RefreshHarness) -> None:
     """A rejected token is introspected ten minutes later and handed out if AMO then accepts it."""
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.account.disabled = True
     with pytest.raises(NeedsReauth):
         await _token(harness, connection)

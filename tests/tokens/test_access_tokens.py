@@ -71,11 +71,11 @@ async def test_hand_out_pair_of_another_process_during_slot_wait_is_fresh(harnes
 async def test_hand_out_pending_write_of_disconnected_connection_is_refused(harness: RefreshHarness) -> None:
     """The pending pair of a disconnected connection is not handed out."""
     connection = await harness.connect()
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     assert await harness.store.disconnect(await harness.now(connection), on_request=True)
     for selector in (connection.id, f"account:{connection.account_id}"):
         with pytest.raises(NotFound):
             await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
-    await harness.bring_store_back()
+    await harness.restore_store()
     with pytest.raises(NotFound):
         await refreshing

@@ -126,7 +126,9 @@ async def test_cache_refresh_or_grant_by_this_process_applies_at_once(harness: R
     assert (found == other.id, other.id != connection.id) == (True, True)
 
 
-async def test_cache_refresh_by_another_process_applies_within_a_second(harness: RefreshHarness, other_store: Store) -> None:
+async def test_cache_refresh_by_another_process_applies_within_a_second(
+    harness: RefreshHarness, other_store: Store
+) -> None:
     """A pair that another process stored is handed out within a second."""
     connection, selectors = await _connect_owned(harness)
     sealed = harness.cipher.seal_pair(harness.pair(connection), connection_id=connection.id)
@@ -137,7 +139,9 @@ async def test_cache_refresh_by_another_process_applies_within_a_second(harness:
         assert (await _token(harness, selector)).connection.pair_version == refreshed.pair_version
 
 
-async def test_cache_disconnect_by_another_process_applies_within_a_second(harness: RefreshHarness, other_store: Store) -> None:
+async def test_cache_disconnect_by_another_process_applies_within_a_second(
+    harness: RefreshHarness, other_store: Store
+) -> None:
     """A disconnect by another process applies within a second, even if this process has just checked for changes."""
     connection, selectors = await _connect_owned(harness)
     harness.clock.advance(0.9)
@@ -153,9 +157,7 @@ async def test_cache_disconnect_by_another_process_applies_within_a_second(harne
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2])
-async def test_cache_store_outage_hands_out_stale_token(
-    harness: RefreshHarness, seconds: float
-) -> None:
+async def test_cache_store_outage_hands_out_stale_token(harness: RefreshHarness, seconds: float) -> None:
     """A cached token is handed out as stale until its expiry while the store is unreachable."""
     connection, selectors = await _connect_owned(harness)
     harness.failing.away = {*READS, "data_version"}
@@ -185,7 +187,7 @@ async def test_cache_changed_entry_in_store_outage_is_introspected(harness: Refr
         assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, True)
     assert harness.amo.sandbox.introspections == asked + 1
     harness.clock.advance(5)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     for selector in selectors:
         with pytest.raises(StoreUnavailable):
             await _token(harness, selector)

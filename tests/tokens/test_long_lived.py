@@ -17,7 +17,9 @@ YEARS = timedelta(days=5 * 365)
 MINUTE = 60.0
 
 
-async def _import_token(harness: RefreshHarness, *, lifetime: timedelta = YEARS, number: int = 1, **more: Any) -> Connection:
+async def _import_token(
+    harness: RefreshHarness, *, lifetime: timedelta = YEARS, number: int = 1, **more: Any
+) -> Connection:
     """Import a long-lived token from another system."""
     now = harness.clock.now()
     times = {"issued_at": now, "expires_at": now + lifetime, "refresh_expires_at": None, "refreshed_at": None}
@@ -133,7 +135,7 @@ async def test_disable_hook_long_lived_token_is_introspected(harness: RefreshHar
     """A hook introspects the long-lived access token, which is erased if AMO rejects it."""
     connection = await _import_token(harness)
     await harness.lifecycle.rechecker.begin(connection.account_id)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
     assert harness.amo.sandbox.introspections == 1
 
