@@ -43,7 +43,7 @@ async def _fail_five(harness: RefreshHarness) -> None:
 
 
 async def _make_suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
-    """Make connections suspect, and return the breaker's reason after each."""
+    """Make connections suspect, and return the circuit breaker's reason after each."""
     breaker, reasons = harness.lifecycle.breaker, []
     for name in names:
         harness.clock.advance(1)
@@ -58,7 +58,7 @@ async def _save(harness: RefreshHarness, connections: int) -> None:
 
 
 async def test_circuit_breaker_two_suspects_without_recent_success_open_it(harness: RefreshHarness) -> None:
-    """Two different suspects open the breaker if the last success is older than `retry_cap`."""
+    """Two different suspects open the circuit breaker if the last success is older than `retry_cap`."""
     await _save(harness, 10)
     harness.clock.advance(900)
     assert await _make_suspect(harness, "one", "one", "another") == [None, None, InvalidClient.code]
@@ -67,7 +67,7 @@ async def test_circuit_breaker_two_suspects_without_recent_success_open_it(harne
 
 
 async def test_circuit_breaker_ten_suspects_in_a_row_open_it(harness: RefreshHarness) -> None:
-    """Ten different suspects without a success between them open the breaker."""
+    """Ten different suspects without a success between them open the circuit breaker."""
     await _save(harness, 20)
     names = [str(number) for number in range(10)]
     assert await _make_suspect(harness, *names[:9], *names[:9]) == [None] * 18
@@ -100,7 +100,7 @@ async def test_circuit_breaker_only_refreshable_connection_opens_it(harness: Ref
 
 
 async def test_circuit_breaker_without_possible_introspection_stays_closed(harness: RefreshHarness) -> None:
-    """Refused connections without `api_domain` and with expired access tokens do not open the breaker."""
+    """Refused connections without `api_domain` and with expired access tokens do not open the circuit breaker."""
     connections = await harness.connect_users(2, api_domain=None)
     for number in range(10):
         await save(harness.store, a_connection(number + 1))
@@ -115,7 +115,7 @@ async def test_circuit_breaker_without_possible_introspection_stays_closed(harne
 
 @pytest.mark.parametrize("why", ["circuit breaker", "mass failure"])
 async def test_circuit_breaker_connection_with_open_attempt_may_be_probe(harness: RefreshHarness, why: str) -> None:
-    """A connection with an unknown outcome may be the probe after its lease, and its success closes the breaker."""
+    """A connection with an unknown outcome may be the probe after its lease and close the circuit breaker."""
     connection = await harness.connect()
     await harness.fail(connection, UnknownOutcome, Fault.HTTP_500)
     if why == "mass failure":
@@ -139,7 +139,7 @@ async def test_scheduler_without_probe_candidate_waits_for_poll(harness: Refresh
 
 
 async def test_circuit_breaker_recheck_may_be_probe(harness: RefreshHarness) -> None:
-    """The daily recheck of a `needs_reauth` connection may be the probe and close the breaker."""
+    """The daily recheck of a `needs_reauth` connection may be the probe and close the circuit breaker."""
     connection = await harness.connect_revoked()
     harness.lifecycle.breaker.refuse("AMO refuses without a reason")
     harness.clock.advance(DAY)

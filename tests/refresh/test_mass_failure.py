@@ -43,7 +43,7 @@ async def test_circuit_breaker_client_errors_of_two_connections_stop_refreshes(h
 
 
 async def test_client_mismatch_affects_only_its_connection(harness: RefreshHarness) -> None:
-    """A token of another client delays its connection for `retry_cap` and does not open the breaker."""
+    """A token of another client delays its connection for `retry_cap` and does not open the circuit breaker."""
     connections = await harness.connect_users(4)
     harness.clock.advance(901)
     for connection in connections[:3]:
@@ -93,7 +93,7 @@ async def test_circuit_breaker_unanswered_introspection_makes_no_suspect(harness
 
 
 async def test_circuit_breaker_open_probes_each_connection_until_success(harness: RefreshHarness) -> None:
-    """One probe a minute is sent, each of another connection, and the first success closes the breaker."""
+    """One probe a minute is sent, each of another connection, and the first success closes the circuit breaker."""
     connections = await harness.connect_users(3, next_refresh_at=START)
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.amo.sandbox.faults.add(Fault.NOT_LINKED, Fault.NOT_LINKED)
@@ -228,7 +228,7 @@ def _count_presentations(harness: RefreshHarness, accounts: list[SandboxAccount]
 async def test_deleted_accounts_become_refused_after_a_day_without_breaker(
     harness: RefreshHarness, size: int, gone: int, record_property: Any
 ) -> None:
-    """Deleted accounts become `refused` after a day without opening the breaker; the others stay fresh."""
+    """Deleted accounts become `refused` after a day without opening the circuit breaker; the others stay fresh."""
     everyone = await harness.connect_accounts(size)
     deleted, active = everyone[:gone], everyone[gone:]
     for account, _ in deleted:

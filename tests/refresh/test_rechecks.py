@@ -297,7 +297,7 @@ async def test_disable_hook_before_successful_refresh_erases_nothing_later(harne
 
 
 async def test_recheck_many_slow_introspections_leave_room_for_probe(harness: RefreshHarness) -> None:
-    """At most two rechecks run at a time, and the breaker's probe is sent meanwhile."""
+    """At most two rechecks run at a time, and the circuit breaker's probe is sent meanwhile."""
     for connection in await harness.connect_users(6):
         await harness.store.schedule_recheck(await harness.now(connection), at=harness.clock.now())
     await harness.connect(api_domain=API_DOMAIN)

@@ -220,7 +220,7 @@ async def test_refusal_count_new_grant_resets_it(harness: RefreshHarness) -> Non
 async def test_circuit_breaker_wrong_secret_stays_open_across_restart(
     harness: RefreshHarness,
 ) -> None:
-    """A wrong secret opens the breaker after two refusals; one probe a minute is sent, also after a restart."""
+    """A wrong secret opens the circuit breaker after two refusals; one probe a minute is sent, also after a restart."""
     await harness.connect_accounts(40)
     right, client = harness.amo.fake.integration, harness.amo.fake
     client.integration = SandboxIntegration(client_secret="another", redirect_uri=right.redirect_uri)
@@ -265,7 +265,7 @@ async def test_store_probe_order_is_latest_success_then_oldest_failure(harness: 
 
 
 async def test_circuit_breaker_unsaved_opening_is_stored_later(harness: RefreshHarness) -> None:
-    """A breaker that cannot be stored stops this process at once and is stored for other processes later."""
+    """A circuit breaker that cannot be stored stops this process at once and is stored for other processes later."""
     await harness.connect_accounts(2)
     harness.clock.advance(901)
     harness.failing.away = {"refuse_credentials"}

@@ -89,7 +89,7 @@ async def test_refresh_host_not_allowed_sends_nothing_and_stays_active(
 async def test_refresh_host_not_allowed_repeated_callers_write_nothing(
     harness: RefreshHarness, tampering: Tampering, trigger: RefreshTrigger
 ) -> None:
-    """Further callers are rejected without a request, a write or a log line."""
+    """After the first refusal further callers are rejected without a request, a write or a log line."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=FOREIGN_HOST)
     before = _count_requests(harness)
@@ -103,7 +103,7 @@ async def test_refresh_host_not_allowed_repeated_callers_write_nothing(
 async def test_scheduler_host_not_allowed_is_retried_once_per_retry_cap(
     harness: RefreshHarness, tampering: Tampering
 ) -> None:
-    """A row with such a host is due once per `retry_cap`, also after its access token has expired."""
+    """A row whose host is not allowed is due once per `retry_cap`, also after its access token expires."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=FOREIGN_HOST)
     harness.clock.advance(2 * DAY)
@@ -146,7 +146,7 @@ async def test_forced_refresh_after_host_corrected_is_sent_at_once(
 async def test_recheck_host_not_allowed_is_postponed_by_retry_cap(
     harness: RefreshHarness, tampering: Tampering
 ) -> None:
-    """No introspection is sent to such a host, whether in doubt, after a hook or as a recheck."""
+    """A token in doubt, a hook or a recheck causes no introspection at a host that is not allowed."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     await harness.lifecycle.switched_off(connection.account_id)
@@ -163,7 +163,7 @@ async def test_recheck_host_not_allowed_is_postponed_by_retry_cap(
 
 
 async def test_introspection_api_domain_not_allowed_is_not_sent(harness: RefreshHarness, tampering: Tampering) -> None:
-    """No introspection is sent to such an `api_domain`; a token without doubt is refreshed."""
+    """No introspection is sent to an `api_domain` that is not allowed; a token without doubt is refreshed."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, api_domain=FOREIGN_HOST)
     refreshed = await harness.refresh(connection)
@@ -181,7 +181,7 @@ async def test_introspection_api_domain_not_allowed_is_not_sent(harness: Refresh
 async def test_host_not_allowed_neither_opens_breaker_nor_is_probed(
     harness: RefreshHarness, tampering: Tampering
 ) -> None:
-    """Such hosts neither open the breaker nor cause a mass failure, and are never the probe."""
+    """Hosts that are not allowed neither open the circuit breaker nor cause a mass failure, and are never probed."""
     connected = [connection for _, connection in await harness.connect_accounts(11)]
     for connection in connected[:10]:
         tampering.set(connection, domain=FOREIGN_HOST)
@@ -198,7 +198,7 @@ async def test_host_not_allowed_neither_opens_breaker_nor_is_probed(
 
 
 async def test_hand_out_host_not_allowed_is_rejected(harness: RefreshHarness, tampering: Tampering) -> None:
-    """No access token is handed out for such a host, and the first caller makes the connection counted."""
+    """No access token is handed out for a host that is not allowed; the first hand-out marks the connection."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     assert (await _token(harness, connection.id)).base_url == harness.amo.endpoint.replace("{domain}", HOST)
     tampering.set(connection, domain=FOREIGN_HOST)
@@ -219,7 +219,7 @@ async def test_hand_out_host_not_allowed_is_rejected(harness: RefreshHarness, ta
 async def test_hand_out_long_lived_token_of_host_not_allowed_is_rejected(
     harness: RefreshHarness, tampering: Tampering
 ) -> None:
-    """No long-lived token is handed out for such a host, and its connection never becomes due."""
+    """No long-lived token of a host that is not allowed is handed out, and its connection is never due."""
     connection = await harness.connect(refresh_expires_at=None, next_refresh_at=None)
     tampering.set(connection, domain=FOREIGN_HOST)
     with pytest.raises(HostNotAllowed):
