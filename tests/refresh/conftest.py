@@ -1,4 +1,4 @@
-"""The fixtures of refreshes and of access tokens: on SQLite, and some on PostgreSQL, whose clock is the tests'."""
+"""Fixtures of refresh and access-token tests, on SQLite and partly on PostgreSQL, with the fake clock."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -17,21 +17,24 @@ from tests.service import Amo, serve_amo
 ON_BOTH = {
     *("test_access_tokens", "test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused")
 }
-"""The tests that always run on both engines."""
+"""Modules that always run on both engines."""
 ON_POSTGRES = {"test_shared_clock"}
-"""The tests of what only instances on several machines meet."""
+"""Modules for instances on several machines, which run on PostgreSQL only."""
 ON_EITHER = ON_BOTH | {
     *("test_access_token_check", "test_breaker", "test_coordinator", "test_disconnection", "test_history"),
     *("test_mass_failure", "test_pending_writes", "test_rescue", "test_scheduler"),
 }
-"""Those that do with `--engines both`. The rest are about what only one engine does: SQLite's leases, seen for a length
-of time by whoever looks; its one file that is copied; its clock that goes back."""
+"""Modules that run on both engines with `--engines both`.
+
+The others test what only one engine does: SQLite's leases, which each process measures, its copied files, and a clock
+that is moved back.
+"""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on one engine or on both, and with both behaviours of AMO that nobody knows.
+    """Run a test on one or both engines, with both possible behaviours of AMO.
 
-    On PostgreSQL beside SQLite one of them is enough: what AMO does and where it is stored have nothing in common.
+    With two engines, PostgreSQL gets one behaviour, because AMO's behaviour does not depend on the engine.
     """
     if "engine" not in metafunc.fixturenames:
         return
@@ -61,7 +64,7 @@ def clock(engine: str) -> Iterator[FakeClock]:
 
 @pytest.fixture
 async def url(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator[str]:
-    """Return a new database, which has the test's time."""
+    """Return the URL of a new database that uses the fake clock."""
     if not isinstance(clock, WrittenClock):
         yield "sqlite:///amo-callback.db"
         return
@@ -77,7 +80,7 @@ async def store(url: str, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Sto
 
 @pytest.fixture
 async def amo(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator[Amo]:
-    """Serve the stand-in both ways that AMO may be: what is not known of it is never relied on."""
+    """Serve the stand-in with the behaviour `mild` or `harsh`, because AMO's real behaviour is unknown."""
     async with serve_amo(clock) as served:
         quirks = served.fake.quirks
         quirks.refresh_kills_access = quirks.introspection_accepts_spent = request.param == "harsh"
@@ -89,5 +92,5 @@ async def amo(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator
 async def harness(
     store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: RecordingObserver
 ) -> RefreshHarness:
-    asyncio.get_running_loop().set_default_executor(InlineExecutor())  # no thread of which a test does not know
+    asyncio.get_running_loop().set_default_executor(InlineExecutor())  # no thread that the test cannot wait for
     return RefreshHarness(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)

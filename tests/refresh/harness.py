@@ -1,4 +1,4 @@
-"""The custody of tokens with everything around it: the stand-in, a store that can be away, a rescue folder, time."""
+"""The harness of refresh tests: a token lifecycle with a stand-in of AMO, a faulty store and a fake clock."""
 
 import asyncio
 import itertools
@@ -30,14 +30,14 @@ from tests.service import HOST, Amo
 E = TypeVar("E", bound=Exception)
 
 API_DOMAIN = "api-b.amocrm.ru"
-"""Where the stand-in can be asked about a refresh token."""
+"""The stand-in's host for introspections of refresh tokens."""
 DAY = 86_400.0
 WAIT_LIMIT = 8.0
-"""Seconds that a forced refresh is waited for: a second more than AMO has, and eight at least."""
+"""Seconds that a caller waits for a forced refresh: a second more than AMO has, and at least eight."""
 
 
 class RefreshHarness:
-    """A process's custody, and one account that can be connected."""
+    """The token lifecycle of one process, and an account that can be connected."""
 
     def __init__(
         self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: RecordingObserver
@@ -53,7 +53,7 @@ class RefreshHarness:
         self.coordinator = self.lifecycle.coordinator
 
     def make_lifecycle(self, **more: Any) -> TokenLifecycle:
-        """Put together one more process's custody."""
+        """Create the token lifecycle of another process."""
         others = {"rescue": self.rescue, "machine": "here"}
         others = {name: more.pop(name, value) for name, value in others.items()}
         edges: dict[str, Any] = {
@@ -74,13 +74,13 @@ class RefreshHarness:
         return await self.keep(await self.exchange(), **more)
 
     async def exchange(self) -> TokenResponse:
-        """Spend a new code of the account."""
-        self.clock.advance(self.grants)  # no two grants at the same moment
+        """Exchange a new code of the account."""
+        self.clock.advance(self.grants)  # so that no two grants have the same time
         self.grants += 1
         return await self.exchange_of(self.amo.account)
 
     async def exchange_of(self, account: SandboxAccount) -> TokenResponse:
-        """Spend a new code of any account."""
+        """Exchange a new code of any account."""
         code = self.amo.fake.allow(account).encode()
         return await self.client.exchange(code=code, domain=account.host, not_after=math.inf)
 
@@ -103,7 +103,7 @@ class RefreshHarness:
         return await save(self.store, self.connection_of(issued, **more), code=issued.pair.refresh_token)
 
     async def connect_users(self, size: int, **more: Any) -> list[Connection]:
-        """Connect so many users of the account."""
+        """Connect `size` users of the account."""
         connections = []
         for _ in range(size):
             self.amo.account.user_id += 1
@@ -113,7 +113,7 @@ class RefreshHarness:
     async def connect_accounts(
         self, size: int, *, host: str = "a{}.amocrm.ru", **more: Any
     ) -> list[tuple[SandboxAccount, Connection]]:
-        """Connect accounts, each due at another time of the day."""
+        """Connect accounts whose refreshes are due at different times."""
         connected = []
         for number in range(size):
             self.clock.advance(1)
@@ -130,7 +130,7 @@ class RefreshHarness:
         return connected
 
     async def grant(self) -> NewConnection:
-        """Return a pair that a new grant has brought, and that is not stored yet."""
+        """Return the result of a grant whose pair is not stored yet."""
         issued = await self.exchange()
         begun = a_grant(issued.pair.refresh_token, attempt="attempt1")
         await self.store.claim_grant(begun, now=self.clock.now())
@@ -140,8 +140,8 @@ class RefreshHarness:
         )
         return NewConnection(grant=ended, connection=connection, token_iat=issued.account.token_iat)
 
-    async def given_up(self) -> Connection:
-        """Return a connection that was given up because AMO was ill; AMO is well again."""
+    async def connect_revoked(self) -> Connection:
+        """Connect, and have one refresh answered with a revoked token; AMO then accepts the token again."""
         connection = await self.connect(api_domain=API_DOMAIN)
         self.amo.account.disabled = True
         with pytest.raises(NeedsReauth):
@@ -160,16 +160,16 @@ class RefreshHarness:
         return pair
 
     async def refresh(self, connection: Connection, *, by: RefreshCoordinator | None = None, **more: Any) -> Connection:
-        """Refresh a connection when it is due, or on another demand, by this process or another."""
+        """Refresh a connection, scheduled unless `trigger` is given, by this process or by another."""
         trigger = more.pop("trigger", RefreshTrigger.SCHEDULE)
         return await (by or self.coordinator).refresh(connection.id, trigger=trigger, **more)
 
     def begin(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
-        """Begin a refresh, and go on."""
+        """Begin a refresh in a task."""
         return asyncio.create_task(self.refresh(connection, **more))
 
     async def begin_slow(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
-        """Begin a refresh whose request AMO has, and answers once `sandbox.go_on` is set."""
+        """Begin a refresh whose request AMO answers once `sandbox.go_on` is set."""
         self.amo.sandbox.asked.clear()
         self.amo.sandbox.faults.add(Fault.SLOW)
         refreshing = self.begin(connection, **more)
@@ -184,7 +184,7 @@ class RefreshHarness:
         return refreshing, queue.served
 
     def before_slot(self, number: int, call: Callable[[], Awaitable[object]]) -> Any:
-        """Return the client, which makes a call before it grants the slot of this number."""
+        """Return a client that awaits `call` before it grants the slot with this number."""
         slots = itertools.count(1)
 
         async def acquire_slot(_priority: object) -> None:
@@ -194,62 +194,62 @@ class RefreshHarness:
         return Override(self.client, acquire_slot=acquire_slot)
 
     def rate_limiter(self, per_second: float, shared: LocalLimits | None = None) -> RateLimiter:
-        """Return a rate limiter in the test's time."""
+        """Return a rate limiter that uses the fake clock."""
         limits = shared or LocalLimits(clock=self.clock)
         return RateLimiter(per_second=per_second, shared=limits, clock=self.clock, observer=self.witness)
 
-    async def begin_unsaved(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
-        """Begin a refresh whose new pair the store does not take."""
+    async def begin_pending_write(self, connection: Connection, **more: Any) -> asyncio.Task[Connection]:
+        """Begin a refresh whose pair the store does not accept."""
         self.failing.away = {"save_refreshed"}
         refreshing = self.begin(connection, **more)
         await self.witness.until("pair.write_pending")
         return refreshing
 
     async def fail(self, connection: Connection, error: type[E], *faults: Fault, **more: Any) -> E:
-        """Refresh in vain, because of faults of AMO's or for another reason; return the error."""
+        """Expect a refresh to fail, after the given faults of AMO if any, and return its error."""
         self.amo.sandbox.faults.add(*faults)
         with pytest.raises(error) as raised:
             await self.refresh(connection, **more)
         return raised.value
 
     def presented(self) -> list[Entry]:
-        """Return the requests in which AMO was given a refresh token."""
+        """Return the requests that presented a refresh token to AMO."""
         return self.amo.fake.ledger.refreshes()
 
     def spent(self) -> int:
-        """Return how many refresh tokens AMO has taken."""
+        """Return the number of refresh tokens that AMO has accepted."""
         return sum(entry.spent for entry in self.presented())
 
-    def away(self, *calls: str) -> FaultyStore:
-        """Return the same store, away for these calls."""
+    def failing_store(self, *calls: str) -> FaultyStore:
+        """Return a view of the store in which these calls fail."""
         store = FaultyStore(self.store, self.clock)
         store.away = set(calls)
         return store
 
-    async def lose_store_once(self) -> None:
-        """Have this process find out that the store is away."""
+    async def fail_store_once(self) -> None:
+        """Have one store call of this process fail."""
         self.failing.away = {"count"}
         with pytest.raises(StoreUnavailable):
             await self.failing.count()
 
-    async def bring_store_back(self, lifecycle: TokenLifecycle | None = None) -> None:
-        """Let the store take everything again, and offer it the pairs that it did not take."""
+    async def restore_store(self, lifecycle: TokenLifecycle | None = None) -> None:
+        """End the store's failure, and flush the pending writes."""
         self.failing.away = set()
         await (lifecycle or self.lifecycle).pending_writes.flush()
 
-    def fade(self, connection: Connection) -> None:
-        """Let AMO forget both tokens of a pair, while the account lives on: another system has refreshed it."""
+    def refresh_elsewhere(self, connection: Connection) -> None:
+        """Refresh a connection by another system, which makes AMO reject both tokens of its pair."""
         self.amo.fake.quirks.refresh_kills_access = True
         self.amo.spend(grant_type="refresh_token", refresh_token=self.pair(connection).refresh_token)
 
-    async def recheck_due(self, lifecycle: TokenLifecycle | None = None) -> None:
-        """Look up whose turn it is, as the loop does."""
+    async def run_due_rechecks(self, lifecycle: TokenLifecycle | None = None) -> None:
+        """Run the due rechecks, as the scheduler does."""
         for name in (await self.store.due(now=self.clock.now(), limit=0, rechecks=100, exclude=())).rechecks:
             await (lifecycle or self.lifecycle).rechecker.check(name)
 
     @asynccontextmanager
     async def running(self, lifecycle: TokenLifecycle) -> AsyncIterator[None]:
-        """Run the loop."""
+        """Run the scheduler within the context."""
         task = asyncio.create_task(lifecycle.scheduler.run())
         try:
             yield
@@ -259,14 +259,14 @@ class RefreshHarness:
             await lifecycle.drain()
 
     async def pass_time(self, seconds: float, *, step: float) -> None:
-        """Let time pass in steps, each once what came before has come to its end."""
+        """Advance the clock in steps, each after all calls in progress have ended."""
         for _ in range(round(seconds / step)):
             await self.traffic.until_quiet()
             self.clock.advance(step)
         await self.traffic.until_quiet()
 
     async def pass_days(self, days: float) -> None:
-        """Let the loop run for days, from one due moment to the next."""
+        """Run the scheduler for `days`, from one due time to the next."""
         end = self.clock.monotonic() + days * DAY
         while self.clock.monotonic() < end:
             await self.traffic.until_quiet()
@@ -276,7 +276,7 @@ class RefreshHarness:
 
 
 class GatedClient:
-    """The client, which holds its requests, or AMO's answers, until it is told to go on."""
+    """A client that holds its requests or AMO's answers until an event is set."""
 
     def __init__(self, client: AmoClient, *, hold_request: bool = False, hold_answer: bool = False) -> None:
         self.client = client
@@ -291,6 +291,7 @@ class GatedClient:
         return getattr(self.client, name)
 
     async def refresh(self, **request: Any) -> TokenResponse:
+        """Refresh a connection, scheduled unless `trigger` is given, by this process or by another."""
         self.asked.set()
         await self.send.wait()
         issued = await self.client.refresh(**request)
@@ -300,7 +301,7 @@ class GatedClient:
 
 
 class QueueingClient(GatedClient):
-    """The client, behind a rate limit that lets nobody go before it is told."""
+    """A client whose rate limit grants no slot until `served` is set."""
 
     def __init__(self, client: AmoClient) -> None:
         super().__init__(client)
@@ -312,9 +313,10 @@ class QueueingClient(GatedClient):
 
 
 class UnreachableClient(GatedClient):
-    """The client, whose first request does not reach AMO."""
+    """A client whose first request does not reach AMO."""
 
     async def refresh(self, **request: Any) -> TokenResponse:
+        """Refresh a connection, scheduled unless `trigger` is given, by this process or by another."""
         if not self.asked.is_set():
             self.asked.set()
             raise RequestNotSent
@@ -322,5 +324,5 @@ class UnreachableClient(GatedClient):
 
 
 def newer_than(connection: Connection) -> Callable[[Connection], bool]:
-    """Return a condition that any pair after this one satisfies."""
+    """Return a condition that is met by any pair after this connection's."""
     return lambda now: now.pair_version != connection.pair_version

@@ -1,6 +1,6 @@
-"""A SQLite file for a simulation: the real statements, run in its own thread, and nothing is fsynced.
+"""A SQLite store for a simulation, which runs in the simulation's thread and without fsync.
 
-A thread for each connection costs more time than all the rest of a simulated step.
+It executes the real statements. A thread for each connection would take longer than the rest of a simulated step.
 """
 
 import sqlite3
@@ -17,12 +17,12 @@ from amo_callback.store.migrate import load_migrations
 from amo_callback.store.sqlite import SqliteStore
 from amo_callback.store.sqlite_connection import WriteAheadLog
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 -- because a simulation does not simulate a power failure
+_MEMORY = Path("/dev/shm")  # noqa: S108 -- because a simulation has no power failure
 _MIGRATIONS = load_migrations(Engine.SQLITE)
 
 
 class _Connection:
-    """A connection, as the store uses one."""
+    """A database connection with the methods that the store uses."""
 
     def __init__(self, path: Path) -> None:
         self.database = sqlite3.connect(path, isolation_level=None)
@@ -38,14 +38,14 @@ class _Connection:
 
 
 class _SharedClock(SqliteStore):
-    """A file whose clock is one for all processes, as PostgreSQL's is."""
+    """A SQLite store whose clock is shared by all processes, as PostgreSQL's is."""
 
     has_shared_clock = True
 
 
 @contextmanager
 def open_in_process_store(*, clock: Clock, shared: bool) -> Iterator[Store]:
-    """Open a store on a new file; where the clock is `shared`, stored times are told by it as on PostgreSQL."""
+    """Open a store on a new file; if `shared`, its clock decides on stored times, as PostgreSQL's does."""
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         path = Path(folder) / "simulation.db"
         writer, reader = _Connection(path), _Connection(path)

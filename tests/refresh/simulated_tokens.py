@@ -1,4 +1,4 @@
-"""The refresh tokens of a simulation: what became of each, and what may be presented."""
+"""The refresh tokens of a simulation, with the rules for their presentation."""
 
 from dataclasses import dataclass
 
@@ -7,42 +7,42 @@ from amo_callback.model import Reason, TokenState
 
 DAY = 86_400.0
 _LONG = 18 * 3600.0
-"""Seconds after an access token's expiry. The service waits a day for a silent look-up; its clock may be stepped."""
+"""Seconds after an access token's expiry. The service waits a day for an introspection; its clock may be stepped."""
 
 
 @dataclass
 class Token:
-    """A refresh token, as the simulation knows it."""
+    """A refresh token and its history in the simulation."""
 
     parent: str | None
     generation: int
-    """Which of its connection's grants it comes from."""
+    """The number of the grant, within its connection, that the token descends from."""
     number: int
     access_token: str
     account: SandboxAccount
-    born: float
-    """When AMO has issued it (monotonic)."""
+    issued_at: float
+    """The monotonic time at which AMO issued the token."""
     spent_by: str | None = None
     answered: bool = False
     """Whether its successor has been stored."""
     open: bool = False
-    """Whether it was presented, and no answer has told what became of it."""
+    """Whether it was presented, and no answer has been received."""
     asked: bool = False
-    """Whether AMO was asked about it since then, and has answered."""
+    """Whether an introspection since the presentation was answered."""
     unheard: bool = False
-    """Whether AMO was asked about it since then, and has not answered."""
+    """Whether an introspection since the presentation was not answered."""
     settled: bool = False
     """Whether its terminal answer is stored, and introspection has not accepted it since."""
     refused: bool = False
-    """Whether its connection was given up as refused."""
-    given_up: bool = False
-    """Whether its connection was ever given up with it."""
-    gone: bool = False
-    """Whether its account was gone when it was last presented."""
-    lies: int = 0
-    """How often AMO has called it revoked although it was good."""
+    """Whether its connection is `needs_reauth` with the reason `refused`."""
+    was_needs_reauth: bool = False
+    """Whether its connection was ever `needs_reauth` with this token."""
+    account_deleted: bool = False
+    """Whether its account was deleted at the last presentation."""
+    false_revocations: int = 0
+    """The number of false `revoked` answers of AMO for this token."""
     times: int = 0
-    """How often it was presented."""
+    """The number of presentations."""
     presented_at: float = -DAY
 
     @property
@@ -50,10 +50,10 @@ class Token:
         return self.generation, self.number
 
     def present(self, *, at: float, lifetime: float, steady: bool) -> None:
-        """Check that it may be presented; `steady` says that no clock is stepped."""
+        """Check that the token may be presented; `steady` means that no clock was stepped."""
         assert not self.answered, "a token was presented although its successor had been stored"
         assert not self.settled, "a token was presented again after its terminal answer had been stored"
-        silent = self.unheard and (at > self.born + lifetime + _LONG or not steady)
+        silent = self.unheard and (at > self.issued_at + lifetime + _LONG or not steady)
         assert not self.open or self.asked or silent, "a possibly spent token was presented before AMO was asked"
         if self.refused and steady:
             assert at - self.presented_at >= DAY - 60, "the token of a refused connection was presented twice in a day"
@@ -61,8 +61,8 @@ class Token:
         self.times += 1
         self.asked = self.unheard = False
 
-    def looked_up(self, state: TokenState) -> None:
-        """Note what introspection has told of it."""
+    def introspected(self, state: TokenState) -> None:
+        """Record the result of an introspection."""
         if state in {TokenState.VALID, TokenState.REJECTED}:
             self.asked = True
         else:
@@ -71,31 +71,31 @@ class Token:
             self.settled = self.refused = False
 
     def settle(self, reason: Reason | None) -> None:
-        """Note that its terminal answer is stored."""
+        """Record that the token's terminal answer is stored."""
         self.refused = reason is Reason.REFUSED
         self.settled = not self.refused
 
 
-class Budget:
-    """How many probes may leave while AMO blocks the address and the store knows it."""
+class ProbeBudget:
+    """The number of probes that are allowed while AMO blocks the address and the store contains the block."""
 
     def __init__(self, *, every: float) -> None:
         self._every = every
         self.began: float | None = None
-        """When the block was stored (monotonic)."""
+        """The monotonic time at which the block was stored."""
         self._probes = self._steps = 0
 
     def begin(self, at: float) -> None:
-        """Note that the block is stored."""
+        """Record that the block is stored."""
         if self.began is None:
             self.began, self._probes, self._steps = at, 0, 0
 
     def end(self) -> None:
-        """Note that the store knows of no block."""
+        """Record that the store contains no block."""
         self.began = None
 
     def step(self) -> None:
-        """Note that the clock was stepped, by which the next probe may come at once."""
+        """Record a clock step, after which the next probe may be sent at once."""
         self._steps += 1
 
     def probe(self, at: float) -> None:

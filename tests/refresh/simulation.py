@@ -1,9 +1,9 @@
-"""A simulation in which every step of every process is somebody else's decision.
+"""A simulation that controls every step of several processes.
 
-Processes share a real SQLite file, a rescue folder, a clock that stands still, and the stand-in's rules. Each of
-their writes, and each request to AMO, waits at a gate before it happens and again before its result is heard. So
-a process that is slow, stopped or killed between any two steps is one whose gates are opened late, or never. What must
-always hold is checked where it would break: as a token is presented, a pair stored, a verdict written.
+The processes share a SQLite file, a rescue folder, a clock that the simulation advances, and the stand-in's rules. Each
+write and each request to AMO waits at a gate before it is executed, and at another before its result is returned. The
+gates of a slow, stopped or killed process are opened late or never. The checks run where a rule would be broken: when a
+token is presented, a pair stored, or a failure stored.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ from amo_callback.store import Store
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
 from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, RecordingObserver
-from tests.refresh.simulated_tokens import DAY, Budget, Token
+from tests.refresh.simulated_tokens import DAY, ProbeBudget, Token
 
 RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
 TIMEOUT = 15.0
 PAIRS = frozenset({"save_refreshed", "save_connected"})
 MANY = 1000
-FORGOTTEN_AFTER = 5.0
-"""Seconds for which the silence of a look-up holds."""
+SILENCE_KEPT = 5.0
+"""Seconds for which an unanswered introspection counts."""
 WRITES = frozenset(
     {
         *("claim", "extend", "save_refreshed", "save_connected", "save_failure", "release", "postpone", "disconnect"),
@@ -80,11 +80,11 @@ COMMITS = (
     ),
     *("begin_amo_block", "take_amo_probe", "end_amo_block", "suspend_terminal", "resume_terminal"),
 )
-"""The writes whose COMMIT can stay without an answer, the most frequent first."""
+"""The writes whose COMMIT can lose its answer, the most frequent first."""
 ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_failure", "begin_recheck"})
-"""Of these, those that return what they have changed."""
+"""The writes that return the row that they have changed."""
 REFUSALS = 8
-"""How often AMO has to refuse a connection, at least, before it is given up as refused."""
+"""The number of refusals before a connection becomes `refused`."""
 MINUTE = timedelta(seconds=60)
 OPEN = {
     Fault.HTTP_500: (500, b"<h1>500</h1>"),
@@ -96,7 +96,7 @@ OPEN = {
     Fault.TEAPOT: (400, b'{"hint": "I am a teapot"}'),
     Fault.WRONG_CLIENT: (401, b'{"title": "?"}'),
 }
-"""Answers of an AMO that did not look at the token."""
+"""Answers of AMO that do not depend on the token."""
 LOST = (Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.NOTHING_AFTER)
 BLOCKED = b"<html><head><title>403 Forbidden</title></head></html>"
 NOT_FOUND = b"<html><head><title>404 Not Found</title></head></html>"
@@ -104,8 +104,8 @@ FAULTS = (*OPEN, *LOST, Fault.RESET)
 
 
 @dataclass(frozen=True, slots=True)
-class _Machine:
-    """A machine's clock, which may differ from the true one."""
+class _MachineClock:
+    """A machine's clock, which may differ from the database's."""
 
     process: Process
 
@@ -121,7 +121,7 @@ class _Machine:
 
 @dataclass
 class Process:
-    """One process: its gates, its custody, its fate."""
+    """A process of the service, with its gates and its faults."""
 
     simulation: Simulation
     name: str
@@ -130,10 +130,10 @@ class Process:
     exchanging: list[asyncio.Task[Any]] = field(default_factory=list)
     received: list[tuple[str, str]] = field(default_factory=list)
     ahead: timedelta = timedelta(0)
-    """By how much its machine's clock is ahead of the true one, where clocks differ."""
+    """The difference of its machine's clock from the database's, if clocks differ."""
     store_away: bool = False
     lost_answers: list[str] = field(default_factory=list)
-    """The writes whose next COMMIT stays without an answer."""
+    """The writes whose next COMMIT loses its answer."""
     dead: bool = False
     ended: asyncio.Task[None] | None = None
 
@@ -141,7 +141,7 @@ class Process:
         self.witness = _Observer(self)
         self.clock: Clock = self.simulation.clock
         if self.simulation.shared:
-            self.clock = DatabaseClock(_Machine(self))
+            self.clock = DatabaseClock(_MachineClock(self))
             self.clock.set(self.simulation.clock.now(), asked_at=self.simulation.clock.monotonic())
         self.block_at_start = self.simulation.budget.began
         core = a_core(
@@ -155,9 +155,9 @@ class Process:
             process=self.name,
         )
         self.lifecycle = TokenLifecycle(core, rescue=self.simulation.disk, machine="here")
-        self.tasks.add(self.simulation.loop.create_task(self._live()))
+        self.tasks.add(self.simulation.loop.create_task(self._run_scheduler()))
 
-    async def _live(self) -> None:
+    async def _run_scheduler(self) -> None:
         await self.lifecycle.pending_writes.restore()
         await self.lifecycle.scheduler.run()
 
@@ -180,20 +180,20 @@ class Process:
 
     @property
     def knows_block(self) -> bool:
-        """Whether it must know that AMO blocks the address: it has read so, or started after that was stored."""
+        """Whether the process has read the stored address block, or started after it was stored."""
         began = self.simulation.budget.began
         read = self.lifecycle.breaker.address_block.block is not None
         return began is not None and (read or self.block_at_start == began)
 
     def stop(self) -> None:
-        """Send it SIGTERM."""
+        """Begin the shutdown of the process, as SIGTERM does."""
         if self.ended is None:
             self.lifecycle.core.stop.set()
             self.ended = self.simulation.loop.create_task(self._drain())
 
 
 class _Observer(RecordingObserver):
-    """An observer that keeps for the simulation what does not hold: the service only logs a bug, and goes on."""
+    """An observer that records unexpected exceptions, which the service only logs."""
 
     def __init__(self, process: Process) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class _Observer(RecordingObserver):
 
 
 class _Store:
-    """The store as one process sees it."""
+    """The store as seen by one process."""
 
     def __init__(self, process: Process) -> None:
         simulation = process.simulation
@@ -225,7 +225,7 @@ class _Store:
 
     async def record(self, event: Event) -> None:
         await self.__getattr__("record")(event)
-        self._process.witness(event)  # commits of the store that all share are reported to none of them
+        self._process.witness(event)  # the shared store reports its commits to no process
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -233,15 +233,15 @@ class _Store:
             if process.dead:
                 await asyncio.Event().wait()
             if name == "claim":
-                with simulation.keeping():
+                with simulation.recording_failures():
                     simulation.count_probe(process)
             if name in WRITES:
                 await process.gate(name)
             if process.store_away:
                 self.failed_at = simulation.clock.monotonic()
                 raise StoreUnavailable("SQLITE_FULL")
-            with simulation.keeping():
-                result = await simulation.at_work(simulation.watched(process, name, args, kwargs))
+            with simulation.recording_failures():
+                result = await simulation.at_work(simulation.execute(process, name, args, kwargs))
             if isinstance(process.clock, DatabaseClock):
                 process.clock.set(simulation.clock.now(), asked_at=simulation.clock.monotonic())
             changed = result or (result is None and name not in ROWS)
@@ -260,7 +260,7 @@ class _Store:
 
 
 class _Amo:
-    """AMO as one process reaches it: the stand-in's rules, without a network."""
+    """AMO as seen by one process: the stand-in's rules without a network."""
 
     timeout = TIMEOUT
 
@@ -283,8 +283,8 @@ class _Amo:
         if simulation.clock.monotonic() > not_after:
             raise RequestNotSent
         sent, fault, token = simulation.clock.monotonic(), simulation.fault(), simulation.tokens[refresh_token]
-        with simulation.keeping():
-            status, body = simulation.presented(refresh_token, domain=domain, fault=fault)
+        with simulation.recording_failures():
+            status, body = simulation.present(refresh_token, domain=domain, fault=fault)
         await process.gate("answer")
         if simulation.clock.monotonic() - sent > TIMEOUT:
             raise UnknownOutcome("timeout")
@@ -309,18 +309,18 @@ class _Amo:
         )
         if request is None:
             return NOT_CHECKED
-        await self._process.gate("look up")
+        await self._process.gate("introspect refresh token")
         reply = self._simulation.fake.current_subdomain(refresh_token)
         introspection = self._introspect(reply, account_id, REFRESH_TOKEN_REFUSED)
-        self._simulation.tokens[refresh_token].looked_up(introspection.state)
+        self._simulation.tokens[refresh_token].introspected(introspection.state)
         return introspection
 
     async def introspect_access_token(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
         assert domain
-        with self._simulation.keeping():
+        with self._simulation.recording_failures():
             known = self._simulation.blocked and self._process.knows_block
             assert not known, "a blocked AMO was asked about an access token"
-        await self._process.gate("ask about")
+        await self._process.gate("introspect access token")
         return self._introspect(self._simulation.fake.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
 
     def _introspect(self, reply: Any, account_id: str, refusals: frozenset[int]) -> IntrospectionResult:
@@ -336,8 +336,8 @@ class _Amo:
         return read_introspection(answer, account_id=account_id, refusals=refusals)
 
 
-def _harmed(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
-    """Return what arrives of an answer that is lost."""
+def _damaged_answer(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
+    """Return the part of an answer that arrives."""
     if fault is Fault.HTTP_500_AFTER:
         return 500, b""
     if fault is Fault.NOTHING_AFTER:
@@ -348,7 +348,7 @@ def _harmed(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
 
 
 class Simulation:
-    """All there is."""
+    """Processes, accounts, tokens and faults, with the checks of what must hold."""
 
     def __init__(
         self,
@@ -361,13 +361,13 @@ class Simulation:
         lifetimes: Lifetimes | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.loop.set_debug(False)  # a trace of each of so many steps would take minutes
+        self.loop.set_debug(False)  # tracing this many steps would take minutes
         self.loop.set_default_executor(InlineExecutor())
         self.store, self.cipher, self.gated = store, cipher, gated
         self.shared = store.has_shared_clock
-        """Whether clocks differ, and stored times are told by the store's, as on PostgreSQL."""
+        """Whether clocks differ and the store's clock decides, as on PostgreSQL."""
         self.clock = clock
-        """The machine's clock; where clocks differ, the true one."""
+        """The machine's clock or, if clocks differ, the database's."""
         self.disk = MemoryRescue()
         known = SandboxIntegration()
         self.integration = Integration(
@@ -382,39 +382,39 @@ class Simulation:
         self.lying = False
         """Whether AMO calls every refresh token revoked."""
         self.pages: set[str] = set()
-        """Hosts whose account is gone, and where only a web server answers."""
+        """Hosts of deleted accounts that answer with a web server's page."""
         self.drawn: Counter[str] = Counter()
-        """How often each fault had an effect."""
+        """The number of effects of each fault."""
         self.silent_at = -math.inf
-        """When AMO last did not answer a look-up."""
+        """The monotonic time of the last unanswered introspection."""
         self.unheard: dict[str, Process] = {}
-        """Which process has stored a connection's present pair, and has not heard so."""
+        """The process that stored a connection's current pair and lost the answer."""
         self.broken: list[BaseException] = []
-        """What did not hold in a process, which goes on."""
+        """Failed checks and unexpected exceptions of processes."""
         self.rules = RULES
-        self.budget = Budget(every=RULES.retry_cap)
+        self.budget = ProbeBudget(every=RULES.retry_cap)
         self.steady = True
         """Whether the machine's clock has never been stepped."""
         self.random: Callable[[], float] = lambda: 0.5
         self.tokens: dict[str, Token] = {}
         self.generations: dict[str, int] = {}
-        self.harmed: set[str] = set()
-        """Connections that others have spent, or switched off."""
+        self.spent_elsewhere: set[str] = set()
+        """Connections whose token another system has spent, or whose account is disabled."""
         self.processes: list[Process] = []
         self.steps = 0
         self._busy = 0
         self._ended = asyncio.Event()
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """Keep what does not hold: the service takes it for a bug of its own, logs it, and goes on."""
+    def recording_failures(self) -> Iterator[None]:
+        """Record a failed check, which the service would only log as a bug."""
         try:
             yield
         except AssertionError as error:
             self.broken.append(error)
             raise
 
-    # --- time and turns --------------------------------------------------------------------------
+    # --- time and gates --------------------------------------------------------------------------
 
     async def at_work(self, work: Awaitable[Any]) -> Any:
         self._busy += 1
@@ -425,8 +425,8 @@ class Simulation:
             self._ended.set()
 
     async def settle(self) -> None:
-        """Let everyone run until all wait at gates, or sleep."""
-        ready = cast("Any", self.loop)._ready  # noqa: SLF001 -- because nothing else tells that nobody can run
+        """Run all tasks until each waits at a gate or sleeps."""
+        ready = cast("Any", self.loop)._ready  # noqa: SLF001 -- because only this queue shows whether a task can run
         await asyncio.sleep(0)
         while ready or self._busy:
             if ready:
@@ -456,7 +456,7 @@ class Simulation:
         self.steady = False
 
     async def open(self, process: Process, number: int = 0) -> None:
-        """Open one gate, and let what it leads to happen."""
+        """Open one gate, and run until all tasks wait again."""
         process.waiting = [(name, gate) for name, gate in process.waiting if not gate.done()]
         if process.waiting:
             self.steps += 1
@@ -464,8 +464,8 @@ class Simulation:
             gate.set_result(None)
             await self.settle()
 
-    async def flow(self) -> None:
-        """Open gates until nobody waits at one."""
+    async def open_gates(self) -> None:
+        """Open gates until no process waits at one."""
         before = self.steps
         while waiting := [process for process in self.living() if any(not gate.done() for _, gate in process.waiting)]:
             for process in waiting:
@@ -490,28 +490,28 @@ class Simulation:
     def name(self, account: SandboxAccount) -> str:
         return connection_id(Account(account_id=str(account.id), user_id=str(account.user_id)), account.host)
 
-    def presented(self, refresh_token: str, *, domain: str, fault: Fault | None) -> tuple[int, bytes]:
-        """Present a refresh token, and return what comes back of the answer."""
+    def present(self, refresh_token: str, *, domain: str, fault: Fault | None) -> tuple[int, bytes]:
+        """Present a refresh token, and return the part of the answer that arrives."""
         token = self.tokens[refresh_token]
         token.present(at=self.clock.monotonic(), lifetime=self.fake.lifetimes.access, steady=self.steady)
-        token.gone = token.account.gone
-        if unread := self._turned_away(fault):
+        token.account_deleted = token.account.gone
+        if unread := self._early_answer(fault):
             return unread
         if self.lying:
-            token.lies += 1
+            token.false_revocations += 1
             reply = problem(401, "Token has been revoked")
         else:
             self.drawn["spent tokens presented again"] += token.spent_by == "us"
             reply = self._post(refresh_token, domain)
         if reply.status == 200:
-            self._born(reply.content, account=token.account, parent=refresh_token, spent_by="us")
+            self._add_token(reply.content, account=token.account, parent=refresh_token, spent_by="us")
         if fault in LOST and not (fault is Fault.NO_REFRESH_TOKEN_AFTER and reply.status != 200):
-            return _harmed(reply, fault)
-        self.drawn["refusals of accounts that are gone"] += token.gone
-        return (404, NOT_FOUND) if token.gone and domain in self.pages else (reply.status, reply.body)
+            return _damaged_answer(reply, fault)
+        self.drawn["refusals of accounts that are gone"] += token.account_deleted
+        return (404, NOT_FOUND) if token.account_deleted and domain in self.pages else (reply.status, reply.body)
 
-    def _turned_away(self, fault: Fault | None) -> tuple[int, bytes] | None:
-        """Return the answer of an AMO that does not look at the token."""
+    def _early_answer(self, fault: Fault | None) -> tuple[int, bytes] | None:
+        """Return AMO's answer if AMO does not check the token."""
         if self.blocked:
             self.drawn["requests while the address is blocked"] += 1
             return 403, BLOCKED
@@ -521,7 +521,7 @@ class Simulation:
         request = refresh_request(self.integration, refresh_token=refresh_token, domain=domain)
         return self.fake.token(domain, body=request.body or b"", content_type="application/json")
 
-    def _born(
+    def _add_token(
         self, content: Any, *, account: SandboxAccount, parent: str | None, spent_by: str = "", generation: int = 0
     ) -> None:
         if parent is not None:
@@ -533,29 +533,29 @@ class Simulation:
             number=len(self.tokens),
             access_token=content["access_token"],
             account=account,
-            born=self.clock.monotonic(),
+            issued_at=self.clock.monotonic(),
         )
 
     async def grant(self, account: SandboxAccount) -> None:
-        """Let the person connect, by a process that is none of these; while all is frozen, he is told to wait."""
+        """Store a grant by another process; a deleted account or a frozen service stores none."""
         if account.gone or await self.at_work(self.store.frozen()):
             return
-        granted = self._granted(account)
+        granted = self._exchange_code(account)
         await self.at_work(save(self.store, granted.connection, iat=granted.token_iat, code=granted.grant.code_hash))
-        self.harmed.discard(granted.connection_id)
+        self.spent_elsewhere.discard(granted.connection_id)
 
     async def grant_by(self, process: Process, account: SandboxAccount) -> None:
-        """Let the person connect, by this process; what AMO answers is stored when it can be."""
+        """Store a grant by this process, as a pending write if necessary."""
         if account.gone or await self.at_work(self.store.frozen()):
             return
-        granted = self._granted(account)
+        granted = self._exchange_code(account)
         await self.at_work(self.store.claim_grant(granted.grant, now=self.clock.now()))
         process.received.append((granted.connection_id, self.pair(granted.connection).refresh_token))
         process.exchanging.append(
             process.run(process.lifecycle.pending_writes.save(granted, connection=granted.connection))
         )
 
-    def _granted(self, account: SandboxAccount) -> NewConnection:
+    def _exchange_code(self, account: SandboxAccount) -> NewConnection:
         name = self.name(account)
         account.disabled = False
         body = {
@@ -569,7 +569,7 @@ class Simulation:
         now = self.clock.now()
         issued = read_token_response(AmoResponse(status=200, body=reply.body), grant_type=GrantType.CODE, now=now)
         self.generations[name] = self.generations.get(name, 0) + 1
-        self._born(reply.content, account=account, parent=None, generation=self.generations[name])
+        self._add_token(reply.content, account=account, parent=None, generation=self.generations[name])
         connection = a_connection(
             id=name,
             account_id=str(account.id),
@@ -584,7 +584,7 @@ class Simulation:
             next_refresh_at=now + issued.pair.lifetime / 2,
             connected_at=now,
         )
-        number = len(self.tokens)  # AMO's clock, which nobody steps
+        number = len(self.tokens)  # AMO's clock, which is never stepped
         grant = a_grant(
             f"code {number}",
             status=GrantStatus.CONNECTED,
@@ -594,19 +594,21 @@ class Simulation:
         )
         return NewConnection(grant=grant, connection=connection, token_iat=number)
 
-    async def steal(self, account: SandboxAccount) -> None:
-        """Let a stranger spend the stored refresh token."""
+    async def spend_elsewhere(self, account: SandboxAccount) -> None:
+        """Spend the stored refresh token by another system."""
         name = self.name(account)
         row = await self.row(name)
         if row.sealed_pair is None:
             return
         token = self.pair(row).refresh_token
         if self.fake.is_good(token):
-            self.harmed.add(name)
-            self._born(self._post(token, account.host).content, account=account, parent=token, spent_by="a stranger")
+            self.spent_elsewhere.add(name)
+            self._add_token(
+                self._post(token, account.host).content, account=account, parent=token, spent_by="a stranger"
+            )
 
     async def freeze(self, account: SandboxAccount | None, *, frozen: bool) -> None:
-        """Freeze or thaw an account's connection, or all of them."""
+        """Freeze or thaw an account's connection, or all connections."""
         if account is not None:
             await self.at_work(self.store.freeze(self.name(account), at=self.clock.now() if frozen else None))
         elif frozen:
@@ -616,20 +618,20 @@ class Simulation:
 
     def switch_off(self, account: SandboxAccount) -> None:
         account.disabled = True
-        self.harmed.add(self.name(account))
+        self.spent_elsewhere.add(self.name(account))
 
     def delete(self, account: SandboxAccount, *, page: bool) -> None:
-        """Let an account be gone at AMO, which answers as such or leaves that to a web server's page."""
+        """Delete an account, which AMO reports in its own format or as a web server's page."""
         account.gone = True
         if page:
             self.pages.add(account.host)
 
     def bring_back(self, account: SandboxAccount) -> None:
-        """Let an account that was gone be there again, with its tokens."""
+        """Restore a deleted account with its tokens."""
         account.gone = False
         self.pages.discard(account.host)
 
-    # --- what must hold --------------------------------------------------------------------------
+    # --- checks ----------------------------------------------------------------------------------
 
     async def row(self, name: str) -> Connection:
         row = await self.at_work(self.store.connection(name))
@@ -641,13 +643,13 @@ class Simulation:
         assert pair is not None
         return pair
 
-    async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do what a process asks of the store, and check what that does to the truth."""
+    async def execute(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Execute a store call, and check its effect on the tokens."""
         before = await self.store.connection(args[0].connection_id) if name in PAIRS | {"claim"} else None
         if name == "claim" and self.shared and before is not None and before.attempt is not None:
             assert before.lease_until is not None
             if before.lease_until > self.clock.now():
-                return None  # so does PostgreSQL's statement
+                return None  # as PostgreSQL's statement does
         result = await getattr(self.store, name)(*args, **kwargs)
         if name == "disconnect" and result:
             assert not self.fake.is_good(self.pair(args[0]).refresh_token), "living tokens were erased"
@@ -657,13 +659,13 @@ class Simulation:
             self._check_written(process, name, before, result)
         if name == "give_up" and result:
             self.drawn["suspended answers applied"] += 1
-            self._check_verdict(await self.row(args[0].id))
+            self._check_failure(await self.row(args[0].id))
         if name in {"begin_amo_block", "end_amo_block"}:
             self._note_block(stored=await self.store.amo_block() is not None)
         return result
 
     def _check_written(self, process: Process, name: str, before: Connection | None, row: Connection) -> None:
-        """Check what a statement has returned."""
+        """Check the row that a statement has returned."""
         if name == "claim":
             assert before is not None
             assert not before.frozen, "a frozen connection was claimed"
@@ -671,7 +673,7 @@ class Simulation:
         if name in PAIRS:
             self._check_stored(process, before, row)
         if name == "save_failure":
-            self._check_verdict(row)
+            self._check_failure(row)
         if self.shared:
             self._check_times(row)
 
@@ -683,7 +685,7 @@ class Simulation:
         if new.parent is not None:
             self.tokens[new.parent].answered = True
         elif not any(account.disabled for account in self.accounts if self.name(account) == row.id):
-            self.harmed.discard(row.id)
+            self.spent_elsewhere.discard(row.id)
 
     def _note_block(self, *, stored: bool) -> None:
         if stored:
@@ -692,33 +694,35 @@ class Simulation:
             self.budget.end()
 
     def count_probe(self, process: Process) -> None:
-        """Count what a process that knows of the block is about to present."""
+        """Count a probe if the process knows of the address block."""
         if self.blocked and process.knows_block:
             self.budget.probe(self.clock.monotonic())
 
-    def _check_verdict(self, row: Connection) -> None:
+    def _check_failure(self, row: Connection) -> None:
         token = self.tokens[refresh_token := self.pair(row).refresh_token]
         if row.suspended_token == fingerprint(refresh_token):
             self.drawn["suspended answers"] += not token.settled
             token.settle(row.suspended_reason)
         if row.status is not Status.NEEDS_REAUTH:
             return
-        tried, token.given_up = token.given_up, True  # a later presentation may stay without an answer
+        tried, token.was_needs_reauth = token.was_needs_reauth, True  # a later presentation may lose its answer
         token.settle(row.reason)
         if row.reason is Reason.REFUSED:
             self.drawn["connections given up as refused"] += 1
-            refused = tried or token.gone or not self._is_good(refresh_token)
+            refused = tried or token.account_deleted or not self._is_good(refresh_token)
             assert refused, "a connection was refused whose account is there"
-            long = self.clock.monotonic() - token.born >= DAY - 60 or not self.steady
+            long = self.clock.monotonic() - token.issued_at >= DAY - 60 or not self.steady
             assert long, "a connection was given up as refused within a day"
             assert token.times >= REFUSALS, "a connection was given up as refused too soon"
             return
-        assert token.lies or tried or not self._is_good(refresh_token), "a live connection was declared dead"
-        if row.reason is Reason.REVOKED and row.id not in self.harmed and not token.lies:
+        assert token.false_revocations or tried or not self._is_good(refresh_token), (
+            "a live connection was declared dead"
+        )
+        if row.reason is Reason.REVOKED and row.id not in self.spent_elsewhere and not token.false_revocations:
             assert token.spent_by != "us", "a loss of our making was called revoked"
 
     def _is_good(self, refresh_token: str) -> bool:
-        """Tell whether a refresh token could be spent if its account were there."""
+        """Return whether a refresh token could be spent if its account were not deleted."""
         account = self.tokens[refresh_token].account
         gone, account.gone = account.gone, False
         good = self.fake.is_good(refresh_token)
@@ -726,7 +730,7 @@ class Simulation:
         return good
 
     def _check_times(self, row: Connection) -> None:
-        """Check that every stored time is told by the true clock."""
+        """Check that every stored time agrees with the database's clock."""
         soon = self.clock.now() + MINUTE
         past = (
             *(row.access_issued_at, row.refreshed_at, row.connected_at),
@@ -736,14 +740,14 @@ class Simulation:
         if row.sealed_pair is None or row.access_expires_at is None:
             return
         token = self.tokens[self.pair(row).refresh_token]
-        left = token.born + self.fake.lifetimes.access - self.clock.monotonic()
+        left = token.issued_at + self.fake.lifetimes.access - self.clock.monotonic()
         dead = self.clock.now() + timedelta(seconds=left + TIMEOUT)
         assert row.access_expires_at <= dead + MINUTE, "an access token is stored as valid after its expiry"
         if row.next_refresh_at is not None and not row.failures:
             assert row.next_refresh_at <= row.access_expires_at, "a refresh is due after the expiry"
 
     async def _check_left_behind(self, process: Process) -> None:
-        """Check that a process that ended by itself has left each pair that it received in the store or in a file."""
+        """Check that an ended process has left each received pair in the store or in a rescue file."""
         for name, refresh_token in process.received:
             row, token = await self.row(name), self.tokens[refresh_token]
             erased = row.status is Status.DISCONNECTED
@@ -752,26 +756,33 @@ class Simulation:
             assert stored or rescued, f"{process.name} has ended and left a pair nowhere"
 
     async def check_handed_out(self, process: Process, connection: Connection, access_token: str) -> None:
-        """Check that what was handed out lives, as far as could be known."""
+        """Check that a token that was handed out is valid, as far as the process could know."""
         row = await self.row(connection.id)
         known = process.lifecycle.leases.has_ended(row)
         under_way = row.attempt is not None and row.failures == 0 and not known
-        changed = row.row_version != connection.row_version  # since it was read: it was right then
-        silent = self.clock.monotonic() - self.silent_at <= FORGOTTEN_AFTER or any(
-            name == "ask about" and not gate.done() for name, gate in process.waiting
+        changed = row.row_version != connection.row_version  # after it was read, so it was correct then
+        silent = self.clock.monotonic() - self.silent_at <= SILENCE_KEPT or any(
+            name == "introspect access token" and not gate.done() for name, gate in process.waiting
         )
         silent = silent or process.lifecycle.breaker.address_block.block is not None
         gone = any(account.gone for account in self.accounts if self.name(account) == row.id)
-        if under_way or changed or silent or gone or row.id in self.harmed or process.lifecycle.pending_writes.names:
+        if (
+            under_way
+            or changed
+            or silent
+            or gone
+            or row.id in self.spent_elsewhere
+            or process.lifecycle.pending_writes.names
+        ):
             return
         assert self.fake.live_account(access_token) is not None, "a dead token was handed out"
 
-    async def check_at_peace(self) -> None:
-        """Check that whoever lives is active and fresh once all is well, and that nothing waits to be stored."""
+    async def check_recovered(self) -> None:
+        """Check that every valid connection is active and fresh without faults, and that no write is pending."""
         assert not self.disk.read()
         assert not any(process.lifecycle.pending_writes.names for process in self.living())
         rows = {account.id: await self.row(self.name(account)) for account in self.accounts}
-        alone = not any(self._lives(account, rows[account.id]) for account in self.accounts)
+        alone = not any(self._is_refreshable(account, rows[account.id]) for account in self.accounts)
         suspended = (await self.store.shared_state()).terminal_suspended
         assert alone or not suspended, "terminal failures are suspended, although others are active"
         blocked = await self.store.amo_block() is not None
@@ -781,17 +792,17 @@ class Simulation:
             for version in range(row.pair_version):
                 assert f"{row.id}-{version}.raw" not in self.disk.files, "an answer is kept that is of no use any more"
             if row.status is Status.DISCONNECTED:
-                continue  # that nothing living was erased was checked then
+                continue  # the disconnect was checked when it was written
             if account.gone:
-                continue  # whether it is given up by now depends on the others
+                continue  # whether it is `refused` depends on the other connections
             token = self.pair(row).refresh_token
             good = self.fake.is_good(token)
-            hidden = (
-                row.domain != account.host
-            )  # dead where nobody can be asked any more: its old host says 404 for ever
-            alone_or_hidden = alone or hidden
-            right = row.status is (Status.ACTIVE if good else Status.NEEDS_REAUTH) or (alone_or_hidden and not good)
-            right = right or self.tokens[token].lies > 1  # it was tried again while AMO was ill, and that is the last
+            unreachable = row.domain != account.host  # no introspection is possible, and its old host answers 404
+            alone_or_unreachable = alone or unreachable
+            right = row.status is (Status.ACTIVE if good else Status.NEEDS_REAUTH) or (
+                alone_or_unreachable and not good
+            )
+            right = right or self.tokens[token].false_revocations > 1  # presented again during a fault of AMO
             right = right or (blocked and row.status is Status.NEEDS_REAUTH)  # only a success ends a block
             assert right, f"{row.status} {row.reason} {row.last_error}, and its token is good: {good}"
             if row.status is Status.ACTIVE and good:
@@ -800,7 +811,7 @@ class Simulation:
                 assert not row.in_doubt, "an attempt has not told its end"
                 assert row.suspended_token is None, "a suspended answer was not applied"
 
-    def _lives(self, account: SandboxAccount, row: Connection) -> bool:
+    def _is_refreshable(self, account: SandboxAccount, row: Connection) -> bool:
         return (
             row.status is Status.ACTIVE
             and not account.gone

@@ -1,4 +1,4 @@
-"""An attempt to refresh: its claim, its requests, and the account that has moved."""
+"""Refresh attempts: the claim, the requests, and moved accounts."""
 
 from typing import Any
 
@@ -17,16 +17,21 @@ from tests.fakes import Override, answering
 from tests.refresh.harness import API_DOMAIN, RefreshHarness, newer_than
 from tests.service import HOST
 
-ELSEWHERE = "renamed.amocrm.ru"
+NEW_HOST = "renamed.amocrm.ru"
 
 
-GOOD, REFUSED, UNKNOWN, NOT_CHECKED = TokenState.VALID, TokenState.REJECTED, TokenState.UNKNOWN, TokenState.NOT_CHECKED
+VALID, REJECTED, UNKNOWN, NOT_CHECKED = (
+    TokenState.VALID,
+    TokenState.REJECTED,
+    TokenState.UNKNOWN,
+    TokenState.NOT_CHECKED,
+)
 
 
-async def _followed(
+async def _refresh_refused(
     harness: RefreshHarness, refused: AmoCallbackError, introspection: IntrospectionResult
 ) -> tuple[type[Exception], list[str]]:
-    """Have AMO refuse whatever is presented, and tell this of the token; return what is raised, and who was asked."""
+    """Have AMO refuse every refresh with this introspection; return the error type and the requested hosts."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     asked: list[str] = []
 
@@ -48,15 +53,15 @@ async def _followed(
 @pytest.mark.parametrize(
     ("introspection", "asked", "accepted", "same_host"),
     [
-        (IntrospectionResult(state=GOOD, domain=HOST), [HOST], True, True),
-        (IntrospectionResult(state=GOOD, domain=ELSEWHERE), [HOST, ELSEWHERE], True, True),
-        (IntrospectionResult(state=GOOD), [HOST], True, False),
-        (IntrospectionResult(state=REFUSED), [HOST], False, False),
+        (IntrospectionResult(state=VALID, domain=HOST), [HOST], True, True),
+        (IntrospectionResult(state=VALID, domain=NEW_HOST), [HOST, NEW_HOST], True, True),
+        (IntrospectionResult(state=VALID), [HOST], True, False),
+        (IntrospectionResult(state=REJECTED), [HOST], False, False),
         (IntrospectionResult(state=UNKNOWN), [HOST], None, False),
         (IntrospectionResult(state=NOT_CHECKED), [HOST], None, False),
     ],
 )
-async def test_an_unexplained_refusal_is_followed_where_the_account_has_moved(
+async def test_attempt_refusal_without_hint_is_retried_at_new_host(
     harness: RefreshHarness,
     introspection: IntrospectionResult,
     asked: list[str],
@@ -64,38 +69,41 @@ async def test_an_unexplained_refusal_is_followed_where_the_account_has_moved(
     accepted: bool | None,
     same_host: bool,
 ) -> None:
-    """The host that has refused last, and what introspection says of the token, decide whose fault it is."""
+    """A refusal without a hint is retried at a new host, and carries the result of the introspection."""
     refused = UnauthorizedWithoutHint(401)
-    assert await _followed(harness, refused, introspection) == (UnauthorizedWithoutHint, asked)
+    assert await _refresh_refused(harness, refused, introspection) == (UnauthorizedWithoutHint, asked)
     assert (refused.accepted, refused.same_host) == (accepted, same_host)
 
 
 @pytest.mark.parametrize(
-    ("misread", "introspection", "raised", "asked"),
+    ("undecodable", "introspection", "raised", "asked"),
     [
-        (True, IntrospectionResult(state=GOOD, domain=HOST), NeedsReauth, [HOST]),
-        (True, IntrospectionResult(state=GOOD, domain=ELSEWHERE), NeedsReauth, [HOST, ELSEWHERE]),
-        (True, IntrospectionResult(state=GOOD), NeedsReauth, [HOST]),
-        (True, IntrospectionResult(state=REFUSED), NeedsReauth, [HOST]),
+        (True, IntrospectionResult(state=VALID, domain=HOST), NeedsReauth, [HOST]),
+        (True, IntrospectionResult(state=VALID, domain=NEW_HOST), NeedsReauth, [HOST, NEW_HOST]),
+        (True, IntrospectionResult(state=VALID), NeedsReauth, [HOST]),
+        (True, IntrospectionResult(state=REJECTED), NeedsReauth, [HOST]),
         (True, IntrospectionResult(state=UNKNOWN), IntrospectionUnavailable, [HOST]),
-        (False, IntrospectionResult(state=GOOD, domain=ELSEWHERE), NeedsReauth, [HOST]),
+        (False, IntrospectionResult(state=VALID, domain=NEW_HOST), NeedsReauth, [HOST]),
         (False, IntrospectionResult(state=UNKNOWN), NeedsReauth, [HOST]),
     ],
 )
-async def test_a_refusal_of_who_could_not_read_the_token_is_believed_where_the_account_lives(
+async def test_attempt_undecodable_token_is_final_after_introspection(
     harness: RefreshHarness,
     *,
-    misread: bool,
+    undecodable: bool,
     introspection: IntrospectionResult,
     raised: type[Exception],
     asked: list[str],
 ) -> None:
-    """Whoever could read it is believed at once, and nobody is asked."""
-    assert await _followed(harness, InvalidRefreshToken(undecodable=misread), introspection) == (raised, asked)
+    """A refusal of an undecodable token is applied only after introspection; any other is applied at once."""
+    assert await _refresh_refused(harness, InvalidRefreshToken(undecodable=undecodable), introspection) == (
+        raised,
+        asked,
+    )
 
 
-async def test_whoever_comes_second_to_a_claim_spends_nothing(harness: RefreshHarness) -> None:
-    """Between the last look and the claim another process was faster: its pair is taken, and told as nothing else."""
+async def test_attempt_failed_claim_returns_pair_of_other_process(harness: RefreshHarness) -> None:
+    """If another process refreshes before the claim, its pair is returned and no event is added."""
     connection = await harness.connect()
     faster = harness.make_coordinator(process="process-2", store=harness.store)
     harness.failing.before["claim"] = lambda *_, **__: harness.refresh(
@@ -106,13 +114,13 @@ async def test_whoever_comes_second_to_a_claim_spends_nothing(harness: RefreshHa
     assert harness.witness.names() == ["refresh.succeeded"]
 
 
-async def test_whatever_a_success_means_for_others_its_pair_is_stored_first(harness: RefreshHarness) -> None:
-    """An observer that fails as the breaker closes costs no pair."""
+async def test_attempt_success_stores_pair_before_closing_breaker(harness: RefreshHarness) -> None:
+    """An observer that fails when the circuit breaker closes does not prevent the pair's storage."""
     connection = await harness.connect()
 
     def observer(event: Event) -> None:
         if event.name == "amo_credentials.accepted":
-            raise RuntimeError("the log is broken")
+            raise RuntimeError("the observer fails")
 
     lifecycle = harness.make_lifecycle(observer=observer)
     lifecycle.breaker.refuse("Check the `client_id` parameter")
@@ -121,8 +129,8 @@ async def test_whatever_a_success_means_for_others_its_pair_is_stored_first(harn
     assert (await harness.now(connection)).pair_version == 2
 
 
-async def test_each_request_about_a_moved_account_has_a_slot_of_its_own(harness: RefreshHarness) -> None:
-    """AMO bans whoever asks too often: the first request, the look-up and the second request wait for one each."""
+async def test_attempt_moved_account_takes_a_slot_for_each_request(harness: RefreshHarness) -> None:
+    """The first request, the introspection and the second request each wait for a slot."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
     order: list[str] = []
@@ -131,7 +139,7 @@ async def test_each_request_about_a_moved_account_has_a_slot_of_its_own(harness:
         order.append("acquire_slot")
 
     async def introspect_refresh_token(**question: Any) -> IntrospectionResult:
-        order.append("look-up")
+        order.append("introspection")
         return await harness.client.introspect_refresh_token(**question)
 
     async def refresh(**request: Any) -> TokenResponse:
@@ -142,4 +150,4 @@ async def test_each_request_about_a_moved_account_has_a_slot_of_its_own(harness:
         harness.client, acquire_slot=acquire_slot, introspect_refresh_token=introspect_refresh_token, refresh=refresh
     )
     await harness.refresh(connection, by=harness.make_coordinator(amo=amo))
-    assert order == ["acquire_slot", "refresh", "acquire_slot", "look-up", "acquire_slot", "refresh"]
+    assert order == ["acquire_slot", "refresh", "acquire_slot", "introspection", "acquire_slot", "refresh"]

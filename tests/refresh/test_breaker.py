@@ -1,4 +1,4 @@
-"""The circuit breaker: what opens and closes it, and who is tried while it is open."""
+"""The circuit breaker: conditions that open and close it, and the order of its probes."""
 
 from contextlib import suppress
 from datetime import timedelta
@@ -20,30 +20,30 @@ from tests.refresh.harness import DAY, RefreshHarness
 
 
 @pytest.mark.parametrize(
-    ("failed", "active", "epidemic"),
+    ("failed", "active", "expected"),
     [
         *((0, 0, False), (4, 0, False), (5, 0, True), (5, 19, True)),
         *((5, 20, False), (20, 80, False), (21, 79, True), (50, 300, False)),
     ],
 )
-def test_many_deaths_of_a_large_share_are_an_epidemic(failed: int, active: int, *, epidemic: bool) -> None:
-    """Five deaths at least, and more than a fifth of all, those who have died counted in."""
-    assert is_mass_failure(ConnectionCounts(active=active, fresh=active, failed=failed)) is epidemic
+def test_is_mass_failure_requires_five_failures_and_a_fifth(failed: int, active: int, *, expected: bool) -> None:
+    """A mass failure is at least five failures and more than a fifth of all, including the failed ones."""
+    assert is_mass_failure(ConnectionCounts(active=active, fresh=active, failed=failed)) is expected
 
 
-async def _five_die(harness: RefreshHarness) -> None:
-    """Have five connections die at the same moment."""
+async def _fail_five(harness: RefreshHarness) -> None:
+    """Have five connections become `needs_reauth` at the same moment."""
     for number in range(5):
-        dead = await save(harness.store, a_connection(number + 1))
-        await harness.store.claim(a_claim(dead))
+        failed = await save(harness.store, a_connection(number + 1))
+        await harness.store.claim(a_claim(failed))
         failure = a_failure(
-            dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, needs_reauth_since=harness.clock.now()
+            failed, status=Status.NEEDS_REAUTH, next_refresh_at=None, needs_reauth_since=harness.clock.now()
         )
         await harness.store.save_failure(failure)
 
 
-async def _suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
-    """Make connections suspect, and return why the breaker is open after each."""
+async def _make_suspect(harness: RefreshHarness, *names: str) -> list[str | None]:
+    """Make connections suspect, and return the circuit breaker's reason after each."""
     breaker, reasons = harness.lifecycle.breaker, []
     for name in names:
         harness.clock.advance(1)
@@ -57,50 +57,50 @@ async def _save(harness: RefreshHarness, connections: int) -> None:
         await save(harness.store, a_connection(number))
 
 
-async def test_two_suspects_open_it_once_the_last_success_is_older_than_the_retry_cap(harness: RefreshHarness) -> None:
-    """One connection may have a trouble of its own, however often it is refused; a second one is no accident."""
+async def test_circuit_breaker_two_suspects_without_recent_success_open_it(harness: RefreshHarness) -> None:
+    """Two different suspects open the circuit breaker if the last success is older than `retry_cap`."""
     await _save(harness, 10)
     harness.clock.advance(900)
-    assert await _suspect(harness, "one", "one", "another") == [None, None, InvalidClient.code]
+    assert await _make_suspect(harness, "one", "one", "another") == [None, None, InvalidClient.code]
     assert harness.witness.names() == ["amo_credentials.refused"]
     assert harness.lifecycle.breaker.refused == "AMO's words"
 
 
-async def test_ten_suspects_in_a_row_open_it_however_recent_the_last_success_is(harness: RefreshHarness) -> None:
-    """The same connection twice counts once, and a success in between begins the count anew."""
+async def test_circuit_breaker_ten_suspects_in_a_row_open_it(harness: RefreshHarness) -> None:
+    """Ten different suspects without a success between them open the circuit breaker."""
     await _save(harness, 20)
     names = [str(number) for number in range(10)]
-    assert await _suspect(harness, *names[:9], *names[:9]) == [None] * 18
+    assert await _make_suspect(harness, *names[:9], *names[:9]) == [None] * 18
     await harness.lifecycle.breaker.succeeded()
-    assert await _suspect(harness, *names) == [None] * 9 + [InvalidClient.code]
+    assert await _make_suspect(harness, *names) == [None] * 9 + [InvalidClient.code]
 
 
-async def test_a_success_of_another_process_clears_the_suspects(harness: RefreshHarness) -> None:
-    """The store tells of it: suspects from before count no more, those from after do."""
+async def test_circuit_breaker_success_of_another_process_clears_suspects(harness: RefreshHarness) -> None:
+    """A success that another process stored clears the suspects before it."""
     await _save(harness, 10)
     harness.clock.advance(901)
-    assert await _suspect(harness, "one") == [None]
+    assert await _make_suspect(harness, "one") == [None]
     harness.clock.advance(1)
     await save(harness.store, a_connection(11, connected_at=harness.clock.now()))
     harness.clock.advance(901)
-    assert await _suspect(harness, "another", "a third") == [None, InvalidClient.code]
+    assert await _make_suspect(harness, "another", "a third") == [None, InvalidClient.code]
 
 
-async def test_the_breaker_opens_with_the_only_connection_that_can_be_refreshed(harness: RefreshHarness) -> None:
-    """Connections that are frozen, or have no refresh token, are neither counted nor probed."""
+async def test_circuit_breaker_only_refreshable_connection_opens_it(harness: RefreshHarness) -> None:
+    """Frozen connections and those without a refresh token are neither counted nor probed."""
     connection = await save(harness.store, a_connection(1))
     await save(harness.store, a_connection(2, next_refresh_at=None, refresh_expires_at=None))
     frozen = await save(harness.store, a_connection(3))
     await harness.store.freeze(frozen.id, at=harness.clock.now())
     harness.clock.advance(901)
-    assert await _suspect(harness, "one") == [InvalidClient.code]
+    assert await _make_suspect(harness, "one") == [InvalidClient.code]
     turn = timedelta(seconds=60)
     assert (await harness.store.probe(exclude=(), turn=turn) or frozen).id == connection.id
     assert await harness.store.probe(exclude=(connection.id,), turn=turn) is None
 
 
-async def test_accounts_nobody_can_be_asked_about_are_no_fault_of_the_configuration(harness: RefreshHarness) -> None:
-    """Moved, without an API host, their access tokens over: they are refused without a reason, and stop nobody else."""
+async def test_circuit_breaker_without_possible_introspection_stays_closed(harness: RefreshHarness) -> None:
+    """Refused connections without `api_domain` and with expired access tokens do not open the circuit breaker."""
     connections = await harness.connect_users(2, api_domain=None)
     for number in range(10):
         await save(harness.store, a_connection(number + 1))
@@ -113,12 +113,12 @@ async def test_accounts_nobody_can_be_asked_about_are_no_fault_of_the_configurat
     assert harness.lifecycle.breaker.reason is None
 
 
-@pytest.mark.parametrize("why", ["refused", "held"])
-async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(harness: RefreshHarness, why: str) -> None:
-    """Where AMO has answered nobody, the probe is one of those without an answer, after its lease; and it closes."""
+@pytest.mark.parametrize("why", ["circuit breaker", "mass failure"])
+async def test_circuit_breaker_connection_with_open_attempt_may_be_probe(harness: RefreshHarness, why: str) -> None:
+    """A connection with an unknown outcome may be the probe after its lease and close the circuit breaker."""
     connection = await harness.connect()
     await harness.fail(connection, UnknownOutcome, Fault.HTTP_500)
-    if why == "held":
+    if why == "mass failure":
         await harness.store.suspend_terminal(now=harness.clock.now())
     else:
         harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
@@ -128,8 +128,8 @@ async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(harness: R
     assert harness.lifecycle.breaker.reason is None
 
 
-async def test_where_there_is_no_probe_the_loop_waits(harness: RefreshHarness) -> None:
-    """With nobody to be tried, the store is asked once a poll interval."""
+async def test_scheduler_without_probe_candidate_waits_for_poll(harness: RefreshHarness) -> None:
+    """The store is asked for a probe once per poll interval if there is none."""
     await harness.store.suspend_terminal(now=harness.clock.now())
     harness.clock.advance(61)
     async with harness.running(harness.lifecycle):
@@ -138,19 +138,21 @@ async def test_where_there_is_no_probe_the_loop_waits(harness: RefreshHarness) -
         assert harness.traffic.calls["probe"] == 1
 
 
-async def test_a_trial_may_be_the_probe(harness: RefreshHarness) -> None:
-    """Where nobody else lives, the daily look-up of one that was given up closes the breaker, and heals it."""
-    connection = await harness.given_up()
+async def test_circuit_breaker_recheck_may_be_probe(harness: RefreshHarness) -> None:
+    """The daily recheck of a `needs_reauth` connection may be the probe and close the circuit breaker."""
+    connection = await harness.connect_revoked()
     harness.lifecycle.breaker.refuse("AMO refuses without a reason")
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert harness.lifecycle.breaker.reason is None
 
 
 @pytest.mark.parametrize("trigger", [RefreshTrigger.FORCED, RefreshTrigger.TRIAL])
-async def test_who_was_the_probe_lets_another_be_it(harness: RefreshHarness, trigger: RefreshTrigger) -> None:
-    """One that callers ask for again and again is the probe once a round, and one probe goes every minute."""
+async def test_circuit_breaker_probed_connection_waits_for_next_round(
+    harness: RefreshHarness, trigger: RefreshTrigger
+) -> None:
+    """A connection is the probe once a round, and one probe is sent every minute."""
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
     assert present(breaker.refusal("one", trigger=trigger)).retry_after == 60
@@ -165,15 +167,17 @@ async def test_who_was_the_probe_lets_another_be_it(harness: RefreshHarness, tri
 
 
 @pytest.mark.parametrize("trigger", [RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT])
-async def test_nobody_else_is_refreshed(harness: RefreshHarness, trigger: RefreshTrigger) -> None:
-    """Neither the schedule nor a hand-out is the probe."""
+async def test_circuit_breaker_open_rejects_schedule_and_hand_out(
+    harness: RefreshHarness, trigger: RefreshTrigger
+) -> None:
+    """A scheduled refresh and a hand-out are never the probe."""
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(DAY)
     assert present(harness.lifecycle.breaker.refusal("one", trigger=trigger)).cause_code == InvalidClient.code
 
 
-async def test_one_success_closes_it_for_every_process(harness: RefreshHarness) -> None:
-    """What one process has found ends the hold in the store, where the others read it before they begin anything."""
+async def test_circuit_breaker_success_closes_it_for_every_process(harness: RefreshHarness) -> None:
+    """A success ends the mass failure in the store, where the other processes read it."""
     await harness.store.suspend_terminal(now=harness.clock.now())
     other = harness.make_lifecycle(process="process-2")
     for lifecycle in (harness.lifecycle, other):
@@ -185,8 +189,8 @@ async def test_one_success_closes_it_for_every_process(harness: RefreshHarness) 
     assert harness.witness.names() == ["terminal_failures.resumed"]
 
 
-async def test_a_success_lets_everyone_be_the_probe_again(harness: RefreshHarness) -> None:
-    """Who was tried the last time is not passed over the next time that it opens."""
+async def test_circuit_breaker_success_resets_probed_connections(harness: RefreshHarness) -> None:
+    """A success clears the list of probed connections."""
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
     breaker.mark_probe("one")
@@ -196,8 +200,8 @@ async def test_a_success_lets_everyone_be_the_probe_again(harness: RefreshHarnes
     assert breaker.refusal("one", trigger=RefreshTrigger.FORCED) is None
 
 
-async def test_a_success_that_cannot_be_written_down_ends_no_hold(harness: RefreshHarness) -> None:
-    """Every process must hear of it: until the store takes it, verdicts are held here, too, and the next one tells."""
+async def test_mass_failure_end_not_stored_is_repeated_at_next_success(harness: RefreshHarness) -> None:
+    """A mass failure continues until its end is stored, so that every process reads it."""
     await harness.store.suspend_terminal(now=harness.clock.now())
     breaker = harness.lifecycle.breaker
     await breaker.watch()
@@ -210,8 +214,8 @@ async def test_a_success_that_cannot_be_written_down_ends_no_hold(harness: Refre
     assert harness.witness.names() == ["terminal_failures.resumed"]
 
 
-async def test_verdicts_that_another_process_holds_are_held_before_the_loop_hears(harness: RefreshHarness) -> None:
-    """The refresh was under way when the other one held them: its connection is kept."""
+async def test_mass_failure_started_by_another_process_applies_to_running_refresh(harness: RefreshHarness) -> None:
+    """A terminal failure is suspended if another process started the mass failure during the refresh."""
     connection = await harness.connect()
     harness.amo.account.disabled = True
     refreshing = await harness.begin_slow(connection)
@@ -223,9 +227,9 @@ async def test_verdicts_that_another_process_holds_are_held_before_the_loop_hear
     assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
 
 
-async def test_the_first_probe_comes_a_minute_after_verdicts_are_held(harness: RefreshHarness) -> None:
-    """What has just died with all the others is not tried again at once."""
-    await _five_die(harness)
+async def test_mass_failure_first_probe_is_sent_after_a_minute(harness: RefreshHarness) -> None:
+    """The first probe is sent a minute after the mass failure has started."""
+    await _fail_five(harness)
     harness.clock.advance(60)
     breaker = harness.lifecycle.breaker
     assert breaker.probe_in == 0

@@ -1,4 +1,4 @@
-"""Times that cannot be right: a connection that has them is refreshed at once, and its access token is in doubt."""
+"""Impossible times: the connection is refreshed at once, and its access token is in doubt."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,8 +16,8 @@ MINUTE = timedelta(minutes=1)
 MONTH = 30 * DAY
 
 
-async def _written_a_month_ahead(harness: RefreshHarness) -> Connection:
-    """Return a connection as a process wrote it whose clock was a month ahead."""
+async def _connect_a_month_ahead(harness: RefreshHarness) -> Connection:
+    """Connect, with times written by a process whose clock is a month ahead."""
     issued_at = harness.clock.now() + MONTH
     return await harness.connect(
         api_domain=API_DOMAIN,
@@ -41,14 +41,14 @@ async def _written_a_month_ahead(harness: RefreshHarness) -> Connection:
         ({"access_issued_at": None, "access_expires_at": None, "next_refresh_at": None}, False),
     ],
 )
-def test_times_are_impossible_in_the_future_or_beyond_expiry(row: dict[str, Any], *, expected: bool) -> None:
-    """A minute is what two clocks may differ by; a back-off may end after the access token has expired."""
+def test_is_impossible_future_issue_or_due_after_expiry(row: dict[str, Any], *, expected: bool) -> None:
+    """Times are impossible if issued over a minute ahead, or due after expiry without a back-off."""
     assert is_impossible(a_connection(**row), now=START) is expected
 
 
-async def test_a_connection_with_impossible_times_is_refreshed_by_the_scheduler(harness: RefreshHarness) -> None:
-    """Issued in the future, or due after it expires: it is due now, and right afterwards."""
-    connection = await _written_a_month_ahead(harness)
+async def test_scheduler_connection_with_impossible_times_is_refreshed(harness: RefreshHarness) -> None:
+    """A connection that was issued in the future is due now, and has correct times after the refresh."""
+    connection = await _connect_a_month_ahead(harness)
     async with harness.running(harness.lifecycle):
         await harness.witness.until("refresh.succeeded")
     refreshed = await harness.now(connection)
@@ -56,8 +56,8 @@ async def test_a_connection_with_impossible_times_is_refreshed_by_the_scheduler(
     assert refreshed.pair_version == connection.pair_version + 1
 
 
-async def test_impossible_times_come_first_and_the_others_earliest_due_first(harness: RefreshHarness) -> None:
-    """Then earliest expiry; those that back off are not impossible, whatever their due time."""
+async def test_store_due_order_is_impossible_then_earliest_due_then_expiry(harness: RefreshHarness) -> None:
+    """Impossible times come first, then the earliest due time, then the earliest expiry."""
     now = harness.clock.now()
     rows = {
         "late": {"next_refresh_at": now - MINUTE, "access_expires_at": now + 3 * MINUTE},
@@ -75,19 +75,19 @@ async def test_impossible_times_come_first_and_the_others_earliest_due_first(har
     assert [names[one.id] for one in due] == ["due too late", "earlier", "same, expires first", "late"]
 
 
-async def test_a_token_issued_in_the_future_is_not_handed_out_as_fresh(harness: RefreshHarness) -> None:
-    """It is refreshed first, however much of its life seems to be left."""
-    connection = await _written_a_month_ahead(harness)
+async def test_hand_out_token_issued_in_future_is_refreshed_first(harness: RefreshHarness) -> None:
+    """A token that was issued in the future is refreshed before a hand-out."""
+    connection = await _connect_a_month_ahead(harness)
     handed_out = await harness.lifecycle.access_tokens.token(connection.id, min_ttl=300)
     assert not handed_out.stale
     assert handed_out.token.value != harness.pair(connection).access_token
     assert harness.amo.fake.live_account(handed_out.token.value) is harness.amo.account
 
 
-async def test_a_token_issued_in_the_future_that_amo_rejects_is_not_handed_out_at_all(harness: RefreshHarness) -> None:
-    """Nor as stale, where it cannot be refreshed either."""
-    connection = await _written_a_month_ahead(harness)
-    harness.fade(connection)
+async def test_hand_out_token_issued_in_future_and_rejected_is_refused(harness: RefreshHarness) -> None:
+    """A token that was issued in the future and that AMO rejects is not handed out, not even as stale."""
+    connection = await _connect_a_month_ahead(harness)
+    harness.refresh_elsewhere(connection)
     harness.amo.account.disabled = True
     for _ in range(3):
         with pytest.raises(NeedsReauth):

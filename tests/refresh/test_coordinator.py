@@ -1,4 +1,4 @@
-"""One refresh: what is written before, what is spent, and what is left when something goes wrong."""
+"""Refreshes by the coordinator: claim, request, stored result, shared callers, shutdown and failures."""
 
 import asyncio
 import dataclasses
@@ -40,8 +40,8 @@ from tests.fakes import Override, answering
 from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarness, UnreachableClient, newer_than
 
 
-async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(harness: RefreshHarness) -> None:
-    """The new pair is stored, live, due at half of its life, and good for three months."""
+async def test_refresh_success_stores_pair_and_due_time(harness: RefreshHarness) -> None:
+    """A successful refresh stores a valid pair with its due time and the expiry of both tokens."""
     connection = await harness.connect()
     harness.clock.advance(43_200)
     stored = await harness.refresh(connection)
@@ -63,14 +63,14 @@ async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(harness: Refresh
         "seconds": 0.0,
         "token": abbreviated(fingerprint(harness.pair(connection).refresh_token)),
         "next_token": abbreviated(fingerprint(pair.refresh_token)),
-        "request_id": event.fields["request_id"],  # whatever AMO calls it
+        "request_id": event.fields["request_id"],  # set by AMO
         "expires_at": stored.access_expires_at,
         "next_refresh_at": stored.next_refresh_at,
     }
 
 
-async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(harness: RefreshHarness) -> None:
-    """From before the claim to the answer, in milliseconds."""
+async def test_refresh_success_event_contains_duration_and_request_id(harness: RefreshHarness) -> None:
+    """The event contains AMO's request id and the seconds, to the millisecond, from before the claim to the answer."""
     connection = await harness.connect()
 
     async def refresh(**request: Any) -> TokenResponse:
@@ -86,21 +86,21 @@ async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(harness: R
     assert (event.fields["seconds"], event.fields["request_id"], event.fields["trigger"]) == (1.235, "b6a3", "forced")
 
 
-async def test_a_refresh_keeps_the_api_host_that_amo_tells_or_else_the_one_before(harness: RefreshHarness) -> None:
-    """A token that names none says nothing of it."""
+async def test_refresh_api_domain_missing_from_token_keeps_stored_value(harness: RefreshHarness) -> None:
+    """A refresh stores the token's `api_domain`, and keeps the stored one if the token contains none."""
     connection = await harness.connect(api_domain="api-a.amocrm.ru")
 
     async def refresh(**request: Any) -> TokenResponse:
         issued = await harness.client.refresh(**request)
         return dataclasses.replace(issued, account=dataclasses.replace(issued.account, api_domain=None))
 
-    silent = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
-    assert (await harness.refresh(connection, by=silent)).api_domain == "api-a.amocrm.ru"
+    without_domain = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
+    assert (await harness.refresh(connection, by=without_domain)).api_domain == "api-a.amocrm.ru"
     assert (await harness.refresh(connection)).api_domain == API_DOMAIN
 
 
-async def test_a_pair_is_stored_for_the_grant_that_it_comes_from(harness: RefreshHarness) -> None:
-    """The store is told which: after a database was put back, the version alone would not tell a newer grant."""
+async def test_refresh_pair_is_saved_with_grant_iat_and_version(harness: RefreshHarness) -> None:
+    """The saved pair names its grant, because the version alone is ambiguous after a database restore."""
     connection = await save(harness.store, harness.connection_of(await harness.exchange()), iat=7)
     stored: list[RefreshedPair] = []
     harness.failing.before["save_refreshed"] = lambda refreshed, **_: stored.append(refreshed)
@@ -108,16 +108,16 @@ async def test_a_pair_is_stored_for_the_grant_that_it_comes_from(harness: Refres
     assert [(one.grant_iat, one.pair_version) for one in stored] == [(7, 1)]
 
 
-async def test_callers_at_once_share_one_refresh(harness: RefreshHarness) -> None:
-    """Sixty callers make one request, and all get its pair."""
+async def test_refresh_concurrent_callers_share_one_request(harness: RefreshHarness) -> None:
+    """Sixty concurrent callers cause one request and receive its pair."""
     connection = await harness.connect()
     stored = await asyncio.gather(*(harness.refresh(connection, trigger=RefreshTrigger.HAND_OUT) for _ in range(60)))
     assert {one.pair_version for one in stored} == {2}
     assert len(harness.presented()) == 1
 
 
-async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(harness: RefreshHarness) -> None:
-    """What has ended is not joined, and its end takes nothing from the one that began meanwhile."""
+async def test_refresh_caller_at_end_of_another_starts_separate_refresh(harness: RefreshHarness) -> None:
+    """A caller does not join a refresh that has ended, and its end does not remove the next refresh."""
     connection = await harness.connect()
     ended = asyncio.Event()
 
@@ -125,30 +125,30 @@ async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(harness: Ref
         ended.set()
         return True
 
-    async def come() -> Connection:
+    async def refresh_after_end() -> Connection:
         await ended.wait()
         return await harness.refresh(connection)
 
     harness.amo.sandbox.asked.clear()
     harness.amo.sandbox.faults.add(Fault.SLOW)
-    coming = asyncio.create_task(come())
+    second = asyncio.create_task(refresh_after_end())
     assert (await harness.refresh(connection, is_fresh_enough=is_fresh_enough)).pair_version == 1
     await harness.amo.sandbox.asked.wait()
     assert harness.coordinator.in_flight == 1
     harness.amo.sandbox.go_on.set()
-    assert (await coming).pair_version == 2
+    assert (await second).pair_version == 2
     assert harness.coordinator.in_flight == 0
 
 
-async def test_a_refresh_that_satisfies_nobody_is_made_once(harness: RefreshHarness) -> None:
-    """Whoever asked for it gets its pair, and may ask again."""
+async def test_refresh_unsatisfied_condition_is_not_repeated(harness: RefreshHarness) -> None:
+    """A caller whose condition the refreshed pair does not meet receives that pair after one request."""
     connection = await harness.connect()
     assert (await harness.refresh(connection, is_fresh_enough=lambda now: now.pair_version > 2)).pair_version == 2
     assert len(harness.presented()) == 1
 
 
-async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHarness) -> None:
-    """While the request is on its way, the store names attempt, lease and fingerprint."""
+async def test_claim_is_stored_before_request_is_answered(harness: RefreshHarness) -> None:
+    """The store contains the attempt, the lease and the fingerprint while the request is in progress."""
     connection = await harness.connect()
     refreshing = await harness.begin_slow(connection)
     claimed = await harness.now(connection)
@@ -160,10 +160,10 @@ async def test_the_claim_is_written_before_anything_is_spent(harness: RefreshHar
 
 
 @pytest.mark.parametrize(("took", "error", "again_in"), [(0, ShuttingDown, 5), (55.1, NotYet, 1)])
-async def test_a_claim_that_took_too_long_or_met_a_stop_is_given_back_unsent(
+async def test_claim_too_slow_or_at_shutdown_is_released_without_request(
     harness: RefreshHarness, took: float, error: type[ShuttingDown | NotYet], again_in: float
 ) -> None:
-    """Nothing is spent on what is left of the lease, for an answer has 5 s, nor once the process is to end."""
+    """A claim is released unsent if less than 5 s of its lease is left or the process is shutting down."""
     connection = await harness.connect()
 
     def claimed(*_: object, **__: object) -> None:
@@ -178,15 +178,15 @@ async def test_a_claim_that_took_too_long_or_met_a_stop_is_given_back_unsent(
     assert harness.presented() == []
 
 
-async def test_a_claim_that_leaves_time_for_an_answer_is_spent(harness: RefreshHarness) -> None:
-    """A second slot is taken, for the first is too old by then: that takes a moment of real time."""
+async def test_claim_slow_with_enough_lease_left_is_presented(harness: RefreshHarness) -> None:
+    """A slow claim is presented after a second slot, because the first slot is too old by then."""
     connection = await harness.connect()
     harness.failing.after["claim"] = lambda *_, **__: harness.clock.advance(54)
     assert (await harness.refresh(connection)).pair_version == 2
 
 
-async def test_a_pair_granted_to_another_client_is_not_presented(harness: RefreshHarness) -> None:
-    """After the integration was changed, old tokens stay at home, and the configuration is told as the fault."""
+async def test_refresh_pair_of_another_client_id_is_not_presented(harness: RefreshHarness) -> None:
+    """A pair granted to another `client_id` is not presented, and the error is `client_mismatch`."""
     connection = await harness.connect(client_id="the one before")
     await harness.fail(connection, ClientMismatch)
     after = await harness.now(connection)
@@ -194,8 +194,8 @@ async def test_a_pair_granted_to_another_client_is_not_presented(harness: Refres
     assert harness.presented() == []
 
 
-async def test_a_pair_that_no_key_opens_needs_its_person(harness: RefreshHarness) -> None:
-    """Rows swapped by hand, or sealed with a lost key, are noticed and not sent; their claim names no token."""
+async def test_refresh_undecryptable_pair_becomes_needs_reauth_unreadable(harness: RefreshHarness) -> None:
+    """A pair of a swapped row or a lost key is not sent, and its claim has no fingerprint."""
     other = Cipher([new_key()])
     pair = TokenPair(access_token="a", refresh_token="r", issued_at=harness.clock.now(), expires_at=harness.clock.now())
     claims: list[Claim] = []
@@ -210,8 +210,8 @@ async def test_a_pair_that_no_key_opens_needs_its_person(harness: RefreshHarness
     assert harness.presented() == []
 
 
-async def test_what_does_not_exist_cannot_be_refreshed(harness: RefreshHarness) -> None:
-    """An unknown id is told as that, and so is one whose person has disconnected."""
+async def test_refresh_unknown_or_disconnected_connection_raises_not_found(harness: RefreshHarness) -> None:
+    """Refreshing an unknown id or a disconnected connection raises `NotFound`."""
     connection = await harness.connect()
     assert await harness.store.disconnect(connection, on_request=True)
     for name in ("unknown", connection.id):
@@ -220,8 +220,8 @@ async def test_what_does_not_exist_cannot_be_refreshed(harness: RefreshHarness) 
     assert harness.presented() == []
 
 
-async def test_a_caller_who_hangs_up_cancels_nothing(harness: RefreshHarness) -> None:
-    """The request goes on in its own task, and its pair is stored."""
+async def test_refresh_cancelled_caller_does_not_cancel_request(harness: RefreshHarness) -> None:
+    """The request continues in its own task after its caller is cancelled, and its pair is stored."""
     connection = await harness.connect()
     caller = await harness.begin_slow(connection)
     caller.cancel()
@@ -232,8 +232,8 @@ async def test_a_caller_who_hangs_up_cancels_nothing(harness: RefreshHarness) ->
     assert (await harness.now(connection)).pair_version == 2
 
 
-async def test_stopping_finishes_what_is_claimed_and_begins_nothing(harness: RefreshHarness) -> None:
-    """After the stop signal a spent token's pair is stored, and who waits for a slot is sent away."""
+async def test_shutdown_finishes_claimed_refresh_and_starts_no_other(harness: RefreshHarness) -> None:
+    """After the stop signal a claimed refresh stores its pair, and callers waiting for a slot are rejected."""
     connection = await harness.connect()
     harness.amo.account.user_id += 1
     other = await harness.connect()
@@ -252,10 +252,8 @@ async def test_stopping_finishes_what_is_claimed_and_begins_nothing(harness: Ref
 
 
 @pytest.mark.parametrize("waits_for", ["a lease", "a slot"])
-async def test_stopping_does_not_wait_for_a_lease_nor_for_the_rate_limit(
-    harness: RefreshHarness, waits_for: str
-) -> None:
-    """Whoever looks for another process's pair, or has no slot yet, is sent away at once, and has claimed nothing."""
+async def test_shutdown_rejects_caller_waiting_for_lease_or_slot(harness: RefreshHarness, waits_for: str) -> None:
+    """A caller that waits for another process's lease or for a slot is rejected at shutdown without a claim."""
     connection = await harness.connect()
     if waits_for == "a lease":
         await harness.store.claim(a_claim(connection, owner="process-2"))
@@ -263,14 +261,14 @@ async def test_stopping_does_not_wait_for_a_lease_nor_for_the_rate_limit(
         await harness.clock.until_sleeping(0.25)
     else:
         refreshing, _ = await harness.begin_queued(connection)
-        assert (await harness.now(connection)).attempt is None  # a claim must not age in a queue
+        assert (await harness.now(connection)).attempt is None  # a claim must not age while the refresh waits
     harness.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await refreshing
 
 
-async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(harness: RefreshHarness) -> None:
-    """Where even the failure cannot be written, the token counts as doubtful once the lease has ended."""
+async def test_refresh_unsaved_failure_leaves_token_in_doubt_after_lease(harness: RefreshHarness) -> None:
+    """If the failure cannot be stored, the open claim puts the token in doubt once its lease has ended."""
     connection = await harness.connect()
     harness.failing.away = {"save_failure"}
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
@@ -283,21 +281,21 @@ async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(harn
     assert raised.value.reason is Reason.IN_DOUBT
 
 
-async def test_a_new_grant_during_a_flight_wins(harness: RefreshHarness) -> None:
-    """The person connects again while a refresh is on its way: the grant's pair stays, the refreshed one is dropped."""
+async def test_refresh_superseded_by_grant_keeps_pair_of_grant(harness: RefreshHarness) -> None:
+    """A grant that is stored during a refresh keeps its pair, and the refreshed pair is dropped."""
     connection = await harness.connect()
     refreshing = await harness.begin_slow(connection)
     granted = await harness.connect()
     harness.amo.sandbox.go_on.set()
     assert await refreshing == granted
-    [told] = harness.witness.events
-    assert (told.name, told.level, told.fields["trigger"]) == ("refresh.superseded", Level.WARNING, "schedule")
-    assert told.fields["token"] == abbreviated(fingerprint(harness.pair(connection).refresh_token))
+    [event] = harness.witness.events
+    assert (event.name, event.level, event.fields["trigger"]) == ("refresh.superseded", Level.WARNING, "schedule")
+    assert event.fields["token"] == abbreviated(fingerprint(harness.pair(connection).refresh_token))
     assert await harness.now(connection) == granted
 
 
-async def test_a_connection_that_has_gone_with_its_pair_is_not_found(harness: RefreshHarness) -> None:
-    """Something newer was stored, and then all of it was erased, before the caller could be told."""
+async def test_refresh_superseded_then_erased_raises_not_found(harness: RefreshHarness) -> None:
+    """A refresh raises `NotFound` if a newer pair replaced its own and the connection was then erased."""
     connection = await harness.connect()
 
     async def replace_and_erase(*_: object, **__: object) -> None:
@@ -309,8 +307,10 @@ async def test_a_connection_that_has_gone_with_its_pair_is_not_found(harness: Re
 
 
 @pytest.mark.parametrize(("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)])
-async def test_a_dead_token_is_told_once_and_kept(harness: RefreshHarness, hint_after: str, reason: Reason) -> None:
-    """Only AMO's listed words are final; the sealed pair is kept, and AMO is not asked again."""
+async def test_refresh_terminal_failure_keeps_pair_and_is_reported_once(
+    harness: RefreshHarness, hint_after: str, reason: Reason
+) -> None:
+    """A terminal hint gives `needs_reauth`, keeps the sealed pair and prevents further requests."""
     connection = await harness.connect()
     if hint_after == "revoked":
         harness.amo.account.disabled = True
@@ -329,8 +329,8 @@ async def test_a_dead_token_is_told_once_and_kept(harness: RefreshHarness, hint_
     "fault",
     [Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HUGE_AFTER, Fault.NOTHING_AFTER],
 )
-async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(harness: RefreshHarness, fault: Fault) -> None:
-    """After an open outcome the connection stays active; where the token then proves dead, we say we may be why."""
+async def test_refresh_lost_answer_then_rejection_gives_in_doubt(harness: RefreshHarness, fault: Fault) -> None:
+    """A connection stays active after an unknown outcome, and a later rejection gives the reason `in_doubt`."""
     connection = await harness.connect()
     await harness.fail(connection, UnknownOutcome, fault)
     after = await harness.now(connection)
@@ -339,13 +339,13 @@ async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(harness:
     assert after.in_doubt
     assert after.next_refresh_at is not None
     assert after.next_refresh_at >= harness.clock.now() + timedelta(seconds=60)
-    harness.clock.advance(DAY)  # where the answer is kept its token waits for as long as its access token lives
+    harness.clock.advance(DAY)  # with a stored raw answer, the token is presented only after its access token expires
     assert (await harness.fail(connection, NeedsReauth)).reason is Reason.IN_DOUBT
 
 
 @pytest.mark.parametrize("fault", [Fault.HTTP_500, Fault.HTML, Fault.HTML_200, Fault.REDIRECT])
-async def test_a_token_that_was_not_spent_after_all_lives_on(harness: RefreshHarness, fault: Fault) -> None:
-    """An open outcome that spent nothing costs nothing: the next refresh works, and the doubt is gone."""
+async def test_refresh_unknown_outcome_with_unspent_token_recovers(harness: RefreshHarness, fault: Fault) -> None:
+    """The next refresh succeeds and clears the doubt if an unknown outcome did not spend the token."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, fault)
     harness.clock.advance(60)
@@ -362,10 +362,10 @@ async def test_a_token_that_was_not_spent_after_all_lives_on(harness: RefreshHar
         (Fault.TEAPOT, Exception, 15),
     ],
 )
-async def test_a_passing_refusal_is_waited_out(
+async def test_refresh_temporary_refusal_keeps_active_and_delays_retry(
     harness: RefreshHarness, fault: Fault, error: type[Exception], wait: float
 ) -> None:
-    """402 and 403 wait the longest, 429 as long as AMO asks, unknown words back off; the connection stays active."""
+    """402 and 403 delay for `retry_cap`, 429 as long as AMO requests, unknown hints back off."""
     connection = await harness.connect()
     assert (await harness.fail(connection, error, fault)).__cause__ is None
     after = await harness.now(connection)
@@ -373,8 +373,8 @@ async def test_a_passing_refusal_is_waited_out(
     assert after.next_refresh_at == harness.clock.now() + timedelta(seconds=wait)
 
 
-async def test_a_patient_caller_respects_the_back_off(harness: RefreshHarness) -> None:
-    """Hand-outs do not hammer an ill AMO: until the next try is due, they are told to wait."""
+async def test_hand_out_during_back_off_raises_not_yet(harness: RefreshHarness) -> None:
+    """A hand-out sends no refresh during the back-off and returns the remaining delay."""
     connection = await harness.connect()
     await harness.fail(connection, AccountBlocked, Fault.UNPAID, trigger=RefreshTrigger.HAND_OUT)
     refused = await harness.fail(connection, NotYet, trigger=RefreshTrigger.HAND_OUT)
@@ -384,9 +384,9 @@ async def test_a_patient_caller_respects_the_back_off(harness: RefreshHarness) -
     assert (await harness.refresh(connection, trigger=RefreshTrigger.HAND_OUT)).pair_version == 2
 
 
-@pytest.mark.parametrize("error", [VendorRateLimited(7), ZeroDivisionError()], ids=["AMO's", "ours"])
-async def test_a_failure_tells_how_long_it_took(harness: RefreshHarness, error: Exception) -> None:
-    """Of AMO's as of ours: whoever reads the history sees whether AMO was slow."""
+@pytest.mark.parametrize("error", [VendorRateLimited(7), ZeroDivisionError()], ids=["amo", "bug"])
+async def test_refresh_failure_event_contains_duration(harness: RefreshHarness, error: Exception) -> None:
+    """The failure event contains the seconds that the request took, for AMO's errors and for bugs."""
     connection = await harness.connect()
 
     async def refresh(**_: object) -> TokenResponse:
@@ -395,30 +395,30 @@ async def test_a_failure_tells_how_long_it_took(harness: RefreshHarness, error: 
 
     harness.coordinator = harness.make_coordinator(amo=Override(harness.client, refresh=refresh))
     await harness.fail(connection, type(error), trigger=RefreshTrigger.FORCED)
-    [told] = harness.witness.named("refresh.failed")
-    assert (told.fields["seconds"], told.fields["trigger"]) == (1.5, "forced")
+    [event] = harness.witness.named("refresh.failed")
+    assert (event.fields["seconds"], event.fields["trigger"]) == (1.5, "forced")
 
 
-async def test_a_bug_is_told_and_leaves_the_outcome_open(harness: RefreshHarness) -> None:
-    """An exception of a kind that nobody expected ends the claim with doubt, and reaches the log with its trace."""
+async def test_refresh_unexpected_exception_is_logged_and_leaves_doubt(harness: RefreshHarness) -> None:
+    """An unexpected exception ends the claim with an unknown outcome and is reported with its traceback."""
     connection = await harness.connect()
     broken = Override(harness.client, refresh=answering(ZeroDivisionError()))
     await harness.fail(connection, ZeroDivisionError, by=harness.make_coordinator(amo=broken))
     after = await harness.now(connection)
     assert (after.status, after.last_error, after.in_doubt) == (Status.ACTIVE, "outcome_open", True)
-    told = await harness.witness.until("refresh.bug")
-    assert isinstance(told.error, ZeroDivisionError)
-    assert (told.level, told.connection_id) == (Level.ERROR, connection.id)
+    event = await harness.witness.until("refresh.bug")
+    assert isinstance(event.error, ZeroDivisionError)
+    assert (event.level, event.connection_id) == (Level.ERROR, connection.id)
 
 
-async def test_a_refresh_that_is_cancelled_is_no_bug(harness: RefreshHarness) -> None:
-    """The loop ends all its tasks at the very end: nothing is told of that, and nobody waits for it."""
+async def test_refresh_task_cancelled_is_not_reported_as_bug(harness: RefreshHarness) -> None:
+    """A refresh task that the event loop cancels at exit is not reported."""
     connection = await harness.connect()
     broken: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: broken.append(context))
     caller = await harness.begin_slow(connection)
-    [flight] = [task for task in asyncio.all_tasks() if task.get_name().startswith("refresh:")]
-    flight.cancel()
+    [refresh_task] = [task for task in asyncio.all_tasks() if task.get_name().startswith("refresh:")]
+    refresh_task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     harness.amo.sandbox.go_on.set()
@@ -426,8 +426,8 @@ async def test_a_refresh_that_is_cancelled_is_no_bug(harness: RefreshHarness) ->
     assert harness.witness.named("refresh.bug") == []
 
 
-async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHarness) -> None:
-    """Whoever lost the claim to a new grant may not declare it dead, nor put it off."""
+async def test_refresh_late_rejection_does_not_change_new_grant(harness: RefreshHarness) -> None:
+    """A rejection of the old token neither ends nor delays the connection of a newer grant."""
     connection = await harness.connect()
     harness.amo.account.disabled = True
     refreshing = await harness.begin_slow(connection, is_fresh_enough=newer_than(connection))
@@ -439,8 +439,8 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(harness: RefreshHar
     assert await harness.now(connection) == granted
 
 
-async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(harness: RefreshHarness) -> None:
-    """The person connects again while a refresh waits for its slot: the new pair is the one presented."""
+async def test_slot_wait_grant_stored_meanwhile_is_presented(harness: RefreshHarness) -> None:
+    """A refresh presents the pair of a grant that was stored while it waited for a slot."""
     connection = await harness.connect()
     refreshing, served = await harness.begin_queued(connection)
     granted = await harness.connect()
@@ -449,30 +449,28 @@ async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(harn
     assert harness.presented()[0].presented == harness.pair(granted).refresh_token
 
 
-async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(harness: RefreshHarness) -> None:
-    """The caller hears that the person is needed, and not of a bug of ours."""
+async def test_refresh_terminal_failure_unsaved_raises_needs_reauth(harness: RefreshHarness) -> None:
+    """The caller receives `NeedsReauth` even if the terminal failure cannot be stored."""
     connection = await harness.connect()
     harness.amo.account.disabled = True
     harness.failing.away = {"save_failure"}
     await harness.fail(connection, NeedsReauth)
 
 
-@pytest.mark.parametrize("extended", [False, True], ids=["another attempt", "more time"])
-async def test_each_doubt_is_looked_up_before_its_token_is_presented(
-    harness: RefreshHarness, *, extended: bool
-) -> None:
-    """A look-up tells nothing of an attempt that was left open since, nor of one that got more time and died."""
+@pytest.mark.parametrize("extended", [False, True], ids=["another attempt", "extended lease"])
+async def test_slot_wait_new_doubt_is_introspected_again(harness: RefreshHarness, *, extended: bool) -> None:
+    """An introspection does not cover an attempt that was opened or extended after it."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
 
-    async def leave_another_doubt() -> None:
+    async def leave_new_doubt() -> None:
         if extended:
             await harness.store.extend(an_extension(connection, domain=connection.domain))
         else:
             now = await harness.now(connection)
-            await harness.store.claim(a_claim(now, owner="process-3", attempt="dead, too"))
+            await harness.store.claim(a_claim(now, owner="process-3", attempt="abandoned"))
 
-    amo = harness.before_slot(2, leave_another_doubt)  # the slot for the refresh
+    amo = harness.before_slot(2, leave_new_doubt)  # slot of the refresh
     refreshing = harness.begin(connection, by=harness.make_coordinator(amo=amo))
     for looked_up in (0, 1):
         await harness.clock.until_sleeping(0.25)
@@ -482,8 +480,8 @@ async def test_each_doubt_is_looked_up_before_its_token_is_presented(
     assert harness.amo.sandbox.introspections == 2
 
 
-async def test_a_token_follows_its_account_whose_old_host_was_taken(harness: RefreshHarness) -> None:
-    """Where another account answers at the old host, its refusal is not believed before the look-up has told."""
+async def test_refresh_old_host_taken_by_other_account_follows_move(harness: RefreshHarness) -> None:
+    """A rejection by another account at the old host is not applied, because introspection names the new host."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
     harness.amo.fake.open_account(connection.domain)
@@ -493,8 +491,8 @@ async def test_a_token_follows_its_account_whose_old_host_was_taken(harness: Ref
     assert moved.fields == {"domain": connection.domain, "moved_to": "renamed.amocrm.ru"}
 
 
-async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(harness: RefreshHarness) -> None:
-    """Moved, its old host taken by another account, and the look-up silent: its token may live where it is now."""
+async def test_refresh_moved_account_without_introspection_stays_active(harness: RefreshHarness) -> None:
+    """A moved account whose introspection is unanswered stays active and is refreshed later."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     old = harness.amo.account.host
     harness.amo.account.host = "renamed.amocrm.ru"
@@ -506,8 +504,8 @@ async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(harness
     assert (await harness.refresh(connection)).domain == "renamed.amocrm.ru"
 
 
-async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_again(harness: RefreshHarness) -> None:
-    """Another process was faster: its pair satisfies whoever waited, and is not spent."""
+async def test_slot_wait_pair_of_another_process_satisfies_caller(harness: RefreshHarness) -> None:
+    """A pair that another process stored during the slot wait is returned and not spent."""
     connection = await harness.connect()
     refreshing, served = await harness.begin_queued(connection, is_fresh_enough=newer_than(connection))
     refreshed = await harness.refresh(connection, by=harness.make_coordinator(process="process-2"))
@@ -516,8 +514,8 @@ async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_ag
     assert harness.spent() == 1
 
 
-async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(harness: RefreshHarness) -> None:
-    """AMO has refused our credentials to another one meanwhile: all who waited stay at home."""
+async def test_slot_wait_circuit_breaker_opened_meanwhile_stops_request(harness: RefreshHarness) -> None:
+    """A refresh that waits for a slot sends nothing if the circuit breaker opens meanwhile."""
     connection = await harness.connect()
     queue = QueueingClient(harness.client)
     lifecycle = harness.make_lifecycle(amo=queue)
@@ -531,11 +529,11 @@ async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(harn
     assert harness.presented() == []
 
 
-async def test_a_store_away_during_the_wait_for_a_slot_gives_an_attempt_a_lease_more(harness: RefreshHarness) -> None:
-    """Looked up and about to be presented: its owner may hold a good pair, and could not store it just now."""
+async def test_slot_wait_store_outage_extends_lease_of_other_attempt(harness: RefreshHarness) -> None:
+    """After a store outage another process's attempt gets one more lease, in which it can store its pair."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    amo = harness.before_slot(2, harness.lose_store_once)  # the slot for the refresh
+    amo = harness.before_slot(2, harness.fail_store_once)  # slot of the refresh
     refreshing = harness.begin(connection, by=harness.make_coordinator(amo=amo))
     await harness.clock.until_sleeping(0.25)
     harness.clock.advance(60)
@@ -543,11 +541,11 @@ async def test_a_store_away_during_the_wait_for_a_slot_gives_an_attempt_a_lease_
     assert (harness.amo.sandbox.introspections, harness.presented()) == (1, [])
     harness.clock.advance(60)
     assert (await refreshing).pair_version == 2
-    assert harness.amo.sandbox.introspections == 1  # it is the same doubt
+    assert harness.amo.sandbox.introspections == 1  # the doubt is unchanged
 
 
-async def test_whoever_has_what_he_wants_takes_no_slot(harness: RefreshHarness) -> None:
-    """Neither a freeze nor the end of the service keeps from him what is there already."""
+async def test_refresh_satisfied_condition_takes_no_slot(harness: RefreshHarness) -> None:
+    """A caller whose condition the stored pair meets receives it without a slot, also during shutdown."""
     connection = await harness.connect()
     queue = QueueingClient(harness.client)
     lifecycle = harness.make_lifecycle(amo=queue)
@@ -557,8 +555,8 @@ async def test_whoever_has_what_he_wants_takes_no_slot(harness: RefreshHarness) 
     assert not queue.asked.is_set()
 
 
-async def test_no_more_than_so_many_are_refreshed_at_once(harness: RefreshHarness) -> None:
-    """However many come: the others wait for a place, and take neither a slot nor a claim that would age meanwhile."""
+async def test_refresh_above_concurrency_limit_waits_without_claim(harness: RefreshHarness) -> None:
+    """A refresh above the concurrency limit waits and takes neither a rate-limit slot nor a claim."""
     connections = await harness.connect_users(3)
     slots = 0
     two, third, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -588,8 +586,8 @@ async def test_no_more_than_so_many_are_refreshed_at_once(harness: RefreshHarnes
     assert {stored.pair_version for stored in await asyncio.gather(*refreshing)} == {2}
 
 
-async def test_whoever_joins_a_flight_is_not_content_with_what_contents_another(harness: RefreshHarness) -> None:
-    """A backend that met 401 joins one that takes any pair: it gets a new one, and not the one it came with."""
+async def test_refresh_joined_caller_with_own_condition_gets_new_pair(harness: RefreshHarness) -> None:
+    """A caller that needs a newer pair gets one, even if it joins a refresh that accepts the stored pair."""
     connection = await harness.connect()
     claimed = present(await harness.store.claim(a_claim(connection, owner="process-2")))
     first = harness.begin(connection, is_fresh_enough=lambda now: now.attempt is None)
@@ -602,8 +600,8 @@ async def test_whoever_joins_a_flight_is_not_content_with_what_contents_another(
     assert (await second).pair_version == 2
 
 
-async def test_whoever_joins_a_flight_that_has_to_wait_need_not(harness: RefreshHarness) -> None:
-    """A hand-out respects the back-off after a refused connection; a forced refresh of the same moment goes."""
+async def test_forced_refresh_joining_delayed_hand_out_is_sent(harness: RefreshHarness) -> None:
+    """A forced refresh that joins a hand-out is sent although the hand-out must wait for the back-off."""
     connection = await harness.connect()
 
     coordinator = harness.make_coordinator(amo=UnreachableClient(harness.client))
@@ -618,11 +616,11 @@ async def test_whoever_joins_a_flight_that_has_to_wait_need_not(harness: Refresh
     assert forced.pair_version == 2
 
 
-async def test_a_store_that_was_away_long_ago_shortens_no_lease(harness: RefreshHarness) -> None:
-    """An attempt that began since then has its whole lease: its token is under way."""
+async def test_lease_after_old_store_outage_keeps_full_length(harness: RefreshHarness) -> None:
+    """An attempt that began after a store outage has its whole lease."""
     connection = await harness.connect()
     leases = harness.make_lifecycle().leases
-    await harness.lose_store_once()
+    await harness.fail_store_once()
     harness.clock.advance(3600)
     await harness.store.claim(a_claim(connection, owner="process-2"))
     assert leases.remaining(await harness.now(connection)) == 60

@@ -1,4 +1,4 @@
-"""Each rule that decides about a refresh, as one row of a table."""
+"""The decision on a refresh, as a table of its rules."""
 
 import dataclasses
 from datetime import timedelta
@@ -42,22 +42,22 @@ def _row(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("row", "trigger", "facts", "expected"),
     [
-        # nothing is in the way
+        # no rule prevents the refresh
         (DUE, SCHEDULE, {}, Present),
-        # there is nothing to refresh, whatever else holds
+        # the connection cannot be refreshed
         (None, FORCED, {"stopping": True}, NotFound),
         (_row(status=Status.DISCONNECTED), FORCED, {"is_fresh_enough": True}, NotFound),
         (_row(status=Status.NEEDS_REAUTH, reason=Reason.REVOKED), FORCED, {"is_fresh_enough": True}, NeedsReauth),
         (_row(status=Status.NEEDS_REAUTH, reason=Reason.REFUSED), TRIAL, {}, Present),
         (_row(refresh_expires_at=None), FORCED, {"is_fresh_enough": True}, NeedsReauth),
-        # another caller or process has refreshed it: returned even where nothing could be refreshed now
+        # another caller or process has refreshed it: returned even if a refresh is impossible now
         (DUE, FORCED, {"is_fresh_enough": True, "stopping": True, "has_pending_write": True}, Done),
-        # the process, a freeze, a pending write, the breaker
+        # shutdown, a freeze, a pending write, the circuit breaker
         (DUE, SCHEDULE, {"stopping": True}, ShuttingDown),
         (_row(frozen=True), FORCED, {}, Frozen),
         (DUE, FORCED, {"has_pending_write": True}, StoreUnavailable),
         (DUE, SCHEDULE, {"refusal": AddressBlocked(60)}, AddressBlocked),
-        # back-off: it holds back all but a probe, and a forced refresh whose last request never left
+        # back-off, except for a probe and for a forced refresh after a request that was not sent
         (BACKED_OFF, SCHEDULE, {}, NotYet),
         (BACKED_OFF, SCHEDULE, {"stopping": True}, ShuttingDown),
         (BACKED_OFF, FORCED, {}, NotYet),
@@ -67,7 +67,7 @@ def _row(**changes: Any) -> Any:
         (dataclasses.replace(BACKED_OFF, last_error=RequestNotSent.code), FORCED, {}, Present),
         (dataclasses.replace(BACKED_OFF, last_error=RequestNotSent.code), SCHEDULE, {}, NotYet),
         (dataclasses.replace(BACKED_OFF, last_error=HostNotAllowed.code), SCHEDULE, {}, Present),
-        # another process's lease is waited for, also where the host is no longer allowed
+        # another process's lease, also if the host is no longer allowed
         (OPEN, SCHEDULE, {"lease_left": 30.0, "host_error": FORBIDDEN_HOST}, Wait),
         (DUE, SCHEDULE, {"host_error": FORBIDDEN_HOST}, HostNotAllowed),
         # a token that may have been spent is introspected before it is presented, once for each doubt
@@ -78,16 +78,16 @@ def _row(**changes: Any) -> Any:
         (OPEN, SCHEDULE, {"introspected": True}, Present),
     ],
 )
-def test_decide_returns_the_first_rule_that_applies(
+def test_decide_returns_first_applicable_rule(
     row: Any, trigger: RefreshTrigger, facts: dict[str, Any], expected: type
 ) -> None:
-    """The rows stand in the order in which the rules are asked."""
+    """The first applicable rule decides; the table is in the order of the rules."""
     decision = decide(row, trigger, Facts(**{"now": START, **facts}))
     assert isinstance(decision.error if isinstance(decision, Refuse) else decision, expected)
 
 
-def test_decide_names_the_reason_and_the_time_to_wait() -> None:
-    """A caller learns why the user has to connect again, and how long the back-off takes and because of what."""
+def test_decide_refusal_contains_reason_and_delay() -> None:
+    """A refusal contains the reason of `needs_reauth`, or the delay and the cause of the back-off."""
     gone = decide(_row(status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT), FORCED, Facts(now=START))
     missing = decide(_row(refresh_expires_at=None), FORCED, Facts(now=START))
     backed_off = decide(BACKED_OFF, SCHEDULE, Facts(now=START))
@@ -102,8 +102,8 @@ def test_decide_names_the_reason_and_the_time_to_wait() -> None:
 
 
 @pytest.mark.parametrize(("left", "seconds"), [(30.0, 0.25), (0.1, 0.1)])
-def test_decide_waits_for_a_lease_no_longer_than_it_lasts(left: float, seconds: float) -> None:
-    """The row is read again every quarter of a second: it may be fresh by then."""
+def test_decide_lease_of_another_process_waits_quarter_second_at_most(left: float, seconds: float) -> None:
+    """The row is read again after a quarter of a second, or at the end of the lease."""
     assert decide(OPEN, SCHEDULE, Facts(now=START, lease_left=left)) == Wait(seconds)
 
 
@@ -118,7 +118,7 @@ def test_decide_waits_for_a_lease_no_longer_than_it_lasts(left: float, seconds: 
         {"pair_version": 7},
     ],
 )
-def test_another_doubt_is_introspected_again(changes: dict[str, Any]) -> None:
-    """The same answer may be suspended twice for one token: each is one failure more."""
+def test_doubt_key_changes_with_each_new_doubt(changes: dict[str, Any]) -> None:
+    """Each attempt, extension, suspended answer or failure changes the doubt key."""
     assert doubt_key(dataclasses.replace(OPEN, **changes)) != doubt_key(OPEN)
     assert doubt_key(dataclasses.replace(OPEN, row_version=9)) == doubt_key(OPEN)

@@ -1,4 +1,4 @@
-"""Disconnecting: whatever happens to a connection meanwhile, it is forgotten, or somebody hears why not."""
+"""Disconnects: concurrent changes of the row, and connections that cannot be disconnected."""
 
 from typing import cast
 
@@ -16,8 +16,10 @@ async def _disconnect(connection: Connection, store: object) -> Connection:
     return await disconnect(connection.id, reason="a test", store=cast("Store", store))
 
 
-async def test_a_row_that_changes_is_read_again(store: Store, clock: FakeClock, witness: RecordingObserver) -> None:
-    """A refresh writes between our look and our write: the next look holds."""
+async def test_disconnect_row_changed_meanwhile_is_retried(
+    store: Store, clock: FakeClock, witness: RecordingObserver
+) -> None:
+    """A disconnect whose row has changed since it was read is retried with the current row."""
     store.observe(witness)
     stored = await save(store, a_connection())
     faulty = FaultyStore(store, clock)
@@ -27,13 +29,15 @@ async def test_a_row_that_changes_is_read_again(store: Store, clock: FakeClock, 
             assert await store.schedule_recheck(await now(store, stored), at=START)
 
     faulty.before["disconnect"] = change
-    forgotten = await _disconnect(stored, faulty)
-    assert (faulty.asked["disconnect"], forgotten.status, forgotten.sealed_pair) == (3, Status.DISCONNECTED, None)
+    disconnected = await _disconnect(stored, faulty)
+    assert (faulty.asked["disconnect"], disconnected.status, disconnected.sealed_pair) == (3, Status.DISCONNECTED, None)
     assert [event.name for event in witness.events] == ["connection.disconnected"]
 
 
-async def test_a_row_that_never_rests_is_told(store: Store, clock: FakeClock, witness: RecordingObserver) -> None:
-    """It does not go on for ever."""
+async def test_disconnect_row_always_changed_raises_store_unavailable(
+    store: Store, clock: FakeClock, witness: RecordingObserver
+) -> None:
+    """A disconnect raises `StoreUnavailable` if the row changes before every write."""
     store.observe(witness)
     stored = await save(store, a_connection())
     faulty = FaultyStore(store, clock)
@@ -43,8 +47,8 @@ async def test_a_row_that_never_rests_is_told(store: Store, clock: FakeClock, wi
     assert witness.events == []
 
 
-async def test_what_is_gone_or_frozen_is_said(store: Store, witness: RecordingObserver) -> None:
-    """Somebody else was faster; or it may live elsewhere."""
+async def test_disconnect_missing_or_frozen_connection_raises(store: Store, witness: RecordingObserver) -> None:
+    """A disconnect raises `NotFound` for a disconnected connection and `Frozen` for a frozen one."""
     store.observe(witness)
     stored = await save(store, a_connection())
     await store.freeze(stored.id, at=START)

@@ -1,4 +1,4 @@
-"""What a refresh without a pair means for its connection."""
+"""The failure policy: the result of a failed refresh for its connection."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,7 +26,7 @@ from tests.builders import DAY, a_connection
 from tests.fakes import START
 
 
-def _judged(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> RefreshFailure:
+def _failure(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> RefreshFailure:
     claimed = a_connection(**{"attempt": "mine", "presented_token": "this", **more})
     return failure_for(error, claimed=claimed, now=START, rules=RefreshRules(), random=lambda: drawn)
 
@@ -36,17 +36,17 @@ def _judged(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> Refr
     [
         (InvalidRefreshToken(), None, Reason.REVOKED),
         (InvalidRefreshToken(expired=True), None, Reason.EXPIRED),
-        (InvalidRefreshToken(), "".join("this"), Reason.IN_DOUBT),  # equal, and another object, as from the store
+        (InvalidRefreshToken(), "".join("this"), Reason.IN_DOUBT),  # equal but not identical, as from the store
         (InvalidRefreshToken(), "one before", Reason.REVOKED),
         (RefreshRefused(), "this", Reason.REFUSED),
         (DecryptionFailed(), "this", Reason.UNREADABLE),
     ],
 )
-def test_only_listed_refusals_need_the_person(
+def test_failure_terminal_error_gives_needs_reauth_with_reason(
     error: AmoCallbackError, possibly_spent_token: str | None, reason: Reason
 ) -> None:
-    """A dead token is revoked or expired, and in doubt only where this very token may have been spent by us."""
-    failure = _judged(error, possibly_spent_token=possibly_spent_token)
+    """A terminal error gives `needs_reauth`, with `in_doubt` only if this token may have been spent."""
+    failure = _failure(error, possibly_spent_token=possibly_spent_token)
     assert (failure.status, failure.reason, failure.next_refresh_at) == (Status.NEEDS_REAUTH, reason, None)
     assert (failure.attempt, failure.last_error) == ("mine", error.code)
 
@@ -63,9 +63,11 @@ def test_only_listed_refusals_need_the_person(
         (UnknownOutcome("timeout"), 60, True),
     ],
 )
-def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, *, possibly_spent_token: bool) -> None:
-    """The connection stays active; an open outcome marks the token as doubtful and waits for a lease's length."""
-    failure = _judged(error)
+def test_failure_other_error_keeps_active_and_delays_retry(
+    error: AmoCallbackError, seconds: float, *, possibly_spent_token: bool
+) -> None:
+    """Any other error keeps the connection active; an unknown outcome marks the token as possibly spent."""
+    failure = _failure(error)
     assert (failure.status, failure.reason, failure.in_doubt_for is not None) == (
         Status.ACTIVE,
         None,
@@ -74,54 +76,54 @@ def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, *,
     assert failure.next_refresh_at == START + timedelta(seconds=seconds)
 
 
-def test_what_is_final_is_looked_at_again_in_a_day() -> None:
-    """It may heal; whether a lost key is back costs AMO nothing, and is looked at every quarter of an hour."""
+def test_failure_terminal_error_schedules_recheck() -> None:
+    """A terminal failure schedules a recheck after a day, or after 15 minutes if the pair is unreadable."""
     for error, wait in ((InvalidRefreshToken(), timedelta(days=1)), (DecryptionFailed(), timedelta(minutes=15))):
-        failure = _judged(error)
+        failure = _failure(error)
         assert (failure.needs_reauth_since, failure.recheck_at) == (START, START + wait)
-    passing = _judged(RequestNotSent())
+    passing = _failure(RequestNotSent())
     assert (passing.needs_reauth_since, passing.recheck_at) == (None, None)
 
 
-def test_an_open_outcome_is_open_for_a_lease() -> None:
-    """Nobody judges it before, and it is no sooner tried again; whatever else ends is closed."""
-    assert _judged(UnknownOutcome("timeout")).in_doubt_for == timedelta(seconds=60)
-    assert _judged(UnknownOutcome("timeout"), failures=5).next_refresh_at == START + timedelta(seconds=900)
+def test_failure_unknown_outcome_stays_open_for_a_lease() -> None:
+    """An unknown outcome stays open for a lease and is not retried earlier; any other error is closed."""
+    assert _failure(UnknownOutcome("timeout")).in_doubt_for == timedelta(seconds=60)
+    assert _failure(UnknownOutcome("timeout"), failures=5).next_refresh_at == START + timedelta(seconds=900)
     for error in (RequestNotSent(), InvalidRefreshToken(), DecryptionFailed()):
-        assert _judged(error).in_doubt_for is None
+        assert _failure(error).in_doubt_for is None
 
 
-def test_back_off_counts_this_failure_too_and_leaves_tries_while_the_access_token_lives() -> None:
-    """As `schedule` says, by the configured rules."""
-    waits = [_judged(RequestNotSent(), failures=failures).next_refresh_at for failures in (0, 1, 3, 4, 5)]
+def test_failure_back_off_includes_this_failure_and_respects_expiry() -> None:
+    """The back-off counts this failure, uses the configured rules and leaves retries before the expiry."""
+    waits = [_failure(RequestNotSent(), failures=failures).next_refresh_at for failures in (0, 1, 3, 4, 5)]
     assert waits == [START + timedelta(seconds=seconds) for seconds in (30, 60, 240, 480, 900)]
     soon = START + timedelta(seconds=40)
-    assert _judged(RequestNotSent(), access_expires_at=soon).next_refresh_at == START + timedelta(seconds=10)
-    half = _judged(RequestNotSent(), failures=1, drawn=0.5)
+    assert _failure(RequestNotSent(), access_expires_at=soon).next_refresh_at == START + timedelta(seconds=10)
+    half = _failure(RequestNotSent(), failures=1, drawn=0.5)
     assert half.next_refresh_at == START + timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(
     "error", [AccountBlocked(403), InvalidClient("hint"), ClientMismatch(), MassFailureSuspected()]
 )
-def test_what_somebody_has_to_mend_waits_the_longest(error: AmoCallbackError) -> None:
-    """However little is left of the access token: trying again mends nothing."""
+def test_failure_requiring_operator_waits_retry_cap(error: AmoCallbackError) -> None:
+    """An error that needs the operator waits for `retry_cap`, even if the access token expires earlier."""
     soon = START + timedelta(seconds=40)
-    assert _judged(error, access_expires_at=soon).next_refresh_at == START + timedelta(seconds=900)
+    assert _failure(error, access_expires_at=soon).next_refresh_at == START + timedelta(seconds=900)
 
 
-def test_a_rejected_connection_is_asked_each_retry_cap_after_eight_refusals() -> None:
-    """The first tries are quick, for AMO may be ill; where introspection accepts the token, or is silent, all are."""
+def test_failure_eight_rejected_refusals_wait_retry_cap() -> None:
+    """After eight refusals with a rejected introspection the delay is `retry_cap`."""
     for accepted, refusals, seconds in ((False, 7, 30), (False, 8, 900), (True, 8, 30), (None, 8, 30)):
         error = UnauthorizedWithoutHint(401)
         error.accepted = accepted
-        failure = _judged(error, refusals=refusals)
+        failure = _failure(error, refusals=refusals)
         assert failure.next_refresh_at == START + timedelta(seconds=seconds)
         assert failure.refused_at == (START if accepted is False else None)
 
 
-def test_a_suspended_answer_is_kept_with_what_it_means() -> None:
-    """Its connection stays active; where no token was presented, or nothing was answered, there is none."""
+def test_failure_suspended_answer_keeps_its_reason() -> None:
+    """A suspended answer keeps its reason if a token was presented and an answer received."""
     for error, possibly_spent_token, presented_token, reason in (
         (MassFailureSuspected(InvalidRefreshToken()), None, "this", Reason.REVOKED),
         (MassFailureSuspected(InvalidRefreshToken(expired=True)), None, "this", Reason.EXPIRED),
@@ -132,16 +134,16 @@ def test_a_suspended_answer_is_kept_with_what_it_means() -> None:
         (InvalidRefreshToken(), None, "this", None),
     ):
         assert (
-            _judged(error, possibly_spent_token=possibly_spent_token, presented_token=presented_token).suspended_reason
+            _failure(error, possibly_spent_token=possibly_spent_token, presented_token=presented_token).suspended_reason
             is reason
         )
 
 
-def test_the_verdict_is_the_attempts_and_of_no_other() -> None:
-    """It names the connection and the attempt that ended."""
-    failure = _judged(RequestNotSent())
+def test_failure_contains_connection_and_attempt() -> None:
+    """A failure contains the ids of its connection and its attempt."""
+    failure = _failure(RequestNotSent())
     assert (failure.connection_id, failure.attempt, failure.last_error) == (a_connection().id, "mine", "not_sent")
-    assert _judged(RequestNotSent(), attempt=None).attempt == ""
+    assert _failure(RequestNotSent(), attempt=None).attempt == ""
 
 
 @pytest.mark.parametrize(
@@ -155,11 +157,11 @@ def test_the_verdict_is_the_attempts_and_of_no_other() -> None:
         (VendorRateLimited(7), None, Reason.EXPIRED, START + DAY),
     ],
 )
-def test_a_trial_leaves_a_connection_given_up_as_it_was(
+def test_failure_of_recheck_keeps_needs_reauth_and_reason(
     error: AmoCallbackError, possibly_spent_token: str | None, reason: Reason, recheck_at: datetime
 ) -> None:
-    """It died long ago and of what it died, but for a doubt; refused again, it is let be until its token would end."""
-    failure = _judged(
+    """A failed recheck keeps the reason, except for a doubt, and a refusal stops rechecks until the expiry."""
+    failure = _failure(
         error, possibly_spent_token=possibly_spent_token, status=Status.NEEDS_REAUTH, reason=Reason.EXPIRED
     )
     assert (failure.status, failure.reason) == (Status.NEEDS_REAUTH, reason)
@@ -167,16 +169,16 @@ def test_a_trial_leaves_a_connection_given_up_as_it_was(
     assert (failure.in_doubt_for is not None) == isinstance(error, UnknownOutcome)
 
 
-def test_only_a_dead_token_and_a_lost_key_are_final() -> None:
-    """Whatever else goes wrong may pass."""
+def test_is_terminal_only_for_invalid_token_and_unreadable_pair() -> None:
+    """Only an invalid refresh token and an unreadable pair are terminal."""
     assert [is_terminal(error) for error in (InvalidRefreshToken(), DecryptionFailed())] == [True, True]
     assert not any(
         is_terminal(error) for error in (RequestNotSent(), UnknownOutcome("x"), AccountBlocked(402), ClientMismatch())
     )
 
 
-def test_nothing_else_than_a_lost_key_is_looked_at_often() -> None:
-    """Look-ups of AMO's are a day apart, whatever a connection was given up for."""
+def test_recheck_delay_is_a_day_except_for_unreadable() -> None:
+    """The delay between rechecks is 15 minutes for an unreadable pair and a day for any other reason."""
     again = {reason: recheck_delay(reason, RefreshRules()) for reason in (None, *Reason)}
     assert again.pop(Reason.UNREADABLE) == timedelta(minutes=15)
     assert set(again.values()) == {DAY}

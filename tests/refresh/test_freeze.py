@@ -1,4 +1,4 @@
-"""Frozen: nothing is spent, and everything else goes on."""
+"""Frozen connections and services: no token is spent, and hand-outs continue."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
 async def _freeze(harness: RefreshHarness, connection: Connection, *, everything: bool) -> TokenLifecycle:
-    """Freeze one connection, or all, as another process does."""
+    """Freeze one connection, or all, by another process."""
     other = harness.make_lifecycle(process="process-2")
     await (other.freeze_switch.freeze_all(why="a move") if everything else other.freeze_switch.freeze(connection))
     return other
@@ -19,10 +19,10 @@ async def _freeze(harness: RefreshHarness, connection: Connection, *, everything
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
 @pytest.mark.parametrize("trigger", list(RefreshTrigger))
-async def test_on_nobodys_demand_is_anything_spent_while_it_is_frozen(
+async def test_frozen_connection_rejects_every_trigger(
     harness: RefreshHarness, trigger: RefreshTrigger, *, everything: bool
 ) -> None:
-    """Schedule, hand-out, a rejected token, probe and trial are refused alike, and nothing reaches AMO."""
+    """A refresh of a frozen connection is rejected for every trigger, and nothing is sent."""
     connection = await harness.connect()
     await _freeze(harness, connection, everything=everything)
     await harness.fail(connection, Frozen, trigger=trigger)
@@ -31,8 +31,8 @@ async def test_on_nobodys_demand_is_anything_spent_while_it_is_frozen(
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
-async def test_who_froze_during_the_wait_for_a_slot_is_heard(harness: RefreshHarness, *, everything: bool) -> None:
-    """Free when the queue was joined, frozen when the slot came: the token stays at home."""
+async def test_freeze_during_slot_wait_stops_refresh(harness: RefreshHarness, *, everything: bool) -> None:
+    """A freeze while a refresh waits for its slot prevents the request."""
     connection = await harness.connect()
     refreshing, served = await harness.begin_queued(connection)
     await _freeze(harness, connection, everything=everything)
@@ -42,21 +42,21 @@ async def test_who_froze_during_the_wait_for_a_slot_is_heard(harness: RefreshHar
     assert harness.presented() == []
 
 
-async def test_a_refresh_in_flight_ends_well(harness: RefreshHarness) -> None:
-    """What was sent before the freeze is stored after it."""
+async def test_freeze_during_request_stores_pair(harness: RefreshHarness) -> None:
+    """The pair of a request that was sent before the freeze is stored."""
     connection = await harness.connect()
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     other = await _freeze(harness, connection, everything=True)
     assert [one.id for one in await harness.store.attempts()] == [connection.id]
     harness.amo.sandbox.go_on.set()
-    stored = await flight
+    stored = await refreshing
     assert (stored.pair_version, stored.status) == (2, Status.ACTIVE)
     assert (await harness.store.attempts(), other.freeze_switch.frozen is None) == ([], False)
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
-async def test_a_live_token_is_handed_out_and_no_other(harness: RefreshHarness, *, everything: bool) -> None:
-    """As fresh as it is while it has enough life, stale with the reason after, refused once it is dead."""
+async def test_frozen_connection_hands_out_token_until_expiry(harness: RefreshHarness, *, everything: bool) -> None:
+    """A frozen connection's token is handed out as fresh, then as stale, and not after its expiry."""
     connection = await harness.connect()
     await _freeze(harness, connection, everything=everything)
     access_tokens = harness.lifecycle.access_tokens
@@ -72,8 +72,10 @@ async def test_a_live_token_is_handed_out_and_no_other(harness: RefreshHarness, 
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
-async def test_the_loop_leaves_the_frozen_alone_until_thawed(harness: RefreshHarness, *, everything: bool) -> None:
-    """Overdue for an hour, nothing is asked of AMO and nobody spins; thawed, it is refreshed within a poll."""
+async def test_scheduler_frozen_connection_is_refreshed_after_thaw(
+    harness: RefreshHarness, *, everything: bool
+) -> None:
+    """The scheduler sends nothing for an overdue frozen connection, and refreshes it after the thaw."""
     connection = await harness.connect()
     other = await _freeze(harness, connection, everything=everything)
     harness.clock.advance(DAY)
@@ -85,8 +87,8 @@ async def test_the_loop_leaves_the_frozen_alone_until_thawed(harness: RefreshHar
     assert (await harness.now(connection)).pair_version == 2
 
 
-async def test_others_are_refreshed_while_one_is_frozen(harness: RefreshHarness) -> None:
-    """Freezing one costs nobody else a refresh."""
+async def test_scheduler_one_frozen_connection_does_not_stop_others(harness: RefreshHarness) -> None:
+    """Other connections are refreshed while one is frozen."""
     frozen, free = await harness.connect_users(2)
     await _freeze(harness, frozen, everything=False)
     harness.clock.advance(DAY / 2)
@@ -95,8 +97,8 @@ async def test_others_are_refreshed_while_one_is_frozen(harness: RefreshHarness)
     assert [(await harness.now(each)).pair_version for each in (frozen, free)] == [1, 2]
 
 
-async def test_a_store_found_on_another_machine_is_frozen_until_it_is_thawed_there(harness: RefreshHarness) -> None:
-    """Restarts change nothing, thawing makes it this machine's, and the first one finds it elsewhere then."""
+async def test_store_on_another_machine_is_frozen_until_thawed(harness: RefreshHarness) -> None:
+    """A store on another machine is frozen until a thaw there; the first machine then finds it frozen."""
     first = harness.make_lifecycle(machine="here")
     await first.freeze_switch.begin()
     assert first.freeze_switch.frozen is None
@@ -111,8 +113,8 @@ async def test_a_store_found_on_another_machine_is_frozen_until_it_is_thawed_the
     assert first.freeze_switch.frozen is not None
 
 
-async def test_what_is_frozen_is_told_once_and_so_is_the_thaw(harness: RefreshHarness) -> None:
-    """One line when it begins, with why and what to do, and one when it ends."""
+async def test_freeze_and_thaw_are_each_reported_once(harness: RefreshHarness) -> None:
+    """The first freeze is reported with its reason and the command to end it, and the first thaw once."""
     lifecycle = harness.lifecycle
     for _ in range(3):
         await lifecycle.freeze_switch.freeze_all(why="a move")
@@ -127,34 +129,34 @@ async def test_what_is_frozen_is_told_once_and_so_is_the_thaw(harness: RefreshHa
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
-async def test_of_a_frozen_connection_nothing_is_erased(harness: RefreshHarness, *, everything: bool) -> None:
-    """A copy whose token the original has replaced looks like one that was switched off: it is not taken for one."""
+async def test_disable_hook_frozen_connection_is_not_erased(harness: RefreshHarness, *, everything: bool) -> None:
+    """Rejected tokens of a frozen connection are not erased, because the original may have refreshed them."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await _freeze(harness, connection, everything=everything)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     await harness.lifecycle.switched_off(connection.account_id)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections > 0
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert [webhook.type for webhook in await harness.store.webhooks(limit=9)] == []
 
 
-async def test_a_copy_hands_out_nothing_that_the_original_has_replaced(harness: RefreshHarness) -> None:
-    """Refreshed elsewhere, where that ends the old access token: AMO is asked, and nobody gets a dead one."""
+async def test_copied_store_does_not_hand_out_replaced_token(harness: RefreshHarness) -> None:
+    """A copied store does not hand out an access token that AMO rejects after the original's refresh."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     copy = harness.make_lifecycle(machine="there")
     await harness.lifecycle.freeze_switch.begin()
     await copy.freeze_switch.begin()
     assert not (await copy.access_tokens.token(connection.id, min_ttl=0)).stale
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     harness.clock.advance(61)
     with pytest.raises(Frozen):
         await copy.access_tokens.token(connection.id, min_ttl=0)
 
 
 @pytest.mark.parametrize("machine", ["there", "here"])
-async def test_what_was_thawed_elsewhere_is_due_at_once(harness: RefreshHarness, machine: str) -> None:
-    """Whether its tokens are the newest is not known; what was frozen on request nobody else had: due when it was."""
+async def test_thaw_on_another_machine_makes_connections_due(harness: RefreshHarness, machine: str) -> None:
+    """A thawed copy's connections are due at once; after a requested freeze the due time is unchanged."""
     connection = await harness.connect()
     await harness.lifecycle.freeze_switch.begin()
     copy = harness.make_lifecycle(machine=machine)

@@ -1,4 +1,4 @@
-"""Each interleaving that the rules of custody guard against, by its name."""
+"""Interleavings of refreshes, grants, disconnects, crashes and store outages."""
 
 import asyncio
 from datetime import timedelta
@@ -34,16 +34,16 @@ from tests.refresh.harness import (
 )
 
 
-async def _until_waiting(harness: RefreshHarness, refreshing: asyncio.Task[Any], seconds: float) -> None:
-    """Let a caller wait for a lease, look by look, until so many seconds have passed."""
+async def _wait_for_lease(harness: RefreshHarness, refreshing: asyncio.Task[Any], seconds: float) -> None:
+    """Advance the clock by `seconds` in steps while a caller waits for a lease."""
     for _ in range(int(seconds * 4)):
         await harness.clock.until_sleeping(0.25)
         assert not refreshing.done()
         harness.clock.advance(0.25)
 
 
-async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
-    """However long the rate limit or a place is waited for, the claim is written after, with its whole lease."""
+async def test_claim_after_long_slot_wait_has_whole_lease(harness: RefreshHarness) -> None:
+    """The claim is written after the wait for a slot, with its whole lease."""
     connection = await harness.connect()
     refreshing, served = await harness.begin_queued(connection)
     harness.clock.advance(3600)
@@ -56,8 +56,8 @@ async def test_a_claim_does_not_age_in_a_queue(harness: RefreshHarness) -> None:
     assert (await refreshing).pair_version == 2
 
 
-async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respected(harness: RefreshHarness) -> None:
-    """Free when the queue was joined, claimed when the slot came: nothing is presented, and the lease is waited for."""
+async def test_slot_wait_claim_of_another_process_is_respected(harness: RefreshHarness) -> None:
+    """A refresh presents nothing and waits for the lease if another process claims the row meanwhile."""
     connection = await harness.connect()
     refreshing, served = await harness.begin_queued(connection, is_fresh_enough=newer_than(connection))
     await harness.store.claim(a_claim(connection, owner="process-2"))
@@ -70,8 +70,8 @@ async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respecte
     assert harness.presented() == []
 
 
-async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harness: RefreshHarness) -> None:
-    """Clean when the queue was joined; then another process died at it, and a third gave its claim back."""
+async def test_slot_wait_new_doubt_is_introspected(harness: RefreshHarness) -> None:
+    """A token whose doubt began during the slot wait is introspected before it is presented."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     refreshing, served = await harness.begin_queued(connection)
     failed = present(await harness.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0))))
@@ -82,8 +82,8 @@ async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(harnes
     assert harness.amo.sandbox.introspections == 1
 
 
-async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_is_over(harness: RefreshHarness) -> None:
-    """Stopped between claim and request, another process refreshes; waked, the first one spends nothing."""
+async def test_suspended_process_with_ended_lease_sends_nothing(harness: RefreshHarness) -> None:
+    """A process suspended between claim and request sends nothing after another process has refreshed."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     stopped = GatedClient(harness.client, hold_request=True)
     first = harness.make_coordinator(amo=stopped)
@@ -91,7 +91,7 @@ async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_i
     await stopped.asked.wait()
     second = harness.make_coordinator(process="process-2")
     other = harness.begin(connection, by=second)
-    await _until_waiting(harness, other, 60)
+    await _wait_for_lease(harness, other, 60)
     refreshed = await other
     stopped.send.set()
     assert await late == refreshed
@@ -99,19 +99,19 @@ async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_i
     assert await harness.now(connection) == refreshed
 
 
-async def test_an_attempt_extended_meanwhile_is_not_taken_over(harness: RefreshHarness) -> None:
-    """Whoever saw a lease end, and claims just as its owner extends it for a second request, comes too late."""
+async def test_claim_of_extended_attempt_fails(harness: RefreshHarness) -> None:
+    """A claim of an ended lease fails if the attempt's process has extended it meanwhile."""
     connection = await harness.connect()
     seen = present(await harness.store.claim(a_claim(connection, owner="process-2")))
     assert await harness.store.extend(an_extension(connection))
     assert await harness.store.claim(a_claim(seen, attempt="mine")) is None
 
 
-async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_remembered(harness: RefreshHarness) -> None:
-    """Its process was killed with the answer: the row has not changed since it was read, and AMO is asked after 5 s."""
+async def test_hand_out_cached_token_with_open_attempt_is_introspected_after_5_s(harness: RefreshHarness) -> None:
+    """A cached token whose attempt has been open for 5 s is introspected before it is handed out."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     assert await harness.store.claim(a_claim(connection, owner="process-2")) is not None
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     access_tokens = harness.lifecycle.access_tokens
     for _ in range(10):
         assert not (await access_tokens.token(connection.id, min_ttl=0)).stale
@@ -126,8 +126,8 @@ async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_remembere
         await access_tokens.token(connection.id, min_ttl=0)
 
 
-async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHarness) -> None:
-    """Stopped with the answer in hand, given up by another process: the late pair wins, for it is good."""
+async def test_late_pair_after_needs_reauth_reactivates_connection(harness: RefreshHarness) -> None:
+    """A pair stored after another process declared `needs_reauth` reactivates the connection."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     gated = GatedClient(harness.client, hold_answer=True)
     first = harness.make_coordinator(amo=gated)
@@ -135,7 +135,7 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHar
     await gated.answered.wait()
     second = harness.make_coordinator(process="process-2")
     other = harness.begin(connection, by=second)
-    await _until_waiting(harness, other, 60)
+    await _wait_for_lease(harness, other, 60)
     with pytest.raises(NeedsReauth) as raised:
         await other
     assert raised.value.reason is Reason.IN_DOUBT
@@ -151,8 +151,8 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(harness: RefreshHar
     ]
 
 
-async def test_a_pair_that_comes_after_a_disconnect_is_dropped(harness: RefreshHarness) -> None:
-    """Forgotten on request while a refresh was on its way: nothing of it comes back."""
+async def test_late_pair_after_disconnect_is_dropped(harness: RefreshHarness) -> None:
+    """A pair that arrives after the user's disconnect request is not stored."""
     connection = await harness.connect()
     late = await harness.begin_slow(connection)
     assert await harness.store.disconnect(await harness.now(connection), on_request=True)
@@ -163,38 +163,38 @@ async def test_a_pair_that_comes_after_a_disconnect_is_dropped(harness: RefreshH
     assert (after.status, after.sealed_pair) == (Status.DISCONNECTED, None)
 
 
-async def test_a_key_change_during_a_flight_loses_neither(harness: RefreshHarness, encryption_key: str) -> None:
-    """The old pair is sealed anew while its successor is on its way: the successor is stored, and then sealed anew."""
+async def test_key_rotation_during_refresh_keeps_new_pair(harness: RefreshHarness, encryption_key: str) -> None:
+    """A refresh stores its pair after the old one was re-encrypted, and the outdated re-encryption is refused."""
     connection = await harness.connect()
     new = Cipher([new_key(), encryption_key])
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     read = await harness.now(connection)
     sealed = EncryptedRecord(kind=RecordKind.CONNECTION, name=read.id, content=read.sealed_pair or b"")
     reencrypted = ReencryptedRecord(read=sealed, content=new.reencrypt(sealed.content, context=sealed.place))
     assert await harness.store.reencrypt([reencrypted]) == []
     harness.amo.sandbox.go_on.set()
-    stored = await flight
+    stored = await refreshing
     assert stored.pair_version == 2
     assert harness.amo.fake.is_good(harness.pair(stored).refresh_token)
     assert await harness.store.reencrypt([reencrypted]) == [
         sealed
-    ]  # the very bytes that were read are gone: read again
+    ]  # the row no longer contains the bytes that were read
     assert await harness.now(connection) == stored
 
 
-async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_process(harness: RefreshHarness) -> None:
-    """After a restart with the store away, the pair in the rescue file stands against the one that is due."""
+async def test_restart_with_rescue_file_does_not_refresh_due_pair(harness: RefreshHarness) -> None:
+    """A restarted process does not present the due pair while its successor's rescue file is not stored."""
     connection = await harness.connect()
     lifecycle = harness.make_lifecycle()
-    flight = await harness.begin_unsaved(connection, by=lifecycle.coordinator)
+    refreshing = await harness.begin_pending_write(connection, by=lifecycle.coordinator)
     lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
-        await flight
+        await refreshing
     restarted = harness.make_lifecycle(process="process-2")
     await restarted.pending_writes.restore()
     harness.clock.advance(3600)
     await harness.fail(connection, StoreUnavailable, by=restarted.coordinator, trigger=RefreshTrigger.FORCED)
-    await harness.bring_store_back(restarted)
+    await harness.restore_store(restarted)
     assert (await harness.now(connection)).pair_version == 2
     assert (
         await harness.refresh(connection, by=restarted.coordinator, trigger=RefreshTrigger.FORCED)
@@ -202,23 +202,23 @@ async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_pro
     assert (harness.spent(), harness.amo.fake.ledger.doubles(), harness.rescue.files) == (2, 0, {})
 
 
-async def test_a_pair_in_anothers_file_is_found_before_its_predecessor_is_presented(harness: RefreshHarness) -> None:
-    """Its process was killed with the pair in its file: whoever takes over looks there first, and spends nothing."""
+async def test_takeover_loads_rescue_file_before_presenting_token(harness: RefreshHarness) -> None:
+    """A process that takes over an attempt loads the killed process's rescue file and spends nothing."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    dying = harness.make_lifecycle(process="process-2", store=harness.away("save_refreshed"))
-    flight = harness.begin(connection, by=dying.coordinator)
+    killed = harness.make_lifecycle(process="process-2", store=harness.failing_store("save_refreshed"))
+    refreshing = harness.begin(connection, by=killed.coordinator)
     await harness.witness.until("pair.write_pending")
-    living = harness.make_lifecycle()
-    other = harness.begin(connection, by=living.coordinator, is_fresh_enough=newer_than(connection))
-    await _until_waiting(harness, other, 60)
+    survivor = harness.make_lifecycle()
+    other = harness.begin(connection, by=survivor.coordinator, is_fresh_enough=newer_than(connection))
+    await _wait_for_lease(harness, other, 60)
     stored = await other
     assert (stored.pair_version, stored.status, harness.rescue.files) == (2, Status.ACTIVE, {})
     assert (harness.spent(), harness.amo.fake.ledger.doubles()) == (1, 0)
-    flight.cancel()
+    refreshing.cancel()
 
 
-async def test_a_rescue_folder_that_cannot_be_read_keeps_a_doubtful_token_at_home(harness: RefreshHarness) -> None:
-    """Its successor may lie there: nothing is presented before somebody has looked; a token beyond doubt is."""
+async def test_takeover_unreadable_rescue_folder_presents_no_token_in_doubt(harness: RefreshHarness) -> None:
+    """A token in doubt is not presented while the rescue folder is unreadable; other tokens are."""
     connection = await harness.connect()
 
     def read() -> Any:
@@ -228,15 +228,15 @@ async def test_a_rescue_folder_that_cannot_be_read_keeps_a_doubtful_token_at_hom
     refreshed = await harness.refresh(connection, by=coordinator)
     await harness.store.claim(a_claim(refreshed, owner="process-2"))
     refreshing = harness.begin(connection, by=coordinator)
-    await _until_waiting(harness, refreshing, 60)
+    await _wait_for_lease(harness, refreshing, 60)
     with pytest.raises(StoreUnavailable) as raised:
         await refreshing
     assert connection.id in raised.value.detail
     assert len(harness.presented()) == 1
 
 
-async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_lease(harness: RefreshHarness) -> None:
-    """Over when the queue was joined; then its owner could not store for a while: it is waited for once more."""
+async def test_slot_wait_store_outage_renews_lease_of_another_process(harness: RefreshHarness) -> None:
+    """An ended lease is waited for once more if the store was unreachable during the slot wait."""
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
     queue = QueueingClient(harness.client)
@@ -245,7 +245,7 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_
     harness.clock.advance(60)
     refreshing = harness.begin(connection, by=lifecycle.coordinator, is_fresh_enough=newer_than(connection))
     await queue.asked.wait()
-    await harness.lose_store_once()
+    await harness.fail_store_once()
     queue.served.set()
     await harness.clock.until_sleeping(0.25)
     assert harness.presented() == []
@@ -256,10 +256,8 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_
 
 
 @pytest.mark.parametrize("during", ["extend", "refresh"])
-async def test_a_process_stopped_before_its_second_post_sends_nothing_once_its_lease_is_too_short(
-    harness: RefreshHarness, during: str
-) -> None:
-    """Stopped while more time is written, or after it: what is left of the lease is not enough for an answer."""
+async def test_second_request_with_too_little_lease_is_not_sent(harness: RefreshHarness, during: str) -> None:
+    """The second request is not sent if too little of the lease is left after its extension."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
     harness.failing.after["extend"] = lambda *_, **__: harness.clock.advance(55.1 if during == "extend" else 0)
@@ -275,21 +273,21 @@ async def test_a_process_stopped_before_its_second_post_sends_nothing_once_its_l
     assert (after.domain, after.in_doubt) == ("renamed.amocrm.ru", False)
 
 
-async def test_after_the_store_was_away_anothers_attempt_has_a_whole_lease_more(harness: RefreshHarness) -> None:
-    """Its owner may hold a good pair and could not store it: nobody judges before it had the time."""
+async def test_lease_of_another_process_after_store_outage_is_renewed(harness: RefreshHarness) -> None:
+    """After a store outage another process's attempt has a whole lease to store its pair."""
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
     lifecycle = harness.make_lifecycle()
     assert lifecycle.leases.remaining(await harness.now(connection)) == 60
     harness.clock.advance(59)
-    await harness.lose_store_once()
+    await harness.fail_store_once()
     assert lifecycle.leases.remaining(await harness.now(connection)) == 60
     harness.clock.advance(60)
     assert lifecycle.leases.remaining(await harness.now(connection)) == 0
 
 
-async def test_an_attempt_that_got_more_time_is_left_alone_for_as_long(harness: RefreshHarness) -> None:
-    """A lease extended for a second request counts from when that was seen."""
+async def test_lease_extended_by_another_process_counts_from_observation(harness: RefreshHarness) -> None:
+    """An extended lease counts from the moment at which this process first sees the extension."""
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2"))
     leases = harness.make_lifecycle().leases
@@ -300,8 +298,8 @@ async def test_an_attempt_that_got_more_time_is_left_alone_for_as_long(harness: 
     assert leases.remaining(await harness.now(connection)) == 60
 
 
-async def test_a_stepped_clock_ends_no_lease(harness: RefreshHarness) -> None:
-    """Hours forward or back on the wall clock: the lease runs by what this process itself has seen."""
+async def test_lease_wall_clock_step_does_not_change_remaining_time(harness: RefreshHarness) -> None:
+    """A step of the wall clock does not change the rest of a lease, which is measured monotonically."""
     connection = await harness.connect()
     await harness.store.claim(a_claim(connection, owner="process-2", lease=timedelta(seconds=60)))
     leases = harness.make_lifecycle().leases
@@ -312,15 +310,15 @@ async def test_a_stepped_clock_ends_no_lease(harness: RefreshHarness) -> None:
     assert leases.remaining(await harness.now(connection)) == 0
 
 
-async def _in_doubt(harness: RefreshHarness, fault: Fault) -> Connection:
+async def _connect_in_doubt(harness: RefreshHarness, fault: Fault) -> Connection:
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, fault)
     return connection
 
 
-async def test_a_token_in_doubt_is_not_presented_before_a_whole_lease_has_passed(harness: RefreshHarness) -> None:
-    """Not even by force: AMO may be at work on it still."""
-    connection = await _in_doubt(harness, Fault.HTTP_500)
+async def test_token_in_doubt_is_not_presented_before_lease_has_passed(harness: RefreshHarness) -> None:
+    """A token in doubt is not presented for a whole lease, not even by a forced refresh."""
+    connection = await _connect_in_doubt(harness, Fault.HTTP_500)
     harness.clock.advance(59)
     await harness.fail(connection, NotYet, trigger=RefreshTrigger.FORCED)
     assert len(harness.presented()) == 1
@@ -328,9 +326,9 @@ async def test_a_token_in_doubt_is_not_presented_before_a_whole_lease_has_passed
     assert (await harness.refresh(connection)).pair_version == 2
 
 
-async def test_a_token_in_doubt_is_looked_up_before_it_is_presented_again(harness: RefreshHarness) -> None:
-    """One request that spends nothing, then the refresh; once the pair is stored the doubt is over."""
-    connection = await _in_doubt(harness, Fault.HTTP_500)
+async def test_token_in_doubt_is_introspected_before_it_is_presented(harness: RefreshHarness) -> None:
+    """A token in doubt is introspected before the refresh, whose stored pair ends the doubt."""
+    connection = await _connect_in_doubt(harness, Fault.HTTP_500)
     harness.clock.advance(60)
     stored = await harness.refresh(connection)
     assert harness.amo.sandbox.introspections == 1
@@ -339,9 +337,9 @@ async def test_a_token_in_doubt_is_looked_up_before_it_is_presented_again(harnes
     assert harness.amo.sandbox.introspections == 1
 
 
-async def test_a_token_in_doubt_stays_at_home_while_look_ups_have_no_answer(harness: RefreshHarness) -> None:
-    """An AMO that does not answer what costs nothing is not trusted with what works once."""
-    connection = await _in_doubt(harness, Fault.HTTP_500)
+async def test_token_in_doubt_unanswered_introspection_is_not_presented(harness: RefreshHarness) -> None:
+    """A token in doubt is not presented while its introspection stays unanswered."""
+    connection = await _connect_in_doubt(harness, Fault.HTTP_500)
     harness.clock.advance(60)
     harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
     await harness.fail(connection, IntrospectionUnavailable)
@@ -352,9 +350,9 @@ async def test_a_token_in_doubt_stays_at_home_while_look_ups_have_no_answer(harn
     assert (await harness.refresh(connection)).pair_version == 2
 
 
-async def test_a_look_up_that_never_answers_ends_no_connection(harness: RefreshHarness) -> None:
-    """A day after its last access token has expired waiting serves nobody: the token is presented all the same."""
-    connection = await _in_doubt(harness, Fault.HTTP_500)
+async def test_token_in_doubt_is_presented_a_day_after_access_expiry(harness: RefreshHarness) -> None:
+    """A token in doubt is presented without an introspection a day after its access token expired."""
+    connection = await _connect_in_doubt(harness, Fault.HTTP_500)
     for seconds, refreshed in ((2 * 86_400 - 1, False), (901, True)):
         harness.clock.advance(seconds)
         harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)
@@ -365,19 +363,17 @@ async def test_a_look_up_that_never_answers_ends_no_connection(harness: RefreshH
 
 
 @pytest.mark.parametrize("knows", [False, True])
-async def test_a_spent_token_is_presented_once_more_whatever_the_look_up_says(
-    harness: RefreshHarness, *, knows: bool
-) -> None:
-    """Only the token endpoint's word is final, and then it is our loss: in doubt, not revoked."""
+async def test_token_in_doubt_spent_is_presented_once_more(harness: RefreshHarness, *, knows: bool) -> None:
+    """A spent token is presented once more, and its rejection gives `in_doubt`, whatever introspection says."""
     harness.amo.fake.quirks.introspection_accepts_spent = knows
-    connection = await _in_doubt(harness, Fault.NOTHING_AFTER)
+    connection = await _connect_in_doubt(harness, Fault.NOTHING_AFTER)
     harness.clock.advance(60)
     assert (await harness.fail(connection, NeedsReauth)).reason is Reason.IN_DOUBT
     assert len(harness.presented()) == 2
 
 
-async def test_a_pair_without_a_shard_to_ask_is_presented_once(harness: RefreshHarness) -> None:
-    """Tokens from before 2024-08-21 name no `api_domain`."""
+async def test_token_in_doubt_without_api_domain_is_presented_once(harness: RefreshHarness) -> None:
+    """A token in doubt without `api_domain` is presented without an introspection."""
     connection = await harness.connect()
     await harness.fail(connection, UnknownOutcome, Fault.HTTP_500)
     harness.clock.advance(60)
@@ -385,15 +381,15 @@ async def test_a_pair_without_a_shard_to_ask_is_presented_once(harness: RefreshH
     assert harness.amo.sandbox.introspections == 0
 
 
-async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(harness: RefreshHarness) -> None:
-    """Killed with its request under way: after the lease the token is looked up, and a loss is told as in doubt."""
+async def test_crash_after_claim_leaves_token_in_doubt(harness: RefreshHarness) -> None:
+    """Another process introspects the token of a crashed attempt after its lease and reports a loss as `in_doubt`."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     gated = GatedClient(harness.client, hold_answer=True)
     killed = harness.begin(connection, by=harness.make_coordinator(amo=gated))
-    await gated.answered.wait()  # and never goes on
+    await gated.answered.wait()  # the answer is never processed
     survivor = harness.make_coordinator(process="process-2")
     other = harness.begin(connection, by=survivor)
-    await _until_waiting(harness, other, 60)
+    await _wait_for_lease(harness, other, 60)
     with pytest.raises(NeedsReauth) as raised:
         await other
     assert raised.value.reason is Reason.IN_DOUBT
@@ -403,8 +399,10 @@ async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(harness: 
 
 @pytest.mark.parametrize("status", [401, 404])
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
-async def test_a_moved_account_is_followed(harness: RefreshHarness, status: int, api_domain: str | None) -> None:
-    """Looked up by its refresh token, or where nobody answers that, by its access token; its new host is stored."""
+async def test_moved_account_is_refreshed_at_new_host(
+    harness: RefreshHarness, status: int, api_domain: str | None
+) -> None:
+    """A moved account is found by its refresh token or, without `api_domain`, by its access token."""
     harness.amo.fake.quirks.moved_status = status
     connection = await harness.connect(api_domain=api_domain)
     harness.amo.account.host = "renamed.amocrm.ru"
@@ -414,8 +412,8 @@ async def test_a_moved_account_is_followed(harness: RefreshHarness, status: int,
     assert [entry.host for entry in harness.presented()] == ["reforyou.amocrm.ru", "renamed.amocrm.ru"]
 
 
-async def test_the_second_request_of_a_moved_account_goes_on_an_extended_lease(harness: RefreshHarness) -> None:
-    """The look-up has taken its time: others see a whole lease before the token goes out again."""
+async def test_moved_account_second_request_has_extended_lease(harness: RefreshHarness) -> None:
+    """The lease is extended to its whole length before the second request."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
 
@@ -436,8 +434,8 @@ async def test_the_second_request_of_a_moved_account_goes_on_an_extended_lease(h
 
 
 @pytest.mark.parametrize("during", ["introspect_refresh_token", "extend"])
-async def test_after_a_stop_there_is_no_second_request(harness: RefreshHarness, during: str) -> None:
-    """The signal comes during the look-up, or while more time is written: the claim is given back, free of doubt."""
+async def test_moved_account_at_shutdown_sends_no_second_request(harness: RefreshHarness, during: str) -> None:
+    """A stop during the introspection or the extension releases the claim without doubt."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
     stop = harness.lifecycle.core.stop
@@ -457,8 +455,8 @@ async def test_after_a_stop_there_is_no_second_request(harness: RefreshHarness, 
     assert len(harness.presented()) == 1
 
 
-async def test_whoever_lost_the_attempt_during_the_look_up_sends_no_second_request(harness: RefreshHarness) -> None:
-    """The person connects again while the account is looked up: the new pair is left alone."""
+async def test_moved_account_grant_during_introspection_stops_second_request(harness: RefreshHarness) -> None:
+    """A grant during the introspection prevents the second request and keeps its pair."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "renamed.amocrm.ru"
     granted: list[Connection] = []
@@ -477,8 +475,8 @@ async def test_whoever_lost_the_attempt_during_the_look_up_sends_no_second_reque
     assert len(harness.presented()) == 1
 
 
-async def test_a_new_host_that_must_not_see_our_secret_is_not_followed(harness: RefreshHarness) -> None:
-    """Whatever a look-up names: the same check guards it as the browser's `referer`."""
+async def test_moved_account_host_not_allowed_gets_no_request(harness: RefreshHarness) -> None:
+    """A host named by introspection gets no request unless it is on the allow list."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.host = "evil.example"
     await harness.fail(connection, AmoCallbackError)
@@ -486,8 +484,8 @@ async def test_a_new_host_that_must_not_see_our_secret_is_not_followed(harness: 
     assert (await harness.now(connection)).status is Status.ACTIVE
 
 
-async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(harness: RefreshHarness) -> None:
-    """After a refused connection nothing is hammered: whoever asks by force need not wait for the back-off."""
+async def test_forced_refresh_after_unsent_request_ignores_back_off(harness: RefreshHarness) -> None:
+    """A forced refresh ignores the back-off after a request that did not reach AMO."""
     connection = await harness.connect()
 
     coordinator = harness.make_coordinator(amo=UnreachableClient(harness.client))
@@ -497,10 +495,10 @@ async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(har
 
 
 @pytest.mark.parametrize("call", ["claim", "save_failure", "release", "extend", "postpone"])
-async def test_a_store_that_fails_at_any_write_costs_no_connection(harness: RefreshHarness, call: str) -> None:
-    """Whichever write the store refuses: later the connection is refreshed, and nothing was presented twice."""
+async def test_refresh_store_failure_at_any_write_recovers(harness: RefreshHarness, call: str) -> None:
+    """A connection is refreshed later, without presenting a token twice, whichever write fails."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    away = harness.away(call)
+    away = harness.failing_store(call)
     coordinator = harness.make_coordinator(store=away)
     harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.HTTP_500)
     harness.amo.account.host = "renamed.amocrm.ru"
@@ -508,7 +506,10 @@ async def test_a_store_that_fails_at_any_write_costs_no_connection(harness: Refr
     for _ in range(8):
         try:
             await asyncio.wait_for(
-                _passing(harness, harness.refresh(connection, by=coordinator, trigger=RefreshTrigger.FORCED)), 20
+                _advance_until_done(
+                    harness, harness.refresh(connection, by=coordinator, trigger=RefreshTrigger.FORCED)
+                ),
+                20,
             )
         except AmoCallbackError:
             harness.clock.advance(901)
@@ -519,8 +520,8 @@ async def test_a_store_that_fails_at_any_write_costs_no_connection(harness: Refr
     assert harness.amo.fake.ledger.doubles() == 0
 
 
-async def _passing(harness: RefreshHarness, work: Any) -> Any:
-    """Let time pass while somebody waits for a lease."""
+async def _advance_until_done(harness: RefreshHarness, work: Any) -> Any:
+    """Advance the clock while the work waits for a lease."""
     task = asyncio.ensure_future(work)
     while not task.done():
         await asyncio.sleep(0)

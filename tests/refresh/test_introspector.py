@@ -7,8 +7,8 @@ from tests.fakes import START, Override, answering
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
-async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_long(harness: RefreshHarness) -> None:
-    """In an old database tokens have been spent: that nobody is served any more is no reason to present one."""
+async def test_introspection_unanswered_in_mass_failure_presents_nothing(harness: RefreshHarness) -> None:
+    """During a mass failure a token is not presented without an answered introspection, however long that lasts."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.suspend_terminal(now=harness.clock.now())
     await harness.lifecycle.breaker.watch()
@@ -18,10 +18,10 @@ async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_l
     assert harness.presented() == []
 
 
-async def test_while_deaths_are_held_each_pair_is_looked_up(harness: RefreshHarness) -> None:
-    """What AMO has told of the pair before says nothing of the one that the person has brought meanwhile."""
+async def test_introspection_in_mass_failure_is_repeated_for_new_pair(harness: RefreshHarness) -> None:
+    """During a mass failure the pair of a new grant is introspected before it is presented."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    amo = harness.before_slot(2, lambda: harness.connect(api_domain=API_DOMAIN))  # the slot for the refresh
+    amo = harness.before_slot(2, lambda: harness.connect(api_domain=API_DOMAIN))  # slot of the refresh
     lifecycle = harness.make_lifecycle(amo=amo)
     await harness.store.suspend_terminal(now=harness.clock.now())
     await lifecycle.breaker.watch()
@@ -30,8 +30,8 @@ async def test_while_deaths_are_held_each_pair_is_looked_up(harness: RefreshHarn
     assert (stored.pair_version, harness.amo.sandbox.introspections) == (3, 2)
 
 
-async def test_a_probe_whose_look_up_has_no_answer_was_the_probe(harness: RefreshHarness) -> None:
-    """An AMO that does not answer is asked once a minute, each time about another connection."""
+async def test_introspection_unanswered_counts_as_probe(harness: RefreshHarness) -> None:
+    """An unanswered introspection counts as the minute's probe, and the next probe is another connection."""
     await harness.connect_users(3, next_refresh_at=START)
     await harness.store.suspend_terminal(now=harness.clock.now())
     harness.amo.sandbox.introspection_faults.add(*[Fault.HTTP_500] * 50)
@@ -42,8 +42,8 @@ async def test_a_probe_whose_look_up_has_no_answer_was_the_probe(harness: Refres
     assert harness.presented() == []
 
 
-async def test_a_dead_access_token_does_not_tell_that_an_account_has_not_moved(harness: RefreshHarness) -> None:
-    """Where AMO does not answer about the refresh token, nobody is a suspect: the other token may just have ended."""
+async def test_introspection_rejected_access_token_makes_no_suspect(harness: RefreshHarness) -> None:
+    """A rejected access token does not make a connection suspect if the refresh token's state is unknown."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     unknown, refused = (
         answering(IntrospectionResult(state=state)) for state in (TokenState.UNKNOWN, TokenState.REJECTED)

@@ -1,4 +1,4 @@
-"""Whose fault it is: what is not one connection's own stops all refreshing, and one success ends that."""
+"""Failures of many connections: the circuit breaker, mass failures and refused connections."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -26,8 +26,8 @@ from tests.fakes import START, Override
 from tests.refresh.harness import RefreshHarness
 
 
-async def test_listed_client_errors_of_two_connections_stop_everything(harness: RefreshHarness) -> None:
-    """Nothing is refreshed, everything is kept, and callers hear whose fault it is; nobody is hammered."""
+async def test_circuit_breaker_client_errors_of_two_connections_stop_refreshes(harness: RefreshHarness) -> None:
+    """Client errors of two connections stop all refreshes; connections stay active and callers get the cause."""
     one, two, three = await harness.connect_users(3)
     harness.clock.advance(901)
     harness.amo.sandbox.faults.add(Fault.CLIENT_ID, Fault.CLIENT_ID)
@@ -42,8 +42,8 @@ async def test_listed_client_errors_of_two_connections_stop_everything(harness: 
     assert {(await harness.now(each)).status for each in (one, two, three)} == {Status.ACTIVE}
 
 
-async def test_a_token_that_is_not_linked_to_our_client_concerns_its_connection_alone(harness: RefreshHarness) -> None:
-    """However many there are, nothing else stops; each is asked again after the retry cap."""
+async def test_client_mismatch_affects_only_its_connection(harness: RefreshHarness) -> None:
+    """A token of another client delays its connection for `retry_cap` and does not open the circuit breaker."""
     connections = await harness.connect_users(4)
     harness.clock.advance(901)
     for connection in connections[:3]:
@@ -57,8 +57,8 @@ async def test_a_token_that_is_not_linked_to_our_client_concerns_its_connection_
     assert (stats.active, stats.mismatched) == (4, 3)
 
 
-async def test_a_lone_connection_refused_without_a_reason_backs_off_alone(harness: RefreshHarness) -> None:
-    """Looked up and not moved: a suspect; the others go on, and their success clears it."""
+async def test_circuit_breaker_single_suspect_does_not_open_it(harness: RefreshHarness) -> None:
+    """A single suspect does not open the circuit breaker, and another connection's success clears it."""
     one, two, _ = await harness.connect_users(3)
     await harness.fail(one, UnauthorizedWithoutHint, Fault.WRONG_CLIENT)
     assert harness.lifecycle.breaker.reason is None
@@ -69,8 +69,10 @@ async def test_a_lone_connection_refused_without_a_reason_backs_off_alone(harnes
 
 
 @pytest.mark.parametrize(("size", "suspects"), [(3, 2), (1, 1)])
-async def test_two_suspects_or_all_mean_our_configuration(harness: RefreshHarness, size: int, suspects: int) -> None:
-    """A wrong secret is found out by the second connection, or by the only one."""
+async def test_circuit_breaker_two_or_all_connections_suspect_open_it(
+    harness: RefreshHarness, size: int, suspects: int
+) -> None:
+    """The circuit breaker opens with the second suspect, or with the only connection."""
     connections = await harness.connect_users(size)
     harness.clock.advance(901)
     for connection in connections[:suspects]:
@@ -80,8 +82,8 @@ async def test_two_suspects_or_all_mean_our_configuration(harness: RefreshHarnes
     assert harness.witness.names().count("amo_credentials.refused") == 1
 
 
-async def test_a_silent_look_up_makes_nobody_a_suspect(harness: RefreshHarness) -> None:
-    """An AMO that is ill is not a wrong secret."""
+async def test_circuit_breaker_unanswered_introspection_makes_no_suspect(harness: RefreshHarness) -> None:
+    """A refusal without an introspection answer does not make a connection suspect."""
     connections = await harness.connect_users(3)
     for connection in connections:
         harness.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
@@ -90,8 +92,8 @@ async def test_a_silent_look_up_makes_nobody_a_suspect(harness: RefreshHarness) 
     assert harness.lifecycle.breaker.reason is None
 
 
-async def test_one_after_the_other_is_the_probe_and_a_success_closes_it(harness: RefreshHarness) -> None:
-    """A probe a minute, each another connection, due or not; the first that succeeds lets all the others go."""
+async def test_circuit_breaker_open_probes_each_connection_until_success(harness: RefreshHarness) -> None:
+    """One probe a minute is sent, each of another connection, and the first success closes the circuit breaker."""
     connections = await harness.connect_users(3, next_refresh_at=START)
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.amo.sandbox.faults.add(Fault.NOT_LINKED, Fault.NOT_LINKED)
@@ -111,16 +113,16 @@ async def test_one_after_the_other_is_the_probe_and_a_success_closes_it(harness:
     assert set(presented) == {harness.pair(connection).refresh_token for connection in connections}
 
 
-async def test_an_exchange_that_succeeds_closes_it_too(harness: RefreshHarness) -> None:
-    """The person who connects proves the same credentials."""
+async def test_circuit_breaker_successful_exchange_closes_it(harness: RefreshHarness) -> None:
+    """A successful exchange closes the circuit breaker, because it uses the same credentials."""
     [connection] = await harness.connect_users(1)
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.lifecycle.breaker.accepted()
     assert (await harness.refresh(connection)).pair_version == 2
 
 
-async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_each_time(harness: RefreshHarness) -> None:
-    """A backend that insists on one bad connection does not keep the others from being tried."""
+async def test_circuit_breaker_forced_refresh_may_be_probe_once_per_round(harness: RefreshHarness) -> None:
+    """A forced refresh may be the probe, but not twice before the other connections."""
     one, two = await harness.connect_users(2)
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(60)
@@ -131,7 +133,7 @@ async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_each_time(
     assert harness.lifecycle.breaker.reason is None
 
 
-async def _die(
+async def _fail_terminally(
     harness: RefreshHarness, lifecycle: TokenLifecycle, connections: list[Connection]
 ) -> list[AmoCallbackError]:
     """Refresh connections whose tokens AMO has revoked."""
@@ -139,12 +141,12 @@ async def _die(
     return [await harness.fail(each, AmoCallbackError, by=lifecycle.coordinator) for each in connections]
 
 
-async def test_a_whole_fleet_dying_at_once_is_not_believed(harness: RefreshHarness) -> None:
-    """Five are given up; the sixth verdict is held, and nothing more is presented, also after a restart."""
+async def test_mass_failure_sixth_terminal_failure_is_suspended(harness: RefreshHarness) -> None:
+    """Five terminal failures are applied; the sixth is suspended and stops refreshes, also after a restart."""
     connections = await harness.connect_users(8)
     lifecycle = harness.make_lifecycle()
-    told = await _die(harness, lifecycle, connections[:6])
-    assert [type(error) for error in told] == [NeedsReauth] * 5 + [MassFailureSuspected]
+    errors = await _fail_terminally(harness, lifecycle, connections[:6])
+    assert [type(error) for error in errors] == [NeedsReauth] * 5 + [MassFailureSuspected]
     held = await harness.now(connections[5])
     assert (held.status, held.last_error) == (Status.ACTIVE, "mass_failure")
     restarted = harness.make_lifecycle(process="process-2")
@@ -156,32 +158,36 @@ async def test_a_whole_fleet_dying_at_once_is_not_believed(harness: RefreshHarne
     assert suspended.fields == {"failed": 5, "active": 3}
 
 
-async def test_sixteen_at_once_do_not_slip_through(harness: RefreshHarness) -> None:
-    """Verdicts that come at the same moment are counted one after the other."""
+async def test_mass_failure_concurrent_failures_are_counted_in_sequence(harness: RefreshHarness) -> None:
+    """Of sixteen concurrent terminal failures only five are applied."""
     connections = await harness.connect_users(16)
     harness.amo.account.disabled = True
     await asyncio.gather(*(harness.refresh(each) for each in connections), return_exceptions=True)
     assert [(await harness.now(each)).status for each in connections].count(Status.NEEDS_REAUTH) == 5
 
 
-async def test_a_trial_that_fails_is_no_death(harness: RefreshHarness) -> None:
-    """Who was given up before cannot die again: after five deaths a trial's refusal holds nothing."""
+async def test_mass_failure_refused_recheck_is_not_counted(harness: RefreshHarness) -> None:
+    """The refusal of a `needs_reauth` connection's recheck does not count as a terminal failure."""
     connections = await harness.connect_users(5)
-    await _die(harness, harness.lifecycle, connections)
+    await _fail_terminally(harness, harness.lifecycle, connections)
     await harness.fail(connections[0], NeedsReauth, trigger=RefreshTrigger.TRIAL)
     assert not harness.lifecycle.breaker.terminal_suspended
 
 
-async def test_deaths_spread_over_time_are_believed(harness: RefreshHarness) -> None:
-    """Four now and four in ten minutes are people who left."""
+async def test_mass_failure_failures_spread_over_time_are_applied(harness: RefreshHarness) -> None:
+    """Terminal failures that are ten minutes apart are not suspended."""
     connections = await harness.connect_users(8)
-    assert {type(error) for error in await _die(harness, harness.lifecycle, connections[:4])} == {NeedsReauth}
+    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, connections[:4])} == {
+        NeedsReauth
+    }
     harness.clock.advance(600)
-    assert {type(error) for error in await _die(harness, harness.lifecycle, connections[4:8])} == {NeedsReauth}
+    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, connections[4:8])} == {
+        NeedsReauth
+    }
 
 
-async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at_home(harness: RefreshHarness) -> None:
-    """An old database put back: no spent token is presented, and each is looked up again after a retry cap."""
+async def test_mass_failure_probe_rejected_by_introspection_is_not_presented(harness: RefreshHarness) -> None:
+    """A token that introspection rejects during a mass failure is not presented and is retried after `retry_cap`."""
     connections = await harness.connect_users(3, next_refresh_at=START)
     harness.amo.fake.quirks.introspection_accepts_spent = False
     await harness.store.suspend_terminal(now=harness.clock.now())
@@ -197,63 +203,65 @@ async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at
         assert present(after.next_refresh_at) > harness.clock.now() + timedelta(minutes=12)
 
 
-async def test_one_success_makes_the_dead_believed(harness: RefreshHarness) -> None:
-    """A probe that succeeds shows AMO, the credentials and the database to be well: the others are heard again."""
+async def test_mass_failure_success_resumes_terminal_failures(harness: RefreshHarness) -> None:
+    """A successful probe ends the mass failure, and later terminal failures are applied."""
     connections = await harness.connect_users(8)
-    await _die(harness, harness.lifecycle, connections[:6])
+    await _fail_terminally(harness, harness.lifecycle, connections[:6])
     harness.amo.account.disabled = False
     harness.clock.advance(60)
     assert (await harness.refresh(connections[6], trigger=RefreshTrigger.FORCED)).pair_version == 2
     assert "terminal_failures.resumed" in harness.witness.names()
     harness.amo.account.disabled = True
-    assert {type(error) for error in await _die(harness, harness.lifecycle, [connections[7]])} == {NeedsReauth}
+    assert {type(error) for error in await _fail_terminally(harness, harness.lifecycle, [connections[7]])} == {
+        NeedsReauth
+    }
 
 
-def _presented(harness: RefreshHarness, accounts: list[SandboxAccount]) -> int:
-    """Count how often tokens were presented at these accounts' hosts."""
+def _count_presentations(harness: RefreshHarness, accounts: list[SandboxAccount]) -> int:
+    """Count the presentations of tokens at the hosts of these accounts."""
     hosts = {account.host for account in accounts}
     return sum(entry.host in hosts for entry in harness.presented())
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("size", "gone"), [(12, 2), (25, 5)])
-async def test_accounts_that_are_gone_stop_nobody_and_their_users_are_told_after_a_day(
+async def test_deleted_accounts_become_refused_after_a_day_without_breaker(
     harness: RefreshHarness, size: int, gone: int, record_property: Any
 ) -> None:
-    """In two days the breaker never opens, the other accounts stay fresh, and the dead are hardly asked any more."""
+    """Deleted accounts become `refused` after a day without opening the circuit breaker; the others stay fresh."""
     everyone = await harness.connect_accounts(size)
-    dead, active = everyone[:gone], everyone[gone:]
-    for account, _ in dead:
+    deleted, active = everyone[:gone], everyone[gone:]
+    for account, _ in deleted:
         account.gone = True
     lifecycle = harness.make_lifecycle(rules=RefreshRules(poll_interval=600.0))
     async with harness.running(lifecycle):
         await harness.pass_days(1.25)
-        first = _presented(harness, [account for account, _ in dead])
+        first = _count_presentations(harness, [account for account, _ in deleted])
         await harness.pass_days(0.75)
     assert "amo_credentials.refused" not in harness.witness.names()
     assert lifecycle.breaker.reason is None
-    for _, connection in dead:
+    for _, connection in deleted:
         after = await harness.now(connection)
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.REFUSED)
         assert after.sealed_pair == connection.sealed_pair
         assert after.refused_since is not None
     given_up = harness.witness.named("connection.needs_reauth")
-    told = {(event.connection_id, event.fields["reason"]) for event in given_up}
-    assert told == {(connection.id, Reason.REFUSED) for _, connection in dead}
+    reported = {(event.connection_id, event.fields["reason"]) for event in given_up}
+    assert reported == {(connection.id, Reason.REFUSED) for _, connection in deleted}
     webhooks = [one for one in await harness.store.webhooks(limit=100) if one.type == "connection.needs_reauth"]
     assert [one.data["reason"] for one in webhooks] == ["refused"] * gone
     for _, connection in active:
         after = await harness.now(connection)
         assert (after.status, after.failures, after.pair_version >= 4) == (Status.ACTIVE, 0, True)
-    later = _presented(harness, [account for account, _ in dead]) - first
+    later = _count_presentations(harness, [account for account, _ in deleted]) - first
     assert later <= gone, "a refused connection's token is presented once a day"
     assert first <= 130 * gone
     record_property("presentations of a dead account in its first 30 hours", first / gone)
     record_property("and in the next 18 hours", later / gone)
 
 
-async def test_where_nobody_else_succeeds_a_refused_connection_is_kept(harness: RefreshHarness) -> None:
-    """Everyone is refused and rejected: AMO is ill, or it is our fault; after days all are still active."""
+async def test_refused_connections_without_any_success_stay_active(harness: RefreshHarness) -> None:
+    """Connections that are all refused and rejected stay active for days, because the cause may be AMO."""
     everyone = await harness.connect_accounts(3)
     for account, _ in everyone:
         account.gone = True
@@ -266,13 +274,13 @@ async def test_where_nobody_else_succeeds_a_refused_connection_is_kept(harness: 
     assert lifecycle.breaker.reason is None
 
 
-async def test_a_backlog_is_spread_and_whose_token_dies_first_goes_first(harness: RefreshHarness, rounds: int) -> None:
-    """Everything due at once after a day's outage: so many a second, the oldest expiry first, and each once."""
+async def test_scheduler_backlog_respects_rate_limit_and_expiry_order(harness: RefreshHarness, rounds: int) -> None:
+    """A backlog after a day's outage is refreshed within the rate limit, in the order of expiry, each once."""
     rate_limiter = harness.rate_limiter(5)
     slots: list[float] = []
     sent: list[str] = []
 
-    def acquire_slot(priority: Priority) -> Awaitable[None]:  # no coroutine function: that one waits is no traffic
+    def acquire_slot(priority: Priority) -> Awaitable[None]:  # no coroutine function, so waiting is not traffic
         async def wait() -> None:
             await rate_limiter.acquire(priority)
             slots.append(harness.clock.monotonic())

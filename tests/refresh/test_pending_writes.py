@@ -1,4 +1,4 @@
-"""Pairs that the store does not take: held, handed out, written to their files, offered again, and stored once."""
+"""Pending writes: pairs that the store does not accept are kept, handed out, written to rescue files and retried."""
 
 import asyncio
 import dataclasses
@@ -21,7 +21,7 @@ from tests.wait_limit import WAIT_LIMIT
 
 
 class StuckRescue(MemoryRescue):
-    """A folder from which nothing can be removed, until it can."""
+    """A rescue folder whose files cannot be removed while `stuck` is true."""
 
     stuck = True
 
@@ -32,22 +32,22 @@ class StuckRescue(MemoryRescue):
 
 
 def _rescue(harness: RefreshHarness, pending_pair: PendingPair) -> str:
-    """Leave a pair in a file, as a process that ended did; return the file's name."""
+    """Write a rescue file, as an ended process leaves it, and return its name."""
     name = file_name(pending_pair)
     harness.rescue.files[name] = seal_pending(pending_pair, harness.cipher)
     return name
 
 
-async def _pending_writes(harness: RefreshHarness) -> tuple[Connection, asyncio.Task[Connection]]:
-    """Refresh a connection whose new pair the store does not take."""
+async def _begin_pending_write(harness: RefreshHarness) -> tuple[Connection, asyncio.Task[Connection]]:
+    """Connect, and begin a refresh whose pair the store does not accept."""
     connection = await harness.connect()
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     return connection, refreshing
 
 
-async def test_an_unsaved_pair_is_held_and_in_its_file(harness: RefreshHarness) -> None:
-    """Readiness names it, it is told once with whether it is in its file, and offered every second until stored."""
-    connection, refreshing = await _pending_writes(harness)
+async def test_pending_write_is_kept_in_memory_and_rescue_file_until_stored(harness: RefreshHarness) -> None:
+    """A pair that the store refuses is kept, reported once with `rescued`, and retried every second."""
+    connection, refreshing = await _begin_pending_write(harness)
     name = f"{connection.id}-1"
     assert harness.lifecycle.pending_writes.names == [name]
     assert list(harness.rescue.files) == [name]
@@ -63,9 +63,9 @@ async def test_an_unsaved_pair_is_held_and_in_its_file(harness: RefreshHarness) 
 
 
 @pytest.mark.parametrize("readable", [True, False])
-async def test_an_unsaved_pair_is_handed_out_before_the_stored_one(harness: RefreshHarness, *, readable: bool) -> None:
-    """Whoever asks by connection or by account gets the new pair, whether or not the store can be read."""
-    connection, refreshing = await _pending_writes(harness)
+async def test_hand_out_with_pending_write_returns_pending_pair(harness: RefreshHarness, *, readable: bool) -> None:
+    """A hand-out by connection or account returns the pending pair, also while the store is unreadable."""
+    connection, refreshing = await _begin_pending_write(harness)
     if not readable:
         harness.failing.away |= {"connection", "connections_of"}
     for selector in (connection.id, f"account:{connection.account_id}"):
@@ -74,28 +74,28 @@ async def test_an_unsaved_pair_is_handed_out_before_the_stored_one(harness: Refr
     if not readable:
         with pytest.raises(StoreUnavailable):
             await harness.lifecycle.access_tokens.token("another customer", min_ttl=0)
-    await harness.bring_store_back()
+    await harness.restore_store()
     await refreshing
 
 
-async def test_the_stored_pair_is_not_presented_while_its_successor_is_unsaved(harness: RefreshHarness) -> None:
-    """It has been spent: a refresh waits for the store, also in a process that has found the successor's file."""
-    connection, refreshing = await _pending_writes(harness)
+async def test_refresh_with_pending_write_does_not_present_stored_pair(harness: RefreshHarness) -> None:
+    """The stored, spent token is not presented, also not by a process that has loaded the rescue file."""
+    connection, refreshing = await _begin_pending_write(harness)
     other = harness.make_lifecycle()
     await other.pending_writes.restore()
     for lifecycle in (harness.lifecycle, other):
         assert lifecycle.pending_writes.blocks(connection)
     await harness.fail(connection, StoreUnavailable, by=other.coordinator, trigger=RefreshTrigger.FORCED)
     for lifecycle in (harness.lifecycle, other):
-        await harness.bring_store_back(lifecycle)
+        await harness.restore_store(lifecycle)
     await refreshing
     await other.pending_writes.drain()
     assert harness.amo.fake.ledger.doubles() == 0
     assert (await harness.now(connection)).pair_version == 2
 
 
-async def test_a_pair_whose_commit_was_not_answered_is_stored(harness: RefreshHarness) -> None:
-    """The row is read again: our own pair is there, so it succeeded, and nothing is left to store."""
+async def test_save_refreshed_lost_commit_answer_counts_as_stored(harness: RefreshHarness) -> None:
+    """A refreshed pair whose commit answer is lost is found in the row, and nothing stays pending."""
     connection = await harness.connect()
     lifecycle, harness.failing.lost = harness.lifecycle, {"save_refreshed"}
     stored = await harness.refresh(connection, by=lifecycle.coordinator)
@@ -105,8 +105,8 @@ async def test_a_pair_whose_commit_was_not_answered_is_stored(harness: RefreshHa
     assert set(harness.witness.names()) & {"pair.write_pending", "refresh.superseded"} == set()
 
 
-async def test_a_pair_of_an_unanswered_commit_has_succeeded_though_it_was_replaced(harness: RefreshHarness) -> None:
-    """The store is out of reach after the commit, and another process refreshes meanwhile: the history tells."""
+async def test_save_refreshed_lost_commit_answer_then_replaced_is_not_superseded(harness: RefreshHarness) -> None:
+    """The history shows that a pair was stored even if another process replaced it before this one could read it."""
     connection = await harness.connect()
     refreshing = await harness.begin_slow(connection)
     harness.failing.lost, harness.failing.away = {"save_refreshed"}, {"connection"}
@@ -117,12 +117,12 @@ async def test_a_pair_of_an_unanswered_commit_has_succeeded_though_it_was_replac
     assert (await harness.refresh(connection, by=other, trigger=RefreshTrigger.FORCED)).pair_version == 3
     await harness.lifecycle.pending_writes.flush()
     assert ((await refreshing).pair_version, harness.rescue.files) == (3, {})
-    [told] = harness.witness.named("pair.write_completed")
-    assert told.fields["superseded"] is False
+    [event] = harness.witness.named("pair.write_completed")
+    assert event.fields["superseded"] is False
 
 
-async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(harness: RefreshHarness) -> None:
-    """The same of a new grant."""
+async def test_save_connected_lost_commit_answer_counts_as_stored(harness: RefreshHarness) -> None:
+    """A granted pair whose commit answer is lost is found in the row, and nothing stays pending."""
     granted = await harness.grant()
     lifecycle, harness.failing.lost = harness.lifecycle, {"save_connected"}
     stored = await lifecycle.pending_writes.save(granted, connection=granted.connection)
@@ -131,8 +131,8 @@ async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(harness: R
     assert (harness.rescue.files, lifecycle.pending_writes.names) == ({}, [])
 
 
-async def test_a_claim_whose_commit_was_not_answered_is_given_back(harness: RefreshHarness) -> None:
-    """Nothing is presented for it, and nobody has to wait until its lease ends."""
+async def test_claim_lost_commit_answer_is_released(harness: RefreshHarness) -> None:
+    """A claim whose commit answer is lost is released unsent, so the next refresh need not wait for its lease."""
     connection = await harness.connect()
     lifecycle, harness.failing.lost = harness.lifecycle, {"claim"}
     await harness.fail(connection, StoreUnavailable, by=lifecycle.coordinator)
@@ -140,10 +140,10 @@ async def test_a_claim_whose_commit_was_not_answered_is_given_back(harness: Refr
     assert (await harness.refresh(connection, by=lifecycle.coordinator)).pair_version == 2
 
 
-async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(harness: RefreshHarness) -> None:
-    """The token is not presented a second time to hear the same again."""
+async def test_save_failure_lost_commit_answer_presents_token_once(harness: RefreshHarness) -> None:
+    """A terminal failure whose commit answer is lost is stored, and its token is not presented again."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     presented = len(harness.presented())
     lifecycle, harness.failing.lost = harness.lifecycle, {"save_failure"}
     for _ in range(2):
@@ -152,11 +152,11 @@ async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(harness
     assert "refresh.result_not_stored" not in harness.witness.names()
 
 
-@pytest.mark.parametrize("call", ["save_refreshed", "connection"], ids=["of the save", "of the look that follows it"])
-async def test_a_bug_in_the_store_lets_go_of_no_pair(harness: RefreshHarness, call: str) -> None:
-    """It is told with its trace, and the pair is offered again: also where the store did not say why it took none."""
+@pytest.mark.parametrize("call", ["save_refreshed", "connection"], ids=["save", "read after save"])
+async def test_pending_write_bug_in_store_keeps_pair_and_is_reported(harness: RefreshHarness, call: str) -> None:
+    """A pair is kept and retried after an unexpected exception of the store, which is reported with its traceback."""
     connection = await harness.connect()
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     if call == "connection":
         harness.failing.answers["save_refreshed"] = None
     harness.failing.before[call] = ZeroDivisionError()
@@ -167,16 +167,16 @@ async def test_a_bug_in_the_store_lets_go_of_no_pair(harness: RefreshHarness, ca
     harness.failing.answers.clear()
     harness.failing.before.clear()
     await harness.lifecycle.pending_writes.flush()
-    assert (await flight).pair_version == 2
+    assert (await refreshing).pair_version == 2
 
 
-async def test_an_observer_that_fails_costs_no_pair(harness: RefreshHarness) -> None:
-    """A pair is in its file before anybody is told of it, so that a restart stores it whatever the log does."""
+async def test_pending_write_failing_observer_keeps_rescue_file(harness: RefreshHarness) -> None:
+    """A pair is in its rescue file before the observer runs, so a restart stores it if the observer fails."""
     connection = await harness.connect()
 
     def observer(event: Event) -> None:
         if event.name == "pair.write_pending":
-            raise RuntimeError("the log is broken")
+            raise RuntimeError("the observer fails")
 
     lifecycle = harness.make_lifecycle(observer=observer)
     harness.failing.away = {"save_refreshed"}
@@ -186,9 +186,9 @@ async def test_an_observer_that_fails_costs_no_pair(harness: RefreshHarness) -> 
     assert (await harness.now(connection)).pair_version == 2
 
 
-async def test_the_end_leaves_a_pair_in_its_file(harness: RefreshHarness) -> None:
-    """A process that is to end waits no longer for the store; the next one stores what it finds."""
-    connection, refreshing = await _pending_writes(harness)
+async def test_shutdown_with_rescue_file_leaves_pair_to_next_process(harness: RefreshHarness) -> None:
+    """Shutdown does not wait for the store if the pair is in its rescue file, which the next process stores."""
+    connection, refreshing = await _begin_pending_write(harness)
     harness.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await refreshing
@@ -202,9 +202,9 @@ async def test_the_end_leaves_a_pair_in_its_file(harness: RefreshHarness) -> Non
     assert harness.rescue.files == {}
 
 
-async def test_the_end_waits_for_what_was_left_in_a_file(harness: RefreshHarness) -> None:
-    """The store stays open for as long as a pair of the process before is on its way into it."""
-    connection, refreshing = await _pending_writes(harness)
+async def test_drain_waits_for_restored_rescue_file(harness: RefreshHarness) -> None:
+    """Draining waits for the write of a pair that was loaded from a rescue file."""
+    connection, refreshing = await _begin_pending_write(harness)
     harness.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await refreshing
@@ -213,15 +213,15 @@ async def test_the_end_waits_for_what_was_left_in_a_file(harness: RefreshHarness
     draining = asyncio.create_task(restarted.coordinator.drain())
     await harness.traffic.until_quiet()
     assert not draining.done()
-    await harness.bring_store_back(restarted)
+    await harness.restore_store(restarted)
     await draining
     assert (await harness.now(connection)).pair_version == 2
 
 
-async def test_the_end_waits_for_a_pair_that_is_nowhere_else(harness: RefreshHarness) -> None:
-    """Where its file cannot be written either, the process keeps it, tells so once, and goes on trying."""
+async def test_shutdown_without_rescue_file_waits_for_store(harness: RefreshHarness) -> None:
+    """A process whose pair is only in memory keeps retrying at shutdown and reports it once."""
     harness.rescue.full = True
-    connection, refreshing = await _pending_writes(harness)
+    connection, refreshing = await _begin_pending_write(harness)
     harness.lifecycle.core.stop.set()
     await harness.clock.tick(1, times=3)
     await harness.clock.until_sleeping(1)
@@ -231,14 +231,14 @@ async def test_the_end_waits_for_a_pair_that_is_nowhere_else(harness: RefreshHar
     await harness.lifecycle.drain()
     assert (await refreshing).pair_version == 2
     assert (await harness.now(connection)).pair_version == 2
-    [told] = harness.witness.named("pair.write_pending")
-    assert told.fields["rescued"] is False
+    [event] = harness.witness.named("pair.write_pending")
+    assert event.fields["rescued"] is False
 
 
-async def test_the_end_is_free_once_the_file_can_be_written(harness: RefreshHarness) -> None:
-    """Each try tries the file, too: as soon as there is room, nobody waits any more."""
+async def test_shutdown_rescue_file_written_on_retry_stops_waiting(harness: RefreshHarness) -> None:
+    """Each retry also writes the rescue file, and shutdown stops waiting when that succeeds."""
     harness.rescue.full = True
-    connection, refreshing = await _pending_writes(harness)
+    connection, refreshing = await _begin_pending_write(harness)
     harness.lifecycle.core.stop.set()
     await harness.clock.until_sleeping(1)
     harness.rescue.full = False
@@ -248,8 +248,8 @@ async def test_the_end_is_free_once_the_file_can_be_written(harness: RefreshHarn
     assert list(harness.rescue.files) == [f"{connection.id}-1"]
 
 
-async def test_the_end_gives_a_silent_store_two_seconds(harness: RefreshHarness) -> None:
-    """A pair that it has not taken by then goes to its rescue file; before the end a slow store is waited for."""
+async def test_shutdown_store_without_answer_rescues_pair_after_two_seconds(harness: RefreshHarness) -> None:
+    """Without a stop a slow store is waited for; 2 s after a stop the pair is written to its rescue file."""
     connection = await harness.connect()
     harness.failing.before["save_refreshed"] = asyncio.Event()
     refreshing = harness.begin(connection)
@@ -266,8 +266,8 @@ async def test_the_end_gives_a_silent_store_two_seconds(harness: RefreshHarness)
     assert not harness.lifecycle.pending_writes.at_risk
 
 
-async def test_a_pair_is_at_risk_from_the_request_to_the_store(harness: RefreshHarness) -> None:
-    """Also while AMO has yet to answer, and no longer than that."""
+async def test_at_risk_is_true_from_request_until_pair_is_stored(harness: RefreshHarness) -> None:
+    """A pair is at risk while AMO has yet to answer, until it is stored."""
     connection = await harness.connect()
     harness.amo.sandbox.faults.add(Fault.SLOW)
     refreshing = harness.begin(connection)
@@ -278,19 +278,19 @@ async def test_a_pair_is_at_risk_from_the_request_to_the_store(harness: RefreshH
     assert not harness.lifecycle.pending_writes.at_risk
 
 
-async def test_settling_offers_every_pair_at_once(harness: RefreshHarness) -> None:
-    """Before anything new is spent each pair has its try, without a wait; one that fails is held on."""
-    _, refreshing = await _pending_writes(harness)
+async def test_flush_retries_every_pending_write_immediately(harness: RefreshHarness) -> None:
+    """A flush tries each pending write once without a delay, and keeps those that fail."""
+    _, refreshing = await _begin_pending_write(harness)
     offered = harness.traffic.calls["save_refreshed"]
     await harness.lifecycle.pending_writes.flush()
     assert harness.traffic.calls["save_refreshed"] == offered + 1
     assert not refreshing.done()
-    await harness.bring_store_back()
+    await harness.restore_store()
     assert (await refreshing).pair_version == 2
 
 
-async def test_a_file_that_stayed_does_not_bury_what_came_of_its_pair(harness: RefreshHarness) -> None:
-    """A granted pair's file that could not be removed is offered again after a restart, and is superseded."""
+async def test_restore_leftover_grant_file_does_not_replace_refreshed_pair(harness: RefreshHarness) -> None:
+    """The leftover rescue file of a granted pair is superseded by the pair that was refreshed from it."""
     pending_pair = await harness.grant()
     stored = await harness.store.save_connected(pending_pair)
     assert stored is not None
@@ -304,10 +304,10 @@ async def test_a_file_that_stayed_does_not_bury_what_came_of_its_pair(harness: R
     assert harness.rescue.files == {}
 
 
-async def test_two_processes_that_hold_one_granted_pair_store_it_once(harness: RefreshHarness) -> None:
-    """The second one's late save changes nothing of what the first has made of the pair meanwhile."""
+async def test_pending_write_in_two_processes_is_stored_once(harness: RefreshHarness) -> None:
+    """The second process's write of the same granted pair does not replace the pair refreshed from it."""
     pending_pair = await harness.grant()
-    store, other_store = harness.away("save_connected"), harness.away("save_connected")
+    store, other_store = harness.failing_store("save_connected"), harness.failing_store("save_connected")
     first = harness.make_lifecycle(store=store)
     saving = asyncio.create_task(first.pending_writes.save(pending_pair, connection=pending_pair.connection))
     await harness.witness.until("pair.write_pending")
@@ -324,18 +324,18 @@ async def test_two_processes_that_hold_one_granted_pair_store_it_once(harness: R
     assert (await harness.witness.until("pair.write_completed", times=2)).fields == {"superseded": True}
 
 
-async def test_a_pair_that_a_newer_one_replaced_is_let_go(harness: RefreshHarness) -> None:
-    """The person connects again while the refreshed pair is unsaved: the grant's pair stays."""
-    connection, refreshing = await _pending_writes(harness)
+async def test_pending_write_superseded_by_grant_is_dropped(harness: RefreshHarness) -> None:
+    """A pending write is dropped if a grant is stored before it."""
+    connection, refreshing = await _begin_pending_write(harness)
     granted = await harness.connect()
-    await harness.bring_store_back()
+    await harness.restore_store()
     assert await refreshing == granted
     assert await harness.now(connection) == granted
     assert harness.rescue.files == {}
 
 
-async def test_an_unreadable_file_is_told_and_keeps_its_pair_from_being_spent(harness: RefreshHarness) -> None:
-    """Readiness names it, the file stays, and only the pair that it replaces is left alone: it has been spent."""
+async def test_restore_unreadable_file_is_kept_and_blocks_its_pair_only(harness: RefreshHarness) -> None:
+    """An unreadable rescue file stays and blocks refreshes of the pair that it replaces, but of no other pair."""
     connection = await harness.connect()
     harness.amo.account.user_id += 1
     other = await harness.connect()
@@ -353,8 +353,8 @@ async def test_an_unreadable_file_is_told_and_keeps_its_pair_from_being_spent(ha
     assert harness.rescue.files == {name: sealed}
 
 
-async def test_an_unreadable_file_of_a_grant_keeps_nothing_from_being_refreshed(harness: RefreshHarness) -> None:
-    """A grant spends no stored pair: whoever connects again is kept fresh."""
+async def test_restore_unreadable_grant_file_blocks_no_refresh(harness: RefreshHarness) -> None:
+    """An unreadable rescue file of a grant blocks no refresh, because a grant spends no stored pair."""
     connection = await harness.connect()
     name = f"{connection.id}-gdeadbeef"
     harness.rescue.files[name] = b"sealed with a key that is gone"
@@ -365,8 +365,8 @@ async def test_an_unreadable_file_of_a_grant_keeps_nothing_from_being_refreshed(
     assert harness.lifecycle.pending_writes.names == [name]
 
 
-async def test_a_folder_that_cannot_be_read_is_told_at_the_start(harness: RefreshHarness) -> None:
-    """The configuration is named as the fault, before anything is spent."""
+async def test_restore_unreadable_folder_raises_configuration_error(harness: RefreshHarness) -> None:
+    """An unreadable rescue folder raises an error that names `storage.rescue`."""
 
     def read() -> dict[str, bytes]:
         raise PermissionError(13, "Permission denied")
@@ -375,50 +375,50 @@ async def test_a_folder_that_cannot_be_read_is_told_at_the_start(harness: Refres
         await harness.make_lifecycle(rescue=Override(harness.rescue, read=read)).pending_writes.restore()
 
 
-async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(harness: RefreshHarness) -> None:
-    """The pair is in the store, and the caller gets it; each look into the folder tries again, without a line."""
+async def test_restore_undeletable_file_is_logged_once_and_removed_later(harness: RefreshHarness) -> None:
+    """Each restore retries the removal of a stored pair's file, which is logged once."""
     connection, rescue = await harness.connect(), StuckRescue()
     lifecycle = harness.make_lifecycle(rescue=rescue)
-    refreshing = await harness.begin_unsaved(connection, by=lifecycle.coordinator)
-    await harness.bring_store_back(lifecycle)
+    refreshing = await harness.begin_pending_write(connection, by=lifecycle.coordinator)
+    await harness.restore_store(lifecycle)
     assert (await refreshing).status is Status.ACTIVE
     offered = harness.failing.asked["save_refreshed"]
     for _ in range(3):
         await lifecycle.pending_writes.restore()
-    told = ["pair.write_pending", "refresh.succeeded", "pair.write_completed", "rescue.not_removed"]
-    assert harness.witness.names() == told
+    expected = ["pair.write_pending", "refresh.succeeded", "pair.write_completed", "rescue.not_removed"]
+    assert harness.witness.names() == expected
     rescue.stuck = False
     await lifecycle.pending_writes.restore()
     assert (rescue.read(), harness.failing.asked["save_refreshed"], lifecycle.pending_writes.names) == ({}, offered, [])
 
 
-async def test_the_loop_offers_unsaved_pairs_before_it_spends_anything(harness: RefreshHarness) -> None:
-    """The store is back: what waits for it is stored by the next round itself, however long its own next try is off."""
+async def test_scheduler_round_flushes_pending_writes_first(harness: RefreshHarness) -> None:
+    """A scheduler round stores pending writes before it refreshes, without waiting for their next retry."""
     connection = await harness.connect()
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     harness.failing.away = set()
     async with harness.running(harness.lifecycle):
         assert (await refreshing).pair_version == 2
 
 
-async def test_the_loop_finds_what_another_process_has_left(harness: RefreshHarness) -> None:
-    """It was told to stop while the store was away: its file is stored within a minute, without any restart."""
+async def test_scheduler_stores_rescue_file_of_another_process(harness: RefreshHarness) -> None:
+    """The scheduler stores the rescue file of a stopped process within a minute, without a restart."""
     connection = await harness.connect()
-    other = harness.make_lifecycle(store=harness.away("save_refreshed"), process="process-2")
+    other = harness.make_lifecycle(store=harness.failing_store("save_refreshed"), process="process-2")
     async with harness.running(harness.lifecycle):
-        flight = harness.begin(connection, by=other.coordinator)
+        refreshing = harness.begin(connection, by=other.coordinator)
         await harness.witness.until("pair.write_pending")
         other.core.stop.set()
         with pytest.raises(ShuttingDown):
-            await flight
+            await refreshing
         assert len(harness.rescue.files) == 1
         await harness.pass_time(60, step=5)
         assert (await harness.now(connection)).pair_version == 2
     assert harness.rescue.files == {}
 
 
-async def test_many_that_look_into_the_folder_at_once_store_each_pair_once(harness: RefreshHarness) -> None:
-    """The loop, and refreshes after a dead process, all look: no file is offered twice, and nobody waits for ever."""
+async def test_restore_concurrent_calls_store_each_pair_once(harness: RefreshHarness) -> None:
+    """Concurrent restores of one folder load each file once, and none waits indefinitely."""
     connections = [await save(harness.store, a_connection(number)) for number in range(1, 6)]
     for connection in connections:
         _rescue(harness, a_refreshed(connection))
@@ -429,8 +429,8 @@ async def test_many_that_look_into_the_folder_at_once_store_each_pair_once(harne
 
 
 @pytest.mark.parametrize("row", ["none", "older"])
-async def test_a_pair_that_another_database_does_not_take_stays_in_its_file(harness: RefreshHarness, row: str) -> None:
-    """An empty database, or an old one that was put back: the file may be all that is left, so it is told and kept."""
+async def test_restore_missing_or_older_row_keeps_file_and_reports_orphan(harness: RefreshHarness, row: str) -> None:
+    """The rescue file stays and is reported once if the row is missing or older, for example after a restore."""
     connection = await harness.connect()
     version = connection.pair_version + (5 if row == "older" else 0)
     name = connection.id if row == "older" else a_connection(7).id
@@ -444,8 +444,8 @@ async def test_a_pair_that_another_database_does_not_take_stays_in_its_file(harn
     assert harness.witness.names() == ["pair.orphaned"]
 
 
-async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(harness: RefreshHarness) -> None:
-    """A wrong owner, a bad sector: it counts as unreadable, and the others are stored."""
+async def test_restore_file_with_read_error_does_not_block_other_files(harness: RefreshHarness) -> None:
+    """A file with a read error is reported as unreadable, and the other files are stored."""
     connection = await harness.connect()
     _rescue(harness, a_refreshed(connection))
 
@@ -459,30 +459,30 @@ async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(harness: Ref
     assert sorted(harness.witness.names()) == ["pair.write_completed", "rescue.unreadable"]
 
 
-async def test_a_superseded_pair_is_no_orphan_because_the_store_cannot_be_read(harness: RefreshHarness) -> None:
-    """Whether a newer pair is stored cannot be told at the moment: it is asked again, and then let go."""
+async def test_pending_write_superseded_while_row_unreadable_is_dropped_later(harness: RefreshHarness) -> None:
+    """A superseded pair stays pending until the row can be read, and is then dropped."""
     connection = await harness.connect()
-    flight = await harness.begin_slow(connection)
-    again = await harness.connect()
+    refreshing = await harness.begin_slow(connection)
+    granted = await harness.connect()
     harness.failing.away = {"connection"}
     harness.amo.sandbox.go_on.set()
     await harness.witness.until("pair.write_pending")
-    await harness.bring_store_back()
-    assert await flight == again
+    await harness.restore_store()
+    assert await refreshing == granted
     assert (harness.lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
 
 
-async def test_an_orphan_is_held_until_it_has_a_file(harness: RefreshHarness) -> None:
-    """An old database was put back, and the disk is full: its pair is not let go before it has a file."""
+async def test_orphan_without_file_is_kept_in_memory_until_written(harness: RefreshHarness) -> None:
+    """An orphaned pair stays in memory while the disk is full, and is stored if the right database returns."""
     connection = await harness.connect()
     pending_writes = harness.lifecycle.pending_writes
-    flight = await harness.begin_slow(connection)
+    refreshing = await harness.begin_slow(connection)
     old = dataclasses.replace(await harness.now(connection), pair_version=0)
     harness.failing.answers = {"save_refreshed": None, "connection": old}
     harness.rescue.full = True
     harness.amo.sandbox.go_on.set()
     await harness.witness.until("pair.write_pending")
-    assert not flight.done()
+    assert not refreshing.done()
     harness.rescue.full = False
     await pending_writes.flush()
     await harness.witness.until("pair.orphaned")
@@ -491,26 +491,26 @@ async def test_an_orphan_is_held_until_it_has_a_file(harness: RefreshHarness) ->
         await pending_writes.restore()
     assert harness.witness.names().count("pair.orphaned") == 1
     assert len(pending_writes.names) == 1
-    assert (await flight).pair_version == 0
-    harness.failing.answers.clear()  # and now the right one again
+    assert (await refreshing).pair_version == 0
+    harness.failing.answers.clear()  # the right database
     await pending_writes.restore()
     assert (await harness.now(connection)).pair_version == 2
     assert (pending_writes.names, harness.rescue.files) == ([], {})
 
 
-async def test_a_rescued_pair_that_mends_a_connection_is_told(harness: RefreshHarness) -> None:
-    """Given up by another process while its pair lay in a file: whoever stores it tells that it is well again."""
+async def test_restore_pair_of_needs_reauth_connection_reports_recovery(harness: RefreshHarness) -> None:
+    """A rescued pair reactivates a `needs_reauth` connection, with an event and a webhook."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    first = harness.make_lifecycle(store=harness.away("save_refreshed"))
-    flight = harness.begin(connection, by=first.coordinator)
+    first = harness.make_lifecycle(store=harness.failing_store("save_refreshed"))
+    refreshing = harness.begin(connection, by=first.coordinator)
     await harness.witness.until("pair.write_pending")
     first.core.stop.set()
     with pytest.raises(ShuttingDown):
-        await flight
-    may_be_copy = harness.make_lifecycle(process="process-2", rescue=MemoryRescue())
-    may_be_copy.leases.remaining(await harness.now(connection))
+        await refreshing
+    other = harness.make_lifecycle(process="process-2", rescue=MemoryRescue())
+    other.leases.remaining(await harness.now(connection))
     harness.clock.advance(60)
-    await harness.fail(connection, NeedsReauth, by=may_be_copy.coordinator)
+    await harness.fail(connection, NeedsReauth, by=other.coordinator)
     await harness.make_lifecycle(process="process-3").pending_writes.restore()
     assert (await harness.now(connection)).status is Status.ACTIVE
     assert harness.witness.names()[-2:] == ["pair.write_completed", "connection.recovered"]
@@ -520,8 +520,8 @@ async def test_a_rescued_pair_that_mends_a_connection_is_told(harness: RefreshHa
     ]
 
 
-async def test_an_old_databases_pair_does_not_replace_a_new_grants(harness: RefreshHarness) -> None:
-    """A backup was put back, and the person connected again: the versions are alike, the grants are not."""
+async def test_restore_pair_of_other_grant_with_same_version_is_dropped(harness: RefreshHarness) -> None:
+    """After a database restore, a rescued pair with the version of a newer grant does not replace its pair."""
     connection = await harness.connect()
     _rescue(harness, a_refreshed(connection, grant_iat=1, pair_version=2))
     await harness.lifecycle.pending_writes.restore()
@@ -534,16 +534,16 @@ async def test_an_old_databases_pair_does_not_replace_a_new_grants(harness: Refr
     assert (harness.lifecycle.pending_writes.names, harness.rescue.files) == ([], {})
 
 
-async def test_a_store_that_goes_away_before_it_tells_why_costs_no_pair(harness: RefreshHarness) -> None:
-    """Not taken, and nobody can be asked whether something newer is there: the file stays."""
+async def test_restore_refused_pair_with_unreadable_row_keeps_file(harness: RefreshHarness) -> None:
+    """The rescue file stays if the store refuses its pair and the row cannot be read."""
     file = _rescue(harness, a_refreshed(a_connection(7)))
     harness.failing.away = {"connection"}
     await harness.lifecycle.pending_writes.restore()
     assert harness.rescue.files.keys() == {file}
 
 
-async def test_what_a_person_has_erased_is_erased_from_the_rescue_folder_too(harness: RefreshHarness) -> None:
-    """Disconnected in an old database that was put back, whatever its pair's version: no file outlives that."""
+async def test_restore_disconnected_connection_deletes_file(harness: RefreshHarness) -> None:
+    """A rescue file of a disconnected connection is deleted, whatever its pair's version."""
     connection = await harness.connect()
     _rescue(harness, a_refreshed(connection, pair_version=connection.pair_version + 5))
     assert await harness.store.disconnect(connection, on_request=True)
@@ -551,8 +551,8 @@ async def test_what_a_person_has_erased_is_erased_from_the_rescue_folder_too(har
     assert harness.rescue.files == {}
 
 
-async def test_a_pair_whose_row_has_gone_while_it_was_paid_for_is_put_in_a_file(harness: RefreshHarness) -> None:
-    """Another database was put in the place of ours: the new pair is all that is left of its connection."""
+async def test_save_missing_row_writes_rescue_file(harness: RefreshHarness) -> None:
+    """A pair whose row is missing after the request is written to a rescue file."""
     connection = a_connection(7)
     pending_pair = a_refreshed(connection)
     assert await harness.lifecycle.pending_writes.save(pending_pair, connection=connection) is None
@@ -561,10 +561,8 @@ async def test_a_pair_whose_row_has_gone_while_it_was_paid_for_is_put_in_a_file(
 
 
 @pytest.mark.parametrize("of", ["a later version", "another name"])
-async def test_a_file_that_this_version_does_not_understand_is_told_and_stops_nothing(
-    harness: RefreshHarness, of: str
-) -> None:
-    """After a step back to the version before, or renamed by hand, it is unreadable, and the service starts."""
+async def test_restore_unknown_format_or_renamed_file_is_unreadable(harness: RefreshHarness, of: str) -> None:
+    """A rescue file of a later version, or a renamed file, is reported as unreadable and does not stop the start."""
     connection = await harness.connect()
     pending_pair = a_refreshed(connection)
     name = file_name(pending_pair) if of == "a later version" else f"{connection.id}-7"

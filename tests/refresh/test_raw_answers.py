@@ -1,4 +1,4 @@
-"""Good answers in which no pair can be read: kept for a person, and their token is not presented on the chance."""
+"""Raw answers: successful answers without a readable pair are kept, and delay the next presentation."""
 
 from datetime import timedelta
 
@@ -12,8 +12,10 @@ from amo_callback.schedule import REFRESH_TOKEN_LIFETIME
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
-async def _unread(harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER, **more: object) -> Connection:
-    """Return a connection that was refreshed, and whose next pair is in an answer that cannot be read."""
+async def _connect_with_raw_answer(
+    harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER, **more: object
+) -> Connection:
+    """Connect, and refresh with an answer that contains no readable pair."""
     connection = await harness.connect(**{"api_domain": API_DOMAIN, **more})
     await harness.fail(connection, UnknownOutcome, fault)
     return connection
@@ -22,9 +24,9 @@ async def _unread(harness: RefreshHarness, fault: Fault = Fault.HALF_JSON_AFTER,
 @pytest.mark.parametrize(
     "fault", [Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HTML_200, Fault.HUGE_AFTER]
 )
-async def test_a_good_answer_without_a_readable_pair_is_kept_sealed(harness: RefreshHarness, fault: Fault) -> None:
-    """It is told at once, holds AMO's very body up to 64 KiB, and is no pair that waits for the store."""
-    connection = await _unread(harness, fault)
+async def test_raw_answer_is_kept_sealed_and_not_pending(harness: RefreshHarness, fault: Fault) -> None:
+    """A successful answer without a readable pair is reported and sealed, up to 64 KiB, and is no pending write."""
+    connection = await _connect_with_raw_answer(harness, fault)
     [(name, sealed)] = harness.rescue.files.items()
     assert name == f"{connection.id}-1.raw"
     answer = open_raw(name, sealed, harness.cipher)
@@ -40,28 +42,28 @@ async def test_a_good_answer_without_a_readable_pair_is_kept_sealed(harness: Ref
 
 
 @pytest.mark.parametrize("fault", [Fault.HTTP_500_AFTER, Fault.NOTHING_AFTER, Fault.REDIRECT, Fault.WRONG_CLIENT])
-async def test_other_answers_are_not_kept(harness: RefreshHarness, fault: Fault) -> None:
-    """A failure, an answer that never came, a refusal: no pair is in them."""
+async def test_raw_answer_of_failure_is_not_kept(harness: RefreshHarness, fault: Fault) -> None:
+    """A failure, a missing answer or a refusal is not kept, because it contains no pair."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, AmoCallbackError, fault)
     assert harness.rescue.files == {}
 
 
-async def test_an_answer_that_cannot_be_kept_is_told(harness: RefreshHarness) -> None:
-    """The disk is full: the log says that the answer is lost."""
+async def test_raw_answer_full_disk_is_reported_as_lost(harness: RefreshHarness) -> None:
+    """An answer that cannot be written to a full disk is reported as lost."""
     harness.rescue.full = True
-    connection = await _unread(harness)
+    connection = await _connect_with_raw_answer(harness)
     [lost] = harness.witness.named("raw_answer.lost")
     assert (lost.connection_id, lost.fields["error"]) == (connection.id, "No space left on device")
 
 
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
-async def test_a_kept_answer_waits_until_the_access_token_has_expired(
+async def test_raw_answer_delays_presentation_until_access_token_expiry(
     harness: RefreshHarness, api_domain: str | None
 ) -> None:
-    """AMO rejects it, or nobody can be asked: a day is left in which a person may recover the pair."""
+    """A token with a raw answer that introspection does not accept is presented after the access token expires."""
     harness.amo.fake.quirks.introspection_accepts_spent = False
-    connection = await _unread(harness, api_domain=api_domain)
+    connection = await _connect_with_raw_answer(harness, api_domain=api_domain)
     harness.clock.advance(60)
     for _ in range(int(DAY // 900) - 1):
         await harness.fail(connection, UnknownOutcome)
@@ -73,17 +75,17 @@ async def test_a_kept_answer_waits_until_the_access_token_has_expired(
     assert len(harness.presented()) == 2
 
 
-async def test_a_token_with_a_kept_answer_is_presented_where_amo_accepts_it(harness: RefreshHarness) -> None:
-    """What came was no answer of AMO's: the token was not spent."""
-    connection = await _unread(harness, Fault.HTML_200)
+async def test_raw_answer_accepted_token_is_presented(harness: RefreshHarness) -> None:
+    """A token with a raw answer is presented if introspection accepts it."""
+    connection = await _connect_with_raw_answer(harness, Fault.HTML_200)
     harness.clock.advance(60)
     assert (await harness.refresh(connection)).pair_version == 2
 
 
-async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_home(harness: RefreshHarness) -> None:
-    """The file speaks, not anybody's memory."""
+async def test_raw_answer_is_respected_by_another_process(harness: RefreshHarness) -> None:
+    """Another process finds the raw answer's file and does not present the token."""
     harness.amo.fake.quirks.introspection_accepts_spent = False
-    connection = await _unread(harness)
+    connection = await _connect_with_raw_answer(harness)
     harness.clock.advance(60)
     another = harness.make_lifecycle(process="process-2")
     refreshing = harness.begin(connection, by=another.coordinator)
@@ -94,10 +96,10 @@ async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_h
     assert len(harness.presented()) == 1
 
 
-async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(harness: RefreshHarness) -> None:
-    """Where nothing but probes may go, a connection with a kept answer is not chosen again and again."""
+async def test_raw_answer_unsent_probe_counts_as_probe(harness: RefreshHarness) -> None:
+    """A connection whose raw answer prevents its probe is not the next probe."""
     harness.amo.fake.quirks.introspection_accepts_spent = False
-    connection = await _unread(harness)
+    connection = await _connect_with_raw_answer(harness)
     breaker = harness.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
     harness.clock.advance(60)
@@ -105,23 +107,23 @@ async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(harnes
     assert (breaker.probed, breaker.probe_in) == ({connection.id}, 60)
 
 
-async def test_a_kept_answer_is_removed_once_a_newer_pair_is_stored(harness: RefreshHarness) -> None:
-    """It could bring nothing any more."""
-    connection = await _unread(harness, Fault.HTML_200)
+async def test_raw_answer_is_removed_after_newer_pair_is_stored(harness: RefreshHarness) -> None:
+    """A raw answer is removed within a minute after a newer pair is stored."""
+    connection = await _connect_with_raw_answer(harness, Fault.HTML_200)
     harness.clock.advance(60)
     await harness.lifecycle.raw_answers.watch()
     assert file_name(connection) in harness.rescue.files
     await harness.refresh(connection)
     await harness.lifecycle.raw_answers.watch()
-    assert file_name(connection) in harness.rescue.files  # once a minute is enough
+    assert file_name(connection) in harness.rescue.files  # checked once a minute
     harness.clock.advance(60)
     await harness.lifecycle.raw_answers.watch()
     assert (harness.rescue.files, harness.lifecycle.raw_answers.count) == ({}, 0)
 
 
-async def test_a_kept_answer_is_removed_when_its_refresh_token_would_be_dead(harness: RefreshHarness) -> None:
-    """After 90 days, an exchange's as well."""
-    await _unread(harness)
+async def test_raw_answer_is_removed_after_90_days(harness: RefreshHarness) -> None:
+    """A raw answer of a refresh or of an exchange is removed after 90 days."""
+    await _connect_with_raw_answer(harness)
     harness.rescue.files["0123abcd.raw"] = b"an exchange's"
     for age, left in ((REFRESH_TOKEN_LIFETIME, 2), (REFRESH_TOKEN_LIFETIME + timedelta(seconds=1), 0)):
         harness.rescue.age = age.total_seconds()
@@ -130,9 +132,9 @@ async def test_a_kept_answer_is_removed_when_its_refresh_token_would_be_dead(har
         assert (len(harness.rescue.files), harness.lifecycle.raw_answers.count) == (left, left)
 
 
-async def test_a_folder_that_cannot_be_read_keeps_nobody_from_work(harness: RefreshHarness) -> None:
-    """The next look does it."""
-    connection = await _unread(harness)
+async def test_raw_answers_unreadable_folder_raises_no_error(harness: RefreshHarness) -> None:
+    """An unreadable rescue folder raises no error and counts as one without a raw answer."""
+    connection = await _connect_with_raw_answer(harness)
 
     class Locked:
         def __getattr__(self, name: str) -> object:

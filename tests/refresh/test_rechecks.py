@@ -1,4 +1,4 @@
-"""Look-ups of whoever was given up, and of accounts that AMO's hook named: what heals, and what is erased."""
+"""Rechecks: introspections of `needs_reauth` connections and of accounts named by AMO's disable hook."""
 
 import asyncio
 from datetime import timedelta
@@ -19,13 +19,13 @@ MINUTE = timedelta(minutes=1)
 
 
 async def _check_hook(harness: RefreshHarness, connection: Connection) -> None:
-    """Have AMO's hook for an account come, and look up whose turn it is."""
+    """Receive AMO's hook for the connection's account, and run the due introspections."""
     await harness.lifecycle.switched_off(connection.account_id)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
 
 
-async def test_a_rejected_refresh_token_is_not_presented_for_an_accepted_access_token(harness: RefreshHarness) -> None:
-    """AMO said once that it was revoked, and rejects it in introspection: its access token says nothing of it."""
+async def test_recheck_rejected_refresh_token_is_not_presented(harness: RefreshHarness) -> None:
+    """A revoked token that introspection rejects is not presented, although AMO accepts its access token."""
     fake = harness.amo.fake
     fake.lifetimes = Lifetimes(access=10 * DAY)
     fake.quirks.introspection_accepts_spent = fake.quirks.refresh_kills_access = False
@@ -35,28 +35,28 @@ async def test_a_rejected_refresh_token_is_not_presented_for_an_accepted_access_
     presented = len(fake.ledger.refreshes())
     for _ in range(3):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     assert len(fake.ledger.refreshes()) == presented
     assert (await harness.now(connection)).status is Status.NEEDS_REAUTH
 
 
-async def test_an_account_that_lives_keeps_its_tokens_and_is_looked_up_twice_more(harness: RefreshHarness) -> None:
-    """AMO may tell before it acts: a live token is asked about again after one and after ten minutes, then no more."""
+async def test_disable_hook_accepted_token_is_introspected_twice_more(harness: RefreshHarness) -> None:
+    """AMO may call before it acts, so an accepted token is introspected after one and ten minutes."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     disabled_hook_at = harness.clock.now()
     await harness.lifecycle.switched_off(connection.account_id)
     for again in (disabled_hook_at + MINUTE, disabled_hook_at + 10 * MINUTE, None):
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         after = await harness.now(connection)
         assert (after.recheck_at, after.sealed_pair) == (again, connection.sealed_pair)
         assert (await harness.witness.until("hook.unconfirmed")).fields.get("again_at") == again
         harness.clock.advance((again - harness.clock.now()).total_seconds() if again else DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections == 3
 
 
-async def test_what_amo_knows_no_more_is_erased(harness: RefreshHarness) -> None:
-    """The hook is true: the tokens are erased, the connection is disconnected, and whoever watches is told."""
+async def test_disable_hook_rejected_tokens_are_erased(harness: RefreshHarness) -> None:
+    """Tokens that AMO rejects after its hook are erased, and the connection is disconnected."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.disabled = True
     await _check_hook(harness, connection)
@@ -67,31 +67,31 @@ async def test_what_amo_knows_no_more_is_erased(harness: RefreshHarness) -> None
 
 
 @pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
-async def test_an_account_that_dies_after_its_hook_is_found_by_a_later_look_up(
+async def test_disable_hook_account_disabled_later_is_disconnected_by_recheck(
     harness: RefreshHarness, api_domain: str | None
 ) -> None:
-    """AMO told before it acted; a pair from before AMO told its API host is looked up by its access token."""
+    """An account disabled after its hook is found by the next introspection, also without `api_domain`."""
     connection = await harness.connect(api_domain=api_domain)
     await _check_hook(harness, connection)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
     harness.amo.account.disabled = True
     harness.clock.advance(60)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
-async def test_a_refusal_of_the_refresh_token_alone_erases_nothing(harness: RefreshHarness) -> None:
-    """Whatever refuses a refresh token in between, a live access token shows that the account has not left us."""
+async def test_disable_hook_rejected_refresh_token_only_erases_nothing(harness: RefreshHarness) -> None:
+    """Tokens are not erased if AMO rejects the refresh token but accepts the access token."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     refused = answering(IntrospectionResult(state=TokenState.REJECTED))
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, introspect_refresh_token=refused))
     await lifecycle.switched_off(connection.account_id)
-    await harness.recheck_due(lifecycle)
+    await harness.run_due_rechecks(lifecycle)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
 
 
-async def test_a_token_in_doubt_is_not_erased(harness: RefreshHarness) -> None:
-    """AMO may refuse it because we have spent it: its successor may be on the way."""
+async def test_disable_hook_token_in_doubt_is_not_erased(harness: RefreshHarness) -> None:
+    """A rejected token in doubt is not erased, because its successor may still be stored."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     harness.amo.account.disabled = True
@@ -99,10 +99,10 @@ async def test_a_token_in_doubt_is_not_erased(harness: RefreshHarness) -> None:
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
 
 
-async def test_a_pair_whose_successor_is_unsaved_is_not_erased(harness: RefreshHarness) -> None:
-    """The person has connected again, and the new pair waits for the store."""
+async def test_disable_hook_pair_with_pending_write_is_not_erased(harness: RefreshHarness) -> None:
+    """A rejected pair is not erased while the pair of a new grant is a pending write."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     pending_pair = await harness.grant()
     harness.failing.away = {"save_connected"}
     pending_writes = harness.lifecycle.pending_writes
@@ -111,14 +111,16 @@ async def test_a_pair_whose_successor_is_unsaved_is_not_erased(harness: RefreshH
     harness.clock.advance(1)
     await _check_hook(harness, connection)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
-    await harness.bring_store_back()
+    await harness.restore_store()
     assert present(await saving).sealed_pair == pending_pair.connection.sealed_pair
 
 
 @pytest.mark.parametrize("status", [Status.ACTIVE, Status.NEEDS_REAUTH])
-async def test_while_deaths_are_held_nothing_is_erased(harness: RefreshHarness, status: Status) -> None:
-    """After an old database was put back every token is refused; a hook that is sent again must not erase them all."""
-    connection = await (harness.given_up() if status is Status.NEEDS_REAUTH else harness.connect(api_domain=API_DOMAIN))
+async def test_disable_hook_during_mass_failure_erases_nothing(harness: RefreshHarness, status: Status) -> None:
+    """Nothing is erased during a mass failure, because AMO rejects all tokens of an old database."""
+    connection = await (
+        harness.connect_revoked() if status is Status.NEEDS_REAUTH else harness.connect(api_domain=API_DOMAIN)
+    )
     await harness.store.suspend_terminal(now=harness.clock.now())
     await harness.lifecycle.breaker.watch()
     harness.amo.account.disabled = True
@@ -127,21 +129,21 @@ async def test_while_deaths_are_held_nothing_is_erased(harness: RefreshHarness, 
     assert (after.status, after.sealed_pair) == (status, connection.sealed_pair)
 
 
-async def test_a_grant_that_came_after_the_hook_holds(harness: RefreshHarness) -> None:
-    """Off and on again: what the hook erases is what was there before it, also where the new pair is still unsaved."""
+async def test_disable_hook_grant_after_hook_is_kept(harness: RefreshHarness) -> None:
+    """A hook erases the pair before it, and not the pair of a later grant, even if that is a pending write."""
     harness.amo.fake.quirks.introspection_accepts_spent = False
     connection = await harness.connect(api_domain=API_DOMAIN)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     harness.clock.advance(10)
     await harness.lifecycle.switched_off(connection.account_id)
     harness.clock.advance(10)
     pending_pair = await harness.grant()
-    store = harness.away("save_connected")
+    store = harness.failing_store("save_connected")
     other = harness.make_lifecycle(store=store, process="process-2")
     saving = asyncio.create_task(other.pending_writes.save(pending_pair, connection=pending_pair.connection))
     await harness.witness.until("pair.write_pending")
     harness.clock.advance(1)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
     store.away = set()
     await other.pending_writes.flush()
@@ -151,19 +153,19 @@ async def test_a_grant_that_came_after_the_hook_holds(harness: RefreshHarness) -
 
 
 @pytest.mark.parametrize("first", ["hook", "refresh"])
-async def test_a_hook_is_checked_though_the_connection_was_given_up(harness: RefreshHarness, first: str) -> None:
-    """Whichever hears first of the dead token, the hook explains its death: the tokens are erased at once."""
-    connection = await (harness.connect(api_domain=API_DOMAIN) if first == "hook" else harness.given_up())
+async def test_disable_hook_needs_reauth_connection_is_disconnected(harness: RefreshHarness, first: str) -> None:
+    """Rejected tokens are erased whether the hook or the failed refresh comes first."""
+    connection = await (harness.connect(api_domain=API_DOMAIN) if first == "hook" else harness.connect_revoked())
     harness.amo.account.disabled = True
     await harness.lifecycle.switched_off(connection.account_id)
     if first == "hook":
         await harness.fail(connection, NeedsReauth)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
-async def test_a_hook_wakes_the_loop(harness: RefreshHarness) -> None:
-    """What AMO tells is looked up now, and not when the loop would look again."""
+async def test_disable_hook_wakes_scheduler(harness: RefreshHarness) -> None:
+    """A hook is checked at once, before the scheduler's next round is due."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.disabled = True
     async with harness.running(harness.lifecycle):
@@ -173,80 +175,82 @@ async def test_a_hook_wakes_the_loop(harness: RefreshHarness) -> None:
 
 
 @pytest.mark.parametrize("knows_spent", [True, False])
-async def test_a_connection_that_was_given_up_wrongly_heals(harness: RefreshHarness, *, knows_spent: bool) -> None:
-    """AMO was ill: a day later it knows the token, which is tried and brings the connection back."""
+async def test_daily_recheck_accepted_token_is_refreshed_and_recovers(
+    harness: RefreshHarness, *, knows_spent: bool
+) -> None:
+    """A `needs_reauth` connection is refreshed and recovers if introspection accepts its token a day later."""
     harness.amo.fake.quirks.introspection_accepts_spent = knows_spent
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY - 1)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections == 0
     harness.clock.advance(1)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.status, after.reason, after.recheck_at, after.pair_version) == (Status.ACTIVE, None, None, 2)
     assert harness.witness.names()[-2:] == ["refresh.succeeded", "connection.recovered"]
 
 
-async def test_a_dead_token_is_looked_up_daily_and_not_presented(harness: RefreshHarness) -> None:
-    """As long as AMO does not know it, it is asked about once a day; nothing is asked any more once it has expired."""
-    connection = await harness.given_up()
+async def test_daily_recheck_rejected_token_is_introspected_until_expiry(harness: RefreshHarness) -> None:
+    """A rejected token is introspected once a day until it expires, and is not presented."""
+    connection = await harness.connect_revoked()
     harness.amo.account.disabled = True
     for _ in range(95):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         assert (await harness.now(connection)).recheck_at == harness.clock.now() + timedelta(days=1)
     assert harness.amo.sandbox.introspections == 89
     assert len(harness.presented()) == 1
 
 
-async def test_a_trial_that_is_refused_is_the_last_one(harness: RefreshHarness) -> None:
-    """Where the look-up takes spent tokens for good ones, one presentation settles it until the token expires."""
+async def test_daily_recheck_refused_presentation_is_not_repeated(harness: RefreshHarness) -> None:
+    """A token that introspection accepts but the refresh rejects is not presented again before it expires."""
     harness.amo.fake.quirks.introspection_accepts_spent = True
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
     for _ in range(10):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.REVOKED)
     assert after.recheck_at == after.refresh_expires_at
     presented = [entry.status for entry in harness.presented()]
-    assert presented == [401, 200, 401]  # ours, the other system's, the trial
+    assert presented == [401, 200, 401]  # this service, the other system, the recheck
     assert harness.witness.names().count("connection.needs_reauth") == 1
 
 
-async def test_a_trial_that_has_to_wait_for_another_probe_does_not_wait_a_day(harness: RefreshHarness) -> None:
-    """While nothing but probes may go, another connection may be the probe when AMO knows the token again."""
-    connection = await harness.given_up()
+async def test_daily_recheck_without_free_probe_is_retried_after_retry_cap(harness: RefreshHarness) -> None:
+    """A recheck whose refresh must wait for another probe is retried after 15 minutes."""
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY)
     harness.lifecycle.breaker.refuse("Check the `client_id` parameter")
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.status, after.recheck_at) == (Status.NEEDS_REAUTH, harness.clock.now() + timedelta(minutes=15))
-    assert len(harness.presented()) == 1  # the one that AMO refused
+    assert len(harness.presented()) == 1  # the rejected refresh
     harness.clock.advance(900)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.ACTIVE
 
 
 @pytest.mark.parametrize("knows_spent", [True, False])
-async def test_a_trial_that_loses_its_answer_is_in_doubt(harness: RefreshHarness, *, knows_spent: bool) -> None:
-    """AMO knew the token again, and the trial may have spent it: that is told as our loss, then and ever after."""
+async def test_daily_recheck_lost_answer_gives_in_doubt(harness: RefreshHarness, *, knows_spent: bool) -> None:
+    """A recheck whose refresh loses its answer changes the reason to `in_doubt` permanently."""
     harness.amo.fake.quirks.introspection_accepts_spent = knows_spent
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
     for _ in range(3):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         after = await harness.now(connection)
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
-    assert harness.amo.fake.ledger.doubles() == knows_spent  # the last trial, after which there is none
+    assert harness.amo.fake.ledger.doubles() == knows_spent  # the last recheck that presents the token
 
 
-async def test_replayed_hooks_do_not_starve_healing(harness: RefreshHarness) -> None:
-    """Whoever sends the hook again and again keeps nobody from the daily look-up, nor brings more of them about."""
-    connection = await harness.given_up()
-    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)  # at the first hook AMO does not tell
+async def test_disable_hook_replays_do_not_change_daily_recheck(harness: RefreshHarness) -> None:
+    """Replayed hooks neither delay the daily introspection nor cause more of them."""
+    connection = await harness.connect_revoked()
+    harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500)  # the first introspection stays unanswered
     looked_up = []
     for _ in range(6 * 24 + 1):
         await _check_hook(harness, connection)
@@ -255,30 +259,30 @@ async def test_replayed_hooks_do_not_starve_healing(harness: RefreshHarness) -> 
     assert looked_up == [1] * 6 * 24 + [2]
     after = await harness.now(connection)
     assert (after.status, after.pair_version) == (Status.ACTIVE, 2)
-    assert len(harness.witness.named("hook.received")) == 1  # only the first one started a check
+    assert len(harness.witness.named("hook.received")) == 1  # only the first hook started an introspection
 
 
-async def test_an_unreadable_pair_revives_when_its_key_is_back(harness: RefreshHarness) -> None:
-    """Whether the key is back is looked at each quarter of an hour; with it the connection is active again, and due."""
+async def test_recheck_unreadable_pair_is_reactivated_with_its_key(harness: RefreshHarness) -> None:
+    """An unreadable pair is checked every 15 minutes, and is active and due once its key is configured."""
     lost, issued = new_key(), await harness.exchange()
     sealed = Cipher([lost]).seal_pair(issued.pair, connection_id=harness.connection_of(issued).id)
     connection = await harness.keep(issued, sealed_pair=sealed)
     await harness.fail(connection, NeedsReauth)
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.reason, after.recheck_at) == (Reason.UNREADABLE, harness.clock.now() + timedelta(seconds=900))
     restarted = harness.make_lifecycle(cipher=Cipher([new_key(), lost]))
     harness.clock.advance(DAY)
-    await harness.recheck_due(restarted)
+    await harness.run_due_rechecks(restarted)
     after = await harness.now(connection)
     assert (after.status, after.next_refresh_at) == (Status.ACTIVE, harness.clock.now())
     assert harness.presented() == []
     assert (await harness.refresh(connection, by=restarted.coordinator)).pair_version == 2
 
 
-async def test_a_hook_from_before_the_account_lived_erases_nothing_later(harness: RefreshHarness) -> None:
-    """Named once, and alive since: whoever dies afterwards is given up as anybody else, and keeps the pair."""
+async def test_disable_hook_before_successful_refresh_erases_nothing_later(harness: RefreshHarness) -> None:
+    """A hook before a successful refresh has no effect on a later terminal failure, which keeps the pair."""
     harness.amo.fake.quirks.introspection_accepts_spent = False
     connection = await harness.connect(api_domain=API_DOMAIN)
     await _check_hook(harness, connection)
@@ -287,28 +291,28 @@ async def test_a_hook_from_before_the_account_lived_erases_nothing_later(harness
     harness.amo.account.disabled = True
     await harness.fail(refreshed, NeedsReauth)
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(connection)
     assert (after.status, after.sealed_pair) == (Status.NEEDS_REAUTH, refreshed.sealed_pair)
 
 
-async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(harness: RefreshHarness) -> None:
-    """However many are due at once, and however long AMO takes to answer: two at a time, and the probe has its turn."""
+async def test_recheck_many_slow_introspections_leave_room_for_probe(harness: RefreshHarness) -> None:
+    """At most two rechecks run at a time, and the circuit breaker's probe is sent meanwhile."""
     for connection in await harness.connect_users(6):
         await harness.store.schedule_recheck(await harness.now(connection), at=harness.clock.now())
     await harness.connect(api_domain=API_DOMAIN)
-    is_local, two = 0, asyncio.Event()
+    running_checks, two = 0, asyncio.Event()
 
     async def introspect_refresh_token(**_: object) -> IntrospectionResult:
-        nonlocal is_local
-        is_local += 1
-        if is_local == 2:
+        nonlocal running_checks
+        running_checks += 1
+        if running_checks == 2:
             two.set()
         await harness.clock.sleep(3600)
         return IntrospectionResult(state=TokenState.UNKNOWN)
 
     async def acquire_slot(_priority: object) -> None:
-        """Let everything go at once: the rate limit is not what holds look-ups back here."""
+        """Grant every slot immediately, so that the rate limit does not delay introspections."""
 
     lifecycle = harness.make_lifecycle(
         amo=Override(harness.client, introspect_refresh_token=introspect_refresh_token, acquire_slot=acquire_slot)
@@ -322,67 +326,67 @@ async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(harness: Refre
     for _ in range(5):
         lifecycle.scheduler.wake()
         for _ in range(5):
-            await harness.store.count()  # the loop gets its turns
-    assert is_local == 2
+            await harness.store.count()  # lets the scheduler run
+    assert running_checks == 2
     harness.clock.advance(3600)
     lifecycle.core.stop.set()
     await task
 
 
-async def test_a_process_that_died_at_a_trial_leaves_a_doubt_that_is_ours(harness: RefreshHarness) -> None:
-    """Given up as revoked, tried because AMO seemed to know it, and killed with the answer in hand: `in_doubt`."""
-    connection = await harness.given_up()
+async def test_daily_recheck_killed_during_refresh_gives_in_doubt(harness: RefreshHarness) -> None:
+    """A recheck killed before it stores the answer changes the reason from `revoked` to `in_doubt`."""
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY)
     gated = GatedClient(harness.client, hold_answer=True)
-    killed = asyncio.create_task(harness.recheck_due(harness.make_lifecycle(amo=gated, process="server-1")))
+    killed = asyncio.create_task(harness.run_due_rechecks(harness.make_lifecycle(amo=gated, process="server-1")))
     await gated.answered.wait()
     lifecycle = harness.make_lifecycle(process="process-2")
     for seconds in (DAY, 60):
         harness.clock.advance(seconds)
-        with pytest.raises(NotYet):  # its lease is respected; then the row is another one
-            await harness.recheck_due(lifecycle)
+        with pytest.raises(NotYet):  # first the lease has not ended, then the row has changed
+            await harness.run_due_rechecks(lifecycle)
     after = await harness.now(connection)
     assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
     assert harness.witness.named("connection.in_doubt")[0].fields["from_process"] == "server-1"
     killed.cancel()
 
 
-async def test_a_trial_does_not_spend_the_pair_of_a_new_grant(harness: RefreshHarness) -> None:
-    """The person connects again while the trial waits for its slot: there is nothing left to try."""
-    connection = await harness.given_up()
+async def test_daily_recheck_grant_during_slot_wait_is_not_presented(harness: RefreshHarness) -> None:
+    """A recheck does not present the pair of a grant that was stored while it waited for its slot."""
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY)
     presented, granted = len(harness.presented()), list[Connection]()
 
     async def connect_again() -> None:
         granted.append(await harness.connect(api_domain=API_DOMAIN))
 
-    amo = harness.before_slot(2, connect_again)  # the first slot is the look-up's
-    await harness.recheck_due(harness.make_lifecycle(amo=amo))
+    amo = harness.before_slot(2, connect_again)  # the first slot belongs to the introspection
+    await harness.run_due_rechecks(harness.make_lifecycle(amo=amo))
     assert [await harness.now(connection)] == granted
     assert len(harness.presented()) == presented
 
 
-async def test_a_hook_is_asked_about_until_somebody_confirms_or_denies_it(harness: RefreshHarness) -> None:
-    """A look-up without an answer erases nothing: it is asked again after a minute, and then every ten."""
+async def test_disable_hook_unanswered_introspection_is_repeated(harness: RefreshHarness) -> None:
+    """An unanswered introspection erases nothing and is repeated after one minute, then every ten minutes."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.disabled = True
     await harness.lifecycle.switched_off(connection.account_id)
     harness.amo.sandbox.introspection_faults.add(*[Fault.HTTP_500] * 4)
     waits = []
     for _ in range(4):
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         after = await harness.now(connection)
         assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
         waits.append((present(after.recheck_at) - harness.clock.now()).total_seconds())
         harness.clock.advance(waits[-1])
     assert waits == [60, 540, 600, 600]
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
 
 
-async def test_a_turn_that_another_process_has_taken_is_over(harness: RefreshHarness) -> None:
-    """Two processes find the same look-up due: whoever comes second asks nothing, and presents nothing."""
-    connection = await harness.given_up()
+async def test_recheck_already_run_by_another_process_is_skipped(harness: RefreshHarness) -> None:
+    """The second of two processes with the same due recheck sends nothing."""
+    connection = await harness.connect_revoked()
     harness.clock.advance(DAY)
     harness.amo.account.disabled = True
     for lifecycle in (harness.lifecycle, harness.make_lifecycle(process="process-2")):
@@ -390,10 +394,10 @@ async def test_a_turn_that_another_process_has_taken_is_over(harness: RefreshHar
     assert harness.amo.sandbox.introspections == 1
 
 
-async def test_of_two_processes_that_look_up_at_once_one_presents_the_token(harness: RefreshHarness) -> None:
-    """Both hear that AMO knows it: whoever finds the turn taken leaves it at that, for the trial is the last one."""
+async def test_recheck_concurrent_processes_present_token_once(harness: RefreshHarness) -> None:
+    """Only one of two processes whose introspections accept the token presents it."""
     harness.amo.fake.quirks.introspection_accepts_spent = True
-    connection = await harness.given_up()
+    connection = await harness.connect_revoked()
     harness.amo.spend(grant_type="refresh_token", refresh_token=harness.pair(connection).refresh_token)
     harness.clock.advance(DAY)
 

@@ -1,4 +1,4 @@
-"""AMO refuses a connection without a hint: whose fault it is, and when its user must connect again."""
+"""Refusals without a hint: counted refusals, the circuit breaker, and mass failures."""
 
 import asyncio
 from datetime import timedelta
@@ -21,12 +21,12 @@ HOUR = timedelta(hours=1)
 RULES = RefreshRules(poll_interval=600.0)
 
 
-def _why_open(lifecycle: TokenLifecycle) -> str | None:
+def _breaker_reason(lifecycle: TokenLifecycle) -> str | None:
     return lifecycle.breaker.reason
 
 
-async def _refused(harness: RefreshHarness) -> tuple[SandboxAccount, Connection]:
-    """Have one of five connections refused every hour until it is given up, while another is connected each time."""
+async def _connect_refused(harness: RefreshHarness) -> tuple[SandboxAccount, Connection]:
+    """Have one of five connections refused hourly until it is `needs_reauth`, while others are connected."""
     [(account, one), *_] = await harness.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
     account.gone = True
     while (await harness.now(one)).status is Status.ACTIVE:
@@ -37,68 +37,68 @@ async def _refused(harness: RefreshHarness) -> tuple[SandboxAccount, Connection]
     return account, one
 
 
-async def test_a_refused_connection_is_presented_once_a_day_and_recovers(harness: RefreshHarness) -> None:
-    """Its introspection stays rejected; its token is presented all the same, for AMO may accept it again."""
-    account, one = await _refused(harness)
+async def test_refused_connection_is_presented_daily_until_accepted(harness: RefreshHarness) -> None:
+    """A refused connection's token is presented once a day, although its introspection stays rejected."""
+    account, one = await _connect_refused(harness)
     sent = len(harness.presented())
     for days in (1, 2):
         harness.clock.advance(DAY)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
         assert len(harness.presented()) == sent + days
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     assert len(harness.presented()) == sent + 2
     account.gone = False
     harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500, Fault.HTTP_500)
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     after = await harness.now(one)
     assert (after.status, after.refused_since, after.refusals) == (Status.ACTIVE, None, 0)
     assert "connection.recovered" in harness.witness.names()
 
 
-async def test_a_refused_connection_answered_with_a_hint_is_introspected_once_a_day(harness: RefreshHarness) -> None:
-    """It is revoked from then on: presented only once introspection accepts its token, as any revoked connection."""
-    account, one = await _refused(harness)
+async def test_refused_connection_with_terminal_hint_becomes_revoked(harness: RefreshHarness) -> None:
+    """A refused connection that AMO answers with a hint is presented only once introspection accepts its token."""
+    account, one = await _connect_refused(harness)
     revoking = harness.make_lifecycle(amo=Override(harness.client, refresh=answering(InvalidRefreshToken())))
     refreshes = harness.traffic.calls["refresh"]
     for _ in range(3):
         harness.clock.advance(DAY)
-        await harness.recheck_due(revoking)
+        await harness.run_due_rechecks(revoking)
         assert (await harness.now(one)).reason is Reason.REVOKED
     assert harness.traffic.calls["refresh"] == refreshes + 1
     account.gone = False
-    for seconds in (DAY, 70):  # the first look-up forgets the refusals
+    for seconds in (DAY, 70):  # the first introspection resets the refusals
         harness.clock.advance(seconds)
-        await harness.recheck_due()
+        await harness.run_due_rechecks()
     assert (await harness.now(one)).status is Status.ACTIVE
 
 
-async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over(harness: RefreshHarness) -> None:
-    """The hook starts a look-up at once, but the token was presented three hours ago."""
-    _, one = await _refused(harness)
+async def test_disable_hook_refused_connection_keeps_daily_presentation(harness: RefreshHarness) -> None:
+    """AMO's hook causes an introspection of a refused connection, but no presentation within the same day."""
+    _, one = await _connect_refused(harness)
     sent, asked = len(harness.presented()), harness.amo.sandbox.introspections
-    harness.amo.sandbox.introspection_faults.persistent = Fault.HTTP_500  # AMO does not say whether it knows the token
+    harness.amo.sandbox.introspection_faults.persistent = Fault.HTTP_500  # introspection stays unanswered
     harness.clock.advance(3 * 3600)
     await harness.lifecycle.switched_off(one.account_id)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections > asked
     assert len(harness.presented()) == sent
     harness.clock.advance(DAY)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert len(harness.presented()) == sent + 1
 
 
-async def _one_refused(harness: RefreshHarness, **more: Any) -> tuple[SandboxAccount, Connection]:
-    """Connect two accounts, and have the first refused and rejected once."""
+async def _refuse_once(harness: RefreshHarness, **more: Any) -> tuple[SandboxAccount, Connection]:
+    """Connect two accounts, and have the first refused and its introspection rejected once."""
     [(account, one), _] = await harness.connect_accounts(2, **more)
     account.gone = True
     await harness.fail(one, AmoCallbackError, trigger=RefreshTrigger.PROBE)
     return account, await harness.now(one)
 
 
-async def test_a_refusal_with_a_rejected_introspection_is_counted_in_the_row(harness: RefreshHarness) -> None:
-    """Since when, and how often: both are stored, and the connection is no suspect."""
-    _, one = await _one_refused(harness)
+async def test_refusal_with_rejected_introspection_is_counted(harness: RefreshHarness) -> None:
+    """The row stores the time of the first refusal and their number, and the connection is not suspect."""
+    _, one = await _refuse_once(harness)
     assert (one.refused_since, one.refusals, one.status) == (harness.clock.now(), 1, Status.ACTIVE)
     harness.clock.advance(60)
     await harness.fail(one, AmoCallbackError, trigger=RefreshTrigger.PROBE)
@@ -110,9 +110,9 @@ async def test_a_refusal_with_a_rejected_introspection_is_counted_in_the_row(har
 @pytest.mark.parametrize(
     "fault", [None, Fault.HTTP_500, Fault.UNPAID, Fault.BLOCKED, Fault.TOO_MANY, Fault.CLIENT_ID, Fault.TEAPOT]
 )
-async def test_another_answer_neither_counts_nor_resets_refusals(harness: RefreshHarness, fault: Fault | None) -> None:
-    """An unknown outcome, 402, 403, 429, other words, or a silent introspection say nothing of the user."""
-    _, one = await _one_refused(harness)
+async def test_refusal_count_other_answer_leaves_it_unchanged(harness: RefreshHarness, fault: Fault | None) -> None:
+    """An unknown outcome, 402, 403, 429, another hint or no introspection leaves the refusal count unchanged."""
+    _, one = await _refuse_once(harness)
     if fault is None:
         harness.amo.sandbox.introspection_faults.add(Fault.HTTP_500, Fault.HTTP_500)
     else:
@@ -123,11 +123,11 @@ async def test_another_answer_neither_counts_nor_resets_refusals(harness: Refres
 
 
 @pytest.mark.parametrize("fault", [None, Fault.WRONG_CLIENT], ids=["success", "accepted introspection"])
-async def test_a_success_or_an_accepted_introspection_resets_refusals(
+async def test_refusal_count_success_or_accepted_introspection_resets_it(
     harness: RefreshHarness, fault: Fault | None
 ) -> None:
-    """The account is there again; where AMO knows the token, a refusal is no matter of the user's."""
-    account, one = await _one_refused(harness)
+    """A success or an introspection that accepts the token resets the refusal count."""
+    account, one = await _refuse_once(harness)
     account.gone = False
     if fault is None:
         await harness.refresh(one, trigger=RefreshTrigger.PROBE)
@@ -137,8 +137,8 @@ async def test_a_success_or_an_accepted_introspection_resets_refusals(
     assert (after.refused_since, after.refusals) == (None, 0)
 
 
-async def test_an_expired_access_token_counts_as_rejected_where_there_is_no_api_domain(harness: RefreshHarness) -> None:
-    """Nobody can be asked about such a connection; while its access token is valid, that one is asked about."""
+async def test_refusal_without_api_domain_counts_if_access_token_expired(harness: RefreshHarness) -> None:
+    """Without `api_domain` the access token is introspected while it is valid, and counts as rejected afterwards."""
     [(account, one), _] = await harness.connect_accounts(2, api_domain=None)
     await harness.fail(one, AmoCallbackError, Fault.WRONG_CLIENT, trigger=RefreshTrigger.PROBE)
     assert (await harness.now(one)).refusals == 0
@@ -151,8 +151,8 @@ async def test_an_expired_access_token_counts_as_rejected_where_there_is_no_api_
 @pytest.mark.parametrize(
     ("hours", "refusals", "long"), [(24, 7, True), (23.9, 50, False), (24, 6, False), (240, 6, False), (240, 500, True)]
 )
-def test_refused_for_long_is_after_a_day_and_eight_attempts(hours: float, refusals: int, *, long: bool) -> None:
-    """Both are needed; the attempt at hand is counted in."""
+def test_is_refused_long_requires_a_day_and_eight_attempts(hours: float, refusals: int, *, long: bool) -> None:
+    """A connection is refused for long after a day and eight attempts, including the current one."""
     claimed = a_connection(refused_since=START, refusals=refusals)
     assert is_refused_long(claimed, now=START + hours * HOUR) is long
     assert not is_refused_long(a_connection(), now=START + hours * HOUR)
@@ -161,18 +161,18 @@ def test_refused_for_long_is_after_a_day_and_eight_attempts(hours: float, refusa
 @pytest.mark.parametrize(
     ("latest", "attempted", "succeeded", "alone"),
     [
-        (23.9, 40, 0, True),  # a success within the retry cap
+        (23.9, 40, 0, True),  # a success within `retry_cap`
         (23, 40, 20, True),  # half of those attempted
         (23, 40, 19, False),
-        (0, 40, 40, False),  # none since the refusals began
+        (0, 40, 40, False),  # no success since the first refusal
         (-1, 40, 40, False),
         (None, 40, 0, False),
     ],
 )
-def test_refused_alone_is_where_others_succeed(
+def test_is_refused_alone_requires_success_of_other_connections(
     latest: float | None, attempted: int, succeeded: int, *, alone: bool
 ) -> None:
-    """Another success since the refusals began, and either a recent one or half of a day's attempts."""
+    """Others must have succeeded since the first refusal, recently or in half of a day's attempts."""
     claimed, now = a_connection(refused_since=START, refusals=9), START + 24 * HOUR
     successes = Successes(
         refreshable=40,
@@ -184,15 +184,15 @@ def test_refused_alone_is_where_others_succeed(
 
 
 @pytest.mark.parametrize(("hours", "alone"), [(24, False), (71.9, False), (72, True)])
-def test_a_single_connection_is_refused_after_three_days(hours: float, *, alone: bool) -> None:
-    """Nobody else can show whose fault it is."""
+def test_is_refused_alone_single_connection_requires_three_days(hours: float, *, alone: bool) -> None:
+    """A single connection is refused after 72 hours, because no other connection can show the cause."""
     claimed = a_connection(refused_since=START, refusals=90)
     successes = Successes(refreshable=1, latest=START - HOUR, attempted=1, succeeded=0)
     assert is_refused_alone(claimed, successes, now=START + hours * HOUR, rules=RefreshRules()) is alone
 
 
-async def test_successes_are_told_from_the_rows(harness: RefreshHarness) -> None:
-    """Those attempted in the last day, and those of them that AMO accepted in the last day; what is to come is not."""
+async def test_store_successes_counts_last_day_without_future_times(harness: RefreshHarness) -> None:
+    """The store counts the connections attempted and accepted within the last day and ignores future times."""
     everyone = await harness.connect_accounts(4)
     connected_at = harness.clock.now()
     harness.clock.advance(DAY + 10)
@@ -201,14 +201,14 @@ async def test_successes_are_told_from_the_rows(harness: RefreshHarness) -> None
     await harness.fail(everyone[1][1], AmoCallbackError, trigger=RefreshTrigger.PROBE)
     await save(harness.store, a_connection(99, connected_at=harness.clock.now() + HOUR, next_refresh_at=None))
     now = harness.clock.now()
-    told = await harness.store.successes(now=now)
-    assert told == Successes(refreshable=4, latest=now, attempted=2, succeeded=1)
+    successes = await harness.store.successes(now=now)
+    assert successes == Successes(refreshable=4, latest=now, attempted=2, succeeded=1)
     assert connected_at < now
 
 
-async def test_a_new_grant_resets_refusals(harness: RefreshHarness) -> None:
-    """So does a disconnect; what was counted belongs to the pair before."""
-    account, one = await _one_refused(harness)
+async def test_refusal_count_new_grant_resets_it(harness: RefreshHarness) -> None:
+    """A new grant resets the refusal count, which belongs to the previous pair."""
+    account, one = await _refuse_once(harness)
     account.gone = False
     harness.clock.advance(1)
     await harness.keep(await harness.exchange_of(account), domain=account.host, connected_at=harness.clock.now())
@@ -217,16 +217,16 @@ async def test_a_new_grant_resets_refusals(harness: RefreshHarness) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_a_wrong_secret_opens_the_breaker_with_forty_connections_across_a_restart(
+async def test_circuit_breaker_wrong_secret_stays_open_across_restart(
     harness: RefreshHarness,
 ) -> None:
-    """Two are refused, then one probe a minute leaves; a restart does not forget it, and the right secret closes it."""
+    """A wrong secret opens the circuit breaker after two refusals; one probe a minute is sent, also after a restart."""
     await harness.connect_accounts(40)
     right, client = harness.amo.fake.integration, harness.amo.fake
     client.integration = SandboxIntegration(client_secret="another", redirect_uri=right.redirect_uri)
     lifecycle = harness.make_lifecycle(rules=RULES)
     async with harness.running(lifecycle):
-        while _why_open(lifecycle) is None:
+        while _breaker_reason(lifecycle) is None:
             await harness.pass_days(1 / 1440)
         refused = harness.witness.named("refresh.failed")
         assert len({event.connection_id for event in refused}) == 2
@@ -238,19 +238,19 @@ async def test_a_wrong_secret_opens_the_breaker_with_forty_connections_across_a_
     assert harness.witness.names().count("amo_credentials.refused") == 1
     restarted = harness.make_lifecycle(rules=RULES, process="process-2")
     await restarted.breaker.watch()
-    assert (_why_open(restarted), restarted.breaker.refused) == (InvalidClient.code, lifecycle.breaker.refused)
+    assert (_breaker_reason(restarted), restarted.breaker.refused) == (InvalidClient.code, lifecycle.breaker.refused)
     assert restarted.breaker.probe_in == 60
     client.integration = right
     async with harness.running(restarted):
         await harness.pass_days(1 / 24)
-    assert _why_open(restarted) is None
+    assert _breaker_reason(restarted) is None
     await lifecycle.breaker.watch()
-    assert _why_open(lifecycle) is None
+    assert _breaker_reason(lifecycle) is None
     assert (await harness.store.shared_state()).refused_credentials is None
 
 
-async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twice(harness: RefreshHarness) -> None:
-    """Connections that have failed since their last success come after all others, the longest ago first."""
+async def test_store_probe_order_is_latest_success_then_oldest_failure(harness: RefreshHarness) -> None:
+    """Connections without a failure since their last success come first, then the oldest failure."""
     everyone = [connection for _, connection in await harness.connect_accounts(4)]
     turn = timedelta(seconds=60)
     for connection in everyone[2:]:
@@ -264,8 +264,8 @@ async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twi
     assert order == [everyone[number].id for number in (0, 1, 2, 3)]
 
 
-async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later(harness: RefreshHarness) -> None:
-    """The store is away in that moment: this process stops all the same, and the others hear of it afterwards."""
+async def test_circuit_breaker_unsaved_opening_is_stored_later(harness: RefreshHarness) -> None:
+    """A circuit breaker that cannot be stored stops this process at once and is stored for other processes later."""
     await harness.connect_accounts(2)
     harness.clock.advance(901)
     harness.failing.away = {"refuse_credentials"}
@@ -277,13 +277,13 @@ async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later
     harness.failing.away = set()
     await breaker.watch()
     assert (breaker.refused, (await harness.store.shared_state()).refused_credentials) == ("AMO's words", "AMO's words")
-    breaker.accepted()  # by an exchange
+    breaker.accepted()  # reported by an exchange
     await breaker.watch()
     assert (breaker.refused, (await harness.store.shared_state()).refused_credentials) == (None, None)
 
 
-async def _suspended(harness: RefreshHarness, lost: int) -> list[tuple[SandboxAccount, Connection]]:
-    """Lose the answers of connections; presented once more, five turn terminal and the others are suspended."""
+async def _suspend_failures(harness: RefreshHarness, lost: int) -> list[tuple[SandboxAccount, Connection]]:
+    """Lose the answers of `lost` connections; on retry, five become terminal and the rest are suspended."""
     everyone = await harness.connect_accounts(lost + 3)
     for _, connection in everyone[:lost]:
         await harness.fail(connection, AmoCallbackError, Fault.NOTHING_AFTER, trigger=RefreshTrigger.PROBE)
@@ -298,22 +298,20 @@ async def _suspended(harness: RefreshHarness, lost: int) -> list[tuple[SandboxAc
 
 
 async def _end_pause(harness: RefreshHarness, connection: Connection) -> TokenLifecycle:
-    """End the pause by a success."""
+    """End the mass-failure pause by a success."""
     lifecycle = harness.make_lifecycle(process="process-3")
     await lifecycle.breaker.watch()
-    assert _why_open(lifecycle) == MassFailureSuspected.code
+    assert _breaker_reason(lifecycle) == MassFailureSuspected.code
     harness.clock.advance(901)
     await harness.refresh(connection, by=lifecycle.coordinator, trigger=RefreshTrigger.PROBE)
-    assert _why_open(lifecycle) is None
+    assert _breaker_reason(lifecycle) is None
     return lifecycle
 
 
 @pytest.mark.parametrize("lost", [7, 9])
-async def test_a_doubtful_token_is_presented_once_more_at_most_in_a_mass_failure(
-    harness: RefreshHarness, lost: int
-) -> None:
-    """The suspended answers are applied as the pause ends, and nothing is presented unless introspection accepts it."""
-    everyone = await _suspended(harness, lost)
+async def test_mass_failure_token_in_doubt_is_presented_once_more_at_most(harness: RefreshHarness, lost: int) -> None:
+    """Suspended answers are applied after the pause, and a token is presented only if introspection accepts it."""
+    everyone = await _suspend_failures(harness, lost)
     ledger = harness.amo.fake.ledger
     rows = [await harness.now(connection) for _, connection in everyone[:lost]]
     assert [row.status for row in rows].count(Status.NEEDS_REAUTH) == 5
@@ -330,13 +328,13 @@ async def test_a_doubtful_token_is_presented_once_more_at_most_in_a_mass_failure
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
         assert (after.suspended_reason, after.suspended_token) == (None, None)
     assert ledger.doubles() == lost
-    told = [event.connection_id for event in harness.witness.named("connection.needs_reauth")]
-    assert sorted(told, key=str) == sorted((connection.id for _, connection in everyone[:lost]), key=str)
+    reported = [event.connection_id for event in harness.witness.named("connection.needs_reauth")]
+    assert sorted(reported, key=str) == sorted((connection.id for _, connection in everyone[:lost]), key=str)
 
 
-async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presented(harness: RefreshHarness) -> None:
-    """Not as a probe either, and also where nobody can be asked about it."""
-    everyone = await _suspended(harness, 7)
+async def test_mass_failure_pause_suspended_token_is_not_presented(harness: RefreshHarness) -> None:
+    """A suspended token is not presented during the pause, not even as a probe."""
+    everyone = await _suspend_failures(harness, 7)
     held = [row for _, one in everyone[:7] if (row := await harness.now(one)).status is Status.ACTIVE]
     sent = len(harness.presented())
     for account, _ in everyone:
@@ -353,8 +351,8 @@ async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presen
     assert len(harness.presented()) == sent
 
 
-async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_token(harness: RefreshHarness) -> None:
-    """AMO was ill when it said that the tokens were revoked: they are refreshed as if nothing had been said."""
+async def test_suspended_answer_accepted_introspection_allows_refresh(harness: RefreshHarness) -> None:
+    """A suspended answer is discarded and the token refreshed if introspection accepts it after the pause."""
     everyone = await harness.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
@@ -367,11 +365,9 @@ async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_t
     assert (after.pair_version, after.suspended_reason, after.suspended_token) == (2, None, None)
 
 
-@pytest.mark.parametrize("number", [6, 5], ids=["first", "again"])
-async def test_a_token_whose_answer_was_suspended_meanwhile_is_not_presented(
-    harness: RefreshHarness, number: int
-) -> None:
-    """While it waits for its slot another process hears a terminal answer: its first, or the same one again."""
+@pytest.mark.parametrize("number", [6, 5], ids=["first answer", "repeated answer"])
+async def test_slot_wait_answer_suspended_meanwhile_stops_request(harness: RefreshHarness, number: int) -> None:
+    """A token is not presented if another process suspends its terminal answer during the slot wait."""
     everyone = await harness.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
@@ -397,9 +393,9 @@ async def test_a_token_whose_answer_was_suspended_meanwhile_is_not_presented(
     assert len(harness.presented()) == sent
 
 
-async def test_a_suspended_answer_waits_for_an_introspection_that_is_answered(harness: RefreshHarness) -> None:
-    """AMO does not say whether it accepts the token: the answer is neither applied nor is the token presented."""
-    everyone = await _suspended(harness, 6)
+async def test_suspended_answer_unanswered_introspection_is_kept(harness: RefreshHarness) -> None:
+    """A suspended answer is neither applied nor discarded until introspection is answered."""
+    everyone = await _suspend_failures(harness, 6)
     [row] = [row for _, one in everyone[:6] if (row := await harness.now(one)).status is Status.ACTIVE]
     lifecycle = await _end_pause(harness, everyone[-1][1])
     sent = len(harness.presented())

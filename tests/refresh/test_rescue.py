@@ -1,4 +1,4 @@
-"""The rescue folder: files that are whole or not there, room that is kept for them, and whoever shares it."""
+"""The rescue folder: atomic files, the disk reserve, and use by several processes."""
 
 import errno
 import os
@@ -25,8 +25,8 @@ def rescue(folder: Path) -> RescueFolder:
     return rescue
 
 
-def test_a_file_comes_out_as_it_went_in_until_it_is_removed(rescue: RescueFolder, folder: Path) -> None:
-    """What is written is read, also after a restart; what is removed is gone, and removing it twice is no error."""
+def test_rescue_file_is_read_unchanged_until_removed(rescue: RescueFolder, folder: Path) -> None:
+    """A written file is read unchanged after a restart, and removing it twice raises no error."""
     rescue.write("x-1", b"first")
     rescue.write("x-1", b"again")
     rescue.write("x-2", b"another")
@@ -38,29 +38,29 @@ def test_a_file_comes_out_as_it_went_in_until_it_is_removed(rescue: RescueFolder
     assert rescue.read() == {"x-2": b"another"}
 
 
-def test_folder_and_files_are_the_owners_alone(rescue: RescueFolder, folder: Path) -> None:
-    """Nobody else may look at a pair, sealed as it is."""
+def test_rescue_folder_and_files_are_private_to_their_user(rescue: RescueFolder, folder: Path) -> None:
+    """Only the service's user may read the folder and its files."""
     rescue.write("x-1", b"pair")
     modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
     assert modes == {"rescue": 0o700, ".reserve": 0o600, "x-1": 0o600}
 
 
 class FullDisk(RescueFolder):
-    """A folder on a disk that has no room, at most but what is kept for it."""
+    """A rescue folder on a full disk, optionally with room once the reserve is removed."""
 
-    def __init__(self, folder: Path, *, but_the_reserve: bool) -> None:
+    def __init__(self, folder: Path, *, with_reserve: bool) -> None:
         super().__init__(folder)
         self._kept = folder / ".reserve"
-        self._but_the_reserve = but_the_reserve
+        self._with_reserve = with_reserve
 
     def _write(self, name: str, content: bytes) -> None:
-        if self._kept.exists() or not self._but_the_reserve:
+        if self._kept.exists() or not self._with_reserve:
             raise OSError(errno.ENOSPC, "No space left on device")
         super()._write(name, content)
 
 
-class Killing(bytes):
-    """A content of which half can be written before the process is killed."""
+class InterruptedContent(bytes):
+    """A content whose write raises `KeyboardInterrupt` halfway."""
 
     __slots__ = ()
 
@@ -70,23 +70,23 @@ class Killing(bytes):
         return bytes(self)[: len(self) // 2]
 
 
-def test_an_unfinished_file_is_not_read_and_is_removed_at_the_start(rescue: RescueFolder, folder: Path) -> None:
-    """A process that was killed while it wrote has left half a pair, which nobody takes for a whole one."""
+def test_rescue_file_unfinished_is_ignored_and_removed_when_old(rescue: RescueFolder, folder: Path) -> None:
+    """The half-written file of a killed process is not read, and is removed at start once it is old."""
     with pytest.raises(KeyboardInterrupt):
-        rescue.write("x-1", Killing(b"pair"))
+        rescue.write("x-1", InterruptedContent(b"pair"))
     [left] = [path for path in folder.iterdir() if path.name != ".reserve"]
     assert left.read_bytes() == b"pa"
     assert rescue.read() == {}
     RescueFolder(folder).open()
-    assert left.exists()  # its process may be at work on it
-    then = left.stat().st_mtime - 4000
-    os.utime(left, (then, then))
+    assert left.exists()  # its process may still be writing
+    modified_at = left.stat().st_mtime - 4000
+    os.utime(left, (modified_at, modified_at))
     RescueFolder(folder).open()
     assert [path.name for path in folder.iterdir()] == [".reserve"]
 
 
-def test_many_processes_may_open_and_use_one_folder_at_once(folder: Path) -> None:
-    """Nobody takes another's unfinished file for one that was left behind."""
+def test_rescue_folder_concurrent_use_loses_no_file(folder: Path) -> None:
+    """Concurrent processes do not remove each other's unfinished files."""
     with ThreadPoolExecutor(16) as pool:
 
         def work(number: int) -> None:
@@ -98,9 +98,9 @@ def test_many_processes_may_open_and_use_one_folder_at_once(folder: Path) -> Non
     assert len(RescueFolder(folder).read()) == 200
 
 
-def test_the_reserve_is_given_up_for_a_pair(folder: Path) -> None:
-    """Where the disk has no room but what is kept for it, the pair is written there, and the reserve is made anew."""
-    rescue = FullDisk(folder, but_the_reserve=True)
+def test_rescue_write_on_full_disk_uses_reserve(folder: Path) -> None:
+    """A pair is written on a full disk by removing the reserve, which can then be restored."""
+    rescue = FullDisk(folder, with_reserve=True)
     rescue.open()
     assert (folder / ".reserve").stat().st_size == RESERVE
     rescue.write("x-1", b"pair")
@@ -109,38 +109,38 @@ def test_the_reserve_is_given_up_for_a_pair(folder: Path) -> None:
     assert (folder / ".reserve").stat().st_size == RESERVE
 
 
-def test_a_disk_without_any_room_is_told(folder: Path) -> None:
-    """Where even the reserve does not help, whoever writes hears of it."""
-    rescue = FullDisk(folder, but_the_reserve=False)
+def test_rescue_write_without_reserve_raises_os_error(folder: Path) -> None:
+    """A write raises `OSError` if the disk is full even without the reserve."""
+    rescue = FullDisk(folder, with_reserve=False)
     rescue.open()
     with pytest.raises(OSError, match="No space left"):
         rescue.write("x-1", b"pair")
     assert rescue.read() == {}
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    """A file in its place, or above it, is told as the configuration's fault before anything is spent."""
+def test_rescue_folder_not_creatable_raises_configuration_error(tmp_path: Path) -> None:
+    """A folder that cannot be created raises an error that names `storage.rescue`."""
     (tmp_path / "file").write_bytes(b"")
     for place in (tmp_path / "file", tmp_path / "file" / "rescue"):
         with pytest.raises(ConfigurationError, match=r"storage\.rescue"):
             RescueFolder(place).open()
 
 
-def test_a_folder_inside_is_left_alone(rescue: RescueFolder, folder: Path) -> None:
-    """The root of a volume has a `lost+found`, and serves as a rescue folder all the same."""
+def test_rescue_subfolder_is_ignored(rescue: RescueFolder, folder: Path) -> None:
+    """A subfolder such as `lost+found` is ignored."""
     (folder / "lost+found").mkdir()
     rescue.write("x-1", b"pair")
     assert rescue.read() == {"x-1": b"pair"}
 
 
-def test_a_file_that_another_process_removes_meanwhile_is_no_loss(folder: Path) -> None:
-    """Whoever removes a file has stored what it holds: the reader goes on with the others."""
+def test_rescue_file_removed_during_read_is_skipped(folder: Path) -> None:
+    """A file that another process removes during the read is skipped."""
 
     class SharedFolder(PosixPath):
         def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
             found = super().stat(follow_symlinks=follow_symlinks)
-            if self.name == "x-1" and not follow_symlinks:  # as it is opened
-                self.unlink()  # the other process is faster
+            if self.name == "x-1" and not follow_symlinks:  # the call before it is opened
+                self.unlink()  # as the other process does
             return found
 
     rescue = RescueFolder(SharedFolder(folder))
@@ -150,8 +150,8 @@ def test_a_file_that_another_process_removes_meanwhile_is_no_loss(folder: Path) 
     assert rescue.read() == {"x-2": b"pair"}
 
 
-def test_a_folder_that_somebody_has_removed_is_made_again(tmp_path: Path) -> None:
-    """While the service runs: nothing is read from it, and a pair that needs it finds it."""
+def test_rescue_folder_removed_is_recreated_by_write(tmp_path: Path) -> None:
+    """A folder that was removed is read as empty and is recreated by the next write."""
     rescue = RescueFolder(tmp_path / "rescue")
     rescue.open()
     shutil.rmtree(tmp_path / "rescue")
@@ -160,15 +160,17 @@ def test_a_folder_that_somebody_has_removed_is_made_again(tmp_path: Path) -> Non
     assert rescue.read() == {"x-1": b"pair"}
 
 
-def test_what_is_no_file_of_a_pairs_size_is_told_and_unread(rescue: RescueFolder, folder: Path, tmp_path: Path) -> None:
-    """A pipe would be waited for, a link followed to a device, a huge file read into all the memory there is."""
-    may_be_copy = tmp_path / "may_be_copy"
-    may_be_copy.write_bytes(b"somebody's")
+def test_rescue_entry_not_a_small_regular_file_is_unreadable(
+    rescue: RescueFolder, folder: Path, tmp_path: Path
+) -> None:
+    """A pipe, a link or a huge file is listed as unreadable and its content is not read."""
+    linked_file = tmp_path / "linked_file"
+    linked_file.write_bytes(b"foreign")
     rescue.write("x-1", b"pair")
     for suffix, read in (("", rescue.read), (RAW, rescue.read_raw)):
         os.mkfifo(folder / f"pipe-1{suffix}")
         (folder / f"device-1{suffix}").symlink_to("/dev/zero")
-        (folder / f"link-1{suffix}").symlink_to(may_be_copy)
+        (folder / f"link-1{suffix}").symlink_to(linked_file)
         (folder / f"lost-1{suffix}").symlink_to(tmp_path / "nowhere")
         (folder / f"folder-1{suffix}").mkdir()
         (folder / f"huge-1{suffix}").touch()
@@ -179,8 +181,8 @@ def test_what_is_no_file_of_a_pairs_size_is_told_and_unread(rescue: RescueFolder
     assert set(rescue.raw_ages()) == set(rescue.read_raw())
 
 
-def test_a_reserve_that_is_a_pipe_keeps_no_start_waiting(folder: Path) -> None:
-    """The folder opens, without a reserve."""
+def test_rescue_reserve_is_pipe_opens_without_reserve(folder: Path) -> None:
+    """The folder opens without waiting if the reserve is a pipe."""
     folder.mkdir(parents=True)
     os.mkfifo(folder / ".reserve")
     rescue = RescueFolder(folder)

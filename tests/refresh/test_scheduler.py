@@ -1,4 +1,4 @@
-"""The loop: what is due, in what order, how many at once, and what does not stop it."""
+"""The refresh scheduler: due connections, order, concurrency, probes, failures and shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,12 +25,12 @@ from tests.wait_limit import WAIT_LIMIT
 
 
 class FakeCoordinator:
-    """A keeper that remembers whom it was asked for, and does as it is told."""
+    """A coordinator that records its calls and fails with the errors that a test sets."""
 
     def __init__(self, store: Store, clock: FakeClock) -> None:
         self.store, self.clock = store, clock
         self.asked: list[str] = []
-        self.is_local = self.most_at_once = 0
+        self.running = self.most_at_once = 0
         self.held = asyncio.Event()
         self.held.set()
         self.errors: dict[str, Exception] = {}
@@ -40,8 +40,8 @@ class FakeCoordinator:
         assert trigger is RefreshTrigger.SCHEDULE
         self.asked.append(connection_id)
         self._called.set()
-        self.is_local += 1
-        self.most_at_once = max(self.most_at_once, self.is_local)
+        self.running += 1
+        self.most_at_once = max(self.most_at_once, self.running)
         try:
             await self.held.wait()
             if error := self.errors.get(connection_id):
@@ -50,7 +50,7 @@ class FakeCoordinator:
             assert connection is not None
             await self.store.save_refreshed(a_refreshed(connection, at=self.clock.now()))
         finally:
-            self.is_local -= 1
+            self.running -= 1
 
     async def until_asked(self, times: int) -> None:
         while len(self.asked) < times:
@@ -58,8 +58,8 @@ class FakeCoordinator:
             await asyncio.wait_for(self._called.wait(), WAIT_LIMIT)
 
 
-class Loop:
-    """A refresher with everything around it."""
+class SchedulerHarness:
+    """A refresh scheduler with a fake coordinator and a faulty store."""
 
     def __init__(self, store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> None:
         self.store, self.clock, self.witness, self.cipher = store, clock, witness, cipher
@@ -99,12 +99,12 @@ class Loop:
 
 
 @pytest.fixture
-def loop(store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> Loop:
-    return Loop(store, clock, witness, cipher)
+def loop(store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> SchedulerHarness:
+    return SchedulerHarness(store, clock, witness, cipher)
 
 
-async def test_what_is_due_is_refreshed_and_then_left_alone(loop: Loop) -> None:
-    """Each due connection once, and the loop sleeps until the next is due."""
+async def test_scheduler_due_connections_are_refreshed_once(loop: SchedulerHarness) -> None:
+    """Each due connection is refreshed once, and the scheduler then sleeps until the next is due."""
     connections = await loop.due(1, 2, 3)
     async with loop.running():
         await loop.coordinator.until_asked(3)
@@ -113,8 +113,8 @@ async def test_what_is_due_is_refreshed_and_then_left_alone(loop: Loop) -> None:
     assert {(await now(loop.store, connection)).pair_version for connection in connections} == {2}
 
 
-async def test_the_loop_sleeps_until_the_nearest_due_time_and_no_longer_than_it_polls(loop: Loop) -> None:
-    """Due in 3 s: it sleeps 3 s. Due in an hour: it looks again after the poll interval."""
+async def test_scheduler_sleeps_until_next_due_time_or_poll_interval(loop: SchedulerHarness) -> None:
+    """The scheduler sleeps until the next connection is due, at most for the poll interval."""
     await loop.due(1, at=3)
     async with loop.running():
         await loop.clock.until_sleeping(3)
@@ -123,8 +123,8 @@ async def test_the_loop_sleeps_until_the_nearest_due_time_and_no_longer_than_it_
         await loop.clock.until_sleeping(5)
 
 
-async def test_a_new_connection_wakes_the_loop(loop: Loop) -> None:
-    """What comes due before the loop would look again is not late."""
+async def test_scheduler_connection_due_before_poll_wakes_it(loop: SchedulerHarness) -> None:
+    """A connection that is due before the next poll wakes the scheduler."""
     async with loop.running(poll_interval=3600) as scheduler:
         await loop.clock.until_sleeping(3600)
         await loop.due(1, at=1)
@@ -132,17 +132,17 @@ async def test_a_new_connection_wakes_the_loop(loop: Loop) -> None:
         await loop.clock.until_sleeping(1)
 
 
-async def test_a_new_connection_that_is_due_later_than_the_next_look_wakes_nobody(loop: Loop) -> None:
-    """Ten thousand people who connect cost no ten thousand looks at what is due."""
+async def test_scheduler_connection_due_after_poll_does_not_wake_it(loop: SchedulerHarness) -> None:
+    """A connection that is due after the next poll does not wake the scheduler."""
     async with loop.running(poll_interval=5) as scheduler:
         await loop.clock.until_sleeping(5)
         scheduler.wake_if_due_soon(START + timedelta(hours=12))
-        await loop.store.connection("nobody's")  # a loop that was woken would be up by now
+        await loop.store.connection("unknown")  # gives a scheduler that was woken time to run
         assert loop.clock.sleeping() == [5]
 
 
-async def test_a_backlog_is_not_looked_at_again_for_each_of_it(loop: Loop) -> None:
-    """Of forty that are due, ten go at once; what takes the places of those that end was found along with them."""
+async def test_scheduler_backlog_is_queried_in_batches(loop: SchedulerHarness) -> None:
+    """A backlog of forty is refreshed with the concurrency limit and at most eight queries."""
     await loop.due(*range(40))
     async with loop.running(concurrency=10):
         await loop.coordinator.until_asked(40)
@@ -152,8 +152,8 @@ async def test_a_backlog_is_not_looked_at_again_for_each_of_it(loop: Loop) -> No
         assert loop.failing.asked["due"] <= 8
 
 
-async def test_what_was_found_due_is_not_begun_once_it_is_to_end(loop: Loop) -> None:
-    """A loop that is stopped in a backlog waits for the refreshes under way, and begins nothing more."""
+async def test_scheduler_stopped_during_backlog_starts_no_more_refreshes(loop: SchedulerHarness) -> None:
+    """A scheduler that is stopped in a backlog waits for running refreshes and starts no others."""
     await loop.due(*range(10))
     loop.coordinator.held.clear()
     async with loop.running(concurrency=2):
@@ -164,8 +164,8 @@ async def test_what_was_found_due_is_not_begun_once_it_is_to_end(loop: Loop) -> 
     assert (len(loop.coordinator.asked), loop.coordinator.most_at_once) == (2, 2)
 
 
-async def test_the_loop_beats_while_refreshes_are_slow(loop: Loop) -> None:
-    """A refresh that takes a minute does not stop the beat."""
+async def test_scheduler_heartbeat_continues_during_slow_refresh(loop: SchedulerHarness) -> None:
+    """A refresh that takes a minute does not delay the heartbeat."""
     await loop.due(1)
     loop.coordinator.held.clear()
     async with loop.running() as scheduler:
@@ -180,12 +180,14 @@ async def test_the_loop_beats_while_refreshes_are_slow(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(StoreUnavailable("x"), "store_unavailable"), (ZeroDivisionError(), None)], ids=["away", "bug"]
+    ("error", "code"),
+    [(StoreUnavailable("x"), "store_unavailable"), (ZeroDivisionError(), None)],
+    ids=["outage", "bug"],
 )
-async def test_an_iteration_that_fails_is_told_and_the_loop_goes_on(
-    loop: Loop, error: Exception, code: str | None
+async def test_scheduler_failed_round_is_reported_and_next_round_runs(
+    loop: SchedulerHarness, error: Exception, code: str | None
 ) -> None:
-    """A store that is away, or a bug, which is told with its trace, costs one poll interval."""
+    """A round that fails by a store outage or a bug is reported, and costs one poll interval."""
     await loop.due(1)
     loop.failing.before["due"] = error
     async with loop.running():
@@ -196,8 +198,8 @@ async def test_an_iteration_that_fails_is_told_and_the_loop_goes_on(
     assert failed.error is error if code is None else failed.fields == {"error": code}
 
 
-async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_back(loop: Loop) -> None:
-    """Two minutes of failed rounds are two lines, the second one with their length; a new outage is a new line."""
+async def test_scheduler_store_outage_is_logged_at_start_and_end(loop: SchedulerHarness) -> None:
+    """Each store outage is logged once at its start and once, with its length, at its end."""
     async with loop.running():
         for outage in (1, 2):
             loop.failing.away = {"due"}
@@ -210,8 +212,8 @@ async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_b
             assert recovered.fields["failed_for_seconds"] == 5 * cast("int", recovered.fields["failed_rounds"]) >= 120
 
 
-async def test_a_cleanup_that_fails_each_minute_is_logged_once(loop: Loop) -> None:
-    """It is no reason to refresh nothing: the rounds work, and end neither line."""
+async def test_scheduler_failing_cleanup_is_logged_once(loop: SchedulerHarness) -> None:
+    """A cleanup that keeps failing is logged once and does not fail the rounds."""
     loop.failing.away = {"prune"}
     async with loop.running():
         await loop.clock.tick(5, times=4 * 12)
@@ -226,8 +228,10 @@ async def test_a_cleanup_that_fails_each_minute_is_logged_once(loop: Loop) -> No
 @pytest.mark.parametrize(
     ("error", "aside"), [(StoreUnavailable("x"), 5.0), (NotYet(1), 5.0), (ZeroDivisionError(), 30.0)]
 )
-async def test_one_that_cannot_be_refreshed_now_stops_no_others(loop: Loop, error: Exception, aside: float) -> None:
-    """Where nothing could be written down about a failure, the connection is left aside for a while."""
+async def test_scheduler_failing_connection_is_set_aside(
+    loop: SchedulerHarness, error: Exception, aside: float
+) -> None:
+    """A connection whose failure could not be stored is set aside, and the others are refreshed."""
     bad, good = await loop.due(1, 2)
     loop.coordinator.errors[bad.id] = error
     async with loop.running():
@@ -238,13 +242,13 @@ async def test_one_that_cannot_be_refreshed_now_stops_no_others(loop: Loop, erro
             loop.clock.advance(1)
             waited += 1
             for _ in range(5):
-                await loop.store.count()  # the loop gets its turns
+                await loop.store.count()  # lets the scheduler run
         assert waited >= aside
     assert loop.coordinator.asked.count(good.id) == 1
 
 
-async def test_a_verdict_that_was_written_needs_no_setting_aside(loop: Loop) -> None:
-    """Where the keeper wrote down when to try again, the store's word counts."""
+async def test_scheduler_stored_failure_is_not_set_aside(loop: SchedulerHarness) -> None:
+    """A connection whose failure was stored is retried at its stored due time."""
     [connection] = await loop.due(1)
     loop.coordinator.errors[connection.id] = InvalidRefreshToken()
     async with loop.running() as scheduler:
@@ -254,8 +258,8 @@ async def test_a_verdict_that_was_written_needs_no_setting_aside(loop: Loop) -> 
         await loop.coordinator.until_asked(2)
 
 
-async def test_a_stop_in_the_midst_of_a_look_begins_nothing(loop: Loop) -> None:
-    """What a look finds after `stop` is left alone, whatever it has begun to look at."""
+async def test_scheduler_stopped_during_round_starts_no_refresh(loop: SchedulerHarness) -> None:
+    """A stop during a round starts no refresh of the connections that the round finds."""
     await loop.due(1)
     stopped = asyncio.Event()
 
@@ -268,8 +272,8 @@ async def test_a_stop_in_the_midst_of_a_look_begins_nothing(loop: Loop) -> None:
     assert loop.coordinator.asked == []
 
 
-async def test_expired_grants_are_forgotten_in_passing(loop: Loop) -> None:
-    """The loop also tidies up: what an expired code holds is erased within a minute or so."""
+async def test_scheduler_erases_expired_grants(loop: SchedulerHarness) -> None:
+    """The sealed content of an expired grant is erased by the scheduler's cleanup."""
     grant = await loop.store.claim_grant(a_grant(), now=START)
     async with loop.running():
         await loop.clock.until_sleeping(5)
@@ -278,8 +282,8 @@ async def test_expired_grants_are_forgotten_in_passing(loop: Loop) -> None:
     assert present(await loop.store.grant(grant.code_hash)).sealed is None
 
 
-async def test_an_attempt_of_another_process_takes_no_place_of_the_loops(harness: RefreshHarness) -> None:
-    """Those whose owners have died are left aside until their leases have ended, and the others go meanwhile."""
+async def test_scheduler_attempt_of_another_process_blocks_no_concurrency_slot(harness: RefreshHarness) -> None:
+    """A connection with another process's open attempt is set aside, and the others are refreshed."""
     claimed = await harness.connect(next_refresh_at=START)
     await harness.store.claim(a_claim(claimed, owner="process-2"))
     harness.amo.account.user_id += 1
@@ -289,8 +293,8 @@ async def test_an_attempt_of_another_process_takes_no_place_of_the_loops(harness
         assert (await harness.now(free)).pair_version == 2
 
 
-async def test_while_one_probe_waits_for_its_slot_there_is_no_other(harness: RefreshHarness) -> None:
-    """A rate limit that is paused for an hour gathers no fleet of probes, and has the loop wait for its polls."""
+async def test_scheduler_probe_waiting_for_slot_prevents_further_probes(harness: RefreshHarness) -> None:
+    """No further probe is started while one waits for its slot, and polls keep their interval."""
     await harness.connect_users(3, next_refresh_at=START)
     waiting = 0
 
@@ -311,8 +315,8 @@ async def test_while_one_probe_waits_for_its_slot_there_is_no_other(harness: Ref
         assert waiting == 1
 
 
-async def test_after_everyone_was_the_probe_a_new_round_begins(harness: RefreshHarness) -> None:
-    """The secret is mended after all have been tried: the next probe closes it, without anybody's help."""
+async def test_scheduler_after_all_were_probed_starts_new_probe_round(harness: RefreshHarness) -> None:
+    """Connections are probed again after each has been the probe, and a success closes the circuit breaker."""
     connection = await harness.connect(next_refresh_at=START)
     lifecycle = harness.make_lifecycle()
     lifecycle.breaker.refuse("Check the `client_id` parameter")
@@ -323,8 +327,8 @@ async def test_after_everyone_was_the_probe_a_new_round_begins(harness: RefreshH
     assert (await harness.now(connection)).pair_version == 2
 
 
-async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(harness: RefreshHarness) -> None:
-    """However often the loop comes round meanwhile; and the store is not closed under it."""
+async def test_scheduler_slow_recheck_runs_once_and_delays_shutdown(harness: RefreshHarness) -> None:
+    """A slow recheck is not started twice, and shutdown waits for it."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.schedule_recheck(connection, at=harness.clock.now())
     asked, began, go_on = 0, asyncio.Event(), asyncio.Event()

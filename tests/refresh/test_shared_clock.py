@@ -1,4 +1,4 @@
-"""Instances whose clocks differ, on one PostgreSQL: the database's clock decides, and nobody's wall clock."""
+"""Instances with different clocks on one PostgreSQL database, whose clock decides."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +21,8 @@ SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
-    """A machine's clock that is ahead of the true one."""
+class AheadClock:
+    """A machine's clock that differs from the database's by `by`."""
 
     clock: FakeClock
     by: timedelta
@@ -48,7 +48,7 @@ class Instance:
 @asynccontextmanager
 async def _instance(harness: RefreshHarness, url: str, folder: Path, by: timedelta) -> AsyncIterator[Instance]:
     async with (
-        open_store(url, folder=folder, clock=Ahead(harness.clock, by), process="other") as store,
+        open_store(url, folder=folder, clock=AheadClock(harness.clock, by), process="other") as store,
         amo_client(harness.amo, store.clock) as client,
     ):
         store.observe(harness.witness)
@@ -58,10 +58,10 @@ async def _instance(harness: RefreshHarness, url: str, folder: Path, by: timedel
 
 
 @pytest.mark.parametrize("by", [30 * DAY, DAY / 2, -DAY])
-async def test_a_pair_refreshed_by_an_instance_with_a_wrong_clock_has_the_databases_times(
+async def test_refresh_by_instance_with_wrong_clock_stores_database_times(
     harness: RefreshHarness, url: str, tmp_path: Path, by: timedelta
 ) -> None:
-    """It is due, and expires, when it would have been by any other instance; and is refreshed by one."""
+    """A pair that an instance with a wrong clock refreshes is stored with the database's times."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     async with _instance(harness, url, tmp_path, by) as wrong:
         await harness.refresh(connection, by=wrong.lifecycle.coordinator, trigger=RefreshTrigger.FORCED)
@@ -77,8 +77,8 @@ async def test_a_pair_refreshed_by_an_instance_with_a_wrong_clock_has_the_databa
     assert (await harness.now(connection)).pair_version == stored.pair_version + 1
 
 
-async def test_a_clock_that_is_ahead_for_a_moment_changes_nothing_that_is_stored(harness: RefreshHarness) -> None:
-    """Half a day ahead while a pair is refreshed, and right again: the token is fresh, and due in time."""
+async def test_refresh_during_clock_step_stores_database_times(harness: RefreshHarness) -> None:
+    """A pair that is refreshed while the clock is half a day ahead is stored with the database's times."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.step(DAY / 2)
     await harness.refresh(connection, trigger=RefreshTrigger.FORCED)
@@ -88,10 +88,10 @@ async def test_a_clock_that_is_ahead_for_a_moment_changes_nothing_that_is_stored
     assert stored.next_refresh_at == harness.clock.now() + DAY / 2
 
 
-async def test_what_has_expired_is_expired_for_an_instance_behind(
+async def test_hand_out_by_instance_behind_refreshes_expired_token(
     harness: RefreshHarness, url: str, tmp_path: Path
 ) -> None:
-    """What it hands out is told by the database's clock, too."""
+    """An instance whose clock is behind detects an expired token by the database's clock."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.advance(DAY.total_seconds() + 1)
     async with _instance(harness, url, tmp_path, -2 * DAY) as behind:
@@ -100,10 +100,10 @@ async def test_what_has_expired_is_expired_for_an_instance_behind(
 
 
 @pytest.mark.parametrize("by", [5 * SECOND, DAY])
-async def test_a_connection_disconnected_by_an_instance_that_is_ahead_can_be_connected_again(
+async def test_grant_after_disconnect_by_instance_ahead_is_stored(
     harness: RefreshHarness, url: str, tmp_path: Path, by: timedelta
 ) -> None:
-    """A second later, by another instance: the counter decides, and AMO's new pair is kept."""
+    """A grant after a disconnect by an instance with a clock ahead is stored, because a counter decides."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     async with _instance(harness, url, tmp_path, by) as ahead:
         await disconnect(connection.id, reason="a test", store=ahead.lifecycle.core.store)
@@ -113,8 +113,8 @@ async def test_a_connection_disconnected_by_an_instance_that_is_ahead_can_be_con
     assert harness.amo.fake.is_good(harness.pair(again).refresh_token)
 
 
-async def test_a_clock_unlike_the_databases_is_told(harness: RefreshHarness, url: str, tmp_path: Path) -> None:
-    """By how much, at this moment: the app's JWTs are still checked by it."""
+async def test_clock_skew_is_difference_from_database(harness: RefreshHarness, url: str, tmp_path: Path) -> None:
+    """The clock skew is the current difference from the database's clock."""
     async with _instance(harness, url, tmp_path, 61 * SECOND) as ahead:
         assert ahead.store.clock_skew == pytest.approx(61)
         assert ahead.store.clock.now() == harness.clock.now()

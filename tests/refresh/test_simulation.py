@@ -1,4 +1,4 @@
-"""Faults, crashes, delays and callers in any order: whatever happens, custody's promises hold."""
+"""Refreshes under faults, crashes, delays and requests in any order."""
 
 import asyncio
 import random
@@ -27,21 +27,21 @@ numbers = st.integers(min_value=0, max_value=9)
 aheads = st.sampled_from(
     [timedelta(seconds=seconds) for seconds in (0, 5, 120, -3600, 43_200, -3 * 86_400, 30 * 86_400)]
 )
-"""By how much a machine's clock is ahead of the true one."""
+"""Differences of a machine's clock from the database's."""
 
 
 class Machine(RuleBasedStateMachine):
-    """Everything that can happen to two processes and their connections: three, or enough for a mass failure."""
+    """Every event that can affect two processes and three to ten connections."""
 
     steps: ClassVar[int] = 0
-    peaceful: ClassVar[int] = 0
+    recovery_steps: ClassVar[int] = 0
     drawn: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        # What a process's task has raised, the simulation keeps. To log it when the task is collected takes the parser,
-        # which may be at work for pytest's own report then, and is not reentrant.
+        # The simulation records what a task raises. Logging it at the task's collection could call the parser while
+        # pytest's report uses it, and the parser is not reentrant.
         self.loop.set_exception_handler(lambda _loop, _context: None)
         self.stack = ExitStack()
         self.stepped = timedelta(0)
@@ -57,7 +57,7 @@ class Machine(RuleBasedStateMachine):
         status=st.sampled_from([401, 404]),
     )
     def begin(self, *, shared: bool, accounts: int, kills: bool, knows: bool, status: int) -> None:
-        """Begin on one machine, whose clock may be stepped, or on several, whose clocks differ."""
+        """Begin on one machine, whose clock may be stepped, or on several with different clocks."""
         self.do(self._begin(shared=shared, accounts=accounts, kills=kills, knows=knows, status=status))
 
     async def _begin(self, *, shared: bool, accounts: int, kills: bool, knows: bool, status: int) -> None:
@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def all_steps(self) -> None:
-        self.do(self.simulation.flow())
+        self.do(self.simulation.open_gates())
 
     @rule(seconds=st.sampled_from([0.3, 5, 16, 40, 61, 900, 43200]))
     def time_passes(self, seconds: float) -> None:
@@ -103,7 +103,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _pass(self, times: int, *, seconds: float) -> None:
         for _ in range(times):
-            await self.simulation.flow()
+            await self.simulation.open_gates()
             self.simulation.clock.advance(seconds)
             await self.simulation.settle()
 
@@ -176,7 +176,7 @@ class Machine(RuleBasedStateMachine):
             self.simulation.start(ahead)
             self.do(self.simulation.settle())
 
-    # --- people ----------------------------------------------------------------------------------
+    # --- requests --------------------------------------------------------------------------------
 
     @rule(process=numbers, account=numbers, forced=st.booleans(), min_ttl=st.sampled_from([300, 60_000]))
     def a_backend_asks(self, process: int, account: int, *, forced: bool, min_ttl: int) -> None:
@@ -186,12 +186,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule(process=numbers, is_local=st.booleans())
     def a_backend_asks_for_all(self, process: int, *, is_local: bool) -> None:
-        """Refresh all at once: with what AMO answers then, many turn terminal within minutes."""
+        """Refresh all connections at once, so that many can turn terminal within minutes."""
         chosen = self.process(process)
-        self.simulation.clock.advance(11)  # a younger pair is handed out as it is
+        self.simulation.clock.advance(11)  # a younger pair is returned unchanged
         for account in self.simulation.accounts:
             _ = chosen.run(self._asked(chosen, self.simulation.name(account), forced=True, min_ttl=0))
-        self.do(self.simulation.flow() if is_local else self.simulation.settle())
+        self.do(self.simulation.open_gates() if is_local else self.simulation.settle())
 
     @rule(account=numbers)
     def a_person_connects_again(self, account: int) -> None:
@@ -200,7 +200,7 @@ class Machine(RuleBasedStateMachine):
     @rule(process=numbers, account=numbers)
     def a_person_connects_through_a_process(self, process: int, account: int) -> None:
         chosen = self.process(process)
-        if chosen.ended is None:  # one that is stopping begins nothing
+        if chosen.ended is None:  # a stopping process starts nothing
             self.do(self.simulation.grant_by(chosen, self.account(account)))
             self.do(self.simulation.settle())
 
@@ -212,7 +212,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(account=numbers)
     def a_stranger_spends_a_token(self, account: int) -> None:
-        self.do(self.simulation.steal(self.account(account)))
+        self.do(self.simulation.spend_elsewhere(self.account(account)))
 
     @rule(account=numbers)
     def an_account_is_switched_off(self, account: int) -> None:
@@ -264,10 +264,10 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if hasattr(self, "simulation"):
-                stormy = self.simulation.steps
-                self.do(self._peace())
-                Machine.steps += stormy
-                Machine.peaceful += self.simulation.steps - stormy
+                fault_steps = self.simulation.steps
+                self.do(self._recover())
+                Machine.steps += fault_steps
+                Machine.recovery_steps += self.simulation.steps - fault_steps
                 Machine.drawn += self.simulation.drawn
         finally:
             if hasattr(self, "simulation"):
@@ -275,44 +275,44 @@ class Machine(RuleBasedStateMachine):
             self.stack.close()
             self.loop.close()
 
-    async def _peace(self) -> None:
-        """Mend everything but what is gone, let time pass, and look at what is left."""
+    async def _recover(self) -> None:
+        """End every fault that can end, let time pass, and check the result."""
         simulation = self.simulation
         if self.stepped:
             simulation.step(-self.stepped)
         simulation.faults, simulation.introspection_away, simulation.disk.full = [], False, False
         simulation.blocked = simulation.lying = False
-        for account in simulation.accounts[1:]:  # the first one stays as it is
+        for account in simulation.accounts[1:]:  # the first account is not restored
             simulation.bring_back(account)
         for frozen in (None, *simulation.accounts):
             await simulation.freeze(frozen, frozen=False)
         for process in simulation.living():
             process.store_away, process.lost_answers = False, []
         for seconds in (1, 1, 61, 61, *[900] * 12, *[3600] * 26):
-            await simulation.flow()
+            await simulation.open_gates()
             simulation.clock.advance(seconds)
             await simulation.settle()
-        await simulation.flow()
+        await simulation.open_gates()
         for process in simulation.living():
             for task in process.tasks:
                 if task.done() and not task.cancelled() and not isinstance(task.exception(), ShuttingDown):
                     task.result()
-        await simulation.check_at_peace()
+        await simulation.check_recovered()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Split what more than the gate's rounds are asked for into parts, which processes take one after the other."""
+    """Split a number of rounds above the default into parts for parallel test processes."""
     if "part" in metafunc.fixturenames:
         rounds = metafunc.config.getoption("rounds")
         metafunc.parametrize("part", range(max(rounds // ROUNDS_A_PART, 1)))
 
 
 @pytest.mark.timeout(3600)
-def test_whatever_happens_nothing_is_lost_by_our_fault(
+def test_simulation_any_order_of_faults_breaks_no_rule(
     part: int, rounds: int, pytestconfig: pytest.Config, record_property: Callable[[str, object], None]
 ) -> None:
-    """No double spend, no older pair over a newer one, no pair lost, no wrong verdict, no dead token handed out."""
-    Machine.steps, Machine.peaceful, Machine.drawn = 0, 0, Counter()
+    """No token is spent twice, no pair lost or replaced by an older one, and no rejected token handed out."""
+    Machine.steps, Machine.recovery_steps, Machine.drawn = 0, 0, Counter()
     more = rounds > ROUNDS
     examples = 10 * min(rounds, ROUNDS_A_PART)
     test = get_state_machine_test(
@@ -320,8 +320,8 @@ def test_whatever_happens_nothing_is_lost_by_our_fault(
         settings=settings(
             max_examples=examples,
             stateful_step_count=60,
-            derandomize=not more,  # the gate is the same each time; whoever asks for more looks elsewhere
-            phases=[Phase.generate],  # the steps of a failure are printed; to make them fewer takes long
+            derandomize=not more,  # the default rounds are reproducible, more rounds are random
+            phases=[Phase.generate],  # the steps of a failure are printed; shrinking them takes long
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
@@ -333,6 +333,6 @@ def test_whatever_happens_nothing_is_lost_by_our_fault(
     test()
     record_property("examples", examples)
     record_property("steps", Machine.steps)
-    record_property("steps at peace", Machine.peaceful)
+    record_property("steps at peace", Machine.recovery_steps)
     for fault, times in sorted(Machine.drawn.items()):
         record_property(fault, times)

@@ -1,4 +1,4 @@
-"""The rate limit where requests leave: also after the store has stalled, and over many connections at once."""
+"""Rate-limit slots: requests after a store stall, and claims that outlast their slot."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.service import amo_client
 RATE = 5
 
 
-def _uncounted(client: AmoClient) -> Any:
-    """Return a client whose calls are no traffic: a request that waits must not keep time from passing."""
+def _without_traffic(client: AmoClient) -> Any:
+    """Return a client whose waiting calls do not count as traffic, so that the clock can advance."""
     calls = ("acquire_slot", "refresh", "exchange", "introspect_refresh_token", "introspect_access_token")
     return Override(client, **{name: _plain(getattr(client, name)) for name in calls})
 
@@ -38,16 +38,16 @@ def _plain(method: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[
 
 
 @asynccontextmanager
-async def _paced(harness: RefreshHarness) -> AsyncIterator[RecordedPace]:
-    """Have the harness speak to AMO at a limited rate, in the test's time."""
+async def _limit_rate(harness: RefreshHarness) -> AsyncIterator[RecordedPace]:
+    """Limit the requests of the harness in the fake clock's time."""
     recorded = RecordedPace(harness.rate_limiter(RATE), harness.clock)
     async with amo_client(harness.amo, harness.clock, rate_limiter=cast("RateLimiter", recorded)) as client:
-        harness.client = _uncounted(client)
+        harness.client = _without_traffic(client)
         yield recorded
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def _hold_write_lock(file: Path) -> Iterator[None]:
     """Hold SQLite's write lock, as another process may."""
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -58,10 +58,10 @@ def _locked(file: Path) -> Iterator[None]:
         other.close()
 
 
-async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(harness: RefreshHarness, tmp_path: Path) -> None:
-    """Another process holds SQLite's write lock for 3.5 s; then 16 claims are committed at once."""
+async def test_rate_limit_after_store_stall_is_not_exceeded(harness: RefreshHarness, tmp_path: Path) -> None:
+    """Sixteen claims that are committed together after a 3.5 s write lock are sent within the rate limit."""
     connections = [connection for _, connection in await harness.connect_accounts(16)]
-    async with _paced(harness) as rate_limiter:
+    async with _limit_rate(harness) as rate_limiter:
         begun = 0
 
         def refresh(**request: Any) -> Awaitable[TokenResponse]:
@@ -71,7 +71,7 @@ async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(harness: Re
 
         client = harness.client
         coordinator = harness.make_coordinator(amo=Override(client, refresh=refresh))
-        with _locked(tmp_path / "amo-callback.db"):
+        with _hold_write_lock(tmp_path / "amo-callback.db"):
             refreshes = [harness.begin(each, by=coordinator, trigger=RefreshTrigger.FORCED) for each in connections]
             began = harness.clock.monotonic()
             while harness.clock.monotonic() < began + 3.5 or harness.traffic.calls["claim"] < len(connections):
@@ -80,7 +80,7 @@ async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(harness: Re
                 harness.clock.advance(0.05)
         while not all(refresh.done() for refresh in refreshes):
             await harness.pass_time(0.05, step=0.05)
-            while rate_limiter.arrived < begun:  # noqa: ASYNC110 -- because time stands still while a connection is made
+            while rate_limiter.arrived < begun:  # noqa: ASYNC110 -- because no event signals an open connection
                 await asyncio.sleep(0)
         await asyncio.gather(*refreshes)
         await rate_limiter.close()
@@ -90,9 +90,9 @@ async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(harness: Re
 
 
 @asynccontextmanager
-async def _claimed_late(harness: RefreshHarness, connection: Connection, *, pause: float) -> AsyncIterator[_Late]:
-    """Refresh a connection whose claim takes two seconds, in which AMO asks for a pause."""
-    async with _paced(harness) as rate_limiter:
+async def _claim_slowly(harness: RefreshHarness, connection: Connection, *, pause: float) -> AsyncIterator[_SlowClaim]:
+    """Refresh a connection whose claim takes two seconds, during which AMO requests a pause."""
+    async with _limit_rate(harness) as rate_limiter:
 
         async def pause_and_take_two_seconds(*_: object, **__: object) -> None:
             await rate_limiter.pause(pause)
@@ -104,47 +104,47 @@ async def _claimed_late(harness: RefreshHarness, connection: Connection, *, paus
         refresh = harness.begin(connection, by=lifecycle.coordinator)
         await harness.clock.until_sleeping(pause - 2)
         assert rate_limiter.sent == []
-        yield _Late(lifecycle=lifecycle, rate_limiter=rate_limiter, refresh=refresh, began=began)
+        yield _SlowClaim(lifecycle=lifecycle, rate_limiter=rate_limiter, refresh=refresh, began=began)
         await rate_limiter.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Late:
+class _SlowClaim:
     lifecycle: TokenLifecycle
     rate_limiter: RecordedPace
     refresh: asyncio.Task[Connection]
     began: float
 
 
-async def test_a_claim_that_returns_late_waits_for_another_slot(harness: RefreshHarness) -> None:
-    """A slot is good for a second: a request whose claim took longer is sent in a new one."""
+async def test_slow_claim_waits_for_another_slot(harness: RefreshHarness) -> None:
+    """A request whose claim took longer than a second is sent in another slot."""
     connection = await harness.connect()
-    async with _claimed_late(harness, connection, pause=30) as late:
+    async with _claim_slowly(harness, connection, pause=30) as slow:
         harness.clock.advance(28)
-        await late.refresh
-        assert late.rate_limiter.sent == [late.began + 30]
+        await slow.refresh
+        assert slow.rate_limiter.sent == [slow.began + 30]
 
 
-async def test_a_claim_whose_next_slot_comes_too_late_is_given_back(harness: RefreshHarness) -> None:
-    """Where the lease would end under the request nothing is sent, and the claim is given back as no failure."""
+async def test_slow_claim_with_late_slot_is_released_unsent(harness: RefreshHarness) -> None:
+    """A claim is released without a failure if its next slot leaves too little of the lease."""
     connection = await harness.connect()
-    async with _claimed_late(harness, connection, pause=60) as late:
+    async with _claim_slowly(harness, connection, pause=60) as slow:
         harness.clock.advance(53)
         with pytest.raises(NotYet):
-            await late.refresh
-        await _check_given_back(harness, connection, late)
+            await slow.refresh
+        await _check_released(harness, connection, slow)
 
 
-async def test_a_claim_that_waits_for_another_slot_is_given_back_at_the_end(harness: RefreshHarness) -> None:
-    """A process that ends does not wait for a slot: nothing is sent, and another process can claim at once."""
+async def test_slow_claim_at_shutdown_is_released_unsent(harness: RefreshHarness) -> None:
+    """A claim that waits for another slot is released at shutdown, so that another process can claim."""
     connection = await harness.connect()
-    async with _claimed_late(harness, connection, pause=30) as late:
-        late.lifecycle.core.stop.set()
+    async with _claim_slowly(harness, connection, pause=30) as slow:
+        slow.lifecycle.core.stop.set()
         with pytest.raises(ShuttingDown):
-            await late.refresh
-        await _check_given_back(harness, connection, late)
+            await slow.refresh
+        await _check_released(harness, connection, slow)
 
 
-async def _check_given_back(harness: RefreshHarness, connection: Connection, late: _Late) -> None:
+async def _check_released(harness: RefreshHarness, connection: Connection, slow: _SlowClaim) -> None:
     stored = await harness.now(connection)
-    assert (late.rate_limiter.sent, stored.attempt, stored.failures, stored.last_error) == ([], None, 0, None)
+    assert (slow.rate_limiter.sent, stored.attempt, stored.failures, stored.last_error) == ([], None, 0, None)

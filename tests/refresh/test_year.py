@@ -1,4 +1,4 @@
-"""A long time: rotation after rotation, some of them with faults, and people who mend what was lost."""
+"""A simulated year of rotations with random faults, in which lost connections are connected again."""
 
 import itertools
 import random
@@ -17,62 +17,62 @@ from amo_callback.store import open_store
 from tests.fakes import FakeClock, RecordingObserver
 from tests.refresh.simulation import FAULTS, Process, Simulation
 
-LIFE = timedelta(days=2)
-"""Of an access token: refreshed at half of it, a connection rotates once a day."""
-MENDED_AFTER = timedelta(hours=6)
+ACCESS_LIFETIME = timedelta(days=2)
+"""The lifetime of an access token; a refresh at half of it rotates the pair once a day."""
+RECONNECTED_AFTER = timedelta(hours=6)
 
 
 class Coverage:
-    """For how long each account had a live access token in the store."""
+    """The periods in which each account has a valid access token in the store."""
 
     def __init__(self) -> None:
         self.until: dict[str, datetime] = {}
         self.gaps = timedelta(0)
 
     def stored(self, name: str, now: datetime, expires_at: datetime) -> None:
-        """Note that a token was stored."""
+        """Record that a token was stored."""
         self.gaps += max(now - self.until.get(name, now), timedelta(0))
         self.until[name] = expires_at
 
 
 class Year(Simulation):
-    """A simulation without gates, whose AMO falls ill by chance, and where people connect again what was lost."""
+    """A simulation without gates, with random faults at AMO and users who reconnect lost connections."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, gated=False, lifetimes=Lifetimes(access=LIFE.total_seconds()), **more)
-        self.chance = random.Random(2026)  # noqa: S311 -- because faults need no secrecy
-        self.random = self.chance.random
+        super().__init__(*args, gated=False, lifetimes=Lifetimes(access=ACCESS_LIFETIME.total_seconds()), **more)
+        self.generator = random.Random(2026)  # noqa: S311 -- because faults are not secrets
+        self.random = self.generator.random
         self.rules = RefreshRules(poll_interval=1800.0, jitter=0.02)
         self.lost: dict[str, datetime] = {}
         self.rotations = self.losses = 0
         self.coverage = Coverage()
-        self.witness = RecordingObserver()  # of the commits; what has no transaction is reported by the process
+        self.witness = RecordingObserver()  # events of commits; other events are reported by the process
         self.store.observe(self.witness)
 
     async def grant(self, account: SandboxAccount) -> None:
         await super().grant(account)
-        self.coverage.stored(self.name(account), self.clock.now(), self.clock.now() + LIFE)
+        self.coverage.stored(self.name(account), self.clock.now(), self.clock.now() + ACCESS_LIFETIME)
 
-    async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = await super().watched(process, name, args, kwargs)
+    async def execute(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = await super().execute(process, name, args, kwargs)
         if name == "save_refreshed" and result is not None:
             self.coverage.stored(result.id, self.clock.now(), result.access_expires_at)
         return result
 
     def fault(self) -> Fault | None:
-        return self.chance.choice(FAULTS) if self.chance.random() < 0.01 else None
+        return self.generator.choice(FAULTS) if self.generator.random() < 0.01 else None
 
-    async def pass_by(self, days: int) -> None:
-        """Let days pass, event by event."""
+    async def run_for(self, days: int) -> None:
+        """Let `days` pass, from one due time to the next."""
         end = self.clock.now() + timedelta(days=days)
         while self.clock.now() < end:
             await self.settle()
-            await self._mend()
+            await self._reconnect_lost()
             wakes = [left for left in self.clock.sleeping() if left > 0]
-            mends = [(at + MENDED_AFTER - self.clock.now()).total_seconds() for at in self.lost.values()]
-            self.clock.advance(max(min([*wakes, *mends], default=1800.0), 0.001))
+            reconnections = [(at + RECONNECTED_AFTER - self.clock.now()).total_seconds() for at in self.lost.values()]
+            self.clock.advance(max(min([*wakes, *reconnections], default=1800.0), 0.001))
 
-    async def _mend(self) -> None:
+    async def _reconnect_lost(self) -> None:
         witnesses = (self.witness, *(process.witness for process in self.processes))
         for event in itertools.chain.from_iterable(witness.events for witness in witnesses):
             name = event.connection_id or ""
@@ -87,15 +87,15 @@ class Year(Simulation):
             witness.events.clear()
         for account in self.accounts:
             since = self.lost.get(self.name(account))
-            if since is not None and self.clock.now() >= since + MENDED_AFTER:
-                await self._check_served(self.name(account))
+            if since is not None and self.clock.now() >= since + RECONNECTED_AFTER:
+                await self._check_hand_out(self.name(account))
                 del self.lost[self.name(account)]
                 await self.grant(account)
                 self.losses += 1
                 self.processes[0].lifecycle.scheduler.wake()
 
-    async def _check_served(self, name: str) -> None:
-        """Check that backends still get a live token, six hours after the loss."""
+    async def _check_hand_out(self, name: str) -> None:
+        """Check that the backend still receives a valid token six hours after the loss."""
         if not self.fake.quirks.refresh_kills_access:
             given = await self.processes[0].lifecycle.access_tokens.token(name, min_ttl=0)
             assert self.fake.live_account(given.token.value) is not None
@@ -113,13 +113,13 @@ async def year(tmp_path: Path, cipher: Cipher, rounds: int) -> AsyncIterator[Yea
 
 
 @pytest.mark.timeout(3600)
-async def test_no_account_is_without_a_live_token_where_people_mend_it(
+async def test_simulated_year_with_faults_leaves_no_account_without_valid_token(
     year: Year, rounds: int, record_property: Any
 ) -> None:
-    """One request in a hundred fails, some with the answer lost: every loss is told, and tokens outlast its mending."""
+    """One request in a hundred fails; every loss is reported, and the old token outlasts the reconnection."""
     process = year.start()
     for _ in range(365 * rounds // 40):
-        await year.pass_by(1)
+        await year.run_for(1)
     for account in year.accounts:
         row = await year.row(year.name(account))
         assert row.status is Status.ACTIVE or row.id in year.lost

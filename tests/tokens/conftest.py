@@ -1,4 +1,4 @@
-"""Take the fixtures that the tests of access tokens share with those of refreshes."""
+"""Fixtures that the access-token tests share with the refresh tests."""
 
 from tests.refresh.conftest import amo, clock, engine, harness, pytest_generate_tests, store, url
 

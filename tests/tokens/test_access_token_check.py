@@ -1,4 +1,4 @@
-"""Access tokens in doubt: AMO is asked, and a dead one is not handed out."""
+"""The access-token check: tokens in doubt are introspected, and rejected tokens are not handed out."""
 
 import asyncio
 from typing import Any
@@ -16,8 +16,8 @@ from tests.fakes import Override, answering
 from tests.refresh.harness import API_DOMAIN, DAY, RefreshHarness
 
 
-async def _in_doubt(harness: RefreshHarness) -> Connection:
-    """Return a connection whose refresh token was spent, and whose next pair was lost."""
+async def _connect_in_doubt(harness: RefreshHarness) -> Connection:
+    """Connect, and refresh with an answer that is lost after the token is spent."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     return connection
@@ -27,8 +27,8 @@ async def _token(harness: RefreshHarness, connection: Connection) -> HandOut:
     return await harness.lifecycle.access_tokens.token(connection.id, min_ttl=0)
 
 
-async def _wait_in_vain(harness: RefreshHarness, lifecycle: TokenLifecycle, connection: Connection) -> None:
-    """Ask for a token that is not handed out, and wait as long as a caller does for a new one."""
+async def _expect_timeout(harness: RefreshHarness, lifecycle: TokenLifecycle, connection: Connection) -> None:
+    """Request a token that is not handed out, and wait until the caller's time limit."""
     asking = asyncio.create_task(lifecycle.access_tokens.token(connection.id, min_ttl=0))
     await harness.clock.until_sleeping(8)
     harness.clock.advance(8)
@@ -36,8 +36,8 @@ async def _wait_in_vain(harness: RefreshHarness, lifecycle: TokenLifecycle, conn
         await asking
 
 
-async def test_a_token_beyond_doubt_is_handed_out_unasked(harness: RefreshHarness) -> None:
-    """Nobody asks AMO about a token that nothing speaks against, nor while its refresh is under way."""
+async def test_hand_out_token_without_doubt_is_not_introspected(harness: RefreshHarness) -> None:
+    """A token without doubt is handed out without an introspection, also during its refresh."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     assert not (await _token(harness, connection)).stale
     await harness.store.claim(a_claim(connection, owner="process-2"))
@@ -45,19 +45,19 @@ async def test_a_token_beyond_doubt_is_handed_out_unasked(harness: RefreshHarnes
     assert harness.amo.sandbox.introspections == 0
 
 
-async def test_a_token_that_outlives_its_refresh_is_handed_out(harness: RefreshHarness) -> None:
-    """After a refresh without an answer AMO is asked once for everybody who wants the token now."""
+async def test_hand_out_token_valid_after_lost_refresh_is_introspected_once(harness: RefreshHarness) -> None:
+    """Concurrent callers cause one introspection and receive the token that AMO still accepts."""
     harness.amo.fake.quirks.refresh_kills_access = False
-    connection = await _in_doubt(harness)
+    connection = await _connect_in_doubt(harness)
     handed_out = await asyncio.gather(*(_token(harness, connection) for _ in range(20)))
     assert {one.token.value for one in handed_out} == {harness.pair(connection).access_token}
     assert harness.amo.sandbox.introspections == 1
 
 
-async def test_a_token_that_died_with_its_refresh_is_not_handed_out(harness: RefreshHarness) -> None:
-    """AMO is asked once, and whoever wants the token, now or later, is told to wait."""
+async def test_hand_out_token_rejected_after_lost_refresh_raises(harness: RefreshHarness) -> None:
+    """A token that AMO rejects is not handed out, after one introspection for all callers."""
     harness.amo.fake.quirks.refresh_kills_access = True
-    connection = await _in_doubt(harness)
+    connection = await _connect_in_doubt(harness)
     for _ in range(2):
         outcomes = await asyncio.gather(*(_token(harness, connection) for _ in range(20)), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} <= set(RetryableError.__subclasses__())
@@ -66,8 +66,10 @@ async def test_a_token_that_died_with_its_refresh_is_not_handed_out(harness: Ref
 
 
 @pytest.mark.parametrize("forced", [False, True])
-async def test_a_token_that_died_during_the_wait_is_not_handed_out(harness: RefreshHarness, *, forced: bool) -> None:
-    """Between two looks another process stores the pair that is waited for, and loses the next one's answer."""
+async def test_hand_out_pair_of_other_process_rejected_during_wait_raises(
+    harness: RefreshHarness, *, forced: bool
+) -> None:
+    """A pair of another process whose next answer is lost during the caller's wait is not handed out."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.advance(DAY / 2)
@@ -87,8 +89,8 @@ async def test_a_token_that_died_during_the_wait_is_not_handed_out(harness: Refr
         await waiting
 
 
-async def test_a_token_that_replaced_ours_and_died_is_not_handed_out(harness: RefreshHarness) -> None:
-    """While the answer to our refresh was under way the user connected again, and the next refresh lost its answer."""
+async def test_hand_out_grant_pair_rejected_after_superseding_refresh_raises(harness: RefreshHarness) -> None:
+    """The pair of a grant during the refresh is not handed out if its next refresh lost the answer."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.advance(DAY / 2)
@@ -104,10 +106,10 @@ async def test_a_token_that_replaced_ours_and_died_is_not_handed_out(harness: Re
         await waiting
 
 
-async def test_an_open_attempt_is_asked_about_anew(harness: RefreshHarness) -> None:
-    """AMO may finish a refresh late: that the token lives is known for five seconds and no longer."""
+async def test_token_check_of_open_attempt_is_repeated_after_five_seconds(harness: RefreshHarness) -> None:
+    """An accepted introspection of an open attempt holds for five seconds, because AMO may finish late."""
     harness.amo.fake.quirks.refresh_kills_access = False
-    connection = await _in_doubt(harness)
+    connection = await _connect_in_doubt(harness)
     await _token(harness, connection)
     harness.clock.advance(4)
     await _token(harness, connection)
@@ -119,10 +121,12 @@ async def test_an_open_attempt_is_asked_about_anew(harness: RefreshHarness) -> N
 
 @pytest.mark.parametrize("kills", [True, False])
 @pytest.mark.parametrize("fault", [Fault.HTTP_500, Fault.HANG])
-async def test_a_silent_amo_keeps_nobody_from_a_token(harness: RefreshHarness, fault: Fault, *, kills: bool) -> None:
-    """Where AMO does not answer within a second, the token is handed out as stale: it may be valid."""
+async def test_token_check_unanswered_hands_out_stale_token(
+    harness: RefreshHarness, fault: Fault, *, kills: bool
+) -> None:
+    """A token in doubt is handed out as stale if AMO does not answer within a second."""
     harness.amo.fake.quirks.refresh_kills_access = kills
-    connection = await _in_doubt(harness)
+    connection = await _connect_in_doubt(harness)
     harness.amo.sandbox.introspection_faults.add(fault)
     handing_out = asyncio.create_task(_token(harness, connection))
     if fault is Fault.HANG:
@@ -135,8 +139,8 @@ async def test_a_silent_amo_keeps_nobody_from_a_token(harness: RefreshHarness, f
     await harness.lifecycle.access_token_check.drain()
 
 
-async def test_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_stale(harness: RefreshHarness) -> None:
-    """A caller waits a second for a check that has no slot; then its check does not queue behind the others."""
+async def test_token_check_without_slot_hands_out_stale_and_is_dropped(harness: RefreshHarness) -> None:
+    """A caller waits a second for a check's slot, gets a stale token, and its check is dropped."""
     harness.amo.fake.quirks.refresh_kills_access = False
     connections = [connection for _, connection in await harness.connect_accounts(4)]
     for connection in connections:
@@ -146,7 +150,7 @@ async def test_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_st
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, acquire_slot=rate_limiter.acquire))
     asking = [asyncio.create_task(lifecycle.access_tokens.token(one.id, min_ttl=0)) for one in connections]
     await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-    while harness.clock.sleeping().count(1) < 3:  # noqa: ASYNC110 -- because a clock does not tell of all three
+    while harness.clock.sleeping().count(1) < 3:  # noqa: ASYNC110 -- because the clock does not signal sleepers
         await asyncio.sleep(0)
     harness.clock.advance(1)
     handed_out = await asyncio.gather(*asking)
@@ -158,23 +162,23 @@ async def test_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_st
     await rate_limiter.close()
 
 
-async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(harness: RefreshHarness) -> None:
-    """While slots cannot be had, refreshes wait; a token check that does not go within a second is not waited for."""
+async def test_token_check_rate_limit_unavailable_waits_one_second_at_most(harness: RefreshHarness) -> None:
+    """A hand-out waits at most a second for its token check while the shared rate limit is unavailable."""
 
-    class Away(LocalLimits):
+    class UnavailableLimits(LocalLimits):
         is_local = False
 
         async def request_slot(self, **_: object) -> SlotDecision:
             raise StoreUnavailable("away")
 
     harness.amo.fake.quirks.refresh_kills_access = False
-    connection = await _in_doubt(harness)
-    rate_limiter = harness.rate_limiter(5, Away(clock=harness.clock))
+    connection = await _connect_in_doubt(harness)
+    rate_limiter = harness.rate_limiter(5, UnavailableLimits(clock=harness.clock))
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, acquire_slot=rate_limiter.acquire))
     others = [asyncio.create_task(rate_limiter.acquire(Priority.BACKGROUND)) for _ in range(9)]
-    await harness.clock.until_sleeping(1)  # before the store is asked again
+    await harness.clock.until_sleeping(1)  # until the store is asked again
     gone, patient = [asyncio.create_task(lifecycle.access_tokens.token(connection.id, min_ttl=0)) for _ in range(2)]
-    while harness.clock.sleeping().count(1) < 4:  # noqa: ASYNC110 -- because a clock does not tell of all
+    while harness.clock.sleeping().count(1) < 4:  # noqa: ASYNC110 -- because the clock does not signal sleepers
         await asyncio.sleep(0)
     gone.cancel()
     harness.clock.advance(1)
@@ -185,7 +189,7 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(harness: RefreshHa
         waiting.cancel()
     await lifecycle.access_token_check.drain()
     await rate_limiter.close()
-    rate_limiter = harness.rate_limiter(5, Away(clock=harness.clock))
+    rate_limiter = harness.rate_limiter(5, UnavailableLimits(clock=harness.clock))
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, acquire_slot=rate_limiter.acquire))
     handed_out = await lifecycle.access_tokens.token(connection.id, min_ttl=0)
     assert handed_out.token.value == harness.pair(connection).access_token
@@ -195,10 +199,12 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(harness: RefreshHa
 
 
 @pytest.mark.parametrize("kills", [True, False])
-async def test_a_connection_given_up_hands_out_what_lives(harness: RefreshHarness, *, kills: bool) -> None:
-    """Until it expires an access token that AMO knows serves its backend; one that AMO refuses is nobody's."""
+async def test_hand_out_needs_reauth_connection_returns_token_amo_accepts(
+    harness: RefreshHarness, *, kills: bool
+) -> None:
+    """A `needs_reauth` connection's access token is handed out if AMO accepts it, otherwise not."""
     harness.amo.fake.quirks.refresh_kills_access = kills
-    connection = await _in_doubt(harness)
+    connection = await _connect_in_doubt(harness)
     harness.clock.advance(60)
     await harness.fail(connection, NeedsReauth)
     asked = harness.amo.sandbox.introspections
@@ -213,14 +219,14 @@ async def test_a_connection_given_up_hands_out_what_lives(harness: RefreshHarnes
 
 
 @pytest.mark.parametrize("is_valid", [False, True])
-async def test_a_token_that_was_rejected_is_handed_out_only_where_amo_knows_it(
+async def test_access_token_rejected_by_backend_is_returned_only_if_amo_accepts_it(
     harness: RefreshHarness, *, is_valid: bool
 ) -> None:
-    """A backend heard 401, and the refresh cannot be done: its word is a hint, and AMO's decides."""
+    """A rejected access token is returned as stale only if introspection accepts it and the refresh fails."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     token = harness.pair(connection).access_token
     if not is_valid:
-        harness.fade(connection)
+        harness.refresh_elsewhere(connection)
     harness.amo.sandbox.faults.add(Fault.UNPAID)
     with pytest.raises(AccountBlocked):
         await harness.lifecycle.access_tokens.refresh(connection.id, rejected=token)
@@ -234,8 +240,8 @@ async def test_a_token_that_was_rejected_is_handed_out_only_where_amo_knows_it(
     assert harness.amo.sandbox.introspections == 1
 
 
-async def test_what_has_been_refreshed_since_is_handed_out_for_a_rejected_token(harness: RefreshHarness) -> None:
-    """A backend that comes with the token of before gets the present one, and nothing is refreshed."""
+async def test_forced_refresh_outdated_rejected_token_returns_stored_pair(harness: RefreshHarness) -> None:
+    """A caller that rejects an older token receives the stored one without a refresh."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     refreshed = await harness.refresh(connection)
     handed_out = await harness.lifecycle.access_tokens.refresh(
@@ -245,21 +251,21 @@ async def test_what_has_been_refreshed_since_is_handed_out_for_a_rejected_token(
     assert len(harness.presented()) == 1
 
 
-async def test_nobody_gets_another_connections_token(harness: RefreshHarness) -> None:
-    """An unsaved pair whose token names no account is found by its connection, and by no other selector."""
+async def test_hand_out_pending_pair_without_account_matches_only_its_id(harness: RefreshHarness) -> None:
+    """A pending pair without an account id is found by its connection id only."""
     connection = await harness.connect(account_id="")
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     for selector in ("another-customer", "account:", "account:7", ""):
         with pytest.raises(NotFound):
             await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
     assert (await _token(harness, connection)).connection.id == connection.id
-    await harness.bring_store_back()
+    await harness.restore_store()
     await refreshing
 
 
 @pytest.mark.parametrize("owner", ["process-1", "process-2"])
-async def test_an_attempt_that_takes_five_seconds_puts_the_token_in_doubt(harness: RefreshHarness, owner: str) -> None:
-    """Until then it is under way, this process's own or another's; then AMO may have ended the access token."""
+async def test_token_check_attempt_older_than_five_seconds_is_in_doubt(harness: RefreshHarness, owner: str) -> None:
+    """An attempt of any process that is open for five seconds puts the access token in doubt."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner=owner))
     for seconds, introspections in ((0, 0), (4.9, 0), (0.1, 1), (4.9, 1), (0.1, 2)):
@@ -269,24 +275,22 @@ async def test_an_attempt_that_takes_five_seconds_puts_the_token_in_doubt(harnes
         assert harness.amo.sandbox.introspections == introspections
 
 
-async def test_an_attempt_that_was_open_at_start_puts_the_token_in_doubt_at_once(harness: RefreshHarness) -> None:
-    """Its process may have been killed after AMO had ended the access token: that one is not handed out."""
+async def test_token_check_attempt_open_at_start_is_in_doubt_at_once(harness: RefreshHarness) -> None:
+    """A token with an attempt that was open at start is introspected, and not handed out if rejected."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     restarted = harness.make_lifecycle()
     await restarted.leases.begin()
     for _ in range(3):
-        await _wait_in_vain(harness, restarted, connection)
+        await _expect_timeout(harness, restarted, connection)
     assert harness.amo.sandbox.introspections == 1
     await restarted.access_token_check.drain()
 
 
 @pytest.mark.parametrize("silent", [False, True])
-async def test_an_attempt_open_at_start_costs_no_hand_out_of_a_valid_token(
-    harness: RefreshHarness, *, silent: bool
-) -> None:
-    """AMO accepts it, so it is fresh; where AMO is silent it is stale."""
+async def test_hand_out_attempt_open_at_start_valid_token_is_returned(harness: RefreshHarness, *, silent: bool) -> None:
+    """With an attempt that was open at start a token is fresh if AMO accepts it, stale without an answer."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.store.claim(a_claim(connection, owner="process-2"))
     restarted = harness.make_lifecycle()
@@ -300,9 +304,9 @@ async def test_an_attempt_open_at_start_costs_no_hand_out_of_a_valid_token(
     )
 
 
-async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_out(harness: RefreshHarness) -> None:
-    """However long the process was stopped meanwhile: the clock is looked at last."""
-    connection = await harness.given_up()
+async def test_hand_out_token_expired_during_introspection_raises(harness: RefreshHarness) -> None:
+    """A token that expires during its introspection is not handed out."""
+    connection = await harness.connect_revoked()
 
     async def introspect_access_token(**question: Any) -> IntrospectionResult:
         introspection = await harness.client.introspect_access_token(**question)
@@ -315,22 +319,22 @@ async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_ou
 
 
 @pytest.mark.parametrize("rejected", [False, True])
-async def test_a_death_that_could_not_be_written_down_is_known(harness: RefreshHarness, *, rejected: bool) -> None:
-    """The disk was full after the answer was lost: this process knows all the same, also once a backend has told it."""
+async def test_hand_out_lost_refresh_not_stored_is_in_doubt(harness: RefreshHarness, *, rejected: bool) -> None:
+    """A token whose lost refresh could not be stored is in doubt in this process, and not handed out."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
-    dead = harness.pair(connection).access_token
+    access_token = harness.pair(connection).access_token
     harness.clock.advance(10)
     harness.failing.away = {"save_failure"}
     harness.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
     with pytest.raises(UnknownOutcome):
-        await harness.lifecycle.access_tokens.refresh(connection.id, rejected=dead if rejected else None)
-    await _wait_in_vain(harness, harness.lifecycle, connection)
+        await harness.lifecycle.access_tokens.refresh(connection.id, rejected=access_token if rejected else None)
+    await _expect_timeout(harness, harness.lifecycle, connection)
 
 
-async def test_a_refusal_is_asked_about_again_after_a_while(harness: RefreshHarness) -> None:
-    """Switched off and on again, a token that lives is handed out within minutes."""
-    connection = await harness.given_up()
+async def test_token_check_rejection_is_repeated_after_ten_minutes(harness: RefreshHarness) -> None:
+    """A rejected token is introspected ten minutes later and handed out if AMO then accepts it."""
+    connection = await harness.connect_revoked()
     harness.amo.account.disabled = True
     with pytest.raises(NeedsReauth):
         await _token(harness, connection)
@@ -339,8 +343,8 @@ async def test_a_refusal_is_asked_about_again_after_a_while(harness: RefreshHarn
     assert (await _token(harness, connection)).token.value == harness.pair(connection).access_token
 
 
-async def test_doubt_about_an_access_token_outlives_a_refusal_that_passes(harness: RefreshHarness) -> None:
-    """Its refresh was lost, and the next attempt was turned away: the token may be dead, and AMO is asked."""
+async def test_token_check_doubt_remains_after_temporary_refusal(harness: RefreshHarness) -> None:
+    """A token remains in doubt if the attempt after its lost refresh is refused temporarily."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER, Fault.UNPAID)
@@ -351,9 +355,9 @@ async def test_doubt_about_an_access_token_outlives_a_refusal_that_passes(harnes
         await harness.lifecycle.access_tokens.token(connection.id, min_ttl=0)
 
 
-async def test_a_bug_in_a_token_check_is_reported_and_the_token_is_stale(harness: RefreshHarness) -> None:
-    """The caller is served as when AMO does not answer, and the administrator learns of the bug."""
-    connection = await _in_doubt(harness)
+async def test_token_check_bug_is_reported_and_token_is_stale(harness: RefreshHarness) -> None:
+    """An unexpected exception in a token check is reported, and the token is handed out as stale."""
+    connection = await _connect_in_doubt(harness)
     broken = Override(harness.client, introspect_access_token=answering(ZeroDivisionError()))
     hand_out = await harness.make_lifecycle(amo=broken).access_tokens.token(connection.id, min_ttl=0)
     assert (hand_out.stale, hand_out.reason) == (True, "in_doubt")

@@ -1,4 +1,4 @@
-"""Handing out access tokens, and forced refreshes."""
+"""Access-token hand-outs and forced refreshes."""
 
 import asyncio
 
@@ -9,8 +9,8 @@ from amo_callback.errors import NotFound
 from tests.refresh.harness import API_DOMAIN, DAY, QueueingClient, RefreshHarness
 
 
-async def test_forced_refreshes_in_a_row_make_one_refresh(harness: RefreshHarness) -> None:
-    """A pair younger than ten seconds is returned as it is: a caller in a loop does not rotate tokens."""
+async def test_forced_refresh_pair_younger_than_ten_seconds_is_returned(harness: RefreshHarness) -> None:
+    """Repeated forced refreshes return a pair younger than ten seconds without another request."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     access_tokens = harness.lifecycle.access_tokens
     harness.clock.advance(10)
@@ -24,8 +24,8 @@ async def test_forced_refreshes_in_a_row_make_one_refresh(harness: RefreshHarnes
     assert harness.spent() == 2
 
 
-async def test_a_forced_refresh_of_a_young_pair_that_is_rejected_or_in_doubt_is_made(harness: RefreshHarness) -> None:
-    """A backend that names the stored token as rejected gets a new one, and so does one whose token is in doubt."""
+async def test_forced_refresh_young_pair_rejected_or_in_doubt_is_refreshed(harness: RefreshHarness) -> None:
+    """A young pair is refreshed if the caller names it as rejected or if it is in doubt."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     access_tokens = harness.lifecycle.access_tokens
     given = await access_tokens.refresh(connection.id, rejected=harness.pair(connection).access_token)
@@ -34,8 +34,8 @@ async def test_a_forced_refresh_of_a_young_pair_that_is_rejected_or_in_doubt_is_
     assert (await access_tokens.refresh(connection.id)).connection.pair_version == 3
 
 
-async def test_a_caller_waits_for_the_lease_of_another_process_and_takes_its_pair(harness: RefreshHarness) -> None:
-    """Two processes at once make one refresh."""
+async def test_forced_refresh_in_two_processes_sends_one_request(harness: RefreshHarness) -> None:
+    """A caller waits for another process's lease and receives its pair."""
     connection = await harness.connect()
     harness.clock.advance(10)
     one, two = harness.make_lifecycle(), harness.make_lifecycle(process="process-2")
@@ -51,8 +51,8 @@ async def test_a_caller_waits_for_the_lease_of_another_process_and_takes_its_pai
     assert harness.spent() == 1
 
 
-async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(harness: RefreshHarness) -> None:
-    """This process waits for its slot in vain; the pair that another one has brought is no stale one."""
+async def test_hand_out_pair_of_another_process_during_slot_wait_is_fresh(harness: RefreshHarness) -> None:
+    """A pair that another process stores during the slot wait is handed out as fresh."""
     connection = await harness.connect()
     harness.clock.advance(DAY - 100)
     queue = QueueingClient(harness.client)
@@ -68,14 +68,14 @@ async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(
     await lifecycle.drain()
 
 
-async def test_an_unsaved_pair_of_one_that_was_disconnected_is_nobodys(harness: RefreshHarness) -> None:
-    """A person has erased the connection while its new pair waits for the store: it is not handed out any more."""
+async def test_hand_out_pending_write_of_disconnected_connection_is_refused(harness: RefreshHarness) -> None:
+    """The pending pair of a disconnected connection is not handed out."""
     connection = await harness.connect()
-    refreshing = await harness.begin_unsaved(connection)
+    refreshing = await harness.begin_pending_write(connection)
     assert await harness.store.disconnect(await harness.now(connection), on_request=True)
     for selector in (connection.id, f"account:{connection.account_id}"):
         with pytest.raises(NotFound):
             await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
-    await harness.bring_store_back()
+    await harness.restore_store()
     with pytest.raises(NotFound):
         await refreshing

@@ -1,4 +1,4 @@
-"""The hand-out from memory: nothing is read twice, and nothing that has changed is handed out as live."""
+"""The connection cache: cached hand-outs, and changes by this process and by others."""
 
 import asyncio
 import dataclasses
@@ -31,7 +31,7 @@ class CountingCipher(Cipher):
 
 
 @pytest.fixture
-async def may_be_copy(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+async def other_store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
     """Return another process's store on the same file."""
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=clock) as opened:
         yield opened
@@ -39,48 +39,48 @@ async def may_be_copy(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
 
 async def _token(harness: RefreshHarness, selector: str) -> HandOut:
     handed_out = await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
-    await harness.traffic.until_quiet()  # whether another process has changed anything is looked at in the background
+    await harness.traffic.until_quiet()  # changes by other processes are checked in the background
     return handed_out
 
 
-async def _warm(harness: RefreshHarness, *selectors: str) -> None:
+async def _fill_cache(harness: RefreshHarness, *selectors: str) -> None:
     for selector in selectors:
         for _ in range(2):
             await _token(harness, selector)
 
 
-async def _owned(harness: RefreshHarness) -> tuple[Connection, list[str]]:
-    """Return a connection, and all that names it, remembered."""
+async def _connect_owned(harness: RefreshHarness) -> tuple[Connection, list[str]]:
+    """Return a connection with an owner, and its selectors, all of them cached."""
     connection = await harness.connect()
     await harness.store.bind(connection.id, owner="42", grant_no=1, first_only=False)
     selectors = [connection.id, f"account:{connection.account_id}", "owner:42"]
-    await _warm(harness, *selectors)
+    await _fill_cache(harness, *selectors)
     return connection, selectors
 
 
-def _reads(harness: RefreshHarness) -> int:
+def _count_reads(harness: RefreshHarness) -> int:
     return sum(harness.traffic.calls[name] for name in READS)
 
 
-async def test_a_warm_hand_out_reads_and_opens_nothing(harness: RefreshHarness, encryption_key: str) -> None:
-    """Whatever names the connection, and for as long as nobody changes anything."""
+async def test_cached_hand_out_neither_reads_nor_decrypts(harness: RefreshHarness, encryption_key: str) -> None:
+    """A cached hand-out by any selector neither reads the store nor decrypts a pair."""
     cipher = CountingCipher([encryption_key])
     harness.lifecycle = harness.make_lifecycle(cipher=cipher)
-    connection, selectors = await _owned(harness)
-    reads, opened = _reads(harness), cipher.opened
+    connection, selectors = await _connect_owned(harness)
+    reads, opened = _count_reads(harness), cipher.opened
     for _ in range(10):
         harness.clock.advance(0.5)
         for selector in selectors:
             assert (await _token(harness, selector)).token.value == harness.pair(connection).access_token
-    assert (_reads(harness), cipher.opened) == (reads, opened)
+    assert (_count_reads(harness), cipher.opened) == (reads, opened)
 
 
-@pytest.mark.parametrize(("away", "error"), [(False, NotFound), (True, StoreUnavailable)], ids=["there", "away"])
-async def test_this_process_sees_its_own_disconnect_at_once(
+@pytest.mark.parametrize(("away", "error"), [(False, NotFound), (True, StoreUnavailable)], ids=["reachable", "outage"])
+async def test_cache_disconnect_by_this_process_applies_at_once(
     harness: RefreshHarness, error: type[Exception], *, away: bool
 ) -> None:
-    """Its tokens were erased on request: that they are remembered, and live, is no reason to hand them out."""
-    connection, selectors = await _owned(harness)
+    """A connection that this process has disconnected is not handed out from the cache."""
+    connection, selectors = await _connect_owned(harness)
     assert await harness.store.disconnect(connection, on_request=True)
     harness.failing.away = {*READS, "data_version"} if away else set()
     for selector in selectors:
@@ -88,11 +88,11 @@ async def test_this_process_sees_its_own_disconnect_at_once(
             await _token(harness, selector)
 
 
-async def test_this_process_sees_at_once_whose_a_connection_is(harness: RefreshHarness) -> None:
-    """Who is bound gets tokens, and who has left gets none, while the other owner does."""
-    connection, _ = await _owned(harness)
+async def test_cache_owner_change_by_this_process_applies_at_once(harness: RefreshHarness) -> None:
+    """A bound owner gets tokens at once, and an unbound owner gets none."""
+    connection, _ = await _connect_owned(harness)
     await harness.store.bind(connection.id, owner="43", grant_no=1, first_only=False)
-    await _warm(harness, "owner:43")
+    await _fill_cache(harness, "owner:43")
     harness.clock.advance(0.1)
     await harness.store.unbind("42")
     with pytest.raises(NotFound):
@@ -101,9 +101,9 @@ async def test_this_process_sees_at_once_whose_a_connection_is(harness: RefreshH
 
 
 @pytest.mark.parametrize("everything", [True, False])
-async def test_this_process_sees_a_freeze_at_once(harness: RefreshHarness, *, everything: bool) -> None:
-    """A frozen connection's token may have been refreshed elsewhere: it is doubted."""
-    connection, selectors = await _owned(harness)
+async def test_cache_freeze_by_this_process_applies_at_once(harness: RefreshHarness, *, everything: bool) -> None:
+    """A freeze by this process is visible in the next hand-out."""
+    connection, selectors = await _connect_owned(harness)
     if everything:
         await harness.store.freeze_all(why="a test")
     else:
@@ -112,9 +112,9 @@ async def test_this_process_sees_a_freeze_at_once(harness: RefreshHarness, *, ev
         assert (await _token(harness, selector)).connection.frozen
 
 
-async def test_this_process_sees_its_own_refresh_and_a_new_grant_at_once(harness: RefreshHarness) -> None:
-    """Also another user's connection of the same account, which is the fresher one."""
-    connection, selectors = await _owned(harness)
+async def test_cache_refresh_or_grant_by_this_process_applies_at_once(harness: RefreshHarness) -> None:
+    """A pair of a refresh or a grant is handed out at once, also that of another user of the account."""
+    connection, selectors = await _connect_owned(harness)
     for granted in (False, True):
         brought = await (harness.connect() if granted else harness.refresh(connection))
         for selector in selectors:
@@ -126,23 +126,27 @@ async def test_this_process_sees_its_own_refresh_and_a_new_grant_at_once(harness
     assert (found == other.id, other.id != connection.id) == (True, True)
 
 
-async def test_another_processs_change_is_seen_within_a_second(harness: RefreshHarness, may_be_copy: Store) -> None:
-    """A pair that is superseded there is handed out here for less than a second."""
-    connection, selectors = await _owned(harness)
+async def test_cache_refresh_by_another_process_applies_within_a_second(
+    harness: RefreshHarness, other_store: Store
+) -> None:
+    """A pair that another process stored is handed out within a second."""
+    connection, selectors = await _connect_owned(harness)
     sealed = harness.cipher.seal_pair(harness.pair(connection), connection_id=connection.id)
     next_pair = a_refreshed(connection, at=harness.clock.now(), sealed_pair=sealed)
-    refreshed = present(await may_be_copy.save_refreshed(next_pair))
+    refreshed = present(await other_store.save_refreshed(next_pair))
     harness.clock.advance(1)
     for selector in selectors:
         assert (await _token(harness, selector)).connection.pair_version == refreshed.pair_version
 
 
-async def test_another_processs_disconnect_is_seen_within_a_second(harness: RefreshHarness, may_be_copy: Store) -> None:
-    """However busy this process is with looking: also where it has looked just before."""
-    connection, selectors = await _owned(harness)
+async def test_cache_disconnect_by_another_process_applies_within_a_second(
+    harness: RefreshHarness, other_store: Store
+) -> None:
+    """A disconnect by another process applies within a second, even if this process has just checked for changes."""
+    connection, selectors = await _connect_owned(harness)
     harness.clock.advance(0.9)
-    await _warm(harness, *selectors)
-    assert await may_be_copy.disconnect(await now(may_be_copy, connection), on_request=True)
+    await _fill_cache(harness, *selectors)
+    assert await other_store.disconnect(await now(other_store, connection), on_request=True)
     harness.clock.advance(0.5)
     await harness.lifecycle.access_tokens.token(selectors[0], min_ttl=0)
     await harness.traffic.until_quiet()
@@ -153,11 +157,9 @@ async def test_another_processs_disconnect_is_seen_within_a_second(harness: Refr
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2])
-async def test_what_is_remembered_is_handed_out_while_the_store_is_away(
-    harness: RefreshHarness, seconds: float
-) -> None:
-    """As stale, also within the second for which it was certain, and only while it lives: it may be replaced."""
-    connection, selectors = await _owned(harness)
+async def test_cache_store_outage_hands_out_stale_token(harness: RefreshHarness, seconds: float) -> None:
+    """A cached token is handed out as stale until its expiry while the store is unreachable."""
+    connection, selectors = await _connect_owned(harness)
     harness.failing.away = {*READS, "data_version"}
     harness.clock.advance(seconds)
     with pytest.raises(StoreUnavailable):
@@ -174,9 +176,9 @@ async def test_what_is_remembered_is_handed_out_while_the_store_is_away(
         await _token(harness, connection.id)
 
 
-async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_knows_it(harness: RefreshHarness) -> None:
-    """Another pair may have taken its place, and nobody can read which: AMO is asked whether this one lives."""
-    connection, selectors = await _owned(harness)
+async def test_cache_changed_entry_in_store_outage_is_introspected(harness: RefreshHarness) -> None:
+    """A cached token of a changed row is handed out as stale during a store outage if AMO accepts it."""
+    connection, selectors = await _connect_owned(harness)
     await harness.store.schedule_recheck(await harness.now(connection), at=None)
     harness.failing.away = {*READS, "data_version"}
     asked = harness.amo.sandbox.introspections
@@ -185,14 +187,14 @@ async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_know
         assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, True)
     assert harness.amo.sandbox.introspections == asked + 1
     harness.clock.advance(5)
-    harness.fade(connection)
+    harness.refresh_elsewhere(connection)
     for selector in selectors:
         with pytest.raises(StoreUnavailable):
             await _token(harness, selector)
 
 
-async def test_a_read_that_a_write_overtook_is_not_remembered(harness: RefreshHarness) -> None:
-    """It may be of before the write; whoever asks next reads again."""
+async def test_cache_read_overtaken_by_write_is_not_cached(harness: RefreshHarness) -> None:
+    """The result of a read that a write has overtaken is not cached."""
     connection = await harness.connect()
     go_on = harness.failing.after["connection"] = asyncio.Event()
     asking = asyncio.create_task(harness.lifecycle.access_tokens.token(connection.id, min_ttl=0))
@@ -204,8 +206,8 @@ async def test_a_read_that_a_write_overtook_is_not_remembered(harness: RefreshHa
     assert (await _token(harness, connection.id)).connection.pair_version == refreshed.pair_version
 
 
-async def test_a_read_of_before_a_write_is_not_remembered_after_it(harness: RefreshHarness) -> None:
-    """What was found in the meantime may be of before: it is read again, by whatever name it was asked for."""
+async def test_cache_put_with_mark_before_write_is_ignored(harness: RefreshHarness) -> None:
+    """A row that was read before a write is not cached after it, under any selector."""
     cache = ConnectionCache(store=harness.store, clock=harness.clock)
     stored = await harness.connect()
     mark = cache.mark()
@@ -219,8 +221,8 @@ async def test_a_read_of_before_a_write_is_not_remembered_after_it(harness: Refr
     assert (stale.found.connection.pair_version, stale.changed) == (stored.pair_version + 1, False)
 
 
-async def test_a_change_of_any_connection_of_an_account_ends_its_entry(harness: RefreshHarness) -> None:
-    """Another of its connections may come first by it."""
+async def test_cache_account_entry_ends_with_change_of_any_connection(harness: RefreshHarness) -> None:
+    """A change of any connection of an account ends the account's entry, whose order may change."""
     first, second = await harness.connect_users(2)
     selector = f"account:{first.account_id}"
     assert (await _token(harness, selector)).connection.id == second.id
@@ -232,8 +234,8 @@ async def test_a_change_of_any_connection_of_an_account_ends_its_entry(harness: 
     assert (await _token(harness, selector)).connection.id == first.id
 
 
-async def test_the_cache_is_bounded(harness: RefreshHarness) -> None:
-    """What was asked for longest ago is forgotten first."""
+async def test_cache_above_limit_evicts_oldest_entries(harness: RefreshHarness) -> None:
+    """The least recently used entries are evicted above the limit."""
     cache = ConnectionCache(store=harness.store, clock=harness.clock, limit=3)
     for number in range(5):
         stored = await save(harness.store, a_connection(number))
@@ -243,8 +245,8 @@ async def test_the_cache_is_bounded(harness: RefreshHarness) -> None:
     assert known == [False, False, True, True, True]
 
 
-async def test_the_cache_holds_neither_the_sealed_pair_nor_the_refresh_token(harness: RefreshHarness) -> None:
-    """What it holds is the access token, which no repr shows."""
+async def test_cache_contains_access_token_only_and_hides_it_in_repr(harness: RefreshHarness) -> None:
+    """The cache contains neither the sealed pair nor the refresh token, and no `repr` shows the access token."""
     cache = ConnectionCache(store=harness.store, clock=harness.clock)
     stored = await harness.connect()
     cache.put(stored.id, _open(harness, stored), cache.mark())

@@ -1,4 +1,4 @@
-"""Long-lived access tokens without a refresh token: kept as they are, warned of, and over when they expire."""
+"""Long-lived access tokens without a refresh token: import, hand-out, warnings and expiry."""
 
 from datetime import timedelta
 from typing import Any
@@ -17,8 +17,10 @@ YEARS = timedelta(days=5 * 365)
 MINUTE = 60.0
 
 
-async def _import(harness: RefreshHarness, *, lifetime: timedelta = YEARS, number: int = 1, **more: Any) -> Connection:
-    """Import a long-lived token as another system hands it over."""
+async def _import_token(
+    harness: RefreshHarness, *, lifetime: timedelta = YEARS, number: int = 1, **more: Any
+) -> Connection:
+    """Import a long-lived token from another system."""
     now = harness.clock.now()
     times = {"issued_at": now, "expires_at": now + lifetime, "refresh_expires_at": None, "refreshed_at": None}
     record = a_record(
@@ -36,9 +38,9 @@ def _presented(harness: RefreshHarness) -> int:
     return len(harness.amo.fake.ledger.entries)
 
 
-async def test_a_long_lived_token_is_handed_out_for_years_without_a_doubt(harness: RefreshHarness) -> None:
-    """The connection is active, AMO is asked nothing, and nothing is ever presented."""
-    connection = await _import(harness)
+async def test_long_lived_token_is_handed_out_until_expiry_without_request(harness: RefreshHarness) -> None:
+    """A long-lived token is handed out for years as fresh, without a request to AMO."""
+    connection = await _import_token(harness)
     assert (connection.status, connection.reason, connection.next_refresh_at) == (Status.ACTIVE, None, None)
     presented = _presented(harness)
     async with harness.running(harness.lifecycle):
@@ -51,9 +53,9 @@ async def test_a_long_lived_token_is_handed_out_for_years_without_a_doubt(harnes
     assert (await harness.now(connection)).status is Status.ACTIVE
 
 
-async def test_a_forced_refresh_of_a_long_lived_token_needs_the_user(harness: RefreshHarness) -> None:
-    """Nothing is claimed or sent, also where it has just been imported."""
-    connection = await _import(harness)
+async def test_forced_refresh_long_lived_token_raises_needs_reauth_missing(harness: RefreshHarness) -> None:
+    """A forced refresh of a long-lived token is rejected without a claim or a request."""
+    connection = await _import_token(harness)
     for _ in range(2):
         with pytest.raises(NeedsReauth) as raised:
             await harness.lifecycle.access_tokens.refresh(connection.id)
@@ -65,17 +67,17 @@ async def test_a_forced_refresh_of_a_long_lived_token_needs_the_user(harness: Re
     assert harness.amo.fake.ledger.entries == []
 
 
-async def test_a_long_lived_token_with_little_life_left_is_handed_out_as_stale(harness: RefreshHarness) -> None:
-    """A caller that asks for more life than is left learns why it gets less."""
-    connection = await _import(harness, lifetime=timedelta(days=30))
+async def test_hand_out_long_lived_token_below_min_ttl_is_stale(harness: RefreshHarness) -> None:
+    """A long-lived token that expires before `min_ttl` is handed out as stale with its reason."""
+    connection = await _import_token(harness, lifetime=timedelta(days=30))
     harness.clock.advance(30 * DAY - 100)
     handed_out = await harness.lifecycle.access_tokens.token(connection.id, min_ttl=300)
     assert (handed_out.stale, handed_out.reason) == (True, "needs_reauth: missing")
 
 
-async def test_the_end_of_a_long_lived_token_is_warned_of_and_then_needs_the_user(harness: RefreshHarness) -> None:
-    """Once each 30, 7 and 1 days before; at the end the connection is `missing`, and others are notified."""
-    connection = await _import(harness, lifetime=timedelta(days=60))
+async def test_long_lived_token_expiry_is_warned_and_becomes_needs_reauth(harness: RefreshHarness) -> None:
+    """Warnings are sent 30, 7 and 1 days before the expiry, at which the connection becomes `missing`."""
+    connection = await _import_token(harness, lifetime=timedelta(days=60))
     async with harness.running(harness.lifecycle):
         await harness.pass_time(61 * DAY, step=6 * 3600)
     warned = harness.witness.named("connection.expiring")
@@ -90,25 +92,25 @@ async def test_the_end_of_a_long_lived_token_is_warned_of_and_then_needs_the_use
         await harness.lifecycle.access_tokens.token(connection.id, min_ttl=0)
 
 
-async def test_long_lived_tokens_that_end_together_are_no_mass_failure(harness: RefreshHarness) -> None:
-    """AMO has refused nothing: connections with a refresh token alone are counted."""
+async def test_mass_failure_ignores_expired_long_lived_tokens(harness: RefreshHarness) -> None:
+    """Expired long-lived tokens are not counted, because only connections with a refresh token are."""
     for number in range(1, 21):
-        await _import(harness, number=number, lifetime=timedelta(days=2))
+        await _import_token(harness, number=number, lifetime=timedelta(days=2))
     others = [await save(harness.store, a_connection(number)) for number in range(101, 104)]
     harness.clock.advance(2 * DAY)
     now = harness.clock.now()
     counted = await harness.store.connection_counts(now=now, since=now - timedelta(minutes=10))
     assert (counted.active, counted.failed) == (len(others), 0)
-    await Maintenance(harness.lifecycle.core).watch()  # without the rest of the round, which would refresh, too
+    await Maintenance(harness.lifecycle.core).watch()  # without a whole round, which would also refresh
     counted = await harness.store.connection_counts(now=now, since=now - timedelta(minutes=10))
     assert (counted.active, counted.failed) == (len(others), 0)
     assert (await harness.store.successes(now=now)).refreshable == len(others)
     assert len(harness.witness.named("connection.needs_reauth")) == 20
 
 
-async def test_a_long_lived_token_is_never_due(harness: RefreshHarness) -> None:
-    """Neither after a thaw, nor with times that cannot be right, nor as a probe."""
-    await _import(harness, issued_at=harness.clock.now() + timedelta(days=1))
+async def test_long_lived_token_is_never_due_nor_probed(harness: RefreshHarness) -> None:
+    """A long-lived token is not due after a thaw or with impossible times, and is never the probe."""
+    await _import_token(harness, issued_at=harness.clock.now() + timedelta(days=1))
     await harness.store.freeze_all(why="a test", may_be_copy=True)
     await harness.store.thaw_all(machine="here")
     assert (await harness.store.due(now=harness.clock.now(), limit=9, exclude=())).refreshes == []
@@ -116,9 +118,9 @@ async def test_a_long_lived_token_is_never_due(harness: RefreshHarness) -> None:
     assert (await harness.store.due(now=harness.clock.now(), exclude=(), limit=0)).next_at is None
 
 
-async def test_a_clock_put_forward_by_mistake_ends_a_long_lived_token_while_it_lasts(harness: RefreshHarness) -> None:
-    """Once the clock is right again the connection is active, and others hear of that, too."""
-    connection = await _import(harness, lifetime=timedelta(days=60))
+async def test_long_lived_token_recovers_after_clock_is_corrected(harness: RefreshHarness) -> None:
+    """A connection that a clock step ended becomes active, with an event, when the clock is corrected."""
+    connection = await _import_token(harness, lifetime=timedelta(days=60))
     async with harness.running(harness.lifecycle):
         harness.clock.step(timedelta(days=90))
         await harness.pass_time(3 * MINUTE, step=MINUTE)
@@ -129,18 +131,18 @@ async def test_a_clock_put_forward_by_mistake_ends_a_long_lived_token_while_it_l
     assert len(harness.witness.named("connection.recovered")) == 1
 
 
-async def test_a_hook_asks_about_the_long_lived_access_token(harness: RefreshHarness) -> None:
-    """There is no refresh token to ask about; where AMO rejects the access token it is erased."""
-    connection = await _import(harness)
+async def test_disable_hook_long_lived_token_is_introspected(harness: RefreshHarness) -> None:
+    """A hook introspects the long-lived access token, which is erased if AMO rejects it."""
+    connection = await _import_token(harness)
     await harness.lifecycle.rechecker.begin(connection.account_id)
-    await harness.recheck_due()
+    await harness.run_due_rechecks()
     assert (await harness.now(connection)).status is Status.DISCONNECTED
     assert harness.amo.sandbox.introspections == 1
 
 
-async def test_the_soonest_deadline_is_also_a_long_lived_tokens(harness: RefreshHarness) -> None:
-    """Monitoring sees its end as it sees that of a refresh token."""
+async def test_stats_next_deadline_includes_long_lived_token(harness: RefreshHarness) -> None:
+    """The next deadline in the stats includes the expiry of a long-lived token."""
     await save(harness.store, a_connection(7))
-    connection = await _import(harness, lifetime=timedelta(days=20))
+    connection = await _import_token(harness, lifetime=timedelta(days=20))
     now = harness.clock.now()
     assert (await harness.store.stats(now=now, late=now)).next_deadline == connection.access_expires_at
