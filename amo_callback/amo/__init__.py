@@ -1,1 +1,1 @@
-"""The vendor: its protocol, its client, its rate limit, and a stand-in for it."""
+"""AMO: its protocol, a client, the rate limiter, and a stand-in for tests and the demo."""

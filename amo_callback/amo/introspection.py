@@ -80,9 +80,9 @@ def read_introspection(
 
 
 def is_hook(integration: Integration, *, account_id: str, client_id: str, signature: str) -> bool:
-    """Return whether AMO signed that the integration was disabled in an account.
+    """Return whether AMO signed a hook that the integration was disabled in an account.
 
-    An account's signature never changes, so the call may be a replay: a reason to check, not an order.
+    An account's signature never changes, so the call may be a replay: it is verified by introspection.
     """
     signed = f"{integration.client_id}|{account_id}".encode()
     good = hmac.new(integration.client_secret.encode(), signed, hashlib.sha256).hexdigest()

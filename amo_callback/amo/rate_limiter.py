@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _ASK_AGAIN = 1.0
 """Seconds until a slot is requested again after the store was unreachable."""
 _SHARED_GOOD_FOR = 2
-"""Intervals for which a slot of a shared state is valid; so many more requests than slots may be sent in a second."""
+"""Intervals for which a slot of a shared state is valid; in one second, that many requests may exceed the rate."""
 _LEAST_GOOD_FOR = 0.25
 """The minimum validity of a slot in seconds: at a high rate, a few intervals are shorter than the loop's own delay."""
 _KINDS = {
@@ -37,7 +37,7 @@ _KINDS = {
 _AGAIN, _FIRST = 0, 1
 """A request that needs another slot comes before those that wait for their first, because it may hold a claim."""
 _ONE_IN = {Priority.TOKEN_CHECK: 4, Priority.HOOK_CHECK: 10}
-"""The largest share of slots for a priority: one in so many, counted in this process."""
+"""The maximum share of slots for a priority, as one in this number, counted in this process."""
 
 
 class _Share:
@@ -67,7 +67,7 @@ class RateLimiter:
         self._dispatcher: asyncio.Task[None] | None = None
         self._broken = False
         self._unused: deque[float] = deque(maxlen=math.ceil(GOOD_FOR * per_second) + 1)
-        """When each unused slot was granted; more of them cannot be valid."""
+        """When each unused slot was granted; older slots than these have expired."""
         self._granted_at = -math.inf
         self._exit = asyncio.Lock()
         self._exit_free_at = -math.inf
@@ -87,8 +87,8 @@ class RateLimiter:
     async def wait_to_send(self, priority: Priority, *, limit: float) -> bool:
         """Wait at most `limit` seconds until a request may be sent, and return whether it may.
 
-        Call this in the sending task, just before the first byte. Requests are sent in the order of these calls, an
-        interval apart, and each uses a slot. A slot that is too old is replaced by another one.
+        Call this in the sending task, just before the first byte. Requests are sent in the order of these calls, one
+        interval apart, and each uses a slot. An expired slot is replaced by a new one.
         """
         until = self._clock.monotonic() + limit
         while True:

@@ -25,8 +25,8 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
     """Parse the raw query of AMO's redirect.
 
     The query is split as bytes, because `code` and `state` may contain any bytes and are returned to the app unchanged.
-    Never raises: a problem is in `error`, next to the values that can be trusted (a `state` only if it came once,
-    completely and not too long).
+    Never raises: an error is in `error`, next to the values that can be trusted (a `state` only if it occurs once, is
+    complete, and is not too long).
     """
     found, broken = _parameters(query)
     state = found.get(b"state")
@@ -60,7 +60,7 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
 
 
 def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
-    """Return the decoded known parameters, and whether the query is malformed, too long, or has one of them twice."""
+    """Return the decoded known parameters, and whether the query is malformed, too long, or repeats a parameter."""
     parts = query.split(b"&")
     if len(parts) > MAX_PARAMETERS:
         return {}, True

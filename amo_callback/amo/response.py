@@ -13,13 +13,13 @@ from contextlib import suppress
 from http import HTTPStatus
 
 HEAD_LIMIT = 1024 * 1024
-"""Bytes of headers that are kept; the rest is skipped."""
+"""The maximum number of bytes of headers that are kept; the rest is skipped."""
 _ENDLESS = 16 * HEAD_LIMIT
-"""Bytes of headers after which the response is given up."""
+"""The number of bytes of headers after which reading the response is aborted."""
 _STATUS_LINE = re.compile(rb"HTTP/[0-9.]+[ \t]+([1-9][0-9]{2})(?![0-9])")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _LONGEST_END = 3
-"""Bytes of the end of the headers that may have arrived before its last byte."""
+"""The maximum number of bytes of the end of the headers that may have arrived before its last byte."""
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _LONGEST_CHUNK_LINE = 4096
 _WITHOUT_CONTENT = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
@@ -27,7 +27,7 @@ _GZIP = b"\x1f\x8b"
 
 
 class Response:
-    """A response in progress; up to `limit` bytes after its headers are kept."""
+    """A response that is being received; up to `limit` bytes after its headers are kept."""
 
     def __init__(self, *, limit: int) -> None:
         self.status = 0
@@ -165,7 +165,7 @@ def _unpacked(body: bytes, encoding: str, *, limit: int) -> bytes:
     if body.startswith(_GZIP):
         windows = (zlib.MAX_WBITS | 16,)
     elif encoding == "deflate":
-        windows = (zlib.MAX_WBITS, -zlib.MAX_WBITS)  # with zlib's header, as is right, and without, as is common
+        windows = (zlib.MAX_WBITS, -zlib.MAX_WBITS)  # with zlib's header, as specified, and without, as is common
     for window in windows:
         with suppress(zlib.error):
             return zlib.decompressobj(window).decompress(body, limit)

@@ -1,8 +1,8 @@
 """HTTP to AMO: one request per connection, never repeated, and it is always known whether any of it was sent.
 
-No client library is used, because it may repeat a request, reject a response for its framing although it contains the
-new pair, and does not report whether a byte was written. Connections are not reused: AMO may close an idle connection
-just when a request is written to it, and then it is unknown whether the token was spent.
+No HTTP client library is used, because it may repeat a request, may reject a response for its framing although it
+contains the new pair, and does not report whether a byte was written. Connections are not reused: AMO may close an idle
+connection just when a request is written to it, and then it is unknown whether the token was spent.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from amo_callback.rate_limit import Priority
 
 _LAST = 0.05
-"""The share of a request's timeout that it gets at the end in any case."""
+"""The share of a request's timeout that is reserved for reading the response."""
 _TICK = 0.01
 """The minimum number of seconds between two checks of a waiting request's timeout."""
 _LONGEST_HOLD = 2.0
-"""Seconds that a request may wait for a slot after its connection is open; after that it is not sent."""
+"""The maximum number of seconds that a request waits for a slot after its connection is open; then it is not sent."""
 _NEXT_ADDRESS = 0.25
-"""Seconds until a host's next address is tried, too, because a network's IPv6 may lead nowhere."""
+"""Seconds until a host's next address is also tried, because IPv6 may not work in a network."""
 
 
 def tls_context() -> ssl.SSLContext:

@@ -41,7 +41,7 @@ They are left out."""
 @with_context
 @click.argument("file", type=PATH)
 def backup(context: CommandContext, *, file: Path) -> None:
-    """Copy the database into FILE, also while the service runs."""
+    """Copy the database into FILE; the service may be running."""
     database = _file(context)
     check_database_exists(context)
     output.sigterm_as_interrupt()
@@ -59,7 +59,7 @@ def backup(context: CommandContext, *, file: Path) -> None:
 @yes_option
 @click.argument("file", type=PATH)
 def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
-    """Put the rows of the backup FILE in the place of the database, frozen."""
+    """Replace the database with the content of the backup FILE, and freeze it."""
     database = _file(context)
     if not database.parent.is_dir():
         raise ConfigurationError(f"storage.url: no such folder: {database.parent}")
@@ -69,7 +69,9 @@ def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
     output.sigterm_as_interrupt()
     now = SystemClock().now()
     with ExitStack() as stack:
-        given = stack.enter_context(open_given(file))  # as root, because the owner may not be able to read it
+        given = stack.enter_context(
+            open_given(file)
+        )  # as root, because the database's owner may not be able to read it
         stack.enter_context(acting_as_owner(database))
         made = stack.enter_context(rebuild(given, database, now=now, progress=output.progress))
         found = made.contents
@@ -98,7 +100,7 @@ def _file(context: CommandContext) -> Path:
 
 
 def _check_keys(context: CommandContext, found: store_backup.Contents, copy: Path) -> None:
-    """Refuse a copy that the encryption keys do not decrypt."""
+    """Raise `CommandFailed` if the encryption keys do not decrypt the copy."""
     try:
         Cipher(context.encryption_keys).check_canary(found.canary)
     except DecryptionFailed:

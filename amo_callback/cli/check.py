@@ -60,7 +60,7 @@ def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, w
     yield from run_check("configuration", check_settings(context.settings))
     yield from run_check("outgoing_proxy", check_outgoing(environ))
     # Run as the owner of the database, because the service could not open files created by root. Modules are imported
-    # before, because the owner may not be able to read them.
+    # beforehand, because the owner may not be able to read them.
     database = _check_database(context, clock, wait_limit=wait_limit)
     with acting_as_owner(context.owned):
         yield from run_check("disk", check_disk(context))

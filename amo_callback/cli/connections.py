@@ -31,8 +31,8 @@ _OWN_COLUMNS = {"domain", "token", "next_token", "reason", "error"}
 _WAIT_LIMIT = 10.0
 _EVERY = 2.0
 """Seconds between two updates of the status."""
-_ASKED = ": asked by "
-"""How readiness shows a freeze by `connections freeze --all`, after which no other host uses the tokens."""
+_ASKED = ": requested by "
+"""How `/readyz` shows a freeze by `connections freeze --all`, after which no other host uses the tokens."""
 
 
 def _history(events: list[dict[str, Any]]) -> str:
@@ -74,7 +74,7 @@ async def list_(api: ApiClient, /, **only: str | None) -> list[dict[str, Any]]:
 @click.argument("name")
 @api_command(Scope.READ, text=lambda found: f"{output.facts(found, but='events')}\n\n{_history(found['events'])}")
 async def show(api: ApiClient, *, name: str) -> dict[str, Any]:
-    """Show the connection NAME and its last events."""
+    """Show the connection NAME and its latest events."""
     return await api.get(await api.path_of(name))
 
 
@@ -92,7 +92,7 @@ async def refresh(api: ApiClient, *, name: str) -> dict[str, Any]:
 @click.argument("name")
 @api_command(Scope.ADMIN)
 async def disconnect(api: ApiClient, *, yes: bool, name: str) -> dict[str, Any] | None:
-    """Disconnect NAME: erase its tokens, for good."""
+    """Disconnect NAME and erase its tokens permanently."""
     if not output.confirm(f"Erase the tokens of {output.printable(name)}? Its user has to connect again", yes=yes):
         return None
     return await api.delete(await api.path_of(name))
@@ -102,7 +102,7 @@ async def disconnect(api: ApiClient, *, yes: bool, name: str) -> dict[str, Any] 
 @one_or_all("connection", help_of_all="All connections.")
 @api_command(Scope.ADMIN)
 async def freeze(api: ApiClient, *, name: str | None) -> dict[str, Any]:
-    """Stop refreshing NAME, or all, until thawed."""
+    """Freeze NAME or all connections: they are not refreshed until they are thawed."""
     return await api.post("/freeze" if name is None else f"{await api.path_of(name)}/freeze")
 
 
@@ -111,7 +111,7 @@ async def freeze(api: ApiClient, *, name: str | None) -> dict[str, Any]:
 @one_or_all("connection", help_of_all="All connections.")
 @api_command(Scope.ADMIN)
 async def thaw(api: ApiClient, *, yes: bool, name: str | None) -> dict[str, Any] | None:
-    """Refresh NAME, or all, again: on this host from now on."""
+    """Thaw NAME or all connections: they are refreshed again, on this host from now on."""
     if name is not None:
         return await api.post(f"{await api.path_of(name)}/thaw")
     return await api.post("/thaw") if _may_thaw(await api.get_checks(), yes=yes) else None
@@ -121,7 +121,7 @@ async def thaw(api: ApiClient, *, yes: bool, name: str | None) -> dict[str, Any]
 @click.argument("name")
 @api_command(Scope.TOKEN, text=lambda found: str(found["access_token"]))
 async def token(api: ApiClient, *, name: str) -> dict[str, Any]:
-    """Print an access token of NAME, refreshed first where it expires soon."""
+    """Print an access token of NAME, refreshed first if it expires soon."""
     return await api.token(name)
 
 
@@ -130,7 +130,7 @@ async def token(api: ApiClient, *, name: str) -> dict[str, Any]:
 @click.option("--limit", type=click.IntRange(min=1, clamp=True), default=50, help="Maximum number of events.")
 @api_command(Scope.READ, text=_history)
 async def events(api: ApiClient, *, name: str | None, limit: int) -> list[dict[str, Any]]:
-    """Show the history, of NAME or of all: which token was presented, when, and why."""
+    """Show the history of NAME or of all connections: which token was presented, when, and why."""
     query = {} if name is None else {"connection": await api.selector_of(name)}
     return await api.pages("/events", query, limit=min(limit, MAX_ITEMS))
 
@@ -138,7 +138,7 @@ async def events(api: ApiClient, *, name: str | None, limit: int) -> list[dict[s
 @click.group(invoke_without_command=True)
 @api_command(Scope.READ, text=lambda found: output.rows(_WEBHOOK_COLUMNS, found))
 async def webhooks(api: ApiClient) -> list[dict[str, Any]]:
-    """List webhooks that wait or were dead-lettered; `retry` sends them again."""
+    """List undelivered webhooks; `retry` sends them again."""
     return await api.pages("/webhooks", limit=MAX_ITEMS)
 
 
@@ -146,14 +146,14 @@ async def webhooks(api: ApiClient) -> list[dict[str, Any]]:
 @one_or_all("webhook", help_of_all="All that were dead-lettered.")
 @api_command(Scope.ADMIN, text=lambda found: f"{len(found['retried'])} to be sent again")
 async def retry(api: ApiClient, *, name: str | None) -> dict[str, Any]:
-    """Send the webhook with the id NAME now, or all that were dead-lettered."""
+    """Send the webhook with the id NAME now, or all dead-lettered webhooks."""
     if api.settings.webhook.url is None:
         raise CommandFailed("webhook.url is not set: no webhooks are sent")
     return await api.post("/webhooks/retry" if name is None else f"/webhooks/{quoted(name)}/retry")
 
 
 def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
-    """Ask if another host may use the tokens: after an export or a restore, or on a copy."""
+    """Ask for confirmation if another host may use the tokens: after an export or a restore, or for a copy."""
     frozen = str(checks["frozen"]["detail"])
     if checks["frozen"]["ok"] or _ASKED in frozen or yes:
         return True
@@ -169,7 +169,7 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
 @json_option
 @click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 def status(context: CommandContext, *, as_json: bool, watch: bool) -> int:
-    """Show whether the running service is ready, check by check; exit 1 where it is not."""
+    """Show the result of each readiness check of the running service; exit with 1 if one fails."""
     if watch and as_json:
         raise click.UsageError("--watch or --json, not both")
     address = context.settings.server.private

@@ -59,7 +59,7 @@ def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], C
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommandContext:
-    """The configuration and the files that it names."""
+    """The configuration, and the files it refers to."""
 
     settings: Settings = field(repr=False)
     folder: Path
@@ -149,7 +149,7 @@ _PROGRAM = (__file__, pydantic.__file__, os.__file__)
 def _report_unreadable_program(owned: Path) -> Iterator[None]:
     """Raise `CommandFailed`, with a fix, if the effective user cannot read this program.
 
-    Modules are imported on demand, possibly after root has become another user.
+    Modules are imported on demand, which may be after root has switched to another user.
     """
     try:
         yield

@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 import amo_callback
 
 _MANUAL = "manual"
-"""The README, as the installed package has it."""
+"""The name of the README in the installed package."""
 
 
 @click.command()
@@ -53,7 +53,7 @@ def docs(name: str | None) -> None:
 
 
 def packaged_text(name: str) -> str:
-    """Return a file of the repository's root, which an installed package has in `root/`."""
+    """Return a file from the root of the repository, which the installed package contains in `root/`."""
     installed = resources.files("amo_callback") / "root" / name
     if installed.is_file():
         return installed.read_text(encoding="utf-8")

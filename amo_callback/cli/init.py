@@ -233,7 +233,7 @@ def _ask_callback() -> Callback:
 
 
 def _ask_client_id(callback: Callback) -> str:
-    """Print what to register in AMO, and ask for the integration's id."""
+    """Print the values to register in AMO, and ask for the integration's id."""
     click.echo("\nCreate the integration in amoCRM, or open it:")
     click.echo("\n".join(_registration(callback)))
     click.echo('Then "Keys and scopes" on its page shows the following values.')
@@ -241,7 +241,7 @@ def _ask_client_id(callback: Callback) -> str:
 
 
 def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> InstallPaths:
-    """Return where to write; a configuration at systemd's path implies systemd's paths."""
+    """Return the paths to write to; a configuration at systemd's path implies systemd's paths."""
     named = config or (None if systemd else environ.get(CONFIG_VARIABLE))
     path = Path(named) if named else units.CONFIG if systemd else DEFAULT_PATHS[0]
     return InstallPaths(config=path, systemd=systemd or path.absolute() == units.CONFIG)

@@ -1,4 +1,4 @@
-"""The files of a new configuration: one file, or for systemd one file per secret."""
+"""The files of a new configuration: a single file, or for systemd one file per secret."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STATE = "/var/lib/amo-callback"
-"""The only folder to which the service may write under systemd."""
+"""The only folder that the service may write to under systemd."""
 CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- the setting's name
 ENCRYPTION_KEYS = "storage.encryption_keys"
 CALLBACK = "/callback"
@@ -43,7 +43,7 @@ class Callback:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstallPaths:
-    """Where `init` writes: one file, or systemd's folders."""
+    """The paths that `init` writes to: one file, or systemd's folders."""
 
     config: Path
     systemd: bool
@@ -99,7 +99,7 @@ def preflight(paths: InstallPaths, database: str) -> None:
 
 
 def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None) -> Sequence[str]:
-    """Write all files, the configuration last; return a line per file."""
+    """Write all files, the configuration last; return a message for each file."""
     if not paths.config.parent.exists():
         paths.config.parent.mkdir(parents=True)
         if paths.systemd:
@@ -135,7 +135,7 @@ _MADE = {
 
 
 def make_keys(folder: Path, *, given: Container[str]) -> Iterator[str]:
-    """Generate a file for each key that is not configured elsewhere; yield a line per file."""
+    """Generate a file for each key that is not configured elsewhere; yield a message for each file."""
     for name, (make, what) in _MADE.items():
         if name not in given:
             keep_secret(folder, name, make())

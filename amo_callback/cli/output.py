@@ -1,4 +1,4 @@
-"""The terminal: tables, progress bars and questions. rich is imported only if something is drawn."""
+"""Terminal output: tables, progress bars and questions. rich is imported only when needed."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def rows(columns: Sequence[str], found: Sequence[Mapping[str, object]]) -> str:
-    """Return members of objects as a table; `false` is a dash, too."""
+    """Return objects as a table of the given members; `false` is shown as a dash, too."""
     return table(columns, [[None if one[name] is False else one[name] for name in columns] for one in found])
 
 
 def facts(found: Mapping[str, object], *, but: str = "") -> str:
-    """Return an object as a table of two columns, without one of its members."""
+    """Return an object as a table with two columns, omitting one of its members."""
     values = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
     return table(("name", "value"), [(name, value) for name, value in values.items() if name != but])
 
@@ -94,7 +94,7 @@ def confirm(question: str, *, yes: bool) -> bool:
 
 
 def waiting_reporter() -> Callable[[float], None]:
-    """Return a function that prints once that refreshes in progress are waited for."""
+    """Return a function that prints, once, that the command waits for refreshes in progress."""
     said = False
 
     def report(left: float) -> None:

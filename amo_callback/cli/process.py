@@ -25,7 +25,7 @@ _LONGEST = 600.0
 _REPORT_EVERY = 10.0
 _STEP = 0.1
 _RESERVE = 200
-"""Descriptors for everything but clients: requests to AMO, the database, rescue files, the log."""
+"""Descriptors reserved for everything other than clients: requests to AMO, the database, rescue files, the log."""
 _FEWEST = 8
 _LISTENERS = 2
 
@@ -34,7 +34,7 @@ class Deadline:
     """Ends the process `seconds` after the stop signal, or as soon as the last pair is stored after that.
 
     A pair that is neither in the store nor in a rescue file delays the end by up to ten minutes; its connection is
-    logged every ten seconds. Nothing else delays it, such as an unresponsive resolver, store or client.
+    logged every ten seconds. Nothing else does, not even an unresponsive resolver, store or client.
     """
 
     def __init__(self, *, seconds: float, clock: Clock, observer: Observer, leave: Callable[[int], None]) -> None:

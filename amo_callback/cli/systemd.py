@@ -112,14 +112,14 @@ _root_option = click.option("--root", type=PATH, metavar="FOLDER", help="Write b
 
 @click.group()
 def systemd() -> None:
-    """Install as a systemd service; print what an installation needs."""
+    """Install as a systemd service; print its units and examples."""
 
 
 @systemd.command("print")
 @_config_option
 @click.argument("name", required=False)
 def print_(*, config: Path, name: str | None) -> None:
-    """Print the unit or example NAME, filled in; without NAME, all names."""
+    """Print the unit or example NAME with this installation's values; without NAME, print all names."""
     if name is None:
         click.echo("\n".join(units.names()))
         return
@@ -136,7 +136,7 @@ def print_(*, config: Path, name: str | None) -> None:
 @_root_option
 @yes_option
 def install_(*, config: Path, root: Path | None, yes: bool) -> int:
-    """Write the units and missing secrets, as root."""
+    """Write the units and any missing secrets, as root."""
     return install(
         _target(root),
         interpreter=this_interpreter(),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _MIN_PASSPHRASE = 12
 _MAX_SEALED = 1024**3
 _MAX_PLAIN = 256 * 1024**2
-"""Bytes of a file: about 400,000 connections of an export, 100,000 of another system."""
+"""The maximum size of a file in bytes: about 400,000 connections of an export, 100,000 of another system."""
 _MAX_PROBLEMS = 100
 """The maximum number of printed errors."""
 _WHY = "exported to another host, which refreshes these tokens now"
@@ -61,7 +61,7 @@ _passphrase_option = click.option("--passphrase-file", metavar="FILE", type=PATH
 def export(context: CommandContext, *, file: Path, passphrase_file: Path | None, to_key_file: Path | None) -> None:
     """Write all connections to an encrypted FILE.
 
-    They are for another host or database, and are frozen here.
+    The export is for another host or database, so the connections are frozen here.
     """
     if passphrase_file and to_key_file:
         raise click.UsageError("--passphrase-file or --to-key-file, not both")
@@ -151,10 +151,7 @@ class _Options:
 @click.option("--replace", is_flag=True, help="Also replace other tokens of the same connection.")
 @click.option("--dry-run", is_flag=True, help="Say what it would do, and change nothing.")
 def import_(context: CommandContext, /, *, file: Path, passphrase_file: Path | None, **options: bool) -> int:
-    """Import an export, or tokens in plain JSON.
-
-    FILE is an export of another host or database, or another system's tokens.
-    """
+    """Import connections from FILE: an export of another host or database, or tokens of another system as JSON."""
     raw = options["raw"]
     with _opened(file) as opened:
         _check_size(file, opened, MAX_FILE if raw else _MAX_SEALED)
@@ -205,7 +202,7 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         source = "a raw answer" if options.raw else "plain JSON" if options.cipher is None else "an export"
         status = await _carry_out(plan, opened, source=source)
         if options.raw and status == 0:
-            options.file.unlink(missing_ok=True)  # the service cannot tell that it was recovered
+            options.file.unlink(missing_ok=True)  # the service would not notice that its pair was imported
         return status
 
 

@@ -1,4 +1,4 @@
-"""The stand-in over HTTP; each of AMO's hosts is a folder (`/{host}/oauth2/access_token`)."""
+"""The stand-in over HTTP; each of AMO's hosts is a path prefix (`/{host}/oauth2/access_token`)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Sandbox:
         )
 
     async def until_asked(self, times: int) -> None:
-        """Wait until the token endpoint has received so many requests in total."""
+        """Wait until the token endpoint has received this number of requests in total."""
         while self.requests < times:
             self.asked.clear()
             await self.asked.wait()

@@ -1,4 +1,4 @@
-"""A record of what the stand-in has issued and received, against which tests compare the service."""
+"""A record of everything that the stand-in has issued and received, for comparison with the service in tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database: there, whole, of this version, decrypted by our keys, not frozen; its disk; the rescue folder."""
+"""Checks of the database: its existence, integrity, schema, encryption and freeze; its disk, and the rescue folder."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _PAGE = 500
-"""Connections of one read: no checkpoint waits for longer."""
+"""The number of connections per read, which is limited because a read delays checkpoints."""
 _NAMED = 5
-"""Connections that are named."""
+"""The maximum number of connections that are named."""
 _THAW = "amo-callback connections thaw --all"
 _MIB = 1024 * 1024
 _LOW_DISK = 256 * _MIB
-"""Bytes of free disk below which there is a warning."""
+"""The free disk space in bytes below which there is a warning."""
 
 
 async def check_sqlite(
     context: CommandContext, file: Path, opening: AbstractAsyncContextManager[Store]
 ) -> AsyncIterator[Finding]:
-    """Check the database file, read by `opening`."""
+    """Check the database file, opened with `opening`."""
     if (missing := _missing(file)) is not None:
         yield missing
         return
@@ -68,7 +68,7 @@ def _missing(file: Path) -> Finding | None:
 
 
 def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
-    """Return a finding for another version's schema; `upgrade` is the fix for an older one."""
+    """Return a finding for the schema of another version; `upgrade` is the fix for an older one."""
     versions = f"(schema {error.version}, known here: {error.known})"
     if error.is_foreign:
         fix = "correct storage.url: amo-callback needs a database of its own"
@@ -87,7 +87,7 @@ def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
 
 
 async def check_contents(store: Store, name: str, context: CommandContext, *, schema: int) -> AsyncIterator[Finding]:
-    """Check what an opened database holds: whole, decrypted by our keys, not frozen."""
+    """Check the content of an open database: its integrity, encryption and freeze."""
     count, keys = await store.count(), context.encryption_keys
     if await store.is_whole():
         yield ok("store", f"{name}, {count:,} connections, schema {schema}")
@@ -100,7 +100,7 @@ async def check_contents(store: Store, name: str, context: CommandContext, *, sc
 
 
 def _check_canary(keys: Sequence[str], canary: bytes | None) -> Finding | None:
-    """Return a finding where no key decrypts the canary; else `None`."""
+    """Return a finding if no key decrypts the canary, otherwise `None`."""
     if canary is None:
         return None
     try:
@@ -115,7 +115,7 @@ def _check_canary(keys: Sequence[str], canary: bytes | None) -> Finding | None:
 
 
 async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding:
-    """Open every pair; of each only whether it opens is kept."""
+    """Decrypt every pair, without keeping any of them."""
     newest, every = Cipher(keys[:1]), Cipher(keys)
     done, older, unreadable, after = 0, 0, list[str](), ""
     with progress("opening pairs", count) as advance:
@@ -151,7 +151,7 @@ def _opens(cipher: Cipher, connection: Connection) -> bool:
 
 
 async def _check_frozen(store: Store, location: str) -> Finding:
-    """Return whether it is frozen, or will be."""
+    """Return whether the database is frozen, or will be when the service starts."""
     frozen = await store.frozen()
     if frozen is not None:
         return warn(
@@ -185,7 +185,7 @@ def check_rescue(context: CommandContext) -> Iterator[Finding]:
 
 
 def check_disk(context: CommandContext) -> Iterator[Finding]:
-    """Check the files beside the database, and the free disk for it and for the rescue folder."""
+    """Check the files next to the database, and the free disk space for the database and for the rescue folder."""
     if context.database is not None and context.database.exists():
         yield from _ownership(context.database)
         if open_to_others(context.database, stat.S_IROTH):
@@ -210,7 +210,7 @@ def _ownership(database: Path) -> Iterator[Finding]:
 
 
 def _room(context: CommandContext) -> Finding:
-    # The database's disk and the rescue folder's may be two.
+    # The database and the rescue folder may be on different disks.
     folders = [context.rescue] if context.database is None else [context.database.parent, context.rescue]
     known = {_existing(path).stat().st_dev: _existing(path) for path in folders}
     free = {folder: os.statvfs(folder) for folder in known.values()}

@@ -1,4 +1,4 @@
-"""Findings of checks: a severity, a message and a fix; and how they are reported."""
+"""Findings of checks, with a severity, a message and a fix, and their report."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 _NAME = 15
-"""Characters of the longest check's name."""
+"""The length of the longest name of a check."""
 
 
 class Severity(StrEnum):
-    """A finding's severity, the least first."""
+    """The severity of a finding, in ascending order."""
 
     OK = "ok"
     NOTE = "note"
-    """Not known yet, which is no fault."""
+    """Not known yet; not a problem."""
     WARN = "warn"
     FAIL = "fail"
 
@@ -46,12 +46,12 @@ def ok(check: str, message: str) -> Finding:
 
 
 def note(check: str, message: str, *, fix: str) -> Finding:
-    """Return a finding of what cannot be known yet."""
+    """Return a finding about something that cannot be known yet."""
     return Finding(check=check, severity=Severity.NOTE, message=message, fix=fix)
 
 
 def warn(check: str, message: str, *, fix: str) -> Finding:
-    """Return a finding of what may be wrong, or could not be checked."""
+    """Return a finding about something that may be wrong or could not be checked."""
     return Finding(check=check, severity=Severity.WARN, message=message, fix=fix)
 
 
@@ -60,26 +60,26 @@ def fail(check: str, message: str, *, fix: str) -> Finding:
 
 
 def run_check(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield a check's findings; its exception is a finding, too, and ends no other check."""
+    """Yield the findings of a check; an exception becomes a finding and does not end other checks."""
     try:
         yield from findings
-    except Exception as error:  # noqa: BLE001 -- because the other checks still have to run
+    except Exception as error:  # noqa: BLE001 -- other checks still have to run
         yield _failure(check, error)
 
 
 async def run_check_async(check: str, findings: AsyncIterator[Finding]) -> list[Finding]:
-    """Return a check's findings as `run_check` does."""
+    """Return the findings of an asynchronous check, as `run_check` does."""
     found: list[Finding] = []
     try:
         async for finding in findings:
-            found.append(finding)  # noqa: PERF401 -- because what came before an error is kept
-    except Exception as error:  # noqa: BLE001 -- because the other checks still have to run
+            found.append(finding)  # noqa: PERF401 -- findings before an error are kept
+    except Exception as error:  # noqa: BLE001 -- other checks still have to run
         found.append(_failure(check, error))
     return found
 
 
 def _failure(check: str, error: Exception) -> Finding:
-    """Return a finding with the error's name: its text may quote anything."""
+    """Return a finding with the name of the error, because its text may contain secrets."""
     if isinstance(error, AmoCallbackError):
         what = error.fields.get("detail")
         return fail(check, f"{error}{f' ({what})' if what else ''}", fix="fix that, and check again")
@@ -88,7 +88,7 @@ def _failure(check: str, error: Exception) -> Finding:
 
 
 def report(findings: Iterable[Finding], *, as_json: bool) -> int:
-    """Print findings, each as it comes, or all as JSON; return the exit status."""
+    """Print findings, one by one or all as JSON, and return the exit status."""
     if as_json:
         found = list(findings)
         worst = max((one.severity for one in found), key=list(Severity).index, default=Severity.OK)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amo_callback.probe import ObservedClient
 
     HttpProbe = Callable[..., Awaitable["ProbeResponse | NoResponse"]]
-    """A function of a method, a URL and optional `headers`."""
+    """A function that sends a request, given its method, URL and optional `headers`."""
 
 _MAX_BODY = 256 * 1024
 """The maximum number of bytes read from a response."""
@@ -42,7 +42,7 @@ _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeResponse:
-    """A response and its time, the middle between request and response."""
+    """A response and its time: the midpoint between sending the request and receiving the response."""
 
     status: int
     at: datetime
@@ -169,7 +169,7 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
 
 
 async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Check whether `webhook.url` responds to a HEAD request in any way."""
+    """Check whether `webhook.url` gives any response to a HEAD request."""
     if settings.webhook.url is None:
         return
     name = urlsplit(settings.webhook.url).netloc
@@ -185,7 +185,7 @@ async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[F
 
 
 async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, nonce: str) -> AsyncIterator[Finding]:
-    """Check the redirect URI by HEAD, which carries no code."""
+    """Check the redirect URI with a HEAD request, which contains no code."""
     address = settings.amo.redirect_uri
     name = urlsplit(address).netloc
     answer = await http("HEAD", address, headers={probe.HEADER: probe.seal_nonce(cipher, nonce=nonce)})

@@ -1,4 +1,4 @@
-"""The PostgreSQL database and its server."""
+"""Checks of a PostgreSQL database and its server."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 _OLDEST = 12
 """The oldest supported version of PostgreSQL."""
 _APART = 3.0
-"""Clock skew in seconds from which there is a warning."""
+"""The clock skew in seconds above which there is a warning."""
 _AN_INSTANCE_TAKES = 11
-"""Connections per instance: ten of the pool, and the listening one."""
+"""Connections per instance: ten in the pool, and the listening connection."""
 
 
 async def check_postgres(
     context: CommandContext, opening: AbstractAsyncContextManager[Store], *, clock: Clock, wait_limit: float
 ) -> AsyncIterator[Finding]:
-    """Check the database, opened by `opening`, and its server."""
+    """Check the database, opened with `opening`, and its server."""
     url = context.settings.storage.url.get_secret_value()
     address, began = read_postgres(url), clock.monotonic()
     try:

@@ -1,4 +1,4 @@
-"""The service: whether it is running and ready, and whether systemd starts it at boot."""
+"""Checks of the service: whether it is running and ready, and whether systemd starts it at boot."""
 
 from __future__ import annotations
 
