@@ -1,10 +1,10 @@
 """The deep link that returns the user to the app, and its errors.
 
-A further error needs an entry in `DEEP_LINK_ERRORS`, a section in each file of `web/pages/texts`, and an error class in
-`errors` (or `amo.redirect`, if the redirect itself shows it).
+To add an error, add an entry to `DEEP_LINK_ERRORS`, a section to each file of `web/pages/texts`, and an error class to
+`errors` (or to `amo.redirect`, if the redirect itself reveals it).
 
 Values are percent-encoded from the bytes as received, except RFC 3986's unreserved characters. Some parsers read `+` as
-a space, and browsers drop or keep other characters in links with a scheme that they do not know.
+a space, and browsers drop or keep other characters in links with an unknown scheme.
 """
 
 from __future__ import annotations
@@ -68,26 +68,25 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
 )
 """Every `error` that the link may have."""
 OURS_OR_AMOS = ("amo_unavailable", "auth_failed")
-"""The errors whose cause may be this service or AMO, and not the user or the sender of the link."""
+"""Errors that may be the fault of this service or AMO, not of the user or the sender of the link."""
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:
-    """Return the link after a success; `state` is there even where none came: the app expects it."""
+    """Return the link after a success; it always contains `state`, because the app expects it."""
     value = b"true" if hand_back == "none" else code
     return _link(base, "success" if hand_back == "none" else "code", value, state or b"")
 
 
 def failure_link(base: str, *, error: str, state: bytes | None) -> str:
-    """Return the link after a failure; `error` is one of our own words, never a message of AMO's."""
+    """Return the link after a failure; `error` is a code of this service, never text from AMO."""
     return _link(base, "error", error.encode(), state)
 
 
 def intent_link(link: str, *, package: str) -> str:
-    """Return the same link as Android's `intent:`, which opens that app and no other.
+    """Return the same link as Android's `intent:`, which opens only that app.
 
-    There is nothing of the user's behind `#Intent;`, for Android takes orders there, and no
-    `browser_fallback_url`, for with one Chrome does not ask whether to open the app.
-    Source: https://developer.chrome.com/docs/android/intents
+    Nothing from the user follows `#Intent;`, because Android interprets it. There is no `browser_fallback_url`, because
+    with one, Chrome does not ask whether to open the app. Source: https://developer.chrome.com/docs/android/intents
     """
     scheme, _, rest = link.partition(":")
     return f"intent:{rest}#Intent;scheme={scheme.lower()};package={package};end"

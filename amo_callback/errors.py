@@ -1,11 +1,11 @@
-"""The errors of the service, grouped by who has to act.
+"""The errors of the service, grouped by who must act.
 
-A class's docstring is the message for operators; its attributes are the error's form in the two APIs, on the pages and
-in the deep link. What an `error` of the deep link means to the app is defined in `deeplink`. No message or attribute
-contains a token, code, state, key or secret.
+A class's docstring is the message for operators; its attributes define the error in both APIs, on the pages and in the
+deep link. `deeplink` defines what the app should do about an `error` in the deep link. No message or attribute contains
+a token, code, state, key or secret.
 
-After a refresh only `UnknownOutcome` leaves open whether this attempt has spent the refresh token; every other error
-means that it has not.
+After a refresh, only `UnknownOutcome` leaves it unknown whether this attempt has spent the refresh token; every other
+error means that it has not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WAIT = "try again after `Retry-After` seconds"
 
 
 class AmoCallbackError(Exception):
-    """amo-callback failed for a reason without an error of its own."""
+    """amo-callback failed for a reason without its own error."""
 
     code: ClassVar[str] = "internal_error"
     """The error's name in the log, in events and in metrics."""
@@ -162,7 +162,7 @@ class InvalidRefreshToken(UserError):
         super().__init__()
         self.expired = expired
         self.undecodable = undecodable
-        """Whether AMO could not read the token; a former host of a moved account answers so, too."""
+        """Whether AMO could not decode the token, which is also the response of a moved account's former host."""
 
 
 class RefreshRefused(UserError):
@@ -266,7 +266,7 @@ class UnauthorizedWithoutHint(RetryableError):
         self.accepted: bool | None = None
         """Whether introspection accepts the token; `None` if that is unknown."""
         self.same_host = False
-        """Whether introspection names the host that refused."""
+        """Whether introspection returns the host that refused."""
 
 
 class NotYet(RetryableError):
@@ -279,7 +279,7 @@ class NotYet(RetryableError):
         super().__init__()
         self.retry_after = retry_after
         self.cause_code = cause_code
-        """The code of the error that causes the wait; callers get that error, with this wait."""
+        """The code of the error behind the wait, which callers receive with this wait."""
         cause = next((kind for kind in error_classes() if kind.code == cause_code), RetryableError)
         if issubclass(cause, RetryableError | OperatorError):
             self.api_code, self.http_status, self.action = cause.api_code, cause.http_status, cause.action
@@ -305,7 +305,7 @@ class MassFailureSuspected(RetryableError):
     def __init__(self, answer: AmoCallbackError | None = None) -> None:
         super().__init__()
         self.answer = answer
-        """The terminal failure that is suspended, if there is one."""
+        """The suspended terminal failure, if there is one."""
 
 
 class Superseded(RetryableError):
@@ -375,7 +375,7 @@ class InvalidClient(OperatorError):
 
 
 class ClientMismatch(OperatorError):
-    """The pair was granted to another client_id than the configured one, which alone may present it."""
+    """The pair was granted to another client_id than the configured one: only that client may present it."""
 
     code = "client_mismatch"
 
@@ -496,7 +496,7 @@ class CommandFailed(AmoCallbackError):
 
 
 class BackupFailed(AmoCallbackError):
-    """The database was not backed up, or not restored."""
+    """The backup or restore failed."""
 
     code = "not_copied"
 

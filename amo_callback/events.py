@@ -1,4 +1,4 @@
-"""Events: as logged, as stored and as delivered by webhooks."""
+"""Events in the form in which they are logged, stored and delivered by webhooks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Observer = Callable[[Event], None]
 def connection_event(
     name: str, connection: Connection, level: Level = Level.INFO, *, fields: Mapping[str, object] | None = None
 ) -> Event:
-    """Return an event of a connection; fields that are `None` are left out."""
+    """Return an event of a connection; fields that are `None` are omitted."""
     known = {key: value for key, value in (fields or {}).items() if value is not None}
     return Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **known})
 
@@ -144,7 +144,7 @@ class QueuedWebhook:
     last_error: str | None = None
     """Why the last try failed: a short word, or the receiver's HTTP status."""
     dead_lettered_at: datetime | None = None
-    """When delivery was given up; the webhook is kept, and can be retried."""
+    """When delivery was given up; the webhook is kept and can be retried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""A grant: an authorization code from its presentation to a stored pair, as immutable values."""
+"""A grant, from the presentation of an authorization code to a stored pair, as immutable values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CallbackParams:
 
 
 STATE_PREFIX = "ac1."
-"""The beginning of states issued here; 128 random bits follow."""
+"""The prefix of states issued here, followed by 128 random bits."""
 
 
 def is_our_state(state: bytes | None) -> bool:
@@ -80,7 +80,7 @@ class IssuedState:
 
 
 class CodeSource(Enum):
-    """Where a code comes from."""
+    """The sender of a code."""
 
     BROWSER = "browser"
     VENDOR = "vendor"
@@ -150,7 +150,7 @@ class GrantSecrets:
     state: bytes | None = field(repr=False)
     domain: str
     ticket: str = field(default="", repr=False)
-    """What the deep link may carry instead of AMO's code."""
+    """A replacement for AMO's code in the deep link."""
     request: AuthorizationRequest | None = None
 
 
@@ -185,14 +185,14 @@ class GrantResult:
     domain: str
     """The account's host."""
     support: str
-    """A support code for the page and the log, from which nothing else can be derived."""
+    """A support code for the page and the log, which reveals nothing else."""
     connection_id: str | None = None
     grant_no: int = 0
     """The store's counter of disconnects when the code was first claimed."""
 
     @property
     def app_state(self) -> bytes | None:
-        """The state for the app: its own, if it gave one."""
+        """The state for the app: its own, if it provided one."""
         return self.state if self.request is None or self.request.state is None else self.request.state
 
 

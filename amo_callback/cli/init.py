@@ -190,7 +190,7 @@ def init(
     deep_link: str | None,
     database: str | None,
 ) -> None:
-    """Write a configuration: ask for what is needed, and generate keys. Nothing is written before all is known."""
+    """Write a configuration: ask for the required values and generate keys; nothing is written before all are known."""
     paths = _paths(config, invocation.environ, systemd=systemd)
     database = database or paths.database
     asking = not no_input and sys.stdin.isatty() and sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""A backend that uses the private API, and the state of the demonstration as seen by it and AMO's ledger."""
+"""A backend that uses the private API, and the state of the demo from its responses and AMO's ledger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOOK_EVERY = 0.5
 """Seconds between two polls."""
 _FRESH = 1
-"""The `min_ttl` of its requests, because tokens of the demonstration are valid for half a minute."""
+"""The `min_ttl` of its requests, which is low because tokens in the demo are valid for only half a minute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ class ConnectionSnapshot:
     status: str
     reason: str
     pairs: int
-    """Pairs that AMO has issued to this account."""
+    """The number of pairs that AMO has issued to this account."""
     left: float
     """Seconds until the access token expires."""
     lifetime: float
@@ -94,7 +94,7 @@ class ConnectionSnapshot:
     """Seconds until the next refresh; `None` if there is none."""
     backend_status: int
     backend_words: str
-    """The response to a backend that asks for a token."""
+    """The response to a backend that requests a token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,10 +105,10 @@ class Snapshot:
     away: bool = False
     """Whether AMO is unreachable."""
     issued: int = 0
-    """Refresh tokens issued by AMO."""
+    """The number of refresh tokens that AMO has issued."""
     spent: int = 0
     again: int = 0
-    """Presentations of spent tokens: after a lost response, the second one reveals it."""
+    """The number of presentations of spent tokens, which occur after a lost response."""
 
 
 class Poller:
@@ -119,7 +119,7 @@ class Poller:
         self.snapshot = Snapshot()
 
     async def run(self) -> None:
-        """Poll until cancelled; while the service does not respond, the last snapshot stays."""
+        """Poll until cancelled; while the service does not respond, keep the last snapshot."""
         while True:
             with suppress(aiohttp.ClientError, TimeoutError):
                 self.snapshot = await self._look()

@@ -1,4 +1,4 @@
-"""The environment of the demonstration: the service, its reverse proxy, AMO's stand-in and the panel."""
+"""The environment of the demo: the service, its reverse proxy, AMO's stand-in and the panel."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3
-"""The panel, AMO and the proxy."""
+"""The number of sites: the panel, AMO and the proxy."""
 _NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
-"""Headers of a single connection (RFC 9110, section 7.6.1)."""
+"""Headers that apply to a single connection (RFC 9110, section 7.6.1)."""
 _POLICY = "Content-Security-Policy"
 _AWAY = "The service does not answer yet.\n"
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
@@ -58,7 +58,7 @@ class Addresses:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoSecrets:
-    """Random secrets of one demonstration."""
+    """Random secrets for one run of the demo."""
 
     api_key: str = field(default_factory=secrets.token_urlsafe, repr=False)
     jwt_secret: str = field(default_factory=secrets.token_urlsafe, repr=False)
@@ -70,7 +70,7 @@ class Demo:
     service: Service
     poller: Poller
     curl: str = field(repr=False)
-    """A command that requests a token."""
+    """A curl command that requests a token."""
 
 
 def choose_addresses(first: int | None) -> Addresses:
@@ -171,7 +171,7 @@ async def open_demo(
     clock: Clock,
     told: Callable[[FeedEntry], None],
 ) -> AsyncIterator[Demo]:
-    """Open the demonstration; at the end no file of it is left."""
+    """Open the demo; on exit, all its files are removed."""
     made = DemoSecrets()
     fake = FakeAmo(
         integration=SandboxIntegration(redirect_uri=f"http://{addresses.proxy}/api/amo-crm/callback"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SERVICE, AMO, YOU = "service", "amoCRM", "you"
 _KEPT = 200
-"""Lines."""
+"""The maximum number of entries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class LogStream(io.StringIO):
 
 
 def noted_as(entry: Entry | LookUp) -> str:
-    """Return a sentence for an entry of AMO's ledger: a presented credential or an introspection."""
+    """Return a sentence about an entry in AMO's ledger: a presented credential or an introspection."""
     if isinstance(entry, LookUp):
         what = "a refresh token" if entry.kind == "refresh_token" else "an access token"
         return f"Asked about {what}, which spends nothing: it is good{'' if entry.status == 200 else ' no more'}."

@@ -1,4 +1,4 @@
-"""The panel: the phone, and next to it the connections, the scenarios and the event feed."""
+"""The panel: the phone, the connections, the scenarios and the event feed."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class Renderer:
 
 @web.middleware
 async def loopback_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse requests whose `Host` is not this machine's loopback.
+    """Reject requests whose `Host` is not a loopback address of this machine.
 
-    Otherwise a website could resolve its name to 127.0.0.1 and read the API key.
+    Otherwise, a website could resolve its own name to 127.0.0.1 and read the API key.
     """
     named = request.headers.getall("Host", [])
     if len(named) != 1 or not _is_loopback(named[0]):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 USER = "42"
 AUDIENCE = "demo"
 _SHOWN = 10
-"""Displayed characters of a code."""
+"""The number of displayed characters of a code."""
 _STARTS = 20
 """The maximum number of remembered flows."""
 

@@ -1,4 +1,4 @@
-"""Scenarios: faults of AMO and of backends, and what happens then."""
+"""Scenarios: faults of AMO and of backends, and their effects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Scenario:
     expect: str
     """What the user should see."""
     one: bool = True
-    """Whether it needs a connection."""
+    """Whether it requires a connection."""
 
 
 SCENARIOS = (
@@ -72,7 +72,7 @@ SCENARIOS = (
         one=False,
     ),
 )
-"""In the order of the panel."""
+"""The scenarios, in the order of the panel."""
 
 
 class Scenarios:
@@ -91,7 +91,7 @@ class Scenarios:
         }
 
     async def run(self, name: str, connection: ConnectionSnapshot | None) -> bool:
-        """Run a scenario; return whether it exists, and has a connection if it needs one."""
+        """Run a scenario; return whether it exists and has the connection that it requires."""
         if name == "away":
             self._away()
             return True
@@ -129,7 +129,7 @@ class Scenarios:
         self._feed.add(YOU, text, domain=account.host)
 
     async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        """Lose a request or response of this connection; if none was sent, remove the fault."""
+        """Lose a request or response of this connection; remove the fault if no request was sent."""
         faults = self._sandbox.faults
         if faults.persistent is not None:
             self._feed.add(YOU, "amoCRM is unreachable, so no token can be lost.", domain=account.host)
@@ -157,6 +157,6 @@ class Scenarios:
 
 
 def moved(host: str) -> str:
-    """Return the account's next host: a new name, then the first one again."""
+    """Return the account's next host: a new name at first, and then its original name."""
     label, _, rest = host.partition(".")
     return f"{label.removesuffix('-new')}.{rest}" if label.endswith("-new") else f"{label}-new.{rest}"

@@ -1,4 +1,4 @@
-"""The files in this folder, filled in for one installation. Pure functions."""
+"""The files in this folder, with the values of an installation filled in; pure functions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SYSUSERS = "amo-callback.sysusers"
 CONFIG = Path("/etc/amo-callback/config.toml")
 
 STOP_TIMEOUT = "TIMEOUT_STOP_SEC"
-"""The environment variable with the unit's `TimeoutStopSec=`, which systemd itself does not pass on."""
+"""The environment variable for the unit's `TimeoutStopSec=`, which systemd itself does not pass to the service."""
 STOP_RESERVE = 10.0
-"""Seconds of `TimeoutStopSec=` beyond `amo.timeout`, in which a request ends and its pair is stored."""
+"""Seconds between `amo.timeout` and `TimeoutStopSec=`, in which a request is finished and its pair is stored."""
 _LEAST_STOP_TIMEOUT = 60
 _UNIX = "unix:"
 _PREFIX = "amo-callback-"
@@ -42,7 +42,7 @@ class Interpreter:
 
     venv: Path
     base: Path
-    """The environment's base (`sys.base_prefix`)."""
+    """The base of the virtual environment (`sys.base_prefix`)."""
     executable: Path
     """The binary, with links resolved."""
 
@@ -65,7 +65,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> str | None:
-    """Return the file of this name, without its suffix or `amo-callback-` if that is unambiguous."""
+    """Return the file with this name; the suffix and `amo-callback-` may be omitted if that is unambiguous."""
     known = names()
     fitting = [one for one in known if one == name] or [
         one for one in known if name in {one.rpartition(".")[0], one.removeprefix(_PREFIX)}
@@ -74,12 +74,12 @@ def find(name: str) -> str | None:
 
 
 def text_of(name: str) -> str:
-    """Return a file of this folder as it is."""
+    """Return the unchanged text of a file in this folder."""
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def render(name: str, installation: Installation) -> str:
-    """Return a file, filled in; raises `ConfigurationError` for a value that a unit file cannot contain."""
+    """Return a file with values filled in; raises `ConfigurationError` for values that a unit file cannot contain."""
     text = text_of(name)
     return text.format_map(_values(installation)) if name in {*UNITS, BACKUP_SERVICE} else text
 
@@ -104,7 +104,7 @@ def check_places(installation: Installation) -> None:
 
 
 def fits_stop_timeout(amo_timeout: float, stop_timeout: float) -> bool:
-    """Return whether the service ends before systemd would kill it."""
+    """Return whether the service stops before systemd would kill it."""
     return amo_timeout <= stop_timeout - STOP_RESERVE
 
 
@@ -126,7 +126,7 @@ def _values(installation: Installation) -> Mapping[str, str]:
 
 
 def _executable(python: Interpreter) -> list[str]:
-    """Return the paths for `ExecPaths=`, without which `NoExecPaths=/` would prevent the start."""
+    """Return the paths for `ExecPaths=`, without which `NoExecPaths=/` would prevent the service from starting."""
     ours = [_plain(python.venv), _plain(python.executable)]
     if python.base != Path("/usr"):
         ours.append(f"{_plain(python.base)}/lib")
@@ -134,7 +134,7 @@ def _executable(python: Interpreter) -> list[str]:
 
 
 def _stream(door: str, address: str) -> str:
-    """Return an address for `ListenStream=`, which accepts no host names."""
+    """Return an address for `ListenStream=`, which does not accept host names."""
     if address.startswith(_UNIX):
         return _plain(Path(address.removeprefix(_UNIX)))
     host, _, port = address.rpartition(":")

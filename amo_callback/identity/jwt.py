@@ -64,7 +64,7 @@ class Key:
 
 
 class Hs256Verifier:
-    """A verifier of HS256 tokens with the secret shared with the app's backend."""
+    """A verifier of HS256 tokens, with a secret shared with the app's backend."""
 
     def __init__(self, secret: str, *, rules: JwtRules) -> None:
         self._key = Key(algorithm="HS256", material=read_secret(secret))

@@ -110,7 +110,7 @@ class GrantService:
         return await self._core.store.connection(result.connection_id) if result.connection_id else None
 
     async def drain(self) -> None:
-        """Start no exchange from now on, and wait until every claimed code is exchanged and stored."""
+        """Start no more exchanges, and wait until every claimed code is exchanged and stored."""
         self._core.stop.set()
         for code_hash, task in self._exchanges:
             if code_hash not in self._claimed:

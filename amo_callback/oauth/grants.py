@@ -30,14 +30,14 @@ def _new_secret() -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrantRules:
-    """Which grants are accepted, and how long a request waits for one."""
+    """Which grants are accepted, and how long a request waits for an exchange."""
 
     issued_only: bool = False
     """Whether only states issued here are accepted."""
     allowed_accounts: Collection[str] = ()
     default_domain: str | None = None
     wait_limit: float = 8.0
-    """Seconds after which the user is shown a waiting page; the exchange continues."""
+    """Seconds after which the user sees a waiting page; the exchange continues."""
     new_secret: Callable[[], str] = _new_secret
 
 

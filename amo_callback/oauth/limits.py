@@ -35,7 +35,7 @@ def priority_of(request: AuthorizationRequest | None) -> Priority:
 
 
 class AttemptLimiter:
-    """A limit on attempts per address and window; each process counts for itself."""
+    """A limit on attempts per address and window; each process counts separately."""
 
     def __init__(self, *, attempts: int, window: float, clock: Clock) -> None:
         self.attempts = attempts
@@ -44,7 +44,7 @@ class AttemptLimiter:
         self._reserved: OrderedDict[tuple[Priority, str], deque[float]] = OrderedDict()
 
     def change(self, *, attempts: int, window: float) -> None:
-        """Replace the limit; reservations stay."""
+        """Replace the limit; existing reservations remain."""
         self.attempts = attempts
         self._window = window
 
@@ -152,7 +152,7 @@ class StartLimiter:
                 yield
 
     def _reserve_link(self, address: str | None, priority: Priority) -> None:
-        """Reserve one of all plain links; the second half of them is for addresses without one."""
+        """Reserve a plain link from the total; its second half is reserved for addresses that have none yet."""
         half_is_used = 2 * self._links.count(_ALL) >= self._links.attempts
         if half_is_used and address is not None and self._each.count(address, among=priority) > 1:
             raise QueueFull
@@ -183,15 +183,15 @@ class Limits:
         self._links.change(attempts=self._links_in(window), window=window)
 
     def _links_in(self, window: float) -> int:
-        """Return how many plain links are allowed in a window: half of the codes that can be exchanged in it.
+        """Return the number of plain links allowed in a window: half of the codes that can be exchanged in it.
 
-        The other half is for codes that were requested elsewhere.
+        The other half is reserved for codes that were requested elsewhere.
         """
         return capacity_for(per_second=self._requests_per_second / 2, seconds=window)
 
 
 def capacity_for(*, per_second: float, seconds: float) -> int:
-    """Return how many codes can be sent in that time if refreshes use every other slot."""
+    """Return the number of codes that can be sent in that time if refreshes use every other slot."""
     return max(1, int(per_second / 2 * seconds))
 
 

@@ -3,14 +3,17 @@
 Anyone can be tricked into following a link, or into opening a deep link. Neither a link nor a code therefore makes a
 user an owner; that takes the user's JWT and a proof that the flow began in the user's own app:
 
-| flow started by | proof when the app presents the code | JWT | new owner | | --- | --- | --- | --- | | a user, with a
-challenge | the matching verifier | that user's | that user, in addition to others | | | | another user's | none | | a
-backend, for a user | the backend asserts the user | not needed | that user, when AMO has accepted the code | | a
-backend, for a user, with a challenge | the matching verifier | that user's, or none | that user, in addition to others
-| | | | another user's | none | | anyone who opened `/connect` with a challenge | the matching verifier | any user's |
-that user, if there is no owner | | the app, with its own state (mode `app`) | the state names the user | that user's |
-that user, if there is no owner | | | the state names another user, or none | any user's | none | | a user, a plain
-link, AMO itself: without a challenge, with an issued state or none | none | any user's | none |
+| flow started by | proof when the app presents the code | JWT | new owner |
+| --- | --- | --- | --- |
+| a user, with a challenge | the matching verifier | that user's | that user, in addition to others |
+| | | another user's | none |
+| a backend, for a user | the backend asserts the user | not needed | that user, when AMO has accepted the code |
+| a backend, for a user, with a challenge | the matching verifier | that user's, or none | that user, in addition to others |
+| | | another user's | none |
+| anyone who opened `/connect` with a challenge | the matching verifier | any user's | that user, if there is no owner |
+| the app, with its own state (mode `app`) | the state names the user | that user's | that user, if there is no owner |
+| | the state names another user, or none | any user's | none |
+| a user, a plain link, AMO itself: no challenge, and an issued state or none | none | any user's | none |
 
 A wrong, missing or unexpected verifier is `PkceMismatch`, and the result is not returned either. Anyone who knows a
 user's id can make a state that names it; the app has to compare its own state.

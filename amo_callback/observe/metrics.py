@@ -1,4 +1,4 @@
-"""The counters of the service in a Prometheus registry of their own; no label grows with the number of accounts.
+"""The counters of the service, in their own Prometheus registry; no label grows with the number of accounts.
 
 The values of every label are listed here, so that each series exists from the start, at zero. Other values are counted
 as `other`.

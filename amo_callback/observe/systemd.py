@@ -55,7 +55,7 @@ class Notifier:
         if not self._unsent or self._unsent[-1] != message:
             self._unsent.append(message)
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)  # noqa: FBT003 -- it takes no keyword arguments
+            sender.setblocking(False)  # noqa: FBT003 -- takes no keyword arguments
             sender.connect(self._address)
             while self._unsent:
                 sender.send(self._unsent[0])

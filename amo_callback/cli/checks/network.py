@@ -1,4 +1,4 @@
-"""Other servers: AMO, the public address, the app's key set, the webhook receiver. No credentials are sent to them."""
+"""Checks of other servers, which receive no credentials: AMO, the public address, the key set, the webhook receiver."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ async def test_all_are_frozen_and_thawed(app: Running) -> None:
     """Nothing is spent, not even a code; readiness is red and says what to do; live tokens are handed out."""
     connection = await app.connected()
     told = (await _ask(app, "/freeze", method="POST")).json()
-    assert (told["frozen"], told["why"], told["open_attempts"]) == (True, "asked by admin", 0)
+    assert (told["frozen"], told["why"], told["open_attempts"]) == (True, "requested by admin", 0)
     refused = await app.private(f"/connections/{connection}/refresh", method="POST")
     assert (refused.status, refused.json()["code"], refused.headers["Retry-After"]) == (503, "frozen", "900")
     assert (await app.private(f"/connections/{connection}/token")).status == 200
@@ -231,7 +231,7 @@ async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
     stored = await app.stored(connection)
     assert stored.sealed_pair is None
     [gone, *_] = (await app.private(f"/events?connection={connection}")).json()["items"]
-    assert (gone["name"], gone["details"]["reason"]) == ("connection.disconnected", "asked by admin")
+    assert (gone["name"], gone["details"]["reason"]) == ("connection.disconnected", "requested by admin")
     assert app.witness.named("connection.disconnected")
     webhooks = await app.service.services.store.webhooks(limit=9)
     assert webhooks[-1].type == "connection.disconnected"
