@@ -5,10 +5,10 @@ user an owner; that takes the user's JWT and a proof that the flow began in the 
 
 | flow started by | proof when the app presents the code | JWT | new owner |
 | --- | --- | --- | --- |
-| a user, with a challenge | the matching verifier | that user's | that user, in addition to others |
+| a user, with a challenge | the matching verifier | that user's | that user, in addition |
 | | | another user's | none |
 | a backend, for a user | the backend asserts the user | not needed | that user, when AMO has accepted the code |
-| a backend, for a user, with a challenge | the matching verifier | that user's, or none | that user, in addition to others |
+| a backend, for a user, with a challenge | the matching verifier | that user's, or none | that user, in addition |
 | | | another user's | none |
 | anyone who opened `/connect` with a challenge | the matching verifier | any user's | that user, if there is no owner |
 | the app, with its own state (mode `app`) | the state names the user | that user's | that user, if there is no owner |
