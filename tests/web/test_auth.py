@@ -109,7 +109,7 @@ async def test_api_key_wrong_repeatedly_does_not_lock_out_valid_key(app: Running
     for _ in range(50):
         assert (await app.private("/connections", key="wrong" * 10)).status == 401
     assert (await app.private("/connections")).status == 200
-    told = [line for line in app.lines() if line["event"] == "authorization.refused"]
-    assert [line["count"] for line in told] == [1]
+    refused = [line for line in app.lines() if line["event"] == "authorization.refused"]
+    assert [line["count"] for line in refused] == [1]
     assert "amo_callback_api_keys_refused_total 50.0" in (await app.private("/metrics", key=None)).text
     assert "wrong" not in app.log.getvalue()

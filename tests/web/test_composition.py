@@ -163,11 +163,11 @@ async def test_reload_limits_take_effect_immediately(app: Running, encryption_ke
     async def starts() -> list[int]:
         return [(await app.public(f"{BASE}/connect")).status for _ in range(2)]
 
-    for unproven in ("1", "3"):
-        fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES=unproven))
+    for failed_codes in ("1", "3"):
+        fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES=failed_codes))
         assert app.service.reload(fresh) == []
-        assert await junk() == (["auth_failed", "rate_limited"] if unproven == "1" else ["auth_failed"] * 2)
-        assert await starts() == ([303, 302] if unproven == "1" else [303, 303])
+        assert await junk() == (["auth_failed", "rate_limited"] if failed_codes == "1" else ["auth_failed"] * 2)
+        assert await starts() == ([303, 302] if failed_codes == "1" else [303, 303])
     fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES="3", LIMITS__WINDOW="3600"))
     assert app.service.reload(fresh) == []
     app.clock.advance(60)

@@ -47,8 +47,8 @@ async def test_callback_repeated_at_other_instance_gets_same_answer(instances: A
         again = await two.callback(query)
         assert (first.status, again.status, again.location) == (302, 302, first.location)
         code = query.partition("code=")[2].partition("&")[0]
-        told = await two.public(f"{BASE}/exchange-code", method="POST", json={"code": code})
-        assert (told.status, told.json()["data"]["connected"]) == (200, True)
+        exchanged = await two.public(f"{BASE}/exchange-code", method="POST", json={"code": code})
+        assert (exchanged.status, exchanged.json()["data"]["connected"]) == (200, True)
         assert len(one.amo.fake.ledger.exchanges()) == 1
 
 
@@ -71,8 +71,8 @@ async def test_ticket_of_one_instance_is_redeemed_at_other(instances: Any) -> No
     async with instances(APP__HAND_BACK="ticket") as (one, two):
         answer = await one.callback(one.query())
         ticket = answer.location.partition("code=")[2].partition("&")[0]
-        told = await two.public(f"{BASE}/exchange-code", method="POST", json={"code": ticket})
-        assert told.json()["data"]["connected"] is True
+        exchanged = await two.public(f"{BASE}/exchange-code", method="POST", json={"code": ticket})
+        assert exchanged.json()["data"]["connected"] is True
 
 
 async def test_429_at_one_instance_pauses_all(instances: Any) -> None:

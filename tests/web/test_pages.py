@@ -178,8 +178,8 @@ def test_connected_page_note_depends_on_browser_kind(pages: Pages, kind: Kind, n
     """In-app browsers and desktops get a note above the button; other browsers get none."""
     html = _html(pages.render(CONNECTED, UserAgent(kind=kind, language=language)))
     texts = fill(read_texts(language), {"app": "For You", "domain": HOST})["page"]
-    said = [key for key in ("in_app", "on_phone") if texts[key] in html]
-    assert said == ([note] if note else [])
+    notes = [key for key in ("in_app", "on_phone") if texts[key] in html]
+    assert notes == ([note] if note else [])
     if note:
         assert html.index('class="note"') < html.index('id="open"')
     bare = Markup.read(_html(pages.render(View(variant="gone", status=404), UserAgent(kind=kind, language=language))))

@@ -120,8 +120,8 @@ async def test_list_invalid_parameter_names_field(app: Running, query: str, fiel
 async def test_freeze_all_spends_nothing_until_thaw(app: Running) -> None:
     """Tokens and codes are not spent, readiness fails and says what to do, and valid tokens are handed out."""
     connection = await app.connected()
-    told = (await _ask(app, "/freeze", method="POST")).json()
-    assert (told["frozen"], told["why"], told["open_attempts"]) == (True, "asked by admin", 0)
+    result = (await _ask(app, "/freeze", method="POST")).json()
+    assert (result["frozen"], result["why"], result["open_attempts"]) == (True, "asked by admin", 0)
     refused = await app.private(f"/connections/{connection}/refresh", method="POST")
     assert (refused.status, refused.json()["code"], refused.headers["Retry-After"]) == (503, "frozen", "900")
     assert (await app.private(f"/connections/{connection}/token")).status == 200
@@ -179,7 +179,7 @@ async def test_freeze_all_reports_open_attempts(app: Running) -> None:
 
 
 async def test_database_from_another_machine_starts_frozen(app: Running, run: Any) -> None:
-    """Until it is thawed, the service spends nothing, reports it, and hands out only tokens that AMO accepts."""
+    """Until the thaw the service spends nothing, reports the freeze, and hands out only tokens that AMO accepts."""
     connection = await app.connected()
     async with run(machine="there") as twin:
         assert (await twin.private(f"/connections/{connection}/token")).status == 503  # this AMO does not know it

@@ -119,7 +119,7 @@ async def test_webhooks_list_is_paged_in_order(webhook_app: Running, receiver: R
 
 
 async def test_webhooks_without_receiver_wait(app: Running) -> None:
-    """They are listed from the table `webhooks`, and delivered once a receiver is configured."""
+    """Undelivered webhooks are listed from the table `webhooks`, and delivered once a receiver is configured."""
     await app.connected()
     [waiting] = (await _list(app))["items"]
     assert (waiting["status"], waiting["tries"], waiting["last_error"]) == ("waiting", 0, None)

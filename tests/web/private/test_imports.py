@@ -37,18 +37,18 @@ async def test_import_new_pair_is_stored_handed_out_and_refreshed(app: Running) 
     app.clock.advance(10)
     refreshed = await app.private(f"/connections/{account}/refresh", method="POST")
     assert (refreshed.status, refreshed.json()["access_token"] != theirs["access_token"]) == (200, True)
-    told = (await app.private(f"/events?connection={account}")).json()["items"]
-    [imported] = [event for event in told if event["name"] == "connection.imported"]
+    events = (await app.private(f"/events?connection={account}")).json()["items"]
+    [imported] = [event for event in events if event["name"] == "connection.imported"]
     assert imported["details"]["source"] == "the API key admin"
-    assert "refresh_token" not in str(told)
+    assert "refresh_token" not in str(events)
 
 
 async def test_import_repeated_changes_nothing(app: Running) -> None:
     """An import whose response was lost may be sent again."""
     theirs = await _foreign_pair(app)
     for new, same in ((1, 0), (0, 1)):
-        told = (await _import(app, {"connections": [theirs]})).json()
-        assert (told["new"], told["same"]) == (new, same)
+        result = (await _import(app, {"connections": [theirs]})).json()
+        assert (result["new"], result["same"]) == (new, same)
 
 
 async def test_import_existing_connection_needs_replace(app: Running) -> None:
@@ -137,7 +137,7 @@ async def test_import_of_1000_connections_is_accepted(app: Running) -> None:
 
 
 async def test_import_body_above_1_mib_is_413(app: Running) -> None:
-    """A larger import uses the command."""
+    """A body above 1 MiB is refused; a larger import uses the command."""
     body = io.BytesIO(b'{"connections": [' + b" " * 1024 * 1024 + b"]}")
     answer = await app.private(PATH, key=ADMIN_KEY, method="POST", data=body)
     assert (answer.status, answer.json()["code"]) == (413, "invalid_request")

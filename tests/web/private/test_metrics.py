@@ -1,4 +1,4 @@
-"""`GET /metrics`."""
+"""`GET /metrics`: the metrics of the whole service."""
 
 import asyncio
 from typing import Any
@@ -61,7 +61,7 @@ async def test_metrics_count_refreshes_by_result(app: Running) -> None:
 
 
 async def test_metrics_count_amo_requests_by_status(app: Running) -> None:
-    """Each request's duration is measured as well."""
+    """Requests to AMO are counted by kind and status class, and their duration is measured."""
     connection = await app.connected()
     await app.private(f"/connections/{connection}/refresh", method="POST")
     found = await _count(app, "amo_requests")

@@ -291,7 +291,7 @@ def _write(app: Running, statement: str, *values: object) -> None:
 
 
 async def test_token_host_not_allowed_is_503_until_setting_allows_it(run: Any) -> None:
-    """The 503 names host and setting, and readiness fails; the next start with the setting recovers."""
+    """The 503 names host and setting, and readiness fails; with the setting, the next start hands out the token."""
     async with run() as app:
         connection = await app.connected()
         _write(app, "UPDATE connections SET domain = ?", STORED_HOST)
@@ -345,6 +345,6 @@ async def test_token_of_rows_with_swapped_accounts_is_unreadable(run: Any) -> No
         app.clock.advance(2)
         for name in names:
             answer = await app.private(f"/connections/account:{name}/token")
-            told = answer.json()
-            assert (answer.status, told["code"], told["reason"]) == (409, "needs_reauth", "unreadable")
+            problem = answer.json()
+            assert (answer.status, problem["code"], problem["reason"]) == (409, "needs_reauth", "unreadable")
         assert app.amo.fake.ledger.refreshes() == []

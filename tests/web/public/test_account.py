@@ -35,8 +35,8 @@ async def _connect_with_app_state(app: Running, state: str) -> str:
 def _assert_not_owner(answer: Answer) -> None:
     """Check that the account is connected, and that the caller owns nothing and learns nothing."""
     assert answer.status == 200
-    told = {"success": True, "data": NOTHING, "message": "The account is connected, but you are not an owner."}
-    assert answer.json() == told
+    expected = {"success": True, "data": NOTHING, "message": "The account is connected, but you are not an owner."}
+    assert answer.json() == expected
 
 
 # --- regular flows ------------------------------------------------------------------------------
@@ -79,10 +79,10 @@ async def test_existing_app_without_jwt_gets_result_and_binds_no_owner(app: Runn
     state = _state("42")
     answer = await app.callback(app.query(state=state))
     assert of(answer.location)["state"] == state
-    told = await app.public(
+    exchanged = await app.public(
         f"{BASE}/exchange-code", method="POST", json={"code": of(answer.location)["code"], "state": state, "userId": 42}
     )
-    assert told.json()["data"]["connected"] is True
+    assert exchanged.json()["data"]["connected"] is True
     assert await owners(app) == []
 
 
@@ -316,7 +316,7 @@ async def test_disconnect_by_last_owner_erases_tokens(app: Running) -> None:
 
 
 async def test_disconnect_without_connection_is_200(app: Running) -> None:
-    """A user who owns nothing gets the status without a connection every time."""
+    """A user who owns nothing gets 200 and an empty status every time."""
     await app.connected()
     for _ in range(2):
         answer = await _disconnect(app, "42")
@@ -385,7 +385,7 @@ async def test_status_and_disconnect_without_jwt_are_401(app: Running) -> None:
 
 @pytest.mark.parametrize("alone", [True, False])
 async def test_code_from_before_disconnect_binds_no_owner(app: Running, *, alone: bool) -> None:
-    """The code binds nobody, whether another user reconnected the connection or still owns it."""
+    """The code binds no owner, whether another user reconnected the connection or still owns it."""
     first, second = Phone(app, "42"), Phone(app, "17")
     old = await first.connect()
     await first.exchange(old)

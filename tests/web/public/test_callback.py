@@ -491,5 +491,5 @@ async def test_grant_ended_by_disconnect_is_code_expired_and_logged(app: Running
     page = await app.public((await coming).location)
     line = _line(app, page)
     assert (line["event"], line["word"]) == ("grant.superseded", "code_expired")
-    told = await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code})
-    assert (told.status, told.json()["success"], told.json()["error"]) == (400, False, "code_expired")
+    exchanged = await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code})
+    assert (exchanged.status, exchanged.json()["success"], exchanged.json()["error"]) == (400, False, "code_expired")

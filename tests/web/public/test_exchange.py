@@ -162,7 +162,7 @@ async def test_exchange_code_malformed_body_is_400(app: Running, body: bytes) ->
 
 
 async def test_exchange_code_other_method_is_405(app: Running) -> None:
-    """Only POST is allowed, and `Allow` says so."""
+    """A method other than POST is 405 with `Allow`."""
     answer = await app.public(PATH)
     assert (answer.status, answer.headers["Allow"], answer.json()["error"]) == (405, "POST", "method_not_allowed")
 

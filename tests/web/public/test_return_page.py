@@ -48,7 +48,7 @@ async def test_return_page_second_visit_does_not_open_automatically(app: Running
 
 @pytest.mark.parametrize("agent", [SAFARI, CHROME, INSTAGRAM, DESKTOP])
 async def test_return_page_error_does_not_open_automatically(app: Running, agent: str) -> None:
-    """The user reads an error first, at the callback's address and at a return address."""
+    """An error page never opens the app automatically, at the callback's address or at a return address."""
     refused = await app.callback("error=access_denied&state=s", html=True, headers={"User-Agent": agent})
     _, junk = await _look(app, await _returned(app, code="junk", state="s"), agent)
     for markup, word in ((Markup.read(refused.text), "access_denied"), (junk, "auth_failed")):
