@@ -1,4 +1,4 @@
-"""The address of the database: what it names, and what of it is secret."""
+"""The database URL: its parts and its secrets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SECRET = "sekret"
         ("postgresql://?host=a:1,b&database=amo", "PostgreSQL database amo at a, b", False),
     ],
 )
-def test_a_url_names_hosts_and_a_database(url: str, shown: str, *, local: bool) -> None:
-    """As asyncpg reads it; whoever is told of it learns neither user nor password."""
+def test_postgres_url_is_shown_as_hosts_and_database(url: str, shown: str, *, local: bool) -> None:
+    """The URL is read as asyncpg reads it; the text shows neither user nor password."""
     validate_url(url)
     address = read_postgres(url)
     assert (str(address), address.is_local) == (shown, local)
@@ -32,7 +32,7 @@ def test_a_url_names_hosts_and_a_database(url: str, shown: str, *, local: bool) 
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "expected"),
     [
         ("postgresql://u:sekret@/amo", "must name a host"),
         ("postgresql://u:sekret@h", "must name a database"),
@@ -48,9 +48,9 @@ def test_a_url_names_hosts_and_a_database(url: str, shown: str, *, local: bool) 
         ("sqlite:///", "must begin with sqlite:/// and name a file"),
     ],
 )
-def test_what_is_wrong_is_told_without_the_url(url: str, said: str) -> None:
-    """Of a URL that cannot be read nobody knows where its password ends."""
-    with pytest.raises(ValueError, match=f"^{said.replace('?', '[?]')}") as raised:
+def test_validate_url_error_does_not_show_url(url: str, expected: str) -> None:
+    """In a URL that cannot be parsed, the end of the password is unknown."""
+    with pytest.raises(ValueError, match=f"^{expected.replace('?', '[?]')}") as raised:
         validate_url(url)
     assert "sek" not in str(raised.value)
     assert raised.value.__cause__ is None
@@ -67,11 +67,11 @@ def test_what_is_wrong_is_told_without_the_url(url: str, said: str) -> None:
         ("postgresql://u:sek@ret@h/amo", ["postgresql://u:sek@ret@h/amo"]),
     ],
 )
-def test_its_passwords_are_known(url: str, secrets: list[str]) -> None:
-    """As they are written and as they are meant; and in no repr."""
+def test_url_secrets_returns_passwords_encoded_and_decoded(url: str, secrets: list[str]) -> None:
+    """Passwords are returned as written and as decoded; a URL that cannot be parsed is returned whole."""
     assert list(url_secrets(url)) == secrets
 
 
-def test_no_repr_shows_a_password() -> None:
-    """It may be logged by accident."""
+def test_postgres_url_repr_shows_no_password() -> None:
+    """A repr may be logged by accident."""
     assert SECRET not in repr(read_postgres(f"postgresql://u:{SECRET}@h/amo"))

@@ -1,4 +1,4 @@
-"""The configuration: where a value comes from, and what is said of a bad one."""
+"""The configuration: the sources of a value, and the errors of an invalid one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 KEY = "tQRvEK4i32xUy-FfF4sxzkorot4eA0h7hCH2cGQzfk4="
 NEW = "whsec_" + "A" * 32
-"""A secret of webhooks."""
+"""A webhook secret."""
 REQUIRED = {
     "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
     "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
@@ -40,7 +40,7 @@ def _written(folder: Path, text: str) -> Path:
     return path
 
 
-# --- the reference -------------------------------------------------------------------------------
+# --- example file --------------------------------------------------------------------------------
 
 
 def _plain(value: object) -> object:
@@ -49,8 +49,8 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def test_the_example_names_every_setting_with_its_default() -> None:
-    """`config.example.toml` and the model agree, key by key; a key without default stands there as a comment."""
+def test_example_config_has_every_setting_with_its_default() -> None:
+    """`config.example.toml` and the model agree on every key; a key without default is a comment."""
     text = EXAMPLE.read_text(encoding="utf-8")
     example = tomllib.loads(text)
     assert set(example) == set(Settings.model_fields)
@@ -70,19 +70,19 @@ def test_the_example_names_every_setting_with_its_default() -> None:
         assert set(example[section]) <= set(field.annotation.model_fields)
 
 
-def test_the_example_loads_once_its_secrets_are_given(tmp_path: Path) -> None:
-    """What an administrator copies works, with the keys from the environment."""
+def test_example_config_loads_with_secrets_from_environment(tmp_path: Path) -> None:
+    """A copy of the file works with the secrets from the environment."""
     path = _written(tmp_path, EXAMPLE.read_text(encoding="utf-8"))
     secrets = {"AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": KEY, "AMO_CALLBACK_AMO__CLIENT_SECRET": "s"}
     settings = load_settings(path, secrets)
     assert settings.refresh.lease == 60
 
 
-# --- where a value comes from ---------------------------------------------------------------------
+# --- sources of values ----------------------------------------------------------------------------
 
 
-def test_environment_wins_over_credentials_over_secret_files_over_toml(tmp_path: Path) -> None:
-    """Each source is asked in its turn, and what a stronger one does not name comes from the next."""
+def test_load_settings_prefers_environment_credentials_secrets_toml(tmp_path: Path) -> None:
+    """Each value comes from the first of environment, credentials, secret files and TOML that has it."""
     for folder, names in (("credentials", "123"), ("secrets", "23")):
         (tmp_path / folder).mkdir()
         for name in names:
@@ -113,8 +113,8 @@ def test_environment_wins_over_credentials_over_secret_files_over_toml(tmp_path:
     assert settings.log.access is True
 
 
-def test_a_folder_that_systemd_hands_over_is_read(tmp_path: Path) -> None:
-    """`LoadCredential=` of a folder puts a name before those of its files; the database's URL may be one of them."""
+def test_load_settings_reads_credentials_directory(tmp_path: Path) -> None:
+    """`LoadCredential=` of a folder prefixes its file names; the database's URL may be a credential."""
     (tmp_path / "amo-callback_amo.client_secret").write_text("credentials\n", encoding="utf-8")
     (tmp_path / "storage.url").write_text("postgresql://u:sekret@h/d\n", encoding="utf-8")
     environ = {name: value for name, value in REQUIRED.items() if not name.endswith("SECRET")}
@@ -123,14 +123,14 @@ def test_a_folder_that_systemd_hands_over_is_read(tmp_path: Path) -> None:
     assert settings.storage.url.get_secret_value() == "postgresql://u:sekret@h/d"
 
 
-def test_the_process_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_settings_does_not_read_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment is a parameter."""
     monkeypatch.setenv("AMO_CALLBACK_APP__NAME", "leaked")
     assert load_settings(None, REQUIRED).app.name == "For You"
 
 
-def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Path) -> None:
-    """One line for a list; account ids may be numbers in TOML."""
+def test_load_settings_splits_environment_lists_at_commas_or_spaces(tmp_path: Path) -> None:
+    """A list is one line in the environment; account ids may be numbers in TOML."""
     settings = load_settings(
         None,
         {
@@ -143,12 +143,12 @@ def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Pa
     assert settings.amo.allowed_accounts == ()
     path = _written(tmp_path, "[amo]\nallowed_accounts = [31920194]")
     assert load_settings(path, REQUIRED).amo.allowed_accounts == ("31920194",)
-    path = _written(tmp_path, '[amo]\nallowed_accounts = [""]')  # would let in whoever AMO does not name
+    path = _written(tmp_path, '[amo]\nallowed_accounts = [""]')  # would allow accounts that AMO does not name
     assert _problems({}, path) == ["amo.allowed_accounts.0: '': string should match pattern '^[0-9]{1,20}$'"]
 
 
-def test_the_file_is_found_by_option_environment_or_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--config`, else `AMO_CALLBACK_CONFIG`, else `./config.toml`."""
+def test_find_config_uses_option_environment_or_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--config` precedes `AMO_CALLBACK_CONFIG`, which precedes `./config.toml`."""
     monkeypatch.chdir(tmp_path)
     assert find_config(None, {}) is None
     _written(tmp_path, "")
@@ -157,18 +157,18 @@ def test_the_file_is_found_by_option_environment_or_default(tmp_path: Path, monk
     assert find_config("a.toml", {"AMO_CALLBACK_CONFIG": "b.toml"}) == Path("a.toml")
 
 
-def test_relative_storage_starts_in_the_state_directory_else_beside_the_file(tmp_path: Path) -> None:
-    """Systemd's state directory, the first of several, or the configuration's folder."""
+def test_storage_folder_is_state_directory_or_config_folder(tmp_path: Path) -> None:
+    """Relative paths start in the first of systemd's state directories, otherwise in the configuration's folder."""
     path = tmp_path / "config.toml"
     assert storage_folder(path, {"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == Path("/var/lib/a")
     assert storage_folder(path, {}) == tmp_path
 
 
-# --- what is said of a bad one --------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
-def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
-    """All problems are told at once."""
+def test_load_settings_reports_every_problem_with_key_value_and_fix() -> None:
+    """All problems are reported at once, one line each."""
     with pytest.raises(ConfigurationError) as raised:
         load_settings(
             None,
@@ -206,8 +206,8 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         ("[amo]\nzzz = 1", "amo.zzz: unknown setting (see: amo-callback config example)"),
     ],
 )
-def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, nearest: str, tmp_path: Path) -> None:
-    """A misspelt key is found at once."""
+def test_load_settings_unknown_setting_suggests_nearest(text: str, nearest: str, tmp_path: Path) -> None:
+    """A misspelt key is reported with the nearest known one."""
     (tmp_path / "config.toml").write_text(text)
     with pytest.raises(ConfigurationError) as raised:
         load_settings(tmp_path / "config.toml", {})
@@ -215,7 +215,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, neare
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("SERVER__PUBLIC", "8080", """server.public: '8080': must be "host:port" or "unix:/path\""""),
         ("SERVER__PUBLIC", "h:70000", """server.public: 'h:70000': must be "host:port" or "unix:/path\""""),
@@ -256,14 +256,14 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, neare
         ("LOG__LEVEL", "loud", "log.level: 'loud': input should be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
-def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> None:
-    """Key, value, and what is wanted."""
+def test_load_settings_invalid_value_is_reported_with_key(key: str, value: str, expected: str) -> None:
+    """The error has key, value and the expected form."""
     [problem] = _problems({f"AMO_CALLBACK_{key}": value})
-    assert problem.startswith(said)
+    assert problem.startswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         (
             "STORAGE__ENCRYPTION_KEYS",
@@ -284,24 +284,24 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> N
         ("AMO__CLIENT_SECRET", "", "amo.client_secret: value should have at least 1"),
     ],
 )
-def test_a_bad_secret_is_named_and_not_shown(key: str, value: str, said: str) -> None:
-    """A secret's value is in no message."""
+def test_load_settings_invalid_secret_is_reported_without_value(key: str, value: str, expected: str) -> None:
+    """No message contains a secret's value."""
     [problem] = _problems({f"AMO_CALLBACK_{key}": value})
-    assert problem.startswith(said)
+    assert problem.startswith(expected)
     assert "sekret" not in problem
 
 
 JWT_SECRET = "APP__JWT_SECRET=" + "sekret" * 6
-KEYS_ELSEWHERE = "APP__JWKS_URL=https://a.example/keys"
+JWKS_URL = "APP__JWKS_URL=https://a.example/keys"
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ((JWT_SECRET,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
-        ((KEYS_ELSEWHERE,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
+        ((JWKS_URL,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
         (
-            (JWT_SECRET, KEYS_ELSEWHERE, "APP__JWT_AUDIENCE=a"),
+            (JWT_SECRET, JWKS_URL, "APP__JWT_AUDIENCE=a"),
             ["app.jwks_url: 'https://a.example/keys': cannot be combined"],
         ),
         (("APP__JWT_AUDIENCE=a",), ["app.jwt_audience: 'a': has no effect without app.jwt_secret or app.jwks_url"]),
@@ -323,19 +323,19 @@ KEYS_ELSEWHERE = "APP__JWKS_URL=https://a.example/keys"
         ((JWT_SECRET, "APP__JWT_AUDIENCE=a", "APP__JWT_USER_CLAIM="), ["app.jwt_user_claim: '': string should have"]),
     ],
 )
-def test_how_users_are_told_is_whole_or_not_there(given: tuple[str, ...], said: list[str]) -> None:
-    """One kind of key, its audience with it, and nothing that would be without effect; no line shows the secret."""
+def test_load_settings_incomplete_jwt_settings_are_reported(given: tuple[str, ...], expected: list[str]) -> None:
+    """One kind of key needs its audience, no setting may be without effect, and no error shows the secret."""
     environ = {f"AMO_CALLBACK_{name}": value for name, _, value in (setting.partition("=") for setting in given)}
     problems = _problems(environ)
-    assert len(problems) == len(said)
-    for problem, start in zip(problems, said, strict=True):
+    assert len(problems) == len(expected)
+    for problem, start in zip(problems, expected, strict=True):
         assert problem.startswith(start)
         assert "sekret" not in problem
 
 
-@pytest.mark.parametrize("key", [JWT_SECRET, KEYS_ELSEWHERE, "APP__JWKS_URL=http://127.0.0.1:9100/keys"])
-def test_users_are_told_by_a_secret_or_a_key_set(key: str) -> None:
-    """With either, the other settings of JWTs may be given; the secret is in no repr."""
+@pytest.mark.parametrize("key", [JWT_SECRET, JWKS_URL, "APP__JWKS_URL=http://127.0.0.1:9100/keys"])
+def test_load_settings_accepts_jwt_secret_or_key_set(key: str) -> None:
+    """Either kind of key allows the other JWT settings, and no repr shows the secret."""
     name, _, value = key.partition("=")
     more = {"APP__JWT_AUDIENCE": "a", "APP__JWT_ISSUER": "b", "APP__JWT_USER_CLAIM": "c", name: value}
     settings = load_settings(None, {**REQUIRED, **{f"AMO_CALLBACK_{key}": value for key, value in more.items()}})
@@ -343,8 +343,8 @@ def test_users_are_told_by_a_secret_or_a_key_set(key: str) -> None:
     assert "sekret" not in repr(settings)
 
 
-def test_a_file_that_cannot_be_read_is_named_without_its_content(tmp_path: Path) -> None:
-    """Missing, broken or binary: the message says where, and quotes nothing, for the line may hold a secret."""
+def test_load_settings_unreadable_file_is_reported_without_content(tmp_path: Path) -> None:
+    """The error of a missing, invalid or binary file quotes nothing, because the line may hold a secret."""
     assert _problems({}, tmp_path / "none.toml") == [
         f"{tmp_path / 'none.toml'}: cannot be read: No such file or directory"
     ]
@@ -357,8 +357,8 @@ def test_a_file_that_cannot_be_read_is_named_without_its_content(tmp_path: Path)
     assert _problems({}, path) == [f"{path}: a number has too many digits"]
 
 
-def test_a_secrets_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A missing folder, or a secret that is not text."""
+def test_load_settings_unreadable_secrets_folder_is_reported(tmp_path: Path) -> None:
+    """A missing folder, or a secret that is not text, is named."""
     [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path / "none")})
     assert problem.endswith("the secrets cannot be read: No such file or directory")
     (tmp_path / "amo.client_secret").write_bytes(b"\xff\xfe")
@@ -366,7 +366,7 @@ def test_a_secrets_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert problem.endswith("amo.client_secret: is not UTF-8 text")
 
 
-def test_no_repr_shows_a_secret() -> None:
+def test_settings_repr_shows_no_secret() -> None:
     """Settings may be logged by accident."""
     more = {"AMO_CALLBACK_API__KEYS": "a:" + "k" * 40, "AMO_CALLBACK_STORAGE__URL": "postgresql://u:sekret@h/d"}
     shown = repr(load_settings(None, {**REQUIRED, **more}))
@@ -389,8 +389,10 @@ def test_no_repr_shows_a_secret() -> None:
         ("postgresql://h/d", "kept", "/var/lib/app", "/var/lib/app/kept"),
     ],
 )
-def test_where_unsaved_pairs_wait(url: str, rescue: str | None, state: str | None, expected: str) -> None:
-    """In the state directory, else beside the database file or the configuration; where the operator says so, there."""
+def test_rescue_folder_is_setting_state_directory_or_beside_database(
+    url: str, rescue: str | None, state: str | None, expected: str
+) -> None:
+    """The folder is as set, otherwise in the state directory, otherwise beside the database or configuration."""
     environ = {"AMO_CALLBACK_STORAGE__URL": url}
     if rescue:
         environ["AMO_CALLBACK_STORAGE__RESCUE"] = rescue

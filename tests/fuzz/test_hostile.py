@@ -1,4 +1,4 @@
-"""What no client would send, at every path of both APIs: a 4xx, and no trace of a bug in answer or log."""
+"""Requests that no client sends, at every path of both APIs: a 4xx, and no trace of a bug in response or log."""
 
 import asyncio
 import io
@@ -14,15 +14,15 @@ from tests.web.phone import WITH_USERS, bearer
 
 DEEP = b"[" * 10_000
 BODIES = {
-    "nothing of JSON": b"\x00\x01\x02 not JSON",
-    "half of JSON": b'{"',
+    "not JSON": b"\x00\x01\x02 not JSON",
+    "truncated JSON": b'{"',
     "a list": b"[]",
     "null": b"null",
     "a number": b"7",
     "NaN": b"NaN",
     "minus infinity": b"-Infinity",
     "broken UTF-8": b'{"code": "\xff\xfe", "owner": "\xff", "state": "\xff", "rejected_access_token": "\xff"}',
-    "half a character": b'{"code": "\\ud800", "owner": "\\ud800", "state": "\\ud800", '
+    "lone surrogate": b'{"code": "\\ud800", "owner": "\\ud800", "state": "\\ud800", '
     b'"rejected_access_token": "\\ud800"}',
     "UTF-16": '{"code": "x", "owner": "42"}'.encode("utf-16"),
     "10,000 levels of lists": DEEP,
@@ -45,13 +45,13 @@ NAMES = {
     "an encoded NUL": "%00",
     "dots": "..%2f..%2f..%2fetc%2fpasswd",
     "encoded dots": "%2e%2e%2f%2e%2e",
-    "no UTF-8": "%ff%fe",
-    "half a character": "%ed%a0%80",
+    "invalid UTF-8": "%ff%fe",
+    "encoded surrogate": "%ed%a0%80",
     "raw bytes": b"\xff\xfe".decode("latin-1"),
     "10 kB": "x" * 10_000,
-    "an account of none": "account:",
-    "an owner of none": "owner:",
-    "an owner that is no UTF-8": "owner:%ff",
+    "an account without id": "account:",
+    "an owner without id": "owner:",
+    "an owner of invalid UTF-8": "owner:%ff",
     "an account with NUL": "account:%00",
     "a broken escape": "%zz",
     "an injection": "account:1%27%20OR%20%271%27=%271",
@@ -62,7 +62,7 @@ METHODS = ("PUT", "PATCH", "TRACE", "OPTIONS", "PROPFIND", "BREW")
 
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
-    """Run the service with users."""
+    """Run the service with JWT settings."""
     async with run(**WITH_USERS, LIMITS__FAILED_CODES="1000000", AMO__DEFAULT_DOMAIN=HOST) as running:
         yield running
 
@@ -78,21 +78,21 @@ async def _operations(app: Running) -> list[tuple[str, str, Any]]:
 
 
 async def _ask(app: Running, path: str, *, api: str, method: str, **options: Any) -> Answer:
-    """Ask as whoever may do most at a api."""
+    """Send a request with the most privileged credentials of the API."""
     if isinstance(body := options.get("data"), bytes):
-        options["data"] = io.BytesIO(body)  # sent in parts, or a body of 5 MB would hold up the loop
+        options["data"] = io.BytesIO(body)  # sent in parts, because 5 MB at once would block the loop
     if api == "private":
         return await app.private(path, key=ADMIN_KEY, method=method, **options)
     options["headers"] = {**bearer("42"), **options.get("headers", {})}
     return await app.public(path, method=method, **options)
 
 
-def _named(path: str, name: str = "unknown") -> str:
+def _filled_path(path: str, name: str = "unknown") -> str:
     return re.sub(r"\{\w+\}", lambda _: name, path)
 
 
-def _check(answer: Answer, name: str, *, fine: range = range(400, 500)) -> None:
-    assert answer.status in fine, f"{name}: {answer.status} {answer.text[:200]}"
+def _check(answer: Answer, name: str, *, expected: range = range(400, 500)) -> None:
+    assert answer.status in expected, f"{name}: {answer.status} {answer.text[:200]}"
     for trace in ("Traceback", 'File "', "aiohttp", "pydantic", "Error("):
         assert trace not in answer.text, name
     assert "X-Evil" not in answer.headers, name
@@ -104,32 +104,32 @@ def _check_log(app: Running) -> None:
     assert [line for line in app.lines() if line["event"] == "http.bug" or line.get("status", 0) >= 500] == []
 
 
-async def test_a_bad_body_is_refused_at_every_operation_that_reads_one(
+async def test_malformed_body_is_refused_by_every_operation_that_reads_one(
     app: Running, record_property: Callable[[str, object], None]
 ) -> None:
-    """400, or 413 where it is too long, whatever is wrong with it; nobody is asked and nothing is begun."""
+    """Each body is 400, or 413 if it is too long; AMO is not asked and nothing is started."""
     asked = 0
     for method, path, operation in await _operations(app):
         if "requestBody" not in operation:
             continue
         for name, body in BODIES.items():
-            answer = await _ask(app, _named(path), api=operation["tags"][0], method=method, data=body)
-            _check(answer, f"{path} with {name}", fine=range(400, 414))
+            answer = await _ask(app, _filled_path(path), api=operation["tags"][0], method=method, data=body)
+            _check(answer, f"{path} with {name}", expected=range(400, 414))
             asked += 1
     assert app.amo.fake.ledger.entries == []
     _check_log(app)
     record_property("cases", asked)
 
 
-async def test_a_body_is_read_as_json_whatever_it_calls_itself(app: Running) -> None:
-    """Its Content-Type changes nothing: neither what is refused nor, for `curl -d`, what is taken."""
+async def test_body_is_read_as_json_with_any_content_type(app: Running) -> None:
+    """The type changes neither what is refused nor, for `curl -d`, what is accepted."""
     for method, path, operation in await _operations(app):
         if "requestBody" not in operation:
             continue
         for kind in TYPES:
             headers = {"Content-Type": kind}
             answer = await _ask(
-                app, _named(path), api=operation["tags"][0], method=method, data=b"a=b&c=d", headers=headers
+                app, _filled_path(path), api=operation["tags"][0], method=method, data=b"a=b&c=d", headers=headers
             )
             _check(answer, f"{path} as {kind}")
     form = {"Content-Type": TYPES[0]}
@@ -138,44 +138,44 @@ async def test_a_body_is_read_as_json_whatever_it_calls_itself(app: Running) -> 
     _check_log(app)
 
 
-async def test_a_body_where_none_is_read_changes_nothing(app: Running) -> None:
-    """What an operation does not read it does not stumble over."""
+async def test_body_of_operation_that_reads_none_is_ignored(app: Running) -> None:
+    """The status is the same with and without a body."""
     for method, path, operation in await _operations(app):
         if "requestBody" in operation or path in {f"{BASE}/connect", f"{BASE}/callback"}:
             continue
-        plain = await _ask(app, _named(path), api=operation["tags"][0], method=method)
-        for body in (BODIES["nothing of JSON"], DEEP, BODIES["5 MB"]):
-            answer = await _ask(app, _named(path), api=operation["tags"][0], method=method, data=body)
+        plain = await _ask(app, _filled_path(path), api=operation["tags"][0], method=method)
+        for body in (BODIES["not JSON"], DEEP, BODIES["5 MB"]):
+            answer = await _ask(app, _filled_path(path), api=operation["tags"][0], method=method, data=body)
             assert answer.status == plain.status, path
     _check_log(app)
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
-async def test_a_name_that_is_none_is_not_found(app: Running, name: str) -> None:
-    """404 at every path that names something, whatever stands there."""
+async def test_invalid_name_in_path_is_400_or_404(app: Running, name: str) -> None:
+    """Every path with a name refuses any invalid one."""
     for method, path, operation in await _operations(app):
         if "{" not in path:
             continue
         body = b"{}" if "requestBody" in operation else None
-        answer = await _ask(app, _named(path, name), api=operation["tags"][0], method=method, data=body)
+        answer = await _ask(app, _filled_path(path, name), api=operation["tags"][0], method=method, data=body)
         _check(answer, f"{method} {path} with {name[:40]}")
         assert answer.status in {400, 404}, path
     _check_log(app)
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_method_that_does_not_exist_is_405(app: Running, method: str) -> None:
-    """Or 400 where it is no word of HTTP's; the answer names those that do."""
+async def test_unknown_method_is_405_with_allow(app: Running, method: str) -> None:
+    """A method that is not part of HTTP may be 400; `Allow` names the existing ones."""
     for _, path, operation in await _operations(app):
-        answer = await _ask(app, _named(path), api=operation["tags"][0], method=method)
+        answer = await _ask(app, _filled_path(path), api=operation["tags"][0], method=method)
         _check(answer, f"{method} {path}")
         assert answer.status in {400, 405}
         assert answer.status == 400 or answer.headers["Allow"]
     _check_log(app)
 
 
-async def test_a_bad_parameter_is_refused_by_its_name(app: Running) -> None:
-    """Doubled, empty, of raw bytes, of 10 kB, or unknown: 400 at every private list."""
+async def test_invalid_private_parameter_is_400(app: Running) -> None:
+    """Every private operation refuses doubled, empty, binary and long values."""
     asked = 0
     for method, path, operation in await _operations(app):
         if operation["tags"] != ["private"]:
@@ -183,7 +183,10 @@ async def test_a_bad_parameter_is_refused_by_its_name(app: Running) -> None:
         for parameter in (one["name"] for one in operation["parameters"] if one["in"] == "query"):
             for value in ("1&{}=1", "", "%00", "%ff%00", "%01\xff", "x" * 10_000, "%0d%0aX-Evil:1"):
                 answer = await _ask(
-                    app, f"{_named(path)}?{parameter}={value.replace('{}', parameter)}", api="private", method=method
+                    app,
+                    f"{_filled_path(path)}?{parameter}={value.replace('{}', parameter)}",
+                    api="private",
+                    method=method,
                 )
                 _check(answer, f"{path} {parameter}={value[:20]}")
                 assert answer.status == 400, (path, parameter, value[:20])
@@ -192,14 +195,14 @@ async def test_a_bad_parameter_is_refused_by_its_name(app: Running) -> None:
     _check_log(app)
 
 
-async def test_a_damaged_query_of_the_public_api_is_no_bug(app: Running) -> None:
-    """What a browser brings is read leniently, and never as more than it is."""
+async def test_malformed_public_query_causes_no_bug(app: Running) -> None:
+    """A browser's query is read leniently, and never as more than it says."""
     for method, path, operation in await _operations(app):
         if operation["tags"] != ["public"]:
             continue
         for query in _queries(operation):
-            answer = await _ask(app, f"{_named(path)}?{query}", api="public", method=method)
-            _check(answer, f"{path}?{query[:40]}", fine=range(200, 500))
+            answer = await _ask(app, f"{_filled_path(path)}?{query}", api="public", method=method)
+            _check(answer, f"{path}?{query[:40]}", expected=range(200, 500))
     _check_log(app)
 
 
@@ -213,22 +216,22 @@ def _queries(operation: Any) -> Iterator[str]:
 
 FLOODS = {
     "a thousand headers": [(f"X-Flood-{number}", "x" * 20) for number in range(1_000)],
-    "one of 64 kB": [("X-Flood", "x" * 64_000)],
-    "keys of 20 kB": [("Authorization", "Bearer " + "x" * 20_000)],
-    "two keys": [("Authorization", "Bearer x"), ("Authorization", "Bearer y")],
-    "strange bytes": [("X-Flood", "\xff\xfe"), ("Accept", "\xff"), ("X-Forwarded-For", "\xff"), ("User-Agent", "\xff")],
-    "strange numbers": [("Content-Length", "-1")],
+    "a header of 64 kB": [("X-Flood", "x" * 64_000)],
+    "an API key of 20 kB": [("Authorization", "Bearer " + "x" * 20_000)],
+    "two API keys": [("Authorization", "Bearer x"), ("Authorization", "Bearer y")],
+    "invalid bytes": [("X-Flood", "\xff\xfe"), ("Accept", "\xff"), ("X-Forwarded-For", "\xff"), ("User-Agent", "\xff")],
+    "a negative length": [("Content-Length", "-1")],
     "two lengths": [("Content-Length", "1"), ("Content-Length", "2")],
     "a length and chunks": [("Content-Length", "1"), ("Transfer-Encoding", "chunked")],
-    "an unknown coding": [("Transfer-Encoding", "nonsense")],
-    "an unknown packing": [("Content-Encoding", "nonsense"), ("Content-Length", "2")],
-    "an expectation": [("Expect", "nonsense")],
+    "an unknown transfer coding": [("Transfer-Encoding", "nonsense")],
+    "an unknown content coding": [("Content-Encoding", "nonsense"), ("Content-Length", "2")],
+    "an unknown expectation": [("Expect", "nonsense")],
 }
 
 
 @pytest.mark.parametrize("headers", FLOODS.values(), ids=FLOODS.keys())
-async def test_headers_that_nobody_sends_are_no_bug(app: Running, headers: list[tuple[str, str]]) -> None:
-    """Both APIs refuse them, or pass over them, and live on."""
+async def test_hostile_headers_cause_no_bug(app: Running, headers: list[tuple[str, str]]) -> None:
+    """Both APIs refuse or ignore the headers, and keep running."""
     key = ("Authorization", f"Bearer {ADMIN_KEY}")
     for address, path in (
         (app.service.private, "/connections/unknown/token"),
@@ -252,8 +255,8 @@ async def test_headers_that_nobody_sends_are_no_bug(app: Running, headers: list[
              "GET /connections/\xff/token HTTP/1.1", "GET /connections?owner=\xff HTTP/1.1"],
     ids=range(11),
 )  # fmt: skip
-async def test_a_line_that_is_no_request_is_refused(app: Running, line: str) -> None:
-    """Whatever the first line says: a 4xx, of which nothing tells what stood there."""
+async def test_malformed_request_line_is_4xx_without_its_text(app: Running, line: str) -> None:
+    """The response does not contain the request line."""
     for address in (app.service.private, app.service.public):
         status, text = await _raw(address, line, [("Authorization", f"Bearer {ADMIN_KEY}")])
         assert 400 <= status < 500, (status, text[:300])
@@ -263,7 +266,7 @@ async def test_a_line_that_is_no_request_is_refused(app: Running, line: str) -> 
 
 
 async def _raw(address: str, line: str, headers: list[tuple[str, str]]) -> tuple[int, str]:
-    """Send a request byte for byte, and return the status and the whole answer."""
+    """Send a request byte for byte and return the status and the whole response."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -278,8 +281,8 @@ async def _raw(address: str, line: str, headers: list[tuple[str, str]]) -> tuple
     return int(answer.split(" ", 2)[1]), answer
 
 
-async def test_json_in_an_answer_is_json(app: Running) -> None:
-    """What was sent comes back nowhere as it was: an unknown parameter's name is written as JSON, and cut."""
+async def test_unknown_parameter_name_is_escaped_and_truncated(app: Running) -> None:
+    """No response repeats the name unchanged: it is written as JSON and truncated."""
     answer = await app.private("/connections?%00%22%0a" + "n" * 500 + "=1", key=ADMIN_KEY)
     _check(answer, "a name")
     assert len(json.loads(answer.text)["detail"]) < 250

@@ -1,4 +1,4 @@
-"""Both APIs asked what their OpenAPI document allows, and what it does not, by schemathesis over a real socket."""
+"""Both APIs tested against their OpenAPI document by schemathesis over a real socket."""
 
 import asyncio
 import sys
@@ -13,13 +13,13 @@ from tests.service import ADMIN_KEY, API_KEY, HOST, Running
 from tests.web.phone import WITH_USERS, jwt_of
 
 WRONG_KEY = "wrong-api-key-0123456789-0123456789-012345678"
-ROOM = {"LIMITS__FAILED_CODES": "1000000", "AMO__DEFAULT_DOMAIN": HOST}
-"""As many tries as the fuzzer likes: what a limit says is tested elsewhere."""
+NO_LIMITS = {"LIMITS__FAILED_CODES": "1000000", "AMO__DEFAULT_DOMAIN": HOST}
+"""Settings without a limit on the fuzzer's attempts; other tests cover the limits."""
 
 RULES = """
 warnings = false
 
-# What AMO, a signature, a grant's verifier or what is stored decides is refused though its form is good.
+# Well-formed data may be refused by AMO, by the check of a signature or verifier, or because of stored data.
 [[operations]]
 include-operation-id = [
   "exchange_code", "callback", "connect", "return_page", "start_grant", "start", "hook_disconnect",
@@ -27,18 +27,18 @@ include-operation-id = [
 ]
 checks.positive_data_acceptance.expected-statuses = [200, 204, 302, 303, 400, 401, 403, 404, 429]
 
-# What a link or a redirect says is read leniently: what nobody asked for is passed over, and what is damaged
-# brings the person back to the app, with a word for it.
+# The query of a link or redirect is read leniently: unknown parameters are ignored, and a malformed query returns
+# the user to the app with an error word.
 [[operations]]
 include-operation-id = ["callback", "connect", "return_page"]
 checks.negative_data_rejection.enabled = false
 
-# GET and DELETE of this path are those of a connection whose id is "import": `Allow` tells of them, too.
+# `Allow` also has GET and DELETE, which this path supports for a connection with the id "import".
 [[operations]]
 include-operation-id = "import_connections"
 checks.allow_header_conformance.enabled = false
 
-# A name that is none is refused by 404 only, and before the key: HEAD does no work, whatever is asked.
+# HEAD does no work with any data: only an invalid name is refused, by 404 and before the key is checked.
 [[operations]]
 include-method = "HEAD"
 checks.negative_data_rejection.enabled = false
@@ -47,49 +47,49 @@ checks.negative_data_rejection.enabled = false
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fuzz:
-    """One run of schemathesis: at which API, as whom."""
+    """One run of schemathesis: its API and its credentials."""
 
     api: str
     key: str | None
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    """The names of operations that are asked for alone, or left out."""
+    """The ids of the operations to include alone, or to exclude."""
     phases: str = "examples,coverage,fuzzing,stateful"
 
 
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
-    """Run the service with users, and one connection."""
-    async with run(**WITH_USERS, **ROOM) as running:
+    """Run the service with JWT settings and without limits."""
+    async with run(**WITH_USERS, **NO_LIMITS) as running:
         yield running
 
 
 FROZEN = ("take_token", "refresh_token", "readyz", "head_readyz")
-"""A frozen service answers these 503: a backend, which cannot freeze it, asks for them; an administrator for others."""
+"""Operations that are 503 while frozen: a backend, which cannot freeze, requests them; an administrator the others."""
 RUNS = {
     "a backend": Fuzz(api="private", key=API_KEY, only=FROZEN),
     "an administrator": Fuzz(api="private", key=ADMIN_KEY, without=FROZEN),
-    "a stranger": Fuzz(api="private", key=WRONG_KEY, phases="coverage"),
+    "a wrong key": Fuzz(api="private", key=WRONG_KEY, phases="coverage"),
     "the app": Fuzz(api="public", key="jwt"),
-    "anybody": Fuzz(api="public", key=None, phases="coverage,fuzzing"),
+    "no credentials": Fuzz(api="public", key=None, phases="coverage,fuzzing"),
 }
 
 
 @pytest.mark.parametrize("fuzz", RUNS.values(), ids=RUNS.keys())
-async def test_a_door_answers_as_its_document_says(
+async def test_api_conforms_to_its_openapi_document(
     app: Running, fuzz: Fuzz, fuzz_cases: int, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """No 5xx, no status, header, type or body that is not told of, whatever comes; bad data is refused, good taken."""
+    """No response is 5xx or undocumented; invalid data is refused, and valid data accepted."""
     await app.connected()
     (tmp_path / "openapi.json").write_text((await app.private("/openapi.json", key=ADMIN_KEY)).text, encoding="utf-8")
     (tmp_path / "schemathesis.toml").write_text(RULES, encoding="utf-8")
     before = len(app.lines())
-    status, told = await _schemathesis(tmp_path, *_arguments(app, fuzz, fuzz_cases))
+    status, output = await _schemathesis(tmp_path, *_arguments(app, fuzz, fuzz_cases))
     requests = [line for line in app.lines()[before:] if line["event"] == "http.request"]
     record_property("cases", len(requests))
     record_property("2xx and 3xx", sum(1 for line in requests if line["status"] < 400))
     record_property("5xx", sum(1 for line in requests if line["status"] >= 500))
-    assert status == 0, told
+    assert status == 0, output
     assert len(requests) > 100
     assert [line for line in requests if line["status"] >= 500] == []
     assert [line for line in app.lines() if line["event"] == "http.bug"] == []
@@ -110,7 +110,7 @@ def _arguments(app: Running, fuzz: Fuzz, cases: int) -> list[str]:
 
 
 async def _schemathesis(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run the command beside the service, which lives in this process, and return its status and what it says."""
+    """Run schemathesis as its own process, and return its exit status and output."""
     command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", *arguments]
     process = await asyncio.create_subprocess_exec(
         *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT

@@ -1,4 +1,4 @@
-"""JWTs as the app's issuer makes them, and as others forge them."""
+"""JWTs as the app's issuer makes them, and as attackers forge them."""
 
 import base64
 import json
@@ -16,19 +16,19 @@ SECRET = "the-app's-jwt-secret-0123456789-0123456789"
 AUDIENCE = "foryoure-api"
 RULES = JwtRules(audience=AUDIENCE)
 NOW = int(time.time())
-"""A token's time is compared with the machine's clock, which has gone on since."""
+"""The time of import: tokens are checked against the machine's clock, which has advanced since."""
 
 
 @cache
 def rsa_key(name: str, bits: int = 2048) -> rsa.RSAPrivateKey:
-    """Return a key of its own for each name."""
+    """Return a distinct key for each name."""
     assert name
     return rsa.generate_private_key(public_exponent=65537, key_size=bits)
 
 
 @cache
 def ec_key(name: str, curve: type[ec.EllipticCurve] = ec.SECP256R1) -> ec.EllipticCurvePrivateKey:
-    """Return a key of its own for each name."""
+    """Return a distinct key for each name."""
     assert name
     return ec.generate_private_key(curve())
 
@@ -41,23 +41,25 @@ def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, **more: Any) -> dic
 
 
 def claims(*, without: str = "", **changes: Any) -> dict[str, Any]:
-    """Return what a good token says, but for the changes."""
-    said = {"sub": "42", "aud": AUDIENCE, "exp": NOW + 86_400, **changes}
-    return {name: value for name, value in said.items() if name != without}
+    """Return the claims of a valid token with the changes."""
+    content = {"sub": "42", "aud": AUDIENCE, "exp": NOW + 86_400, **changes}
+    return {name: value for name, value in content.items() if name != without}
 
 
 def b64(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def unsigned(said: dict[str, Any] | bytes, **header: Any) -> str:
+def unsigned(content: dict[str, Any] | bytes, **header: Any) -> str:
     """Return a token's first two parts."""
-    payload = said if isinstance(said, bytes) else json.dumps(said).encode()
+    payload = content if isinstance(content, bytes) else json.dumps(content).encode()
     return f"{b64(json.dumps(header).encode())}.{b64(payload)}"
 
 
-def signed(said: dict[str, Any] | bytes | None = None, *, key: Any = SECRET, alg: str = "HS256", **header: Any) -> str:
-    """Return a token signed with whatever key is given: nothing stops a forger from using a public one."""
-    text = unsigned(claims() if said is None else said, alg=alg, **header)
+def signed(
+    content: dict[str, Any] | bytes | None = None, *, key: Any = SECRET, alg: str = "HS256", **header: Any
+) -> str:
+    """Return a token signed with any key, including a public one as an attacker would use."""
+    text = unsigned(claims() if content is None else content, alg=alg, **header)
     material = key.encode() if isinstance(key, str) else key
     return f"{text}.{b64(jwt.get_algorithm_by_name(alg).sign(text.encode(), material))}"

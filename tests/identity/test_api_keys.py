@@ -7,8 +7,8 @@ from amo_callback.identity import ApiKeys, Scope, key_with, read_api_keys
 KEY = "k" * 32
 
 
-def test_a_key_is_found_by_its_value_with_its_scopes() -> None:
-    """A line names the key, and what it may do: reading and tokens where it says nothing."""
+def test_api_keys_find_returns_name_and_scopes() -> None:
+    """A line names the key and its scopes; without scopes they are read and token."""
     longest = "a" * 64
     text = f"# comment\n\n one:{KEY}1 \ntwo:admin:{KEY}2\n{longest}:read+token+admin:{KEY}3\n"
     keys = ApiKeys(read_api_keys(text))
@@ -21,8 +21,8 @@ def test_a_key_is_found_by_its_value_with_its_scopes() -> None:
 
 
 @pytest.mark.parametrize("presented", ["", KEY, KEY + "12", "one", f"one:{KEY}1", "\udcff"])
-def test_whatever_else_is_presented_is_nobodys(presented: str) -> None:
-    """Near is not enough."""
+def test_api_keys_find_of_other_value_is_none(presented: str) -> None:
+    """Only the exact key is found."""
     assert ApiKeys(read_api_keys(f"one:{KEY}1")).find(presented) is None
     assert ApiKeys([]).find(presented) is None
 
@@ -42,30 +42,30 @@ def test_whatever_else_is_presented_is_nobodys(presented: str) -> None:
         (f"a:read:token:{KEY}", "line 1 is neither"),
     ],
 )
-def test_a_bad_line_is_named_and_not_shown(text: str, wanted: str) -> None:
-    """The error says which line and what is wanted, and quotes no key."""
+def test_read_api_keys_invalid_line_is_named_without_key(text: str, wanted: str) -> None:
+    """The error names the line and the expected form, and quotes no key."""
     with pytest.raises(ValueError, match=wanted) as raised:
         read_api_keys(text)
     assert KEY not in str(raised.value)
 
 
-def test_a_key_is_kept_as_its_digest() -> None:
-    """Memory and reprs hold no key."""
+def test_api_key_is_stored_as_digest() -> None:
+    """Neither memory nor repr holds the key."""
     [key] = read_api_keys(f"one:{KEY}1")
     assert KEY not in repr(key)
     assert KEY.encode() not in key.digest
     assert repr(key.digest) not in repr(key)
 
 
-def test_other_keys_take_the_place_of_those_before() -> None:
-    """Whose key is no longer among them stays outside."""
+def test_api_keys_replace_removes_earlier_keys() -> None:
+    """A key that is not among the new ones is rejected."""
     keys = ApiKeys(read_api_keys(f"one:{KEY}1"))
     keys.replace(read_api_keys(f"two:{KEY}2"))
     assert [key and key.name for key in map(keys.find, (f"{KEY}1", f"{KEY}2"))] == [None, "two"]
 
 
-def test_a_key_for_a_purpose_is_found_in_the_text() -> None:
-    """The first whose line allows it; a line that is none is passed over, for this is no place to refuse it."""
+def test_key_with_scope_returns_first_matching_key() -> None:
+    """The first key with the scope is returned; invalid lines are skipped and not reported here."""
     text = f"# comment\nno line\n one:{KEY}1 \ntwo:admin:{KEY}2\nthree:read+admin:{KEY}3\n"
     found = {scope: key_with(text, scope) for scope in Scope}
     assert found == {Scope.READ: f"{KEY}1", Scope.TOKEN: f"{KEY}1", Scope.ADMIN: f"{KEY}2"}

@@ -1,4 +1,4 @@
-"""The issuer's key set over HTTP: how often it is asked, and what is said while it cannot be."""
+"""The issuer's key set over HTTP: the rate of requests, and answers during an outage."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.fakes import FakeClock, RecordingObserver
 from tests.identity.jwts import NOW, RULES, claims, ec_key, jwk, rsa_key, signed
 
 LIMIT = 262_144
-"""Bytes of an answer that are read."""
+"""Maximum size of an answer in bytes."""
 
 
 class Issuer:
-    """An issuer's address on a socket; what it answers is the test's to say."""
+    """An issuer on a socket, with answers set by a test."""
 
     def __init__(self) -> None:
         self.keys = [jwk(rsa_key("first"), kid="first")]
@@ -77,8 +77,8 @@ async def users(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) ->
         yield opened
 
 
-def _by(name: str, said: dict[str, Any] | None = None, *, kid: str | None = None, **header: Any) -> str:
-    return signed(said or claims(exp=4_000_000_000), key=rsa_key(name), alg="RS256", kid=kid or name, **header)
+def _signed_by(name: str, payload: dict[str, Any] | None = None, *, kid: str | None = None, **header: Any) -> str:
+    return signed(payload or claims(exp=4_000_000_000), key=rsa_key(name), alg="RS256", kid=kid or name, **header)
 
 
 async def _unavailable(users: JwksVerifier, token: str) -> str:
@@ -96,65 +96,69 @@ async def _unauthorized(users: JwksVerifier, token: str) -> str:
     return raised.value.detail
 
 
-# --- attackers -----------------------------------------------------------------------------------
+# --- attacks -------------------------------------------------------------------------------------
 
 
-async def test_a_flood_of_unknown_keys_asks_once_a_minute(
+async def test_jwks_unknown_kids_cause_one_request_a_minute(
     users: JwksVerifier, issuer: Issuer, clock: FakeClock
 ) -> None:
-    """Whoever makes up names of keys does not make us the issuer's flood."""
-    assert await users.verify(_by("first")) == "42"
+    """Tokens with made-up key ids cause at most one request per minute."""
+    assert await users.verify(_signed_by("first")) == "42"
     for minute in range(3):
         clock.advance(59)
-        assert await _unauthorized(users, _by("attacker", kid="early")) == "key"
+        assert await _unauthorized(users, _signed_by("attacker", kid="early")) == "key"
         assert len(issuer.requests) == 1 + minute
-        clock.advance(1 + minute)  # at once when it may be, and later as well
-        said = await asyncio.gather(*(_unauthorized(users, _by("attacker", kid=f"{n}")) for n in range(50)))
-        assert set(said) == {"key"}
+        clock.advance(1 + minute)  # as soon as it is allowed, and later as well
+        details = await asyncio.gather(*(_unauthorized(users, _signed_by("attacker", kid=f"{n}")) for n in range(50)))
+        assert set(details) == {"key"}
         assert len(issuer.requests) == 2 + minute
 
 
-async def test_addresses_and_keys_in_a_token_are_ignored(users: JwksVerifier, issuer: Issuer) -> None:
-    """A token cannot say where its key is, or bring it along."""
-    may_be_copy = issuer.url.replace("/keys", "/attacker")
-    brought: dict[str, Any] = {"jku": may_be_copy, "x5u": may_be_copy, "jwk": jwk(rsa_key("attacker"), kid="attacker")}
-    assert await _unauthorized(users, _by("attacker", **brought)) == "key"
-    assert await _unauthorized(users, _by("attacker", kid="first", **brought)) == "signature"
-    assert await users.verify(_by("first", **brought)) == "42"
+async def test_jwks_keys_and_addresses_in_token_are_ignored(users: JwksVerifier, issuer: Issuer) -> None:
+    """A token can neither name the address of its key nor contain the key."""
+    attacker_url = issuer.url.replace("/keys", "/attacker")
+    brought: dict[str, Any] = {
+        "jku": attacker_url,
+        "x5u": attacker_url,
+        "jwk": jwk(rsa_key("attacker"), kid="attacker"),
+    }
+    assert await _unauthorized(users, _signed_by("attacker", **brought)) == "key"
+    assert await _unauthorized(users, _signed_by("attacker", kid="first", **brought)) == "signature"
+    assert await users.verify(_signed_by("first", **brought)) == "42"
     assert [request.path for request in issuer.requests] == ["/keys"]
 
 
-async def test_what_is_no_token_is_refused_without_asking(users: JwksVerifier, issuer: Issuer) -> None:
-    """Junk costs nobody a request."""
+async def test_jwks_malformed_token_causes_no_request(users: JwksVerifier, issuer: Issuer) -> None:
+    """Junk is rejected without a request to the issuer."""
     assert await _unauthorized(users, "junk") == "form"
     assert issuer.requests == []
 
 
-async def test_the_claims_are_checked_too(users: JwksVerifier) -> None:
-    """A signature is not enough."""
-    assert await _unauthorized(users, _by("first", claims(aud="another"))) == "audience"
-    assert await _unauthorized(users, _by("first", claims(exp=NOW - 60))) == "expired"
+async def test_jwks_token_with_wrong_claims_is_rejected(users: JwksVerifier) -> None:
+    """A valid signature does not replace audience and expiry."""
+    assert await _unauthorized(users, _signed_by("first", claims(aud="another"))) == "audience"
+    assert await _unauthorized(users, _signed_by("first", claims(exp=NOW - 60))) == "expired"
 
 
-# --- keys change ---------------------------------------------------------------------------------
+# --- key rotation --------------------------------------------------------------------------------
 
 
-async def test_a_rotated_key_is_found_within_a_minute(users: JwksVerifier, issuer: Issuer, clock: FakeClock) -> None:
-    """A new key is looked for when a token names it, and the old one is no longer taken."""
-    assert await users.verify(_by("first")) == "42"
+async def test_jwks_rotated_key_is_found_within_a_minute(users: JwksVerifier, issuer: Issuer, clock: FakeClock) -> None:
+    """A new key is fetched when a token names it, and the old key is no longer accepted."""
+    assert await users.verify(_signed_by("first")) == "42"
     issuer.keys = [jwk(rsa_key("second"), kid="second"), jwk(ec_key("third"), kid="third")]
-    assert await _unauthorized(users, _by("second")) == "key"
+    assert await _unauthorized(users, _signed_by("second")) == "key"
     clock.advance(60)
-    assert await users.verify(_by("second")) == "42"
+    assert await users.verify(_signed_by("second")) == "42"
     assert await users.verify(signed(key=ec_key("third"), alg="ES256", kid="third")) == "42"
-    assert await _unauthorized(users, _by("first")) == "key"
+    assert await _unauthorized(users, _signed_by("first")) == "key"
     assert len(issuer.requests) == 2
 
 
-async def test_an_only_key_without_a_name_is_found_after_its_rotation(
+async def test_jwks_rotated_only_key_without_kid_is_found(
     users: JwksVerifier, issuer: Issuer, clock: FakeClock
 ) -> None:
-    """Nothing but the signature tells that it is another one."""
+    """Only the signature shows that the key has changed."""
     issuer.keys = [jwk(rsa_key("first"))]
     unnamed = [signed(claims(), key=rsa_key(name), alg="RS256") for name in ("first", "second")]
     assert await users.verify(unnamed[0]) == "42"
@@ -163,25 +167,25 @@ async def test_an_only_key_without_a_name_is_found_after_its_rotation(
     assert await users.verify(unnamed[1]) == "42"
 
 
-async def test_a_set_is_fresh_for_ten_minutes(users: JwksVerifier, issuer: Issuer, clock: FakeClock) -> None:
-    """A key that the issuer has withdrawn is good no longer than that."""
-    assert await users.verify(_by("first")) == "42"
+async def test_jwks_set_is_fresh_for_ten_minutes(users: JwksVerifier, issuer: Issuer, clock: FakeClock) -> None:
+    """A key that the issuer has withdrawn is accepted no longer than that."""
+    assert await users.verify(_signed_by("first")) == "42"
     issuer.keys = [jwk(rsa_key("second"), kid="second")]
     clock.advance(599)
-    assert await users.verify(_by("first")) == "42"
+    assert await users.verify(_signed_by("first")) == "42"
     assert len(issuer.requests) == 1
     clock.advance(1)
-    assert await _unauthorized(users, _by("first")) == "key"
+    assert await _unauthorized(users, _signed_by("first")) == "key"
     assert len(issuer.requests) == 2
 
 
-# --- callers at once -----------------------------------------------------------------------------
+# --- concurrent callers --------------------------------------------------------------------------
 
 
-async def test_callers_at_once_share_one_request(users: JwksVerifier, issuer: Issuer) -> None:
-    """Nobody asks while somebody is asking, and one who goes away takes nothing from the others."""
+async def test_jwks_concurrent_callers_share_one_request(users: JwksVerifier, issuer: Issuer) -> None:
+    """A caller waits for a request in progress, and a cancelled caller does not affect the others."""
     issuer.open.clear()
-    callers = [asyncio.create_task(users.verify(_by("first"))) for _ in range(20)]
+    callers = [asyncio.create_task(users.verify(_signed_by("first"))) for _ in range(20)]
     await issuer.asked.wait()
     callers[0].cancel()
     await asyncio.wait({callers[0]})
@@ -191,72 +195,72 @@ async def test_callers_at_once_share_one_request(users: JwksVerifier, issuer: Is
     assert len(issuer.requests) == 1
 
 
-async def test_closing_gives_up_a_request(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) -> None:
-    """The end of the service does not wait for the issuer."""
+async def test_jwks_close_cancels_request(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) -> None:
+    """Shutdown does not wait for the issuer."""
     issuer.open.clear()
     async with open_jwks(issuer.url, rules=RULES, clock=clock, observer=witness) as users:
-        caller = asyncio.create_task(users.verify(_by("first")))
+        caller = asyncio.create_task(users.verify(_signed_by("first")))
         await issuer.asked.wait()
     assert "jwks" not in {task.get_name() for task in asyncio.all_tasks()}
     await asyncio.wait({caller})
     assert caller.cancelled()
 
 
-# --- the issuer is away --------------------------------------------------------------------------
+# --- issuer unavailable --------------------------------------------------------------------------
 
 
-async def test_the_last_good_set_is_kept_for_a_day(
+async def test_jwks_last_set_is_used_for_a_day_during_outage(
     users: JwksVerifier, issuer: Issuer, clock: FakeClock, witness: RecordingObserver
 ) -> None:
-    """Users come in while the issuer is away; whose a new key is cannot be known, and nobody is sent off for that."""
-    assert await users.verify(_by("first")) == "42"
+    """Known keys are accepted; an unknown key raises `JwksUnavailable`, because it cannot be checked."""
+    assert await users.verify(_signed_by("first")) == "42"
     issuer.status = 503
     clock.advance(86_399)
-    assert await users.verify(_by("first")) == "42"
-    assert await _unavailable(users, _by("second")) == "status_503"
-    assert await _unauthorized(users, _by("second", kid="first")) == "signature"
+    assert await users.verify(_signed_by("first")) == "42"
+    assert await _unavailable(users, _signed_by("second")) == "status_503"
+    assert await _unauthorized(users, _signed_by("second", kid="first")) == "signature"
     clock.advance(1)
-    assert await _unavailable(users, _by("first")) == "status_503"
+    assert await _unavailable(users, _signed_by("first")) == "status_503"
     clock.advance(3600)
-    assert await _unavailable(users, _by("first")) == "status_503"
+    assert await _unavailable(users, _signed_by("first")) == "status_503"
     issuer.status = 200
     clock.advance(60)
-    assert await users.verify(_by("first")) == "42"
-    assert await _unauthorized(users, _by("second")) == "key"
+    assert await users.verify(_signed_by("first")) == "42"
+    assert await _unauthorized(users, _signed_by("second")) == "key"
     assert [event.name for event in witness.events] == ["key_set.failing", "key_set.recovered"]
     assert [event.level for event in witness.events] == [Level.ERROR, Level.INFO]
     assert witness.events[0].fields == {"error": "key_set_unavailable", "detail": "status_503"}
 
 
-async def test_an_issuer_that_fails_is_asked_less_and_less_often(
+async def test_jwks_failing_issuer_is_asked_after_growing_waits(
     users: JwksVerifier, issuer: Issuer, clock: FakeClock, witness: RecordingObserver
 ) -> None:
-    """After 5 seconds, then twice as long each time, up to a minute: callers are answered at once meanwhile."""
+    """The wait doubles from 5 s up to a minute, and callers get an immediate answer meanwhile."""
     issuer.status = 500
     for number, wait in enumerate([5, 10, 20, 40, 60, 60], start=1):
-        assert await _unavailable(users, _by("first")) == "status_500"
+        assert await _unavailable(users, _signed_by("first")) == "status_500"
         clock.advance(wait - 1)
-        assert await _unavailable(users, _by("first")) == "status_500"
+        assert await _unavailable(users, _signed_by("first")) == "status_500"
         assert len(issuer.requests) == number
         clock.advance(1)
     assert [event.name for event in witness.events] == ["key_set.failing"]
     issuer.status = 200
-    assert await users.verify(_by("first")) == "42"
+    assert await users.verify(_signed_by("first")) == "42"
 
 
-async def test_unknown_keys_ask_a_failing_issuer_once_a_minute_too(
+async def test_jwks_unknown_kids_during_outage_cause_one_request_a_minute(
     users: JwksVerifier, issuer: Issuer, clock: FakeClock
 ) -> None:
-    """While the set is fresh, the shorter waits of a failure are not for whoever makes up a name."""
-    assert await users.verify(_by("first")) == "42"
+    """While the set is fresh, an unknown key id does not use the shorter waits after a failure."""
+    assert await users.verify(_signed_by("first")) == "42"
     issuer.status = 500
     clock.advance(57)
     for number in (2, 3):
         clock.advance(3)
-        assert await _unavailable(users, _by("second")) == "status_500"
+        assert await _unavailable(users, _signed_by("second")) == "status_500"
         for _ in range(3):
             clock.advance(19)
-            assert await _unavailable(users, _by("second")) == "status_500"
+            assert await _unavailable(users, _signed_by("second")) == "status_500"
             assert len(issuer.requests) == number
 
 
@@ -273,25 +277,25 @@ SECRETS = [{"kty": "oct", "k": "c2VjcmV0", "kid": "first"}]
         (lambda _: {"keys": SECRETS}, "no_key_set"),
         (lambda _: {"status": 203}, "status_203"),
     ],
-    ids=["too long", "moved", "packed", "a page", "secrets", "another success"],
+    ids=["too long", "redirect", "compressed", "HTML", "symmetric keys", "status 203"],
 )
-async def test_an_answer_that_is_no_key_set_is_a_failure(
+async def test_jwks_answer_without_key_set_is_unavailable(
     users: JwksVerifier, issuer: Issuer, change: Any, why: str
 ) -> None:
-    """Too long, somewhere else, packed, a page, or without a key to use: it is our trouble, and no user's."""
+    """An unusable answer is a failure of the service, not of the user's token."""
     vars(issuer).update(change(issuer))
-    assert await _unavailable(users, _by("first")) == why
+    assert await _unavailable(users, _signed_by("first")) == why
     assert [request.path for request in issuer.requests] == ["/keys"]
 
 
-async def test_a_set_as_long_as_the_limit_is_read(users: JwksVerifier, issuer: Issuer) -> None:
-    """A byte more is too long."""
+async def test_jwks_set_of_maximum_size_is_read(users: JwksVerifier, issuer: Issuer) -> None:
+    """One more byte is too long."""
     issuer.body = issuer.published.ljust(LIMIT)
-    assert await users.verify(_by("first")) == "42"
+    assert await users.verify(_signed_by("first")) == "42"
 
 
-async def test_an_answer_that_breaks_off_is_a_failure(clock: FakeClock, witness: RecordingObserver) -> None:
-    """Half of a set tells nothing."""
+async def test_jwks_truncated_answer_is_unavailable(clock: FakeClock, witness: RecordingObserver) -> None:
+    """A part of a key set is not used."""
 
     async def _break_off(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
@@ -306,45 +310,45 @@ async def test_an_answer_that_breaks_off_is_a_failure(clock: FakeClock, witness:
     async with TestServer(app) as server:
         url = str(server.make_url("/keys"))
         async with open_jwks(url, rules=RULES, clock=clock, observer=witness) as users:
-            assert await _unavailable(users, _by("first")) == "connection"
+            assert await _unavailable(users, _signed_by("first")) == "connection"
 
 
-async def test_an_issuer_that_is_slow_or_gone_is_a_failure(clock: FakeClock, witness: RecordingObserver) -> None:
-    """Whoever waits with a token in his hand waits for so long only: five seconds, unless a test has less patience."""
+async def test_jwks_slow_or_unreachable_issuer_is_unavailable(clock: FakeClock, witness: RecordingObserver) -> None:
+    """A caller waits for five seconds at most; the test sets a shorter limit."""
     assert TIMEOUT == 5
     async with AsyncExitStack() as stack:
         issuer = await stack.enter_async_context(Issuer().serve())
         opened = open_jwks(issuer.url, rules=RULES, clock=clock, observer=witness, wait_limit=0.2)
         users = await stack.enter_async_context(opened)
         issuer.open.clear()
-        assert await _unavailable(users, _by("first")) == "timeout"
+        assert await _unavailable(users, _signed_by("first")) == "timeout"
         issuer.open.set()
         gone = open_jwks("http://127.0.0.1:1/keys", rules=RULES, clock=clock, observer=witness)
-        assert await _unavailable(await stack.enter_async_context(gone), _by("first")) == "connection"
+        assert await _unavailable(await stack.enter_async_context(gone), _signed_by("first")) == "connection"
 
 
-async def test_no_proxy_of_the_environment_is_asked(users: JwksVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where keys come from is configured, and nowhere else."""
+async def test_jwks_proxy_of_environment_is_ignored(users: JwksVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the configuration determines where keys come from."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    assert await users.verify(_by("first")) == "42"
+    assert await users.verify(_signed_by("first")) == "42"
 
 
-async def test_a_request_asks_for_little(users: JwksVerifier, issuer: Issuer) -> None:
-    """A plain answer, for an unpacked one can be of any size, and no connection that is kept for the next."""
-    assert await users.verify(_by("first")) == "42"
+async def test_jwks_request_accepts_no_compression_and_no_keep_alive(users: JwksVerifier, issuer: Issuer) -> None:
+    """A decompressed answer could have any size, and the connection is not kept for the next request."""
+    assert await users.verify(_signed_by("first")) == "42"
     [request] = issuer.requests
     assert (request.headers["Accept-Encoding"], request.headers["Connection"]) == ("identity", "close")
     assert request.headers["Accept"] == "application/jwk-set+json, application/json"
     assert request.headers["User-Agent"] == f"amo-callback/{__version__}"
 
 
-async def test_a_request_brings_nothing_back(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) -> None:
-    """A cookie of the issuer's is not kept: who asks is nobody."""
+async def test_jwks_request_sends_no_cookie(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) -> None:
+    """A cookie of the issuer is not kept."""
     issuer.headers = {"Set-Cookie": "session=1; Path=/"}
     url = issuer.url.replace("127.0.0.1", "localhost")  # cookies of bare addresses are never kept
     async with open_jwks(url, rules=RULES, clock=clock, observer=witness) as users:
         for _ in range(2):
-            assert await users.verify(_by("first")) == "42"
+            assert await users.verify(_signed_by("first")) == "42"
             clock.advance(600)
     assert ["Cookie" in request.headers for request in issuer.requests] == [False, False]

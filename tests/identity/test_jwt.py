@@ -1,4 +1,4 @@
-"""The app's users by its JWTs: what is no good one, and whose a good one is."""
+"""JWTs of the app's users: which are rejected, and the user of a valid one."""
 
 import json
 import time
@@ -26,7 +26,7 @@ async def _user(token: str, *, rules: JwtRules = RULES) -> str:
 
 
 async def _refused(token: str, **options: Any) -> str:
-    """Return why; of the token nothing is told, nor of the library's opinion of it."""
+    """Return the reason; the error shows neither the token nor the library's message."""
     with pytest.raises(Unauthorized) as raised:
         await _user(token, **options)
     error = raised.value
@@ -55,10 +55,10 @@ async def _refused(token: str, **options: Any) -> str:
         (unsigned(claims(sub="1"), alg="HS256") + "." + signed().rpartition(".")[2], "signature"),
         (signed() + "A", "signature"),
     ],
-    ids=count(),  # no token is the same in each process, and so none is a name
+    ids=count(),  # tokens differ between processes, so they are no test ids
 )
-async def test_what_is_not_signed_with_the_secret_by_hs256_is_refused(token: str, why: str) -> None:
-    """No `alg` of a token's own is believed, and none is left unchecked."""
+async def test_hs256_other_algorithm_or_signature_is_rejected(token: str, why: str) -> None:
+    """A token's own `alg` is not trusted, and no token is left unchecked."""
     assert await _refused(token) == why
 
 
@@ -75,8 +75,8 @@ async def test_what_is_not_signed_with_the_secret_by_hs256_is_refused(token: str
         {"kid": ["a"]},
     ],
 )
-async def test_headers_that_change_the_meaning_are_refused(header: dict[str, Any]) -> None:
-    """What we would have to understand, and do not, is not passed over."""
+async def test_hs256_header_that_changes_meaning_is_rejected(header: dict[str, Any]) -> None:
+    """A header that must be understood, and is not supported, is not ignored."""
     assert await _refused(signed(**header)) == "form"
 
 
@@ -110,24 +110,24 @@ async def test_headers_that_change_the_meaning_are_refused(header: dict[str, Any
         signed(b'{"sub":"42","exp":' + b"9" * 5000 + b"}"),
     ],
 )
-async def test_what_is_no_token_is_refused(token: str) -> None:
-    """Junk, encrypted and nested tokens, and what is no JSON."""
+async def test_hs256_malformed_token_is_rejected(token: str) -> None:
+    """Junk, encrypted and nested tokens, and tokens without JSON are rejected."""
     assert await _refused(token) == "form"
 
 
-async def test_a_token_of_more_than_8_kib_is_not_looked_at() -> None:
-    """Where it is a byte shorter, the same token is good."""
+async def test_hs256_token_above_8_kib_is_rejected() -> None:
+    """The same token is accepted if it is one byte shorter."""
     tokens = (signed(claims(x="x" * n), kid=kid) for n in range(5900, 6100) for kid in ("", "k", "kk"))
     by_length = {len(token): token for token in tokens}
     assert await _user(by_length[8192]) == "42"
     assert await _refused(by_length[8193]) == "form"
 
 
-# --- when ----------------------------------------------------------------------------------------
+# --- times ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("payload", "why"),
     [
         (claims(exp=NOW - 60), "expired"),
         (claims(without="exp"), "expired"),
@@ -145,31 +145,31 @@ async def test_a_token_of_more_than_8_kib_is_not_looked_at() -> None:
         (claims(iat="soon"), "time"),
     ],
 )
-async def test_a_token_is_valid_for_its_time_only(said: dict[str, Any], why: str) -> None:
-    """A token is refused that has expired, is not valid yet, was made in the future, or whose times are none."""
-    assert await _refused(signed(said)) == why
+async def test_hs256_token_outside_its_time_is_rejected(payload: dict[str, Any], why: str) -> None:
+    """A token is rejected if it has expired, is not valid yet, is from the future, or has malformed times."""
+    assert await _refused(signed(payload)) == why
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "1E+999", "NaN", "Infinity"])
-async def test_a_number_without_a_value_is_no_time(number: str) -> None:
-    """JSON can write what becomes infinity: such a token would be valid forever."""
-    said = json.dumps(claims(exp=0)).replace('"exp": 0', f'"exp": {number}')
-    assert await _refused(signed(said.encode())) == "form"
+async def test_hs256_infinite_or_undefined_time_is_rejected(number: str) -> None:
+    """JSON can contain a number that becomes infinity: such a token would be valid forever."""
+    payload = json.dumps(claims(exp=0)).replace('"exp": 0', f'"exp": {number}')
+    assert await _refused(signed(payload.encode())) == "form"
 
 
 @pytest.mark.parametrize(
     "times", [{"exp": -50}, {"exp": -49.5}, {"nbf": 50, "iat": 50.0}, {"iat": -(10**9), "nbf": -(10**9)}]
 )
-async def test_clocks_may_differ_by_a_minute(times: dict[str, float]) -> None:
-    """The issuer's clock is not ours."""
+async def test_hs256_clock_difference_up_to_a_minute_is_accepted(times: dict[str, float]) -> None:
+    """The issuer's clock may differ from this machine's."""
     assert await _user(signed({**claims(), **{name: time.time() + offset for name, offset in times.items()}})) == "42"
 
 
-# --- for whom, by whom, whose --------------------------------------------------------------------
+# --- audience, issuer and user --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "said",
+    "payload",
     [
         claims(aud="another"),
         claims(aud=AUDIENCE + "x"),
@@ -182,24 +182,24 @@ async def test_clocks_may_differ_by_a_minute(times: dict[str, float]) -> None:
         claims(without="aud"),
     ],
 )
-async def test_a_token_for_another_audience_is_refused(said: dict[str, Any]) -> None:
-    """What the issuer gives to others does not open this door."""
-    assert await _refused(signed(said)) == "audience"
+async def test_hs256_token_for_other_audience_is_rejected(payload: dict[str, Any]) -> None:
+    """A token that the issuer made for another service is not accepted."""
+    assert await _refused(signed(payload)) == "audience"
 
 
-@pytest.mark.parametrize("said", [claims(aud=["another", AUDIENCE]), claims(exp=253_402_300_799)])
-async def test_one_of_several_audiences_is_enough_and_the_year_9999_is_no_error(said: dict[str, Any]) -> None:
-    """The list form of `aud`; and the last second of `exp`: later ones count milliseconds."""
-    assert await _user(signed(said)) == "42"
+@pytest.mark.parametrize("payload", [claims(aud=["another", AUDIENCE]), claims(exp=253_402_300_799)])
+async def test_hs256_audience_list_and_expiry_in_year_9999_are_accepted(payload: dict[str, Any]) -> None:
+    """`aud` may be a list, and `exp` the last second of 9999: later numbers are milliseconds."""
+    assert await _user(signed(payload)) == "42"
 
 
-async def test_the_issuer_must_be_the_configured_one() -> None:
-    """Where none is configured, nobody looks."""
+async def test_hs256_issuer_other_than_configured_is_rejected() -> None:
+    """Without a configured issuer, `iss` is not checked."""
     rules = JwtRules(audience=AUDIENCE, issuer="https://id.example")
     assert await _user(signed(claims(iss="https://id.example")), rules=rules) == "42"
     assert await _user(signed(claims(iss="https://other.example"))) == "42"
-    for said in (claims(iss="https://id.example/"), claims(iss=["https://id.example"]), claims()):
-        assert await _refused(signed(said), rules=rules) == "issuer"
+    for payload in (claims(iss="https://id.example/"), claims(iss=["https://id.example"]), claims()):
+        assert await _refused(signed(payload), rules=rules) == "issuer"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ async def test_the_issuer_must_be_the_configured_one() -> None:
         10**255,
     ],
 )  # fmt: skip
-async def test_a_user_that_is_no_text_or_number_is_refused(sub: object) -> None:
-    """An id is text that can be read, or a whole number."""
+async def test_hs256_user_without_text_or_whole_number_is_rejected(sub: object) -> None:
+    """A user id is printable text or a whole number."""
     assert await _refused(signed(claims(sub=sub))) == "user"
     assert await _refused(signed(claims(without="sub"))) == "user"
 
@@ -218,13 +218,13 @@ async def test_a_user_that_is_no_text_or_number_is_refused(sub: object) -> None:
 @pytest.mark.parametrize(
     ("sub", "user"), [("x" * 255, "x" * 255), ("Иван 7", "Иван 7"), (42, "42"), (0, "0"), (-7, "-7")]
 )
-async def test_the_user_is_the_text_or_the_number_as_text(sub: object, user: str) -> None:
-    """Backends number their users, or name them."""
+async def test_hs256_user_is_returned_as_text(sub: object, user: str) -> None:
+    """Backends number their users or name them."""
     assert await _user(signed(claims(sub=sub))) == user
 
 
-async def test_another_claim_may_be_the_user() -> None:
-    """And then `sub` is nobody."""
+async def test_hs256_user_claim_replaces_sub() -> None:
+    """With another user claim, `sub` is ignored."""
     name = "https://id.example/user"
     rules = JwtRules(audience=AUDIENCE, user_claim=name)
     assert await _user(signed({**claims(), name: 7}), rules=rules) == "7"
@@ -234,8 +234,8 @@ async def test_another_claim_may_be_the_user() -> None:
 # --- keys ----------------------------------------------------------------------------------------
 
 
-def test_a_secret_is_long_and_no_public_key() -> None:
-    """What everybody has would let everybody in."""
+def test_hs256_short_secret_or_public_key_raises() -> None:
+    """A public key is known to everyone, so it would accept everyone's tokens."""
     for secret in ("", "x" * 31, PEM.decode(), json.dumps(jwk(rsa_key("issuer"))), "ssh-rsa " + "A" * 300):
         with pytest.raises(ValueError, match=r"must have 32 bytes|is another kind of key") as raised:
             Hs256Verifier(secret, rules=RULES)
@@ -262,8 +262,8 @@ def _long_number(size: int) -> str:
     ],
     ids=["2048 bits, the least", "more bits", "a number of 2048 characters, the most", "P-256"],
 )
-def test_a_key_of_a_set_verifies_what_it_signed(key: Any, alg: str, more: dict[str, str]) -> None:
-    """RS256 and ES256, found by `kid`."""
+def test_verify_with_any_key_found_by_kid_verifies(key: Any, alg: str, more: dict[str, str]) -> None:
+    """The key of RS256 or ES256 is found by its `kid`."""
     keys = read_jwks(_set(jwk(key, kid="a", **more), jwk(ec_key("another"), kid="b")))
     assert verify_with_any(keys, signed(key=key, alg=alg, kid="a"), rules=RULES) == "42"
 
@@ -302,8 +302,8 @@ def test_a_key_of_a_set_verifies_what_it_signed(key: Any, alg: str, more: dict[s
         None,
     ],
 )
-def test_keys_of_another_kind_are_passed_over(bad: object) -> None:
-    """Secret, short, on another curve, private, broken, or meant for something else: the others in the set count."""
+def test_read_jwks_skips_unusable_keys(bad: object) -> None:
+    """Symmetric, short, private and broken keys, and keys for another curve or use, are skipped."""
     good = jwk(ec_key("good"), kid="good", use="sig", alg="ES256")
     assert [(key.kid, key.algorithm) for key in read_jwks(_set(bad, good))] == [("good", "ES256")]
     with pytest.raises(ValueError, match="has no usable key"):
@@ -319,8 +319,8 @@ def test_keys_of_another_kind_are_passed_over(bad: object) -> None:
     ],
     ids=["keys", "lists", "objects"],
 )
-def test_a_set_with_too_much_in_it_is_none(content: bytes) -> None:
-    """To read it, or to try a token with each of its keys, would hold up everyone else."""
+def test_read_jwks_oversized_set_raises(content: bytes) -> None:
+    """Reading it, or trying a token with each of its keys, would delay every other request."""
     with pytest.raises(ValueError, match="has too m"):
         read_jwks(content)
 
@@ -328,8 +328,8 @@ def test_a_set_with_too_much_in_it_is_none(content: bytes) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"keys":{}}', b"<html>", b"\xff", b'{"keys":[]}', b'{"keys":' + b"[" * 1900]
 )
-def test_what_is_no_key_set_is_refused(content: bytes) -> None:
-    """HTML of a proxy, or JSON of something else."""
+def test_read_jwks_invalid_content_raises(content: bytes) -> None:
+    """HTML of a proxy and other JSON are refused."""
     with pytest.raises(ValueError, match=r".+"):
         read_jwks(content)
 
@@ -354,15 +354,15 @@ KEYS = read_jwks(_set(jwk(rsa_key("issuer"), kid="rsa"), jwk(ec_key("issuer"), k
     ],
     ids=count(),
 )
-def test_the_key_decides_the_algorithm(token: str) -> None:
-    """A public key is no secret of HS256, and a `kid` that points elsewhere finds a key that did not sign."""
+def test_verify_with_any_uses_algorithm_of_key(token: str) -> None:
+    """A public key is no secret of HS256, and a `kid` of another key finds a key that did not sign."""
     with pytest.raises(Unauthorized) as raised:
         verify_with_any(KEYS, token, rules=RULES)
     assert raised.value.detail == "signature"
 
 
-def test_a_token_that_names_no_key_is_tried_with_the_only_one() -> None:
-    """Where there are several nobody guesses; two of one name are both tried."""
+def test_verify_with_any_token_without_kid_uses_only_key() -> None:
+    """With several keys and no `kid` none is tried; two keys with the same `kid` are both tried."""
     token = signed(key=rsa_key("issuer"), alg="RS256")
     assert verify_with_any(KEYS[:1], token, rules=RULES) == "42"
     assert verify_with_any(KEYS, token, rules=RULES) is None
@@ -371,17 +371,17 @@ def test_a_token_that_names_no_key_is_tried_with_the_only_one() -> None:
     assert verify_with_any(twins, signed(key=rsa_key("issuer"), alg="RS256", kid="a"), rules=RULES) == "42"
 
 
-def test_reprs_hold_no_key() -> None:
-    """They may be logged by accident."""
+def test_jwt_keys_repr_shows_no_secret() -> None:
+    """A repr may be logged by accident."""
     assert SECRET not in repr(Key(algorithm="HS256", material=SECRET.encode()))
     assert SECRET not in repr(App(jwt_secret=SecretStr(SECRET), jwt_audience=AUDIENCE))
 
 
-# --- as configured -------------------------------------------------------------------------------
+# --- configuration -------------------------------------------------------------------------------
 
 
-async def test_the_configuration_says_how_users_are_told() -> None:
-    """By a secret, by a key set, or not at all."""
+async def test_open_jwt_verifier_follows_settings() -> None:
+    """The settings select a secret, a key set or no verifier."""
     clock, witness = FakeClock(), RecordingObserver()
     async with open_jwt_verifier(App(), clock=clock, observer=witness) as users:
         assert users is None

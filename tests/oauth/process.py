@@ -1,4 +1,4 @@
-"""The OAuth flow of one process, on a store that others share."""
+"""The OAuth flow of one process on a shared store."""
 
 import asyncio
 import dataclasses
@@ -30,13 +30,13 @@ from tests.service import HOST, Amo
 
 
 def _counter() -> Callable[[], str]:
-    """Return what makes handles that can be told apart."""
+    """Return a factory of distinct handles."""
     numbers = itertools.count(1)
     return lambda: f"handle-{next(numbers)}"
 
 
 class Process:
-    """One process's grants, on a store that others share."""
+    """The grants of one process on a shared store."""
 
     def __init__(self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
         self.amo, self.clock, self.witness = amo, clock, RecordingObserver()
@@ -58,7 +58,7 @@ class Process:
             store=self.failing, amo=client, cipher=self.cipher, clock=self.clock, observer=self.witness, stop=self.stop
         )
 
-    def make(self, client: object = None, *, places: int = 30, **rules: Any) -> GrantService:
+    def make(self, client: object = None, *, attempts: int = 30, **rules: Any) -> GrantService:
         core, rules_ = self.core(client or self.client), self.rules(**rules)
         parts = ExchangeParts(
             pending_writes=self.pending_writes,
@@ -72,7 +72,7 @@ class Process:
             rules_,
             exchanger=Exchanger(core, rules_, parts),
             authorizations=Authorizations(core, rules_, starts=self.limits().starts),
-            limits=self.limits(places),
+            limits=self.limits(attempts),
         )
 
     def rules(self, **rules: Any) -> GrantRules:
@@ -81,15 +81,15 @@ class Process:
     def authorizations(self) -> Authorizations:
         return Authorizations(self.core(self.client), self.rules(new_secret=_counter()), starts=self.limits().starts)
 
-    def redeemer(self, store: object, *, places: int = 30) -> Redeemer:
+    def redeemer(self, store: object, *, attempts: int = 30) -> Redeemer:
         core = dataclasses.replace(self.core(self.client), store=cast("Store", store))
-        return Redeemer(core, self.rules(), service=self.connect, attempts=self.limits(places).codes)
+        return Redeemer(core, self.rules(), service=self.connect, attempts=self.limits(attempts).codes)
 
-    def limits(self, places: int = 100) -> Limits:
-        return Limits(attempts=places, window=60, requests_per_second=5, queued_for=40, clock=self.clock)
+    def limits(self, attempts: int = 100) -> Limits:
+        return Limits(attempts=attempts, window=60, requests_per_second=5, queued_for=40, clock=self.clock)
 
     def before_claims(self, call: Callable[[], Awaitable[object]], **rules: Any) -> None:
-        """Call `call` between our look at a code and our claim of it."""
+        """Call `call` between this process's read of a code and its claim."""
         self.failing.before["claim_grant"] = lambda *_, **__: call()
         self.connect = self.make(**rules)
 
@@ -103,7 +103,7 @@ class Process:
 
     @asynccontextmanager
     async def slow_exchange(self, code: str) -> AsyncIterator[asyncio.Task[GrantResult]]:
-        """Begin an exchange that AMO answers when the block ends."""
+        """Start an exchange that AMO answers when the context ends."""
         self.amo.sandbox.faults.add(Fault.SLOW)
         self.amo.sandbox.asked.clear()
         task = asyncio.create_task(self.complete(code))

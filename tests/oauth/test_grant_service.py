@@ -1,4 +1,4 @@
-"""Grants between processes, and at the end of one; the callback's tests show the rest from outside."""
+"""Grants between processes and at shutdown; the callback's tests cover the rest from outside."""
 
 import asyncio
 from datetime import timedelta
@@ -27,10 +27,10 @@ from tests.service import HOST
 
 
 @pytest.mark.parametrize("minutes", [0, 10, -60])
-async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(
+async def test_complete_in_other_process_waits_and_returns_same_result(
     process: Process, other: Process, minutes: int
 ) -> None:
-    """One exchanges, both answer with the same handle: however the wall clock is stepped, the lease is waited for."""
+    """One process exchanges and both return its handle; the lease holds however the wall clock is stepped."""
     async with process.slow_exchange(code := process.amo.code()) as first:
         second = asyncio.create_task(other.complete(code))
         await other.clock.until_sleeping(0.25)
@@ -38,17 +38,15 @@ async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(
         await other.clock.tick(0.25)
         await other.clock.until_sleeping(0.25)
     assert (await first).status is GrantStatus.CONNECTED
-    await _waited(other, second)
+    await _advance_until(other, second)
     assert await second == await first
     assert len(process.amo.fake.ledger.exchanges()) == 1
 
 
-async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease(
-    process: Process, other: Process
-) -> None:
-    """Who claimed a code and was not heard of again is waited for, then followed; what it writes late is nothing."""
+async def test_complete_after_lease_of_lost_process_exchanges_again(process: Process, other: Process) -> None:
+    """Another process waits for the lease of a lost one, then exchanges the code; a late result is discarded."""
     code = process.amo.code()
-    other.connect = other.make(Deaf(process.clock, 0))
+    other.connect = other.make(SlowAmo(process.clock, 0))
     lost = asyncio.create_task(other.complete(code))
     await process.clock.until_sleeping(600)
     waiting = asyncio.create_task(process.complete(code))
@@ -56,7 +54,7 @@ async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease
     process.clock.advance(8)
     assert (await waiting).status is GrantStatus.EXCHANGING
     process.clock.advance(52)
-    await _waited(process, asyncio.create_task(process.connect.drain()))
+    await _advance_until(process, asyncio.create_task(process.connect.drain()))
     outcome = await process.complete(code)
     assert outcome.status is GrantStatus.CONNECTED
     process.clock.advance(600)
@@ -65,8 +63,8 @@ async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease
     assert await process.complete(code) == outcome
 
 
-async def _waited(process: Process, task: asyncio.Task[Any]) -> None:
-    """Let time pass until a task that looks from time to time is done."""
+async def _advance_until(process: Process, task: asyncio.Task[Any]) -> None:
+    """Advance the clock until a polling task is done."""
     while not task.done():
         process.clock.advance(0.25)
         await asyncio.wait({task}, timeout=0.01)
@@ -77,8 +75,8 @@ async def _block(process: Process) -> None:
     await process.address_block.watch()
 
 
-async def test_while_amo_blocks_our_address_one_exchange_leaves_every_ten_seconds(process: Process) -> None:
-    """The first leaves at once; each of the others waits until ten seconds after the one before."""
+async def test_exchange_while_amo_blocked_is_sent_every_ten_seconds(process: Process) -> None:
+    """The first exchange is sent immediately, each other ten seconds after the one before."""
     await _block(process)
     process.amo.sandbox.faults.persistent = Fault.BLOCKED
     callbacks = [asyncio.create_task(process.complete(process.amo.code())) for _ in range(3)]
@@ -95,8 +93,8 @@ async def test_while_amo_blocks_our_address_one_exchange_leaves_every_ten_second
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_an_exchange_that_succeeds_ends_the_block_of_our_address(process: Process, *, allowed: bool) -> None:
-    """AMO has issued a pair, also where it is discarded because the account is not allowed."""
+async def test_exchange_success_ends_amo_block(process: Process, *, allowed: bool) -> None:
+    """AMO has issued a pair, even if the pair is discarded because the account is not allowed."""
     rules: dict[str, Any] = {} if allowed else {"allowed_accounts": ["1"]}
     process.connect = process.make(**rules)
     await _block(process)
@@ -109,15 +107,15 @@ async def test_an_exchange_that_succeeds_ends_the_block_of_our_address(process: 
     ]
 
 
-async def test_a_refused_exchange_does_not_end_the_block_of_our_address(process: Process) -> None:
-    """AMO's word about a code is no success."""
+async def test_exchange_of_refused_code_keeps_amo_block(process: Process) -> None:
+    """A refusal of the code is no success."""
     await _block(process)
     await process.complete("not AMO's")
     assert await process.store.amo_block() is not None
 
 
-async def test_an_answer_without_a_readable_pair_is_kept(process: Process) -> None:
-    """The code has been spent, and its pair may be in the answer: the file is found by the user's support code."""
+async def test_exchange_unreadable_answer_is_kept_in_rescue_file(process: Process) -> None:
+    """The code is spent and the answer may hold its pair; the file name starts with the user's support code."""
     process.amo.sandbox.faults.add(Fault.HALF_JSON_AFTER)
     outcome = await process.complete(process.amo.code())
     assert outcome.status is GrantStatus.FAILED
@@ -130,8 +128,8 @@ async def test_an_answer_without_a_readable_pair_is_kept(process: Process) -> No
     assert process.pending_writes.names == []
 
 
-async def test_a_caller_who_hangs_up_cancels_nothing(process: Process) -> None:
-    """The exchange goes on, and its pair is stored."""
+async def test_exchange_of_cancelled_caller_continues(process: Process) -> None:
+    """The exchange continues, and its pair is stored."""
     async with process.slow_exchange(code := process.amo.code()) as caller:
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -142,8 +140,8 @@ async def test_a_caller_who_hangs_up_cancels_nothing(process: Process) -> None:
     assert process.woken == 1
 
 
-async def test_a_store_that_is_away_spends_no_code(process: Process) -> None:
-    """Where the claim cannot be written the code is not sent, and works later."""
+async def test_claim_with_store_unavailable_spends_no_code(process: Process) -> None:
+    """If the claim cannot be written, the code is not sent, and works later."""
     code = process.amo.code()
     process.failing.away = {"claim_grant"}
     with pytest.raises(StoreUnavailable):
@@ -152,8 +150,8 @@ async def test_a_store_that_is_away_spends_no_code(process: Process) -> None:
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
 
 
-async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Process) -> None:
-    """The code is spent: its pair stays in memory, the person waits at the return address, and it lands there."""
+async def test_pending_write_of_grant_is_stored_once_store_recovers(process: Process) -> None:
+    """The code is spent: its pair stays in memory, and the return address shows it once it is stored."""
     code = process.amo.code()
     process.failing.away = {"save_connected"}
     waiting = asyncio.create_task(process.complete(code))
@@ -168,8 +166,8 @@ async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Proces
     assert (await process.connect.result(outcome.handle)).status is GrantStatus.CONNECTED
 
 
-async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(process: Process) -> None:
-    """Where not even the claim is written after 8 s there is no address to wait at: try again."""
+async def test_complete_with_unresponsive_store_raises_after_8_seconds(process: Process) -> None:
+    """If not even the claim is written after 8 s, there is no return address, and the user must try again."""
     process.failing.before["grant"] = lambda _: process.clock.sleep(3600)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.tick(8)
@@ -177,8 +175,8 @@ async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(
         await waiting
 
 
-class Queue:
-    """AMO behind a long queue at the rate limit."""
+class QueuedAmo:
+    """AMO behind a long rate-limit queue."""
 
     client_id, timeout = "c619", 15.0
 
@@ -198,17 +196,17 @@ class Queue:
         raise AssertionError
 
 
-class Deaf(Queue):
-    """AMO that takes ten minutes for an answer."""
+class SlowAmo(QueuedAmo):
+    """AMO that takes ten minutes to answer."""
 
     async def exchange(self, **_: object) -> TokenResponse:
         await self.clock.sleep(600)
         raise UnknownOutcome("timeout")
 
 
-async def test_stopping_does_not_wait_for_the_rate_limit(process: Process) -> None:
-    """At the end of the process an exchange without a slot fails unspent, and can be tried again."""
-    queue = Queue(process.clock, 3600)
+async def test_shutdown_exchange_without_slot_fails_unspent(process: Process) -> None:
+    """The stop does not wait for the rate limit, and the code can be tried again."""
+    queue = QueuedAmo(process.clock, 3600)
     process.connect = process.make(queue)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(3600)
@@ -218,12 +216,12 @@ async def test_stopping_does_not_wait_for_the_rate_limit(process: Process) -> No
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
 
-async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: Process) -> None:
-    """Of each address one code at a time waits for the rate limit: with four that send, another is fifth at most."""
+async def test_rate_limit_queue_holds_one_code_per_address(process: Process) -> None:
+    """With four addresses that flood the queue, the code of another address is sent fifth at most."""
     slots, waiting = asyncio.Queue[None](), asyncio.Queue[None]()
     sent: list[object] = []
 
-    class Slotted(Queue):
+    class Slotted(QueuedAmo):
         async def acquire_slot(self, priority: Priority) -> None:
             del priority
             waiting.put_nowait(None)
@@ -233,7 +231,7 @@ async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: P
             sent.append(request["code"])
             raise CodeUsed
 
-    process.connect = process.make(Slotted(process.clock, 0), places=100)
+    process.connect = process.make(Slotted(process.clock, 0), attempts=100)
 
     def bring(code: str, address: str) -> asyncio.Task[GrantResult]:
         visit = CodePresentation(code=code.encode(), state=b"s", host=HOST, address=address)
@@ -254,10 +252,10 @@ async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: P
     assert len(sent) == 21
 
 
-async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process) -> None:
-    """What cannot be sent within its lease leaves the queue, unsent, and takes no place: another may follow."""
-    queue = Queue(process.clock, 3600)
-    process.connect = process.make(queue, places=1, wait_limit=100)
+async def test_claim_too_old_in_queue_is_not_sent(process: Process) -> None:
+    """A code that cannot be sent within its lease leaves the queue unsent and uses no reservation."""
+    queue = QueuedAmo(process.clock, 3600)
+    process.connect = process.make(queue, attempts=1, wait_limit=100)
     for _ in range(2):
         waiting = asyncio.create_task(process.complete("code"))
         await process.clock.tick(45)
@@ -265,9 +263,9 @@ async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process) 
         assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
 
-async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process) -> None:
-    """An exception that nobody expected reaches the log, the caller, and leaves the code doubtful."""
-    process.connect = process.make(Queue(process.clock, 0))
+async def test_exchange_bug_is_logged_and_code_is_in_doubt(process: Process) -> None:
+    """An unexpected exception reaches the log and the caller, and the code is possibly spent."""
+    process.connect = process.make(QueuedAmo(process.clock, 0))
     with pytest.raises(AssertionError):
         await process.complete("code")
     assert isinstance((await process.witness.until("grant.bug")).error, AssertionError)
@@ -275,18 +273,18 @@ async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process) -
     assert (grant.status, grant.possibly_spent) == (GrantStatus.FAILED, True)
 
 
-async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Process) -> None:
-    """Between our look and our claim another process claimed and exchanged: its answer is ours, and its place stays."""
+async def test_claim_lost_to_other_process_returns_its_result(process: Process, other: Process) -> None:
+    """If another process exchanges the code between read and claim, nothing is sent and no reservation used."""
     code = process.amo.code()
-    process.before_claims(lambda: other.complete(code), client=Queue(process.clock, 0), places=1)
+    process.before_claims(lambda: other.complete(code), client=QueuedAmo(process.clock, 0), attempts=1)
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
     assert len(process.amo.fake.ledger.entries) == 1
-    with pytest.raises(AssertionError):  # AMO is asked about another code, so the one place is free again
+    with pytest.raises(AssertionError):  # AMO is asked, so the one reservation is free
         await process.complete("another code")
 
 
-async def test_a_pair_of_an_earlier_grant_that_comes_late_is_not_stored(process: Process) -> None:
-    """The person connects twice, and the first answer comes last: the later grant's pair stays, and that is told."""
+async def test_exchange_late_pair_of_earlier_grant_is_superseded(process: Process) -> None:
+    """If a user connects twice and the first answer is last, the later grant's pair stays, with an event."""
     async with process.slow_exchange(process.amo.code()) as late:
         process.clock.advance(5)
         assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
@@ -296,30 +294,30 @@ async def test_a_pair_of_an_earlier_grant_that_comes_late_is_not_stored(process:
     assert (connection.pair_version, connection.access_issued_at) == (1, process.clock.now())
 
 
-async def test_the_page_of_a_lost_process_says_try_again(process: Process, other: Process) -> None:
-    """Once the lease of a claim has ended, whoever waits at its address is told so, and not to wait on."""
-    other.connect = other.make(Deaf(process.clock, 0))
+async def test_result_after_lease_of_lost_process_is_amo_unavailable(process: Process, other: Process) -> None:
+    """Once the claim's lease has ended, the return address reports a retryable failure."""
+    other.connect = other.make(SlowAmo(process.clock, 0))
     lost = asyncio.create_task(other.complete(process.amo.code()))
     await process.clock.until_sleeping(600)
     process.clock.advance(8)
     handle = (await lost).handle
     assert (await process.connect.result(handle)).status is GrantStatus.EXCHANGING
     process.clock.advance(52)
-    told = await process.connect.result(handle)
-    assert (told.status, told.error) == (GrantStatus.FAILED, "amo_unavailable")
+    result = await process.connect.result(handle)
+    assert (result.status, result.error) == (GrantStatus.FAILED, "amo_unavailable")
     process.clock.advance(600)
     await other.connect.drain()
 
 
-async def test_callers_at_once_claim_once(process: Process) -> None:
-    """Within a process, the second caller of a code waits for the first one's task, and writes nothing."""
+async def test_complete_concurrent_callers_claim_once(process: Process) -> None:
+    """Within a process further callers of a code wait for the first one's task and write nothing."""
     code = process.amo.code()
     outcomes = await asyncio.gather(*(process.complete(code) for _ in range(20)))
     assert (process.failing.asked["claim_grant"], len({outcome.handle for outcome in outcomes})) == (1, 1)
 
 
-async def test_a_caller_without_a_host_does_not_spoil_one_who_names_it(process: Process) -> None:
-    """The app is faster than the callback, and does not say where: its failure is its own."""
+async def test_complete_caller_without_host_fails_alone(process: Process) -> None:
+    """If the app calls before the callback and without a host, only the app's request fails."""
     code = process.amo.code().encode()
     nameless = asyncio.create_task(process.connect.complete(CodePresentation(code=code)))
     named = asyncio.create_task(process.connect.complete(CodePresentation(code=code, state=b"s", host=HOST)))
@@ -329,8 +327,8 @@ async def test_a_caller_without_a_host_does_not_spoil_one_who_names_it(process: 
     assert len(process.amo.fake.ledger.entries) == 1
 
 
-async def test_one_process_never_exchanges_a_code_twice(process: Process) -> None:
-    """While a pair waits for its store, the app asks, without a host, after the lease: it waits like everybody else."""
+async def test_complete_after_lease_waits_for_pending_write_of_same_process(process: Process) -> None:
+    """While a pair waits for the store, the app calls after the lease without a host, and waits as well."""
     code = process.amo.code()
     process.failing.away = {"save_connected"}
     callback = asyncio.create_task(process.complete(code))
@@ -346,9 +344,9 @@ async def test_one_process_never_exchanges_a_code_twice(process: Process) -> Non
     assert len(process.amo.fake.ledger.entries) == 1
 
 
-async def test_another_addresss_full_limit_is_not_inherited(process: Process, client: AmoClient) -> None:
-    """Two callers with the same code at once: the first one's address has no place left, the second one's has."""
-    process.connect = process.make(client, places=1)
+async def test_complete_concurrent_callers_have_separate_attempt_limits(process: Process, client: AmoClient) -> None:
+    """Of two callers with one code, the first one's address has no reservation left, the second one's has."""
+    process.connect = process.make(client, attempts=1)
     assert (await process.complete("junk")).error == "auth_failed"
     code = process.amo.code()
     full = asyncio.create_task(process.complete(code))
@@ -360,24 +358,24 @@ async def test_another_addresss_full_limit_is_not_inherited(process: Process, cl
     assert (await free).status is GrantStatus.CONNECTED
 
 
-async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(process: Process) -> None:
-    """A process that was stopped between claim and slot does not send on a lease that is over."""
+async def test_claim_older_than_lease_is_not_sent(process: Process) -> None:
+    """A process that was suspended between claim and slot does not send after its lease."""
 
-    class Sleepy(Queue):
+    class SuspendedAmo(QueuedAmo):
         async def acquire_slot(self, _priority: Priority) -> None:
             self.clock.advance(70)
 
-    queue = Sleepy(process.clock, 0)
+    queue = SuspendedAmo(process.clock, 0)
     process.connect = process.make(queue, wait_limit=100)
     outcome = await process.complete("code")
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
 
-async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: Process, other: Process) -> None:
-    """The process ends while a claim is being committed: the code is free for the next."""
+async def test_shutdown_claim_being_committed_is_released(process: Process, other: Process) -> None:
+    """If the process ends while a claim is committed, another process can exchange the code."""
     process.failing.after["claim_grant"] = asyncio.Event()
-    process.connect = process.make(places=1)
-    other.connect = other.make(places=1)
+    process.connect = process.make(attempts=1)
+    other.connect = other.make(attempts=1)
     code = process.amo.code()
     waiting = asyncio.create_task(process.complete(code))
     await process.failing.until_waiting("claim_grant")
@@ -389,10 +387,10 @@ async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: P
     assert (await other.complete(code)).status is GrantStatus.CONNECTED
 
 
-async def test_what_never_reached_amo_takes_no_place(process: Process) -> None:
-    """Our own outage is not counted as somebody's junk."""
+async def test_attempt_limit_unsent_exchange_uses_no_reservation(process: Process) -> None:
+    """An outage of this service does not count as a failed code."""
     unsent = Override(process.client, exchange=answering(RequestNotSent()))
-    process.connect = process.make(unsent, places=1)
+    process.connect = process.make(unsent, attempts=1)
     for _ in range(3):
         outcome = await process.complete("code")
         assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
@@ -403,19 +401,21 @@ async def test_what_never_reached_amo_takes_no_place(process: Process) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "error"), [({}, None), ({"allowed_accounts": ["1"]}, "account_not_allowed")], ids=["ours", "foreign"]
+    ("rules", "error"),
+    [({}, None), ({"allowed_accounts": ["1"]}, "account_not_allowed")],
+    ids=["allowed", "not allowed"],
 )
-async def test_what_amo_accepts_gives_its_place_back(
+async def test_attempt_limit_accepted_code_releases_reservation(
     process: Process, rules: dict[str, Any], error: str | None
 ) -> None:
-    """One address with one place connects as often as it likes; a foreign account is not kept, but was no junk."""
-    process.connect = process.make(places=1, **rules)
+    """With one reservation an address connects any number of times, even with an account that is not allowed."""
+    process.connect = process.make(attempts=1, **rules)
     for _ in range(3):
         assert (await process.complete(process.amo.code())).error == error
 
 
-async def test_the_end_waits_for_what_was_sent_and_for_nothing_else(process: Process, other: Process) -> None:
-    """When the doors are closed, a claimed exchange is finished, and who only waits for another process is let go."""
+async def test_shutdown_waits_only_for_sent_exchange(process: Process, other: Process) -> None:
+    """After the listeners close, a claimed exchange is finished; a wait for another process is cancelled."""
     code = process.amo.code()
     async with process.slow_exchange(code) as sent:
         polling = asyncio.create_task(other.complete(code))
@@ -430,8 +430,8 @@ async def test_the_end_waits_for_what_was_sent_and_for_nothing_else(process: Pro
     assert (await sent).status is GrantStatus.CONNECTED
 
 
-async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_ends_under_it(process: Process) -> None:
-    """What is left of the claim is not enough for AMO's answer: the code stays unspent, for whoever follows."""
+async def test_exchange_with_too_little_lease_left_is_not_sent(process: Process) -> None:
+    """The rest of the claim is too short for AMO's answer, so the code stays unspent and can be exchanged later."""
 
     async def exchange(**request: Any) -> TokenResponse:
         process.clock.advance(55.1)
@@ -445,8 +445,8 @@ async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_en
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
 
 
-async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) -> None:
-    """Our answer was lost, then AMO was away: that the code is spent is still our doing, and told as "start again"."""
+async def test_code_in_doubt_stays_in_doubt_after_unsent_retry(process: Process) -> None:
+    """After an unknown outcome and an unsent retry, a spent code is still `code_expired`, not `code_used`."""
     code, whole = process.amo.code(), process.connect
     away = process.make(Override(process.client, exchange=answering(RequestNotSent())))
     process.amo.sandbox.faults.add(Fault.HTTP_500_AFTER)
@@ -457,8 +457,8 @@ async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) ->
     assert outcomes == ["amo_unavailable", "amo_unavailable", "code_expired"]
 
 
-async def test_the_end_leaves_a_granted_pair_in_its_file(process: Process) -> None:
-    """The store is away as the process ends: nobody waits for it, for the pair is safe, and the next one stores it."""
+async def test_shutdown_pending_write_is_left_in_rescue_file(process: Process) -> None:
+    """With the store unavailable, shutdown does not wait: the pair is in its file and the next start stores it."""
     process.failing.away = {"save_connected"}
     connecting = asyncio.create_task(process.complete(process.amo.code()))
     await process.witness.until("pair.write_pending")

@@ -1,4 +1,4 @@
-"""Limits on failed codes, and on what waits for AMO."""
+"""Limits on failed codes and on the queue for AMO."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ def _limiter(clock: FakeClock, *, attempts: int = 2) -> AttemptLimiter:
     return AttemptLimiter(attempts=attempts, window=60, clock=clock)
 
 
-def test_an_attempt_stops_counting_after_the_window_or_when_released(clock: FakeClock) -> None:
+def test_attempt_limiter_reservation_ends_after_window_or_release(clock: FakeClock) -> None:
     """Of two attempts, the third is refused until a window has passed or AMO has accepted one of the two."""
     limiter = _limiter(clock)
     limiter.reserve("192.0.2.1")
@@ -30,7 +30,7 @@ def test_an_attempt_stops_counting_after_the_window_or_when_released(clock: Fake
     limiter.reserve("192.0.2.1")
 
 
-def test_a_reservation_released_after_its_window_releases_no_other(clock: FakeClock) -> None:
+def test_attempt_limiter_release_after_window_frees_no_other(clock: FakeClock) -> None:
     """An exchange that took longer than the window frees nothing when it is accepted."""
     limiter = _limiter(clock)
     late = limiter.reserve("192.0.2.1")
@@ -52,8 +52,8 @@ def test_a_reservation_released_after_its_window_releases_no_other(clock: FakeCl
         ("unix", "unix", True),
     ],
 )
-def test_a_subscriber_is_an_ipv4_address_or_a_64(clock: FakeClock, one: str, other: str, same: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
-    """Whoever holds a /64 has one budget, not 2**64."""
+def test_attempt_limiter_counts_per_ipv4_address_or_ipv6_64(clock: FakeClock, one: str, other: str, same: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+    """An IPv6 /64 has one limit, not 2**64 of them."""
     limiter = _limiter(clock)
     limiter.reserve(one)
     limiter.reserve(one)
@@ -64,15 +64,15 @@ def test_a_subscriber_is_an_ipv4_address_or_a_64(clock: FakeClock, one: str, oth
         limiter.reserve(other)
 
 
-def test_nobodys_address_is_not_limited(clock: FakeClock) -> None:
-    """A Unix socket that names no client cannot be told apart."""
+def test_attempt_limiter_without_address_is_unlimited(clock: FakeClock) -> None:
+    """Callers on a Unix socket that names no client cannot be distinguished."""
     limiter = _limiter(clock)
     for _ in range(5):
         limiter.reserve(None).release()
 
 
-def test_known_users_are_counted_apart_from_strangers(clock: FakeClock) -> None:
-    """Strangers behind the same address do not use up a known user's attempts."""
+def test_attempt_limiter_counts_known_users_separately(clock: FakeClock) -> None:
+    """Anonymous callers behind the same address do not use up a known user's attempts."""
     limiter = _limiter(clock)
     for _ in range(2):
         limiter.reserve("192.0.2.1")
@@ -83,8 +83,8 @@ def test_known_users_are_counted_apart_from_strangers(clock: FakeClock) -> None:
             limiter.reserve("192.0.2.1", among=among)
 
 
-def test_a_queue_is_full_for_its_own_priority() -> None:
-    """A code that leaves, however it does, makes room."""
+def test_admission_queue_is_full_per_priority() -> None:
+    """A code that leaves the queue, even by an error, frees its slot."""
     queue = AdmissionQueue(capacity=1)
     with queue.enter(Priority.ANONYMOUS, None):
         with pytest.raises(QueueFull), queue.enter(Priority.ANONYMOUS, None):
@@ -97,8 +97,8 @@ def test_a_queue_is_full_for_its_own_priority() -> None:
         pass
 
 
-def test_addresses_with_many_codes_leave_half_of_a_queue_to_others() -> None:
-    """An address may fill half of it, and a dozen of them no more than that."""
+def test_admission_queue_busy_addresses_leave_half_to_others() -> None:
+    """One address may fill half of the queue, and a dozen addresses together no more."""
     queue = AdmissionQueue(capacity=100)
     with ExitStack() as waiting:
         refused = 0
@@ -114,26 +114,26 @@ def test_addresses_with_many_codes_leave_half_of_a_queue_to_others() -> None:
             pytest.fail("it was not full")
 
 
-def test_each_address_has_a_turn_of_its_own() -> None:
-    """Addresses of one IPv6 network share it, and callers without an address have none to share."""
+def test_admission_queue_turn_is_per_address() -> None:
+    """Addresses of one IPv6 network share a turn; each caller without an address has its own."""
     queue = AdmissionQueue(capacity=9)
     with ExitStack() as waiting:
-        one, same, other, nobody, no_one = (
+        one, same, other, unnamed, also_unnamed = (
             waiting.enter_context(queue.enter(Priority.ANONYMOUS, address))
             for address in ("2001:db8::1", "2001:db8::2", "192.0.2.1", None, None)
         )
         assert one is same
-        assert len({*map(id, (one, other, nobody, no_one))}) == 4
+        assert len({*map(id, (one, other, unnamed, also_unnamed))}) == 4
 
 
-def test_the_capacity_is_what_can_be_sent() -> None:
-    """Half of AMO's requests are people's, for as long as a claim may wait; one at least."""
+def test_capacity_is_half_of_requests_within_claim_wait() -> None:
+    """Half of AMO's requests are for codes, for as long as a claim may wait; the minimum is one."""
     assert capacity_for(per_second=5, seconds=45) == 112
     assert capacity_for(per_second=0.1, seconds=1) == 1
 
 
-def test_an_address_that_comes_again_is_remembered_longest(clock: FakeClock) -> None:
-    """Beyond the limit the addresses whose last attempt is the oldest are forgotten, not those that came first."""
+def test_attempt_limiter_forgets_address_with_oldest_attempt(clock: FakeClock) -> None:
+    """Beyond the limit the addresses with the oldest last attempt are forgotten, not those seen first."""
     limiter = _limiter(clock)
     flood = (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}" for number in itertools.count())
     limiter.reserve("192.0.2.1")
@@ -148,8 +148,8 @@ def test_an_address_that_comes_again_is_remembered_longest(clock: FakeClock) -> 
     limiter.reserve("192.0.2.1")
 
 
-def test_a_reservation_released_twice_releases_no_other(clock: FakeClock) -> None:
-    """Two attempts in the same moment count twice."""
+def test_attempt_limiter_second_release_frees_no_other(clock: FakeClock) -> None:
+    """Two attempts at the same moment count twice."""
     limiter = _limiter(clock)
     reservation = limiter.reserve("192.0.2.1")
     limiter.reserve("192.0.2.1")
@@ -160,27 +160,27 @@ def test_a_reservation_released_twice_releases_no_other(clock: FakeClock) -> Non
         limiter.reserve("192.0.2.1")
 
 
-async def test_a_few_codes_of_a_priority_are_written_at_once() -> None:
-    """The fifth stranger waits for one of four; a user we expect does not."""
-    queue, came = AdmissionQueue(capacity=9), asyncio.Queue[Priority]()
+async def test_admission_queue_limits_concurrent_writes_per_priority() -> None:
+    """The fifth anonymous caller waits for one of four; a known user does not."""
+    queue, written = AdmissionQueue(capacity=9), asyncio.Queue[Priority]()
 
-    async def come(priority: Priority) -> None:
+    async def write(priority: Priority) -> None:
         async with queue.write(priority):
-            came.put_nowait(priority)
+            written.put_nowait(priority)
 
     async with AsyncExitStack() as turns:
         for _ in range(4):
             await turns.enter_async_context(queue.write(Priority.ANONYMOUS))
-        fifth = asyncio.create_task(come(Priority.ANONYMOUS))
-        expected = asyncio.create_task(come(Priority.KNOWN_USER))
-        assert await came.get() is Priority.KNOWN_USER
+        fifth = asyncio.create_task(write(Priority.ANONYMOUS))
+        expected = asyncio.create_task(write(Priority.KNOWN_USER))
+        assert await written.get() is Priority.KNOWN_USER
         await expected
     await fifth
-    assert await came.get() is Priority.ANONYMOUS
+    assert await written.get() is Priority.ANONYMOUS
 
 
-def test_a_changed_limit_counts_earlier_attempts(clock: FakeClock) -> None:
-    """Attempts made before count against the new limit, for the new window."""
+def test_attempt_limiter_changed_limit_counts_earlier_attempts(clock: FakeClock) -> None:
+    """Earlier attempts count against the new limit, for the new window."""
     limiter = _limiter(clock)
     limiter.reserve("192.0.2.1")
     limiter.reserve("192.0.2.1")
@@ -195,8 +195,8 @@ def test_a_changed_limit_counts_earlier_attempts(clock: FakeClock) -> None:
         limiter.reserve("192.0.2.1")
 
 
-async def test_the_second_half_of_all_links_is_for_the_first_of_each_address(clock: FakeClock) -> None:
-    """An address that has followed one already is refused then, and another one is not."""
+async def test_start_limiter_second_half_of_links_is_for_new_addresses(clock: FakeClock) -> None:
+    """In the second half an address that has followed a link is refused, and another one is not."""
     starts = StartLimiter(
         each=_limiter(clock, attempts=9), links=_limiter(clock, attempts=4), queue=AdmissionQueue(capacity=9)
     )

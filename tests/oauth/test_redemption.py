@@ -1,4 +1,4 @@
-"""Grants that begin here, between processes and between two looks: what a race must not be good for."""
+"""Grants started here: races between processes, and between the read of a code and its claim."""
 
 import asyncio
 from contextlib import suppress
@@ -43,10 +43,10 @@ async def _owners(process: Process) -> list[str]:
     return list((await process.store.owners_of([connection.id]))[connection.id])
 
 
-async def test_a_failed_code_is_not_tried_again_for_another_state(process: Process, other: Process) -> None:
-    """Between our look and our claim it was claimed with another state, and failed: whose that was, is not replaced."""
+async def test_claim_of_code_failed_with_other_state_keeps_that_state(process: Process, other: Process) -> None:
+    """A code that fails with another state between read and claim keeps that state's authorization request."""
     authorizations = process.authorizations()
-    theirs, ours = [
+    first_state, second_state = [
         (await authorizations.start(AuthorizationRequest(user=user, asserted_by_backend=True))).state
         for user in ("42", "666")
     ]
@@ -54,17 +54,17 @@ async def test_a_failed_code_is_not_tried_again_for_another_state(process: Proce
 
     async def fail() -> None:
         process.amo.sandbox.faults.add(Fault.HTTP_500)
-        await other.complete(code, theirs)
+        await other.complete(code, first_state)
 
     process.before_claims(fail)
     with suppress(InvalidState):
-        await process.complete(code, ours)
-    assert (await other.complete(code, theirs)).status is GrantStatus.CONNECTED
+        await process.complete(code, second_state)
+    assert (await other.complete(code, first_state)).status is GrantStatus.CONNECTED
     assert await _owners(process) == ["42"]
 
 
-async def test_a_code_that_is_about_to_be_claimed_asks_for_its_verifier(process: Process) -> None:
-    """The app comes while the callback is not written down yet: what the callback then tells of it holds."""
+async def test_redeem_during_claim_by_callback_needs_verifier(process: Process) -> None:
+    """If the app calls before the callback's claim is stored, the callback's challenge still applies."""
     request = AuthorizationRequest(user="42", challenge=CHALLENGE)
     state = (await process.authorizations().start(request)).state
     code, store = process.amo.code(), process.store
@@ -87,10 +87,8 @@ async def test_a_code_that_is_about_to_be_claimed_asks_for_its_verifier(process:
     assert await _owners(process) == []
 
 
-async def test_a_code_that_fails_between_two_looks_is_not_tried_without_its_verifier(
-    process: Process, other: Process
-) -> None:
-    """It was not known when the app asked, and had failed by the time it was to be exchanged: AMO is not asked."""
+async def test_redeem_code_failing_between_reads_needs_verifier(process: Process, other: Process) -> None:
+    """A code that was unknown at first, and has failed before its exchange, is not sent without its verifier."""
     request = AuthorizationRequest(user="42", challenge=CHALLENGE)
     state = (await process.authorizations().start(request)).state
     code = process.amo.code()
@@ -107,8 +105,8 @@ async def test_a_code_that_fails_between_two_looks_is_not_tried_without_its_veri
     assert process.amo.sandbox.requests == 1
 
 
-async def test_a_pair_that_is_offered_again_does_not_bind_again(store: Store) -> None:
-    """A rescue file outlived its commit: whom a backend vouched for then, and who has left since, stays away."""
+async def test_save_connected_repeated_does_not_rebind_owner(store: Store) -> None:
+    """A rescue file may remain after its commit: the backend's owner, who has disconnected since, is not bound."""
     grant = a_grant()
     await store.claim_grant(grant, now=START)
     pair = NewConnection(grant=grant, connection=a_connection(), token_iat=1, owner="42")
@@ -120,8 +118,8 @@ async def test_a_pair_that_is_offered_again_does_not_bind_again(store: Store) ->
     assert (await store.owners_of([name]))[name] == ["17"]
 
 
-async def test_a_ticket_is_over_to_the_second(process: Process) -> None:
-    """It is taken until its ten minutes have passed, and not in the moment in which they have; a failed one never."""
+async def test_redeem_ticket_expires_exactly_after_ten_minutes(process: Process) -> None:
+    """A ticket is accepted until ten minutes have passed; the ticket of a failed grant never is."""
     process.amo.sandbox.faults.add(Fault.HTTP_500)
     failed, ticket = [(await process.complete(process.amo.code())).ticket for _ in range(2)]
     redeemer = process.redeemer(process.store)
@@ -136,8 +134,8 @@ async def test_a_ticket_is_over_to_the_second(process: Process) -> None:
     assert process.amo.sandbox.requests == 2
 
 
-async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process: Process, other: Process) -> None:
-    """Between our look and our claim it was used with another code: AMO is not asked, and no place is taken."""
+async def test_claim_with_state_just_used_uses_no_reservation(process: Process, other: Process) -> None:
+    """If another code uses the state between read and claim, AMO is not asked."""
     authorizations = process.authorizations()
     state, fresh = [(await authorizations.start(AuthorizationRequest(user="42"))).state for _ in range(2)]
     first, second = process.amo.code(), process.amo.code()
@@ -146,9 +144,9 @@ async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process
         if state_hash == fingerprint(state):
             await other.complete(first, state)
 
-    process.connect = process.make(places=1)
+    process.connect = process.make(attempts=1)
     process.failing.away = {"claim_grant"}
-    with pytest.raises(StoreUnavailable):  # so that its handles are not the other one's
+    with pytest.raises(StoreUnavailable):  # so that the two processes' handles differ
         await process.complete(second)
     process.failing.away = set()
     process.failing.before["claim_grant"] = race
@@ -157,9 +155,9 @@ async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process
     assert (await process.complete(second, fresh)).status is GrantStatus.CONNECTED
 
 
-async def test_who_comes_while_all_is_frozen_keeps_his_place(process: Process) -> None:
-    """AMO is not asked: once it is thawed, the one place of the address is there."""
-    process.connect = process.make(places=1)
+async def test_complete_while_frozen_uses_no_reservation(process: Process) -> None:
+    """AMO is not asked: after the thaw the address has its one reservation."""
+    process.connect = process.make(attempts=1)
     await process.store.freeze_all(why="a test")
     for _ in range(2):
         with pytest.raises(Frozen):
@@ -169,10 +167,10 @@ async def test_who_comes_while_all_is_frozen_keeps_his_place(process: Process) -
 
 
 @pytest.mark.parametrize("error", [NotFound, QueueFull])
-async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
+async def test_complete_concurrent_caller_does_not_share_local_failure(
     process: Process, error: type[AmoCallbackError]
 ) -> None:
-    """Two bring one code at once, and the first may not or has no place: the second is served for himself."""
+    """If the first of two callers with one code is refused before AMO is asked, the second is served."""
 
     def check_domain(host: str | None) -> str:
         if host == "first":
@@ -192,15 +190,15 @@ async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
     assert (await second).status is GrantStatus.CONNECTED
 
 
-def test_a_link_that_anybody_can_follow_makes_nobody_expected() -> None:
-    """Who began with a user goes first, then who began with a link, then whoever brings a code."""
+def test_priority_of_user_request_is_above_link_and_plain_code() -> None:
+    """A request with a user is first, then one by a link, then a code without a request."""
     assert priority_of(AuthorizationRequest(user="42")) is Priority.KNOWN_USER
     assert priority_of(AuthorizationRequest()) is Priority.OUR_LINK
     assert priority_of(None) is Priority.ANONYMOUS
 
 
-async def test_an_owners_connections_are_paged(store: Store) -> None:
-    """Each page begins after the last one's end."""
+async def test_page_of_owner_connections_starts_after_cursor(store: Store) -> None:
+    """Each page starts after the end of the previous one."""
     names = [(await save(store, a_connection(number), iat=number)).id for number in (1, 2, 3)]
     for name in names:
         await store.bind(name, owner="42", grant_no=1, first_only=True)
@@ -213,11 +211,11 @@ async def test_an_owners_connections_are_paged(store: Store) -> None:
     assert await store.page(after=after, limit=1, only=ConnectionFilter(owner="42")) == []
 
 
-async def test_who_cannot_be_answered_takes_no_place(process: Process) -> None:
-    """Only who guesses verifiers is counted: where the store is away it is nobody's guess."""
+async def test_redeem_store_unavailable_uses_no_reservation(process: Process) -> None:
+    """Only a wrong verifier is counted, not a failure of the store."""
     away = Override(process.connect, complete=answering(StoreUnavailable("away")))
     process.connect = cast("GrantService", away)
-    redeemer = process.redeemer(process.store, places=1)
+    redeemer = process.redeemer(process.store, attempts=1)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await redeemer.redeem(RedeemRequest(code=b"code", verifier="v" * 43, address="192.0.2.1"))

@@ -1,4 +1,4 @@
-"""Log lines, and what is not in them."""
+"""Log lines, and the redaction of secrets."""
 
 import io
 import json
@@ -32,8 +32,8 @@ class Log:
         return {key: value for key, value in json.loads(line).items() if key != "timestamp"}
 
 
-def test_an_event_is_one_line() -> None:
-    """Name, level, connection and fields; times and words as text."""
+def test_log_event_is_one_line() -> None:
+    """The line has name, level, connection and fields, with times and enums as text."""
     log = Log()
     moment = datetime(2026, 11, 23, 12, tzinfo=UTC)
     fields = {"at": moment, "status": Status.ACTIVE, "count": 2, "none": None, "many": (1, "a")}
@@ -44,15 +44,15 @@ def test_an_event_is_one_line() -> None:
     }  # fmt: skip
 
 
-def test_a_text_that_is_no_unicode_costs_no_line() -> None:
-    """What came in bytes that are no UTF-8 is told with its escapes."""
+def test_log_text_with_invalid_unicode_is_escaped() -> None:
+    """Text from bytes that are not UTF-8 is logged with escapes."""
     log = Log()
     log.logger.info("a.b", text="caf\udce9")
     assert log.line() == {"event": "a.b", "level": "info", "text": "caf\udce9"}
 
 
-def test_a_bug_keeps_its_trace_without_secrets() -> None:
-    """The trace is there, the text of the exception is scrubbed."""
+def test_log_exception_is_redacted() -> None:
+    """The trace is logged, and the exception's text is redacted."""
     log = Log(secrets=["configured-secret"])
     error = ValueError(f"{CODE} configured-secret")
     LogObserver(log.logger)(Event(name="bug", level=Level.ERROR, error=error))
@@ -70,13 +70,13 @@ def test_a_bug_keeps_its_trace_without_secrets() -> None:
         ("nothing secret: postcode=1, restate", "nothing secret: postcode=1, restate"),
     ],
 )
-def test_secrets_are_known_by_value_and_by_shape(text: str, scrubbed: str) -> None:
-    """Configured secrets, tokens, codes and queries do not get through."""
+def test_redactor_scrubs_by_value_and_by_pattern(text: str, scrubbed: str) -> None:
+    """Configured secrets, tokens, codes and queries are redacted."""
     assert Redactor(["configured-secret", "tiny"]).scrub(text) == scrubbed
 
 
-def test_a_secret_that_is_read_again_later_is_taken_out_too() -> None:
-    """From then on, of plain lines as of others; the one before it is still a secret."""
+def test_redactor_secret_added_later_is_redacted() -> None:
+    """The new secret is redacted in every kind of line from then on, and the earlier one still is."""
     redactor = Redactor(["the-first-secret"])
     log = Log(redactor=redactor)
     redactor.also(["another-secret"])
@@ -87,8 +87,8 @@ def test_a_secret_that_is_read_again_later_is_taken_out_too() -> None:
     assert plain.line()["text"] == "[redacted]"
 
 
-def test_fields_with_telling_names_are_dropped() -> None:
-    """Whatever somebody puts under such a name, also inside another field."""
+def test_log_fields_with_secret_names_are_redacted() -> None:
+    """A field with such a name is redacted whatever its value, also inside another field."""
     log = Log()
     log.logger.info("e", code="abc", nested={"refresh_token": "abc", "list": [{"state": "abc"}]}, plain="abc")
     line = log.line()
@@ -97,13 +97,13 @@ def test_fields_with_telling_names_are_dropped() -> None:
     assert line["plain"] == "abc"
 
 
-def test_levels_and_styles() -> None:
-    """Below the level nothing is written; a file is no terminal, so `auto` is JSON there."""
+def test_log_level_and_style_are_applied() -> None:
+    """Lines below the level are not written; a file is no terminal, so `auto` is JSON there."""
     log = Log(level="warning", style="auto")
     log.logger.info("no")
     log.logger.warning("yes")
     assert log.line() == {"event": "yes", "level": "warning"}
-    console = Log(style="console", journal=True)  # its lines are several where there is a trace: no prefix
+    console = Log(style="console", journal=True)  # a trace spans several lines, so there is no prefix
     console.logger.warning("hello", name="value")
     assert "hello" in console.stream.getvalue()
     assert "name=value" in console.stream.getvalue()
@@ -111,8 +111,8 @@ def test_levels_and_styles() -> None:
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
-def test_the_level_may_be_another_one_at_any_time(level: str) -> None:
-    """Of whoever has the logger already; also of what libraries and events bring by number."""
+def test_log_level_change_applies_to_existing_loggers(level: str) -> None:
+    """The new level also applies to lines that libraries and events log by number."""
     levels = ["debug", "info", "warning", "error"]
     level_filter = LevelFilter("error")
     log = Log(level=level_filter)
@@ -120,13 +120,13 @@ def test_the_level_may_be_another_one_at_any_time(level: str) -> None:
     for name in levels:
         getattr(log.logger, name)(f"direct.{name}")
         LogObserver(log.logger)(Event(name=f"event.{name}", level=Level(name)))
-    told = [json.loads(line)["event"] for line in log.stream.getvalue().splitlines()]
+    logged = [json.loads(line)["event"] for line in log.stream.getvalue().splitlines()]
     written = levels[levels.index(level) :]
-    assert told == [f"{kind}.{name}" for name in written for kind in ("direct", "event")]
+    assert logged == [f"{kind}.{name}" for name in written for kind in ("direct", "event")]
 
 
-def test_the_journal_is_told_how_urgent_a_line_is() -> None:
-    """By a prefix to each, which stays one line whatever is in it; the rest is the same JSON."""
+def test_log_journal_line_has_priority_prefix() -> None:
+    """Each line stays one line whatever it contains, and the rest is the same JSON."""
     log = Log(level="debug", journal=True)
     for name in ("debug", "info", "warning", "error", "critical"):
         getattr(log.logger, name)("e", text="two\nlines\r\x00\u2028")
@@ -140,13 +140,13 @@ def test_the_journal_is_told_how_urgent_a_line_is() -> None:
     assert "\x00" not in log.stream.getvalue()
 
 
-def test_a_log_that_cannot_be_written_stops_nothing() -> None:
-    """A closed stream or a full disk costs lines and nothing else, whoever writes them."""
+def test_log_unwritable_stream_raises_nothing() -> None:
+    """A closed stream or a full disk loses lines and nothing else."""
     log = Log()
     log.stream.close()
     LogObserver(log.logger)(Event(name="e"))
     log.logger.error("e")
-    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 -- because its end fails, too
+    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 -- because closing it fails, too
     make_logger(level="info", style="json", stream=full).warning("e")
     with pytest.raises(OSError, match="No space left"):
         full.close()
@@ -154,7 +154,7 @@ def test_a_log_that_cannot_be_written_stops_nothing() -> None:
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    logging.captureWarnings(capture=False)  # a command that ran in this process before may have left it on
+    logging.captureWarnings(capture=False)  # an earlier command in this process may have enabled it
     root, hook = logging.getLogger(), sys.unraisablehook
     handlers, level = root.handlers[:], root.level
     yield
@@ -165,8 +165,8 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restored")
-def test_what_libraries_log_comes_in_our_lines() -> None:
-    """Warnings and worse, scrubbed like the rest; their chatter does not."""
+def test_library_log_warnings_are_logged_and_redacted() -> None:
+    """Warnings and errors of libraries are logged; lower levels are not."""
     log = Log()
     take_over_library_logs(log.logger)
     logging.getLogger("aiohttp.client").info("chatter")
@@ -181,8 +181,8 @@ def test_what_libraries_log_comes_in_our_lines() -> None:
 
 
 @pytest.mark.usefixtures("restored")
-def test_a_line_that_a_library_has_got_wrong_breaks_none_of_its_work() -> None:
-    """What does not fit its own placeholders is told as it stands, and nothing is raised where it was logged."""
+def test_library_log_with_wrong_placeholders_is_logged_unformatted() -> None:
+    """A message that does not fit its placeholders is logged as it is, and the library's call does not raise."""
     log = Log()
     take_over_library_logs(log.logger)
     logging.getLogger("aiohttp.client").warning("odd: %d", "words")

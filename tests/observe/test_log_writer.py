@@ -1,4 +1,4 @@
-"""The thread that writes the log, on real pipes."""
+"""The log-writing thread on real pipes."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.wait_limit import WAIT_LIMIT
 
 
 class Pipe:
-    """A pipe with a log at its one end."""
+    """A pipe with a log at its write end."""
 
     def __init__(self, **options: Any) -> None:
         self.reading, writing = os.pipe()
@@ -25,7 +25,7 @@ class Pipe:
         self.logger: FilteringBoundLogger = make_logger(level="info", style="json", stream=self.writer)
 
     def read(self, *, until: str) -> list[dict[str, Any]]:
-        """Read lines up to the one of this event."""
+        """Read lines up to and including this event."""
         lines: list[dict[str, Any]] = []
         with os.fdopen(os.dup(self.reading), "rb", buffering=0) as reader:
             while not lines or lines[-1]["event"] != until:
@@ -44,8 +44,8 @@ def _pipe(**options: Any) -> Iterator[Pipe]:
         pipe.stream.close()
 
 
-def test_lines_come_whole_and_in_their_order() -> None:
-    """Long ones, too, and all of them are written once `finish` has returned."""
+def test_log_writer_keeps_lines_whole_and_in_order() -> None:
+    """Long lines are complete too, and every line is written once `finish` has returned."""
     with _pipe() as pipe:
         for number in range(100):
             pipe.logger.info("e", number=number, text="x" * (10_000 if number == 50 else 100))
@@ -55,14 +55,14 @@ def test_lines_come_whole_and_in_their_order() -> None:
         assert pipe.writer.lost == 0
 
 
-def test_where_nobody_reads_lines_are_lost_and_counted_and_nobody_waits() -> None:
-    """Once it is read again, a line says how many: each line is either read or counted."""
-    with _pipe(limit=10_000) as pipe, ThreadPoolExecutor(1) as may_be_copy:
+def test_log_writer_without_reader_counts_lost_lines_without_waiting() -> None:
+    """Once the pipe is read again, a line has the number lost: each line is either read or counted."""
+    with _pipe(limit=10_000) as pipe, ThreadPoolExecutor(1) as executor:
         for number in range(5000):  # the pipe takes the first 64 KiB
             pipe.logger.info("e", number=number)
         assert pipe.writer.lost > 0
         pipe.writer.finish(seconds=0)  # does not wait for a reader
-        reading = may_be_copy.submit(pipe.read, until="last")
+        reading = executor.submit(pipe.read, until="last")
         pipe.writer.finish(seconds=WAIT_LIMIT)
         pipe.logger.info("last")
         lines = reading.result(WAIT_LIMIT)
@@ -73,26 +73,26 @@ def test_where_nobody_reads_lines_are_lost_and_counted_and_nobody_waits() -> Non
         assert losses[0]["level"] == "warning"
 
 
-def test_a_line_that_the_encoding_cannot_say_is_escaped() -> None:
-    """It is still JSON, also where a character takes two escapes."""
+def test_log_writer_unencodable_text_is_escaped() -> None:
+    """The line is still JSON, even if a character needs two escapes."""
     with _pipe(encoding="ascii") as pipe:
         pipe.logger.info("last", text="café 🙂")
         assert pipe.read(until="last")[0]["text"] == "café 🙂"
 
 
-def test_a_pipe_that_somebody_has_made_non_blocking_loses_nothing() -> None:
-    """The thread waits until it takes more."""
-    with _pipe() as pipe, ThreadPoolExecutor(1) as may_be_copy:
+def test_log_writer_on_non_blocking_pipe_loses_no_line() -> None:
+    """The thread waits until the pipe accepts more."""
+    with _pipe() as pipe, ThreadPoolExecutor(1) as executor:
         os.set_blocking(pipe.stream.fileno(), False)
         for number in range(2000):
             pipe.logger.info("e", number=number)
         pipe.logger.info("last")
-        lines = may_be_copy.submit(pipe.read, until="last").result(WAIT_LIMIT)
+        lines = executor.submit(pipe.read, until="last").result(WAIT_LIMIT)
         assert [line.get("number") for line in lines] == [*range(2000), None]
 
 
-def test_lines_that_cannot_be_written_are_counted() -> None:
-    """On a full disk, say."""
+def test_log_writer_on_full_disk_counts_lost_lines() -> None:
+    """A line that the disk has no space for is lost."""
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         writer = LogWriter(full)
         make_logger(level="info", style="json", stream=writer).info("e")

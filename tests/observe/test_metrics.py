@@ -1,4 +1,4 @@
-"""What is counted, and how it is told to Prometheus."""
+"""Counters and gauges, and their Prometheus format."""
 
 import shutil
 import subprocess
@@ -25,8 +25,8 @@ def _samples(metrics: Metrics, **more: Any) -> dict[str, float]:
     }
 
 
-def _told(name: str, **fields: object) -> dict[str, float]:
-    """Return what an event counts up."""
+def _counted(name: str, **fields: object) -> dict[str, float]:
+    """Return the counters that an event increments."""
     metrics = Metrics()
     before = _samples(metrics)
     metrics(Event(name=name, connection_id="c-1", fields=fields))
@@ -55,13 +55,13 @@ TOOK = "amo_callback_refresh_duration_seconds"
         ("connection.needs_reauth", {"reason": "revoked", "error": "x"}, {f"{REFRESHES} given_up revoked": 1}),
         ("connection.connected", {"domain": "a.amocrm.ru"}, {}),
     ],
-    ids=["succeeded", "superseded", "failed", "unknown", "untold", "unsaved", "given-up", "another"],
+    ids=["succeeded", "superseded", "failed", "unknown-error", "no-error", "not-stored", "given-up", "other-event"],
 )
-def test_attempts_are_counted_by_outcome_and_reason(
+def test_metrics_refreshes_are_counted_by_result_and_reason(
     name: str, fields: dict[str, object], counted: dict[str, float]
 ) -> None:
-    """Reasons come from a list; what is on none is `other`."""
-    assert _told(name, **fields) == counted
+    """Reasons are from a list; any other is `other`."""
+    assert _counted(name, **fields) == counted
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_attempts_are_counted_by_outcome_and_reason(
     ],
     ids=["2xx", "429", "4xx", "5xx", "odd", "not-sent", "no-answer", "unknown"],
 )
-def test_requests_are_counted_by_the_class_of_their_answer(fields: dict[str, object], counted: str) -> None:
-    """429 is told apart, for AMO bans who goes on; and so is whether a request without an answer was sent."""
-    assert _told("amo.request", **fields) == {f"{ASKED} {counted}": 1}
+def test_metrics_amo_requests_are_counted_by_status_class(fields: dict[str, object], counted: str) -> None:
+    """429 is separate, because AMO bans clients that continue, and so are unsent and unanswered requests."""
+    assert _counted("amo.request", **fields) == {f"{ASKED} {counted}": 1}
 
 
-def test_words_of_the_apis_that_are_on_no_list_are_other() -> None:
-    """Nothing that comes from outside makes a series."""
+def test_metrics_unlisted_api_result_is_other() -> None:
+    """No value from outside creates a series."""
     metrics = Metrics()
     metrics.called_back("a word of somebody's")
     metrics.handed_out("another")
@@ -93,15 +93,15 @@ def test_words_of_the_apis_that_are_on_no_list_are_other() -> None:
     assert not any("somebody" in name or "another" in name for name in found)
 
 
-def test_each_word_of_the_apis_has_its_series() -> None:
-    """What an API may answer is on the list of what is counted."""
+def test_metrics_have_a_series_for_each_api_result() -> None:
+    """Every result that an API may return is listed."""
     assert {error.api_code for error in HAND_OUT_ERRORS} <= set(TOKEN_RESULTS)
     app_alone = {"unauthorized", "forbidden", "not_found", "method_not_allowed", "store_unavailable", "internal_error"}
     assert set(error_actions()) - app_alone <= set(CALLBACKS)
 
 
-def test_what_can_rise_is_there_from_the_start() -> None:
-    """At zero: else the first failure of its kind would be no rise to Prometheus."""
+def test_metrics_counters_start_at_zero() -> None:
+    """Otherwise Prometheus would not see the first failure of its kind as an increase."""
     found = _samples(Metrics())
     for name in (
         f"{REFRESHES} failed not_sent",
@@ -113,8 +113,8 @@ def test_what_can_rise_is_there_from_the_start() -> None:
     assert not any(name.endswith("_created") for name in found)
 
 
-def test_what_is_not_known_has_no_sample() -> None:
-    """Before the store told anything, and of moments that there are none of."""
+def test_metrics_unknown_values_have_no_sample() -> None:
+    """Values are unknown before the first stats, and so are times that do not exist."""
     unknown = _samples(Metrics(), stats=None, stats_age=None, stats_seconds=None)
     assert not any("amo_callback_connections" in name or "stats" in name for name in unknown)
     empty = _samples(Metrics(), stats=some_stats(active=0, next_expiry=None, next_deadline=None))
@@ -122,8 +122,8 @@ def test_what_is_not_known_has_no_sample() -> None:
     assert not any(name.endswith("timestamp_seconds") for name in empty if name.startswith("amo_callback"))
 
 
-def test_webhooks_are_told_where_somebody_receives_them() -> None:
-    """Where nobody does, they wait for ever, and that is no reason for an alarm."""
+def test_metrics_report_webhooks_only_with_receiver() -> None:
+    """Without a receiver webhooks wait forever, which is no reason for an alert."""
     stats = some_stats(waiting=3, dead_lettered=1, waiting_since=START)
     found = _samples(Metrics(), stats=stats)
     assert (found["amo_callback_webhooks waiting"], found["amo_callback_webhooks dead_lettered"]) == (3, 1)
@@ -132,10 +132,10 @@ def test_webhooks_are_told_where_somebody_receives_them() -> None:
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
-def test_promtool_finds_nothing_to_mend() -> None:
-    """Names, units and help texts are as Prometheus's own rules want them."""
+def test_metrics_pass_promtool_check() -> None:
+    """Names, units and help texts follow Prometheus's own rules."""
     text = Metrics().text(a_service_status(stats=some_stats(waiting_since=START)))
-    done = subprocess.run(  # noqa: S603 -- because it is the tool that a test asks
+    done = subprocess.run(  # noqa: S603 -- because the test runs this tool
         [str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -1,4 +1,4 @@
-"""The notifications to the supervisor."""
+"""Notifications to the supervisor."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,13 +15,13 @@ class RecordingNotifier:
     def __init__(self, *, enabled: bool = True, watchdog: float | None = 6.0) -> None:
         self.enabled = enabled
         self.watchdog = watchdog
-        self.told: list[tuple[str, ...]] = []
+        self.received: list[tuple[str, ...]] = []
 
     def __call__(self, *facts: str) -> None:
-        self.told.append(facts)
+        self.received.append(facts)
 
-    def heard(self, fact: str) -> int:
-        return sum(one.startswith(fact) for facts in self.told for one in facts)
+    def count(self, fact: str) -> int:
+        return sum(one.startswith(fact) for facts in self.received for one in facts)
 
 
 class Watched:
@@ -40,7 +40,7 @@ class Watched:
         )
 
     async def beat(self, seconds: float = 2.0) -> None:
-        """Let one more notification pass."""
+        """Advance the clock by one notification."""
         self.clock.advance(seconds)
         await self.clock.until_sleeping(seconds)
 
@@ -55,37 +55,37 @@ async def _watched(**options: Any) -> AsyncIterator[Watched]:
         yield made
 
 
-async def test_the_watchdog_is_fed_three_times_as_often_as_it_asks() -> None:
-    """One beat may be late, or not get through."""
+async def test_watchdog_is_notified_three_times_per_interval() -> None:
+    """One notification may be late or lost."""
     async with _watched(watchdog=6.0) as made:
         for _ in range(5):
             await made.beat()
-        assert made.supervisor.heard("WATCHDOG=1") == 6
+        assert made.supervisor.count("WATCHDOG=1") == 6
 
 
-async def test_a_process_that_is_not_alive_starves_the_watchdog() -> None:
-    """Only a restart helps; once it is alive again, it is fed again."""
+async def test_watchdog_is_not_notified_while_liveness_fails() -> None:
+    """Only a restart helps then; once the process is alive again, notifications continue."""
     async with _watched() as made:
         made.alive = False
         await made.beat()
         await made.beat()
-        assert made.supervisor.heard("WATCHDOG=1") == 1
+        assert made.supervisor.count("WATCHDOG=1") == 1
         made.alive = True
         await made.beat()
-        assert made.supervisor.heard("WATCHDOG=1") == 2
+        assert made.supervisor.count("WATCHDOG=1") == 2
 
 
-async def test_it_says_once_a_minute_how_it_is() -> None:
-    """One line, at the start and then with each minute."""
+async def test_watchdog_sends_status_once_a_minute() -> None:
+    """The status is one line, at the start and then every minute."""
     async with _watched(watchdog=None) as made:
         for _ in range(11):
             await made.beat(10.0)
-        assert made.supervisor.told[0] == ("READY=1", "STATUS=well")
-        assert made.supervisor.heard("STATUS=well") == 2
+        assert made.supervisor.received[0] == ("READY=1", "STATUS=well")
+        assert made.supervisor.count("STATUS=well") == 2
 
 
-async def test_at_the_end_it_asks_for_more_time_while_a_pair_is_in_memory_alone() -> None:
-    """Neither stored nor in its rescue file: a kill would lose it. Once it is safe nothing more is asked for."""
+async def test_watchdog_at_shutdown_extends_timeout_during_pending_write() -> None:
+    """Time is requested while a pair is neither stored nor in its rescue file, because a kill would lose it."""
     async with _watched() as made:
         made.watchdog.stop()
         made.watchdog.stop()
@@ -94,24 +94,24 @@ async def test_at_the_end_it_asks_for_more_time_while_a_pair_is_in_memory_alone(
         await made.beat()
         made.at_risk = False
         await made.beat()
-        assert made.supervisor.heard("STOPPING=1") == 1
-        assert made.supervisor.told[-2:] == [("EXTEND_TIMEOUT_USEC=30000000",)] * 2
-        assert made.supervisor.heard("WATCHDOG=1") == 1
+        assert made.supervisor.count("STOPPING=1") == 1
+        assert made.supervisor.received[-2:] == [("EXTEND_TIMEOUT_USEC=30000000",)] * 2
+        assert made.supervisor.count("WATCHDOG=1") == 1
 
 
-async def test_before_it_is_ready_it_says_nothing() -> None:
-    """A start takes as long as it takes; the first notification is that it is over."""
+async def test_watchdog_before_ready_sends_nothing() -> None:
+    """A start may take any time; the first notification reports its end."""
     made = Watched()
     async with made.watchdog.running():
         await asyncio.sleep(0)
-        assert (made.supervisor.told, made.clock.sleeping()) == ([], [])
+        assert (made.supervisor.received, made.clock.sleeping()) == ([], [])
         made.watchdog.ready()
         await made.clock.until_sleeping()
-        assert [facts[0] for facts in made.supervisor.told] == ["READY=1", "WATCHDOG=1"]
+        assert [facts[0] for facts in made.supervisor.received] == ["READY=1", "WATCHDOG=1"]
 
 
-async def test_where_nobody_listens_nothing_beats() -> None:
-    """No task, and nothing told."""
+async def test_watchdog_without_supervisor_starts_no_task() -> None:
+    """Without a supervisor no task runs and no notification is sent."""
     async with _watched(enabled=False) as made:
         assert made.clock.sleeping() == []
-        assert made.supervisor.told == []
+        assert made.supervisor.received == []

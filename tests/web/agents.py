@@ -1,4 +1,4 @@
-"""What browsers call themselves, as they were seen."""
+"""`User-Agent` headers of real browsers."""
 
 from amo_callback.web.pages import Kind
 
@@ -58,12 +58,12 @@ AGENTS = {
     "chrome_windows": (Kind.OTHER, _WINDOWS),
     "firefox_linux": (Kind.OTHER, "Mozilla/5.0 (X11; Linux x86_64; rv:127.0) Gecko/20100101 Firefox/127.0"),
     "windows_phone": (Kind.OTHER, _WINDOWS_PHONE),
-    "a_program_on_android": (Kind.OTHER, "Dalvik/2.1.0 (Linux; U; Android 14; SM-S911B Build/UP1A.231005.007)"),
+    "android_http_client": (Kind.OTHER, "Dalvik/2.1.0 (Linux; U; Android 14; SM-S911B Build/UP1A.231005.007)"),
     "curl": (Kind.OTHER, "curl/8.5.0"),
-    "nothing": (Kind.OTHER, ""),
-    "longer_than_any": (Kind.OTHER, f"{_IPHONE} Version/18.5 Mobile/15E148 Safari/604.1 " + "x" * 2000),
+    "empty": (Kind.OTHER, ""),
+    "too_long": (Kind.OTHER, f"{_IPHONE} Version/18.5 Mobile/15E148 Safari/604.1 " + "x" * 2000),
 }
-"""The kind that each must be taken for, and its `User-Agent`."""
+"""The expected kind and the `User-Agent` of each browser."""
 
 SAFARI = AGENTS["safari_or_its_sheet"][1]
 CHROME = AGENTS["chrome_android_or_its_tab"][1]

@@ -1,4 +1,4 @@
-"""A page's markup as tests look at it."""
+"""A page's markup, parsed for tests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Markup:
 
     elements: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     text: dict[str, list[str]] = field(default_factory=dict)
-    """By the element it stands in."""
+    """The text of each element, by the element's name."""
 
     @classmethod
     def read(cls, html: str) -> Markup:
-        """Read a page; fails where an element is not closed."""
+        """Read a page, and fail if an element is not closed."""
         reader = _Reader()
         reader.feed(html)
         reader.close()
@@ -34,12 +34,12 @@ class Markup:
         return next((element for _, element in self.elements if element.get("id") == name), None)
 
     def id(self, name: str) -> dict[str, str]:
-        """Return the element that must be there."""
+        """Return the element with this id, which must exist."""
         found = self.find(name)
         assert found is not None, name
         return found
 
-    def said(self, name: str) -> str:
+    def text_of(self, name: str) -> str:
         """Return the text in the elements of a name."""
         return " ".join(self.text.get(name, []))
 

@@ -1,4 +1,4 @@
-"""The mobile app of one user, as far as it speaks to the service."""
+"""The mobile app of one user, as a client of the service."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from tests.service import BASE, HOST, Answer, Running
 SECRET = "jwt-secret-0123456789-0123456789-0123456789"
 AUDIENCE = "amo-callback"
 WITH_USERS = {"APP__JWT_SECRET": SECRET, "APP__JWT_AUDIENCE": AUDIENCE}
-"""Settings with which the service knows the app's users."""
+"""JWT settings for the app's users."""
 
 
 def jwt_of(user: str, **more: Any) -> str:
@@ -31,19 +31,19 @@ def challenge_of(verifier: str) -> str:
 
 
 def of(link: str) -> dict[str, str]:
-    """Return a link's parameters."""
+    """Return a link's query parameters."""
     return {name: values[0] for name, values in parse_qs(urlsplit(link).query, keep_blank_values=True).items()}
 
 
 class Phone:
-    """One instance of the app: its user, and the verifier that never leaves it."""
+    """An instance of the app, with its user and its PKCE verifier."""
 
     def __init__(self, app: Running, user: str) -> None:
         self.app, self.user = app, user
         self.verifier = secrets.token_urlsafe(32)
 
     async def start(self, *, challenged: bool = True, **more: str) -> dict[str, str]:
-        """Start a grant, and return what the service answers."""
+        """Start an authorization request and return the response's data."""
         challenge = {"code_challenge": challenge_of(self.verifier), "code_challenge_method": "S256"}
         answer = await self.app.public(
             f"{BASE}/authorizations",
@@ -56,11 +56,11 @@ class Phone:
         return data
 
     async def connect(self, **more: Any) -> str:
-        """Connect by an authorization that this phone has started, and return the code of the deep link."""
+        """Connect by an authorization request of this phone and return the deep link's code."""
         return of((await allow(self.app, (await self.start(**more))["authorize_url"])).location)["code"]
 
     async def exchange(self, code: str, *, verified: bool = True, signed: bool = True, **more: str) -> Answer:
-        """Present what the deep link brought."""
+        """Present the deep link's code to `exchange-code`."""
         verifier = {"code_verifier": self.verifier} if verified else {}
         return await self.app.public(
             f"{BASE}/exchange-code",
@@ -78,13 +78,13 @@ class Phone:
 
 
 async def allow(app: Running, authorize_url: str, *, code: str | None = None, html: bool = False) -> Answer:
-    """Let the account's user allow access, as a browser would that was sent there."""
+    """Follow AMO's redirect after the account's user has allowed access."""
     state = of(authorize_url)["state"]
     query = f"code={code or app.amo.code()}&state={quote(state, safe='')}&referer={HOST}"
     return await app.callback(query, html=html)
 
 
 async def owners(app: Running) -> list[str]:
-    """Return whose the account's connection is."""
+    """Return the owners of the account's connection."""
     [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
     return list((await app.service.services.store.owners_of([connection.id]))[connection.id])

@@ -1,4 +1,4 @@
-"""Authorizations that begin here: by `POST {base}/authorizations` or `GET {base}/connect`; and issued states."""
+"""Authorization requests by `POST {base}/authorizations` or `GET {base}/connect`, and issued states."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ ISSUED = re.compile(r"ac1\.[A-Za-z0-9_-]{22}")
 
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
-    """Run the service with users."""
+    """Run the service with JWT settings."""
     async with run(**WITH_USERS) as running:
         yield running
 
@@ -29,11 +29,11 @@ async def _start(app: Running, body: object, user: str = "42") -> Answer:
     return await app.public(f"{BASE}/authorizations", method="POST", json=body, headers=bearer(user))
 
 
-# --- starting -----------------------------------------------------------------------------------
+# --- start ------------------------------------------------------------------------------------
 
 
-async def test_the_app_starts_a_grant_and_gets_its_state_back(app: Running) -> None:
-    """The answer names AMO's consent page, the state that the deep link will carry, and until when that is good."""
+async def test_authorizations_post_returns_url_state_and_expiry(app: Running) -> None:
+    """The response contains AMO's consent URL, the deep link's state and that state's expiry."""
     answer = await _start(app, {})
     data = answer.json()["data"]
     assert ISSUED.fullmatch(data["state"])
@@ -49,8 +49,8 @@ async def test_the_app_starts_a_grant_and_gets_its_state_back(app: Running) -> N
     assert of(back.location)["state"] == data["state"]
 
 
-async def test_the_apps_own_state_comes_back_in_place_of_ours(app: Running) -> None:
-    """AMO gets the issued state; the deep link carries the app's, on success, on refusal, and on the page."""
+async def test_authorizations_app_state_is_returned_instead_of_issued_state(app: Running) -> None:
+    """AMO receives the issued state; the deep link has the app's state on success, on refusal and on the page."""
     data = (await _start(app, {"state": "мой state&x=1"})).json()["data"]
     sent = of(data["authorize_url"])["state"]
     assert data["state"] == "мой state&x=1"
@@ -83,14 +83,14 @@ async def test_the_apps_own_state_comes_back_in_place_of_ours(app: Running) -> N
         "state",
     ],
 )
-async def test_a_start_that_cannot_be_is_400(app: Running, body: object) -> None:
-    """A state that is too long or looks like ours, a challenge that is none, or is not S256: nothing is begun."""
+async def test_authorizations_invalid_body_is_400(app: Running, body: object) -> None:
+    """A long or reserved state, a malformed challenge, or a challenge method other than S256 is 400."""
     answer = await _start(app, body)
     assert (answer.status, answer.json()["error"]) == (400, "invalid_request")
 
 
-async def test_nobody_starts_a_grant_without_a_jwt(app: Running) -> None:
-    """No JWT, another's, or none at all in the header: 401, and how to ask."""
+async def test_authorizations_without_valid_jwt_is_401(app: Running) -> None:
+    """A missing or invalid JWT is 401 with a `WWW-Authenticate` challenge."""
     for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer"}):
         answer = await app.public(f"{BASE}/authorizations", method="POST", json={}, headers=headers)
         assert (answer.status, answer.json()["error"]) == (401, "unauthorized")
@@ -98,8 +98,8 @@ async def test_nobody_starts_a_grant_without_a_jwt(app: Running) -> None:
         assert answer.headers["WWW-Authenticate"] == f'Bearer realm="amo-callback"{error}'
 
 
-async def test_routes_for_users_are_not_there_where_users_are_not_known(run: Any) -> None:
-    """Without a configured JWT they are 404; the plain link works."""
+async def test_user_routes_without_jwt_settings_are_404(run: Any) -> None:
+    """Without JWT settings the routes for app users are 404, and `GET {base}/connect` works."""
     async with run() as app:
         for method, path in (("POST", "authorizations"), ("GET", "status"), ("POST", "disconnect")):
             answer = await app.public(f"{BASE}/{path}", method=method, headers=bearer("42"))
@@ -107,8 +107,8 @@ async def test_routes_for_users_are_not_there_where_users_are_not_known(run: Any
         assert (await app.public(f"{BASE}/connect")).status == 303
 
 
-async def test_a_plain_link_leads_to_amos_consent_page(app: Running) -> None:
-    """`GET /connect` is 303 to AMO with an issued state, and gives back the state that the link named."""
+async def test_connect_link_redirects_to_amo_with_issued_state(app: Running) -> None:
+    """`GET {base}/connect` is 303 to AMO with an issued state, and the deep link returns the link's own state."""
     answer = await app.public(f"{BASE}/connect?state=mine&code_challenge={CHALLENGE}&code_challenge_method=S256&x=1")
     assert answer.status == 303
     assert answer.location.startswith("https://www.amocrm.ru/oauth?client_id=")
@@ -121,22 +121,22 @@ async def test_a_plain_link_leads_to_amos_consent_page(app: Running) -> None:
     ["state=a&state=b", "state=%ff", "state=" + "s" * 2049, f"code_challenge={CHALLENGE}", "state=ac1.x",
      "code_challenge=x&code_challenge_method=S256"],
 )  # fmt: skip
-async def test_a_damaged_link_is_told_to_the_person(app: Running, query: str) -> None:
-    """A browser gets the page, whatever else the word."""
+async def test_connect_link_invalid_query_returns_invalid_request(app: Running, query: str) -> None:
+    """An invalid link gets the error page in a browser, and otherwise the deep link with `invalid_request`."""
     answer = await app.public(f"{BASE}/connect?{query}", headers={"Accept": "text/html"})
     assert (answer.status, "error=invalid_request" in answer.text) == (400, True)
     answer = await app.public(f"{BASE}/connect?{query}", headers={"Accept": "*/*"})
     assert (answer.status, answer.location) == (302, f"{LINK}?error=invalid_request")
 
 
-async def test_a_look_at_a_link_starts_nothing(app: Running) -> None:
-    """HEAD and prefetches issue no state."""
+async def test_connect_link_head_or_prefetch_issues_no_state(app: Running) -> None:
+    """HEAD and prefetch requests issue no state."""
     assert "Location" not in (await app.public(f"{BASE}/connect", method="HEAD")).headers
     assert (await app.public(f"{BASE}/connect", headers={"Sec-Purpose": "prefetch"})).status == 204
 
 
-async def test_starting_has_an_end(run: Any) -> None:
-    """An address follows so many links in a window, a user starts so many grants; others are not concerned."""
+async def test_authorization_starts_are_limited_per_address_and_per_user(run: Any) -> None:
+    """Links are limited per address and app starts per user; other addresses and users are not affected."""
     async with run(LIMITS__FAILED_CODES="2", **WITH_USERS) as app:
         assert [(await app.public(f"{BASE}/connect")).status for _ in range(3)] == [303, 303, 302]
         page = await app.public(f"{BASE}/connect", headers={"Accept": "text/html"})
@@ -153,8 +153,8 @@ async def test_starting_has_an_end(run: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["app", "issued"])
-async def test_a_state_that_was_never_issued_asks_nobody(run: Any, mode: str) -> None:
-    """An unknown state of our form is `invalid_state` in both modes, and comes back as it came."""
+async def test_issued_state_unknown_is_invalid_state(run: Any, mode: str) -> None:
+    """An unknown state in the issued form is `invalid_state` in both modes and returned unchanged; AMO is not asked."""
     async with run(APP__STATE=mode) as app:
         for state in ("ac1.AAAAAAAAAAAAAAAAAAAAAA", "ac1.", "ac1." + "x" * 2000):
             answer = await app.callback(app.query(state=state))
@@ -162,8 +162,8 @@ async def test_a_state_that_was_never_issued_asks_nobody(run: Any, mode: str) ->
         assert app.amo.fake.ledger.entries == []
 
 
-async def test_a_state_is_good_for_one_code(app: Running) -> None:
-    """Another code with the same state is `invalid_state`; the same code is told its outcome, as often as it comes."""
+async def test_issued_state_second_code_is_invalid_state(app: Running) -> None:
+    """A second code with the same state is `invalid_state`; a repeated code gets its earlier result."""
     url = (await _start(app, {})).json()["data"]["authorize_url"]
     code = app.amo.code()
     first = await allow(app, url, code=code)
@@ -172,8 +172,8 @@ async def test_a_state_is_good_for_one_code(app: Running) -> None:
     assert len(app.amo.fake.ledger.entries) == 1
 
 
-async def test_two_codes_at_once_do_not_share_a_state(app: Running) -> None:
-    """Whichever is claimed first has it, and AMO is asked once."""
+async def test_issued_state_concurrent_codes_only_one_is_exchanged(app: Running) -> None:
+    """Of concurrent codes with one state, the code claimed first is exchanged; the others are `invalid_state`."""
     url = (await _start(app, {})).json()["data"]["authorize_url"]
     answers = await asyncio.gather(*(allow(app, url) for _ in range(5)))
     words = sorted(of(answer.location).get("error", "") for answer in answers)
@@ -181,8 +181,8 @@ async def test_two_codes_at_once_do_not_share_a_state(app: Running) -> None:
     assert len(app.amo.fake.ledger.entries) == 1
 
 
-async def test_a_state_is_good_for_half_an_hour(app: Running) -> None:
-    """After that it is `invalid_state`; just before, it works."""
+async def test_issued_state_expires_after_30_minutes(app: Running) -> None:
+    """A state is accepted shortly before 30 minutes have passed, and is `invalid_state` after that."""
     late, timely = [(await _start(app, {})).json()["data"]["authorize_url"] for _ in range(2)]
     app.clock.advance(1790)
     assert "code" in of((await allow(app, timely)).location)
@@ -190,8 +190,8 @@ async def test_a_state_is_good_for_half_an_hour(app: Running) -> None:
     assert of((await allow(app, late)).location)["error"] == "invalid_state"
 
 
-async def test_a_passing_failure_does_not_use_up_the_state(app: Running) -> None:
-    """The same code works once AMO is well, also after half an hour, with its own state alone."""
+async def test_issued_state_transient_failure_keeps_state_usable(app: Running) -> None:
+    """After a transient failure the code works again with its own state only, even after the state's 30 minutes."""
     url = (await _start(app, {})).json()["data"]["authorize_url"]
     app.clock.advance(1700)
     app.amo.sandbox.faults.add(Fault.HTTP_500)
@@ -203,8 +203,8 @@ async def test_a_passing_failure_does_not_use_up_the_state(app: Running) -> None
     assert of((await allow(app, url, code=code)).location)["code"] == code
 
 
-async def test_a_code_with_an_issued_state_is_told_to_its_browser_alone(app: Running) -> None:
-    """Who has the code, and another state, or none, learns nothing of its outcome, nor where its page is."""
+async def test_code_with_issued_state_result_needs_that_state(app: Running) -> None:
+    """A caller with the code and another state, or none, gets `invalid_state`, no result and no return page."""
     url = (await _start(app, {})).json()["data"]["authorize_url"]
     code = app.amo.code()
     await allow(app, url, code=code)
@@ -216,8 +216,8 @@ async def test_a_code_with_an_issued_state_is_told_to_its_browser_alone(app: Run
     assert "invalid_state" in (await app.callback(f"code={code}&referer={HOST}")).location
 
 
-async def test_a_foreign_state_waits_for_nothing(app: Running) -> None:
-    """While a code is being exchanged, a caller with another state is refused as well."""
+async def test_code_during_exchange_other_state_is_invalid_state(app: Running) -> None:
+    """A caller that sends another state during the exchange is refused."""
     url = (await _start(app, {})).json()["data"]["authorize_url"]
     code = app.amo.code()
     rightful = await app.begun(allow(app, url, code=code))
@@ -227,11 +227,11 @@ async def test_a_foreign_state_waits_for_nothing(app: Running) -> None:
     assert of((await rightful).location)["code"] == code
 
 
-# --- only issued states -------------------------------------------------------------------------
+# --- `issued` mode ------------------------------------------------------------------------------
 
 
-async def test_where_states_are_issued_no_other_is_taken(run: Any) -> None:
-    """In `issued`, a state of the app's own, or none, is `invalid_state`, and AMO is not asked."""
+async def test_issued_mode_app_state_or_no_state_is_invalid_state(run: Any) -> None:
+    """In `issued` mode the app's own state, or none, is `invalid_state`, and AMO is not asked."""
     async with run(APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194") as app:
         for query in (app.query(state="mine"), f"code={app.amo.code()}&referer={HOST}"):
             assert of((await app.callback(query)).location)["error"] == "invalid_state"
@@ -246,8 +246,8 @@ async def test_where_states_are_issued_no_other_is_taken(run: Any) -> None:
     "marker",
     ["from_widget=1", "from_exchange=1", "from_widget=1&state=false", "from_widget=1&state=", "from_exchange=1&state="],
 )
-async def test_where_states_are_issued_amo_itself_comes_without_one(run: Any, marker: str) -> None:
-    """AMO's own calls have no state, or an empty one: they are taken for listed accounts, and bind nobody."""
+async def test_issued_mode_amo_call_is_accepted_only_for_allowed_accounts(run: Any, marker: str) -> None:
+    """AMO's own calls, with an empty state or none, are accepted only for allowed accounts and bind no owner."""
     async with run(APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194") as app:
         answer = await app.callback(f"code={app.amo.code()}&referer={HOST}&{marker}")
         assert (answer.status, answer.text) == (200, "connected\n")
@@ -261,8 +261,8 @@ async def test_where_states_are_issued_amo_itself_comes_without_one(run: Any, ma
         assert app.amo.fake.ledger.entries == []
 
 
-async def test_where_states_are_issued_the_app_cannot_bring_a_code_of_its_own(run: Any) -> None:
-    """`exchange-code` knows the codes that the callback has seen, and 404 is all that others get."""
+async def test_issued_mode_exchange_code_unknown_code_is_404(run: Any) -> None:
+    """In `issued` mode `exchange-code` accepts only codes that the callback has received; others are 404."""
     async with run(APP__STATE="issued", AMO__DEFAULT_DOMAIN=HOST, **WITH_USERS) as app:
         phone = Phone(app, "42")
         answer = await phone.exchange(app.amo.code(), referer=HOST)
@@ -277,15 +277,15 @@ async def test_where_states_are_issued_the_app_cannot_bring_a_code_of_its_own(ru
 # --- the private API ---------------------------------------------------------------------------
 
 
-async def _vouch(app: Running, key: str = ADMIN_KEY, **body: object) -> Answer:
+async def _start_for_owner(app: Running, key: str = ADMIN_KEY, **body: object) -> Answer:
     return await app.private("/authorizations", key=key, method="POST", json=body)
 
 
-async def test_a_backend_starts_a_grant_and_vouches_for_its_owner(run: Any) -> None:
-    """The grant's end alone binds the owner that the backend has named, users' JWTs or not; it is told in the log."""
+async def test_private_authorization_binds_named_owner_when_grant_completes(run: Any) -> None:
+    """The completed grant binds the owner named by the backend, even without JWT settings; the start is logged."""
     async with run() as app:
         app.service.services.store.stores_webhooks = True
-        started = (await _vouch(app, owner=42, state="mine")).json()
+        started = (await _start_for_owner(app, owner=42, state="mine")).json()
         assert set(started) == {"authorize_url", "state", "expires_at"}
         assert of((await allow(app, started["authorize_url"])).location)["state"] == "mine"
         assert await owners(app) == ["42"]
@@ -295,19 +295,19 @@ async def test_a_backend_starts_a_grant_and_vouches_for_its_owner(run: Any) -> N
         assert (await app.private("/connections/owner:42/token")).json()["connection_id"] == connection["id"]
         assert (await app.private("/connections?owner=4")).json()["items"] == []
         assert (await app.private("/connections/owner:4")).status == 404
-        told = (await app.private("/events?connection=owner:42")).json()["items"]
-        assert {"owner.bound", "connection.connected"} <= {event["name"] for event in told}
+        events = (await app.private("/events?connection=owner:42")).json()["items"]
+        assert {"owner.bound", "connection.connected"} <= {event["name"] for event in events}
         assert (await app.private("/events?connection=owner:4")).json()["items"] == []
         assert any(line["event"] == "grant.started" and line["owner"] == "42" for line in app.lines())
         [webhook] = await app.service.services.store.webhooks(limit=9)
         assert (webhook.type, webhook.data["owners"]) == ("connection.connected", ["42"])
 
 
-async def test_a_backend_may_ask_for_the_verifier_too(run: Any) -> None:
-    """With a challenge the owner is bound by whoever has the verifier, and not by the grant's end."""
+async def test_private_authorization_with_challenge_binds_owner_on_verifier(run: Any) -> None:
+    """With a challenge, the owner is bound when the verifier is presented, not when the grant completes."""
     async with run() as app:
         body = {"owner": "42", "code_challenge": CHALLENGE, "code_challenge_method": "S256"}
-        started = (await _vouch(app, **body)).json()
+        started = (await _start_for_owner(app, **body)).json()
         code = of((await allow(app, started["authorize_url"])).location)["code"]
         assert await owners(app) == []
         for letter, status in (("w", 403), ("v", 200)):
@@ -330,17 +330,17 @@ async def test_a_backend_may_ask_for_the_verifier_too(run: Any) -> None:
         ({"owner": "42", "code_challenge": "x", "code_challenge_method": "S256"}, "code_challenge"),
     ],
 )
-async def test_a_backends_bad_start_names_the_field(run: Any, body: dict[str, Any], field: str) -> None:
-    """400 `invalid_request`, as everywhere on the private API."""
+async def test_private_authorization_invalid_body_names_field(run: Any, body: dict[str, Any], field: str) -> None:
+    """An invalid body is 400 `invalid_request` with the field's name."""
     async with run() as app:
-        answer = await _vouch(app, **body)
+        answer = await _start_for_owner(app, **body)
         assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
         assert answer.json()["detail"].startswith(f"{field}:")
-        assert (await _vouch(app, owner=10**254)).status == 200
+        assert (await _start_for_owner(app, owner=10**254)).status == 200
 
 
-async def test_whoever_must_connect_again_is_led_through_a_grant_of_ours(run: Any) -> None:
-    """`reconnect_url` is the plain link beside the redirect URI, so it works where only issued states are taken."""
+async def test_reconnect_url_in_issued_mode_starts_accepted_grant(run: Any) -> None:
+    """`reconnect_url` is the `connect` link beside the redirect URI, so it works in `issued` mode."""
     async with run(lifetimes={"access": 30}, APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194") as app:
         await allow(app, (await app.public(f"{BASE}/connect")).location)
         app.amo.account.disabled = True
@@ -353,11 +353,11 @@ async def test_whoever_must_connect_again_is_led_through_a_grant_of_ours(run: An
         assert (await app.private(f"/connections/account:{app.amo.account.id}")).json()["status"] == "active"
 
 
-# --- states, attacked -----------------------------------------------------------------------------
+# --- attacks on states ----------------------------------------------------------------------------
 
 
-async def test_a_code_that_the_app_brought_first_hands_back_the_apps_own_state(app: Running) -> None:
-    """The callback comes after `exchange-code`, with an issued state: the app does not see that one."""
+async def test_callback_after_exchange_code_returns_app_state(app: Running) -> None:
+    """A callback with an issued state that follows `exchange-code` returns the app's own state."""
     phone = Phone(app, "42")
     started = await phone.start(challenged=False, state="mine")
     code = app.amo.code()
@@ -367,8 +367,8 @@ async def test_a_code_that_the_app_brought_first_hands_back_the_apps_own_state(a
     assert of(back.location)["state"] == "mine"
 
 
-async def test_trying_again_in_vain_hands_back_the_apps_own_state(app: Running) -> None:
-    """Where the page's second try ends before AMO is asked, its link carries the app's state, as every other does."""
+async def test_return_page_retry_failing_before_amo_returns_app_state(app: Running) -> None:
+    """If a retry fails before AMO is asked, the page's link has the app's state."""
     started = await Phone(app, "42").start(state="mine")
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     page = (await allow(app, started["authorize_url"], html=True)).location
@@ -379,15 +379,15 @@ async def test_trying_again_in_vain_hands_back_the_apps_own_state(app: Running) 
     assert "ac1." not in answer.text
 
 
-async def test_a_refusal_hands_back_the_issued_state_where_the_app_gave_none(app: Running) -> None:
-    """Then the issued one is what the app was told that it would get."""
+async def test_access_denied_without_app_state_returns_issued_state(app: Running) -> None:
+    """Without an app state, a refusal returns the issued state, which the app received at the start."""
     started = await Phone(app, "42").start()
     back = await app.callback(f"error=access_denied&state={started['state']}")
     assert of(back.location) == {"error": "access_denied", "state": started["state"]}
 
 
-async def test_where_states_are_issued_amos_own_call_is_told_to_it_alone_and_binds_nobody(run: Any) -> None:
-    """Who brings its code with a state learns nothing, and the app of whoever follows such a link is not bound."""
+async def test_issued_mode_code_of_amo_call_repeated_with_state_is_invalid_state(run: Any) -> None:
+    """The code of AMO's own call is `invalid_state` with any state, and `exchange-code` binds no owner to it."""
     async with run(APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194", **WITH_USERS) as app:
         code = app.amo.code()
         query = f"code={code}&referer={HOST}"
@@ -400,8 +400,8 @@ async def test_where_states_are_issued_amos_own_call_is_told_to_it_alone_and_bin
 # --- floods ---------------------------------------------------------------------------------------
 
 
-async def test_a_flood_of_links_does_not_stand_before_a_refresh(run: Any) -> None:
-    """While hundreds follow links from as many addresses, a refresh is written down before most of their states."""
+async def test_connect_link_flood_does_not_delay_refresh(run: Any) -> None:
+    """During a flood of links from many addresses, a refresh is stored before most of their states."""
     async with run(**WITH_USERS) as app:
         connection = await app.connected()
         refresh = await app.refreshing(connection)
@@ -420,8 +420,8 @@ async def test_a_flood_of_links_does_not_stand_before_a_refresh(run: Any) -> Non
         assert written < 100
 
 
-async def test_links_have_an_end_over_all_addresses(run: Any) -> None:
-    """A quarter of what AMO takes: beyond, nothing is written, and who is known still starts."""
+async def test_connect_links_are_limited_over_all_addresses(run: Any) -> None:
+    """Links may use a quarter of AMO's rate; beyond that no state is stored, and app users can still start."""
     async with run(AMO__REQUESTS_PER_SECOND="0.2", **WITH_USERS) as app:
         addresses = [{"X-Forwarded-For": f"192.0.2.{number}"} for number in range(5)]
         answers = [await app.public(f"{BASE}/connect", headers=address) for address in addresses]
@@ -434,26 +434,26 @@ async def test_links_have_an_end_over_all_addresses(run: Any) -> None:
 
 FLOOD = 300
 SOON = 10
-"""Requests to AMO within which whoever goes first has had his turn: of strangers many more are waiting."""
+"""Requests to AMO within which prioritised requests are sent; far more anonymous codes are queued."""
 
 
-async def _junk(app: Running, number: int, *, spread: bool) -> Answer:
+async def _present_junk_code(app: Running, number: int, *, spread: bool) -> Answer:
     address = f"198.51.{number // 250}.{number % 250}" if spread else "198.51.100.7"
     return await app.callback(f"code=junk{number}&state=s&referer={HOST}", headers={"X-Forwarded-For": address})
 
 
 @pytest.mark.parametrize("spread", [False, True], ids=["one address", "many addresses"])
-async def test_a_flood_of_junk_stops_neither_refreshing_nor_who_is_expected(run: Any, *, spread: bool) -> None:
-    """While hundreds of junk codes wait, a refresh and a person with an issued state have the next turns at AMO.
+async def test_junk_code_flood_delays_neither_refresh_nor_issued_state(run: Any, *, spread: bool) -> None:
+    """During a flood of junk codes, a refresh and a code with an issued state are sent to AMO next.
 
-    The person comes from the flood's own address, too.
+    The code with an issued state comes from the flood's own address.
     """
     waiting = 112 if spread else 30
     async with run(AMO__REQUESTS_PER_SECOND="5", **WITH_USERS) as app:
         connection = await app.connected()
         phone = Phone(app, "42")
         url = (await phone.start())["authorize_url"]
-        flood = [asyncio.create_task(_junk(app, number, spread=spread)) for number in range(FLOOD)]
+        flood = [asyncio.create_task(_present_junk_code(app, number, spread=spread)) for number in range(FLOOD)]
         while sum(task.done() for task in flood) < FLOOD - waiting:
             await asyncio.wait([task for task in flood if not task.done()], return_when=asyncio.FIRST_COMPLETED)
         ledger = app.amo.fake.ledger
@@ -475,8 +475,8 @@ async def test_a_flood_of_junk_stops_neither_refreshing_nor_who_is_expected(run:
         assert ("amo_unavailable" if spread else "rate_limited") in words
 
 
-async def test_a_stranger_is_told_when_too_many_wait(run: Any) -> None:
-    """Nothing is written for who would only grow old in the queue; the same code works once there is room."""
+async def test_admission_queue_full_code_is_refused_unstored(run: Any) -> None:
+    """If the queue is full, a code is `amo_unavailable` and not stored; the same code works once there is space."""
     async with run(AMO__REQUESTS_PER_SECOND="1", AMO__TIMEOUT="30", REFRESH__LEASE="32") as app:
         first = await app.begun(app.callback(app.query(code="junk")))
         query = app.query(state="s")
@@ -488,8 +488,8 @@ async def test_a_stranger_is_told_when_too_many_wait(run: Any) -> None:
         assert "code" in of((await app.callback(query)).location)
 
 
-async def test_known_people_have_places_of_their_own(run: Any) -> None:
-    """Strangers who use up an address's places leave those of whoever began a grant here."""
+async def test_attempt_limit_known_users_have_separate_reservations(run: Any) -> None:
+    """Anonymous callers that use up an address's reservations leave those of grants started here."""
     async with run(LIMITS__FAILED_CODES="1", **WITH_USERS) as app:
         url = (await Phone(app, "42").start())["authorize_url"]
         for word in ("auth_failed", "rate_limited"):

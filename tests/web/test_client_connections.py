@@ -1,4 +1,4 @@
-"""How many clients may be connected to a listener, and how long each may keep it waiting."""
+"""The number of client connections of a listener, and the time limits of each."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.wait_limit import WAIT_LIMIT
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
 HUGE = 16 * 2**20
-"""Bytes of an answer that fits into no socket's buffers."""
+"""Size of a response that exceeds the socket buffers."""
 SOON, NEVER = 0.2, 3600.0
 
 
 def _waits(**seconds: float) -> Waits:
-    """Return time limits: only those that are given are ever reached."""
+    """Return time limits, those that are not given being out of reach."""
     reasons = {"request": "incomplete_request", "next_request": "idle", "answer": "unread_answer"}
     return Waits(
         **{name: ClientWait(reason=reason, seconds=seconds.get(name, NEVER)) for name, reason in reasons.items()}
@@ -47,7 +47,7 @@ class Client:
         self.writer = writer
 
     async def ask(self, request: bytes = GET) -> bytes:
-        """Send a request, and return the end of its answer."""
+        """Send a request and read to the end of the response."""
         self.writer.write(request)
         return await asyncio.wait_for(self._reader.readuntil(b"hello"), WAIT_LIMIT)
 
@@ -69,7 +69,7 @@ class Client:
 
 
 class Log(io.StringIO):
-    """A log that says when a line is written."""
+    """A log that signals each written line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Listener:
             self.address = opened.address
             self.opened = opened
             yield self
-            await self._stack.pop_all().aclose()  # the end waits for requests of which a part has come
+            await self._stack.pop_all().aclose()  # closing waits for partly received requests
 
     async def connect(self, *, receive_buffer: int | None = None) -> Client:
         host, _, port = self.address.rpartition(":")
@@ -147,7 +147,7 @@ class Listener:
         return client
 
     async def logged(self, event: str, *, times: int = 1) -> dict[str, Any]:
-        """Wait until an event has been logged so many times."""
+        """Wait until an event has been logged this many times."""
         while len(self.lines(event)) < times:
             self._log.written.clear()
             await asyncio.wait_for(self._log.written.wait(), WAIT_LIMIT)
@@ -166,8 +166,8 @@ async def listener() -> AsyncIterator[Listener]:
 @pytest.mark.parametrize(
     "sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX: ", POST + b"abc"], ids=["none", "head", "body"]
 )
-async def test_a_client_that_sends_no_complete_request_is_closed(listener: Listener, sent: bytes) -> None:
-    """Within the time for a request its head must be complete, and then its body."""
+async def test_client_incomplete_request_is_closed_after_request_limit(listener: Listener, sent: bytes) -> None:
+    """A request's head, and then its body, must be complete within the request limit."""
     async with listener.open(waits=_waits(request=SOON)):
         client = await listener.connect()
         client.writer.write(sent)
@@ -176,8 +176,8 @@ async def test_a_client_that_sends_no_complete_request_is_closed(listener: Liste
         assert listener.lines("http.bad_request") == []
 
 
-async def test_a_request_that_arrives_byte_by_byte_gets_no_more_time(listener: Listener) -> None:
-    """The time runs from the connection, or from a request's first byte, and not from the last byte."""
+async def test_client_request_byte_by_byte_does_not_extend_request_limit(listener: Listener) -> None:
+    """The limit counts from the connection or from a request's first byte, not from its last byte."""
     async with listener.open(waits=_waits(request=SOON)):
         client = await listener.connect()
         await client.ask()
@@ -189,25 +189,25 @@ async def test_a_request_that_arrives_byte_by_byte_gets_no_more_time(listener: L
         assert listener.closed == ["incomplete_request"]
 
 
-async def test_the_start_of_a_second_request_sent_with_the_first_has_the_time_of_a_request(listener: Listener) -> None:
-    """A client that sends more while it is being answered is not idle afterwards."""
+async def test_client_second_request_begun_during_answer_has_request_limit(listener: Listener) -> None:
+    """A client that sends more during a response is not idle afterwards."""
     async with listener.open(waits=_waits(request=SOON)):
         client = await listener.connect()
         client.writer.write(GET.replace(b"/ ", b"/slow "))
         await listener.entered.acquire()
         client.writer.write(b"GET / HT")
         other = await listener.connect()
-        await other.until_closed()  # time has passed, and what the first client has sent was read
+        await other.until_closed()  # by then the first client's bytes have been read
         listener.go_on.set()
         assert (await client.until_closed()).endswith(b"hello")
         assert listener.closed == ["incomplete_request"] * 2
 
 
 @pytest.mark.parametrize(("more", "reason"), [(b"GET / HT", "incomplete_request"), (b"", "idle")])
-async def test_a_second_head_that_begins_in_the_same_packet_has_the_time_of_a_request(
+async def test_client_second_head_in_same_packet_has_request_limit(
     listener: Listener, more: bytes, reason: str
 ) -> None:
-    """Only a client that has sent nothing more has the time of an idle connection."""
+    """Only a client that has sent nothing more has the idle limit."""
     seconds = {"request": SOON} if more else {"next_request": SOON}
     async with listener.open(waits=_waits(**seconds)):
         client = await listener.connect()
@@ -216,8 +216,8 @@ async def test_a_second_head_that_begins_in_the_same_packet_has_the_time_of_a_re
         assert listener.closed == [reason]
 
 
-async def test_an_answer_may_take_longer_than_any_limit(listener: Listener) -> None:
-    """While a complete request is being answered its connection has no limit, whatever others have."""
+async def test_client_being_answered_has_no_limit(listener: Listener) -> None:
+    """While a complete request is being answered, its connection has no time limit."""
     async with listener.open(waits=_waits(request=SOON, next_request=SOON, answer=SOON)):
         slow = await listener.connect()
         asking = asyncio.create_task(slow.ask(GET.replace(b"/ ", b"/slow ")))
@@ -228,8 +228,8 @@ async def test_an_answer_may_take_longer_than_any_limit(listener: Listener) -> N
         assert await asking
 
 
-async def test_an_answer_that_nobody_reads_is_given_up(listener: Listener) -> None:
-    """A client that takes no more of its answer is closed after the time for that."""
+async def test_client_not_reading_response_is_closed_after_answer_limit(listener: Listener) -> None:
+    """A client that stops reading its response is closed after the answer limit."""
     async with listener.open(waits=_waits(answer=SOON)):
         client = await listener.connect(receive_buffer=4096)
         client.writer.write(GET.replace(b"/ ", b"/huge "))
@@ -239,8 +239,8 @@ async def test_an_answer_that_nobody_reads_is_given_up(listener: Listener) -> No
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", POST + b"abc", GET], ids=["none", "head", "body", "idle"])
-async def test_a_new_client_takes_the_place_of_the_one_that_has_waited_longest(listener: Listener, sent: bytes) -> None:
-    """Where as many are connected as may be, silent, half a request, or idle: the oldest of them goes."""
+async def test_connection_cap_new_client_replaces_longest_waiting(listener: Listener, sent: bytes) -> None:
+    """At the cap the client that has waited longest is closed: silent, with a partial request, or idle."""
     async with listener.open(waits=_waits(), max_connections=3):
         clients = []
         for _ in range(3):
@@ -257,8 +257,8 @@ async def test_a_new_client_takes_the_place_of_the_one_that_has_waited_longest(l
         assert (listener.closed, listener.opened.count_connections()) == (["max_connections"], 3)
 
 
-async def test_what_is_being_answered_is_never_closed_for_another(listener: Listener) -> None:
-    """A new client waits until there is room: it is neither refused nor let in."""
+async def test_connection_cap_clients_being_answered_are_not_closed(listener: Listener) -> None:
+    """If every client is being answered, a new client waits: it is neither refused nor accepted."""
     async with listener.open(waits=_waits(), max_connections=2):
         asking = []
         for _ in range(2):
@@ -274,7 +274,7 @@ async def test_what_is_being_answered_is_never_closed_for_another(listener: List
 
 @dataclass(eq=False, slots=True)
 class Answered:
-    """A client whose answer may not have left yet."""
+    """A client whose response may still be in the send buffer."""
 
     has_unsent_bytes: bool
     aborted: bool = False
@@ -283,8 +283,8 @@ class Answered:
         self.aborted = True
 
 
-def test_an_answer_that_is_just_leaving_is_not_cut_off_for_another_client() -> None:
-    """Whoever has taken all of it goes first; after a second whoever has not may go as well."""
+def test_connection_cap_client_with_unsent_response_is_closed_last() -> None:
+    """A client that has received its response is closed first; after a second, any other may be closed too."""
     now = 0.0
     connections = ClientConnections(2, now=lambda: now, closed=lambda _: None, removed=lambda: None)
     leaving, taken = Answered(has_unsent_bytes=True), Answered(has_unsent_bytes=False)
@@ -300,7 +300,7 @@ def test_an_answer_that_is_just_leaving_is_not_cut_off_for_another_client() -> N
 
 
 class Exhausted(socket.socket):
-    """A listening socket for which there is no descriptor at first."""
+    """A listening socket whose first `accept` finds no free descriptor."""
 
     failed = False
 
@@ -311,8 +311,8 @@ class Exhausted(socket.socket):
         return super().accept()
 
 
-async def test_accepting_goes_on_after_descriptors_were_used_up(listener: Listener) -> None:
-    """The log says why a client had to wait."""
+async def test_accept_without_free_descriptor_is_logged_and_continues(listener: Listener) -> None:
+    """Accepting continues after descriptors were used up, and the log has the reason."""
     exhausted = Exhausted()
     exhausted.bind(("127.0.0.1", 0))
     exhausted.listen()
@@ -322,8 +322,8 @@ async def test_accepting_goes_on_after_descriptors_were_used_up(listener: Listen
         assert (line["level"], line["error"]) == ("error", "Too many open files")
 
 
-async def test_a_flood_is_one_line_and_then_one_a_minute(listener: Listener) -> None:
-    """The first connection closed for another is logged immediately, the others as a number with the minute's end."""
+async def test_connection_cap_flood_is_logged_once_a_minute(listener: Listener) -> None:
+    """The first closed connection is logged immediately, the others as a count at the end of the minute."""
     async with listener.open(waits=_waits(), max_connections=2, throttled=True):
         clients = [await listener.connect() for _ in range(20)]
         for client in clients[:18]:
@@ -340,8 +340,8 @@ async def test_a_flood_is_one_line_and_then_one_a_minute(listener: Listener) -> 
 
 
 @pytest.mark.parametrize("name", ["public", "private"])
-async def test_each_listener_has_the_limit_of_the_configuration(run: Any, name: str) -> None:
-    """The third of three clients makes the first one go, and the metrics tell of it."""
+async def test_max_connections_setting_applies_to_each_listener(run: Any, name: str) -> None:
+    """With a cap of two, a third client closes the first, and the metrics count it."""
     async with run(SERVER__MAX_CONNECTIONS="2") as app:
         host, _, port = getattr(app.service, name).rpartition(":")
         opened = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
@@ -354,8 +354,8 @@ async def test_each_listener_has_the_limit_of_the_configuration(run: Any, name: 
             await writer.wait_closed()
 
 
-async def test_a_unix_socket_has_the_mode_of_the_configuration(run: Any, tmp_path: Path) -> None:
-    """The service makes it so where nobody hands it a socket."""
+async def test_socket_mode_setting_applies_to_created_unix_socket(run: Any, tmp_path: Path) -> None:
+    """A Unix socket that the service creates has the configured mode."""
     path = tmp_path / "private.sock"
     async with run(SERVER__PRIVATE=f"unix:{path}", SERVER__SOCKET_MODE="0620"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o620

@@ -1,4 +1,4 @@
-"""The service's start, end and reload."""
+"""The service's start, shutdown and reload."""
 
 import asyncio
 from typing import Any
@@ -13,67 +13,67 @@ from tests.fakes import ShiftedClock
 from tests.service import ADMIN_KEY, API_KEY, BASE, READ_KEY, Running, environment
 
 
-class Death(BaseException):
-    """What no loop survives."""
+class FatalError(BaseException):
+    """An exception that no loop handles."""
 
 
-class DeadlyClock(ShiftedClock):
-    """A clock that kills who sleeps for the poll interval."""
+class FailingClock(ShiftedClock):
+    """A clock that raises `FatalError` from a sleep of one poll interval."""
 
     async def sleep(self, seconds: float) -> None:
         if seconds == 5.0:
-            raise Death
+            raise FatalError
         await super().sleep(seconds)
 
 
-async def test_a_signal_ends_the_process_with_status_0(app: Running) -> None:
-    """What a supervisor asks for is no failure."""
+async def test_serve_signal_exits_with_status_0(app: Running) -> None:
+    """A signal ends the process with status 0, because a requested stop is no failure."""
     signalled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     signalled.set_result(None)
     assert await until_end(app.service, signalled) == 0
 
 
-async def test_a_refresher_that_dies_ends_the_process_with_a_status(run: Any) -> None:
-    """A dead refresher would let every token expire in silence: the process ends non-zero, and is started again."""
+async def test_serve_refresher_failure_exits_with_status_1(run: Any) -> None:
+    """If the refresher fails, the process exits with status 1, so that it is restarted."""
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with run(clock=DeadlyClock()) as app:
+    async with run(clock=FailingClock()) as app:
         assert await until_end(app.service, never) == 1
         with pytest.raises(TaskDied):
             await app.service.died
-    assert isinstance(app.witness.named("refresher.died")[0].error, Death)
+    assert isinstance(app.witness.named("refresher.died")[0].error, FatalError)
 
 
 class Supervisor:
-    """A supervisor that records what it is told."""
+    """A supervisor that records its notifications."""
 
     enabled, watchdog = True, 27.0
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.received: list[str] = []
 
     def __call__(self, *facts: str) -> None:
-        self.told += facts
+        self.received += facts
 
 
-async def test_a_supervisor_hears_of_a_dead_refresher_and_of_a_pair_in_memory_alone(run: Any) -> None:
-    """The watchdog is fed no more, since only a restart helps; at the end more time is asked for."""
-    supervisor, clock = Supervisor(), DeadlyClock()
+async def test_supervisor_failed_refresher_gets_no_watchdog_pending_write_gets_time(run: Any) -> None:
+    """A failed refresher stops the watchdog notifications; at shutdown a pending write requests more time."""
+    supervisor, clock = Supervisor(), FailingClock()
     async with run(clock=clock, supervisor=supervisor) as app:
-        assert supervisor.told[:2] == ["READY=1", "STATUS=keeps 0 connections fresh"]
+        assert supervisor.received[:2] == ["READY=1", "STATUS=keeps 0 connections fresh"]
         await app.witness.until("refresher.died")
         await clock.until_sleeping(9)
         clock.advance(16)
         await clock.until_sleeping(9)
-        assert supervisor.told.count("WATCHDOG=1") == 1
+        assert supervisor.received.count("WATCHDOG=1") == 1
         with app.service.services.lifecycle.pending_writes.expecting():
             app.service.stop()
             clock.advance(9)
             await clock.until_sleeping(9)
-        assert supervisor.told[-1] == "EXTEND_TIMEOUT_USEC=30000000"
+        assert supervisor.received[-1] == "EXTEND_TIMEOUT_USEC=30000000"
 
 
-async def test_a_listener_that_cannot_open_closes_what_was_opened(run: Any) -> None:
-    """A start that fails half way leaves no task, no lock and no file open: the next one works."""
+async def test_service_start_failed_listener_releases_resources(run: Any) -> None:
+    """A start that fails at a listener leaves no task, lock or file open, and the next start succeeds."""
     with pytest.raises(ConfigurationError, match=r"server\.private"):
         async with run(SERVER__PRIVATE="unix:/nowhere/at/all"):
             pass
@@ -82,16 +82,16 @@ async def test_a_listener_that_cannot_open_closes_what_was_opened(run: Any) -> N
         pass
 
 
-async def test_a_store_of_other_keys_is_not_touched(app: Running, run: Any) -> None:
-    """With keys that do not open it, the service does not begin."""
+async def test_service_start_wrong_encryption_keys_raises(app: Running, run: Any) -> None:
+    """With keys that do not decrypt the store, the service does not start."""
     with pytest.raises(ConfigurationError, match="none of them decrypts this database"):
         async with run(STORAGE__ENCRYPTION_KEYS=new_key()):
             pass
     assert (await app.public("/healthz")).status == 200
 
 
-async def test_a_log_that_cannot_be_written_costs_no_request(app: Running) -> None:
-    """With the disk under the log full, people still get back to the app, and backends get tokens."""
+async def test_requests_with_unwritable_log_are_answered(app: Running) -> None:
+    """If the log cannot be written, users still return to the app and backends still get tokens."""
     app.log.close()
     connection = await app.connected()
     assert (await app.public("/healthz")).status == 200
@@ -99,8 +99,8 @@ async def test_a_log_that_cannot_be_written_costs_no_request(app: Running) -> No
     assert (await app.callback("code=" + "c" * 40_000)).status == 400
 
 
-async def test_what_a_hand_out_began_is_stored_at_the_end(run: Any) -> None:
-    """A refresh that nobody waits for any more is still finished before the store closes."""
+async def test_shutdown_refresh_started_by_hand_out_is_stored(run: Any) -> None:
+    """A refresh whose caller no longer waits is finished before the store closes."""
     async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.clock.advance(800)
@@ -109,16 +109,16 @@ async def test_what_a_hand_out_began_is_stored_at_the_end(run: Any) -> None:
     assert "refresh.succeeded" in app.witness.names()
 
 
-async def test_what_a_callback_began_is_stored_at_the_end(run: Any) -> None:
-    """An exchange that nobody waits for any more is still finished before the store closes."""
+async def test_shutdown_exchange_started_by_callback_is_stored(run: Any) -> None:
+    """An exchange whose caller no longer waits is finished before the store closes."""
     async with run() as app:
         assert "error=amo_unavailable" in (await app.late(app.callback(app.query()))).location
         asyncio.get_running_loop().call_later(0.1, app.amo.sandbox.go_on.set)
     assert "connection.connected" in app.witness.names()
 
 
-async def test_a_callback_in_progress_at_the_end_is_answered(run: Any) -> None:
-    """The listeners drain: who came before the end gets back to the app."""
+async def test_shutdown_callback_in_progress_is_answered(run: Any) -> None:
+    """The listeners drain: a callback received before shutdown is answered with the deep link."""
     async with run() as app:
         app.amo.sandbox.latency = 0.3
         asking = asyncio.create_task(app.callback(app.query(state="s")))
@@ -134,8 +134,8 @@ async def test_a_callback_in_progress_at_the_end_is_answered(run: Any) -> None:
 NEW_KEY = "a-new-key-0123456789-0123456789-0123456789-01"
 
 
-async def test_keys_that_were_read_again_hold_at_once(app: Running, encryption_key: str) -> None:
-    """The new one is accepted, the old one is not any more; both may be there for a while."""
+async def test_reload_api_keys_take_effect_immediately(app: Running, encryption_key: str) -> None:
+    """After a reload new API keys are accepted and removed keys rejected; both may be configured for a while."""
     both = {"API__KEYS": f"backend:{API_KEY}\nnew:{NEW_KEY}"}
     assert app.service.reload(load_settings(None, environment(app.amo, encryption_key, **both))) == []
     for key in (API_KEY, NEW_KEY):
@@ -146,15 +146,15 @@ async def test_keys_that_were_read_again_hold_at_once(app: Running, encryption_k
     assert answers == [401, 401, 401, 200]
 
 
-async def test_what_cannot_be_taken_while_it_runs_is_named(app: Running, encryption_key: str) -> None:
-    """Never a value: only which settings have changed, and need a restart."""
+async def test_reload_names_settings_that_require_restart(app: Running, encryption_key: str) -> None:
+    """The reload returns the names, not the values, of changed settings that require a restart."""
     more = {"AMO__CLIENT_SECRET": "another", "LOG__LEVEL": "debug", "API__KEYS": f"new:{NEW_KEY}"}
     changed = app.service.reload(load_settings(None, environment(app.amo, encryption_key, **more)))
     assert changed == ["amo.client_secret", "log.level"]
 
 
-async def test_limits_that_were_read_again_hold_at_once(app: Running, encryption_key: str) -> None:
-    """For codes of an address, and for connects that it starts: fewer, then more."""
+async def test_reload_limits_take_effect_immediately(app: Running, encryption_key: str) -> None:
+    """Changed limits apply immediately to an address's codes and to the connects that it starts."""
 
     async def junk() -> list[str]:
         answers = [await app.callback(app.query(code=f"junk{number}", state="s")) for number in range(2)]
@@ -163,11 +163,11 @@ async def test_limits_that_were_read_again_hold_at_once(app: Running, encryption
     async def starts() -> list[int]:
         return [(await app.public(f"{BASE}/connect")).status for _ in range(2)]
 
-    for unproven in ("1", "3"):
-        fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES=unproven))
+    for failed_codes in ("1", "3"):
+        fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES=failed_codes))
         assert app.service.reload(fresh) == []
-        assert await junk() == (["auth_failed", "rate_limited"] if unproven == "1" else ["auth_failed"] * 2)
-        assert await starts() == ([303, 302] if unproven == "1" else [303, 303])
+        assert await junk() == (["auth_failed", "rate_limited"] if failed_codes == "1" else ["auth_failed"] * 2)
+        assert await starts() == ([303, 302] if failed_codes == "1" else [303, 303])
     fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES="3", LIMITS__WINDOW="3600"))
     assert app.service.reload(fresh) == []
     app.clock.advance(60)

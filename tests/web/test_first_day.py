@@ -1,4 +1,4 @@
-"""Wrong credentials before the first token pair: whatever AMO refuses then, no refresh can show it."""
+"""Wrong client credentials before the first token pair, when no refresh can detect them."""
 
 import dataclasses
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ REFUSED = {
 
 @pytest.fixture
 async def wrong(run: Any) -> AsyncIterator[Running]:
-    """Run the service with a client secret that AMO does not know."""
+    """Run the service with a client secret that AMO rejects."""
     async with run(**WRONG) as app:
         yield app
 
@@ -51,22 +51,22 @@ async def _metrics(app: Running) -> str:
     return (await app.private("/metrics", key=None)).text
 
 
-def _heal(app: Running) -> None:
-    """Let AMO know the client secret that the service has."""
+def _correct_secret(app: Running) -> None:
+    """Make AMO accept the service's client secret."""
     secret = app.settings.amo.client_secret.get_secret_value()
     app.amo.fake.integration = dataclasses.replace(app.amo.fake.integration, client_secret=secret)
 
 
-def _answer(app: Running, reply: SandboxReply) -> None:
-    """Let AMO answer every exchange so."""
+def _set_exchange_reply(app: Running, reply: SandboxReply) -> None:
+    """Make AMO answer every exchange with this reply."""
     app.amo.sandbox.fake = cast("FakeAmo", Override(app.amo.fake, token=lambda _host, **_: reply))
 
 
-async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wrong: Running) -> None:
-    """Readiness, metric, check and log say so after callbacks at two hosts; a right secret ends it."""
+async def test_credentials_check_wrong_secret_fails_until_first_success(wrong: Running) -> None:
+    """After refusals at two hosts, readiness, metric, `check` and log report the secret until an exchange succeeds."""
     assert await _credentials(wrong) == NOT_PROVEN
     assert (await _call_back(wrong)).location.startswith("foryoure://amo-crm/callback?error=amo_unavailable")
-    await _call_back(wrong)  # however often one host refuses, it may be that host's own matter
+    await _call_back(wrong)  # repeated refusals by one host may be specific to it
     assert await _credentials(wrong) == NOT_PROVEN
     await _call_back(wrong, OTHER_HOST)
     assert await _credentials(wrong) == REFUSED
@@ -79,7 +79,7 @@ async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wr
     ]
     assert 'amo_callback_callbacks_total{outcome="amo_unavailable"} 3.0' in await _metrics(wrong)
     await _call_back(wrong)
-    _heal(wrong)
+    _correct_secret(wrong)
     assert "code=" in (await _call_back(wrong)).location
     assert await _credentials(wrong) == ACCEPTED
     assert (await wrong.private("/readyz", key=None)).status == 200
@@ -87,10 +87,12 @@ async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wr
     assert names == ["amo_credentials.refused", "amo_credentials.accepted"]
 
 
-async def test_each_refused_exchange_is_logged_with_amos_words(wrong: Running) -> None:
-    """Status, title and hint of AMO's answer, beside the support code and the error's word."""
+async def test_refused_exchange_log_has_status_title_and_hint(wrong: Running) -> None:
+    """The log line has AMO's status, title and hint beside the support code and the error word."""
     await _call_back(wrong)
-    _answer(wrong, problem(400, "Check the `redirect_uri` parameter", title="def502" + "ab" * 40 + " is wrong"))
+    _set_exchange_reply(
+        wrong, problem(400, "Check the `redirect_uri` parameter", title="def502" + "ab" * 40 + " is wrong")
+    )
     await _call_back(wrong)
     bare, hinted = [line for line in wrong.lines() if line["event"] == "grant.failed"]
     assert (bare["status"], bare["title"], "hint" in bare) == (401, "Некорректный клиент", False)
@@ -100,8 +102,8 @@ async def test_each_refused_exchange_is_logged_with_amos_words(wrong: Running) -
     assert len(bare["support_code"]) == 8
 
 
-async def test_red_stops_nothing(wrong: Running) -> None:
-    """Exchanges go on while readiness is red, and so does a forced refresh."""
+async def test_credentials_check_failing_stops_no_request(wrong: Running) -> None:
+    """While the check fails, exchanges and forced refreshes are still sent."""
     for host in (HOST, OTHER_HOST, HOST):
         await _call_back(wrong, host)
     assert await _credentials(wrong) == REFUSED
@@ -113,8 +115,8 @@ async def test_red_stops_nothing(wrong: Running) -> None:
     assert wrong.amo.sandbox.requests > before
 
 
-async def test_hosts_that_anybody_named_are_not_enough(run: Any) -> None:
-    """Two hosts must have refused, one of them in a grant that was started here, or at the default host."""
+async def test_credentials_check_needs_refusal_at_known_host(run: Any) -> None:
+    """Of two refusing hosts, one must be the default host or the host of a grant started here."""
     async with run(**{**WRONG, "AMO__DEFAULT_DOMAIN": "default.amocrm.ru"}) as app:
         for host in (HOST, HOST, OTHER_HOST):
             await _call_back(app, host)
@@ -125,8 +127,8 @@ async def test_hosts_that_anybody_named_are_not_enough(run: Any) -> None:
         assert await _credentials(app) == REFUSED
 
 
-async def test_red_ends_an_hour_after_the_last_refusal(wrong: Running) -> None:
-    """Each further refusal counts the hour anew."""
+async def test_credentials_check_passes_an_hour_after_last_refusal(wrong: Running) -> None:
+    """Each refusal restarts the hour after which the check passes."""
     for host in (HOST, OTHER_HOST):
         await _call_back(wrong, host)
     wrong.clock.advance(3000)
@@ -158,9 +160,9 @@ async def test_red_ends_an_hour_after_the_last_refusal(wrong: Running) -> None:
         "code", "html-401", "json-401",
     ],
 )  # fmt: skip
-async def test_what_does_not_speak_of_the_client_is_never_red(wrong: Running, reply: SandboxReply) -> None:
-    """Refusals of the code or the account, and a proxy's pages, say nothing of our credentials."""
-    _answer(wrong, reply)
+async def test_credentials_check_refusal_without_client_hint_passes(wrong: Running, reply: SandboxReply) -> None:
+    """Refusals of the code or the account, and a proxy's pages, do not concern the client credentials."""
+    _set_exchange_reply(wrong, reply)
     for host in (HOST, OTHER_HOST, "third.amocrm.ru"):
         await _call_back(wrong, host)
     assert wrong.amo.sandbox.requests == 3
@@ -168,16 +170,16 @@ async def test_what_does_not_speak_of_the_client_is_never_red(wrong: Running, re
 
 
 @pytest.mark.parametrize("name", ["client_id", "client_secret", "redirect_uri"])
-async def test_each_hint_that_names_the_client_is_red(wrong: Running, name: str) -> None:
-    """AMO names what it refuses, and readiness repeats it."""
-    _answer(wrong, problem(400, f"Check the `{name}` parameter"))
+async def test_credentials_check_client_hint_fails_and_is_shown(wrong: Running, name: str) -> None:
+    """A hint that names a client parameter fails the check, and readiness shows the hint."""
+    _set_exchange_reply(wrong, problem(400, f"Check the `{name}` parameter"))
     for host in (HOST, OTHER_HOST):
         await _call_back(wrong, host)
     assert f"(400 Check the `{name}` parameter)" in str((await _credentials(wrong))["detail"])
 
 
-async def test_a_success_in_an_earlier_run_is_remembered(run: Any, either: str) -> None:
-    """Afterwards the same refusals are the circuit breaker's matter, on either engine."""
+async def test_credentials_check_remembers_success_of_earlier_run(run: Any, either: str) -> None:
+    """After a success in an earlier run, refusals are left to the circuit breaker, on either engine."""
     async with run(STORAGE__URL=either) as app:
         await app.connected()
         await app.private(f"/connections/account:{app.amo.account.id}", method="DELETE", key=ADMIN_KEY)
@@ -190,8 +192,8 @@ async def test_a_success_in_an_earlier_run_is_remembered(run: Any, either: str) 
         assert await _credentials(app) == NOT_PROVEN
 
 
-async def test_a_success_of_another_instance_is_learned(run: Any, either: str) -> None:
-    """Red ends with the next regular read, and a refusal after it changes nothing, on either engine."""
+async def test_credentials_check_success_of_other_instance_ends_failure(run: Any, either: str) -> None:
+    """On either engine the failure ends at the next read of the store, and a later refusal changes nothing."""
     async with run(STORAGE__URL=either, **WRONG) as app, run(STORAGE__URL=either) as other:
         for host in (HOST, OTHER_HOST):
             await _call_back(app, host)
@@ -202,7 +204,7 @@ async def test_a_success_of_another_instance_is_learned(run: Any, either: str) -
 
 
 async def _import(app: Running) -> None:
-    """Import the pair of another system with the right secret."""
+    """Import a pair that another system obtained with the right secret."""
     body = app.amo.request(grant_type="authorization_code", code=app.amo.code())
     async with app.http.post(f"http://{app.amo.address}/{HOST}/oauth2/access_token", json=body) as answer:
         issued = await answer.json()
@@ -213,14 +215,14 @@ async def _import(app: Running) -> None:
     app.clock.advance(11)  # a younger pair is not refreshed on request
 
 
-async def test_an_import_proves_nothing_and_its_refresh_does(wrong: Running) -> None:
-    """Another system may have had another secret; what AMO issues to us proves ours."""
+async def test_credentials_check_import_keeps_failure_refresh_ends_it(wrong: Running) -> None:
+    """An imported pair may come from another secret; a pair that AMO issues to this service proves its secret."""
     await _import(wrong)
     await wrong.service.services.lifecycle.credentials.watch()
     for host in (HOST, OTHER_HOST):
         await _call_back(wrong, host)
     assert (await _credentials(wrong))["ok"] is False
-    _heal(wrong)
+    _correct_secret(wrong)
     assert (await wrong.private(f"/connections/account:{wrong.amo.account.id}/refresh", method="POST")).status == 200
     await wrong.service.services.lifecycle.credentials.watch()
     assert await _credentials(wrong) == ACCEPTED

@@ -1,4 +1,4 @@
-"""Alive, and ready."""
+"""Liveness and readiness."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.wait_limit import WAIT_LIMIT
 
 
 class FakeLifecycle:
-    """A lifecycle of tokens whose parts are all this one object."""
+    """A token lifecycle whose parts are all this one object."""
 
     def __init__(self) -> None:
         self.heartbeat_age = self.failed_for = 0.0
@@ -52,7 +52,7 @@ class FakeLifecycle:
 
 
 class FakeServices:
-    """What the checks read."""
+    """The services that the checks read."""
 
     def __init__(self, *, poll_interval: float = 5.0) -> None:
         self.lifecycle = FakeLifecycle()
@@ -66,14 +66,14 @@ class FakeServices:
         return cast("Services", self)
 
 
-async def test_both_doors_say_that_the_process_lives(app: Running) -> None:
-    """`/healthz` needs no key and no store."""
+async def test_healthz_on_both_listeners_is_200_without_key(app: Running) -> None:
+    """`/healthz` needs neither a key nor the store."""
     for answer in (await app.public("/healthz"), await app.private("/healthz", key=None)):
         assert (answer.status, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running) -> None:
-    """Store readable, refresher beating: 200, with a word about each, and no key needed."""
+async def test_readyz_working_service_is_200_with_every_check(app: Running) -> None:
+    """`/readyz` needs no key, and is 200 with the result of every check from the first request on."""
     answer = await app.private("/readyz", key=None)
     assert answer.status == 200
     assert answer.json()["status"] == "ready"
@@ -92,8 +92,8 @@ async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running)
     assert {name: check["ok"] for name, check in answer.json()["checks"].items()} == dict.fromkeys(names, True)
 
 
-async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None:
-    """A loop that hangs is told after 15 s, or three poll intervals."""
+async def test_readyz_old_heartbeat_is_503(app: Running) -> None:
+    """A refresher whose heartbeat is older than 15 s, or three poll intervals, fails readiness."""
     app.service.services.core.stop.set()
     await asyncio.sleep(0)
     app.clock.advance(16)
@@ -143,8 +143,8 @@ AHEAD, BEHIND = (
         ({"block": BLOCK}, "amo_blocked", False, BLOCKED),
     ],
 )
-def test_each_check_says_what_is_wrong(facts: dict[str, Any], name: str, ok: bool, detail: str) -> None:  # noqa: FBT001 -- because a parameter is one
-    """Readiness and status are red for the same facts, and the detail says what to do."""
+def test_readiness_check_has_result_and_detail(facts: dict[str, Any], name: str, ok: bool, detail: str) -> None:  # noqa: FBT001 -- because it is a column of the table above
+    """Readiness and status report the same failures, and the detail states what to do."""
     fake = FakeServices()
     for fact, value in facts.items():
         setattr(fake.store if hasattr(fake.store, fact) else fake.lifecycle, fact, value)
@@ -153,8 +153,8 @@ def test_each_check_says_what_is_wrong(facts: dict[str, Any], name: str, ok: boo
     assert service_status(fake.services).checks[name] is ok
 
 
-def test_the_oldest_heartbeat_follows_the_poll_interval() -> None:
-    """At a slow poll interval the loop may be silent for three of them."""
+def test_refresher_check_accepts_heartbeat_of_three_poll_intervals() -> None:
+    """With a long poll interval the heartbeat may be up to three intervals old."""
     fake = FakeServices(poll_interval=60)
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
         fake.lifecycle.heartbeat_age = age
@@ -165,15 +165,17 @@ def test_the_oldest_heartbeat_follows_the_poll_interval() -> None:
     ("heartbeat_age", "problem", "alive"),
     [(15.0, None, True), (15.1, None, False), (1000.0, "store_unavailable", True), (1000.0, "no answer for 2 s", True)],
 )
-def test_a_refresher_that_stands_still_is_not_alive(heartbeat_age: float, problem: str | None, *, alive: bool) -> None:
-    """One that only waits for its store is: a kill would lose what only its memory holds."""
+def test_liveness_old_heartbeat_fails_unless_store_is_unavailable(
+    heartbeat_age: float, problem: str | None, *, alive: bool
+) -> None:
+    """A refresher that only waits for its store is alive, because a restart would lose pairs held in memory."""
     fake = FakeServices()
     fake.lifecycle.heartbeat_age, fake.lifecycle.problem = heartbeat_age, problem
     assert is_alive(fake.services) is alive
 
 
-def test_the_status_line_says_what_is_wrong() -> None:
-    """Whatever an administrator has to mend is in the line; else how many connections are kept fresh."""
+def test_status_line_lists_problems_or_fresh_connections() -> None:
+    """The line lists every problem that the operator must fix, otherwise the number of fresh connections."""
     fake = FakeServices()
     assert status_line(fake.services) == "keeps 42 connections fresh"
     fake.store.last_write_error = "SQLITE_FULL"
@@ -189,8 +191,8 @@ def test_the_status_line_says_what_is_wrong() -> None:
     )
 
 
-async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None:
-    """What breaks below a running service reaches its readiness with the next look."""
+async def test_readyz_table_lost_at_run_time_is_503_after_next_poll(app: Running) -> None:
+    """A table that is lost at run time fails readiness after the next stats poll."""
 
     def lose() -> None:
         database = sqlite3.connect(app.folder / "amo-callback.db")
@@ -204,15 +206,15 @@ async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None
 
 
 @asynccontextmanager
-async def _stuck(store: Store) -> AsyncIterator[None]:
-    """Let a read of the store end no sooner than the block."""
+async def _blocked(store: Store) -> AsyncIterator[None]:
+    """Keep one read of the store blocked within the context."""
     begun, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
         begun.set()
         go_on.wait(WAIT_LIMIT)
 
-    reader = cast("SqliteStore", store)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
+    reader = cast("SqliteStore", store)._reader  # noqa: SLF001 -- because from outside only a failing disk does it
     await reader.create_function("wait", 0, wait)
     reading = asyncio.create_task(reader.execute_fetchall("SELECT wait()"))
     await asyncio.to_thread(begun.wait)
@@ -223,10 +225,10 @@ async def _stuck(store: Store) -> AsyncIterator[None]:
         await reading
 
 
-async def test_a_store_that_is_stuck_keeps_nobody_waiting(app: Running) -> None:
-    """While nothing can be read, whoever asks how the service does is answered, and told."""
+async def test_readyz_blocked_store_is_503_without_waiting(app: Running) -> None:
+    """While the store does not respond, `/readyz` and `/metrics` answer immediately and report it."""
     stats_poller = app.service.services.lifecycle.stats_poller
-    async with _stuck(app.service.services.store):
+    async with _blocked(app.service.services.store):
         looking = asyncio.create_task(stats_poller.poll())
         await app.clock.until_sleeping(2)
         app.clock.advance(2)

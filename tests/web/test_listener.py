@@ -1,4 +1,4 @@
-"""Listening, and the quiet end of it."""
+"""The HTTP listener and its graceful shutdown."""
 
 import asyncio
 import io
@@ -78,8 +78,8 @@ def ipv6() -> None:
         pytest.skip(f"no IPv6 on this machine: {error.strerror}")
 
 
-async def test_a_listener_may_be_a_unix_socket(served: Served, tmp_path: Path) -> None:
-    """It is bound over one that a killed process left, and gone afterwards."""
+async def test_listener_unix_socket_replaces_stale_socket_and_is_removed(served: Served, tmp_path: Path) -> None:
+    """A Unix socket replaces the socket left by a killed process, and is removed at the end."""
     path = tmp_path / "private.sock"
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(path))
@@ -91,8 +91,8 @@ async def test_a_listener_may_be_a_unix_socket(served: Served, tmp_path: Path) -
     assert not path.exists()
 
 
-async def test_a_living_unix_socket_is_not_taken_over(served: Served, tmp_path: Path) -> None:
-    """A second process does not cut the first one off."""
+async def test_listener_unix_socket_in_use_raises(served: Served, tmp_path: Path) -> None:
+    """A second process does not replace a socket that another process listens on."""
     address = f"unix:{tmp_path / 'private.sock'}"
     async with served.open(address):
         with pytest.raises(CommandFailed, match="Address already in use"):
@@ -102,16 +102,16 @@ async def test_a_living_unix_socket_is_not_taken_over(served: Served, tmp_path: 
 
 
 @pytest.mark.usefixtures("ipv6")
-async def test_a_listener_may_be_ipv6(served: Served) -> None:
-    """With brackets, as in an address bar."""
+async def test_listener_ipv6_address_in_brackets_is_accepted(served: Served) -> None:
+    """An IPv6 address is written in brackets."""
     async with served.open("[::1]:0") as opened:
         address = opened.address
         assert address.startswith("[::1]:")
         assert b"hello" in await _ask(address, GET)
 
 
-async def test_behind_a_unix_socket_the_proxy_is_believed(tmp_path: Path) -> None:
-    """Whoever may open the socket is ours, also where the client's end of it has a name."""
+async def test_listener_unix_socket_trusts_forwarded_address(tmp_path: Path) -> None:
+    """`X-Forwarded-For` is trusted on a Unix socket, even if the client's end has a name."""
     seen: list[str | None] = []
 
     async def look(request: web.Request) -> web.Response:
@@ -136,8 +136,8 @@ async def test_behind_a_unix_socket_the_proxy_is_believed(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("ipv6")
-async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address(served: Served) -> None:
-    """A socket that takes both kinds, as systemd opens `[::]:8080`, gives IPv4 addresses in IPv6's notation."""
+async def test_listener_dual_stack_socket_reports_ipv4_peer_as_ipv4(served: Served) -> None:
+    """On a dual-stack socket, such as systemd's `[::]:8080`, an IPv4 peer has its plain IPv4 address."""
     seen: list[tuple[str | None, str | None]] = []
 
     async def look(request: web.Request) -> web.Response:
@@ -154,8 +154,8 @@ async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address
     assert seen == [("127.0.0.1", "198.51.100.9")]
 
 
-async def test_a_file_that_is_no_socket_is_not_taken_over(served: Served, tmp_path: Path) -> None:
-    """A path that holds something else is refused, and what it holds stays."""
+async def test_listener_unix_socket_path_of_other_file_raises(served: Served, tmp_path: Path) -> None:
+    """A path that holds another kind of file is refused, and the file is kept."""
     path = tmp_path / "precious"
     path.write_text("data", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="Address already in use"):
@@ -164,8 +164,8 @@ async def test_a_file_that_is_no_socket_is_not_taken_over(served: Served, tmp_pa
     assert path.read_text(encoding="utf-8") == "data"
 
 
-async def test_who_was_accepted_before_the_end_may_still_ask(served: Served) -> None:
-    """Between accepting a connection and reading its request the listener may close: the answer comes all the same."""
+async def test_listener_close_answers_request_on_accepted_connection(served: Served) -> None:
+    """A connection accepted before shutdown is answered, even if its request arrives during shutdown."""
 
     class Lingering(ShiftedClock):
         lingers, go_on = asyncio.Event(), asyncio.Event()
@@ -181,7 +181,7 @@ async def test_who_was_accepted_before_the_end_may_still_ask(served: Served) -> 
     await opened.open("127.0.0.1:0")
     host, _, port = opened.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    await _ask(opened.address, GET)  # a whole round: the connection before it has been accepted, too
+    await _ask(opened.address, GET)  # after this round trip the earlier connection has been accepted
     closing = asyncio.create_task(opened.close())
     await clock.lingers.wait()
     writer.write(GET)
@@ -192,8 +192,8 @@ async def test_who_was_accepted_before_the_end_may_still_ask(served: Served) -> 
     await writer.wait_closed()
 
 
-async def test_versions_are_not_told(served: Served) -> None:
-    """Neither a good answer nor a refusal by the parser names what we are built with."""
+async def test_listener_responses_do_not_name_http_library(served: Served) -> None:
+    """Neither a regular response nor a parser error names the HTTP library."""
     async with served.open("127.0.0.1:0") as opened:
         for request in (GET, b"junk\r\n\r\n"):
             answer = await _ask(opened.address, request)
@@ -201,8 +201,8 @@ async def test_versions_are_not_told(served: Served) -> None:
             assert b"aiohttp" not in answer
 
 
-async def test_an_address_that_cannot_be_listened_on_is_named(served: Served, tmp_path: Path) -> None:
-    """The message names setting, address and reason; only where another process listens there a second try may help."""
+async def test_listener_unusable_address_raises_with_setting_and_reason(served: Served, tmp_path: Path) -> None:
+    """The error names setting, address and reason; it is retryable only if another process uses the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for wanted, error, reason in (
@@ -214,8 +214,8 @@ async def test_an_address_that_cannot_be_listened_on_is_named(served: Served, tm
                     pass
 
 
-async def test_closing_answers_what_was_accepted_and_says_goodbye(served: Served) -> None:
-    """A request in progress at the end gets its answer, told to close; new connections are refused."""
+async def test_listener_close_answers_request_in_progress(served: Served) -> None:
+    """A request in progress at shutdown is answered with `Connection: close`; new connections are refused."""
     context = served.open("127.0.0.1:0")
     address = (await context.__aenter__()).address
     asking = asyncio.create_task(_ask(address, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"))
@@ -246,8 +246,8 @@ async def test_closing_answers_what_was_accepted_and_says_goodbye(served: Served
         b"GET / HTTP/1.1\r\nContent-Length: the-secret",
     ],
 )
-async def test_what_cannot_be_parsed_is_not_sent_back_nor_logged(served: Served, request_line: bytes) -> None:
-    """A request that is no HTTP gets a bare 400, and one line without its text: it may hold a code."""
+async def test_listener_malformed_request_is_400_without_its_text(served: Served, request_line: bytes) -> None:
+    """A malformed request gets a bare 400 and one log line, both without its text, which may contain a code."""
     async with served.open("127.0.0.1:0") as opened:
         answer = await _ask(opened.address, request_line + b"\r\nHost: a\r\n\r\n")
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
@@ -287,8 +287,8 @@ TRUSTED = ("127.0.0.1", "10.0.0.0/8", "::1")
         (None, [], None),
     ],
 )
-def test_a_client_is_the_rightmost_address_that_is_no_proxy_of_ours(
+def test_client_address_is_rightmost_untrusted_address(
     peer: str | None, forwarded: list[str], address: str | None
 ) -> None:
-    """What stands to the left was written by the client; a peer that is not trusted is the client itself."""
+    """Addresses further left are written by the client; a peer that is not trusted is the client itself."""
     assert TrustedProxies(TRUSTED).rightmost_untrusted(peer, forwarded) == address

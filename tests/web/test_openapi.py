@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: it tells of every route, of no other, and the truth."""
+"""`GET /openapi.json` describes every route, no other, and correctly."""
 
 import json
 import re
@@ -31,13 +31,13 @@ from tests.service import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer, Running
 from tests.web.phone import WITH_USERS
 
 TOKEN_KEY = "o" * 40
-"""A key that may not read."""
-FOR_USERS = {f"{BASE}/authorizations", f"{BASE}/status", f"{BASE}/disconnect"}
+"""A key without the read scope."""
+USER_ROUTES = {f"{BASE}/authorizations", f"{BASE}/status", f"{BASE}/disconnect"}
 
 
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
-    """Run the service with users, so that it has all its routes."""
+    """Run the service with JWT settings, so that all its routes exist."""
     keys = f"backend:{API_KEY}\nreader:read:{READ_KEY}\nadmin:read+token+admin:{ADMIN_KEY}\nother:token:{TOKEN_KEY}"
     async with run(**WITH_USERS, API__KEYS=keys) as running:
         yield running
@@ -55,12 +55,12 @@ def _operations(document: Any) -> Iterator[tuple[str, str, Any]]:
             yield method.upper(), path, operation
 
 
-def _named(path: str) -> str:
+def _filled_path(path: str) -> str:
     return re.sub(r"\{\w+\}", "unknown", path)
 
 
-async def test_the_document_is_openapi_3_1(app: Running) -> None:
-    """It is valid, and a tool that reads such documents reads each of its operations."""
+async def test_openapi_document_is_valid_3_1(app: Running) -> None:
+    """The document is valid, and schemathesis reads each of its operations."""
     document = await _document(app)
     assert document["openapi"] == "3.1.0"
     schema = schemathesis.openapi.from_dict(document)
@@ -69,8 +69,8 @@ async def test_the_document_is_openapi_3_1(app: Running) -> None:
     assert len(read) == sum(1 for _ in _operations(document))
 
 
-async def test_every_route_is_in_the_document_and_every_operation_is_a_route(app: Running) -> None:
-    """The document is written from the routes that are served, and from no other list."""
+async def test_openapi_operations_are_the_served_routes(app: Running) -> None:
+    """The document contains exactly the routes that are served."""
     public, private, _ = make_apis(app.service.services)
     served = {
         (api.name, route.method, "" if route.resource is None else route.resource.canonical)
@@ -87,25 +87,25 @@ async def test_every_route_is_in_the_document_and_every_operation_is_a_route(app
     assert documented == served
 
 
-async def test_routes_for_users_are_told_of_where_users_are_known(app: Running, run: Any) -> None:
-    """The document is of this process: what answers 404 here is not in it."""
-    assert set((await _document(app))["paths"]) >= FOR_USERS
+async def test_openapi_without_jwt_settings_omits_user_routes(app: Running, run: Any) -> None:
+    """The document describes this process: routes that are 404 without JWT settings are not in it."""
+    assert set((await _document(app))["paths"]) >= USER_ROUTES
     async with run() as without:
-        assert set((await _document(without))["paths"]) & FOR_USERS == set()
+        assert set((await _document(without))["paths"]) & USER_ROUTES == set()
 
 
-async def test_operations_have_names_of_their_own_and_say_what_they_do(app: Running) -> None:
-    """Clients are generated from the names; each operation has a summary and says which scope it asks for."""
+async def test_openapi_operations_have_unique_id_summary_and_scope(app: Running) -> None:
+    """Each operation has a unique `operationId` for client generators, a summary and its scope."""
     operations = list(_operations(await _document(app)))
     assert len({operation["operationId"] for _, _, operation in operations}) == len(operations)
     for _, _, operation in operations:
         assert operation["summary"].endswith((".", ";"))
-        guarded = operation["security"] == [{"apiKey": []}]
-        assert guarded is (operation.get("x-scope") in set(Scope))
+        needs_key = operation["security"] == [{"apiKey": []}]
+        assert needs_key is (operation.get("x-scope") in set(Scope))
         assert ("401" in operation["responses"]) is (operation["security"] != [])
 
 
-async def test_examples_are_what_they_are_examples_of(app: Running) -> None:
+async def test_openapi_examples_validate_against_schemas(app: Running) -> None:
     """Every example in the document validates against its schema."""
     document = await _document(app)
     seen = 0
@@ -122,14 +122,14 @@ async def test_examples_are_what_they_are_examples_of(app: Running) -> None:
     assert seen > 5
 
 
-async def test_every_operation_asks_for_the_scope_that_it_names(app: Running) -> None:
-    """A key without the scope gets 403 and the scope's name, before anything else is looked at."""
+async def test_openapi_operations_require_documented_scope(app: Running) -> None:
+    """A key without the documented scope gets 403 with the scope's name before any other check."""
     keys = {Scope.READ: TOKEN_KEY, Scope.TOKEN: READ_KEY, Scope.ADMIN: API_KEY}
     asked = 0
     for method, path, operation in _operations(await _document(app)):
         key = keys.get(operation.get("x-scope"))
         if key is not None:
-            answer = await app.private(_named(path), method=method, key=key)
+            answer = await app.private(_filled_path(path), method=method, key=key)
             assert (answer.status, answer.json()["scope"]) == (403, operation["x-scope"])
             challenge = f'Bearer realm="amo-callback", error="insufficient_scope", scope="{operation["x-scope"]}"'
             assert answer.headers["WWW-Authenticate"] == challenge
@@ -137,24 +137,24 @@ async def test_every_operation_asks_for_the_scope_that_it_names(app: Running) ->
     assert asked > 15
 
 
-async def test_private_routes_are_not_on_the_public_listener(app: Running) -> None:
-    """They are 404 there, with whatever key; and on the private one nothing but the open routes goes without a key."""
+async def test_private_routes_on_public_listener_are_404(app: Running) -> None:
+    """A private route is 404 on the public listener with any key, and 401 without a key unless it is open."""
     asked = 0
     for method, path, operation in _operations(await _document(app)):
         if len(operation["servers"]) > 1 or operation["tags"] != ["private"]:
             continue
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-        answer = await app.public(_named(path), method=method, headers=headers)
+        answer = await app.public(_filled_path(path), method=method, headers=headers)
         assert (answer.status, path) == (404, path)
-        answer = await app.private(_named(path), method=method, key=None)
+        answer = await app.private(_filled_path(path), method=method, key=None)
         assert (answer.status == 401) is (operation["security"] != [])
         asked += 1
     assert asked > 15
     assert (await app.private(f"{BASE}/callback")).status == 404
 
 
-async def test_what_is_not_told_of_is_noticed(app: Running) -> None:
-    """The tests' own guard: another status, type, member or code than the document names fails a test."""
+async def test_conformance_check_undocumented_response_fails(app: Running) -> None:
+    """The tests' conformance check rejects an undocumented status, media type, member or code."""
     known = conformance_of(app)
     good = await app.private("/connections", key=ADMIN_KEY)
     wrong: list[dict[str, Any]] = [
@@ -171,8 +171,8 @@ async def test_what_is_not_told_of_is_noticed(app: Running) -> None:
             known.check("private", "GET", "/connections?limit=1", answer)
 
 
-def test_each_error_is_complete_in_the_table() -> None:
-    """Every error class has a code, status and action in both APIs, and an error of the deep link; codes are unique."""
+def test_error_classes_have_code_status_action_and_deep_link_error() -> None:
+    """Every error class has a code, status and action in both APIs, and a deep-link error; codes are unique."""
     statuses: dict[str, set[int]] = defaultdict(set)
     for kind in error_classes():
         statuses[kind.api_code].add(kind.http_status)
@@ -184,8 +184,8 @@ def test_each_error_is_complete_in_the_table() -> None:
     assert all(len(found) == 1 for found in statuses.values())
 
 
-def test_an_error_that_is_waited_out_is_answered_as_its_cause() -> None:
-    """The code, status and action are those of the cause, the wait its own; a user's error passes for amoCRM's."""
+def test_not_yet_error_is_answered_as_its_cause() -> None:
+    """`NotYet` has its cause's code, status and action and its own wait; a user's error is `amo_unavailable`."""
     for cause in (AccountBlocked, InvalidClient, ClientMismatch, StoreUnavailable, HostNotAllowed, RequestNotSent):
         error = NotYet(7.0, cause_code=cause.code)
         assert (error.api_code, error.http_status, error.action) == (cause.api_code, cause.http_status, cause.action)
@@ -194,8 +194,8 @@ def test_an_error_that_is_waited_out_is_answered_as_its_cause() -> None:
         assert (NotYet(1.0, cause_code=unknown).api_code, NotYet(1.0).http_status) == ("amo_unavailable", 503)
 
 
-def test_a_path_is_known_by_its_template() -> None:
-    """What stands in a path's place is no part of its operation's name."""
+def test_conformance_check_finds_operation_by_path_template() -> None:
+    """The value of a path parameter is not part of the operation's path."""
     document = {
         "paths": {"/a/{id}/b": {"get": {"operationId": "x", "tags": ["private"], "servers": [{}]}}},
         "components": {"schemas": {}},

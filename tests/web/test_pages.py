@@ -1,4 +1,4 @@
-"""The page in its variants and languages, and the browser that it is for."""
+"""The return page in its variants and languages, and the detection of browser and language."""
 
 import itertools
 import re
@@ -59,10 +59,8 @@ def pages() -> Pages:
     return Pages(app_name="For You")
 
 
-def test_every_page_weighs_little_and_needs_nothing_from_elsewhere(
-    pages: Pages, record_property: Callable[[str, object], None]
-) -> None:
-    """At most 10 kB without its links, in every variant, language and browser; nothing is loaded from anywhere."""
+def test_pages_are_small_and_load_nothing(pages: Pages, record_property: Callable[[str, object], None]) -> None:
+    """Every page has at most 10 kB without its links, and loads nothing, in every language and browser."""
     heaviest = 0
     for view, visitor in itertools.product(VIEWS, _visitors()):
         html = _html(pages.render(view, visitor))
@@ -76,13 +74,13 @@ def test_every_page_weighs_little_and_needs_nothing_from_elsewhere(
     assert heaviest <= 10_000
 
 
-def test_every_page_is_a_whole_document_in_its_language(pages: Pages) -> None:
-    """Language, title and heading, a main part, an icon that is not read out, ids that stand once."""
+def test_pages_are_complete_documents_in_their_language(pages: Pages) -> None:
+    """Every page has language, title, heading, main part, an icon hidden from screen readers, and unique ids."""
     for view, visitor in itertools.product(VIEWS, _visitors()):
         answer = pages.render(view, visitor)
         markup = Markup.read(_html(answer))
         assert [element["lang"] for element in markup.named("html")] == [visitor.language]
-        assert markup.said("title") == markup.said("h1") != ""
+        assert markup.text_of("title") == markup.text_of("h1") != ""
         assert (len(markup.named("main")), len(markup.named("h1"))) == (1, 1)
         assert [icon["aria-hidden"] for icon in markup.named("svg")] == ["true"]
         metas = {element.get("name"): element.get("content") for element in markup.named("meta")}
@@ -94,8 +92,8 @@ def test_every_page_is_a_whole_document_in_its_language(pages: Pages) -> None:
         assert answer.headers["Vary"] == "Accept, Accept-Language, User-Agent"
 
 
-def test_script_and_style_run_by_a_nonce_of_their_own(pages: Pages) -> None:
-    """A page with a way to the app may run its one script, any other page none; the nonce is new each time."""
+def test_pages_script_and_style_have_fresh_nonce(pages: Pages) -> None:
+    """Only a page with a link to the app may run its script; the nonce is new on each page."""
     nonces = set()
     for view in VIEWS:
         answer = pages.render(view, UserAgent(kind=Kind.IOS, language="en"))
@@ -113,15 +111,15 @@ def test_script_and_style_run_by_a_nonce_of_their_own(pages: Pages) -> None:
     assert {len(nonce) for nonce in nonces} == {22}
 
 
-# --- what stands on it -----------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------
 
 
-def test_a_success_shows_the_account_and_one_button(pages: Pages) -> None:
-    """The account is named, the one link is the app's, and what a script says later is not said at first."""
+def test_connected_page_shows_account_and_one_button(pages: Pages) -> None:
+    """The page names the account, its one link opens the app, and the script's later messages are hidden."""
     html = _html(pages.render(CONNECTED, UserAgent(kind=Kind.IOS, language="en")))
     markup = Markup.read(html)
-    assert markup.said("h1") == "amoCRM is connected"
-    assert markup.said("b") == HOST
+    assert markup.text_of("h1") == "amoCRM is connected"
+    assert markup.text_of("b") == HOST
     assert markup.named("a") == [{"id": "open", "class": "button", "href": LINK, "data-auto": "1"}]
     status = markup.id("status")
     assert status["role"] == "status"
@@ -131,13 +129,13 @@ def test_a_success_shows_the_account_and_one_button(pages: Pages) -> None:
     )
     assert re.search(r'<p id="status"[^>]*></p>', html)
     assert f"You connected {HOST}." in html
-    assert markup.said("summary") == "Wrong account? Did not get to the app?"
-    assert markup.said("code") == "0a1b2c3d"
+    assert markup.text_of("summary") == "Wrong account? Did not get to the app?"
+    assert markup.text_of("code") == "0a1b2c3d"
     assert "open" not in markup.id("help")
 
 
-def test_who_has_come_back_finds_the_help_open(pages: Pages) -> None:
-    """After a first try by itself, the page tries no more, and shows what may be done."""
+def test_connected_page_after_attempt_shows_help(pages: Pages) -> None:
+    """After an automatic attempt the page makes no further attempt and shows the help."""
     markup = Markup.read(_html(pages.render(VIEWS[1], UserAgent(kind=Kind.ANDROID, language="en"))))
     assert "open" in markup.id("help")
     assert "data-auto" not in markup.id("open")
@@ -146,12 +144,12 @@ def test_who_has_come_back_finds_the_help_open(pages: Pages) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("word", DEEP_LINK_ERRORS)
-def test_each_error_says_what_happened_and_what_to_do(pages: Pages, word: str, language: str) -> None:
-    """A text of its own in every language, a button back to the app, no try by itself; where it passes, once more."""
+def test_error_page_has_text_and_buttons_in_every_language(pages: Pages, word: str, language: str) -> None:
+    """Each error has its own text and a button to the app, no automatic opening, and a retry if it is transient."""
     visitor = UserAgent(kind=Kind.IOS, language=language)
     texts = read_texts(language)
     final = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK), visitor)))
-    assert final.said("h1") == texts[word]["title"]
+    assert final.text_of("h1") == texts[word]["title"]
     assert texts[word]["todo"].replace("{app}", "For You") in final.text["p"]
     assert final.named("a") == [{"id": "open", "class": "button", "href": LINK}]
     passing = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK, retry_url=""), visitor)))
@@ -162,8 +160,8 @@ def test_each_error_says_what_happened_and_what_to_do(pages: Pages, word: str, l
     ]
 
 
-def test_a_page_that_waits_loads_itself_again(pages: Pages) -> None:
-    """By a header, and by a plain link to its own address; no other page does so."""
+def test_exchanging_page_reloads_itself(pages: Pages) -> None:
+    """Only the page of an unfinished exchange reloads, by a header and by a link to its own address."""
     for view in VIEWS:
         answer = pages.render(view, UserAgent(kind=Kind.IOS, language="en"))
         waits = view.variant == "exchanging"
@@ -176,14 +174,12 @@ def test_a_page_that_waits_loads_itself_again(pages: Pages) -> None:
     ("kind", "note"), [(Kind.IOS, None), (Kind.ANDROID, None), (Kind.IN_APP, "in_app"), (Kind.OTHER, "on_phone")]
 )
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_where_the_button_may_fail_it_is_said_above_it(
-    pages: Pages, kind: Kind, note: str | None, language: str
-) -> None:
-    """Inside another app: open it in the browser. On a desktop: return on the phone. Elsewhere nothing."""
+def test_connected_page_note_depends_on_browser_kind(pages: Pages, kind: Kind, note: str | None, language: str) -> None:
+    """In-app browsers and desktops get a note above the button; other browsers get none."""
     html = _html(pages.render(CONNECTED, UserAgent(kind=kind, language=language)))
     texts = fill(read_texts(language), {"app": "For You", "domain": HOST})["page"]
-    said = [key for key in ("in_app", "on_phone") if texts[key] in html]
-    assert said == ([note] if note else [])
+    notes = [key for key in ("in_app", "on_phone") if texts[key] in html]
+    assert notes == ([note] if note else [])
     if note:
         assert html.index('class="note"') < html.index('id="open"')
     bare = Markup.read(_html(pages.render(View(variant="gone", status=404), UserAgent(kind=kind, language=language))))
@@ -202,23 +198,23 @@ def test_where_the_button_may_fail_it_is_said_above_it(
         "\u2028\u202e",
     ],
 )
-def test_hostile_names_stay_text(hostile: str) -> None:
-    """Whatever an app is called, or an account, or stands in a link: it is text, and one attribute's value."""
+def test_pages_hostile_values_stay_text(hostile: str) -> None:
+    """Markup in an app name, account or link stays text or the value of one attribute."""
     view = View(variant="connected", status=200, link=hostile, intent=hostile, domain=hostile, support=hostile)
     html = _html(Pages(app_name=hostile).render(view, UserAgent(kind=Kind.ANDROID, language="uk")))
     markup = Markup.read(html)
     assert [len(markup.named(name)) for name in ("script", "img", "a", "style")] == [1, 0, 2, 1]
     assert not any(name.startswith("on") for _, element in markup.elements for name in element)
     assert markup.id("open")["href"] == markup.id("intent")["href"] == hostile
-    assert markup.said("b") == hostile.strip()
+    assert markup.text_of("b") == hostile.strip()
     assert hostile in markup.id("status")["data-back"]
 
 
-# --- its parts -------------------------------------------------------------------------------------
+# --- parts -----------------------------------------------------------------------------------------
 
 
-def test_all_languages_say_the_same_things() -> None:
-    """Every file has the same sections, keys and placeholders; the account's is known only where it was connected."""
+def test_texts_have_same_keys_and_placeholders_in_every_language() -> None:
+    """Every language has the same sections, keys and placeholders; only `account` texts use the domain."""
     english = read_texts("en")
     for language in LANGUAGES:
         texts = read_texts(language)
@@ -234,8 +230,8 @@ def test_all_languages_say_the_same_things() -> None:
                 assert set(re.findall(r"(?i)\bamo\w*", text)) <= {"amoCRM"}, f"{language} {section}.{key}"
 
 
-def test_colours_can_be_read_in_both_schemes() -> None:
-    """Text has a contrast of 4.5 or more to what it stands on, icons and lines of focus of 3: WCAG 2.2, AA."""
+def test_colours_meet_wcag_contrast_in_both_schemes() -> None:
+    """Text has a contrast of at least 4.5, icons and focus outlines of at least 3: WCAG 2.2, AA."""
     css = (resources.files("amo_callback.web.pages") / "page.css").read_text(encoding="utf-8")
     light, _, dark = css.partition("@media (prefers-color-scheme: dark)")
     for scheme in (light, dark):
@@ -261,8 +257,8 @@ def _contrast(one: float, other: float) -> float:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_each_browser_is_taken_for_what_it_is(name: str) -> None:
-    """Real browsers are told from views inside other apps, and phones from everything else."""
+def test_user_agent_kind_is_detected(name: str) -> None:
+    """Phone browsers are distinguished from in-app browsers and from everything else."""
     kind, agent = AGENTS[name]
     visitor = parse_user_agent(user_agent=agent, accept_language="")
     assert visitor.kind is kind
@@ -304,20 +300,20 @@ def test_each_browser_is_taken_for_what_it_is(name: str) -> None:
         ("x" * 509 + ",ru-RU", "en"),
     ],
 )
-def test_the_language_is_chosen_as_the_header_weighs_it(accepted: str, language: str) -> None:
-    """By weight, else in order; a range is shortened until it fits; what is malformed or too long is not there."""
+def test_language_follows_accept_language(accepted: str, language: str) -> None:
+    """Languages count by weight, then by order; ranges are shortened; malformed or excess parts are ignored."""
     assert parse_user_agent(user_agent="", accept_language=accepted).language == language
 
 
 @given(agent=st.text(st.characters(), max_size=300), accepted=st.text(st.characters(), max_size=300))
-def test_no_header_whatsoever_raises(agent: str, accepted: str) -> None:
-    """Anything may stand in a header, lone surrogates too: somebody of some kind is found, who reads some language."""
+def test_user_agent_any_header_is_parsed(agent: str, accepted: str) -> None:
+    """Any header text, including lone surrogates, gives a kind and a language."""
     assert parse_user_agent(user_agent=agent, accept_language=accepted).language in LANGUAGES
 
 
 @pytest.mark.parametrize("piece", ["Android ", "iPhone", ",", "a-", "ru;q=0.5,", "\t", " ;", "ru \t\t\t\t", "; wv"])
-def test_a_huge_header_costs_nothing(piece: str) -> None:
-    """Thirty kilobytes of what is meant to make us look again and again are read in no time."""
-    started = time.thread_time()  # of this thread alone, however busy the machine is
+def test_user_agent_huge_header_is_parsed_quickly(piece: str) -> None:
+    """A header of 30 kB that would cause backtracking is parsed within a second."""
+    started = time.thread_time()  # of this thread only, whatever the machine's load
     parse_user_agent(user_agent=piece * (2048 // len(piece)), accept_language=piece * 3000)
     assert time.thread_time() - started < 1

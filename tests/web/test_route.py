@@ -1,4 +1,4 @@
-"""The wrapper of every route: bugs and errors in each form, request ids, lines of the log, headers."""
+"""The wrapper of every route: bugs and errors in each response form, request ids, log lines, headers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECRET = "def50200" + "ab" * 30
 
 
 class Broken:
-    """Use cases that fail in a way of the test's choice."""
+    """Use cases that raise the given error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -57,7 +57,7 @@ class Broken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """An answer, and what was logged of it."""
+    """A response and its log lines."""
 
     status: int
     text: str
@@ -104,8 +104,8 @@ def apis(app: Running) -> Apis:
     return Apis(app)
 
 
-async def test_a_bug_in_the_callback_still_leads_back(apis: Apis) -> None:
-    """The person gets to the app with an error word and the state, the administrator gets the trace."""
+async def test_callback_bug_redirects_to_app_with_auth_failed(apis: Apis) -> None:
+    """After a bug the user returns to the app with an error word and the state, and the log has the trace."""
     asked = await apis.ask(ZeroDivisionError(SECRET), f"{BASE}/callback?code=c&state=s&referer={HOST}")
     assert (asked.status, asked.location) == (302, "foryoure://amo-crm/callback?error=auth_failed&state=s")
     bug = next(line for line in asked.log if line["event"] == "http.bug")
@@ -127,8 +127,8 @@ async def test_a_bug_in_the_callback_still_leads_back(apis: Apis) -> None:
         ("/connections/x/token", "code"),
     ],
 )
-async def test_a_bug_is_500_in_the_words_of_each_api(apis: Apis, path: str, member: str) -> None:
-    """No trace leaves, and the log has it."""
+async def test_route_bug_is_500_in_each_api(apis: Apis, path: str, member: str) -> None:
+    """A bug is 500 `internal_error` in each API's form, and only the log has the trace."""
     asked = await apis.ask(ZeroDivisionError(SECRET), path, private=member == "code")
     assert (asked.status, json.loads(asked.text)[member]) == (500, "internal_error")
     assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
@@ -136,8 +136,8 @@ async def test_a_bug_is_500_in_the_words_of_each_api(apis: Apis, path: str, memb
     assert SECRET not in str(asked)
 
 
-async def test_a_store_that_is_away_is_told_to_each_in_their_words(apis: Apis) -> None:
-    """Redirect, page, envelope and problem: try again, and nothing is said of a bug."""
+async def test_route_store_unavailable_is_503_in_each_form(apis: Apis) -> None:
+    """Redirect, page, envelope and problem all report an unavailable store as retryable, not as a bug."""
     away = StoreUnavailable("SQLITE_BUSY")
     callback = f"{BASE}/callback?code=c&state=s&referer={HOST}"
     asked = await apis.ask(away, callback)
@@ -154,11 +154,11 @@ async def test_a_store_that_is_away_is_told_to_each_in_their_words(apis: Apis) -
     assert "error" not in {line["level"] for line in problem.log}
 
 
-# --- what the wrapper adds -----------------------------------------------------------------------
+# --- additions of the wrapper ----------------------------------------------------------------------
 
 
-async def test_a_well_formed_request_id_is_taken_over_by_the_private_api(app: Running) -> None:
-    """Another one, or none, is replaced; the public API never takes one from a stranger. Lines and answer agree."""
+async def test_request_id_well_formed_is_kept_by_private_api(app: Running) -> None:
+    """The private API keeps a well-formed id and replaces any other; the public API always replaces it."""
     for sent, taken in (("a-b_c.1", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("", False)):
         answer = await app.private("/connections", headers={"X-Request-ID": sent})
         assert (answer.headers["X-Request-ID"] == sent) is taken
@@ -168,8 +168,8 @@ async def test_a_well_formed_request_id_is_taken_over_by_the_private_api(app: Ru
     assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["X-Request-ID"])
 
 
-async def test_a_request_is_one_line_without_its_path_and_with_its_trace(app: Running) -> None:
-    """The route's pattern, the status and the client; a path may hold a handle, and a query a code."""
+async def test_access_log_line_has_route_and_trace_without_path(app: Running) -> None:
+    """The line has route pattern, status and client; the path may hold a handle, and the query a code."""
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "X-Forwarded-For": "192.0.2.7"}
     await app.public(f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA?again=1", headers=headers)
@@ -189,28 +189,28 @@ async def test_a_request_is_one_line_without_its_path_and_with_its_trace(app: Ru
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-async def test_requests_of_monitoring_are_logged_at_debug(app: Running, path: str) -> None:
-    """They come every few seconds, and say nothing."""
+async def test_access_log_monitoring_requests_are_debug(app: Running, path: str) -> None:
+    """Health, readiness and metrics requests are frequent and are logged at debug."""
     await app.private(path, key=None)
     [line] = [line for line in app.lines() if line["event"] == "http.request"]
     assert (line["level"], line["route"]) == ("debug", path)
 
 
-async def test_without_access_lines_the_request_id_is_there_still(run: Any) -> None:
-    """`log.access = false` switches off the lines alone."""
+async def test_access_log_disabled_keeps_request_id(run: Any) -> None:
+    """`log.access = false` disables only the access lines."""
     async with run(LOG__ACCESS="false") as app:
         assert (await app.private("/connections")).headers["X-Request-ID"]
         assert not [line for line in app.lines() if line["event"] == "http.request"]
 
 
-async def test_every_answer_of_the_private_api_is_no_store(app: Running) -> None:
-    """Also those that hold no token: lists and errors change with each refresh."""
+async def test_private_api_responses_are_no_store(app: Running) -> None:
+    """Responses without tokens, such as lists and errors, are `no-store` too."""
     for path in ("/connections", "/connections/unknown", "/nowhere", "/readyz", "/metrics", "/connections?limit=x"):
         assert (await app.private(path)).headers["Cache-Control"] == "no-store"
 
 
-async def test_a_problem_has_a_title(app: Running) -> None:
-    """RFC 9457's `title` is the status in words; errors of HTTP itself have one, too."""
+async def test_problem_details_have_title(app: Running) -> None:
+    """RFC 9457's `title` is the status phrase, also for HTTP errors."""
     answer = await app.private("/connections/unknown")
     assert answer.json() == {
         "status": 404,

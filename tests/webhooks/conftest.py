@@ -1,4 +1,4 @@
-"""A dispatcher with everything around it: a store, time, and a receiver on a socket."""
+"""A webhook dispatcher with a store, a clock and a receiver on a socket."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,8 +20,8 @@ POLL = 5.0
 CONNECT = "https://admin.example.com/api/amo-crm/connect"
 
 
-class Office:
-    """Where webhooks are written, and delivered from."""
+class DispatcherHarness:
+    """A store, a clock and a receiver around a dispatcher."""
 
     def __init__(self, *, store: Store, clock: FakeClock, witness: RecordingObserver, receiver: Receiver) -> None:
         self.store, self.clock, self.witness, self.receiver = store, clock, witness, receiver
@@ -30,15 +30,15 @@ class Office:
     async def dispatcher(
         self, *, store: Store | None = None, url: str | None = None, wait_limit: float = WAIT_LIMIT
     ) -> AsyncIterator[WebhookDispatcher]:
-        """Run a process's dispatcher."""
-        place = store or self.store
+        """Run the dispatcher of one process."""
+        used = store or self.store
         signer = Signer([SECRET], reconnect_url=CONNECT)
         async with open_sender(url or self.receiver.url, signer, wait_limit=wait_limit) as sender:
-            core = a_core(store=place, clock=self.clock, observer=self.witness, rules=RefreshRules(poll_interval=POLL))
-            place.observe(self.witness)
+            core = a_core(store=used, clock=self.clock, observer=self.witness, rules=RefreshRules(poll_interval=POLL))
+            used.observe(self.witness)
             self.stop = core.stop
             dispatcher = WebhookDispatcher(core, sender)
-            place.on_webhook(dispatcher.wake)
+            used.on_webhook(dispatcher.wake)
             task = asyncio.create_task(dispatcher.run())
             try:
                 yield dispatcher
@@ -47,7 +47,7 @@ class Office:
                 await task
 
     async def write(self, name: str = "connection.moved", *, account: int = 1, **fields: object) -> QueuedWebhook:
-        """Write a change of an account's connection, and the webhook of it."""
+        """Change an account's connection and return the queued webhook."""
         connection = a_connection(account)
         if await self.store.connection(connection.id) is None:
             await save(self.store, connection)
@@ -58,11 +58,11 @@ class Office:
         return (await self.store.webhooks(limit=1000))[-1]
 
     async def waiting(self) -> list[QueuedWebhook]:
-        """Return what is in the table `webhooks`."""
+        """Return the rows of the table `webhooks`."""
         return list(await self.store.webhooks(limit=1000))
 
     async def after(self, seconds: float) -> None:
-        """Let time pass once the dispatcher sleeps: it has begun all that was due."""
+        """Advance the clock once the dispatcher sleeps and has started everything due."""
         await self.clock.until_sleeping()
         self.clock.advance(seconds)
 
@@ -74,5 +74,5 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-def office(store: Store, clock: FakeClock, witness: RecordingObserver, receiver: Receiver) -> Office:
-    return Office(store=store, clock=clock, witness=witness, receiver=receiver)
+def harness(store: Store, clock: FakeClock, witness: RecordingObserver, receiver: Receiver) -> DispatcherHarness:
+    return DispatcherHarness(store=store, clock=clock, witness=witness, receiver=receiver)

@@ -1,4 +1,4 @@
-"""An operator's receiver on a socket, which answers as a test says."""
+"""A webhook receiver on a socket, with answers set by a test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HANG_UP = 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """What came."""
+    """A received request."""
 
     path: str
     headers: Mapping[str, str] = field(repr=False)
@@ -37,12 +37,12 @@ class Delivery:
 
 
 class Receiver:
-    """Takes everything, but for the statuses that a test gives it to answer first."""
+    """A receiver that accepts every webhook after the statuses set by a test."""
 
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
         self.statuses: list[int] = []
-        """Answered one after the other; then 200."""
+        """The statuses of the first answers, in order."""
         self.always: int | None = None
         self.headers: dict[str, str] = {}
         self.body = b""

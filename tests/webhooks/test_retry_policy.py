@@ -1,4 +1,4 @@
-"""When a webhook is tried again, and when it is given up."""
+"""The rules for retries and dead-lettering of webhooks."""
 
 from datetime import timedelta
 from typing import Any
@@ -24,26 +24,26 @@ def _wait(tries: int, *, age: float = 0, share: float = 0.5, **answer: Any) -> f
     return None if again is None else (again - now).total_seconds()
 
 
-def test_waits_grow_to_two_hours() -> None:
-    """From seconds on, and the longest over and over."""
+def test_next_try_wait_grows_to_two_hours() -> None:
+    """The first waits are seconds, and the longest repeats."""
     assert [_wait(tries) for tries in range(1, 10)] == [*BACKOFF, BACKOFF[-1], BACKOFF[-1]]
 
 
-def test_what_failed_together_does_not_come_back_together() -> None:
-    """A fifth more or less, by chance."""
+def test_next_try_wait_varies_by_a_fifth() -> None:
+    """Webhooks that failed together are not retried together, because the wait varies randomly."""
     assert (_wait(3, share=0), _wait(3, share=1)) == (96, 144)
 
 
-def test_a_webhook_is_given_up_after_a_day() -> None:
-    """Not before, whatever was tried; and not without five tries, however old it is."""
+def test_next_try_after_a_day_is_none() -> None:
+    """A webhook is dead-lettered after a day and five tries, but not earlier."""
     assert _wait(30, age=DAY - BACKOFF[-1]) == BACKOFF[-1]
     assert _wait(30, age=DAY - BACKOFF[-1] + 1) is None
     assert _wait(5, age=9 * DAY) is None
     assert _wait(4, age=9 * DAY) is not None
 
 
-def test_gone_is_gone() -> None:
-    """At the first word."""
+def test_next_try_after_410_is_none() -> None:
+    """410 Gone dead-letters at the first try."""
     assert _wait(1, status=410) is None
 
 
@@ -57,6 +57,6 @@ def test_gone_is_gone() -> None:
         (429, None, 5), (500, "120", 5),
     ],
 )  # fmt: skip
-def test_a_wish_for_patience_is_respected_within_reason(status: int, asked: str | None, wait: float) -> None:
-    """Of those who may wish, in seconds or as a date, an hour at most, and never for less than the back-off."""
+def test_next_try_retry_after_of_429_and_503_is_bounded(status: int, asked: str | None, wait: float) -> None:
+    """`Retry-After`, in seconds or as a date, counts for at most an hour and never less than the back-off."""
     assert _wait(1, status=status, retry_after=asked) == wait

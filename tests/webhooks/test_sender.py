@@ -1,4 +1,4 @@
-"""Webhooks as Standard Webhooks."""
+"""Webhooks in the form of Standard Webhooks."""
 
 import dataclasses
 import json
@@ -33,8 +33,8 @@ def _verify(secret: str, message: Message, body: bytes | None = None) -> object:
     return Webhook(secret).verify(message.body if body is None else body, dict(message.headers))
 
 
-def test_the_receivers_library_verifies_what_is_sent() -> None:
-    """With the secret, and only what was signed."""
+def test_message_is_verified_by_standardwebhooks() -> None:
+    """The library verifies only the signed body, and only with the secret."""
     message = _message([SECRET])
     assert _verify(SECRET, message) == {
         "type": "connection.moved", "timestamp": "2026-11-23T12:00:00Z", "data": dict(WEBHOOK.data),
@@ -44,8 +44,8 @@ def test_the_receivers_library_verifies_what_is_sent() -> None:
             _verify(secret, message, body)
 
 
-def test_a_host_that_is_not_allowed_is_left_out() -> None:
-    """Whoever writes the database must not tell receivers where to send tokens; the rest is as it was."""
+def test_message_omits_domain_that_is_not_allowed() -> None:
+    """A changed database must not tell receivers where to send tokens; the other fields are unchanged."""
     for domain, allowed, expected in (
         ("evil.example.com", (), None),
         ("evil.example.com", ("evil.example.com",), "evil.example.com"),
@@ -57,14 +57,14 @@ def test_a_host_that_is_not_allowed_is_left_out() -> None:
         assert (data.get("domain"), data["connection_id"]) == (expected, "c")
 
 
-def test_while_a_secret_is_replaced_both_verify() -> None:
-    """A receiver changes over when it likes."""
+def test_message_with_two_secrets_is_verified_by_both() -> None:
+    """A receiver may change to a new secret at any time."""
     message = _message([OTHER_SECRET, SECRET])
     assert _verify(SECRET, message) == _verify(OTHER_SECRET, message)
 
 
-def test_secrets_are_read_a_line_each() -> None:
-    """24 to 64 bytes, in base64, with the prefix."""
+def test_read_webhook_secrets_accepts_one_secret_per_line() -> None:
+    """A secret has the prefix and 24 to 64 bytes in base64."""
     longest, too_long = ("whsec_" + "QUFB" * number for number in (21, 22))
     assert read_webhook_secrets(f"{SECRET}\n\n {longest}\n") == [SECRET, longest]
     for bad in ("", SECRET.removeprefix("whsec_"), SECRET + "!", SECRET[:-8], too_long):
@@ -72,8 +72,8 @@ def test_secrets_are_read_a_line_each() -> None:
             read_webhook_secrets(bad)
 
 
-def test_nothing_shows_a_secret_or_a_signature() -> None:
-    """In no representation."""
+def test_signer_and_message_repr_show_no_secret() -> None:
+    """Neither secret nor signature is in any repr."""
     signer = Signer([SECRET], reconnect_url="https://a.example/connect")
     message = signer.message(WEBHOOK, now=START)
     shown = f"{signer!r} {vars(signer)!r} {message!r}"

@@ -15,8 +15,8 @@ async def _ask(app: Running, path: str, *, method: str = "GET") -> Answer:
     return await app.private(path, key=ADMIN_KEY, method=method)
 
 
-async def _fleet(app: Running, size: int) -> list[str]:
-    """Connect so many users of the account, and return their connections' ids."""
+async def _connect_users(app: Running, size: int) -> list[str]:
+    """Connect this many users of the account and return the connection ids."""
     names: list[str] = []
     for _ in range(size):
         app.amo.account.user_id += 1
@@ -26,11 +26,11 @@ async def _fleet(app: Running, size: int) -> list[str]:
     return names
 
 
-# --- shown ----------------------------------------------------------------------------------------
+# --- show and list --------------------------------------------------------------------------------
 
 
-async def test_a_connection_is_shown_with_its_deadline_and_its_last_events(app: Running) -> None:
-    """What the contract names, times in RFC 3339, the three months' end among them; never a token."""
+async def test_connection_details_have_times_and_events_without_token(app: Running) -> None:
+    """The details have the contract's fields, times in RFC 3339 including the refresh token's expiry, and no token."""
     connection = await app.connected()
     token = (await app.private(f"/connections/{connection}/token")).json()["access_token"]
     answer = await _ask(app, f"/connections/account:{app.amo.account.id}")
@@ -52,9 +52,9 @@ async def test_a_connection_is_shown_with_its_deadline_and_its_last_events(app: 
     assert token.rpartition(".")[2] not in answer.text
 
 
-async def test_connections_are_listed_page_by_page(app: Running) -> None:
-    """Each once, whatever the page's size, and only those that fit."""
-    names = await _fleet(app, 5)
+async def test_connections_list_is_paged_and_filtered(app: Running) -> None:
+    """Each connection is listed once for any page size, and only matching ones."""
+    names = await _connect_users(app, 5)
     found: list[str] = []
     path = "/connections?limit=2"
     while True:
@@ -71,8 +71,8 @@ async def test_connections_are_listed_page_by_page(app: Running) -> None:
         assert len((await _ask(app, f"/connections?{query}")).json()["items"]) == count
 
 
-async def test_events_are_listed_newest_first_page_by_page(app: Running) -> None:
-    """Of all, or of one connection by whatever selects it, also after it has gone."""
+async def test_events_list_is_paged_newest_first(app: Running) -> None:
+    """The list has the events of all connections or of a selected one; an unknown id has none."""
     connection = await app.connected()
     for _ in range(3):
         await app.private(f"/connections/{connection}/refresh", method="POST")
@@ -107,21 +107,21 @@ async def test_events_are_listed_newest_first_page_by_page(app: Running) -> None
         ("events?connection=a&connection=b", "connection"),
     ],
 )
-async def test_a_bad_parameter_is_400_and_named(app: Running, query: str, field: str) -> None:
-    """Unknown, doubled, empty, too long or out of range: the answer names the field."""
+async def test_list_invalid_parameter_names_field(app: Running, query: str, field: str) -> None:
+    """An unknown, doubled, empty, long or out-of-range parameter is 400 with its name."""
     answer = await _ask(app, f"/{query}")
     assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
     assert answer.json()["detail"].startswith(f"{field}: ")
 
 
-# --- frozen ---------------------------------------------------------------------------------------
+# --- freeze and thaw ------------------------------------------------------------------------------
 
 
-async def test_all_are_frozen_and_thawed(app: Running) -> None:
-    """Nothing is spent, not even a code; readiness is red and says what to do; live tokens are handed out."""
+async def test_freeze_all_spends_nothing_until_thaw(app: Running) -> None:
+    """Tokens and codes are not spent, readiness fails and says what to do, and valid tokens are handed out."""
     connection = await app.connected()
-    told = (await _ask(app, "/freeze", method="POST")).json()
-    assert (told["frozen"], told["why"], told["open_attempts"]) == (True, "requested by admin", 0)
+    result = (await _ask(app, "/freeze", method="POST")).json()
+    assert (result["frozen"], result["why"], result["open_attempts"]) == (True, "requested by admin", 0)
     refused = await app.private(f"/connections/{connection}/refresh", method="POST")
     assert (refused.status, refused.json()["code"], refused.headers["Retry-After"]) == (503, "frozen", "900")
     assert (await app.private(f"/connections/{connection}/token")).status == 200
@@ -132,16 +132,16 @@ async def test_all_are_frozen_and_thawed(app: Running) -> None:
     assert "amo-callback connections thaw --all" in ready.json()["checks"]["frozen"]["detail"]
     thawed = (await _ask(app, "/thaw", method="POST")).json()
     assert (thawed["frozen"], thawed["why"]) == (False, None)
-    assert "code=" in (await app.callback(query)).location  # the code is good still
+    assert "code=" in (await app.callback(query)).location  # the code is still valid
     assert (await app.private(f"/connections/{connection}/refresh", method="POST")).status == 200
     assert (await app.private("/readyz", key=None)).status == 200
     asked = [line for line in app.lines() if line["event"] == "freeze.changed"]
     assert [(line["key"], line["frozen"]) for line in asked] == [("admin", True), ("admin", False)]
 
 
-async def test_one_is_frozen_and_thawed(app: Running) -> None:
-    """The others are refreshed meanwhile; asking twice changes nothing more."""
-    one, other = await _fleet(app, 2)
+async def test_freeze_of_one_connection_spares_others(app: Running) -> None:
+    """The other connections are refreshed meanwhile; a repeated freeze changes nothing."""
+    one, other = await _connect_users(app, 2)
     app.clock.advance(10)
     for _ in range(2):
         shown = (await _ask(app, f"/connections/{one}/freeze", method="POST")).json()
@@ -155,9 +155,9 @@ async def test_one_is_frozen_and_thawed(app: Running) -> None:
     assert names == ["refresh.succeeded", "connection.thawed", "connection.frozen", "connection.connected"]
 
 
-async def test_a_selector_that_names_two_changes_neither(app: Running) -> None:
-    """409 `ambiguous`: whoever freezes or disconnects must mean one."""
-    names = await _fleet(app, 2)
+async def test_freeze_thaw_or_delete_ambiguous_selector_is_409(app: Running) -> None:
+    """A selector with two connections changes neither, because the caller must mean one."""
+    names = await _connect_users(app, 2)
     account = f"/connections/account:{app.amo.account.id}"
     for path, method in ((f"{account}/freeze", "POST"), (f"{account}/thaw", "POST"), (account, "DELETE")):
         answer = await _ask(app, path, method=method)
@@ -168,8 +168,8 @@ async def test_a_selector_that_names_two_changes_neither(app: Running) -> None:
     assert (await _ask(app, "/connections/unknown/freeze", method="POST")).status == 404
 
 
-async def test_a_freeze_tells_of_what_is_in_flight(app: Running) -> None:
-    """Whoever moves waits until no attempt is open: what was sent is stored."""
+async def test_freeze_all_reports_open_attempts(app: Running) -> None:
+    """Before a move the operator waits until no refresh attempt is open, so that every pair is stored."""
     connection = await app.connected()
     refreshing = await app.refreshing(connection)
     assert (await _ask(app, "/freeze", method="POST")).json()["open_attempts"] == 1
@@ -178,8 +178,8 @@ async def test_a_freeze_tells_of_what_is_in_flight(app: Running) -> None:
     assert (await _ask(app, "/freeze", method="POST")).json()["open_attempts"] == 0
 
 
-async def test_a_database_from_another_machine_starts_frozen(app: Running, run: Any) -> None:
-    """The service begins, hands out only what AMO knows, spends nothing, and says so, until it is thawed there."""
+async def test_database_from_another_machine_starts_frozen(app: Running, run: Any) -> None:
+    """Until the thaw the service spends nothing, reports the freeze, and hands out only tokens that AMO accepts."""
     connection = await app.connected()
     async with run(machine="there") as twin:
         assert (await twin.private(f"/connections/{connection}/token")).status == 503  # this AMO does not know it
@@ -192,8 +192,8 @@ async def test_a_database_from_another_machine_starts_frozen(app: Running, run: 
         assert (await _ask(twin, "/thaw", method="POST")).status == 200
 
 
-async def test_a_page_of_connections_with_very_many_owners_is_shorter(app: Running) -> None:
-    """Each page has at most `MAX_OWNERS`, or one connection; the pages together have all."""
+async def test_connections_list_page_is_limited_by_owners(app: Running) -> None:
+    """A page has at most `MAX_OWNERS` owners, or one connection; the pages together have every connection."""
     with closing(sqlite3.connect(app.folder / "amo-callback.db")) as database, database:
         for letter, owners in (("a", 6000), ("b", 4000), ("c", 1), ("d", 12_000), ("e", 0)):
             name = str(uuid.UUID(letter * 32))
@@ -220,8 +220,8 @@ async def _delete(app: Running, selector: str, key: str = ADMIN_KEY) -> Answer:
     return await app.private(f"/connections/{selector}", key=key, method="DELETE")
 
 
-async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
-    """Its tokens are erased, whoever asks for it hears 404, the history tells who did it; a connect brings it back."""
+async def test_delete_erases_tokens_until_reconnect(app: Running) -> None:
+    """Later requests are 404 and the history names the key; a new connect restores the connection."""
     app.service.services.store.stores_webhooks = True
     connection = await app.connected()
     answer = await _delete(app, connection)
@@ -242,8 +242,8 @@ async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
     assert (await app.private(f"/connections/{connection}/token")).status == 200
 
 
-async def test_what_is_frozen_is_not_erased(app: Running) -> None:
-    """It may live elsewhere: thaw it first."""
+async def test_delete_frozen_connection_is_503(app: Running) -> None:
+    """A frozen connection may be in use on another host and must be thawed first."""
     connection = await app.connected()
     await app.private(f"/connections/{connection}/freeze", key=ADMIN_KEY, method="POST")
     answer = await _delete(app, connection)
@@ -252,8 +252,8 @@ async def test_what_is_frozen_is_not_erased(app: Running) -> None:
     assert (await _delete(app, connection)).status == 200
 
 
-async def test_a_refresh_that_is_under_way_does_not_bring_it_back(app: Running) -> None:
-    """AMO answers after it was forgotten: that pair is dropped."""
+async def test_delete_during_refresh_discards_new_pair(app: Running) -> None:
+    """A pair that AMO returns after the disconnect is discarded."""
     connection = await app.connected()
     refresh = await app.refreshing(connection)
     assert (await _delete(app, connection)).status == 200

@@ -1,4 +1,4 @@
-"""Webhooks of the whole service: delivered, listed, tried again; and what they do not touch."""
+"""Webhooks of the whole service: delivery, list and retry."""
 
 import asyncio
 import re
@@ -30,8 +30,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def notifying(run: Any, receiver: Receiver) -> AsyncIterator[Running]:
-    """Run the whole service with a receiver."""
+async def webhook_app(run: Any, receiver: Receiver) -> AsyncIterator[Running]:
+    """Run the whole service with a webhook receiver."""
     async with run(**_settings(receiver)) as running:
         yield running
 
@@ -44,42 +44,42 @@ async def _retry(app: Running, path: str, *, key: str = ADMIN_KEY) -> Answer:
     return await app.private(path, key=key, method="POST")
 
 
-async def test_a_connect_is_delivered_as_the_readme_says(notifying: Running, receiver: Receiver) -> None:
-    """What it shows for Python verifies what comes."""
-    connection = await notifying.connected()
-    await notifying.witness.until("webhook.delivered")
+async def test_webhook_connected_is_verified_by_readme_example(webhook_app: Running, receiver: Receiver) -> None:
+    """The README's Python example verifies the delivered webhook."""
+    connection = await webhook_app.connected()
+    await webhook_app.witness.until("webhook.delivered")
     [delivery] = receiver.deliveries
     found = re.search(r"<!-- verify -->\n```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     for secret in (SECRET, OTHER_SECRET):
         names: dict[str, Any] = {"secret": secret}
-        exec(found[1], names)  # noqa: S102 -- because it is our own README that is tried
+        exec(found[1], names)  # noqa: S102 -- because the code is from this repository's README
         webhook = names["receive"](delivery.body, delivery.headers)
         assert (webhook["type"], webhook["data"]["connection_id"]) == ("connection.connected", connection)
-    assert (await _list(notifying)) == {"items": [], "next_cursor": None}
+    assert (await _list(webhook_app)) == {"items": [], "next_cursor": None}
 
 
-async def test_whoever_has_to_connect_again_is_told_where(notifying: Running, receiver: Receiver) -> None:
-    """The reason, and the address of this service's own plain link; of tokens nothing."""
-    await notifying.connected()
-    notifying.amo.account.disabled = True
-    notifying.clock.advance(86_400 * 0.9)
-    await notifying.witness.until("connection.needs_reauth")
+async def test_webhook_needs_reauth_has_reason_and_reconnect_url(webhook_app: Running, receiver: Receiver) -> None:
+    """The webhook has the reason and the address of this service's `connect` link, and no token."""
+    await webhook_app.connected()
+    webhook_app.amo.account.disabled = True
+    webhook_app.clock.advance(86_400 * 0.9)
+    await webhook_app.witness.until("connection.needs_reauth")
     while "connection.needs_reauth" not in receiver.types:
         await receiver.until_came(len(receiver.deliveries) + 1)
     data = receiver.deliveries[receiver.types.index("connection.needs_reauth")].content["data"]
     assert set(data) == {"connection_id", "account_id", "domain", "owners", "reason", "reconnect_url"}
-    assert data["reconnect_url"] == notifying.settings.amo.redirect_uri.removesuffix("/callback") + "/connect"
-    issued = notifying.amo.fake.ledger.issued
+    assert data["reconnect_url"] == webhook_app.settings.amo.redirect_uri.removesuffix("/callback") + "/connect"
+    issued = webhook_app.amo.fake.ledger.issued
     assert not any(token in delivery.body.decode() for token in issued for delivery in receiver.deliveries)
 
 
-async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, receiver: Receiver) -> None:
-    """With its tries and its last error; one by its id, or all."""
+async def test_webhooks_dead_lettered_are_listed_and_retried(webhook_app: Running, receiver: Receiver) -> None:
+    """The list has tries and last error; a retry is by id, or of all."""
     receiver.statuses = [410, 410]
-    connection = await notifying.connected()
-    dead_lettered = await notifying.witness.until("webhook.dead_lettered")
-    [item] = (await _list(notifying, "?limit=1"))["items"]
+    connection = await webhook_app.connected()
+    dead_lettered = await webhook_app.witness.until("webhook.dead_lettered")
+    [item] = (await _list(webhook_app, "?limit=1"))["items"]
     assert {name: item[name] for name in ("type", "connection_id", "status", "tries", "last_error", "next_try_at")} == {
         "type": "connection.connected",
         "connection_id": connection,
@@ -89,33 +89,33 @@ async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, r
         "next_try_at": None,
     }
     assert item["id"] == dead_lettered.fields["webhook"]
-    assert (await _retry(notifying, f"/webhooks/{item['id']}/retry")).json() == {"retried": [item["id"]]}
-    await notifying.witness.until("webhook.dead_lettered", times=2)
-    assert (await _retry(notifying, "/webhooks/retry")).json() == {"retried": [item["id"]]}
-    await notifying.witness.until("webhook.delivered")
+    assert (await _retry(webhook_app, f"/webhooks/{item['id']}/retry")).json() == {"retried": [item["id"]]}
+    await webhook_app.witness.until("webhook.dead_lettered", times=2)
+    assert (await _retry(webhook_app, "/webhooks/retry")).json() == {"retried": [item["id"]]}
+    await webhook_app.witness.until("webhook.delivered")
     assert receiver.ids == [item["id"]] * 3
-    assert (await _retry(notifying, "/webhooks/retry")).json() == {"retried": []}
-    events = (await notifying.private(f"/events?connection={connection}")).json()["items"]
+    assert (await _retry(webhook_app, "/webhooks/retry")).json() == {"retried": []}
+    events = (await webhook_app.private(f"/events?connection={connection}")).json()["items"]
     assert [event["name"] for event in events].count("webhook.dead_lettered") == 2
 
 
-async def test_webhooks_are_listed_page_by_page(notifying: Running, receiver: Receiver) -> None:
-    """In the order in which they came, each once."""
+async def test_webhooks_list_is_paged_in_order(webhook_app: Running, receiver: Receiver) -> None:
+    """Webhooks are listed once each, in the order of their creation."""
     receiver.always = 410
     for number in range(3):
-        notifying.amo.account.user_id += 1
-        notifying.clock.advance(1)
-        await notifying.callback(notifying.query())
-        await notifying.witness.until("webhook.dead_lettered", times=number + 1)
+        webhook_app.amo.account.user_id += 1
+        webhook_app.clock.advance(1)
+        await webhook_app.callback(webhook_app.query())
+        await webhook_app.witness.until("webhook.dead_lettered", times=number + 1)
     ids, cursor = [], ""
     while True:
-        page = await _list(notifying, f"?limit=2{cursor}")
+        page = await _list(webhook_app, f"?limit=2{cursor}")
         ids += [item["id"] for item in page["items"]]
         if page["next_cursor"] is None:
             break
         cursor = f"&cursor={page['next_cursor']}"
     assert ids == receiver.ids
-    assert (await notifying.private("/webhooks?cursor=x")).status == 400
+    assert (await webhook_app.private("/webhooks?cursor=x")).status == 400
 
 
 async def test_webhooks_without_receiver_are_not_stored(app: Running) -> None:
@@ -124,8 +124,8 @@ async def test_webhooks_without_receiver_are_not_stored(app: Running) -> None:
     assert (await _list(app))["items"] == []
 
 
-async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Receiver) -> None:
-    """While it holds a request, connects are answered and pairs refreshed."""
+async def test_webhook_receiver_hanging_delays_no_refresh(run: Any, receiver: Receiver) -> None:
+    """While the receiver holds a request, connects are answered and pairs are refreshed."""
     receiver.open.clear()
     async with run(lifetimes={"access": 1000}, **_settings(receiver)) as app:
         connection = await app.connected()
@@ -138,8 +138,8 @@ async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Receiv
         await app.witness.until("webhook.delivered")
 
 
-async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: Receiver) -> None:
-    """The service waits for the receiver's answer before it closes the store: nothing comes twice for that."""
+async def test_shutdown_webhook_in_flight_is_stored_as_delivered(run: Any, receiver: Receiver) -> None:
+    """The service waits for the receiver's answer before it closes the store, so nothing is delivered twice."""
     receiver.open.clear()
     async with run(**_settings(receiver)) as app:
         await app.connected()
@@ -151,8 +151,8 @@ async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: Receive
     assert len(receiver.deliveries) == 1
 
 
-async def test_a_webhook_that_can_be_none_is_not_found_on_either_database(run: Any, either: str) -> None:
-    """PostgreSQL takes no NUL: that is no failure of the store, which stays ready."""
+async def test_webhook_and_connection_ids_with_nul_are_404_on_either_engine(run: Any, either: str) -> None:
+    """PostgreSQL accepts no NUL; that is no failure of the store, which stays ready."""
     async with run(STORAGE__URL=either) as app:
         for name in ("%00", "a%00b", "a%FFb", "unknown"):
             assert (await _retry(app, f"/webhooks/{name}/retry")).status == 404
@@ -160,8 +160,8 @@ async def test_a_webhook_that_can_be_none_is_not_found_on_either_database(run: A
         assert (await app.private("/readyz", key=None)).status == 200
 
 
-async def test_no_secret_of_webhooks_leaves(run: Any, receiver: Receiver) -> None:
-    """Neither they nor the receiver's address are in the log, in events, in answers or in the database."""
+async def test_webhook_secrets_are_not_logged_listed_or_stored(run: Any, receiver: Receiver) -> None:
+    """Neither secrets, signatures nor the receiver's address are in log, events, responses or database."""
     receiver.statuses = [500, 301]
     async with run(**_settings(receiver)) as app:
         await app.connected()
@@ -183,30 +183,30 @@ async def test_no_secret_of_webhooks_leaves(run: Any, receiver: Receiver) -> Non
     assert Webhook(SECRET).verify(last.body, dict(last.headers), json_parse=False) is None
 
 
-class Death(BaseException):
-    """What no loop survives."""
+class FatalError(BaseException):
+    """An exception that no loop handles."""
 
 
-class DeadlyClock(ShiftedClock):
-    """A clock that kills who sleeps for the three seconds that the receiver asks for."""
+class FailingClock(ShiftedClock):
+    """A clock that raises `FatalError` from a sleep of the receiver's `Retry-After`."""
 
     async def sleep(self, seconds: float) -> None:
         if 2 < seconds <= 3:
-            raise Death
+            raise FatalError
         await super().sleep(seconds)
 
 
-async def test_a_dispatcher_that_dies_ends_the_process_with_a_status(run: Any, receiver: Receiver) -> None:
-    """Else nobody would be notified of anything any more, in silence: the process is started again."""
+async def test_serve_dispatcher_failure_exits_with_status_1(run: Any, receiver: Receiver) -> None:
+    """Without a dispatcher no webhook would be delivered, so the process exits and is restarted."""
     receiver.always = 503
     receiver.headers = {"Retry-After": "3"}
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with run(clock=DeadlyClock(), **_settings(receiver)) as app:
+    async with run(clock=FailingClock(), **_settings(receiver)) as app:
         store = app.service.services.store
         stored = await save(store, a_connection())
         await store.schedule_recheck(
             stored, at=stored.connected_at, events=[connection_event("connection.moved", stored)]
         )
         assert await until_end(app.service, never) == 1
-    assert isinstance(app.witness.named("webhooks.died")[0].error, Death)
+    assert isinstance(app.witness.named("webhooks.died")[0].error, FatalError)
     assert "refresher.died" not in app.witness.names()

@@ -1,4 +1,4 @@
-"""`GET /metrics`."""
+"""`GET /metrics`: the metrics of the whole service."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from tests.service import API_KEY, HOST, READ_KEY, Running
 
 
 async def _scrape(app: Running) -> dict[str, float]:
-    """Return each sample that is not zero, under its name with the values of its labels."""
+    """Return the non-zero samples by name and label values."""
     answer = await app.private("/metrics", key=None)
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
     return {
@@ -31,8 +31,8 @@ async def _count(app: Running, name: str) -> dict[str, float]:
     }
 
 
-async def test_hand_outs_and_refused_keys_are_counted(app: Running) -> None:
-    """By what was handed out, or why nothing was."""
+async def test_metrics_count_hand_outs_and_refused_keys(app: Running) -> None:
+    """Hand-outs are counted by result, or by the reason for a failure."""
     connection = await app.connected()
     for _ in range(3):
         await app.private(f"/connections/{connection}/token")
@@ -46,8 +46,8 @@ async def test_hand_outs_and_refused_keys_are_counted(app: Running) -> None:
     assert await _count(app, "api_keys_refused") == {"": 2}
 
 
-async def test_refreshes_are_counted_by_how_they_ended(app: Running) -> None:
-    """One that succeeds, and one whose token another system has spent."""
+async def test_metrics_count_refreshes_by_result(app: Running) -> None:
+    """One refresh succeeds, and one presents a token that another system has spent."""
     connection, services = await app.connected(), app.service.services
     await app.private(f"/connections/{connection}/refresh", method="POST")
     stored = await services.store.connection(connection)
@@ -60,8 +60,8 @@ async def test_refreshes_are_counted_by_how_they_ended(app: Running) -> None:
     assert (await _scrape(app))["amo_callback_refresh_duration_seconds_count"] == 2
 
 
-async def test_requests_to_amo_are_counted_by_their_answers(app: Running) -> None:
-    """With how long they took."""
+async def test_metrics_count_amo_requests_by_status(app: Running) -> None:
+    """Requests to AMO are counted by kind and status class, and their duration is measured."""
     connection = await app.connected()
     await app.private(f"/connections/{connection}/refresh", method="POST")
     found = await _count(app, "amo_requests")
@@ -69,8 +69,8 @@ async def test_requests_to_amo_are_counted_by_their_answers(app: Running) -> Non
     assert (await _scrape(app))["amo_callback_amo_request_duration_seconds_count exchange"] == 1
 
 
-async def test_callbacks_are_counted_by_what_became_of_them(app: Running) -> None:
-    """Also those that never came to AMO; a prefetch is none."""
+async def test_metrics_count_callbacks_by_result(app: Running) -> None:
+    """Callbacks that were refused before AMO was asked are counted; a prefetch is not."""
     await app.connected()
     await app.callback(f"error=access_denied&state=s&referer={HOST}")
     await app.callback("")
@@ -84,8 +84,8 @@ async def test_callbacks_are_counted_by_what_became_of_them(app: Running) -> Non
     }
 
 
-async def test_how_the_service_does_is_told(app: Running) -> None:
-    """Checks, connections by their status, what is due, the nearest ends; webhooks not, where nobody receives them."""
+async def test_metrics_report_checks_connections_and_expiry(app: Running) -> None:
+    """The gauges report checks, connections by status and the next expiry, but no webhooks without a receiver."""
     assert (await app.callback(app.query())).status == 302
     connection = str((await app.witness.until("connection.connected")).connection_id)
     await app.service.services.lifecycle.stats_poller.poll()
@@ -98,8 +98,8 @@ async def test_how_the_service_does_is_told(app: Running) -> None:
     assert not any(name.startswith("amo_callback_webhooks") for name in found)
 
 
-async def test_a_scrape_names_nobody(app: Running) -> None:
-    """No account, host, key, token or connection is in it, whatever has happened."""
+async def test_metrics_contain_no_account_or_secret(app: Running) -> None:
+    """No account, host, key, token or connection is in the metrics, whatever has happened."""
     connection = await app.connected()
     await app.private(f"/connections/{connection}/token")
     await app.private("/connections/account:777123777/token", key="wrong" * 10)
@@ -109,16 +109,16 @@ async def test_a_scrape_names_nobody(app: Running) -> None:
         assert word not in text
 
 
-async def test_metrics_may_ask_for_a_key(run: Any) -> None:
-    """With `server.metrics_auth` a key that may read will do; the public API has none."""
+async def test_metrics_auth_requires_key_with_read_scope(run: Any) -> None:
+    """With `server.metrics_auth` a key with the read scope is required; the public API has no metrics."""
     async with run(SERVER__METRICS_AUTH="true") as app:
         assert (await app.private("/metrics", key=None)).status == 401
         assert (await app.private("/metrics", key=READ_KEY)).status == 200
         assert (await app.public("/metrics")).status == 404
 
 
-async def test_the_clients_of_each_listener_are_counted(app: Running) -> None:
-    """Those that are connected at the moment of the scrape: whoever scrapes is one of them."""
+async def test_metrics_count_client_connections_of_each_listener(app: Running) -> None:
+    """The gauge counts the connections open during the scrape, including the scraper's own."""
     host, _, port = app.service.public.rpartition(":")
     opened = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
     for reader, writer in opened:

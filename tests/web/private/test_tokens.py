@@ -1,4 +1,4 @@
-"""Hand-outs and refreshes: who gets a token, how fresh it is, and the answer where there is none."""
+"""Access-token hand-outs and forced refreshes."""
 
 import asyncio
 import re
@@ -13,8 +13,8 @@ from amo_callback.amo.sandbox.app import Fault
 from tests.service import ADMIN_KEY, API_KEY, HOST, Running
 
 
-async def test_a_backend_gets_a_live_token_and_where_to_use_it(app: Running) -> None:
-    """The token is AMO's newest, with its times and the account's address."""
+async def test_token_response_has_valid_token_times_and_base_url(app: Running) -> None:
+    """The response has AMO's newest access token, its times and the account's address."""
     connection = await app.connected()
     answer = await app.private(f"/connections/{connection}/token")
     token = answer.json()
@@ -35,8 +35,8 @@ async def test_a_backend_gets_a_live_token_and_where_to_use_it(app: Running) -> 
     assert (line["key"], line["connection_id"], line["stale"]) == ("backend", connection, False)
 
 
-async def test_an_account_is_a_selector(app: Running) -> None:
-    """`account:ID` is the account's freshest connection."""
+async def test_token_account_selector_names_connection_connected_last(app: Running) -> None:
+    """`account:ID` selects the account's connection that was connected last."""
     first = await app.connected()
     app.amo.account.user_id += 1
     app.clock.advance(10)
@@ -45,8 +45,8 @@ async def test_an_account_is_a_selector(app: Running) -> None:
     assert (found == second, found == first) == (True, False)
 
 
-async def test_a_token_with_too_little_life_is_refreshed_first(run: Any) -> None:
-    """Whoever asks for more life than is left gets a new token, and a hundred at once cause one refresh."""
+async def test_token_below_min_ttl_is_refreshed_once_for_all_callers(run: Any) -> None:
+    """A token with less than `min_ttl` left is refreshed first, and once for a hundred concurrent callers."""
     async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.clock.advance(701)
@@ -57,8 +57,8 @@ async def test_a_token_with_too_little_life_is_refreshed_first(run: Any) -> None
         assert len(app.amo.fake.ledger.refreshes()) == 1
 
 
-async def test_a_young_token_is_fresh_whatever_is_asked_for(run: Any) -> None:
-    """AMO gives no longer life than it gives: asking for more does not refresh in a circle."""
+async def test_token_young_pair_is_fresh_for_any_min_ttl(run: Any) -> None:
+    """AMO's lifetime is limited, so a larger `min_ttl` does not cause a refresh on every request."""
     async with run(lifetimes={"access": 1000}) as app:
         connection = await app.connected()
         for _ in range(3):
@@ -70,8 +70,8 @@ async def test_a_young_token_is_fresh_whatever_is_asked_for(run: Any) -> None:
     ("fault", "reason"),
     [(Fault.UNPAID, "account_refused"), (Fault.HTTP_500, "outcome_open"), (Fault.TEAPOT, "unknown_refusal")],
 )
-async def test_a_token_that_lives_is_handed_out_as_stale(run: Any, fault: Fault, reason: str) -> None:
-    """Where the refresh fails and the token lives, better this than nothing; AMO is not asked again at once."""
+async def test_token_refresh_failed_valid_token_is_stale(run: Any, fault: Fault, reason: str) -> None:
+    """If the refresh fails and the token is valid, it is handed out as stale, and AMO is not asked each time."""
     async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.clock.advance(800)
@@ -86,8 +86,8 @@ async def test_a_token_that_lives_is_handed_out_as_stale(run: Any, fault: Fault,
 @pytest.mark.parametrize(
     ("fault", "status", "code"), [(Fault.UNPAID, 502, "amo_refused"), (Fault.TEAPOT, 503, "amo_unavailable")]
 )
-async def test_a_dead_token_is_never_handed_out(run: Any, fault: Fault, status: int, code: str) -> None:
-    """Without a live token there is a problem that says why, the same one for as long as AMO is not asked again."""
+async def test_token_expired_is_never_handed_out(run: Any, fault: Fault, status: int, code: str) -> None:
+    """Without a valid token the response is a problem with the reason, the same until AMO is asked again."""
     async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.amo.sandbox.faults.add(fault)
@@ -100,8 +100,8 @@ async def test_a_dead_token_is_never_handed_out(run: Any, fault: Fault, status: 
         assert app.amo.sandbox.requests == 2
 
 
-async def test_a_paused_rate_limit_keeps_no_backend_waiting(run: Any) -> None:
-    """While AMO has paused us, a live token is handed out as stale after 8 s, and the refresh goes on alone."""
+async def test_token_rate_limit_paused_valid_token_is_stale_after_8_seconds(run: Any) -> None:
+    """While AMO's 429 pauses requests, a valid token is handed out after 8 s, and the refresh continues."""
     async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.amo.sandbox.faults.add(Fault.TOO_MANY)
@@ -113,8 +113,8 @@ async def test_a_paused_rate_limit_keeps_no_backend_waiting(run: Any) -> None:
         await app.witness.until("refresh.succeeded")
 
 
-async def test_asking_for_a_dead_connection_costs_amo_nothing(run: Any) -> None:
-    """Whoever polls a connection that needs its person takes no slot at the rate limit."""
+async def test_token_in_needs_reauth_uses_no_rate_limit_slot(run: Any) -> None:
+    """Repeated requests for a connection that its user must reconnect use no slot of the rate limit."""
     async with run(AMO__REQUESTS_PER_SECOND="0.001") as app:
         connection = await app.connected()
         app.amo.account.disabled = True
@@ -125,8 +125,8 @@ async def test_asking_for_a_dead_connection_costs_amo_nothing(run: Any) -> None:
         assert {answer.status for answer in answers} == {409}
 
 
-async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any) -> None:
-    """409 with the reason and the address; while the old token lives it is still handed out."""
+async def test_token_in_needs_reauth_is_409_with_reconnect_url(run: Any) -> None:
+    """The 409 has reason and address; until the old token expires, it is handed out as stale."""
     async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.amo.spend(grant_type="refresh_token", refresh_token=app.amo.fake.ledger.issued[-1])
@@ -142,8 +142,8 @@ async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any
             assert problem["reconnect_url"] == "http://127.0.0.1:8080/api/amo-crm/connect"
 
 
-async def test_wrong_credentials_are_told_as_ours_to_mend(run: Any) -> None:
-    """A pair of another integration is not presented: 503 `amo_credentials`."""
+async def test_token_pair_of_other_client_id_is_503_amo_credentials(run: Any) -> None:
+    """A pair of another integration is not presented to AMO."""
     async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
     async with run(AMO__CLIENT_ID="another", lifetimes={"access": 1000}) as again:
@@ -154,8 +154,8 @@ async def test_wrong_credentials_are_told_as_ours_to_mend(run: Any) -> None:
         assert again.amo.fake.ledger.entries == []
 
 
-async def test_an_unknown_connection_is_404_and_a_bad_min_ttl_400(app: Running) -> None:
-    """Whatever names nothing; `min_ttl` is whole seconds, once, and named in the answer."""
+async def test_token_unknown_connection_is_404_and_invalid_min_ttl_400(app: Running) -> None:
+    """A selector without a connection is 404; `min_ttl` must be one whole number, and the error names it."""
     for selector in ("unknown", "account:1", "owner:42", "account:", "%00", "..%2f..%2fetc", "x" * 5000):
         answer = await app.private(f"/connections/{selector}/token")
         assert (selector, answer.status, answer.json()["code"]) == (selector, 404, "not_found")
@@ -165,8 +165,8 @@ async def test_an_unknown_connection_is_404_and_a_bad_min_ttl_400(app: Running) 
         assert answer.json()["detail"].startswith("min_ttl: ")
 
 
-async def test_basic_authentication_is_not_bearer(app: Running) -> None:
-    """Only the one scheme, in whatever letters."""
+async def test_token_basic_scheme_is_401(app: Running) -> None:
+    """Only the Bearer scheme is accepted, in any letter case."""
     connection = await app.connected()
     path = f"/connections/{connection}/token"
     assert (await app.private(path, key=None, headers={"Authorization": f"Basic {API_KEY}"})).status == 401
@@ -180,8 +180,8 @@ async def _token(app: Running, connection: str) -> str:
     return str((await app.private(f"/connections/{connection}/token")).json()["access_token"])
 
 
-async def test_a_refresh_brings_a_new_token_in_the_shape_of_a_hand_out(app: Running) -> None:
-    """Whatever life the old one had left; who asked is in the log, the token is not."""
+async def test_refresh_returns_new_token_in_shape_of_hand_out(app: Running) -> None:
+    """The old token's remaining lifetime does not matter; the log has the key's name, not the token."""
     connection = await app.connected()
     before = (await app.private(f"/connections/{connection}/token")).json()
     answer = await app.private(f"/connections/{connection}/refresh", method="POST")
@@ -194,8 +194,8 @@ async def test_a_refresh_brings_a_new_token_in_the_shape_of_a_hand_out(app: Runn
     assert after["access_token"] not in app.log.getvalue()
 
 
-async def test_while_amo_blocks_our_address_a_refresh_is_unavailable_until_the_next_probe(app: Running) -> None:
-    """503 `amo_unavailable` with the time of the next probe, nothing is sent, and readiness is red."""
+async def test_refresh_while_amo_blocked_is_503_until_next_probe(app: Running) -> None:
+    """While AMO blocks this server's address, nothing is sent, and readiness fails."""
     connection = await app.connected()
     services = app.service.services
     await services.store.begin_amo_block(connection, probe_every=timedelta(minutes=15))
@@ -212,8 +212,8 @@ async def test_while_amo_blocks_our_address_a_refresh_is_unavailable_until_the_n
     assert "amo_callback_amo_blocked 1.0" in metrics.text
 
 
-async def test_a_rejected_token_selects_its_own_connection(app: Running) -> None:
-    """Of an account's two connections the one is refreshed whose token was rejected; later, by what the token tells."""
+async def test_refresh_rejected_token_selects_its_own_connection(app: Running) -> None:
+    """Of an account's connections, the one with the rejected token is refreshed, and found later by its claims."""
     first = await app.connected()
     rejected = await _token(app, first)
     app.amo.account.user_id += 1
@@ -234,8 +234,8 @@ async def test_a_rejected_token_selects_its_own_connection(app: Running) -> None
         (Fault.NOT_LINKED, 503, "amo_credentials"),
     ],
 )
-async def test_a_refresh_that_fails_hands_nothing_out(app: Running, fault: Fault, status: int, code: str) -> None:
-    """Though the old token lives: whoever asks for a new one has no use for it. When to come again is told."""
+async def test_refresh_failed_hands_out_no_token(app: Running, fault: Fault, status: int, code: str) -> None:
+    """A caller of `refresh` has no use for the old token, even if it is valid; `Retry-After` is set."""
     connection = await app.connected()
     app.amo.sandbox.faults.add(fault)
     for _ in range(2):
@@ -257,8 +257,8 @@ async def test_a_refresh_that_fails_hands_nothing_out(app: Running, fault: Fault
         (b'{"token": "x"}', "token"),
     ],
 )
-async def test_a_bad_body_is_refused_by_its_fields_name(app: Running, body: bytes, field: str) -> None:
-    """And nothing of it is told back, nor AMO asked."""
+async def test_refresh_malformed_body_names_field(app: Running, body: bytes, field: str) -> None:
+    """The error has the field's name and none of the body's content, and AMO is not asked."""
     connection = await app.connected()
     answer = await app.private(f"/connections/{connection}/refresh", method="POST", data=body)
     assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
@@ -268,8 +268,8 @@ async def test_a_bad_body_is_refused_by_its_fields_name(app: Running, body: byte
 
 
 @pytest.mark.parametrize("token", ["no JWT at all", "a.b.c", "e.eyJhcGlfZG9tYWluIjogIlx1ZDgwMC5hbW9jcm0ucnUifQ.s"])
-async def test_a_rejected_token_that_is_none_of_ours_gets_the_stored_one(app: Running, token: str) -> None:
-    """It is no longer the stored one, whatever it was: nothing is refreshed."""
+async def test_refresh_unknown_rejected_token_returns_stored_token(app: Running, token: str) -> None:
+    """A rejected token that is not the stored one causes no refresh."""
     connection = await app.connected()
     body = {"rejected_access_token": token}
     answer = await app.private(f"/connections/{connection}/refresh", method="POST", json=body)
@@ -280,28 +280,28 @@ async def test_a_rejected_token_that_is_none_of_ours_gets_the_stored_one(app: Ru
 # --- stored hosts that are not allowed ------------------------------------------------------------
 
 
-OURS = "reforyou.crm.example.com"
+STORED_HOST = "reforyou.crm.example.com"
 SETTING = {"AMO__ALLOWED_DOMAINS": ".crm.example.com"}
 
 
 def _write(app: Running, statement: str, *values: object) -> None:
-    """Write the database as somebody does who has no encryption key."""
+    """Write to the database without an encryption key."""
     with closing(sqlite3.connect(app.folder / "amo-callback.db")) as database, database:
         database.execute(statement, values)
 
 
-async def test_a_token_is_kept_back_until_the_setting_allows_the_host(run: Any) -> None:
-    """503 that names host and setting, and red readiness; the setting heals it at the next start."""
+async def test_token_host_not_allowed_is_503_until_setting_allows_it(run: Any) -> None:
+    """The 503 names host and setting, and readiness fails; with the setting, the next start hands out the token."""
     async with run() as app:
         connection = await app.connected()
-        _write(app, "UPDATE connections SET domain = ?", OURS)
+        _write(app, "UPDATE connections SET domain = ?", STORED_HOST)
         app.clock.advance(2)
         sent = app.amo.sandbox.requests
         for path, method in (("token", "GET"), ("refresh", "POST"), ("token?min_ttl=99999", "GET")):
             answer = await app.private(f"/connections/{connection}/{path}", method=method)
             assert (answer.status, answer.json()["code"]) == (503, "host_not_allowed")
             assert int(answer.headers["Retry-After"]) == app.settings.refresh.retry_cap
-            assert OURS in answer.json()["detail"]
+            assert STORED_HOST in answer.json()["detail"]
             assert "amo.allowed_domains" in answer.json()["detail"]
         assert app.amo.sandbox.requests == sent
         shown = (await app.private(f"/connections/{connection}", key=ADMIN_KEY)).json()
@@ -314,13 +314,13 @@ async def test_a_token_is_kept_back_until_the_setting_allows_the_host(run: Any) 
         assert 'outcome="host_not_allowed"} 3.0' in (await app.private("/metrics", key=None)).text
     async with run(**SETTING) as app:
         answer = await app.private(f"/connections/{connection}/token")
-        assert (answer.status, answer.json()["domain"]) == (200, OURS)
-        assert answer.json()["base_url"] == app.amo.endpoint.replace("{domain}", OURS)
+        assert (answer.status, answer.json()["domain"]) == (200, STORED_HOST)
+        assert answer.json()["base_url"] == app.amo.endpoint.replace("{domain}", STORED_HOST)
         assert (await app.private("/readyz", key=None)).json()["checks"]["hosts"]["ok"]
 
 
-async def test_the_stored_host_is_not_repeated_where_it_is_none(app: Running) -> None:
-    """What was written there may be anything, a token too: no answer and no detail repeats it."""
+async def test_token_malformed_stored_host_is_not_repeated(app: Running) -> None:
+    """The stored host may be anything, even a token, so neither response nor detail repeats it."""
     connection = await app.connected()
     token = (await app.private(f"/connections/{connection}/token")).json()["access_token"]
     _write(app, "UPDATE connections SET domain = ?", token)
@@ -330,8 +330,8 @@ async def test_the_stored_host_is_not_repeated_where_it_is_none(app: Running) ->
     assert token not in answer.text
 
 
-async def test_a_backend_gets_no_other_accounts_token_from_swapped_rows(run: Any) -> None:
-    """Two rows whose accounts were exchanged: both are `unreadable`, and neither name hands out a token."""
+async def test_token_of_rows_with_swapped_accounts_is_unreadable(run: Any) -> None:
+    """If two rows have each other's account, both are `unreadable` and neither selector hands out a token."""
     async with run() as app:
         await app.connected()
         other = app.amo.fake.open_account("gingersnaps.amocrm.ru")
@@ -345,6 +345,6 @@ async def test_a_backend_gets_no_other_accounts_token_from_swapped_rows(run: Any
         app.clock.advance(2)
         for name in names:
             answer = await app.private(f"/connections/account:{name}/token")
-            told = answer.json()
-            assert (answer.status, told["code"], told["reason"]) == (409, "needs_reauth", "unreadable")
+            problem = answer.json()
+            assert (answer.status, problem["code"], problem["reason"]) == (409, "needs_reauth", "unreadable")
         assert app.amo.fake.ledger.refreshes() == []

@@ -1,4 +1,4 @@
-"""The owners of a connection: who becomes one, who does not, and how that ends; and AMO's hook."""
+"""The owners of a connection: how they are bound, attacks on that, and their disconnect."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ NOTHING = {"connected": False, "hasTokens": False, "domain": None, "accountId": 
 
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
-    """Run the service with users."""
+    """Run the service with JWT settings."""
     async with run(**WITH_USERS) as running:
         yield running
 
@@ -27,23 +27,23 @@ def _state(user: object) -> str:
     return base64.b64encode(json.dumps({"random": "r?>", "userId": user}).encode()).decode()
 
 
-async def _own_flow(app: Running, state: str) -> str:
-    """Connect as the existing app does, with a state of its own, and return the code."""
+async def _connect_with_app_state(app: Running, state: str) -> str:
+    """Connect as the existing app does, with its own state, and return the code."""
     return of((await app.callback(app.query(state=state))).location)["code"]
 
 
-def _not_to_them(answer: Answer) -> None:
-    """Check that the account counts as connected, but not to whoever asked: he owns nothing, and learns nothing."""
+def _assert_not_owner(answer: Answer) -> None:
+    """Check that the account is connected, and that the caller owns nothing and learns nothing."""
     assert answer.status == 200
-    told = {"success": True, "data": NOTHING, "message": "The account is connected, but you are not an owner."}
-    assert answer.json() == told
+    expected = {"success": True, "data": NOTHING, "message": "The account is connected, but you are not an owner."}
+    assert answer.json() == expected
 
 
-# --- the honest way -----------------------------------------------------------------------------
+# --- regular flows ------------------------------------------------------------------------------
 
 
-async def test_who_began_and_has_the_verifier_is_the_owner(app: Running) -> None:
-    """JWT, grant and verifier belong together: the user owns the connection from then on, however often he asks."""
+async def test_owner_is_bound_by_jwt_grant_and_verifier(app: Running) -> None:
+    """The user who started the grant and has its verifier owns the connection, and may present the code repeatedly."""
     phone = Phone(app, "42")
     code = await phone.connect()
     assert await owners(app) == []
@@ -55,8 +55,8 @@ async def test_who_began_and_has_the_verifier_is_the_owner(app: Running) -> None
     assert await phone.status() == {"connected": True, "hasTokens": True, "domain": HOST, "accountId": account}
 
 
-async def test_a_grant_alone_binds_nobody(app: Running) -> None:
-    """Until the app presents what its deep link brought, with its user's JWT, the connection is nobody's."""
+async def test_owner_is_not_bound_without_code_presented_with_jwt(app: Running) -> None:
+    """Until the app presents its code with its user's JWT, the connection has no owner."""
     phone = Phone(app, "42")
     code = await phone.connect()
     assert (await phone.exchange(code, signed=False)).status == 200
@@ -64,46 +64,46 @@ async def test_a_grant_alone_binds_nobody(app: Running) -> None:
     assert await phone.status() == NOTHING
 
 
-async def test_the_existing_flow_binds_its_user(app: Running) -> None:
-    """With a state of the app's own and no challenge, the user that the state names owns what was nobody's."""
+async def test_owner_existing_flow_binds_user_named_in_state(app: Running) -> None:
+    """With an app state and no challenge, the user named in the state owns a connection without owners."""
     phone = Phone(app, "42")
-    _not_to_them(await phone.exchange(await _own_flow(app, "opaque"), verified=False))
+    _assert_not_owner(await phone.exchange(await _connect_with_app_state(app, "opaque"), verified=False))
     for state in (_state("42"), _state(42), "opaque"):
-        code = await _own_flow(app, state)
+        code = await _connect_with_app_state(app, state)
         assert (await phone.exchange(code, verified=False)).json()["data"]["connected"] is True
     assert await owners(app) == ["42"]
 
 
-async def test_the_existing_app_goes_on_as_it_is(app: Running) -> None:
-    """No JWT, a state of its own, whatever else in the body: the outcome is told, and nobody is bound."""
+async def test_existing_app_without_jwt_gets_result_and_binds_no_owner(app: Running) -> None:
+    """Without a JWT, with its own state and extra fields, the existing app gets the result."""
     state = _state("42")
     answer = await app.callback(app.query(state=state))
     assert of(answer.location)["state"] == state
-    told = await app.public(
+    exchanged = await app.public(
         f"{BASE}/exchange-code", method="POST", json={"code": of(answer.location)["code"], "state": state, "userId": 42}
     )
-    assert told.json()["data"]["connected"] is True
+    assert exchanged.json()["data"]["connected"] is True
     assert await owners(app) == []
 
 
-async def test_two_users_of_one_account_who_prove_it_both_own_it(app: Running) -> None:
-    """A connection has a set of owners: each has begun a grant of his own, and has its verifier."""
+async def test_owner_second_user_with_own_grant_is_bound_too(app: Running) -> None:
+    """A connection has a set of owners, each with their own grant and its verifier."""
     for user in ("42", "17"):
         phone = Phone(app, user)
         assert (await phone.exchange(await phone.connect())).status == 200
     assert await owners(app) == ["42", "17"]
 
 
-# --- grant fixation: a link sent to somebody else -------------------------------------------------
+# --- grant fixation: a link sent to another user --------------------------------------------------
 
 
-async def test_a_link_sent_to_a_stranger_ties_his_account_to_nobody(app: Running) -> None:
-    """The victim allows access by the attacker's link: the code reaches the victim's phone, and binds neither."""
+async def test_fixation_link_with_challenge_binds_no_owner(app: Running) -> None:
+    """A victim allows access by the attacker's link: the code on the victim's phone binds neither user."""
     attacker, victim = Phone(app, "666"), Phone(app, "42")
     url = (await attacker.start())["authorize_url"]
     code = of((await allow(app, url)).location)["code"]  # on the victim's phone
     for answer in (
-        await victim.exchange(code),  # his verifier is another one
+        await victim.exchange(code),  # the victim has another verifier
         await victim.exchange(code, verified=False),
     ):
         assert (answer.status, answer.json()["error"]) == (403, "forbidden")
@@ -111,16 +111,16 @@ async def test_a_link_sent_to_a_stranger_ties_his_account_to_nobody(app: Running
     assert await attacker.status() == NOTHING
 
 
-async def test_a_link_without_a_challenge_binds_no_stranger_either(app: Running) -> None:
-    """The attacker's grant without a challenge: the victim's JWT is not whose grant it was, and he is told."""
+async def test_fixation_link_without_challenge_binds_no_owner(app: Running) -> None:
+    """The victim's JWT does not name the user of the attacker's grant, so no owner is bound."""
     attacker, victim = Phone(app, "666"), Phone(app, "42")
     code = await attacker.connect(challenged=False)
-    _not_to_them(await victim.exchange(code, verified=False))
+    _assert_not_owner(await victim.exchange(code, verified=False))
     assert await owners(app) == []
 
 
-async def test_a_plain_link_with_somebodys_challenge_proves_nothing(app: Running) -> None:
-    """Nobody began it: who has the verifier may have what is nobody's, and never what is somebody's."""
+async def test_fixation_plain_link_with_challenge_joins_no_owned_connection(app: Running) -> None:
+    """A plain link has no user: its verifier may bind a connection without owners, never an owned one."""
     owner, attacker = Phone(app, "42"), Phone(app, "666")
     await owner.exchange(await owner.connect())
 
@@ -128,17 +128,17 @@ async def test_a_plain_link_with_somebodys_challenge_proves_nothing(app: Running
         f"{BASE}/connect?code_challenge={challenge_of(attacker.verifier)}&code_challenge_method=S256"
     )
     code = of((await allow(app, link.location)).location)["code"]
-    _not_to_them(await attacker.exchange(code))
+    _assert_not_owner(await attacker.exchange(code))
     assert await owners(app) == ["42"]
 
 
-# --- interception: the code in other hands --------------------------------------------------------
+# --- interception: the code in another app --------------------------------------------------------
 
 
-async def test_an_intercepted_code_is_worth_nothing_without_its_verifier(app: Running) -> None:
-    """Another app has caught the deep link: with its own user's JWT, any verifier or none it gets 403, every time.
+async def test_interception_code_without_verifier_is_403(app: Running) -> None:
+    """Another app with the code gets 403 with its user's JWT or without, and with any verifier or none.
 
-    Nothing is burnt by that: the rightful app is served after it.
+    These attempts do not spend the code: the rightful app is served after them.
     """
     phone, thief = Phone(app, "42"), Phone(app, "666")
     code = await phone.connect()
@@ -152,25 +152,25 @@ async def test_an_intercepted_code_is_worth_nothing_without_its_verifier(app: Ru
     assert await owners(app) == ["42"]
 
 
-async def test_the_right_verifier_with_another_users_jwt_binds_nobody(app: Running) -> None:
-    """Whoever stole both code and verifier has no JWT of the user who began."""
+async def test_interception_code_and_verifier_with_other_jwt_binds_no_owner(app: Running) -> None:
+    """A thief with code and verifier has no JWT of the user who started the grant."""
     phone, thief = Phone(app, "42"), Phone(app, "666")
     thief.verifier = phone.verifier
-    _not_to_them(await thief.exchange(await phone.connect()))
+    _assert_not_owner(await thief.exchange(await phone.connect()))
     assert await owners(app) == []
 
 
-async def test_a_state_that_names_another_user_keeps_the_thief_out(app: Running) -> None:
-    """In the existing flow, the user that the state names is the only one who may be bound by its code."""
+async def test_interception_state_of_another_user_binds_no_owner(app: Running) -> None:
+    """In the existing flow only the user named in the state may be bound by its code."""
     thief = Phone(app, "666")
     for user in ("42", 42, 666.0, None, True, ["666"], {"id": "666"}):
-        code = await _own_flow(app, _state(user))
-        _not_to_them(await thief.exchange(code, verified=False))
+        code = await _connect_with_app_state(app, _state(user))
+        _assert_not_owner(await thief.exchange(code, verified=False))
     assert await owners(app) == []
 
 
-async def test_guessing_verifiers_comes_to_an_end(run: Any) -> None:
-    """Each wrong one keeps its address's place; right ones take none."""
+async def test_interception_verifier_guesses_are_rate_limited(run: Any) -> None:
+    """Each wrong verifier keeps a reservation of its address; a right one keeps none."""
     async with run(LIMITS__FAILED_CODES="3", **WITH_USERS) as app:
         phone, thief = Phone(app, "42"), Phone(app, "666")
         code = await phone.connect()
@@ -184,51 +184,51 @@ async def test_guessing_verifiers_comes_to_an_end(run: Any) -> None:
 # --- replay and re-binding ------------------------------------------------------------------------
 
 
-async def test_a_code_never_rebinds_what_is_owned(app: Running) -> None:
-    """Another user with a code of the same account, by whatever flow without a challenge, does not become an owner."""
+async def test_binding_without_challenge_joins_no_owned_connection(app: Running) -> None:
+    """Another user with a code of the same account, in any flow without a challenge, becomes no owner."""
     owner, other = Phone(app, "42"), Phone(app, "666")
     await owner.exchange(await owner.connect())
     for code in (
-        await _own_flow(app, "opaque"),
-        await _own_flow(app, _state("666")),
+        await _connect_with_app_state(app, "opaque"),
+        await _connect_with_app_state(app, _state("666")),
         await other.connect(challenged=False),
     ):
-        _not_to_them(await other.exchange(code, verified=False))
+        _assert_not_owner(await other.exchange(code, verified=False))
     assert await owners(app) == ["42"]
     assert await other.status() == NOTHING
 
 
-async def test_of_those_who_come_at_once_one_is_bound(app: Running) -> None:
-    """Codes of one account by the existing flow, each naming its own user: one has it, the others are told."""
-    codes = [await _own_flow(app, _state(user)) for user in range(8)]
+async def test_binding_concurrent_codes_bind_one_owner(app: Running) -> None:
+    """Of concurrent codes of the existing flow, each naming its own user, one binds an owner."""
+    codes = [await _connect_with_app_state(app, _state(user)) for user in range(8)]
     phones = [Phone(app, str(user)) for user in range(8)]
     asking = [phone.exchange(code, verified=False) for phone, code in zip(phones, codes, strict=True)]
     answers = await asyncio.gather(*asking)
     [bound] = [user for user, answer in enumerate(answers) if answer.json()["data"]["connected"]]
     for user, answer in enumerate(answers):
         if user != bound:
-            _not_to_them(answer)
+            _assert_not_owner(answer)
     assert await owners(app) == [str(bound)]
 
 
 @pytest.mark.parametrize("mode", ["app", "issued"])
-async def test_a_return_link_sent_to_somebody_else_binds_them_to_nothing(run: Any, mode: str) -> None:
-    """The attacker follows a plain link, consents with an account of his own, and sends the victim the link back.
+async def test_binding_return_link_of_another_user_binds_no_owner(run: Any, mode: str) -> None:
+    """An attacker follows a plain link, consents with their own account, and sends the victim the return link.
 
-    The victim's app opens and posts the code with the victim's JWT: whatever he does then is not done in the
-    attacker's account.
+    The victim's app presents the code with the victim's JWT; the victim must not act in the attacker's account
+    afterwards.
     """
     async with run(APP__STATE=mode, **WITH_USERS) as app:
         link = await app.public(f"{BASE}/connect")
         back = await allow(app, link.location)
         victim = Phone(app, "42")
-        _not_to_them(await victim.exchange(of(back.location)["code"], verified=False))
+        _assert_not_owner(await victim.exchange(of(back.location)["code"], verified=False))
         assert await owners(app) == []
         assert await victim.status() == NOTHING
 
 
-async def test_whoever_owns_another_account_is_told_of_that_one(app: Running) -> None:
-    """The answer tells what `/status` tells him: never a word of an account that is not his."""
+async def test_exchange_code_not_owner_gets_own_status(app: Running) -> None:
+    """The response has the data of the caller's `status`, and nothing about another user's account."""
     phone = Phone(app, "42")
     await phone.exchange(await phone.connect())
     mine = await phone.status()
@@ -242,15 +242,15 @@ async def test_whoever_owns_another_account_is_told_of_that_one(app: Running) ->
     }
 
 
-async def test_a_verifier_that_nobody_asked_for_does_not_fit(app: Running) -> None:
-    """An app that sends its verifier expects its challenge to be asked for: somebody took it away on the way."""
-    code = await _own_flow(app, "opaque")
+async def test_exchange_code_verifier_without_challenge_is_403(app: Running) -> None:
+    """An app with a verifier expects its challenge to apply; an attacker may have removed the challenge."""
+    code = await _connect_with_app_state(app, "opaque")
     assert (await Phone(app, "42").exchange(code)).status == 403
     assert await owners(app) == []
 
 
-async def test_a_replay_after_its_time_is_told_as_expired(app: Running) -> None:
-    """After 20 minutes a code binds nobody any more."""
+async def test_exchange_code_after_20_minutes_is_410(app: Running) -> None:
+    """After 20 minutes a code binds no owner."""
     phone = Phone(app, "42")
     code = await phone.connect()
     app.clock.advance(1200)
@@ -258,8 +258,8 @@ async def test_a_replay_after_its_time_is_told_as_expired(app: Running) -> None:
     assert await owners(app) == []
 
 
-async def test_a_wrong_verifier_has_nothing_tried_for_it(app: Running) -> None:
-    """A failed grant is tried again for who proves to be where it began, and for nobody else."""
+async def test_exchange_code_wrong_verifier_retries_no_failed_grant(app: Running) -> None:
+    """A failed grant is retried only for the app with the grant's verifier."""
     phone, thief = Phone(app, "42"), Phone(app, "666")
     url = (await phone.start())["authorize_url"]
     code = app.amo.code()
@@ -275,8 +275,8 @@ async def test_a_wrong_verifier_has_nothing_tried_for_it(app: Running) -> None:
     ["Bearer", "Bearer x.y.z", "Basic NDI6", "bearer " + jwt_of("42") + "x", jwt_of("42")],
     ids=["no token", "junk", "another scheme", "a forged signature", "no scheme"],
 )
-async def test_a_bad_jwt_is_never_ignored(app: Running, header: str) -> None:
-    """Also where none is needed, a JWT that is not the app's is 401, and AMO is not asked."""
+async def test_exchange_code_invalid_jwt_is_401(app: Running, header: str) -> None:
+    """An invalid JWT is 401 even if no JWT is required, and AMO is not asked."""
     answer = await app.public(
         f"{BASE}/exchange-code",
         method="POST",
@@ -294,8 +294,8 @@ async def _disconnect(app: Running, user: str) -> Answer:
     return await app.public(f"{BASE}/disconnect", method="POST", headers=bearer(user))
 
 
-async def test_the_last_owner_who_leaves_takes_the_tokens_along(app: Running) -> None:
-    """One who is not the last leaves the rest as it is; with the last one the tokens are erased, and it is told."""
+async def test_disconnect_by_last_owner_erases_tokens(app: Running) -> None:
+    """An earlier owner's disconnect changes nothing else; the last one erases the tokens and queues a webhook."""
     app.service.services.store.stores_webhooks = True
     phones = [Phone(app, user) for user in ("42", "17")]
     for phone in phones:
@@ -316,8 +316,8 @@ async def test_the_last_owner_who_leaves_takes_the_tokens_along(app: Running) ->
     assert [event["name"] for event in history][:2] == ["connection.disconnected", "owner.unbound"]
 
 
-async def test_disconnecting_nothing_is_no_error(app: Running) -> None:
-    """Who owns nothing is told that nothing is connected, as often as he asks."""
+async def test_disconnect_without_connection_is_200(app: Running) -> None:
+    """A user who owns nothing gets 200 and an empty status every time."""
     await app.connected()
     for _ in range(2):
         answer = await _disconnect(app, "42")
@@ -325,8 +325,8 @@ async def test_disconnecting_nothing_is_no_error(app: Running) -> None:
     assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 1
 
 
-async def test_a_replay_after_disconnecting_brings_nothing_back(app: Running) -> None:
-    """The code's outcome is told with the connection's status now: not connected, and nobody's."""
+async def test_exchange_code_after_disconnect_is_not_connected(app: Running) -> None:
+    """A replayed code returns the connection's current status: not connected, and without owners."""
     phone = Phone(app, "42")
     code = await phone.connect()
     await phone.exchange(code)
@@ -336,8 +336,8 @@ async def test_a_replay_after_disconnecting_brings_nothing_back(app: Running) ->
     assert await phone.status() == NOTHING
 
 
-async def test_a_refresh_under_way_does_not_undo_a_disconnect(app: Running) -> None:
-    """AMO answers after the user has left: the pair is dropped."""
+async def test_disconnect_during_refresh_discards_new_pair(app: Running) -> None:
+    """A pair that AMO returns after the user's disconnect is discarded."""
     phone = Phone(app, "42")
     await phone.exchange(await phone.connect())
     [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
@@ -351,8 +351,8 @@ async def test_a_refresh_under_way_does_not_undo_a_disconnect(app: Running) -> N
 
 
 @pytest.mark.parametrize("what", ["/freeze", "/connections/{}/freeze"])
-async def test_nothing_is_erased_while_frozen(app: Running, what: str) -> None:
-    """What is frozen may live elsewhere, also where it alone is: the user is asked to come again."""
+async def test_disconnect_while_frozen_is_503(app: Running, what: str) -> None:
+    """A frozen service or connection may be in use on another host, so the user must try again later."""
     phone = Phone(app, "42")
     await phone.exchange(await phone.connect())
     path = what.format(f"account:{app.amo.account.id}")
@@ -362,31 +362,31 @@ async def test_nothing_is_erased_while_frozen(app: Running, what: str) -> None:
     assert await phone.is_connected()
 
 
-async def test_connecting_again_after_a_disconnect_binds_anew(app: Running) -> None:
-    """What was forgotten is nobody's: whoever connects it next owns it."""
+async def test_connect_after_disconnect_binds_new_owner(app: Running) -> None:
+    """A disconnected connection has no owner: the next user who connects owns it."""
     first, second = Phone(app, "42"), Phone(app, "17")
     await first.exchange(await first.connect())
     await _disconnect(app, "42")
     app.clock.advance(1)
-    assert (await second.exchange(await _own_flow(app, _state("17")), verified=False)).status == 200
+    assert (await second.exchange(await _connect_with_app_state(app, _state("17")), verified=False)).status == 200
     assert await owners(app) == ["17"]
     assert await first.status() == NOTHING
 
 
-async def test_status_and_disconnect_are_the_users_own(app: Running) -> None:
-    """Without a JWT both are 401; other methods are 405."""
+async def test_status_and_disconnect_without_jwt_are_401(app: Running) -> None:
+    """Without a JWT both routes are 401; other methods are 405."""
     for method, path in (("GET", "status"), ("POST", "disconnect")):
         assert (await app.public(f"{BASE}/{path}", method=method)).status == 401
         other = "POST" if method == "GET" else "GET"
         assert (await app.public(f"{BASE}/{path}", method=other, headers=bearer("42"))).status == 405
 
 
-# --- codes of before a disconnect -----------------------------------------------------------------
+# --- codes from before a disconnect ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_a_code_of_before_a_disconnect_binds_no_more(app: Running, *, alone: bool) -> None:
-    """Whether the connection went with its last owner and another user made it anew, or others own it yet."""
+async def test_code_from_before_disconnect_binds_no_owner(app: Running, *, alone: bool) -> None:
+    """The code binds no owner, whether another user reconnected the connection or still owns it."""
     first, second = Phone(app, "42"), Phone(app, "17")
     old = await first.connect()
     await first.exchange(old)
@@ -401,22 +401,22 @@ async def test_a_code_of_before_a_disconnect_binds_no_more(app: Running, *, alon
     assert await owners(app) == ["17"]
 
 
-async def test_an_unbound_code_of_before_a_disconnect_does_not_take_what_came_after_it(app: Running) -> None:
-    """A code of the existing flow that nobody has presented binds nobody once its connection was forgotten."""
+async def test_unpresented_code_from_before_disconnect_binds_no_owner(app: Running) -> None:
+    """A code of the existing flow that was not presented binds no owner after its connection's disconnect."""
     first, second = Phone(app, "42"), Phone(app, "17")
-    old = await _own_flow(app, _state("42"))
+    old = await _connect_with_app_state(app, _state("42"))
     await second.exchange(await second.connect())
     await _disconnect(app, "17")
     app.clock.advance(1)
-    new = await _own_flow(app, _state("17"))
+    new = await _connect_with_app_state(app, _state("17"))
     await first.exchange(old, verified=False)
     assert await owners(app) == []
     assert (await second.exchange(new, verified=False)).status == 200
     assert await owners(app) == ["17"]
 
 
-async def test_a_vouched_owner_is_bound_by_the_end_of_his_grant_and_not_again(run: Any) -> None:
-    """Who has left is not bound anew by whoever presents the code, without a JWT, of a grant without a challenge."""
+async def test_owner_named_by_backend_is_bound_once(run: Any) -> None:
+    """After a disconnect the owner is not bound again by the grant's code without a JWT and challenge."""
     async with run(**WITH_USERS) as app:
         started = await app.private("/authorizations", method="POST", key=ADMIN_KEY, json={"owner": "42"})
         code = of((await allow(app, started.json()["authorize_url"])).location)["code"]

@@ -1,4 +1,4 @@
-"""`GET {base}/callback`: every user gets back to the app, no code is spent twice, failures have support codes."""
+"""`GET {base}/callback`: every user returns to the app, no code is spent twice, failures have support codes."""
 
 import asyncio
 import re
@@ -16,8 +16,8 @@ from tests.web.markup import Markup
 LINK = "foryoure://amo-crm/callback"
 
 
-async def test_a_good_code_becomes_a_stored_pair_and_leads_back_to_the_app(app: Running) -> None:
-    """A redirect of AMO's is answered with the deep link, and the pair is stored by then."""
+async def test_callback_valid_code_stores_pair_and_redirects_to_app(app: Running) -> None:
+    """The callback redirects to the deep link after the pair has been stored."""
     code = app.amo.code()
     answer = await app.callback(app.query(code=code, state="abc"))
     assert (answer.status, answer.location) == (302, f"{LINK}?code={code}&state=abc")
@@ -26,8 +26,8 @@ async def test_a_good_code_becomes_a_stored_pair_and_leads_back_to_the_app(app: 
     assert app.amo.fake.ledger.doubles() == 0
 
 
-async def test_a_browser_gets_the_page_at_a_clean_address(app: Running) -> None:
-    """A browser is sent on to an address without code and state, where the page has one real link."""
+async def test_callback_browser_is_sent_to_return_page_without_code_in_address(app: Running) -> None:
+    """A browser is redirected to an address without code and state, whose page has one link."""
     code = app.amo.code()
     answer = await app.callback(app.query(code=code, state="a&b"), html=True)
     assert answer.status == 303
@@ -39,8 +39,8 @@ async def test_a_browser_gets_the_page_at_a_clean_address(app: Running) -> None:
     assert (await app.public(answer.location)).status == 200
 
 
-async def test_the_page_is_forgotten_with_the_code(app: Running) -> None:
-    """After 20 minutes the return address shows an honest 404 page without a link, and so does a made-up one."""
+async def test_return_page_after_20_minutes_is_404(app: Running) -> None:
+    """After 20 minutes the return address is a 404 page without a link, as is an unknown handle."""
     answer = await app.callback(app.query(), html=True)
     app.clock.advance(1200)
     for address in (answer.location, f"{answer.location}?again=1", f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"):
@@ -49,8 +49,8 @@ async def test_the_page_is_forgotten_with_the_code(app: Running) -> None:
         assert "no longer valid" in page.text
 
 
-async def test_accept_that_names_html_asks_for_the_page(run: Any) -> None:
-    """In `auto` every other request is redirected; `redirect` redirects browsers, too, `page` shows all the page."""
+async def test_callback_return_mode_selects_redirect_or_page(run: Any) -> None:
+    """In `auto` only a request for HTML gets the page; `redirect` and `page` apply to every request."""
     html = ("text/html", "application/xhtml+xml", "text/html;q=0.5, */*", "image/png,TEXT/HTML;q=0.1")
     other = ("*/*", "", "application/json", "text/html;q=0", "text/html;q=0.000, */*", "text/*")
     for mode, accepted, status in (
@@ -65,8 +65,8 @@ async def test_accept_that_names_html_asks_for_the_page(run: Any) -> None:
                 assert (mode, accept, answer.status) == (mode, accept, status)
 
 
-async def test_nothing_can_be_handed_back(run: Any) -> None:
-    """With `hand_back = "none"` the link tells of success and keeps the code to itself."""
+async def test_callback_hand_back_none_omits_code(run: Any) -> None:
+    """With `hand_back = "none"` the link reports success without the code."""
     async with run(APP__HAND_BACK="none") as app:
         answer = await app.callback(app.query(state="s"))
         assert answer.location == f"{LINK}?success=true&state=s"
@@ -91,8 +91,8 @@ async def test_nothing_can_be_handed_back(run: Any) -> None:
         bytes(range(256)),
     ],
 )
-async def test_the_state_comes_back_byte_for_byte(app: Running, state: bytes) -> None:
-    """Whatever bytes the app chose as its state, it gets them back, percent-encoded."""
+async def test_callback_state_is_returned_byte_for_byte(app: Running, state: bytes) -> None:
+    """The bytes of the app's state are returned percent-encoded."""
     code = app.amo.code()
     sent = "".join(f"%{byte:02x}" for byte in state)
     answer = await app.callback(f"code={code}&state={sent}&referer={HOST}")
@@ -100,10 +100,8 @@ async def test_the_state_comes_back_byte_for_byte(app: Running, state: bytes) ->
 
 
 @pytest.mark.parametrize(("sent", "returned"), [("&state=a+b", "a%20b"), ("", "")])
-async def test_a_plus_is_a_space_and_a_missing_state_is_handed_back_empty(
-    app: Running, sent: str, returned: str
-) -> None:
-    """A form's `+` goes back as `%20`; the existing app expects `state` in a success, also where none came."""
+async def test_callback_state_plus_is_space_and_missing_is_empty(app: Running, sent: str, returned: str) -> None:
+    """A `+` is returned as `%20`; the existing app expects `state` in a success even if none was sent."""
     answer = await app.callback(f"code={app.amo.code()}{sent}&referer={HOST}")
     assert answer.location.endswith(f"&state={returned}")
 
@@ -137,10 +135,10 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("query", "error", "state"), BROKEN)
-async def test_a_broken_request_leads_back_with_a_word_and_asks_nobody(
+async def test_callback_invalid_request_returns_error_word(
     app: Running, query: str, error: str, state: str | None
 ) -> None:
-    """What is wrong with a request is told to the app, with the state where one came whole; AMO is not asked."""
+    """The app gets the error word, and the state if it arrived intact; AMO is not asked."""
     answer = await app.callback(query)
     expected = f"{LINK}?error={error}" + ("" if state is None else f"&state={state}")
     assert (answer.status, answer.location) == (302, expected)
@@ -150,8 +148,8 @@ async def test_a_broken_request_leads_back_with_a_word_and_asks_nobody(
     assert app.amo.fake.ledger.entries == []
 
 
-async def test_a_request_line_of_30_kb_is_answered_by_us(app: Running) -> None:
-    """A request line of 30 kB gets our own answer, and above 32 kB one that quotes nothing of it."""
+async def test_callback_long_request_line_is_answered_without_quoting_it(app: Running) -> None:
+    """A request line of 30 kB gets the deep link; one above 32 kB gets a 400 that quotes nothing of it."""
     assert (await app.callback("state=s&code=" + "c" * 30_000)).location == f"{LINK}?error=invalid_request&state=s"
     refused = await app.callback("code=" + "secret" * 8_000)
     assert (refused.status, "secret" in refused.text) == (400, False)
@@ -162,8 +160,8 @@ async def test_a_request_line_of_30_kb_is_answered_by_us(app: Running) -> None:
 # --- AMO's answers ---------------------------------------------------------------------------------
 
 
-async def test_a_code_that_amo_refuses_is_told_by_its_word(app: Running) -> None:
-    """Each refusal of a code has its word, and AMO is not asked again when the same callback comes again."""
+async def test_callback_refused_code_returns_its_error_word(app: Running) -> None:
+    """Each refusal of a code has its error word, and a repeated callback does not ask AMO again."""
     spent, old = app.amo.code(), app.amo.code()
     app.amo.spend(grant_type="authorization_code", code=spent)
     app.amo.fake.ledger.entries.clear()
@@ -176,8 +174,8 @@ async def test_a_code_that_amo_refuses_is_told_by_its_word(app: Running) -> None
     assert len(app.amo.fake.ledger.entries) == 3
 
 
-async def test_a_code_for_another_accounts_host_is_refused(app: Running) -> None:
-    """A code presented at a host that did not issue it, or where no account lives, is `auth_failed`."""
+async def test_callback_code_at_wrong_host_is_auth_failed(app: Running) -> None:
+    """A code presented at a host that did not issue it, or that has no account, is `auth_failed`."""
     app.amo.fake.open_account("other.amocrm.ru")
     for host in ("other.amocrm.ru", "nobody.kommo.com"):
         answer = await app.callback(f"code={app.amo.code()}&state=s&referer={host}")
@@ -190,12 +188,12 @@ PASSING = [Fault.HTTP_500, Fault.HTML, Fault.HTML_200, Fault.REDIRECT, Fault.TOO
 @pytest.mark.parametrize(
     ("fault", "word"), [*((fault, "amo_unavailable") for fault in PASSING), (Fault.TEAPOT, "auth_failed")]
 )
-async def test_a_passing_failure_can_be_tried_again_with_the_same_code(app: Running, fault: Fault, word: str) -> None:
-    """Where AMO fails or answers a 4xx on no list, the code is unspent, and the same callback works a little later."""
+async def test_callback_transient_failure_same_code_works_later(app: Running, fault: Fault, word: str) -> None:
+    """If AMO fails or answers an unlisted 4xx, the code is unspent and the same callback works later."""
     app.amo.sandbox.faults.add(fault)
     query = app.query(state="s")
     assert (await app.callback(query)).location == f"{LINK}?error={word}&state=s"
-    app.clock.advance(60)  # of patience that a 429 asks for
+    app.clock.advance(60)  # the pause after a 429
     assert "?code=" in (await app.callback(query)).location
 
 
@@ -203,8 +201,8 @@ async def test_a_passing_failure_can_be_tried_again_with_the_same_code(app: Runn
     "fault",
     [Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HUGE_AFTER, Fault.NOTHING_AFTER],
 )
-async def test_a_code_spent_by_an_answer_that_was_lost_is_told_as_expired(app: Running, fault: Fault) -> None:
-    """Where AMO's answer was lost, the code may be spent by us: the next try says start again, not "used elsewhere"."""
+async def test_callback_unknown_outcome_is_code_expired_on_retry(app: Running, fault: Fault) -> None:
+    """This service may have spent the code, so a retry is `code_expired` and not `code_used`."""
     app.amo.sandbox.faults.add(fault)
     query = app.query(state="s")
     assert (await app.callback(query)).location == f"{LINK}?error=amo_unavailable&state=s"
@@ -212,16 +210,16 @@ async def test_a_code_spent_by_an_answer_that_was_lost_is_told_as_expired(app: R
     assert (await app.callback(query, html=True)).status == 303
 
 
-async def test_amo_away_is_told_at_once(run: Any) -> None:
-    """Where AMO cannot be reached the code stays unspent, and works once AMO is back."""
+async def test_callback_amo_unreachable_is_amo_unavailable(run: Any) -> None:
+    """If AMO cannot be reached, the code is not sent and stays unspent."""
     async with run(AMO__ENDPOINT="http://127.0.0.1:9/{domain}") as app:
         answer = await app.callback(app.query(state="s"))
         assert answer.location == f"{LINK}?error=amo_unavailable&state=s"
         assert app.witness.named("grant.failed")[0].fields["error"] == "not_sent"
 
 
-async def test_a_slow_amo_makes_the_page_wait_and_not_the_person(run: Any) -> None:
-    """After 8 s the person sees "still connecting", and the same address shows the result once it is there."""
+async def test_callback_slow_amo_shows_page_that_later_has_result(run: Any) -> None:
+    """After 8 s the page says that it is still connecting, and its address shows the result later."""
     async with run() as app:
         query = app.query(state="s")
         answer = await app.late(app.callback(query, html=True))
@@ -243,11 +241,11 @@ async def test_a_slow_amo_makes_the_page_wait_and_not_the_person(run: Any) -> No
         assert len(app.amo.fake.ledger.exchanges()) == 1
 
 
-# --- many callers, and callers that are nobody ----------------------------------------------------
+# --- concurrent, repeated and automatic requests --------------------------------------------------
 
 
-async def test_twenty_callbacks_at_once_make_one_exchange_and_get_one_answer(app: Running) -> None:
-    """A doubled callback waits for the one exchange, and every copy gets the same answer; so does a replay."""
+async def test_callback_concurrent_copies_share_one_exchange(app: Running) -> None:
+    """Concurrent copies of a callback, and a replay, get the same answer from one exchange."""
     query = app.query()
     for html in (True, False):
         answers = await asyncio.gather(*(app.callback(query, html=html) for _ in range(20)))
@@ -256,8 +254,8 @@ async def test_twenty_callbacks_at_once_make_one_exchange_and_get_one_answer(app
     assert len(app.amo.fake.ledger.entries) == 1
 
 
-async def test_a_replay_with_another_state_gets_its_own_state_back(app: Running) -> None:
-    """A known code gives its outcome, and `state` is always the one that came: the first one's page is not shown."""
+async def test_callback_replay_with_other_state_returns_that_state(app: Running) -> None:
+    """A known code returns its result with the replay's state, and not the first callback's page."""
     code = app.amo.code()
     await app.callback(app.query(code=code, state="mine"), html=True)
     answer = await app.callback(app.query(code=code, state="other"))
@@ -267,8 +265,8 @@ async def test_a_replay_with_another_state_gets_its_own_state_back(app: Running)
     assert len(app.amo.fake.ledger.entries) == 1
 
 
-async def test_a_look_spends_nothing(app: Running) -> None:
-    """HEAD and prefetches do no work; the visit after them connects."""
+async def test_callback_head_or_prefetch_spends_no_code(app: Running) -> None:
+    """HEAD and prefetch requests do no work; the visit after them connects."""
     query = app.query()
     head = await app.public(f"{BASE}/callback?{query}", method="HEAD")
     assert (head.status, "Location" in head.headers) == (200, False)
@@ -283,8 +281,8 @@ async def test_a_look_spends_nothing(app: Running) -> None:
     assert (await app.callback(query)).status == 302
 
 
-async def test_amos_own_server_gets_plain_text(app: Running) -> None:
-    """`from_exchange` is answered 200 without a deep link, whatever it accepts, as is `from_widget` without HTML."""
+async def test_callback_from_amo_server_gets_plain_text(app: Running) -> None:
+    """`from_exchange` gets 200 and no deep link for any `Accept`, and `from_widget` without HTML does too."""
     for marker, html in (("from_exchange", False), ("from_exchange", True), ("from_widget", False)):
         answer = await app.callback(f"{app.query()}&{marker}=1", html=html)
         assert (answer.status, answer.text, "Location" in answer.headers) == (200, "connected\n", False)
@@ -294,16 +292,16 @@ async def test_amos_own_server_gets_plain_text(app: Running) -> None:
     assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 1
 
 
-async def test_amos_own_server_is_not_kept_waiting(app: Running) -> None:
-    """A late exchange is 200 for AMO's server: it can do nothing about it, and the exchange goes on."""
+async def test_callback_from_amo_server_late_exchange_is_200(app: Running) -> None:
+    """If the exchange takes longer than 8 s, AMO's server gets 200 and the exchange continues."""
     answer = await app.late(app.callback(f"{app.query()}&from_exchange=1"))
     assert (answer.status, answer.text) == (200, "exchanging\n")
     app.amo.sandbox.go_on.set()
     await app.witness.until("connection.connected")
 
 
-async def test_connecting_again_renews_the_same_connection(app: Running) -> None:
-    """The same account and AMO user are one connection, however often they connect."""
+async def test_callback_same_account_and_user_renews_connection(app: Running) -> None:
+    """One account and AMO user have one connection, however often they connect."""
     first = await app.connected()
     second = await app.connected()
     assert first == second
@@ -311,22 +309,22 @@ async def test_connecting_again_renews_the_same_connection(app: Running) -> None
     assert connection.pair_version == 2
 
 
-async def test_another_user_of_the_account_is_another_connection(app: Running) -> None:
-    """Tokens have the rights of who granted them, so each AMO user of an account has a connection."""
+async def test_callback_other_amo_user_creates_other_connection(app: Running) -> None:
+    """Tokens have the rights of the AMO user who granted them, so each user of an account has a connection."""
     first = await app.connected()
     app.amo.account.user_id += 1
     assert await app.connected() != first
     assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 2
 
 
-async def test_a_default_domain_stands_in_for_a_missing_referer(run: Any) -> None:
-    """Where a callback names no referer, the configured account's host is asked."""
+async def test_callback_missing_referer_uses_default_domain(run: Any) -> None:
+    """A callback without a referer is exchanged at the configured default domain."""
     async with run(AMO__DEFAULT_DOMAIN=HOST) as app:
         assert "?code=" in (await app.callback(f"code={app.amo.code()}&state=s")).location
 
 
-async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
-    """An address has so many unproven codes in a window; another address is not concerned, and good codes are free."""
+async def test_callback_failed_codes_are_limited_per_address(run: Any) -> None:
+    """An address has a number of failed codes per window; other addresses and accepted codes are not affected."""
     async with run(LIMITS__FAILED_CODES="3") as app:
         for _ in range(5):
             assert "?code=" in (await app.callback(app.query())).location
@@ -335,8 +333,8 @@ async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
         assert words == ["auth_failed&state=s"] * 3 + ["rate_limited&state=s"] * 2
         page = await app.callback(app.query(), html=True)
         assert page.status == 429
-        may_be_copy = await app.callback(app.query(), headers={"X-Forwarded-For": "evil, 192.0.2.7"})
-        assert "?code=" in may_be_copy.location
+        other_address = await app.callback(app.query(), headers={"X-Forwarded-For": "evil, 192.0.2.7"})
+        assert "?code=" in other_address.location
         app.clock.advance(60)
         assert "?code=" in (await app.callback(app.query())).location
 
@@ -344,8 +342,8 @@ async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
 # --- headers ---------------------------------------------------------------------------------------
 
 
-async def test_every_answer_of_the_public_api_is_protected(app: Running) -> None:
-    """No cache, no referrer, no frame, no sniffing."""
+async def test_public_api_responses_have_security_headers(app: Running) -> None:
+    """Every response forbids caching, referrers, frames and content sniffing."""
     redirected = await app.callback(app.query(), html=True)
     answers = [
         redirected,
@@ -376,7 +374,7 @@ def _code_of(page: Answer) -> str:
 
 
 def _line(app: Running, page: Answer) -> dict[str, Any]:
-    """Return the one line that a page's support code leads to, without what every line has."""
+    """Return the one log line with a page's support code, without the common fields."""
     code = _code_of(page)
     [line] = [line for line in app.lines() if code in str(line.get("support_code"))]
     return {name: line[name] for name in line if name not in {"support_code", "timestamp", "request_id"}}
@@ -405,10 +403,10 @@ def _refused(word: str, level: str = "info", **more: object) -> dict[str, object
     ],
     ids=["host", "odd-host", "code-as-host", "no-host", "doubled", "no-code", "denied", "error", "binary", "state"],
 )  # fmt: skip
-async def test_a_callback_refused_before_the_exchange_is_logged_with_its_reason(
+async def test_refused_callback_log_has_support_code_and_reason(
     app: Running, query: str, line: dict[str, object]
 ) -> None:
-    """The page's code, the error's word, the kind of value, and a host by its name; never a code or a state."""
+    """The line has support code, error word, kind of value, and a host's name, but no code or state."""
     page = await app.callback(query, html=True)
     assert _line(app, page) == line
     assert app.amo.sandbox.requests == 0
@@ -416,24 +414,24 @@ async def test_a_callback_refused_before_the_exchange_is_logged_with_its_reason(
     assert "abcdef" not in app.log.getvalue()
 
 
-async def test_a_redirect_is_logged_as_a_page_is(app: Running) -> None:
-    """The app gets the word alone, the log the reason; without a code each visit has a support code of its own."""
+async def test_refused_redirect_log_has_support_code_and_reason(app: Running) -> None:
+    """The app gets the error word, the log the reason; each visit without a code has its own support code."""
     await app.callback("code=abcdef&state=s&referer=evil.example.com")
     [line] = [line for line in app.lines() if line["event"] == "callback.refused"]
     assert (line["support_code"], line["host"]) == (support_code(fingerprint("abcdef")), "evil.example.com")
     assert len({_code_of(await app.callback("state=s", html=True)) for _ in range(2)}) == 2
 
 
-async def test_too_many_failed_codes_are_logged(run: Any) -> None:
-    """The address is in the request's own line, and not in this one."""
+async def test_rate_limited_callback_log_omits_address(run: Any) -> None:
+    """The address is in the access line and not in this one."""
     async with run(LIMITS__FAILED_CODES="1") as app:
         await app.callback(app.query(code="junk"), html=True)
         page = await app.callback(app.query(code="junk-2"), html=True)
         assert _line(app, page) == _refused("rate_limited", error="rate_limited", refused="address")
 
 
-async def test_an_account_that_is_not_listed_is_refused_logged_by_its_number_and_not_stored(run: Any) -> None:
-    """With `allowed_accounts`, another account's pair is dropped, and its user told."""
+async def test_account_not_allowed_is_refused_logged_and_not_stored(run: Any) -> None:
+    """With `allowed_accounts` another account's pair is discarded, and the log has the account's number."""
     async with run(AMO__ALLOWED_ACCOUNTS="1, 2") as app:
         answer = await app.callback(app.query(state="s"))
         assert answer.location == f"{LINK}?error=account_not_allowed&state=s"
@@ -445,16 +443,16 @@ async def test_an_account_that_is_not_listed_is_refused_logged_by_its_number_and
         assert line["account_id"] == str(app.amo.account.id)
 
 
-async def test_a_refused_code_is_logged_with_amos_words(app: Running) -> None:
-    """The page that shows how a grant ended has the code of its line."""
+async def test_refused_code_log_has_amo_status_and_hint(app: Running) -> None:
+    """The log line with the page's support code has AMO's status and hint."""
     page = await app.public((await app.callback(app.query(code="junk"), html=True)).location)
     line = _line(app, page)
     assert (line["event"], line["word"], line["refused"]) == ("grant.failed", "auth_failed", "code")
     assert (line["status"], line["hint"]) == (400, "Cannot decrypt the authorization code")
 
 
-async def test_an_exchange_that_takes_too_long_for_a_redirect_is_logged(app: Running) -> None:
-    """The app is told `amo_unavailable` while the exchange goes on."""
+async def test_late_exchange_redirect_is_logged(app: Running) -> None:
+    """The redirect with `amo_unavailable` is logged while the exchange continues."""
     code = app.amo.code()
     assert "error=amo_unavailable" in (await app.late(app.callback(app.query(code=code)))).location
     app.amo.sandbox.go_on.set()
@@ -464,8 +462,8 @@ async def test_an_exchange_that_takes_too_long_for_a_redirect_is_logged(app: Run
     assert line["support_code"] == support_code(fingerprint(code))
 
 
-async def test_a_try_again_that_is_refused_is_logged(run: Any) -> None:
-    """The return page keeps the grant's support code."""
+async def test_refused_retry_log_has_support_code_of_grant(run: Any) -> None:
+    """A retry refused on the return page is logged with the grant's support code."""
     async with run(LIMITS__FAILED_CODES="1") as app:
         app.amo.sandbox.faults.add(Fault.HTTP_500)
         code = app.amo.code()
@@ -476,14 +474,14 @@ async def test_a_try_again_that_is_refused_is_logged(run: Any) -> None:
         assert (line["word"], line["refused"]) == ("rate_limited", "address")
 
 
-async def test_a_link_that_cannot_be_followed_is_logged(app: Running) -> None:
-    """Also before AMO's consent page."""
+async def test_refused_connect_link_is_logged(app: Running) -> None:
+    """An invalid `connect` link is logged as well."""
     page = await app.public(f"{BASE}/connect?state=a&state=b", headers={"Accept": "text/html"})
     assert _line(app, page) == _refused("invalid_request", error="invalid_request", refused="query")
 
 
-async def test_a_grant_that_a_disconnect_ended_is_logged(app: Running) -> None:
-    """Its pair came too late: page and app are told `code_expired`, and not that anything is connected."""
+async def test_grant_ended_by_disconnect_is_code_expired_and_logged(app: Running) -> None:
+    """The pair arrived after the disconnect, so page and app get `code_expired` and no connection."""
     await app.connected()
     code = app.amo.code()
     coming = await app.begun(app.callback(app.query(code=code), html=True))
@@ -493,5 +491,5 @@ async def test_a_grant_that_a_disconnect_ended_is_logged(app: Running) -> None:
     page = await app.public((await coming).location)
     line = _line(app, page)
     assert (line["event"], line["word"]) == ("grant.superseded", "code_expired")
-    told = await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code})
-    assert (told.status, told.json()["success"], told.json()["error"]) == (400, False, "code_expired")
+    exchanged = await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code})
+    assert (exchanged.status, exchanged.json()["success"], exchanged.json()["error"]) == (400, False, "code_expired")

@@ -1,4 +1,4 @@
-"""`POST {base}/exchange-code`: what the app asks after the deep link, by AMO's code or by a ticket."""
+"""`POST {base}/exchange-code`: the app presents AMO's code or a ticket after the deep link."""
 
 import asyncio
 import re
@@ -21,8 +21,8 @@ async def _ask(app: Running, **body: object) -> Answer:
     return await app.public(PATH, method="POST", json=body)
 
 
-async def test_the_callbacks_code_is_recognised_any_number_of_times(app: Running) -> None:
-    """The app sends the code that the deep link brought, and gets the connection as it is now."""
+async def test_exchange_code_known_code_returns_connection_repeatedly(app: Running) -> None:
+    """The code of the deep link returns the current connection every time and is exchanged once."""
     code = app.amo.code()
     await app.callback(app.query(code=code))
     for _ in range(3):
@@ -38,16 +38,16 @@ async def test_the_callbacks_code_is_recognised_any_number_of_times(app: Running
     assert len(app.amo.fake.ledger.entries) == 1
 
 
-async def test_a_known_code_is_told_whatever_else_is_sent(app: Running) -> None:
-    """The host matters only where AMO is to be asked: a known code gives its outcome."""
+async def test_exchange_code_known_code_ignores_other_fields(app: Running) -> None:
+    """The host matters only if AMO is asked: a known code returns its result with any host."""
     code = app.amo.code()
     await app.callback(app.query(code=code))
     for referer in ("evil.com", "https://admin.example.com/x", ""):
         assert (await _ask(app, code=code, referer=referer, userId=42)).status == 200
 
 
-async def test_a_body_that_cannot_be_unpacked_is_400(app: Running) -> None:
-    """Junk that calls itself compressed is the sender's fault, and no trace in the log."""
+async def test_exchange_code_undecodable_compressed_body_is_400(app: Running) -> None:
+    """A body that cannot be decompressed is 400, without a trace in the log."""
     answer = await app.public(
         PATH, method="POST", data=b"junk", headers={"Content-Encoding": "gzip", "Content-Type": "application/json"}
     )
@@ -55,8 +55,8 @@ async def test_a_body_that_cannot_be_unpacked_is_400(app: Running) -> None:
     assert "Traceback" not in app.log.getvalue()
 
 
-async def test_a_client_that_goes_away_in_mid_body_is_nobodys_fault(app: Running) -> None:
-    """A connection that ends within the body is no bug, and leaves no trace in the log."""
+async def test_exchange_code_connection_lost_in_body_logs_no_bug(app: Running) -> None:
+    """A connection that ends within the body is no bug and leaves no trace in the log."""
     host, _, port = app.service.public.rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n{{".encode())
@@ -67,16 +67,16 @@ async def test_a_client_that_goes_away_in_mid_body_is_nobodys_fault(app: Running
     assert "http.bug" not in app.log.getvalue()
 
 
-async def test_a_code_never_seen_is_exchanged_now(run: Any) -> None:
-    """Without the callback, at `referer` from the body or at the default domain."""
+async def test_exchange_code_unknown_code_is_exchanged(run: Any) -> None:
+    """Without a callback the code is exchanged at the body's `referer` or at the default domain."""
     async with run(AMO__DEFAULT_DOMAIN=HOST) as app:
         assert (await _ask(app, code=app.amo.code())).status == 200
         assert (await _ask(app, code=app.amo.code(), referer=f"https://{HOST}/")).status == 200
         assert len(app.amo.fake.ledger.entries) == 2
 
 
-async def test_a_code_in_progress_is_waited_for(app: Running) -> None:
-    """The app may be faster than the callback: both get the one exchange's outcome."""
+async def test_exchange_code_during_exchange_waits_for_result(app: Running) -> None:
+    """If the app calls before the callback has finished, both get the result of one exchange."""
     code = app.amo.code()
     callback = await app.begun(app.callback(app.query(code=code)))
     asking = asyncio.create_task(_ask(app, code=code))
@@ -85,8 +85,8 @@ async def test_a_code_in_progress_is_waited_for(app: Running) -> None:
     assert len(app.amo.fake.ledger.entries) == 1
 
 
-async def test_one_that_takes_too_long_is_told_to_come_again(app: Running) -> None:
-    """After 8 s the app is told to ask again, with the same code."""
+async def test_exchange_code_exchange_over_8_seconds_is_503(app: Running) -> None:
+    """After 8 s the app gets 503 with `Retry-After`, and the same code works later."""
     code = app.amo.code()
     answer = await app.late(_ask(app, code=code, referer=HOST))
     assert (answer.status, answer.json()["error"], answer.headers["Retry-After"]) == (503, "amo_unavailable", "5")
@@ -95,8 +95,8 @@ async def test_one_that_takes_too_long_is_told_to_come_again(app: Running) -> No
     assert (await _ask(app, code=code, referer=HOST)).status == 200
 
 
-async def test_the_connection_is_told_as_it_is_now(run: Any) -> None:
-    """A connection that died since is told as not connected, and its dead token as not held."""
+async def test_exchange_code_connection_in_needs_reauth_is_not_connected(run: Any) -> None:
+    """A connection that has failed since is reported as not connected and without tokens."""
     async with run(lifetimes={"access": 30}) as app:
         code = app.amo.code()
         await app.callback(app.query(code=code))
@@ -110,16 +110,16 @@ async def test_the_connection_is_told_as_it_is_now(run: Any) -> None:
 
 
 @pytest.mark.parametrize("code", ["junk", "junk\0", "й" * 2048])
-async def test_a_refusal_of_amos_is_400(app: Running, code: str) -> None:
-    """What AMO refuses is the same word as in the deep link, however often it is asked."""
+async def test_exchange_code_refused_code_is_400(app: Running, code: str) -> None:
+    """A code that AMO refuses has the deep link's error word every time, and AMO is asked once."""
     for _ in range(2):
         answer = await _ask(app, code=code, referer=HOST)
         assert (answer.status, answer.json()["success"], answer.json()["error"]) == (400, False, "auth_failed")
     assert len(app.amo.fake.ledger.entries) == 1
 
 
-async def test_a_passing_failure_is_503_and_can_be_tried_again(app: Running) -> None:
-    """The same code works once AMO is well."""
+async def test_exchange_code_transient_failure_is_503_and_retryable(app: Running) -> None:
+    """The same code works once AMO has recovered."""
     code = app.amo.code()
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     answer = await _ask(app, code=code, referer=HOST)
@@ -131,15 +131,15 @@ async def test_a_passing_failure_is_503_and_can_be_tried_again(app: Running) -> 
     ("referer", "error"),
     [("evil.com", "account_not_allowed"), ("a.amocrm.ru:8443", "account_not_allowed"), (None, "invalid_request")],
 )
-async def test_a_bad_referer_never_sees_our_secret(app: Running, referer: str | None, error: str) -> None:
-    """The host is checked here as in the callback; none at all, without a default, is a bad request."""
+async def test_exchange_code_referer_not_allowed_is_not_asked(app: Running, referer: str | None, error: str) -> None:
+    """A host that is not allowed, or a missing host without a default, is 400, and nothing is sent."""
     answer = await _ask(app, code=app.amo.code(), referer=referer)
     assert (answer.status, answer.json()["error"]) == (400, error)
     assert app.amo.fake.ledger.entries == []
 
 
-async def test_junk_is_limited_here_too(run: Any) -> None:
-    """The limit is the address's, whichever way it comes."""
+async def test_exchange_code_failed_codes_are_rate_limited(run: Any) -> None:
+    """The address's limit on failed codes also applies to `exchange-code`."""
     async with run(LIMITS__FAILED_CODES="1") as app:
         assert (await _ask(app, code="junk1", referer=HOST)).status == 400
         answer = await _ask(app, code="junk2", referer=HOST)
@@ -154,21 +154,21 @@ async def test_junk_is_limited_here_too(run: Any) -> None:
         b'{"code": "x", "referer": 7}',
     ],
 )
-async def test_a_broken_body_is_400_and_asks_nobody(app: Running, body: bytes) -> None:
-    """Whatever is not the JSON that was agreed on."""
+async def test_exchange_code_malformed_body_is_400(app: Running, body: bytes) -> None:
+    """A body that is not the expected JSON is 400, and AMO is not asked."""
     answer = await app.public(PATH, method="POST", data=body)
     assert (answer.status, answer.json()["error"]) == (400, "invalid_request")
     assert app.amo.fake.ledger.entries == []
 
 
-async def test_other_methods_are_405(app: Running) -> None:
-    """Only POST, and the answer says so."""
+async def test_exchange_code_other_method_is_405(app: Running) -> None:
+    """A method other than POST is 405 with `Allow`."""
     answer = await app.public(PATH)
     assert (answer.status, answer.headers["Allow"], answer.json()["error"]) == (405, "POST", "method_not_allowed")
 
 
-def test_no_body_shows_what_is_secret_in_it() -> None:
-    """Neither code, verifier, state, challenge nor token is in a repr, which may end up in any text."""
+def test_request_bodies_repr_shows_no_secret() -> None:
+    """The repr of a body shows no code, verifier, state, challenge or token."""
     challenge = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
     bodies = [
         ExchangeBody(code="sekret", code_verifier="sekret"),
@@ -182,8 +182,8 @@ def test_no_body_shows_what_is_secret_in_it() -> None:
 
 
 @pytest.fixture
-async def ticketing(run: Any) -> AsyncIterator[Running]:
-    """Run the service with users, handing back tickets."""
+async def ticket_app(run: Any) -> AsyncIterator[Running]:
+    """Run the service with JWT settings and tickets."""
     async with run(APP__HAND_BACK="ticket", **WITH_USERS) as running:
         yield running
 
@@ -192,51 +192,53 @@ LINK = "foryoure://amo-crm/callback"
 TICKET = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
-async def test_a_ticket_stands_for_the_code(ticketing: Running) -> None:
-    """The link carries a ticket, AMO's code never leaves; `exchange-code` takes it any number of times."""
-    code = ticketing.amo.code()
-    redirect = await ticketing.callback(ticketing.query(code=code, state="s"))
+async def test_ticket_replaces_code_in_deep_link(ticket_app: Running) -> None:
+    """The link has a ticket instead of AMO's code, and `exchange-code` accepts it any number of times."""
+    code = ticket_app.amo.code()
+    redirect = await ticket_app.callback(ticket_app.query(code=code, state="s"))
     ticket = of(redirect.location)["code"]
     assert redirect.location == f"{LINK}?code={ticket}&state=s"
     assert TICKET.fullmatch(ticket)
-    page = await ticketing.public((await ticketing.callback(ticketing.query(code=code, state="s"), html=True)).location)
+    page = await ticket_app.public(
+        (await ticket_app.callback(ticket_app.query(code=code, state="s"), html=True)).location
+    )
     assert f"{LINK}?code={ticket}&amp;state=s" in page.text
     assert code not in page.text
     for _ in range(3):
-        answer = await _ask(ticketing, code=ticket)
+        answer = await _ask(ticket_app, code=ticket)
         assert (answer.status, answer.json()["data"]["connected"]) == (200, True)
-    assert len(ticketing.amo.fake.ledger.entries) == 1
+    assert len(ticket_app.amo.fake.ledger.entries) == 1
 
 
-async def test_a_ticket_is_good_for_ten_minutes(ticketing: Running) -> None:
-    """Counted from when it was connected, not from when AMO's code came; then it is told as expired."""
-    code = ticketing.amo.code()
-    ticketing.amo.sandbox.faults.add(Fault.HTTP_500)
-    await ticketing.callback(ticketing.query(code=code))
-    ticketing.clock.advance(600)
-    ticket = of((await ticketing.callback(ticketing.query(code=code))).location)["code"]
-    ticketing.clock.advance(590)
-    assert (await _ask(ticketing, code=ticket)).status == 200
-    ticketing.clock.advance(10)
-    answer = await _ask(ticketing, code=ticket)
+async def test_ticket_expires_ten_minutes_after_connection(ticket_app: Running) -> None:
+    """The ten minutes count from the connection, not from AMO's code; then the ticket is `code_expired`."""
+    code = ticket_app.amo.code()
+    ticket_app.amo.sandbox.faults.add(Fault.HTTP_500)
+    await ticket_app.callback(ticket_app.query(code=code))
+    ticket_app.clock.advance(600)
+    ticket = of((await ticket_app.callback(ticket_app.query(code=code))).location)["code"]
+    ticket_app.clock.advance(590)
+    assert (await _ask(ticket_app, code=ticket)).status == 200
+    ticket_app.clock.advance(10)
+    answer = await _ask(ticket_app, code=ticket)
     assert (answer.status, answer.json()["error"]) == (410, "code_expired")
-    fresh = ticketing.amo.code()  # AMO's code is known for as long again
-    ticket = of((await ticketing.callback(ticketing.query(code=fresh))).location)["code"]
-    ticketing.clock.advance(600)
-    assert [(await _ask(ticketing, code=one)).status for one in (ticket, fresh)] == [410, 200]
+    fresh = ticket_app.amo.code()  # AMO's code is accepted for another ten minutes
+    ticket = of((await ticket_app.callback(ticket_app.query(code=fresh))).location)["code"]
+    ticket_app.clock.advance(600)
+    assert [(await _ask(ticket_app, code=one)).status for one in (ticket, fresh)] == [410, 200]
 
 
-async def test_a_ticket_is_bound_to_its_grants_verifier(ticketing: Running) -> None:
-    """Who has caught the ticket has nothing: the verifier and the user's JWT are asked for as with a code."""
-    phone, thief = Phone(ticketing, "42"), Phone(ticketing, "666")
-    ticket = of((await allow(ticketing, (await phone.start())["authorize_url"])).location)["code"]
+async def test_ticket_needs_verifier_and_jwt_of_its_grant(ticket_app: Running) -> None:
+    """An intercepted ticket is useless: verifier and user JWT are required as for a code."""
+    phone, thief = Phone(ticket_app, "42"), Phone(ticket_app, "666")
+    ticket = of((await allow(ticket_app, (await phone.start())["authorize_url"])).location)["code"]
     assert (await thief.exchange(ticket)).status == 403
     assert (await phone.exchange(ticket)).status == 200
-    assert await owners(ticketing) == ["42"]
+    assert await owners(ticket_app) == ["42"]
 
 
-async def test_a_ticket_that_nobody_issued_is_no_code(run: Any) -> None:
-    """It is asked about at AMO like any other code, or, where states are issued, not at all."""
+async def test_ticket_unknown_is_treated_as_unknown_code(run: Any) -> None:
+    """An unknown ticket is presented to AMO like any other code, or is 404 in `issued` mode."""
     async with run(APP__HAND_BACK="ticket") as app:
         assert (await _ask(app, code="A" * 22, referer=HOST)).json()["error"] == "auth_failed"
     async with run(APP__HAND_BACK="ticket", APP__STATE="issued") as app:
@@ -245,8 +247,8 @@ async def test_a_ticket_that_nobody_issued_is_no_code(run: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["app", "issued"])
-async def test_a_stolen_ticket_cannot_be_burnt(run: Any, mode: str) -> None:
-    """A thief who sends it to the callback as if it were a code leaves it good for whoever has the verifier."""
+async def test_ticket_presented_to_callback_stays_valid(run: Any, mode: str) -> None:
+    """A stolen ticket sent to the callback as a code stays valid for the app with the verifier."""
     async with run(APP__HAND_BACK="ticket", APP__STATE=mode, **WITH_USERS) as app:
         phone = Phone(app, "42")
         ticket = await phone.connect()
@@ -256,8 +258,8 @@ async def test_a_stolen_ticket_cannot_be_burnt(run: Any, mode: str) -> None:
         assert await owners(app) == ["42"]
 
 
-async def test_a_ticket_whose_grant_is_over_is_no_code(run: Any) -> None:
-    """Connected late, its code's 20 minutes end before its own ten: AMO is not asked about it then, nor later."""
+async def test_ticket_of_expired_grant_is_code_expired(run: Any) -> None:
+    """If the code's 20 minutes end before the ticket's ten, the ticket has expired and AMO is not asked."""
     async with run(APP__HAND_BACK="ticket") as app:
         code = app.amo.code()
         app.amo.sandbox.faults.add(Fault.HTTP_500)

@@ -1,7 +1,7 @@
-"""The link as an Expo app reads it: expo-linking's `parse` decodes each value twice.
+"""Deep links as an Expo app reads them: expo-linking's `parse` decodes each value twice.
 
-Once as the parameter of a form and once more as a part of an address; where the second fails, that value, all later
-ones, the host and the path are lost.
+The first decoding is that of a form parameter, the second that of a part of an address. If the second fails, that
+value, all later ones, the host and the path are lost.
 """
 
 import re
@@ -13,7 +13,7 @@ import pytest
 from tests.service import Running
 
 LONGEST = 2000
-"""Characters: above 2048 Windows drops an address without a word."""
+"""Maximum length in characters: Windows silently drops an address of more than 2048."""
 SAFE_STATES = ["", "plain", "ab_-XYZ019", "-E_SdxlAzHG9LUOlBF0k6SUXpiPACiXoNsfM0kSaCIE"]
 
 
@@ -30,8 +30,8 @@ def parse(link: str) -> tuple[str | None, dict[str, str]]:
 
 @pytest.mark.parametrize("state", SAFE_STATES)
 @pytest.mark.parametrize("hand_back", ["code", "ticket"])
-async def test_an_expo_app_reads_what_is_safe_as_it_is(run: Any, state: str, hand_back: str) -> None:
-    """AMO's code, a ticket, and a state of letters, digits, `-` and `_` survive being decoded twice."""
+async def test_expo_link_safe_code_ticket_and_state_survive(run: Any, state: str, hand_back: str) -> None:
+    """AMO's code, a ticket, and a state of letters, digits, `-` and `_` survive double decoding."""
     async with run(APP__HAND_BACK=hand_back) as app:
         code = app.amo.code()
         answer = await app.callback(app.query(code=code, state=state))
@@ -43,17 +43,17 @@ async def test_an_expo_app_reads_what_is_safe_as_it_is(run: Any, state: str, han
 
 
 @pytest.mark.parametrize(("error", "word"), [("access_denied", "access_denied"), ("no_such_word", "auth_failed")])
-async def test_an_expo_app_reads_an_error(app: Running, error: str, word: str) -> None:
-    """A failure's word and state survive too."""
+async def test_expo_link_error_and_state_survive(app: Running, error: str, word: str) -> None:
+    """A failure's error word and state survive double decoding."""
     answer = await app.callback(f"error={error}&state=abc")
     assert parse(answer.location)[1] == {"error": word, "state": "abc"}
 
 
 @pytest.mark.parametrize("state", ["a+b c", "100%", "%25", "%2B", "a&b=c#d", "й\u2028", "eyJhIjoiYi8rIn0=", "%zz"])
-async def test_any_state_survives_one_decoding_and_spoils_no_code(app: Running, state: str) -> None:
-    """Whoever decodes once, as the standard says, reads exactly the state that was sent, and no other parameter.
+async def test_deep_link_any_state_survives_single_decoding(app: Running, state: str) -> None:
+    """An app that decodes once, as the standard says, reads exactly the sent state and no other parameter.
 
-    A state with a `%` breaks Expo's reading, but the code stands before it and is still read.
+    A state with a `%` breaks Expo's reading, but the code precedes it and is still read.
     """
     code = app.amo.code()
     answer = await app.callback(app.query(code=code, state=state))

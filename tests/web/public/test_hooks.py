@@ -1,4 +1,4 @@
-"""`GET {base}/hooks/disconnect`: a hint that is checked, not an order."""
+"""`GET {base}/hooks/disconnect`: the hook starts a check and does not disconnect by itself."""
 
 import asyncio
 import sqlite3
@@ -13,8 +13,8 @@ async def _hook(app: Running, *, method: str = "GET", **more: str) -> Answer:
     return await app.public(f"{BASE}/hooks/disconnect?{urlencode(query)}", method=method)
 
 
-async def test_an_account_that_was_switched_off_is_forgotten(app: Running) -> None:
-    """The tokens are erased once AMO itself refuses them, and backends hear that there is no such connection."""
+async def test_hook_of_disabled_account_erases_tokens(app: Running) -> None:
+    """The tokens are erased once AMO rejects them, and backends get 404."""
     connection = await app.connected()
     address = f"http://{app.service.public}{BASE}/hooks/disconnect"
     assert await app.amo.sandbox.disable(app.amo.account, hook=address) == 200
@@ -24,8 +24,8 @@ async def test_an_account_that_was_switched_off_is_forgotten(app: Running) -> No
     assert (await app.private(f"/connections/{connection}/token")).status == 404
 
 
-async def test_a_replayed_hook_changes_nothing_for_an_account_that_lives(app: Running) -> None:
-    """Whoever has read one line of a log can send it: the account is looked up, kept, and not asked for again soon."""
+async def test_hook_replayed_for_enabled_account_keeps_connection(app: Running) -> None:
+    """Replayed hooks, as from a leaked log line, cause few introspections, and the connection stays active."""
     connection = await app.connected()
     began = app.clock.monotonic()
     for _ in range(20):
@@ -39,8 +39,8 @@ async def test_a_replayed_hook_changes_nothing_for_an_account_that_lives(app: Ru
     )  # the last leaves a check pending
 
 
-async def test_the_older_name_of_the_client_is_known_too(app: Running) -> None:
-    """`client_id` where newer hooks say `client_uuid`."""
+async def test_hook_with_client_id_is_accepted(app: Running) -> None:
+    """Older hooks name the client in `client_id`, newer ones in `client_uuid`."""
     await app.connected()
     query = app.amo.fake.hook_query(app.amo.account)
     query["client_id"] = query.pop("client_uuid")
@@ -55,8 +55,8 @@ WRONG = {
 }
 
 
-async def test_a_signature_that_is_not_amos_is_refused(app: Running) -> None:
-    """403, also for a doubled parameter, of which either could be the signed one; HEAD is 405; nobody is looked up."""
+async def test_hook_invalid_signature_is_403(app: Running) -> None:
+    """A wrong signature or a doubled parameter is 403, HEAD is 405, and no connection is looked up."""
     await app.connected()
     for name, values in WRONG.items():
         for value in values:
@@ -68,14 +68,14 @@ async def test_a_signature_that_is_not_amos_is_refused(app: Running) -> None:
     assert app.witness.named("hook.received") == []
 
 
-async def test_an_account_that_nobody_connected_is_no_error(app: Running) -> None:
-    """AMO has done its part: 200 either way."""
+async def test_hook_of_unconnected_account_is_200(app: Running) -> None:
+    """A hook of AMO for an account without a connection is 200 too."""
     assert (await _hook(app)).status == 200
     assert app.witness.named("hook.received") == []
 
 
-async def test_a_store_that_is_away_asks_amo_to_tell_again(app: Running) -> None:
-    """503: what could not be noted was not heard."""
+async def test_hook_store_unavailable_is_503(app: Running) -> None:
+    """A hook that cannot be stored is 503, so that AMO sends it again."""
     await app.connected()
 
     def lose() -> None:

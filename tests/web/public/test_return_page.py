@@ -1,4 +1,4 @@
-"""`GET {base}/return/{handle}`: it goes by itself where that is safe, and what has failed can be tried again."""
+"""`GET {base}/return/{handle}`: automatic opening of the app, and retries of a failed exchange."""
 
 import asyncio
 from typing import Any
@@ -26,11 +26,11 @@ async def _returned(app: Running, **query: str) -> str:
     return answer.location
 
 
-# --- by itself, or not -----------------------------------------------------------------------------
+# --- automatic opening -----------------------------------------------------------------------------
 
 
-async def test_the_page_goes_by_itself_only_in_a_phones_browser(app: Running) -> None:
-    """A success tries once by itself in iOS and Android browsers; inside other apps, on desktops and unknown, never."""
+async def test_return_page_opens_automatically_only_in_phone_browsers(app: Running) -> None:
+    """A success opens the app once in iOS and Android browsers, never in other apps, desktops or unknown browsers."""
     address = await _returned(app)
     for name, (kind, agent) in AGENTS.items():
         _, markup = await _look(app, address, agent)
@@ -39,16 +39,16 @@ async def test_the_page_goes_by_itself_only_in_a_phones_browser(app: Running) ->
 
 
 @pytest.mark.parametrize("query", ["", "?n=0", "?x=1", "?n=1", "?n=", "?n=0&n=2", "?n=%ff", "?x=1&n=1"])
-async def test_a_second_visit_does_not_go_by_itself(app: Running, query: str) -> None:
-    """The page marks its address once it has tried, and then only its button leads on, with the help open."""
+async def test_return_page_second_visit_does_not_open_automatically(app: Running, query: str) -> None:
+    """After an attempt, which the page marks in its address, only the button opens the app, and help is shown."""
     _, markup = await _look(app, await _returned(app) + query)
     first = query in {"", "?n=0", "?x=1"}
     assert ("data-auto" in markup.id("open"), "open" in markup.id("help")) == (first, not first)
 
 
 @pytest.mark.parametrize("agent", [SAFARI, CHROME, INSTAGRAM, DESKTOP])
-async def test_no_error_goes_by_itself(app: Running, agent: str) -> None:
-    """An error is read before anyone is moved: at the callback's own address, and at a return address."""
+async def test_return_page_error_does_not_open_automatically(app: Running, agent: str) -> None:
+    """An error page never opens the app automatically, at the callback's address or at a return address."""
     refused = await app.callback("error=access_denied&state=s", html=True, headers={"User-Agent": agent})
     _, junk = await _look(app, await _returned(app, code="junk", state="s"), agent)
     for markup, word in ((Markup.read(refused.text), "access_denied"), (junk, "auth_failed")):
@@ -56,8 +56,8 @@ async def test_no_error_goes_by_itself(app: Running, agent: str) -> None:
         assert markup.find("again") is None
 
 
-async def test_a_replay_with_another_state_goes_by_itself_from_the_callbacks_address(app: Running) -> None:
-    """Its own state is in the link, and a mark in that address counts there, too."""
+async def test_callback_page_of_replay_with_other_state_opens_automatically_once(app: Running) -> None:
+    """The link has the replay's own state, and a mark in the callback's address prevents a second opening."""
     query = app.query(state="mine")
     await app.callback(query, html=True)
     other = query.replace("state=mine", "state=other")
@@ -68,8 +68,8 @@ async def test_a_replay_with_another_state_goes_by_itself_from_the_callbacks_add
     assert first.id("open")["href"].endswith("&state=other")
 
 
-async def test_the_page_speaks_the_visitors_language(app: Running) -> None:
-    """Ukrainian, Russian or English as the browser asks, on errors and on what is gone, too; junk is English."""
+async def test_return_page_language_follows_accept_language(app: Running) -> None:
+    """The page and the 404 page are in Ukrainian, Russian or English; a malformed header means English."""
     address = await _returned(app)
     for accepted, language, title in (
         ("uk-UA,uk;q=0.9,en;q=0.8", "uk", "amoCRM підключено"),
@@ -78,27 +78,27 @@ async def test_the_page_speaks_the_visitors_language(app: Running) -> None:
         ("й;q=!,\U0001f600-*," * 200, "en", "amoCRM is connected"),
     ):
         answer, markup = await _look(app, address, **{"Accept-Language": accepted})
-        assert (markup.named("html"), markup.said("h1")) == ([{"lang": language}], title)
+        assert (markup.named("html"), markup.text_of("h1")) == ([{"lang": language}], title)
         assert answer.headers["Vary"] == "Accept, Accept-Language, User-Agent"
     _, gone = await _look(app, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA", **{"Accept-Language": "uk"})
-    assert gone.said("h1") == "Ця сторінка вже не діє"
+    assert gone.text_of("h1") == "Ця сторінка вже не діє"
     assert (gone.named("a"), gone.named("script")) == ([], [])
 
 
-async def test_the_page_names_account_and_grant_and_no_secret(app: Running) -> None:
-    """The account and the code for support stand there; code and state only in the link, the handle nowhere."""
+async def test_return_page_shows_account_and_support_code_without_secrets(app: Running) -> None:
+    """Code and state are only in the link, and the handle is nowhere in the page."""
     code = app.amo.code()
     address = await _returned(app, code=code, state="a-state-to-find")
     answer, markup = await _look(app, address)
-    assert markup.said("b") == HOST
-    assert len(markup.said("code")) == 8
+    assert markup.text_of("b") == HOST
+    assert len(markup.text_of("code")) == 8
     for secret in (code, "a-state-to-find"):
         assert answer.text.count(secret) == 1
     assert address.rpartition("/")[2] not in answer.text
 
 
-async def test_android_has_a_second_way_where_the_package_is_known(run: Any) -> None:
-    """With `app.android_package` the help holds an intent for Android's browsers, and for no others."""
+async def test_return_page_android_package_adds_intent_link(run: Any) -> None:
+    """With `app.android_package` the help has an intent link, in Android's browsers only."""
     async with run(APP__ANDROID_PACKAGE="com.example.for_you") as app:
         code = app.amo.code()
         address = await _returned(app, code=code, state="a;end#b")
@@ -112,11 +112,11 @@ async def test_android_has_a_second_way_where_the_package_is_known(run: Any) -> 
             assert (await _look(app, address, agent))[1].find("intent") is None
 
 
-# --- once more -------------------------------------------------------------------------------------
+# --- retries ---------------------------------------------------------------------------------------
 
 
-async def test_what_has_failed_is_tried_again_from_its_page(app: Running) -> None:
-    """While AMO is ill the first button tries again; once it is well, that leads to the clean address, connected."""
+async def test_return_page_retry_repeats_until_connected(app: Running) -> None:
+    """While AMO fails the first button retries; after a success the return address shows the connection."""
     app.amo.sandbox.faults.add(Fault.HTTP_500, Fault.HTTP_500)
     address = await _returned(app, state="s")
     answer, markup = await _look(app, address)
@@ -130,12 +130,12 @@ async def test_what_has_failed_is_tried_again_from_its_page(app: Running) -> Non
         assert (again.status, again.location) == (303, address)
         answer, markup = await _look(app, address)
         assert (answer.status, markup.find("again") is None) == (expected, expected == 200)
-    assert markup.said("h1") == "amoCRM is connected"
+    assert markup.text_of("h1") == "amoCRM is connected"
     assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 1
 
 
-async def test_a_look_tries_nothing_again(app: Running) -> None:
-    """HEAD and prefetches do no work here, either."""
+async def test_return_page_head_or_prefetch_retries_nothing(app: Running) -> None:
+    """HEAD and prefetch requests start no retry."""
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     address = f"{await _returned(app)}?again=1"
     asked = len(app.amo.fake.ledger.entries)
@@ -149,8 +149,8 @@ async def test_a_look_tries_nothing_again(app: Running) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?again=0", "?again=", "?again=1&again=1", "?Again=1", "?n=1"])
-async def test_only_the_button_tries_again(app: Running, query: str) -> None:
-    """A reload of the clean address, or anything that is not the button's, shows what happened and asks nobody."""
+async def test_return_page_other_query_retries_nothing(app: Running, query: str) -> None:
+    """A reload, or any query other than the button's, shows the result without asking AMO."""
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     address = await _returned(app)
     asked = len(app.amo.fake.ledger.entries)
@@ -158,8 +158,8 @@ async def test_only_the_button_tries_again(app: Running, query: str) -> None:
     assert len(app.amo.fake.ledger.entries) == asked
 
 
-async def test_a_final_answer_is_not_asked_for_again(app: Running) -> None:
-    """What AMO refused for good, and what is connected, stays as it is, whoever asks for another try."""
+async def test_return_page_final_result_is_not_retried(app: Running) -> None:
+    """A refused code and a completed grant stay as they are, whatever requests a retry."""
     for code, status in ((None, 200), ("junk", 400)):
         address = await _returned(app, **({"code": code} if code else {}))
         asked = len(app.amo.fake.ledger.entries)
@@ -170,8 +170,8 @@ async def test_a_final_answer_is_not_asked_for_again(app: Running) -> None:
         assert len(app.amo.fake.ledger.entries) == asked
 
 
-async def test_many_tries_of_one_page_at_once_are_one_exchange(app: Running) -> None:
-    """An impatient person's ten taps ask AMO once."""
+async def test_return_page_concurrent_retries_make_one_exchange(app: Running) -> None:
+    """Ten concurrent retries of one page ask AMO once."""
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     address = await _returned(app)
     asked = len(app.amo.fake.ledger.exchanges())
@@ -180,23 +180,23 @@ async def test_many_tries_of_one_page_at_once_are_one_exchange(app: Running) -> 
     assert len(app.amo.fake.ledger.exchanges()) == asked + 1
 
 
-async def test_too_many_tries_are_told_with_the_way_to_go_on(run: Any) -> None:
-    """Where the address has no place left, the page says so, hands back the state, and works a minute later."""
+async def test_return_page_rate_limited_retry_is_429_and_works_later(run: Any) -> None:
+    """If the address has no reservation left, the page is 429, returns the state, and works a minute later."""
     async with run(LIMITS__FAILED_CODES="1") as app:
         app.amo.sandbox.faults.add(Fault.HTTP_500)
         address = await _returned(app, state="s")
         answer, markup = await _look(app, f"{address}?again=1")
-        assert (answer.status, markup.said("h1")) == (429, "Too many attempts")
+        assert (answer.status, markup.text_of("h1")) == (429, "Too many attempts")
         assert markup.id("again")["href"] == ""
         assert markup.id("open")["href"] == f"{LINK}?error=rate_limited&state=s"
-        assert len(markup.said("code")) == 8
+        assert len(markup.text_of("code")) == 8
         app.clock.advance(60)
         assert (await app.public(f"{address}?again=1")).location == address
         assert (await app.public(address)).status == 200
 
 
-async def test_a_passing_error_at_the_callbacks_address_is_tried_again_there(run: Any) -> None:
-    """Nothing was written, so the same address, whose code is still good, is what "Try again" leads to."""
+async def test_callback_page_rate_limited_retry_uses_same_address(run: Any) -> None:
+    """Nothing was stored and the code is unspent, so the retry button leads to the callback's own address."""
     async with run(LIMITS__FAILED_CODES="1") as app:
         await app.callback(app.query(code="junk"))
         query = app.query(state="s")
