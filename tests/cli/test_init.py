@@ -184,7 +184,7 @@ async def test_init_missing_or_invalid_option_exits_2(tmp_path: Path, options: t
 
 
 def _link(path: Path) -> None:
-    path.symlink_to(path.with_name("may_be_copy"))
+    path.symlink_to(path.with_name("missing"))
 
 
 @pytest.mark.parametrize(

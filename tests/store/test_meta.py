@@ -314,9 +314,9 @@ async def test_check_machine_freezes_database_of_another_machine(store: Store) -
         pytest.skip("a server identifies itself")
     assert await store.check_machine("here") is None
     assert await store.check_machine("here") is None
-    may_be_copy = present(await store.check_machine("there"))
-    assert may_be_copy.why.startswith("the database was last used at another location")
-    assert await store.check_machine("here") == may_be_copy
+    frozen = present(await store.check_machine("there"))
+    assert frozen.why.startswith("the database was last used at another location")
+    assert await store.check_machine("here") == frozen
     await store.thaw_all(machine="there")
     assert await store.check_machine("there") is None
 

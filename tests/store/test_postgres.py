@@ -252,8 +252,8 @@ async def test_thaw_all_uses_freeze_mark_after_lock(url: str) -> None:
         await store.freeze_all(why="a move")
         async with leaving.transaction():
             await leaving.execute(load_statements(Engine.POSTGRES)["lock_for_freezing"].text)
-            may_be_copy = freeze_value(Freeze(at=START, why="a move", may_be_copy=True))
-            await leaving.execute("UPDATE meta SET value = $1 WHERE name = 'frozen'", may_be_copy)
+            frozen = freeze_value(Freeze(at=START, why="a move", may_be_copy=True))
+            await leaving.execute("UPDATE meta SET value = $1 WHERE name = 'frozen'", frozen)
             thawing = asyncio.create_task(store.thaw_all(machine=None))
             await _until_lock_is_awaited(leaving)
         assert await thawing

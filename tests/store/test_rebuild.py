@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def copy(tmp_path: Path) -> Path:
     """Return a backup of three connections."""
-    async with open_store("sqlite:///living.db", folder=tmp_path, clock=SystemClock()) as store:
+    async with open_store("sqlite:///source.db", folder=tmp_path, clock=SystemClock()) as store:
         await store.canary(b"canary")
         for number in range(3):
             await save(store, a_connection(number))
-    with backup.open_snapshot(tmp_path / "living.db") as snapshot:
+    with backup.open_snapshot(tmp_path / "source.db") as snapshot:
         backup.back_up(snapshot, tmp_path / "copy", now=START)
     return tmp_path / "copy"
 
