@@ -81,9 +81,7 @@ def test_request_slot_early_returns_wait() -> None:
 
 
 @pytest.mark.parametrize(("gone", "waiting"), [(PEOPLE, BACKGROUND), (BACKGROUND, PEOPLE)])
-def test_request_slot_of_ended_instance_is_released(
-    gone: set[WaiterKind], waiting: set[WaiterKind]
-) -> None:
+def test_request_slot_of_ended_instance_is_released(gone: set[WaiterKind], waiting: set[WaiterKind]) -> None:
     """The slot of an instance that ended is available after two intervals."""
     [kind] = waiting
     slots = dataclasses.replace(_ask(RateState(free_at=1000.0 + EARLY), 1000.0, gone).slots, last=kind)

@@ -135,7 +135,9 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(PAIR), PAIR)
 @pytest.mark.parametrize(
     ("status", "body"), [(b"200 OK", PAIR[:-1]), (b"401 Unauthorized", b'{"hint": "Token has been revoked"}')]
 )
-async def test_client_truncated_answer_is_unknown_outcome(amo: Amo, clock: FakeClock, status: bytes, body: bytes) -> None:
+async def test_client_truncated_answer_is_unknown_outcome(
+    amo: Amo, clock: FakeClock, status: bytes, body: bytes
+) -> None:
     """A truncated answer without a whole pair is an unknown outcome (tests/amo/test_shapes.py has those with one)."""
     answer = b"HTTP/1.1 %s\r\nContent-Length: 999\r\n\r\n%s" % (status, body)
     async with _raw_amo(amo, answer), amo_client(amo, clock) as client:
@@ -178,9 +180,7 @@ def _app(handler: object) -> web.Application:
 
 
 @pytest.mark.parametrize("request_of", REQUESTS)
-async def test_client_429_pauses_all_requests_until_retry_after(
-    amo: Amo, clock: FakeClock, request_of: str
-) -> None:
+async def test_client_429_pauses_all_requests_until_retry_after(amo: Amo, clock: FakeClock, request_of: str) -> None:
     """A 429 to any kind of request pauses all requests until the date in `Retry-After`."""
 
     async def refuse(_: web.Request) -> web.Response:

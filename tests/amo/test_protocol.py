@@ -282,9 +282,7 @@ def test_token_response_unknown_hint_is_shortened(hint: str, kept: str) -> None:
     ],
 )
 @pytest.mark.parametrize("grant_type", GrantType)
-def test_retry_after_is_clamped_to_ten_minutes(
-    value: str | None, seconds: float, grant_type: GrantType
-) -> None:
+def test_retry_after_is_clamped_to_ten_minutes(value: str | None, seconds: float, grant_type: GrantType) -> None:
     """`Retry-After` in seconds or as a date gives one second to ten minutes, otherwise one minute."""
     with pytest.raises(errors.VendorRateLimited) as raised:
         _read("", status=429, grant_type=grant_type, retry_after=value)

@@ -367,8 +367,12 @@ class UnreliableLimits(LocalLimits):
 UNAVAILABLE = StoreUnavailable("away")
 
 
-@pytest.mark.parametrize(("error", "told"), [(UNAVAILABLE, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"])
-async def test_acquire_while_store_fails_retries_each_second(clock: FakeClock, error: Exception, told: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"), [(UNAVAILABLE, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"]
+)
+async def test_acquire_while_store_fails_retries_each_second(
+    clock: FakeClock, error: Exception, told: list[str]
+) -> None:
     """A failed request for a slot is retried each second, and a programming error is logged once."""
     shared, witness = UnreliableLimits(clock), RecordingObserver()
     rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=witness)

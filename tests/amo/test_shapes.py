@@ -177,9 +177,7 @@ async def test_answer_without_readable_pair_keeps_body(amo: Amo, clock: FakeCloc
 
 
 @pytest.mark.parametrize("wrong", ["another host", "expired", "an authority that is not trusted"])
-async def test_tls_invalid_certificate_gets_no_request(
-    amo: Amo, clock: FakeClock, authority: CA, wrong: str
-) -> None:
+async def test_tls_invalid_certificate_gets_no_request(amo: Amo, clock: FakeClock, authority: CA, wrong: str) -> None:
     """No byte is sent to a server with another host's, an expired or an untrusted certificate."""
     host = "another.example" if wrong == "another host" else "localhost"
     tls = _server_tls(authority, host, days=-1 if wrong == "expired" else 1)

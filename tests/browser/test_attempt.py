@@ -4,7 +4,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.browser.chromium import ANDROID, DESKTOP, WITHOUT_ATTEMPT, IPHONE, Chromium, Device, Tab
+from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, WITHOUT_ATTEMPT, Chromium, Device, Tab
 from tests.browser.page_states import STATE, public, returned
 from tests.service import BASE, Running
 

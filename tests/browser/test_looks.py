@@ -9,7 +9,7 @@ from playwright.async_api import Page, Route
 
 from amo_callback.web.pages import LANGUAGES, read_texts
 from tests.browser.accessibility import OVERFLOW, axe
-from tests.browser.chromium import ANDROID, DESKTOP, WITHOUT_ATTEMPT, IPHONE, Chromium, picture
+from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, WITHOUT_ATTEMPT, Chromium, picture
 from tests.browser.page_states import SETTINGS, STATES, returned
 from tests.service import Running
 
@@ -81,7 +81,9 @@ async def test_page_of_each_state_is_accessible(
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_page_with_long_names_fits_screen(chromium: Chromium, run: Any, pictures: Path | None, language: str) -> None:
+async def test_page_with_long_names_fits_screen(
+    chromium: Chromium, run: Any, pictures: Path | None, language: str
+) -> None:
     """The longest host and a long app name wrap at every size, also with text twice as large."""
     async with run(APP__NAME=LONG_NAME) as app:
         app.amo.account.host = LONG_HOST

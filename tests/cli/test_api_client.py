@@ -31,9 +31,7 @@ _SEEN = probe.ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.
 
 
 @pytest.mark.parametrize("said", ["", "nonsense", "echo"])
-async def test_api_client_unproven_service_gets_no_api_key(
-    tmp_path: Path, encryption_key: str, said: str
-) -> None:
+async def test_api_client_unproven_service_gets_no_api_key(tmp_path: Path, encryption_key: str, said: str) -> None:
     """A listener that cannot prove to be the service gets no API key, because any local user may listen there."""
     heard: list[str] = []
 
@@ -71,7 +69,9 @@ async def test_api_client_foreign_answer_is_command_error(
             await api.pages("/connections", limit=1)
 
 
-async def test_api_client_without_service_starts_no_task(tmp_path: Path, amo: Amo, encryption_key: str, cipher: Cipher) -> None:
+async def test_api_client_without_service_starts_no_task(
+    tmp_path: Path, amo: Amo, encryption_key: str, cipher: Cipher
+) -> None:
     """Without a service the store answers alone: no freeze, no stored pair and no request to AMO."""
     (tmp_path / "rescue").mkdir()
     (tmp_path / "rescue" / "kept").write_bytes(b"a pair that waits")

@@ -41,21 +41,21 @@ NOBODY = 65534
 
 
 @pytest.fixture
-async def service_folder(tmp_path: Path, environ: dict[str, str]) -> Path:
+async def base(tmp_path: Path, environ: dict[str, str]) -> Path:
     """Return a folder with a database of two connections."""
-    folder = tmp_path / "service_folder"
+    folder = tmp_path / "base"
     folder.mkdir()
     await _store(folder, environ, 1, 2)
     return folder
 
 
 @pytest.fixture
-async def copy(service_folder: Path, environ: dict[str, str], tmp_path: Path) -> Path:
+async def copy(base: Path, environ: dict[str, str], tmp_path: Path) -> Path:
     """Return a backup of that database, which gets a third connection afterwards."""
     path = tmp_path / "copy"
-    with backup.open_snapshot(service_folder / NAME) as snapshot:
+    with backup.open_snapshot(base / NAME) as snapshot:
         backup.back_up(snapshot, path, now=SystemClock().now())
-    await _store(service_folder, environ, 3)
+    await _store(base, environ, 3)
     return path
 
 
@@ -73,37 +73,37 @@ def _counted(database: Path) -> tuple[int, bool]:
         return int(number), opened.execute("SELECT 1 FROM meta WHERE name = 'frozen'").fetchone() is not None
 
 
-async def test_backup_reports_contents(service_folder: Path, environ: dict[str, str], tmp_path: Path) -> None:
+async def test_backup_reports_contents(base: Path, environ: dict[str, str], tmp_path: Path) -> None:
     """The backup is named, counted and frozen; the database is not frozen."""
-    told = await command("backup", "../copy", folder=service_folder, environ=environ)
+    told = await command("backup", "../copy", folder=base, environ=environ)
     assert told == (0, "../copy holds 2 connections; put back, it starts frozen\n", "")
     assert _counted(tmp_path / "copy") == (2, True)
-    assert _counted(service_folder / NAME) == (2, False)
+    assert _counted(base / NAME) == (2, False)
 
 
-async def test_restore_with_yes_reports_result_and_next_step(service_folder: Path, environ: dict[str, str], copy: Path) -> None:
+async def test_restore_with_yes_reports_result_and_next_step(base: Path, environ: dict[str, str], copy: Path) -> None:
     """With `--yes` the database is replaced and frozen, and the previous database is named."""
-    status, out, err = await command("restore", str(copy), "--yes", folder=service_folder, environ=environ)
-    [kept] = service_folder.glob(f"{NAME}.before-restore-*")
+    status, out, err = await command("restore", str(copy), "--yes", folder=base, environ=environ)
+    [kept] = base.glob(f"{NAME}.before-restore-*")
     assert (status, err) == (0, "")
     assert out == (
         "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`\n"
         f"the database that was there is {kept}\n"
     )
-    assert (_counted(service_folder / NAME), _counted(kept)) == ((2, True), (3, True))
+    assert (_counted(base / NAME), _counted(kept)) == ((2, True), (3, True))
 
 
-async def test_restore_without_terminal_requires_yes(service_folder: Path, environ: dict[str, str], copy: Path) -> None:
+async def test_restore_without_terminal_requires_yes(base: Path, environ: dict[str, str], copy: Path) -> None:
     """Without a terminal and `--yes` nothing is replaced."""
-    status, out, err = await command("restore", str(copy), folder=service_folder, environ=environ)
+    status, out, err = await command("restore", str(copy), folder=base, environ=environ)
     assert (status, out) == (2, "")
     assert err == "amo-callback: restore asks before it replaces the database: confirm with --yes\n"
-    assert _counted(service_folder / NAME) == (3, False)
+    assert _counted(base / NAME) == (3, False)
 
 
 @pytest.mark.parametrize(("answer", "restored"), [("y\n", True), ("n\n", False), ("\n", False), ("\x04", False)])
 async def test_restore_on_terminal_asks_for_confirmation(
-    answer: str, restored: bool, service_folder: Path, environ: dict[str, str], copy: Path  # noqa: FBT001 -- pytest passes it
+    answer: str, restored: bool, base: Path, environ: dict[str, str], copy: Path  # noqa: FBT001 -- pytest passes it
 ) -> None:  # fmt: skip
     """The question names the backup's contents, its time and the consequence; any answer but yes is a no."""
     made_at = rfc3339(FakeClock().now())
@@ -111,58 +111,64 @@ async def test_restore_on_terminal_asks_for_confirmation(
         opened.execute("DELETE FROM meta WHERE name = 'frozen'")
         opened.execute("INSERT INTO meta VALUES ('seen_at', CAST('1795435200000000' AS BLOB))")
         opened.commit()
-    status, shown = await typed("restore", str(copy), folder=service_folder, environ=environ, answers=[("Restore it?", answer)])
+    status, shown = await typed("restore", str(copy), folder=base, environ=environ, answers=[("Restore it?", answer)])
     assert (
         f"{copy} holds 2 connections, as they were at {made_at}.\n"
-        f"It takes the place of {service_folder / NAME}, which is kept beside it, and starts frozen: no token is refreshed\n"
+        f"It takes the place of {base / NAME}, which is kept beside it, and starts frozen: no token is refreshed\n"
         "until `amo-callback connections thaw --all`. Connections refreshed since then have to be connected again.\n"
         "Restore it? [y/N]: "
     ) in shown
     assert status == (0 if restored else 1)
     assert shown.endswith("nothing was changed\n") is not restored
-    assert _counted(service_folder / NAME) == ((2, True) if restored else (3, False))
+    assert _counted(base / NAME) == ((2, True) if restored else (3, False))
 
 
-async def test_restore_undecryptable_copy_is_refused(service_folder: Path, environ: dict[str, str], copy: Path) -> None:
+async def test_restore_undecryptable_copy_is_refused(base: Path, environ: dict[str, str], copy: Path) -> None:
     """A backup that no configured key decrypts is refused, and nothing is changed."""
-    told = await command("restore", str(copy), "--yes", folder=service_folder, environ={**environ, KEY: new_key()})
+    told = await command("restore", str(copy), "--yes", folder=base, environ={**environ, KEY: new_key()})
     assert told == (78, "", f"amo-callback: storage.encryption_keys: none of them decrypts {copy}\n")
-    assert _counted(service_folder / NAME) == (3, False)
+    assert _counted(base / NAME) == (3, False)
 
 
-async def test_restore_into_missing_folder_names_setting(service_folder: Path, environ: dict[str, str], copy: Path) -> None:
+async def test_restore_into_missing_folder_names_setting(base: Path, environ: dict[str, str], copy: Path) -> None:
     """The error of a missing folder names the setting."""
     missing = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
-    told = await command("restore", str(copy), "--yes", folder=service_folder, environ=missing)
-    assert told == (78, "", f"amo-callback: storage.url: no such folder: {service_folder / 'nowhere'}\n")
+    told = await command("restore", str(copy), "--yes", folder=base, environ=missing)
+    assert told == (78, "", f"amo-callback: storage.url: no such folder: {base / 'nowhere'}\n")
 
 
 async def test_restore_while_service_runs_is_refused_and_backup_allowed(
-    service_folder: Path, environ: dict[str, str], tmp_path: Path
+    base: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """A running service can be backed up, and the error of a restore says to stop it."""
-    async with serving(environ, service_folder) as service:
+    async with serving(environ, base) as service:
         await service.until("service.started")
-        assert (await command("backup", "../copy", folder=service_folder, environ=environ))[0] == 0
-        status, _, err = await command("restore", "../copy", "--yes", folder=service_folder, environ=environ)
+        assert (await command("backup", "../copy", folder=base, environ=environ))[0] == 0
+        status, _, err = await command("restore", "../copy", "--yes", folder=base, environ=environ)
         assert status == 1
-        assert err.startswith(f"amo-callback: {service_folder / NAME} is in use: stop the service first")
+        assert err.startswith(f"amo-callback: {base / NAME} is in use: stop the service first")
         service.signal(signal.SIGTERM)
         assert await service.ended() == 0
-    assert (await command("restore", "../copy", "--yes", folder=service_folder, environ=environ))[0] == 0
+    assert (await command("restore", "../copy", "--yes", folder=base, environ=environ))[0] == 0
     assert _counted(tmp_path / "copy")[1]
 
 
 async def test_backup_stopped_by_sigterm_leaves_no_partial_file(
-    service_folder: Path, environ: dict[str, str], tmp_path: Path
+    base: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """After SIGTERM at any time, the target is a whole backup or missing."""
-    with closing(sqlite3.connect(service_folder / NAME)) as large, large:
+    with closing(sqlite3.connect(base / NAME)) as large, large:
         large.execute("CREATE TABLE ballast AS SELECT randomblob(40000000) AS x")
     target = tmp_path / "backups" / "copy"
     target.parent.mkdir()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "backup", target, cwd=service_folder, env=process_environment(environ)
+        sys.executable,
+        "-m",
+        "amo_callback.cli.main",
+        "backup",
+        target,
+        cwd=base,
+        env=process_environment(environ),
     )
     while process.returncode is None and not list(target.parent.iterdir()):  # noqa: ASYNC110 -- another process creates it
         await asyncio.sleep(0.001)
@@ -208,7 +214,7 @@ def beside(suffix: str, make: Craft) -> Craft:
 
 def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as bound:
-        here = os.getcwd()  # noqa: PTH109 -- because a socket's path has to be short
+        here = os.getcwd()  # noqa: PTH109 -- a socket's path has to be short
         os.chdir(path.parent)
         try:
             bound.bind(path.name)
@@ -353,37 +359,37 @@ def _schema(database: Path) -> list[tuple[str, str, str | None]]:
 
 @pytest.mark.parametrize(("craft", "why"), [case[1:] for case in CRAFTED], ids=[name for name, *_ in CRAFTED])
 async def test_restore_crafted_file_is_refused(
-    craft: Craft, why: str, service_folder: Path, environ: dict[str, str], copy: Path
+    craft: Craft, why: str, base: Path, environ: dict[str, str], copy: Path
 ) -> None:
     """A crafted file is refused in one line, and the database and its folder are unchanged."""
     craft(copy)
-    before = _files(service_folder)
-    status, out, err = await command("restore", str(copy), "--yes", folder=service_folder, environ=environ)
+    before = _files(base)
+    status, out, err = await command("restore", str(copy), "--yes", folder=base, environ=environ)
     assert (status, out) == (1, "")
     assert err.startswith("amo-callback: ")
     assert err.count("\n") == 1
     assert why in err
-    assert _files(service_folder) == before
+    assert _files(base) == before
 
 
 @pytest.mark.parametrize(("craft", "warning"), [case[1:] for case in CHANGED], ids=[name for name, *_ in CHANGED])
 async def test_restore_takes_only_rows_of_file(
-    craft: Craft, warning: str, service_folder: Path, environ: dict[str, str], copy: Path
+    craft: Craft, warning: str, base: Path, environ: dict[str, str], copy: Path
 ) -> None:
     """The restored database has the service's own schema, is frozen, and opens."""
-    ours = _schema(service_folder / NAME)
+    ours = _schema(base / NAME)
     craft(copy)
-    status, out, err = await command("restore", str(copy), "--yes", folder=service_folder, environ=environ)
+    status, out, err = await command("restore", str(copy), "--yes", folder=base, environ=environ)
     assert (status, out.splitlines()[0]) == (
         0,
         "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`",
     )
     assert (warning in err) if warning else (err == "")
-    assert _schema(service_folder / NAME) == ours
-    async with open_store(f"sqlite:///{NAME}", folder=service_folder, clock=SystemClock()) as store:
+    assert _schema(base / NAME) == ours
+    async with open_store(f"sqlite:///{NAME}", folder=base, clock=SystemClock()) as store:
         frozen = await store.frozen()
         assert frozen is not None
-        assert frozen.missing
+        assert frozen.may_be_copy
         assert await store.count() == 2
 
 
@@ -393,13 +399,13 @@ async def test_restore_takes_only_rows_of_file(
     [["restore", "../copy", "--yes"], ["backup", "../another"], ["check"], ["serve"], ["connections", "list"]],
 )
 async def test_command_with_database_that_is_no_file_fails(
-    make: Craft, arguments: list[str], service_folder: Path, environ: dict[str, str], copy: Path
+    make: Craft, arguments: list[str], base: Path, environ: dict[str, str], copy: Path
 ) -> None:
     """A database setting that names a pipe, a device or a folder blocks no command, and the error names it."""
     assert copy.exists()
-    (service_folder / NAME).unlink()
-    make(service_folder / NAME)
-    status, out, err = await command(*arguments, folder=service_folder, environ=environ)
+    (base / NAME).unlink()
+    make(base / NAME)
+    status, out, err = await command(*arguments, folder=base, environ=environ)
     assert status in {1, 78}
     assert "Traceback" not in err
     assert NAME in out + err
@@ -424,9 +430,7 @@ def roots(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     shutil.rmtree(folder)
 
 
-async def test_backup_and_restore_as_root_keep_service_owner(
-    roots: tuple[Path, Path], environ: dict[str, str]
-) -> None:
+async def test_backup_and_restore_as_root_keep_service_owner(roots: tuple[Path, Path], environ: dict[str, str]) -> None:
     """Backups belong to root, and every file beside the database to the service's user."""
     services, admins = roots
     await _store(services, environ, 1)

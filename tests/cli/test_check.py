@@ -26,9 +26,7 @@ def test_config_check_reports_settings_only(capsys: pytest.CaptureFixture[str], 
 
 
 @pytest.mark.parametrize(("name", "value"), [("AMO__TIMEOUT", "soon"), ("APP__COLOUR", "red")])
-def test_config_check_invalid_configuration_exits_78(
-    name: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_config_check_invalid_configuration_exits_78(name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An invalid setting is named as at the service's start, with exit status 78."""
     assert main(["config", "check"], environ=environ_with(**{name: value})) == 78
     assert name.lower().replace("__", ".") in capsys.readouterr().err

@@ -51,7 +51,9 @@ async def test_command_given_unsuitable_file_fails_immediately(
 
 
 @pytest.mark.parametrize("made", ["a pipe", "a device", "a huge file"])
-async def test_serve_unsuitable_secret_file_fails_immediately(made: str, tmp_path: Path, environ: dict[str, str]) -> None:
+async def test_serve_unsuitable_secret_file_fails_immediately(
+    made: str, tmp_path: Path, environ: dict[str, str]
+) -> None:
     """An unsuitable secret file counts as missing: the service does not start and does not block."""
     (tmp_path / "secrets").mkdir()
     UNSUITABLE[made][0](tmp_path / "secrets" / "amo.client_secret")

@@ -210,9 +210,7 @@ async def _for_systemd(root: Path, *options: str, environ: Mapping[str, str] | N
     return await command("init", "--systemd", "--config", str(config), *options, folder=root, environ=environ)
 
 
-async def test_init_for_systemd_prepares_installation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_init_for_systemd_prepares_installation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Secrets are in root's files, the service may read the configuration, and the installation has nothing to fix."""
     status, out, err = await _for_systemd(tmp_path, *NEEDED, "--client-secret-file", _secret_file(tmp_path))
     assert (status, err) == (0, "")

@@ -57,9 +57,7 @@ def test_serve_imports_no_optional_module() -> None:
     "arguments",
     [["nothing"], ["serve", "--nothing"], ["connections", "freeze"], ["connections", "thaw", "1", "--all"], ["token"]],
 )
-def test_main_usage_error_exits_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_main_usage_error_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A usage error names the problem and `--help`."""
     assert main(arguments) == 2
     assert "--help" in capsys.readouterr().err

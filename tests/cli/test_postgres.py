@@ -43,7 +43,9 @@ def _told(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_connections_are_listed_frozen_and_thawed_without_service(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_connections_are_listed_frozen_and_thawed_without_service(
+    environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without a running service the command opens the database itself."""
     assert _run(environ, "connections", "list", "--json") == 0
     assert len(_told(capsys)) == 2
@@ -55,7 +57,9 @@ def test_connections_are_listed_frozen_and_thawed_without_service(environ: dict[
     assert [name for name in names if name.startswith("service.")] == ["service.thawed", "service.frozen"]
 
 
-def test_token_webhooks_and_rotate_keys_without_service(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_token_webhooks_and_rotate_keys_without_service(
+    environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Commands that read and the key rotation work without a running service."""
     assert _run(environ, "token", a_connection(1).id, "--json") == 0
     assert _told(capsys)["access_token"] == "access-1"

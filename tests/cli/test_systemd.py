@@ -76,9 +76,7 @@ def test_install_keeps_secret_of_configuration(root: Path) -> None:
     assert [path.name for path in (root / "etc/amo-callback/credentials").iterdir()] == ["api.keys"]
 
 
-def test_install_changed_unit_is_replaced_only_with_yes(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_install_changed_unit_is_replaced_only_with_yes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed unit is replaced only with confirmation or `--yes`, and the difference is shown."""
     _install(root)
     unit = root / "etc/systemd/system" / units.SERVICE

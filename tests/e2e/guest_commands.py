@@ -30,14 +30,14 @@ def main(command: str, *arguments: str) -> int:
 
 def _amo(address: str, redirect_uri: str) -> int:
     from amo_callback.amo.sandbox.app import Sandbox  # noqa: PLC0415 -- probes run without the package
-    from amo_callback.amo.sandbox.fake_amo import (  # noqa: PLC0415 -- the same
+    from amo_callback.amo.sandbox.fake_amo import (  # noqa: PLC0415 -- likewise
         FakeAmo,
         Lifetimes,
         SandboxIntegration,
     )
-    from amo_callback.clock import SystemClock  # noqa: PLC0415 -- the same
-    from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- the same
-    from amo_callback.web.listener import open_listener  # noqa: PLC0415 -- the same
+    from amo_callback.clock import SystemClock  # noqa: PLC0415 -- likewise
+    from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- likewise
+    from amo_callback.web.listener import open_listener  # noqa: PLC0415 -- likewise
 
     async def serve() -> None:
         clock = SystemClock()

@@ -167,8 +167,12 @@ class Stage:
 
     def lost(self) -> list[Row]:
         """Return the connections that are not active or whose refresh token is spent."""
-        valid_refresh_tokens = self.live()
-        return [row for row in self.rows().values() if row.status != "active" or row.refresh_token not in valid_refresh_tokens]
+        valid_refresh_tokens = self.valid_refresh_tokens()
+        return [
+            row
+            for row in self.rows().values()
+            if row.status != "active" or row.refresh_token not in valid_refresh_tokens
+        ]
 
     async def until_refreshed(self, *, times: int = 1) -> None:
         """Wait until every account has been refreshed a number of times."""

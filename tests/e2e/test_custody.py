@@ -33,7 +33,7 @@ async def test_stop_during_refreshes_loses_no_connection(
                 await process.stop()
             assert stage.open_claims() == {}
             lost += len(stage.lost())
-            assert {row.refresh_token for row in stage.rows().values()} == stage.live()
+            assert {row.refresh_token for row in stage.rows().values()} == stage.valid_refresh_tokens()
         async with stage.serving() as process:
             await stage.until_refreshed()
     record_property("rounds", rounds)

@@ -66,9 +66,7 @@ async def test_unwritable_database_spends_no_token(disk: Disk, encryption_key: s
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 
-async def test_pending_writes_on_full_disk_are_handed_out_and_stored_later(
-    disk: Disk, encryption_key: str
-) -> None:
+async def test_pending_writes_on_full_disk_are_handed_out_and_stored_later(disk: Disk, encryption_key: str) -> None:
     """Pairs stay in memory and in rescue files, also after a restart, and are stored once there is space."""
     async with _every_two_seconds(disk.folder, encryption_key) as stage:
         async with stage.serving() as process:

@@ -13,7 +13,7 @@ import pytest
 from amo_callback.amo.sandbox.app import Fault
 from tests.e2e.disk_faults import limit_files
 from tests.e2e.process import Process, process_environment
-from tests.e2e.processes import DATABASE, Stage, eventually, block_change, staged
+from tests.e2e.processes import DATABASE, Stage, block_change, eventually, staged
 
 _SILENT_DNS = """
 import os, socket, subprocess, sys

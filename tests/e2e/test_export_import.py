@@ -14,7 +14,7 @@ from amo_callback.store import open_store
 from amo_callback.transfer.importer import BATCH
 from tests.cli.harness import environ_with
 from tests.e2e.process import Process, command, process_environment
-from tests.e2e.processes import DATABASE, Stage, eventually, block_change, postgres_rows, staged
+from tests.e2e.processes import DATABASE, Stage, block_change, eventually, postgres_rows, staged
 from tests.transfer.samples import a_record, sealed
 
 EVERY = 1.0
@@ -80,7 +80,7 @@ async def test_move_under_load_loses_no_connection(
             await old_process.stop()
             await new_process.stop()
         rows = new.rows() if either.startswith("sqlite") else await postgres_rows(either, new.key)
-        live = new.live()
+        live = new.valid_refresh_tokens()
         assert [(row.status, row.refresh_token in live) for row in rows.values()] == [("active", True)] * ACCOUNTS
     record_property("in flight", in_flight)
     record_property("refreshes before", spent)
@@ -94,7 +94,9 @@ async def test_import_killed_continues_with_remaining_records(tmp_path: Path, en
     records = [a_record(number) for number in range(10 * BATCH)]
     async with open_store(f"sqlite:///{DATABASE}", folder=tmp_path, clock=SystemClock()):
         pass
-    unblock = block_change(tmp_path / DATABASE, f"INSERT ON connections WHEN new.account_id = '{records[-1].account_id}'")
+    unblock = block_change(
+        tmp_path / DATABASE, f"INSERT ON connections WHEN new.account_id = '{records[-1].account_id}'"
+    )
     (tmp_path / "all.export").write_bytes(sealed(records, key=encryption_key).read())
     environ = environ_with(STORAGE__ENCRYPTION_KEYS=encryption_key)
     importing = await asyncio.create_subprocess_exec(

@@ -25,9 +25,7 @@ URL_OF_STORE = "sqlite:///amo-callback.db"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_serve_signal_stores_refreshes_in_flight(
-    tmp_path: Path, encryption_key: str, number: int
-) -> None:
+async def test_serve_signal_stores_refreshes_in_flight(tmp_path: Path, encryption_key: str, number: int) -> None:
     """Refreshes that AMO answers after the signal are stored before the process exits with 0."""
     async with staged(tmp_path, encryption_key, accounts=3) as stage:
         async with stage.connected() as process:

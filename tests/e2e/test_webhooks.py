@@ -19,10 +19,8 @@ async def _told(stage: Stage, *arguments: str) -> Any:
     return json.loads(out)
 
 
-async def test_webhooks_are_listed_and_retried_with_and_without_service(
-    tmp_path: Path, encryption_key: str
-) -> None:
-    """The output is the same with and without_service the service, and a retry without_service it is sent by the next one."""
+async def test_webhooks_are_listed_and_retried_with_and_without_service(tmp_path: Path, encryption_key: str) -> None:
+    """The output is the same with and without the service, and a retry without it is sent by the next one."""
     async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
         stage.settings |= {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": SECRET, "LOG__LEVEL": "debug"}
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
@@ -30,7 +28,11 @@ async def test_webhooks_are_listed_and_retried_with_and_without_service(
         async with stage.connected() as process:
             await process.until("webhook.dead_lettered")
             [with_service] = await _told(stage)
-            assert (with_service["status"], with_service["last_error"], with_service["tries"]) == ("dead_lettered", "status_410", 1)
+            assert (with_service["status"], with_service["last_error"], with_service["tries"]) == (
+                "dead_lettered",
+                "status_410",
+                1,
+            )
             assert await _told(stage, "retry", with_service["id"]) == {"retried": [with_service["id"]]}
             await process.until("webhook.dead_lettered", times=2)
             status, _, err = await _run(stage, "retry", "unknown")

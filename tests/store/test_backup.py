@@ -340,7 +340,7 @@ async def test_restore_concurrent_open_reads_old_or_new_database(database: Path,
             try:
                 kept = _restore((odd, even)[len(files) % 2], database, now=START + timedelta(seconds=len(files)))
             except BackupFailed as error:
-                assert "is in use" in str(error)  # noqa: PT017 -- because the other thread uses the database
+                assert "is in use" in str(error)  # noqa: PT017 -- the other thread uses the database
             else:
                 assert kept is not None
                 files.append(kept)

@@ -70,9 +70,7 @@ async def test_save_connected_same_grant_after_clock_change_is_discarded(store: 
 
 
 @pytest.mark.parametrize("on_request", [True, False])
-async def test_save_connected_after_disconnect_is_refused_only_if_requested(
-    store: Store, *, on_request: bool
-) -> None:
+async def test_save_connected_after_disconnect_is_refused_only_if_requested(store: Store, *, on_request: bool) -> None:
     """A pair granted before a requested disconnect is discarded by the store's counter, whatever the clocks show."""
     stored = await save(store, a_connection(), iat=1)
     begun = await store.claim_grant(a_grant("before"), now=START)

@@ -72,7 +72,9 @@ async def test_read_only_store_sees_writes_of_running_service(
         assert await other.connection(stored.id) == stored
 
 
-async def test_read_only_store_leaves_no_file(open_as: OpenAs, reading: Reading, database_url: str, tmp_path: Path) -> None:
+async def test_read_only_store_leaves_no_file(
+    open_as: OpenAs, reading: Reading, database_url: str, tmp_path: Path
+) -> None:
     """A read-only store leaves no WAL files, because no service would remove them."""
     if not database_url.startswith("sqlite:"):
         pytest.skip("a server has files of its own")
@@ -94,7 +96,8 @@ async def test_open_other_schema_is_refused(
         pass
     known = latest_schema(Engine.SQLITE if database_url.startswith("sqlite:") else Engine.POSTGRES)
     version = known + step
-    await _run(database_url, tmp_path, f"PRAGMA user_version = {version}", f"UPDATE schema_version SET version = {version}")  # noqa: S608 -- a number
+    on_postgres = f"UPDATE schema_version SET version = {version}"  # noqa: S608 -- a number
+    await _run(database_url, tmp_path, f"PRAGMA user_version = {version}", on_postgres)
     with pytest.raises(OtherSchema, match=rf"\(schema {version}, known here: {known}\)"):
         async with open_store(database_url, folder=tmp_path, clock=clock, read_only=read_only):
             pass

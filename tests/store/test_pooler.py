@@ -52,9 +52,7 @@ async def test_find_pooling_without_pooler_is_none(direct: str) -> None:
     ],
 )
 @pytest.mark.parametrize("options", ["", "server_round_robin = 1"], ids=["last", "round robin"])
-async def test_find_pooling_of_idle_pooler_finds_mode(
-    mode: str, pooling: Pooling, options: str, direct: str
-) -> None:
+async def test_find_pooling_of_idle_pooler_finds_mode(mode: str, pooling: Pooling, options: str, direct: str) -> None:
     """The pooling mode is found three times in a row, as each query leaves server connections to the pooler."""
     with pooled(direct, mode=mode, options=options) as url:
         assert [await find_pooling(url) for _ in range(3)] == [pooling] * 3

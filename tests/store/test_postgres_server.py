@@ -79,7 +79,9 @@ async def test_open_refused_by_pg_hba_is_configuration_error(postgres: Databases
 
 async def test_open_missing_database_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
     """A missing database is not created, because the service's user should not have that privilege."""
-    assert "the server has no database of that name" in await _configuration_error(_other(postgres, database="nowhere"), tmp_path)
+    assert "the server has no database of that name" in await _configuration_error(
+        _other(postgres, database="nowhere"), tmp_path
+    )
 
 
 async def test_open_with_unknown_parameter_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
@@ -108,7 +110,9 @@ async def test_open_unreachable_server_is_unavailable(tmp_path: Path) -> None:
     """A refused connection or a missing socket is temporary: the next start may succeed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert (await _unavailable(f"postgresql://u:sekret@127.0.0.1:{port}/amo", tmp_path)).startswith("connection refused (")
+    assert (await _unavailable(f"postgresql://u:sekret@127.0.0.1:{port}/amo", tmp_path)).startswith(
+        "connection refused ("
+    )
     assert (await _unavailable(f"postgresql:///amo?host={tmp_path}", tmp_path)).startswith(
         "the socket, or a certificate, does not exist"
     )

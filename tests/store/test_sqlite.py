@@ -72,7 +72,7 @@ async def test_migration_failure_is_rolled_back(tmp_path: Path) -> None:
     """A failed migration is rolled back as a whole, and the next start continues from there."""
     import aiosqlite  # noqa: PLC0415 -- only this test uses the driver
 
-    from amo_callback.store.migrate import migrate_sqlite  # noqa: PLC0415 -- the same reason
+    from amo_callback.store.migrate import migrate_sqlite  # noqa: PLC0415 -- likewise
 
     kept: list[int] = []
     async with aiosqlite.connect(tmp_path / "x.db", isolation_level=None) as database:
@@ -227,9 +227,7 @@ def _reader(folder: Path) -> Iterator[sqlite3.Connection]:
         yield reader
 
 
-async def test_wal_is_truncated_after_long_reader(
-    database: SqliteStore, tmp_path: Path
-) -> None:
+async def test_wal_is_truncated_after_long_reader(database: SqliteStore, tmp_path: Path) -> None:
     """A reader's snapshot keeps the WAL large; the first writes after it truncate the file."""
     with _reader(tmp_path):
         await _write(database, 6 * WAL_LIMIT)
@@ -270,9 +268,7 @@ class _Second(_Overlapping):
         super().run()
 
 
-async def test_wal_stays_bounded_with_overlapping_readers(
-    database: SqliteStore, tmp_path: Path
-) -> None:
+async def test_wal_stays_bounded_with_overlapping_readers(database: SqliteStore, tmp_path: Path) -> None:
     """The WAL stays bounded although a reader is always active, when SQLite itself never restarts it."""
     first, second = threading.Semaphore(0), threading.Semaphore(0)
     readers = [

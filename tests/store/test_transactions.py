@@ -84,7 +84,7 @@ async def test_batcher_cancelled_caller_does_not_affect_others() -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_batcher_cancelled_task_cancels_waiting_jobs(begun: bool) -> None:  # noqa: FBT001 -- because pytest passes it
+async def test_batcher_cancelled_task_cancels_waiting_jobs(begun: bool) -> None:  # noqa: FBT001 -- pytest passes it
     """If the batch task is cancelled, every job in it or waiting for the next batch is cancelled."""
     thread = FakeBatch()
     groups = Batcher(thread, name="test")

@@ -171,9 +171,7 @@ async def test_export_of_expired_attempt_includes_doubt(store: Store, cipher: Ci
     assert {record.account_id: record.possibly_spent_token for record in records} == {"1": "print-1", "2": "print-2"}
 
 
-async def test_export_with_pending_writes_is_refused(
-    store: Store, cipher: Cipher, clock: FakeClock
-) -> None:
+async def test_export_with_pending_writes_is_refused(store: Store, cipher: Cipher, clock: FakeClock) -> None:
     """A pair in the rescue folder is newer than the stored one, so the export neither begins nor ends."""
     rescue = MemoryRescue()
     await _connect(store, cipher)

@@ -244,9 +244,7 @@ async def test_import_row_changed_since_plan_is_not_replaced(
     assert len(await store.events(connection_id=a_record().id, limit=9)) == 1
 
 
-async def test_import_replaces_expired_attempt(
-    store: Store, cipher: Cipher, clock: FakeClock
-) -> None:
+async def test_import_replaces_expired_attempt(store: Store, cipher: Cipher, clock: FakeClock) -> None:
     """An attempt of an ended process is replaced after its lease, because no other process would end it."""
     await _import(store, cipher, a_record())
     claimed = await store.claim(a_claim(await _stored(store, a_record())))

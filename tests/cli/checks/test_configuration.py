@@ -59,7 +59,9 @@ def test_check_settings_valid_settings_are_ok() -> None:
         ("SERVER__PRIVATE", "unix:/run/private.sock", "private_door", Severity.OK),
     ],
 )
-def test_check_settings_doubtful_setting_warns_or_fails(setting: str, value: str, check: str, severity: Severity) -> None:
+def test_check_settings_doubtful_setting_warns_or_fails(
+    setting: str, value: str, check: str, severity: Severity
+) -> None:
     """A setting that cannot work fails, a doubtful one warns, and both report a fix."""
     assert _found(**{setting: value})[check][0] is severity
 

@@ -168,7 +168,9 @@ FIT = ServerFacts(
 )
 
 
-def _check_facts(host: str = "db.example.com", *, verified: bool = True, **more: Any) -> dict[str, tuple[Severity, str]]:
+def _check_facts(
+    host: str = "db.example.com", *, verified: bool = True, **more: Any
+) -> dict[str, tuple[Severity, str]]:
     address = PostgresUrl(hosts=(host,), database="amo", is_verified=verified, secrets=())
     return by_check(check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START))
 

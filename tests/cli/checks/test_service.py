@@ -88,9 +88,7 @@ async def test_check_unit_reports_state_and_start_at_boot(
     ("span", "refused"),
     [("1min", False), ("50s", True), ("1min 30s", False), ("59s 900ms", True), ("infinity", False), ("", False)],
 )
-async def test_check_unit_short_stop_timeout_fails(
-    span: str, tmp_path: Path, *, refused: bool
-) -> None:
+async def test_check_unit_short_stop_timeout_fails(span: str, tmp_path: Path, *, refused: bool) -> None:
     """`TimeoutStopSec` must exceed `amo.timeout` by ten seconds, in any form that systemd prints."""
     lines = f"LoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\nTimeoutStopUSec={span}\\n"
     script = _SHOWN.format(service=f'printf "{lines}"', socket="active", at_boot="enabled")
