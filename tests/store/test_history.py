@@ -156,8 +156,8 @@ async def test_on_webhook_runs_after_commit_with_webhook(store: Store) -> None:
     assert len(told) == 2
 
 
-async def test_forget_webhooks_after_week_or_month_with_delivery(store: Store, clock: FakeClock) -> None:
-    """Webhooks are kept for a week, or a month if this process delivers; dead-lettered ones a month from then."""
+async def test_forget_webhooks_after_month(store: Store, clock: FakeClock) -> None:
+    """Webhooks are kept for a month, dead-lettered ones for a month from then."""
     dead_lettered, waiting = await _write(store, 1, 2)
     clock.advance(DAY.total_seconds())
     await _claim(store, limit=1)
