@@ -1,4 +1,4 @@
-"""What the benchmarks reckon and tell: nothing is measured here."""
+"""The benchmarks' calculations and reports, without measurements."""
 
 import dataclasses
 import json
@@ -25,14 +25,14 @@ def a_report(*figures: Figure, quick: bool = False, failed: dict[str, str] | Non
 
 
 @pytest.mark.parametrize(("share", "found"), [(0.5, 50), (0.99, 99), (0.999, 100), (1, 100), (0, 1)])
-def test_percentile_is_a_value_that_was_measured(share: float, found: float) -> None:
-    """A percentile is the least sample that this share of all samples does not exceed."""
+def test_percentile_is_measured_value(share: float, found: float) -> None:
+    """A percentile is the smallest sample that this share of all samples does not exceed."""
     assert percentile(range(1, 101), share) == found
     assert percentile([7.0], share) == 7.0
 
 
-def test_table_shows_each_figure_with_its_bar() -> None:
-    """A row has least, median, most, the bar, and whether the median reaches it."""
+def test_table_shows_figures_with_bar() -> None:
+    """A row has minimum, median, maximum, the bar, and whether the median reaches it."""
     [first, second, third] = [
         line.split() for line in lines(a_report(SPEED, LAG, Figure(name="x", unit="ms", values=[1]))).splitlines()[1:4]
     ]
@@ -41,7 +41,7 @@ def test_table_shows_each_figure_with_its_bar() -> None:
     assert third[-6:] == ["ms", "1.00", "1.00", "1.00", "-", "-"]
 
 
-def test_table_compares_with_an_earlier_report() -> None:
+def test_table_with_earlier_report_shows_change() -> None:
     """Beside an earlier report each row has its median and the change, and a new figure has neither."""
     earlier = a_report(dataclasses.replace(SPEED, values=[0.5]), quick=True)
     told = lines(a_report(SPEED, LAG), earlier).splitlines()
@@ -50,21 +50,21 @@ def test_table_compares_with_an_earlier_report() -> None:
     assert "The earlier report is of a quick run." in told
 
 
-def test_report_says_what_is_not_to_be_quoted() -> None:
-    """A quick run is marked, and a benchmark that failed stands under the table, with why."""
+def test_report_marks_quick_run_and_failures() -> None:
+    """A quick run is marked, and a failed benchmark is listed with its reason."""
     assert QUICK_NOTE in lines(a_report(SPEED, quick=True))
     assert QUICK_NOTE not in lines(a_report(SPEED))
     assert "sweep FAILED: TimeoutError" in lines(a_report(SPEED, failed={"sweep": "TimeoutError"}))
 
 
-def test_report_comes_back_from_json() -> None:
-    """A report that was written is read as it was."""
+def test_report_json_round_trip_is_lossless() -> None:
+    """A report is read from its JSON unchanged."""
     report = a_report(SPEED, LAG, quick=True, failed={"sweep": "why"})
     assert TypeAdapter(Report).validate_json(json.dumps(dataclasses.asdict(report))) == report
 
 
-def test_options_are_a_benchmarks_parameters() -> None:
-    """What is given goes before a quick run's value, and that before the default."""
+def test_options_of_prefers_given_then_quick_values() -> None:
+    """A given option precedes a quick run's value, and that precedes the default."""
     assert QUICK.keys() <= BENCHMARKS.keys()
     assert options_of("claims", [], quick=False) == {"rows": 1_000_000, "due": 1000}
     given = ["claims.rows=7", "sweep.connections=1"]
@@ -72,8 +72,8 @@ def test_options_are_a_benchmarks_parameters() -> None:
     assert options_of("handout", ["handout.seconds=9"], quick=True)["seconds"] == 9.0
 
 
-def test_lag_counts_where_it_began() -> None:
-    """The longest lag of a window is of those that began in it; a line that is half written is none yet."""
+def test_longest_lag_counts_lags_begun_in_window() -> None:
+    """The longest lag is of those that began in the window; an incomplete line is ignored."""
     text = "1.000000 0.900000\n2.000000 0.005000\n3.000000 0.010000\n9.000000 5.000000\n3.5 0.4"
     assert longest_lag(text, 1, 3.5) == pytest.approx(10)
     assert longest_lag(text, 3.1, 3.5) == 0

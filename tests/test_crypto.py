@@ -1,4 +1,4 @@
-"""Sealed records: who can open them, and where."""
+"""Encrypted records, their keys and their contexts."""
 
 import base64
 import dataclasses
@@ -22,8 +22,8 @@ TOKENS = (PAIR.access_token, PAIR.refresh_token)
 PAIR_FIELDS = {"access_token": "the-access-token", "refresh_token": "the-refresh-token"}
 REQUEST = AuthorizationRequest(user="42", asserted_by_backend=True, challenge="the-challenge", state=b"\xff\0")
 REQUEST_FIELDS = {"user": "42", "asserted_by_backend": True, "challenge": "the-challenge", "state": "/wA="}
-NOBODYS = AuthorizationRequest()
-NOBODYS_FIELDS = {"user": None, "asserted_by_backend": False, "challenge": None, "state": None}
+ANONYMOUS = AuthorizationRequest()
+ANONYMOUS_FIELDS = {"user": None, "asserted_by_backend": False, "challenge": None, "state": None}
 GRANT = GrantSecrets(
     handle="the-handle", code=b"\xfe", state=b"s", domain="a.amocrm.ru", ticket="the-ticket", request=REQUEST
 )
@@ -39,19 +39,19 @@ OLD_GRANT = GrantSecrets(handle="the-handle", code=b"\xfe", state=None, domain="
 OLD_GRANT_FIELDS = {"handle": "the-handle", "code": "/g==", "state": None, "domain": "a.amocrm.ru"}
 
 
-def test_a_pair_comes_out_as_it_went_in(cipher: Cipher) -> None:
-    """Sealing and opening for the same connection loses nothing."""
+def test_open_tokens_of_sealed_pair_returns_tokens(cipher: Cipher) -> None:
+    """A sealed pair is decrypted for its connection."""
     assert cipher.open_tokens(cipher.seal_pair(PAIR, connection_id="a"), connection_id="a") == TOKENS
 
 
-def test_a_pair_does_not_open_for_another_connection(cipher: Cipher) -> None:
-    """A row copied over another one by hand is noticed."""
+def test_open_tokens_of_other_connection_fails(cipher: Cipher) -> None:
+    """A pair copied to another connection's row cannot be decrypted."""
     with pytest.raises(DecryptionFailed):
         cipher.open_tokens(cipher.seal_pair(PAIR, connection_id="a"), connection_id="b")
 
 
-def test_what_has_been_sealed_stays_readable(cipher: Cipher) -> None:
-    """A database outlives its service: the names it is sealed under, and those within, are a promise."""
+def test_seal_uses_stable_contexts_and_fields(cipher: Cipher) -> None:
+    """The contexts and field names of stored records do not change between versions."""
 
     def within(sealed: bytes, name: str) -> Any:
         return json.loads(cipher.open(sealed, context=name))
@@ -59,13 +59,13 @@ def test_what_has_been_sealed_stays_readable(cipher: Cipher) -> None:
     assert within(cipher.seal_pair(PAIR, connection_id="x"), "connection:x") == PAIR_FIELDS
     assert within(cipher.seal_grant(GRANT, code_hash="x"), "grant:x") == GRANT_FIELDS
     assert within(cipher.seal_request(REQUEST, state_hash="x"), "state:x") == REQUEST_FIELDS
-    assert within(cipher.seal_request(NOBODYS, state_hash="x"), "state:x") == NOBODYS_FIELDS
+    assert within(cipher.seal_request(ANONYMOUS, state_hash="x"), "state:x") == ANONYMOUS_FIELDS
     assert within(cipher.seal_grant(OLD_GRANT, code_hash="x"), "grant:x")["request"] is None
     cipher.open(cipher.seal_canary(), context="canary")
 
 
-def test_what_was_sealed_before_opens(cipher: Cipher) -> None:
-    """Read by the same names, and a grant also where it was sealed before there were tickets and requests."""
+def test_open_reads_earlier_records(cipher: Cipher) -> None:
+    """Records of earlier versions are read, including grants without ticket and request."""
 
     def sealed(fields: object, name: str) -> bytes:
         return cipher.seal(json.dumps(fields).encode(), context=name)
@@ -74,12 +74,12 @@ def test_what_was_sealed_before_opens(cipher: Cipher) -> None:
     assert cipher.open_grant(sealed(GRANT_FIELDS, "grant:x"), code_hash="x") == GRANT
     assert cipher.open_grant(sealed(OLD_GRANT_FIELDS, "grant:x"), code_hash="x") == OLD_GRANT
     assert cipher.open_request(sealed(REQUEST_FIELDS, "state:x"), state_hash="x") == REQUEST
-    assert cipher.open_request(sealed(NOBODYS_FIELDS, "state:x"), state_hash="x") == NOBODYS
+    assert cipher.open_request(sealed(ANONYMOUS_FIELDS, "state:x"), state_hash="x") == ANONYMOUS
     cipher.check_canary(sealed("whatever", "canary"))
 
 
-def test_nothing_opens_as_what_it_is_not(cipher: Cipher) -> None:
-    """The kind is part of the name, and whoever comes with another kind's bytes of the same name has nothing."""
+def test_open_of_other_record_kind_fails(cipher: Cipher) -> None:
+    """A record cannot be decrypted as another kind or under another name."""
     pair = cipher.seal_pair(PAIR, connection_id="x")
     grant = cipher.seal_grant(GRANT, code_hash="x")
     request = cipher.seal_request(REQUEST, state_hash="x")
@@ -96,8 +96,8 @@ def test_nothing_opens_as_what_it_is_not(cipher: Cipher) -> None:
         cipher.check_canary(pair)
 
 
-def test_the_name_ends_where_the_content_begins(cipher: Cipher) -> None:
-    """Content may be any bytes, also such as look like the end of a name; a part of the name is not the name."""
+def test_open_requires_exact_context(cipher: Cipher) -> None:
+    """The context must match exactly, and the content may be any bytes."""
     sealed = cipher.seal(b"b\0\0c\0", context="connection:a")
     assert cipher.open(sealed, context="connection:a") == b"b\0\0c\0"
     for name in ("", "connection:", "connection", "connection:aa", "Connection:a", "connection:a\0b"):
@@ -105,8 +105,8 @@ def test_the_name_ends_where_the_content_begins(cipher: Cipher) -> None:
             cipher.open(sealed, context=name)
 
 
-def test_a_connections_pair_has_the_times_of_its_row(cipher: Cipher) -> None:
-    """Sealed bytes hold no times: these are the database's, and taken back where its clock was."""
+def test_decrypt_pair_uses_times_of_row(cipher: Cipher) -> None:
+    """The times come from the row, because they are moved with the clock."""
     sealed = cipher.seal_pair(PAIR, connection_id=a_connection().id)
     row = a_connection(sealed_pair=sealed, access_issued_at=START - DAY, access_expires_at=START + DAY / 3)
     wanted = dataclasses.replace(PAIR, issued_at=START - DAY, expires_at=START + DAY / 3)
@@ -114,8 +114,8 @@ def test_a_connections_pair_has_the_times_of_its_row(cipher: Cipher) -> None:
     assert cipher.decrypt_pair(dataclasses.replace(row, access_issued_at=None, access_expires_at=None)) is None
 
 
-def test_a_connection_whose_pair_no_key_opens_has_none(cipher: Cipher) -> None:
-    """Another one's, sealed with a lost key, or erased."""
+def test_decrypt_pair_undecryptable_is_none(cipher: Cipher) -> None:
+    """A pair of another connection, of a lost key or erased is `None`."""
     for sealed in (
         cipher.seal_pair(PAIR, connection_id="another"),
         Cipher([new_key()]).seal_pair(PAIR, connection_id=a_connection().id),
@@ -127,14 +127,14 @@ def test_a_connection_whose_pair_no_key_opens_has_none(cipher: Cipher) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda s: s[:-1], lambda _: b"", lambda s: s[:40] + bytes([s[40] ^ 1]) + s[41:], lambda _: b"\xff"]
 )
-def test_a_damaged_record_does_not_open(cipher: Cipher, damage: Callable[[bytes], bytes]) -> None:
-    """One changed byte is enough."""
+def test_open_damaged_record_fails(cipher: Cipher, damage: Callable[[bytes], bytes]) -> None:
+    """A record with one changed byte cannot be decrypted."""
     with pytest.raises(DecryptionFailed):
         cipher.open(damage(cipher.seal(b"x" * 50, context="a")), context="a")
 
 
-def test_the_newest_key_seals_and_any_key_opens() -> None:
-    """Keys are rotated by putting a new one first."""
+def test_cipher_seals_with_newest_key_and_opens_with_any() -> None:
+    """A key rotation puts a new key first."""
     old, new = new_key(), new_key()
     sealed = Cipher([old]).seal(b"x", context="a")
     assert Cipher([new, old]).open(sealed, context="a") == b"x"
@@ -144,8 +144,8 @@ def test_the_newest_key_seals_and_any_key_opens() -> None:
         Cipher([new]).open(sealed, context="a")
 
 
-def test_the_key_of_a_record_is_told_and_can_be_changed() -> None:
-    """By its place, the newest first; what is sealed again is the same, bound to the same name."""
+def test_reencrypt_uses_newest_key_and_keeps_context() -> None:
+    """The index of a record's key is found, newest first, and re-encryption keeps content and context."""
     keys = [new_key(), new_key(), new_key()]
     cipher = Cipher(keys)
     for number, key in enumerate(keys):
@@ -161,28 +161,28 @@ def test_the_key_of_a_record_is_told_and_can_be_changed() -> None:
         cipher.key_index(Cipher([new_key()]).seal(b"x", context="a"), context="a")
 
 
-def test_a_key_is_32_random_bytes() -> None:
-    """In base64, as the configuration takes them."""
+def test_new_key_is_32_random_bytes() -> None:
+    """A new key is 32 random bytes in base64, as the configuration requires."""
     keys = {new_key() for _ in range(10)}
     assert len(keys) == 10
     assert {len(base64.urlsafe_b64decode(key)) for key in keys} == {32}
 
 
-def test_the_canary_tells_whether_a_store_can_be_read(cipher: Cipher) -> None:
-    """The key that wrote it, and no other."""
+def test_check_canary_of_other_key_fails(cipher: Cipher) -> None:
+    """The canary is decrypted only with the key that encrypted it."""
     cipher.check_canary(cipher.seal_canary())
     with pytest.raises(DecryptionFailed):
         Cipher([new_key()]).check_canary(cipher.seal_canary())
 
 
-def test_what_is_sealed_shows_nothing(cipher: Cipher) -> None:
-    """Neither the sealed bytes nor a repr shows a token."""
+def test_sealed_pair_and_repr_contain_no_token(cipher: Cipher) -> None:
+    """Neither the encrypted bytes nor a repr contains a token."""
     sealed = cipher.seal_pair(PAIR, connection_id="a")
     for text in (sealed.decode(), repr(PAIR), repr(cipher)):
         assert "the-" not in text
 
 
-def test_a_passphrase_stands_for_the_key_that_scrypt_makes_of_it() -> None:
-    """RFC 7914's own example, of which a key takes the first 32 bytes."""
+def test_derive_key_matches_rfc_7914() -> None:
+    """The first 32 bytes of RFC 7914's example are the key of its passphrase."""
     key = derive_key("password", salt=b"NaCl", n=1024, r=8, p=16)
     assert base64.urlsafe_b64decode(key).hex() == "fdbabe1c9d3472007856e7190d01e9fe7c6ad7cbc8237830e77376634b373162"

@@ -1,4 +1,4 @@
-"""The link back to the app."""
+"""The deep link to the app."""
 
 from typing import Any
 
@@ -21,21 +21,21 @@ BASE = "foryoure://amo-crm/callback"
         ("й".encode(), "%D0%B9"),
     ],
 )
-def test_values_are_percent_encoded_from_their_bytes(state: bytes, encoded: str) -> None:
-    """Everything but unreserved characters is encoded, in both values."""
+def test_deep_link_values_are_percent_encoded(state: bytes, encoded: str) -> None:
+    """Every byte but unreserved characters is encoded in both values."""
     assert success_link(BASE, hand_back="code", code=state, state=state) == f"{BASE}?code={encoded}&state={encoded}"
     assert failure_link(BASE, error="e", state=state) == f"{BASE}?error=e&state={encoded}"
 
 
-def test_state_is_always_in_a_success_and_in_a_failure_only_if_it_came() -> None:
-    """The existing app expects `state` in a success, even an empty one."""
+def test_deep_link_success_always_has_state() -> None:
+    """The app expects `state` in a success, even if empty; a failure has it only if it was given."""
     assert success_link(BASE, hand_back="code", code=b"c", state=None) == f"{BASE}?code=c&state="
     assert failure_link(BASE, error="missing_code", state=None) == f"{BASE}?error=missing_code"
 
 
 @pytest.mark.parametrize(("hand_back", "first"), [("code", "code=c"), ("ticket", "code=c"), ("none", "success=true")])
-def test_code_or_ticket_or_nothing_is_handed_back(hand_back: Any, first: str) -> None:
-    """The app reads one name, whichever of the two it is handed; with `none` the link says only that it went well."""
+def test_deep_link_hands_back_code_ticket_or_nothing(hand_back: Any, first: str) -> None:
+    """A code or a ticket is in the same parameter; with `none` the link has only `success=true`."""
     assert success_link(BASE, hand_back=hand_back, code=b"c", state=b"s") == f"{BASE}?{first}&state=s"
 
 
@@ -47,15 +47,15 @@ def test_code_or_ticket_or_nothing_is_handed_back(hand_back: Any, first: str) ->
         ("app:/a:b", "intent:/a:b?code=c&state={}#Intent;scheme=app;package=com.example.app;end"),
     ],
 )
-def test_an_intent_holds_nothing_of_the_persons_among_its_orders(base: str, intent: str) -> None:
-    """Behind `#Intent;` stand the scheme, in small letters as Android compares it, the package, and nothing else."""
+def test_intent_link_escapes_hostile_state(base: str, intent: str) -> None:
+    """After `#Intent;` there are only the scheme in lower case and the package."""
     state = b"#Intent;scheme=https;package=evil;S.browser_fallback_url=https://evil;end"
     encoded = "%23Intent%3Bscheme%3Dhttps%3Bpackage%3Devil%3BS.browser_fallback_url%3Dhttps%3A%2F%2Fevil%3Bend"
     link = success_link(base, hand_back="code", code=b"c", state=state)
     assert intent_link(link, package="com.example.app") == intent.format(encoded)
 
 
-def test_errors_that_the_user_cannot_resolve_have_a_status_of_their_own() -> None:
-    """An app that retries has to tell what passes from what needs a new attempt."""
+def test_deep_link_errors_have_status() -> None:
+    """An error that may pass has its own status, so that an app can retry."""
     others = {word: error.status for word, error in DEEP_LINK_ERRORS.items() if error.status != 400}
     assert others == {"amo_unavailable": 503, "rate_limited": 429}

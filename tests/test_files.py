@@ -1,4 +1,4 @@
-"""Files that somebody names: only regular ones are opened, and only as much is read as was agreed on."""
+"""Files named by a setting or a command: only regular files are opened, and reads are limited."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from amo_callback.files import location_id, open_regular, read_regular
 
 
-def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
-    """A byte more is an error that says the limit, however much longer the file is."""
+def test_read_regular_over_limit_fails(tmp_path: Path) -> None:
+    """A file longer than the limit is an error that names the limit."""
     file = tmp_path / "file"
     file.write_bytes(b"12345")
     assert read_regular(file, limit=5) == b"12345"
@@ -19,8 +19,8 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
             read_regular(file, limit=5)
 
 
-def test_pipes_devices_and_folders_are_not_opened(tmp_path: Path) -> None:
-    """Nor through a link: each is an error at once, for reading as for writing."""
+def test_open_regular_pipe_device_or_folder_fails(tmp_path: Path) -> None:
+    """A pipe, a device or a folder is an immediate error, also behind a link."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "link", "/dev/zero", "."):
@@ -29,8 +29,8 @@ def test_pipes_devices_and_folders_are_not_opened(tmp_path: Path) -> None:
                 open_regular(tmp_path / name, flags)
 
 
-def test_a_link_is_followed_only_where_that_is_wanted(tmp_path: Path) -> None:
-    """An administrator may name one; in a folder of ours nobody puts one."""
+def test_read_regular_follows_link_unless_disabled(tmp_path: Path) -> None:
+    """A link is followed for the operator's files, but not in the service's own folders."""
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "link").symlink_to("file")
     assert read_regular(tmp_path / "link", limit=1) == b"x"
@@ -38,8 +38,8 @@ def test_a_link_is_followed_only_where_that_is_wanted(tmp_path: Path) -> None:
         read_regular(tmp_path / "link", limit=1, flags=os.O_RDONLY | os.O_NOFOLLOW)
 
 
-def test_a_file_that_is_made_is_the_owners_alone(tmp_path: Path) -> None:
-    """Whatever the process's umask."""
+def test_open_regular_creates_file_with_mode_600(tmp_path: Path) -> None:
+    """A new file has mode 600 for any umask."""
     before = os.umask(0)
     try:
         os.close(open_regular(tmp_path / "new", os.O_WRONLY | os.O_CREAT))
@@ -48,8 +48,8 @@ def test_a_file_that_is_made_is_the_owners_alone(tmp_path: Path) -> None:
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_database_is_at_home_on_one_machine_in_one_folder(tmp_path: Path) -> None:
-    """Another machine, or another folder on the same one, is another place; a way that leads there is not."""
+def test_location_id_depends_on_machine_and_folder(tmp_path: Path) -> None:
+    """Another machine or folder has another location, and a link to the folder does not."""
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_text("a" * 32 + "\n")
     other.write_text("b" * 32 + "\n")
@@ -60,14 +60,14 @@ def test_a_database_is_at_home_on_one_machine_in_one_folder(tmp_path: Path) -> N
     assert location_id(tmp_path / "folder" / "a.db", machine_id=one) != home
 
 
-def test_a_machine_without_a_name_still_tells_its_folders_apart(tmp_path: Path) -> None:
-    """As in a container: the folder alone is compared."""
+def test_location_id_without_machine_id_uses_folder(tmp_path: Path) -> None:
+    """Without a machine id, as in a container, only the folder is compared."""
     nameless = tmp_path / "none"
     assert location_id(tmp_path / "a.db", machine_id=nameless) != location_id(tmp_path / "b.db", machine_id=nameless)
 
 
-def test_the_mark_tells_nothing_of_the_machine(tmp_path: Path) -> None:
-    """Neither its id, which is nobody's business, nor the path."""
+def test_location_id_contains_no_machine_id_or_path(tmp_path: Path) -> None:
+    """Neither the machine id nor the path is in the location."""
     known = tmp_path / "id"
     known.write_text("c" * 32)
     mark = location_id(tmp_path / "a.db", machine_id=known)

@@ -1,4 +1,4 @@
-"""Another encryption key, while everything goes on."""
+"""Key rotation while the service runs."""
 
 from datetime import timedelta
 from typing import Any, cast
@@ -36,7 +36,7 @@ def _sealed(number: int, cipher: Cipher = BEFORE, *, refreshed: bool = False) ->
 
 
 async def _fill(store: Store, count: int = 3) -> list[Connection]:
-    """Have connections, a state and the canary, as the old key has sealed them, each connection with its grant."""
+    """Store connections with their grants, a state and the canary, encrypted with the old key."""
     connections = []
     for number in range(count):
         connection = a_connection(number, sealed_pair=_sealed(number))
@@ -64,8 +64,8 @@ async def _everything(store: Store) -> list[EncryptedRecord]:
     return [one for kind in kinds for one in await store.sealed(kind, after="", limit=10 * BATCH)]
 
 
-async def test_whatever_the_old_key_sealed_opens_with_the_new_one_alone(store: Store) -> None:
-    """Pairs, what grants hand back, what states stand for, and the canary; then nothing needs the old key."""
+async def test_rotation_reencrypts_every_record_with_new_key(store: Store) -> None:
+    """Pairs, grants, states and the canary are re-encrypted, and then the old key is unused."""
     connections = await _fill(store)
     rotated = await _rotate(store)
     assert (rotated.reencrypted, rotated.is_complete, rotated.after.unused_keys) == (3 + 3 + 1 + 1, True, [1])
@@ -86,8 +86,8 @@ async def test_whatever_the_old_key_sealed_opens_with_the_new_one_alone(store: S
     assert (event.name, event.details) == ("keys.rotated", {"reencrypted": 8})
 
 
-async def test_a_second_run_changes_nothing(store: Store) -> None:
-    """What the newest key opens is done."""
+async def test_rotation_repeated_changes_nothing(store: Store) -> None:
+    """Records encrypted with the newest key are not changed."""
     await _fill(store)
     await _rotate(store)
     before = await _everything(store)
@@ -97,8 +97,8 @@ async def test_a_second_run_changes_nothing(store: Store) -> None:
     assert len(await store.events(limit=10)) == 1
 
 
-async def test_a_survey_counts_by_key_and_changes_nothing(store: Store) -> None:
-    """Of every kind, and of the rescue files."""
+async def test_dry_run_counts_records_per_key_and_changes_nothing(store: Store) -> None:
+    """Records of every kind and rescue files are counted per key."""
     connections = await _fill(store)
     await store.save_refreshed(a_refreshed(connections[0], sealed_pair=_sealed(0, BOTH, refreshed=True)))
     before = await _everything(store)
@@ -113,8 +113,8 @@ async def test_a_survey_counts_by_key_and_changes_nothing(store: Store) -> None:
     assert await _everything(store) == before
 
 
-async def test_whoever_is_interrupted_goes_on_where_he_was(store: Store, clock: FakeClock) -> None:
-    """What was committed stays; until the end the canary is the old key's, so nobody starts with the new one alone."""
+async def test_rotation_interrupted_continues_with_remaining_records(store: Store, clock: FakeClock) -> None:
+    """Committed pages stay, and the canary keeps the old key until the end, so no service starts without it."""
     await _fill(store, 2 * BATCH + 1)
     faulty = FaultyStore(store, clock)
 
@@ -131,8 +131,8 @@ async def test_whoever_is_interrupted_goes_on_where_he_was(store: Store, clock: 
     assert (rotated.reencrypted, rotated.is_complete) == (total - BATCH, True)
 
 
-def _meanwhile(store: Store, connection: Connection, cipher: Cipher) -> Any:
-    """Return a store in which a refresh is stored between what is read and what is written."""
+def _refresh_meanwhile(store: Store, connection: Connection, cipher: Cipher) -> Any:
+    """Return a store in which a refresh is stored between the read and the write."""
     faulty = FaultyStore(store, FakeClock())
 
     async def refresh(_resealed: object) -> None:
@@ -144,28 +144,28 @@ def _meanwhile(store: Store, connection: Connection, cipher: Cipher) -> Any:
     return faulty
 
 
-async def test_a_refresh_that_happens_in_between_wins(store: Store) -> None:
-    """Its pair is the one that is kept; sealed by a process that has the newest key first, it is done, too."""
+async def test_rotation_keeps_pair_refreshed_meanwhile(store: Store) -> None:
+    """A pair refreshed meanwhile is kept, and is complete if encrypted with the newest key."""
     first, *_ = await _fill(store)
-    rotated = await _rotate(_meanwhile(store, first, BOTH))
+    rotated = await _rotate(_refresh_meanwhile(store, first, BOTH))
     stored = await now(store, first)
     assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(0, refreshed=True)
     assert (rotated.reencrypted, rotated.is_complete, stored.pair_version) == (7, True, 2)
 
 
-async def test_a_process_that_seals_with_the_old_key_is_noticed(store: Store) -> None:
-    """Its pair is sealed again, but it will seal more: no key is free yet, and the canary stays the old key's."""
+async def test_rotation_detects_process_with_old_key(store: Store) -> None:
+    """A pair encrypted with the old key meanwhile shows a process that still uses it, so no key is unused."""
     first, *_ = await _fill(store)
-    rotated = await _rotate(_meanwhile(store, first, BEFORE))
+    rotated = await _rotate(_refresh_meanwhile(store, first, BEFORE))
     stored = await now(store, first)
     assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(0, refreshed=True)
     assert (rotated.reencrypted, rotated.old_key_still_in_use, rotated.is_complete) == (7, True, False)
     BEFORE.check_canary(await store.canary(b""))
-    assert (await _rotate(store)).is_complete  # once that process was restarted
+    assert (await _rotate(store)).is_complete  # after that process has restarted
 
 
-async def test_what_no_key_opens_is_told_and_left(store: Store) -> None:
-    """A row that somebody has copied over another one, or a key that is lost: the others are sealed again."""
+async def test_rotation_undecryptable_record_is_listed_and_skipped(store: Store) -> None:
+    """A record that no key decrypts is listed and unchanged, and the others are re-encrypted."""
     first, second, third = await _fill(store)
     copied = await now(store, second)
     [read] = [one for one in await store.sealed(RecordKind.CONNECTION, after="", limit=10) if one.name == first.id]
@@ -179,8 +179,8 @@ async def test_what_no_key_opens_is_told_and_left(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(BEFORE, BEFORE), (BOTH, BEFORE)], ids=["old", "old-within-new"])
-async def test_a_pair_in_the_rescue_folder_keeps_its_key(store: Store, outer: Cipher, inner: Cipher) -> None:
-    """The file is its process's, and stays as it is; the key that it needs is told to be needed."""
+async def test_rotation_pending_write_keeps_its_key(store: Store, outer: Cipher, inner: Cipher) -> None:
+    """A pending write belongs to its process and stays unchanged, and its key counts as used."""
     [connection] = await _fill(store, 1)
     rescue = MemoryRescue()
     pending_pair = a_refreshed(connection, sealed_pair=_sealed(0, inner, refreshed=True))
@@ -194,13 +194,13 @@ async def test_a_pair_in_the_rescue_folder_keeps_its_key(store: Store, outer: Ci
     BEFORE.check_canary(await store.canary(b""))
     assert rescue.files == {file_name(pending_pair): content}
     rescue.files.clear()
-    await store.save_refreshed(pending_pair)  # by whoever held it
+    await store.save_refreshed(pending_pair)  # by the process that held it
     again = await _rotate(store, rescue=rescue)
     assert (again.reencrypted, again.is_complete) == (2, True)
 
 
-async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is_in_it(store: Store) -> None:
-    """Of its pair, and of what its grant hands back."""
+async def test_rotation_pending_grant_needs_keys_of_pair_and_secrets(store: Store) -> None:
+    """The keys of a granted pair and of its grant's secrets count as used."""
     grant = a_grant("rescued")
     grant = a_grant("rescued", sealed=BEFORE.seal_grant(SECRETS, code_hash=grant.code_hash))
     pending_pair = NewConnection(grant=grant, connection=a_connection(0, sealed_pair=_sealed(0, AFTER)), token_iat=None)
@@ -211,8 +211,8 @@ async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is
     assert [one.place for one in usage.unreadable] == ["rescue:somebody's"]
 
 
-async def test_a_raw_answer_is_sealed_again(store: Store) -> None:
-    """It may lie there for longer than a key is kept; what no key decrypts is told, and left."""
+async def test_rotation_reencrypts_raw_answer(store: Store) -> None:
+    """A raw answer is re-encrypted, because it may be kept for long; an undecryptable one is listed and unchanged."""
     await _fill(store, 1)
     rescue = MemoryRescue()
     rescue.files = {"a-1.raw": BEFORE.seal(b"an answer", context="rescue:a-1.raw"), "b-1.raw": b"nonsense"}
@@ -225,8 +225,8 @@ async def test_a_raw_answer_is_sealed_again(store: Store) -> None:
     assert (rotated.after.keys[0][RecordKind.RESCUE], rotated.after.keys[1][RecordKind.RESCUE]) == (1, 0)
 
 
-async def test_a_rescue_folder_that_cannot_be_read_is_told(store: Store) -> None:
-    """What it needs is not known, so nothing is changed."""
+async def test_rotation_unreadable_rescue_folder_fails(store: Store) -> None:
+    """An unreadable rescue folder is an error, and nothing is changed, because its keys are unknown."""
 
     class Locked(MemoryRescue):
         def read(self) -> Any:
@@ -239,8 +239,8 @@ async def test_a_rescue_folder_that_cannot_be_read_is_told(store: Store) -> None
     assert await _everything(store) == before
 
 
-async def test_of_several_keys_each_is_told_by_itself(store: Store) -> None:
-    """Two old ones, and one that was never used: none is needed afterwards."""
+async def test_rotation_counts_several_keys_separately(store: Store) -> None:
+    """Of several keys each is counted, and all but the newest are unused afterwards."""
     unused = new_key()
     await _fill(store, 1)
     await save(store, a_connection(7, sealed_pair=_sealed(7, Cipher([NEW]))), code="7")
@@ -251,11 +251,11 @@ async def test_of_several_keys_each_is_told_by_itself(store: Store) -> None:
     assert ([found[RecordKind.CONNECTION] for found in usage.keys], usage.unused_keys) == ([0, 1, 0, 1], [2])
     rotated = await rotation.run(lambda _: None)
     assert rotated.after.unused_keys == [1, 2, 3]
-    assert [one.kind for one in rotated.after.unreadable] == [RecordKind.GRANT]  # the bytes that `save` makes up
+    assert [one.kind for one in rotated.after.unreadable] == [RecordKind.GRANT]  # the arbitrary bytes of `save`
 
 
-async def test_others_have_time_to_write_between_two_transactions(store: Store) -> None:
-    """After each page that was written somebody else may have the lock."""
+async def test_rotation_pauses_between_transactions(store: Store) -> None:
+    """After each written page other processes can take the lock."""
     await _fill(store, BATCH + 1)
     clock = ShiftedClock()
     slept: list[float] = []

@@ -1,4 +1,4 @@
-"""Slots at the rate limit: whose turn it is, and when."""
+"""Slots of the rate limit: order and times."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -22,19 +22,19 @@ def _ask(slots: RateState, now: float, waiting: set[WaiterKind]) -> SlotDecision
 
 
 def _play(
-    askers: Sequence[set[WaiterKind]], delays: Iterator[float], *, until: float
+    waiters: Sequence[set[WaiterKind]], delays: Iterator[float], *, until: float
 ) -> list[tuple[float, WaiterKind]]:
-    """Let each asker ask when it was told to, and a little later; return the slots that were had."""
-    slots, had = RateState(), []
-    asking = [(next(delays), number) for number, _ in enumerate(askers)]
+    """Let each waiter request a slot at its time plus a delay, and return the slots granted."""
+    slots, granted = RateState(), []
+    asking = [(next(delays), number) for number, _ in enumerate(waiters)]
     while (first := min(asking))[0] < until:
         now, number = first
-        asked = _ask(slots, now, askers[number])
+        asked = _ask(slots, now, waiters[number])
         slots = asked.slots
         if asked.kind is not None:
-            had.append((now, asked.kind))
+            granted.append((now, asked.kind))
         asking[number] = (now + asked.wait + next(delays), number)
-    return had
+    return granted
 
 
 def _delays(data: st.DataObject) -> Iterator[float]:
@@ -43,37 +43,37 @@ def _delays(data: st.DataObject) -> Iterator[float]:
 
 
 @given(st.lists(st.tuples(st.floats(min_value=0, max_value=3 * INTERVAL), st.sampled_from([PEOPLE, BACKGROUND, BOTH]))))
-def test_whoever_asks_whenever_no_second_has_more_than_one_beyond_the_rate(
+def test_request_slot_any_times_exceed_rate_by_one(
     asks: list[tuple[float, set[WaiterKind]]],
 ) -> None:
-    """AMO bans who goes beyond its limit, so however late somebody asks, there is one more in a second, and no two."""
-    slots, now, had = RateState(), 1000.0, []
+    """For any times of requests, at most one request a second exceeds the rate, because AMO bans excess."""
+    slots, now, granted = RateState(), 1000.0, []
     for gap, waiting in asks:
         now += gap
         asked = _ask(slots, now, waiting)
         slots = asked.slots
         if asked.kind is not None:
-            had.append(now)
-    assert all(later - first > 1 - EARLY for first, later in zip(had, had[RATE + 1 :], strict=False))
+            granted.append(now)
+    assert all(later - first > 1 - EARLY for first, later in zip(granted, granted[RATE + 1 :], strict=False))
 
 
 @given(st.data())
-def test_people_and_background_take_turns_between_askers(data: st.DataObject) -> None:
-    """One instance has people, and another background: each has every other slot, though each asks a little late."""
+def test_request_slot_alternates_people_and_background(data: st.DataObject) -> None:
+    """People of one instance and background of another get alternate slots, in spite of delays."""
     kinds = [kind for _, kind in _play([PEOPLE, BACKGROUND], _delays(data), until=20 * INTERVAL)]
     assert all(one is not other for one, other in pairwise(kinds))
     assert len(kinds) >= 19
 
 
 @given(st.data())
-def test_late_asks_are_made_up_for(data: st.DataObject) -> None:
-    """To ask takes time, and the rate is had all the same."""
-    had = _play([BACKGROUND], _delays(data), until=20 * INTERVAL)
-    assert len(had) >= 20
+def test_request_slot_compensates_late_requests(data: st.DataObject) -> None:
+    """Late requests for slots do not reduce the rate."""
+    granted = _play([BACKGROUND], _delays(data), until=20 * INTERVAL)
+    assert len(granted) >= 20
 
 
-def test_who_asks_early_is_told_when() -> None:
-    """The next slot is an interval after the last one, and who asks before that has none."""
+def test_request_slot_early_returns_wait() -> None:
+    """A request before the next slot gets none and the time to wait."""
     first = _ask(RateState(free_at=1000.0), 1000.0, PEOPLE)
     early = _ask(first.slots, 1000.05, PEOPLE)
     assert (first.kind, early.kind) == (WaiterKind.PEOPLE, None)
@@ -81,10 +81,8 @@ def test_who_asks_early_is_told_when() -> None:
 
 
 @pytest.mark.parametrize(("gone", "waiting"), [(PEOPLE, BACKGROUND), (BACKGROUND, PEOPLE)])
-def test_who_went_away_blocks_nobody_for_longer_than_two_intervals(
-    gone: set[WaiterKind], waiting: set[WaiterKind]
-) -> None:
-    """An instance that has asked, and ended, leaves its slot to the others."""
+def test_request_slot_of_ended_instance_is_released(gone: set[WaiterKind], waiting: set[WaiterKind]) -> None:
+    """The slot of an instance that ended is available after two intervals."""
     [kind] = waiting
     slots = dataclasses.replace(_ask(RateState(free_at=1000.0 + EARLY), 1000.0, gone).slots, last=kind)
     now = 1000.0 + EARLY
@@ -97,16 +95,16 @@ def test_who_went_away_blocks_nobody_for_longer_than_two_intervals(
     assert now == pytest.approx(1000 + 2 * INTERVAL)
 
 
-def test_alone_nobody_is_waited_for() -> None:
-    """In the only process who does not wait has gone away; and slots are an interval apart, or more."""
+def test_request_slot_alone_waits_for_no_other_instance() -> None:
+    """A single process does not reserve slots for others, and keeps the interval."""
     person = request_slot(RateState(), now=1000.0, interval=INTERVAL, waiting=BOTH, alone=True)
     another = request_slot(person.slots, now=1000.0 + 1.3 * INTERVAL, interval=INTERVAL, waiting=PEOPLE, alone=True)
     assert (person.kind, another.kind) == (WaiterKind.PEOPLE, WaiterKind.PEOPLE)
     assert another.slots.free_at == pytest.approx(1000 + 2.3 * INTERVAL)
 
 
-def test_a_high_rate_is_reached_by_a_loop_that_looks_only_now_and_then() -> None:
-    """A thousand a second, and timers of 3 ms: at each look there are as many slots as time has passed for."""
+def test_request_slot_alone_reaches_high_rate_with_coarse_timer() -> None:
+    """At a thousand a second with 3 ms timers, each call grants as many slots as time has passed for."""
     slots, given = RateState(), 0
     for look in range(1000):
         while (
@@ -116,18 +114,18 @@ def test_a_high_rate_is_reached_by_a_loop_that_looks_only_now_and_then() -> None
     assert given == pytest.approx(3000, abs=15)
 
 
-def test_a_pause_is_as_long_as_the_longest() -> None:
-    """Nobody goes before the end of a pause, and a shorter one takes nothing from it."""
+def test_pause_longest_applies() -> None:
+    """No slot is granted before the end of the longest pause."""
     slots = pause(pause(RateState(), now=1000.0, seconds=60), now=1000.0, seconds=1)
     assert _ask(slots, 1059.9, BOTH).kind is None
     assert _ask(slots, 1060.0, BOTH).kind is WaiterKind.PEOPLE
 
 
 @pytest.mark.parametrize(("gone", "waiting"), [(PEOPLE, BACKGROUND), (BACKGROUND, PEOPLE)])
-def test_a_clock_that_was_set_back_stops_nobody_for_longer_than_a_pause(
+def test_request_slot_after_clock_moved_back_waits_at_most_a_pause(
     gone: set[WaiterKind], waiting: set[WaiterKind]
 ) -> None:
-    """What a clock wrote down that was a day ahead is let go: ten minutes is the longest that AMO is waited for."""
+    """A time stored by a clock that was ahead is ignored after ten minutes, the longest pause."""
     day, [kind] = 86400.0, waiting
     ahead = dataclasses.replace(_ask(RateState(), 1000.0 + day, gone).slots, last=kind)
     slots = _ask(ahead, 1000.0, waiting).slots

@@ -1,4 +1,4 @@
-"""README: what it links to is there."""
+"""The README's links, and the tables of the other documents."""
 
 import re
 from importlib import metadata
@@ -15,8 +15,8 @@ def _prose() -> str:
     return re.sub(r"^```.*?^```$", "", _README, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_links_within_the_page_lead_to_a_heading() -> None:
-    """Each `#anchor` is a heading's, as GitHub makes them."""
+def test_readme_anchors_exist() -> None:
+    """Each `#anchor` is that of a heading, as GitHub makes them."""
     headings = re.findall(r"^#{1,4} (.*)$", _prose(), re.MULTILINE)
     anchors = {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     linked = set(re.findall(r"\]\((#[^)]+)\)", _prose()))
@@ -24,8 +24,8 @@ def test_links_within_the_page_lead_to_a_heading() -> None:
     assert linked - anchors == set()
 
 
-def test_links_to_files_lead_to_a_file() -> None:
-    """Each file and picture that the page links to is in the repository."""
+def test_readme_linked_files_exist() -> None:
+    """Each linked file and picture is in the repository."""
     linked = set(re.findall(r"\]\(([\w./-]+)\)|src=\"([^\"]+)\"", _prose()))
     files = {link or picture for link, picture in linked}
     assert ".pictures/demo.png" in files
@@ -33,15 +33,15 @@ def test_links_to_files_lead_to_a_file() -> None:
 
 
 def test_glossary_modules_exist() -> None:
-    """Each term names the module where it lives."""
+    """Each term names an existing module."""
     text = (_ROOT / "amo_callback/docs/glossary.md").read_text(encoding="utf-8")
     modules = re.findall(r"^\| [^|`]+ \| [^|]+ \| `([\w.]+)` \|$", text, re.MULTILINE)
     assert len(modules) == text.count("\n| ") - 2
     assert [module for module in modules if find_spec(f"amo_callback.{module}") is None] == []
 
 
-def test_every_runtime_dependency_is_told_with_what_it_may_touch() -> None:
-    """The table in `security.md` names each that is installed for the service, those too that another one brings."""
+def test_security_document_lists_runtime_dependencies() -> None:
+    """The table in `security.md` lists every runtime dependency, including indirect ones."""
     text = (_ROOT / "amo_callback/docs/security.md").read_text(encoding="utf-8").lower()
     rows = re.findall(r"^\| ([^|]+) \| [^|]* \| [^|]* \| [^|]* \|$", text, re.MULTILINE)
     told = {name for row in rows for name in re.findall(r"[\w-]+", row)}
@@ -54,7 +54,7 @@ def test_every_runtime_dependency_is_told_with_what_it_may_touch() -> None:
 
 
 def _needed(package: Requirement) -> set[Requirement]:
-    """Return what a package needs here, with its extras."""
+    """Return a package's requirements here, with its extras."""
     needs = map(Requirement, metadata.requires(package.name) or [])
     extras = package.extras or {""}
     return {

@@ -1,4 +1,4 @@
-"""The README's recipes for backends, as they stand there, against the running service and the stand-in for AMO."""
+"""The README's recipes for backends, run against the service and AMO's stand-in."""
 
 import asyncio
 import os
@@ -16,12 +16,12 @@ ADDRESS = "http://127.0.0.1:8081"
 
 
 RECIPES = {"requests": sys.executable, "aiohttp": sys.executable, "node": "node", "php": "php"}
-"""The names of recipes in the README, and what runs each."""
+"""The names of recipes in the README, and their interpreters."""
 SUFFIXES = {"node": ".mjs", "php": ".php"}
 
 
 async def _run(app: Running, *command: str) -> str:
-    """Run a command as a backend would, and return what it prints."""
+    """Run a command as a backend does and return its output."""
     process = await asyncio.create_subprocess_exec(
         *command,
         env={"PATH": os.environ["PATH"], "AMO_CALLBACK": f"http://{app.service.private}", "API_KEY": API_KEY},
@@ -39,8 +39,8 @@ async def _run(app: Running, *command: str) -> str:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-async def test_a_recipe_calls_amo_and_lives_through_a_rejected_token(app: Running, tmp_path: Path, recipe: str) -> None:
-    """It prints the account's id; where AMO answers 401 it says so, gets the next token, and tries once more."""
+async def test_recipe_calls_amo_and_replaces_rejected_token(app: Running, tmp_path: Path, recipe: str) -> None:
+    """A recipe prints the account's id; after a 401 of AMO it gets the next token and repeats the request once."""
     program, file = RECIPES[recipe], tmp_path / f"recipe{SUFFIXES.get(recipe, '.py')}"
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
@@ -60,8 +60,8 @@ async def test_a_recipe_calls_amo_and_lives_through_a_rejected_token(app: Runnin
     assert len(app.amo.fake.ledger.refreshes()) == 1
 
 
-async def test_the_examples_for_curl_hand_out_a_token(app: Running) -> None:
-    """Both commands of the README's "For backends" answer with the account's token, as JSON."""
+async def test_curl_examples_return_access_token(app: Running) -> None:
+    """Both commands of "For backends" return the account's token as JSON."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     await app.connected()

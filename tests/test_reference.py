@@ -1,4 +1,4 @@
-"""README's reference tables: they are what the code is."""
+"""The README's reference tables match the code."""
 
 from pathlib import Path
 
@@ -11,27 +11,27 @@ TABLES = {"fruit": ["| fruit |", "| --- |", "| apple |"]}
 TEXT = "before\n<!-- reference: fruit -->\n\n| fruit |\n| --- |\n| pear |\n\n<!-- end -->\nafter\n"
 
 
-async def test_the_reference_is_what_the_code_is() -> None:
-    """Each table of README has its rows from the code, and each block has a table."""
+async def test_readme_reference_matches_code() -> None:
+    """Each table of the README has the rows of the code, and each block has a table."""
     found = blocks((REPOSITORY / "README.md").read_text(encoding="utf-8"))
     assert found == await all_tables(REPOSITORY), "run .venv/bin/python -m tests.reference"
 
 
-def test_the_example_says_what_each_setting_is_for() -> None:
-    """A setting without a comment would be an empty cell."""
+def test_example_configuration_explains_each_setting() -> None:
+    """Each setting has a comment, which fills its cell."""
     comments = comments_of((REPOSITORY / "config.example.toml").read_text(encoding="utf-8"))
     assert list(comments) == [name for name, _, _ in known_settings()]
     assert all(comments.values())
 
 
-def test_a_block_is_replaced_and_nothing_else() -> None:
-    """What stands around it stays, and a second time changes nothing."""
+def test_written_replaces_block_only() -> None:
+    """The text around a block stays, and a second run changes nothing."""
     renewed = written(TEXT, TABLES)
     assert renewed == TEXT.replace("pear", "apple")
     assert written(renewed, TABLES) == renewed
     assert blocks(renewed) == TABLES
 
 
-def test_a_row_is_one_line_and_a_pipe_ends_no_cell() -> None:
-    """What comes from docstrings may be broken into lines, and types have pipes."""
+def test_table_row_is_one_line_with_escaped_pipes() -> None:
+    """Line breaks of docstrings are removed, and pipes of types are escaped."""
     assert table(["a", "b"], [["x |\n  y", ""]]) == ["| a | b |", "| --- | --- |", r"| x \| y | |"]

@@ -1,4 +1,4 @@
-"""When a pair is due, and when to try again."""
+"""The due time of a pair, and the time of a retry."""
 
 from datetime import timedelta
 
@@ -16,13 +16,13 @@ def _pair(seconds: float = 86400) -> TokenPair:
 
 
 @pytest.mark.parametrize(("drawn", "hours"), [(0.0, 10.8), (0.5, 12.0), (1.0, 13.2)])
-def test_a_pair_is_due_at_half_its_life_give_or_take(drawn: float, hours: float) -> None:
+def test_refresh_due_is_half_of_lifetime_with_jitter(drawn: float, hours: float) -> None:
     """With at = 0.5 and jitter = 0.1, a day's token is due after 10.8 to 13.2 hours."""
     assert refresh_due(_pair(), at=0.5, jitter=0.1, random=lambda: drawn) == START + timedelta(hours=hours)
 
 
-def test_a_pair_is_due_before_it_expires_whatever_the_jitter() -> None:
-    """Even the latest draw is not after the end."""
+def test_refresh_due_never_exceeds_expiry() -> None:
+    """The latest draw of any jitter is not after the expiry."""
     assert refresh_due(_pair(), at=0.99, jitter=0.9, random=lambda: 1.0) == START + timedelta(days=1)
 
 
@@ -32,25 +32,25 @@ def _wait(failures: int, *, drawn: float = 1.0, left: float | None = None) -> fl
     return (again - START).total_seconds()
 
 
-def test_back_off_doubles_up_to_its_cap() -> None:
-    """At most 30 s, 60 s, 120 s ... and never more than the cap, also after a thousand failures."""
+def test_retry_at_doubles_up_to_cap() -> None:
+    """The wait is at most 30 s, 60 s, 120 s and so on, never more than the cap."""
     assert [_wait(failures) for failures in (1, 2, 3, 5, 6, 1000)] == [30, 60, 120, 480, 900, 900]
 
 
-def test_back_off_is_fully_jittered() -> None:
-    """Any wait from a second to the whole is drawn, so that many do not come back together."""
+def test_retry_at_is_fully_jittered() -> None:
+    """The wait is drawn between a second and its maximum, so that retries are spread."""
     assert _wait(6, drawn=0.5) == 450
     assert _wait(6, drawn=0.0) == 1
 
 
-def test_back_off_leaves_three_more_tries_before_the_token_dies() -> None:
-    """While the access token lives, the wait is a quarter of what is left at most; a dead one has nothing to lose."""
+def test_retry_at_before_expiry_uses_quarter_of_remaining_lifetime() -> None:
+    """Before expiry the wait is at most a quarter of the remaining lifetime; afterwards there is no such limit."""
     assert _wait(6, left=400) == 100
     assert [_wait(6, left=left) for left in (0, -1)] == [900, 900]
 
 
-def test_a_token_is_fresh_with_the_life_asked_for_or_in_its_youth() -> None:
-    """`min_ttl` seconds left, or younger than a twentieth of its life: no younger one can be had."""
+def test_fresh_enough_accepts_min_ttl_or_new_token() -> None:
+    """A token is fresh with `min_ttl` left, or if younger than a twentieth of its lifetime."""
     pair = _pair(1000)
     assert fresh_enough(pair, now=START + timedelta(seconds=699), min_ttl=300)
     assert fresh_enough(pair, now=START + timedelta(seconds=700), min_ttl=300)
@@ -60,8 +60,8 @@ def test_a_token_is_fresh_with_the_life_asked_for_or_in_its_youth() -> None:
     assert not fresh_enough(pair, now=START + timedelta(seconds=1000), min_ttl=0)
 
 
-def test_a_token_lives_until_its_expiry() -> None:
-    """At the moment of expiry it is dead."""
+def test_is_unexpired_is_false_from_expiry() -> None:
+    """A token is expired from the moment of its expiry."""
     assert is_unexpired(_pair(10), now=START + timedelta(seconds=9.9))
     assert not is_unexpired(_pair(10), now=START + timedelta(seconds=10))
     assert not is_unexpired(_pair(10), now=START + timedelta(seconds=11))

@@ -1,4 +1,4 @@
-"""No token, code, state, handle, key or secret leaves: the whole flow is run, and everything it wrote is read."""
+"""Secrets in outputs: the whole flow runs, and every output is searched."""
 
 import json
 import secrets
@@ -15,14 +15,14 @@ STATE = "the-state-of-the-app-1f9d"
 WRONG_KEY = "a-wrong-key-that-is-somebody-elses-4711-4711"
 
 
-async def test_no_secret_is_in_a_log_line_an_error_an_answer_or_the_database(run: Any, encryption_key: str) -> None:
-    """Good and hostile requests, every fault of AMO's, hand-outs and refusals: nothing secret is found afterwards."""
+async def test_outputs_of_whole_flow_contain_no_secret(run: Any, encryption_key: str) -> None:
+    """After every kind of request and fault of AMO, no log, error, answer or database contains a secret."""
     lifetimes = {"access": 1000}
     settings = {"AMO__TIMEOUT": "2", "LOG__LEVEL": "debug", "LIMITS__FAILED_CODES": "1000", **WITH_USERS}
     async with run(lifetimes=lifetimes, **settings) as app:
         lived = await _live(app)
         begun = await _begin(app)
-        app.clock.advance(600)  # everything is due, and refreshed
+        app.clock.advance(600)  # every connection is due and refreshed
         await app.witness.until("refresh.succeeded")
     kept = {
         "client secret": {app.settings.amo.client_secret.get_secret_value()},
@@ -55,7 +55,7 @@ async def test_no_secret_is_in_a_log_line_an_error_an_answer_or_the_database(run
 
 
 async def _begin(app: Running) -> dict[str, set[str]]:
-    """Begin and end grants of users, well and badly, and return what was secret about it."""
+    """Begin and end grants of users, valid and invalid, and return their secrets."""
     phone, own = Phone(app, "42"), "the-own-state-of-the-app-77aa"
     started = await phone.start(state=own)
     issued = of(started["authorize_url"])["state"]

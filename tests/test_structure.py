@@ -1,4 +1,4 @@
-"""Imports run one way, and each outside library has one importing package."""
+"""Import directions, and one importing package per external library."""
 
 import ast
 from collections import Counter
@@ -23,7 +23,7 @@ ONE_PLACE = {
 EDGES = {"amo", "store", "observe"}
 USE_CASES = {"refresh", "tokens", "oauth", "transfer", "webhooks", "key_rotation", "web"}
 COMPOSITION = {"web.composition"}
-"""Where `amo`, `store` and `observe` meet the use cases, as in `cli` and `demo`."""
+"""Modules that connect `amo`, `store` and `observe` with the use cases, as `cli` and `demo` do."""
 
 SECRETS_COMPARED = {
     "amo.introspection",
@@ -43,7 +43,7 @@ def _parsed() -> dict[str, ast.Module]:
 
 
 def _imported(tree: ast.AST) -> set[str]:
-    """Return the names of imported modules, those that only types need left out."""
+    """Return the names of imported modules, without imports for types."""
     found = set[str]()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
@@ -64,8 +64,8 @@ IMPORTS = {module: _imported(tree) for module, tree in MODULES.items()}
 OURS = {module: {name for name in names if name.startswith("amo_callback.")} for module, names in IMPORTS.items()}
 
 
-def test_imports_run_one_way_and_each_outside_library_has_one_importing_package() -> None:
-    """No package imports, over however many others, what imports it; edges and use cases meet in the composition."""
+def test_imports_are_acyclic_and_libraries_have_one_package() -> None:
+    """Imports have no cycle; edges and use cases are connected in the composition only."""
     graph: dict[str, set[str]] = {}
     for module, names in OURS.items():
         graph.setdefault(_place(module), set()).update({_place(name) for name in names} - {_place(module)})
@@ -92,8 +92,8 @@ def test_imports_run_one_way_and_each_outside_library_has_one_importing_package(
     assert offenders == []
 
 
-def test_constructors_take_at_most_five_parameters_and_no_class_name_has_two_meanings() -> None:
-    """What always goes together is one frozen value, and a name found by a search is the class that is meant."""
+def test_constructors_have_five_parameters_and_class_names_are_unique() -> None:
+    """Values that belong together are one frozen class, and a class name has one meaning."""
     classes = [node for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     names = Counter(node.name.lstrip("_") for node in classes)
     offenders = [
@@ -108,7 +108,7 @@ def test_constructors_take_at_most_five_parameters_and_no_class_name_has_two_mea
 
 
 def test_secrets_are_compared_in_constant_time() -> None:
-    """No answer shows how long a comparison takes, so no other test can see this."""
+    """A comparison's duration is not visible in answers, so the calls are checked here."""
     compared = {
         module
         for module, tree in MODULES.items()
@@ -118,8 +118,8 @@ def test_secrets_are_compared_in_constant_time() -> None:
     assert compared == SECRETS_COMPARED
 
 
-def test_each_test_states_a_behaviour() -> None:
-    """Every test has a docstring, so that the tests can be read as the manual."""
+def test_tests_have_docstrings() -> None:
+    """Every test has a docstring, so that the tests can be read as a manual."""
     offenders = [
         f"{path.name}: {node.name}"
         for path in sorted(Path(__file__).parent.rglob("test_*.py"))
@@ -130,7 +130,7 @@ def test_each_test_states_a_behaviour() -> None:
     assert offenders == []
 
 
-def test_the_top_level_of_the_repository_is_complete() -> None:
-    """Nothing else lies at the top of the repository."""
+def test_repository_top_level_is_complete() -> None:
+    """There are no other files at the top level of the repository."""
     names = {path.name for path in PACKAGE.parent.iterdir() if not path.name.startswith(".")}
     assert names - {"build", "dist"} == {"pyproject.toml", "README.md", "amo_callback", "tests", "config.example.toml"}

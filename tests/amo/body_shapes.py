@@ -1,4 +1,4 @@
-"""The shapes of one good answer: what a proxy, a server or a bug may make of it on its way."""
+"""Shapes of one successful answer, as a proxy, a server or a bug may produce them."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 Content = dict[str, Any]
 Shape = Callable[[Content], bytes]
-"""Makes an answer's bytes of what AMO issues."""
+"""Builds an answer's bytes from an issued pair."""
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 _JSON = b"Content-Type: application/json\r\n"
@@ -36,12 +36,12 @@ def _in_chunks(**form: Any) -> Shape:
 
 
 def _with(*headers: bytes, status: bytes = _OK) -> Shape:
-    """Return an answer with a right length and these headers."""
+    """Return an answer with a correct length and these headers."""
     return lambda content: _sized(_body(content), *headers, status=status)
 
 
 def _lengths(*headers: str) -> Shape:
-    """Return an answer with these headers only, in which `{}` is the right length."""
+    """Return an answer with only these headers; `{}` is the correct length."""
 
     def shape(content: Content) -> bytes:
         body = _body(content)
@@ -50,7 +50,7 @@ def _lengths(*headers: str) -> Shape:
     return shape
 
 
-def _packed(pack: Callable[[bytes], bytes], *headers: bytes) -> Shape:
+def _compressed(pack: Callable[[bytes], bytes], *headers: bytes) -> Shape:
     return lambda content: _sized(pack(_body(content)), *headers)
 
 
@@ -62,7 +62,7 @@ def _changed(**changes: Any) -> Shape:
     return lambda content: _sized(_body({**content, **changes}))
 
 
-def _bare_deflate(body: bytes) -> bytes:
+def _raw_deflate(body: bytes) -> bytes:
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(body) + packer.flush()
 
@@ -76,7 +76,7 @@ def _two_pairs(content: Content) -> bytes:
     return _sized(json.dumps([content, other]).encode())
 
 
-def _beside_ours(content: Content) -> bytes:
+def _with_request(content: Content) -> bytes:
     spent = {"access_token": "the old one", "refresh_token": content["presented"]}
     return _sized(json.dumps({"request": spent, "result": content}).encode())
 
@@ -130,17 +130,17 @@ PAIRS: dict[str, Shape] = {
         b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + _sized(_body(content))
     ),
     "twenty 103 first": lambda content: b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20 + _sized(_body(content)),
-    # --- packed
-    "gzip": _packed(gzip.compress, b"Content-Encoding: gzip"),
-    "x-gzip": _packed(gzip.compress, b"Content-Encoding: x-gzip"),
-    "gzip not announced": _packed(gzip.compress),
+    # --- content codings
+    "gzip": _compressed(gzip.compress, b"Content-Encoding: gzip"),
+    "x-gzip": _compressed(gzip.compress, b"Content-Encoding: x-gzip"),
+    "gzip not announced": _compressed(gzip.compress),
     "gzip in chunks": lambda content: _framed(
         _chunked(gzip.compress(_body(content)), size=50), b"Content-Encoding: gzip", b"Transfer-Encoding: chunked"
     ),
-    "gzip without its end": _packed(lambda body: gzip.compress(body)[:-6], b"Content-Encoding: gzip"),
+    "gzip without its end": _compressed(lambda body: gzip.compress(body)[:-6], b"Content-Encoding: gzip"),
     "gzip announced, plain": _with(b"Content-Encoding: gzip"),
-    "deflate": _packed(zlib.compress, b"Content-Encoding: deflate"),
-    "deflate without its header": _packed(_bare_deflate, b"Content-Encoding: deflate"),
+    "deflate": _compressed(zlib.compress, b"Content-Encoding: deflate"),
+    "deflate without its header": _compressed(_raw_deflate, b"Content-Encoding: deflate"),
     "deflate announced, plain": _with(b"Content-Encoding: deflate"),
     "br announced, plain": _with(b"Content-Encoding: br"),
     "zstd announced, plain": _with(b"Content-Encoding: zstd"),
@@ -154,41 +154,41 @@ PAIRS: dict[str, Shape] = {
     "within an object": lambda content: _sized(json.dumps({"meta": {"n": 1}, "data": content}).encode()),
     "within a list": lambda content: _sized(json.dumps([content]).encode()),
     "the same twice": lambda content: _sized(_body(content) * 2),
-    "beside the one that we presented": _beside_ours,
+    "with the presented token in another object": _with_request,
     "spaces around": _text(b" \r\n\t", b"\n\n"),
     "a line's end in the tokens": lambda content: _sized(
         _body({**content, **{name: content[name] + "\n" for name in ("access_token", "refresh_token")}})
     ),
-    "a mark of UTF-8 first": _text(b"\xef\xbb\xbf"),
+    "with a UTF-8 byte order mark": _text(b"\xef\xbb\xbf"),
     "UTF-16": lambda content: _sized(json.dumps(content).encode("utf-16")),
-    "UTF-16 without a mark": lambda content: _sized(json.dumps(content).encode("utf-16-be")),
-    "windows-1251 beside": lambda content: _sized(
+    "UTF-16 without a byte order mark": lambda content: _sized(json.dumps(content).encode("utf-16-be")),
+    "with windows-1251 text": lambda content: _sized(
         json.dumps({**content, "account": "Недвижимость"}, ensure_ascii=False).encode("windows-1251")
     ),
     "as HTML": _with(b"Content-Type: text/html; charset=windows-1251"),
-    # --- the life of the token
-    "life as text": _changed(expires_in="86400"),
-    "life as a fraction": _changed(expires_in=86400.5),
-    "life negative": _changed(expires_in=-1),
-    "life for ever": _changed(expires_in=10**30),
-    "life of no kind": _changed(expires_in={"seconds": 86400}),
-    "without life": _without("expires_in"),
+    # --- the token's lifetime
+    "lifetime as text": _changed(expires_in="86400"),
+    "lifetime as a fraction": _changed(expires_in=86400.5),
+    "negative lifetime": _changed(expires_in=-1),
+    "excessive lifetime": _changed(expires_in=10**30),
+    "lifetime as an object": _changed(expires_in={"seconds": 86400}),
+    "without lifetime": _without("expires_in"),
     "without type": _without("token_type"),
 }
-"""Shapes in which the pair is to be found."""
+"""Shapes from which the pair must be read."""
 
 NO_PAIRS: dict[str, Shape] = {
     "no body": lambda _content: _sized(b""),
     "204": lambda _content: _framed(b"", status=b"HTTP/1.1 204 No Content\r\n"),
     "a page": lambda _content: _sized(b"<h1>Maintenance</h1>", b"Content-Type: text/html"),
     "half of it": lambda content: _sized(_body(content)[: len(_body(content)) // 2]),
-    "half of a gzip": _packed(lambda body: gzip.compress(body)[:60], b"Content-Encoding: gzip"),
-    "br": _packed(lambda body: bytes(byte ^ 0x5A for byte in body), b"Content-Encoding: br"),
+    "half of a gzip": _compressed(lambda body: gzip.compress(body)[:60], b"Content-Encoding: gzip"),
+    "br": _compressed(lambda body: bytes(byte ^ 0x5A for byte in body), b"Content-Encoding: br"),
     "no refresh token": _without("refresh_token"),
     "no access token": _without("access_token"),
-    "the token that we presented": lambda content: _sized(_body({**content, "refresh_token": content["presented"]})),
+    "the presented token": lambda content: _sized(_body({**content, "refresh_token": content["presented"]})),
     "two pairs": _two_pairs,
     "tokens that are numbers": _changed(access_token=1, refresh_token=2),
     "tokens with line ends in them": _changed(access_token="a\nb", refresh_token="c\nd"),
 }
-"""Shapes of an answer that says that a pair was issued, in which none can be read."""
+"""Shapes of a successful answer without a readable pair."""

@@ -1,4 +1,4 @@
-"""The HTTP edge: one request a call, never repeated, and the truth about whether it was sent."""
+"""The HTTP client of AMO: one request per call, no repetition, and whether it was sent."""
 
 import asyncio
 import math
@@ -31,8 +31,8 @@ from tests.fakes import FakeClock, RecordingObserver
 from tests.service import HOST, Amo, amo_client
 
 
-async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient, amo: Amo) -> None:
-    """A pair comes for a code, another for its refresh token; each works once."""
+async def test_client_exchanges_code_and_refreshes_pair_once(client: AmoClient, amo: Amo) -> None:
+    """A code yields a pair and its refresh token another; each is accepted once."""
     code = amo.code().encode()
     first = await client.exchange(code=code, domain=HOST, not_after=math.inf)
     second = await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST, not_after=math.inf)
@@ -58,20 +58,20 @@ async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient
         (Fault.NOTHING_AFTER, "connection_lost"),
     ],
 )
-async def test_an_ill_amo_leaves_the_outcome_open(client: AmoClient, amo: Amo, fault: Fault, what: str) -> None:
-    """Whatever is no whole pair and no refusal leaves open whether the token was spent; nothing is sent twice."""
+async def test_client_unusable_answer_is_unknown_outcome(client: AmoClient, amo: Amo, fault: Fault, what: str) -> None:
+    """An answer that is neither a whole pair nor a rejection is an unknown outcome, and is not sent twice."""
     amo.sandbox.faults.add(fault)
     with pytest.raises(UnknownOutcome) as raised:
         await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
     assert raised.value.detail == what
     assert raised.value.__cause__ is None
     assert amo.sandbox.requests == 1
-    if fault is Fault.HUGE_AFTER:  # of 64 MB no more is taken than it takes to see that it is too much
+    if fault is Fault.HUGE_AFTER:  # the connection is closed soon after the limit
         await amo.sandbox.cut_off.wait()
 
 
-async def test_a_silent_amo_is_given_up_after_the_timeout(amo: Amo, clock: FakeClock) -> None:
-    """No answer within the timeout is an open outcome."""
+async def test_client_without_answer_times_out_with_unknown_outcome(amo: Amo, clock: FakeClock) -> None:
+    """No answer within the timeout is an unknown outcome."""
     amo.sandbox.faults.add(Fault.HANG_AFTER)
     async with amo_client(amo, clock, timeout=0.2) as client:
         with pytest.raises(UnknownOutcome) as raised:
@@ -79,8 +79,8 @@ async def test_a_silent_amo_is_given_up_after_the_timeout(amo: Amo, clock: FakeC
     assert raised.value.detail == "timeout"
 
 
-async def test_what_was_never_sent_is_not_spent(amo: Amo, clock: FakeClock) -> None:
-    """Where no connection comes about, nothing was spent."""
+async def test_client_without_connection_raises_request_not_sent(amo: Amo, clock: FakeClock) -> None:
+    """If no connection is established, the token is not spent."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
     amo.address = f"{address[0]}:{address[1]}"
@@ -91,13 +91,13 @@ async def test_what_was_never_sent_is_not_spent(amo: Amo, clock: FakeClock) -> N
 
 @asynccontextmanager
 async def _raw_amo(amo: Amo, answer: bytes, *, asleep: float = 0.0) -> AsyncIterator[None]:
-    """Serve these bytes; the whole process then sleeps for a while."""
+    """Serve these bytes, then block the whole process for a while."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"redirect_uri")
         writer.write(answer)
         writer.close()
-        time.sleep(asleep)  # noqa: ASYNC251 -- because a process that was stopped is what is tested
+        time.sleep(asleep)  # noqa: ASYNC251 -- this simulates a stopped process
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     amo.address = "{}:{}".format(*server.sockets[0].getsockname())
@@ -118,8 +118,8 @@ REQUESTS: dict[str, Callable[[AmoClient, str], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_no_request_goes_to_a_host_that_is_not_allowed(client: AmoClient, amo: Amo, name: str) -> None:
-    """Where `amo.endpoint` is another address, too, what decides is the host that is named in it."""
+async def test_client_disallowed_host_gets_no_request(client: AmoClient, amo: Amo, name: str) -> None:
+    """A request to a host that is not allowed is not sent, also with another `amo.endpoint`."""
     for host in ("evil.example.com", f"{HOST}@evil.example.com", f"{HOST}/..", f"{HOST}:1"):
         with pytest.raises(HostNotAllowed):
             await REQUESTS[name](client, host)
@@ -135,8 +135,10 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(PAIR), PAIR)
 @pytest.mark.parametrize(
     ("status", "body"), [(b"200 OK", PAIR[:-1]), (b"401 Unauthorized", b'{"hint": "Token has been revoked"}')]
 )
-async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock, status: bytes, body: bytes) -> None:
-    """Of an answer that ends early only a whole pair is believed (tests/amo/test_shapes.py has those)."""
+async def test_client_truncated_answer_is_unknown_outcome(
+    amo: Amo, clock: FakeClock, status: bytes, body: bytes
+) -> None:
+    """A truncated answer without a whole pair is an unknown outcome (tests/amo/test_shapes.py has those with one)."""
     answer = b"HTTP/1.1 %s\r\nContent-Length: 999\r\n\r\n%s" % (status, body)
     async with _raw_amo(amo, answer), amo_client(amo, clock) as client:
         with pytest.raises(UnknownOutcome) as raised:
@@ -144,15 +146,15 @@ async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock, status: bytes,
     assert raised.value.detail == "half_an_answer"
 
 
-async def test_an_answer_that_came_while_the_process_was_stopped_is_read(amo: Amo, clock: FakeClock) -> None:
-    """A process that wakes after its timeout finds the answer in its socket, and reads it before it gives up."""
+async def test_client_reads_answer_after_process_was_stopped(amo: Amo, clock: FakeClock) -> None:
+    """A process that continues after its timeout reads the answer from the socket before it raises."""
     async with _raw_amo(amo, ANSWER, asleep=2.1), amo_client(amo, clock, timeout=2.0) as client:
         issued = await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
     assert issued.pair.refresh_token == "r"
 
 
-async def test_each_request_names_us_and_has_a_connection_of_its_own(amo: Amo, clock: FakeClock) -> None:
-    """The integration is named to AMO, and no connection is used again: it might be closed under a request."""
+async def test_client_sends_user_agent_on_new_connection(amo: Amo, clock: FakeClock) -> None:
+    """Each request has the User-Agent and a new connection, because a reused one might be closed during the request."""
     seen: list[tuple[str, str]] = []
     peers: set[object] = set()
 
@@ -178,10 +180,8 @@ def _app(handler: object) -> web.Application:
 
 
 @pytest.mark.parametrize("request_of", REQUESTS)
-async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
-    amo: Amo, clock: FakeClock, request_of: str
-) -> None:
-    """A 429 to a refresh, an exchange and a look-up alike holds everything back until the date in `Retry-After`."""
+async def test_client_429_pauses_all_requests_until_retry_after(amo: Amo, clock: FakeClock, request_of: str) -> None:
+    """A 429 to any kind of request pauses all requests until the date in `Retry-After`."""
 
     async def refuse(_: web.Request) -> web.Response:
         dates = {"Date": "Sun, 01 Nov 2026 07:00:00 GMT", "Retry-After": "Sun, 01 Nov 2026 07:02:00 GMT"}
@@ -204,7 +204,7 @@ async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
             await slot
 
 
-class Held:
+class HeldRateLimiter:
     def __init__(self) -> None:
         self.came, self.go, self.may_leave = asyncio.Event(), asyncio.Event(), True
 
@@ -218,9 +218,9 @@ class Held:
         return
 
 
-async def test_the_wait_to_leave_takes_nothing_from_amos_time_to_answer(amo: Amo, clock: FakeClock) -> None:
-    """A request that waits to leave for longer than the timeout is sent, and its answer is read."""
-    rate_limiter = Held()
+async def test_client_rate_limit_wait_does_not_count_as_timeout(amo: Amo, clock: FakeClock) -> None:
+    """The wait for the rate limit may exceed the timeout, and the answer is still read."""
+    rate_limiter = HeldRateLimiter()
     async with (
         _raw_amo(amo, ANSWER),
         amo_client(amo, clock, timeout=1.0, rate_limiter=cast("RateLimiter", rate_limiter)) as client,
@@ -232,9 +232,9 @@ async def test_the_wait_to_leave_takes_nothing_from_amos_time_to_answer(amo: Amo
 
 
 @pytest.mark.parametrize("late", [True, False])
-async def test_a_request_that_waits_too_long_to_leave_is_not_sent(amo: Amo, clock: FakeClock, late: bool) -> None:  # noqa: FBT001 -- because each is a reason
-    """After `not_after`, or where the rate limit does not let it leave, nothing reaches AMO and nothing is spent."""
-    rate_limiter = Held()
+async def test_client_late_request_is_not_sent(amo: Amo, clock: FakeClock, late: bool) -> None:  # noqa: FBT001 -- pytest passes it
+    """After `not_after`, or if the rate limit does not allow it, nothing is sent or spent."""
+    rate_limiter = HeldRateLimiter()
     rate_limiter.may_leave = late
     async with amo_client(amo, clock, rate_limiter=cast("RateLimiter", rate_limiter)) as client:
         not_after = clock.monotonic() + 10
@@ -248,9 +248,9 @@ async def test_a_request_that_waits_too_long_to_leave_is_not_sent(amo: Amo, cloc
 
 
 @pytest.mark.parametrize("request_of", REQUESTS)
-async def test_every_request_waits_until_it_may_leave(amo: Amo, clock: FakeClock, request_of: str) -> None:
-    """Refreshes, exchanges, introspection and token questions are counted by the same limit."""
-    rate_limiter = Held()
+async def test_client_every_request_waits_for_rate_limit(amo: Amo, clock: FakeClock, request_of: str) -> None:
+    """Refreshes, exchanges and both introspections wait for the same rate limit."""
+    rate_limiter = HeldRateLimiter()
     rate_limiter.may_leave = False
     rate_limiter.go.set()
     async with amo_client(amo, clock, rate_limiter=cast("RateLimiter", rate_limiter)) as client:
@@ -260,8 +260,8 @@ async def test_every_request_waits_until_it_may_leave(amo: Amo, clock: FakeClock
     assert (amo.sandbox.requests, amo.sandbox.introspections) == (0, 0)
 
 
-def test_a_domain_is_checked_and_the_default_stands_in(client: AmoClient) -> None:
-    """A foreign host is refused, and so is none at all where no default is configured."""
+def test_check_domain_rejects_foreign_and_missing_host(client: AmoClient) -> None:
+    """A foreign host is rejected, and a missing one if no default is configured."""
     assert client.check_domain("https://A.amocrm.ru") == "a.amocrm.ru"
     for junk in ("evil.com", "\ud800.amocrm.ru"):
         with pytest.raises(AccountNotAllowed):

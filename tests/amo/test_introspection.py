@@ -1,4 +1,4 @@
-"""Look-ups: what is asked of a token without spending it, and which answers tell anything."""
+"""Introspection: requests that spend nothing, and the meaning of their answers."""
 
 import dataclasses
 import json
@@ -24,8 +24,8 @@ def _read(status: int, body: bytes, *, refusals: frozenset[int] = REFRESH_TOKEN_
     return read_introspection(AmoResponse(status=status, body=body), account_id="7", refusals=refusals)
 
 
-def test_the_questions_go_to_hosts_of_amos_and_carry_one_token_each() -> None:
-    """A refresh token is asked about at its own API host, an access token at the vendor's front door."""
+def test_introspection_requests_carry_one_token_to_amo_host() -> None:
+    """A refresh token is sent to its own API host, an access token to AMO's shared host."""
     refresh = refresh_token_request(INTEGRATION, refresh_token="the-token", api_domain="api-b.amocrm.ru")
     access = access_token_request(INTEGRATION, access_token="the-token", domain="a.kommo.com")
     assert refresh is not None
@@ -37,8 +37,8 @@ def test_the_questions_go_to_hosts_of_amos_and_carry_one_token_each() -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.com", "api-b.amocrm.ru@evil.com", "\ud800.amocrm.ru", "API-B.amocrm.ru"])
-def test_nobody_else_is_asked(host: str) -> None:
-    """There is no request that carries a token to a host that is not allowed."""
+def test_introspection_disallowed_host_gets_no_request(host: str) -> None:
+    """No request carries a token to a host that is not allowed."""
     with pytest.raises(HostNotAllowed):
         refresh_token_request(INTEGRATION, refresh_token="t", api_domain=host)
     with pytest.raises(HostNotAllowed):
@@ -46,20 +46,20 @@ def test_nobody_else_is_asked(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", [None, ""])
-def test_without_an_api_host_there_is_no_question(host: str | None) -> None:
-    """Access tokens from before 2024-08-21 do not tell it."""
+def test_introspection_without_api_host_is_impossible(host: str | None) -> None:
+    """Access tokens issued before 2024-08-21 do not contain the API host, so there is no request."""
     assert refresh_token_request(INTEGRATION, refresh_token="t", api_domain=host) is None
 
 
-def test_without_a_front_door_there_is_no_question() -> None:
-    """A host that the operator has allowed need not have one."""
+def test_introspection_without_shared_host_is_impossible() -> None:
+    """A host allowed by the operator may have no shared host, so there is no request."""
     integration = dataclasses.replace(INTEGRATION, allowed_domains=["crm.example.com"])
     assert access_token_request(integration, access_token="t", domain="crm.example.com") is None
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
-def test_a_problem_in_json_is_amos_refusal(status: int) -> None:
-    """These statuses refuse a refresh token; of an access token only 401 does."""
+def test_introspection_json_problem_rejects_token(status: int) -> None:
+    """These statuses reject a refresh token; only 401 rejects an access token."""
     assert _read(status, PROBLEM).state is TokenState.REJECTED
     expected = TokenState.REJECTED if status == 401 else TokenState.UNKNOWN
     assert _read(status, PROBLEM, refusals=ACCESS_TOKEN_DEAD).state is expected
@@ -79,15 +79,15 @@ def test_a_problem_in_json_is_amos_refusal(status: int) -> None:
         (200, b'{"id": true, "domain": "a.amocrm.ru"}'),
     ],
 )
-def test_whatever_else_is_answered_tells_nothing(status: int, body: bytes) -> None:
-    """A proxy's page, an illness, another account's whereabouts: the token is neither good nor refused."""
+def test_introspection_other_answer_leaves_token_unknown(status: int, body: bytes) -> None:
+    """A proxy's page, a server error or another account's answer neither accepts nor rejects the token."""
     assert _read(status, body) == IntrospectionResult(state=TokenState.UNKNOWN)
 
 
 @pytest.mark.parametrize(
     ("domain", "host"), [("A.amocrm.ru", "a.amocrm.ru"), ("evil.com", None), ("\ud800.amocrm.ru", None), (5, None)]
 )
-def test_a_good_token_tells_where_its_account_lives(domain: object, host: str | None) -> None:
-    """The host is kept only where our secrets may go there."""
+def test_introspection_valid_token_returns_allowed_host(domain: object, host: str | None) -> None:
+    """The account's host is returned only if secrets may be sent to it."""
     body = json.dumps({"id": 7, "domain": domain}).encode()
     assert _read(200, body) == IntrospectionResult(state=TokenState.VALID, domain=host)

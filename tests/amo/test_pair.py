@@ -1,4 +1,4 @@
-"""The pair in an answer, looked for in bounded work, and the claims of an access token."""
+"""Reading the pair of an answer with bounded work, and the claims of an access token."""
 
 import base64
 import json
@@ -16,23 +16,23 @@ def _found(body: bytes) -> bool:
     return find_pair([body], presented="spent") is not None
 
 
-def test_a_pair_is_found_among_other_text_and_other_objects() -> None:
-    """Before it, after it and around it."""
+def test_find_pair_among_other_text_and_objects() -> None:
+    """A pair is found with other text before, after and around it."""
     pair = json.dumps(PAIR).encode()
     assert _found(pair)
     assert _found(b"<p>{ a brace</p>" + pair + b"<p>{}</p>")
     assert _found(b"[" + b"{}," * 9000 + pair + b",{}" * 9000 + b"]")
 
 
-def test_a_text_with_very_many_objects_or_lists_is_not_looked_through() -> None:
-    """To parse it takes seconds, during which nobody else is answered: it is kept, for a person."""
+def test_find_pair_in_text_with_many_objects_finds_none() -> None:
+    """A text with very many objects is not parsed, because that would block the process."""
     pair = json.dumps(PAIR).encode()
     assert not _found(pair + b"[" * 20_000)
     assert not _found(b"{}" * 20_000 + pair)
 
 
-def test_a_text_that_takes_long_to_parse_again_and_again_is_given_up() -> None:
-    """What is parsed from each brace, up to the pair, is no more in all than twice the text."""
+def test_find_pair_in_nested_text_stops_at_work_limit() -> None:
+    """The parsing from each brace up to the pair is limited to twice the text's length."""
 
     def nested(depth: int) -> bytes:
         return b'{"a":' * depth + b'"' + b"x" * 100_000 + b'" "refresh_token" ' + json.dumps(PAIR).encode()
@@ -45,8 +45,8 @@ def _token(claims: object) -> str:
     return "h." + base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode() + ".s"
 
 
-def test_the_account_is_read_from_the_claims() -> None:
-    """Account, user, API host and time of issue are what AMO's tokens are seen to tell."""
+def test_account_of_reads_claims() -> None:
+    """Account, user, API host and time of issue are read from AMO's claims."""
     claims = {"account_id": 7, "sub": "12", "api_domain": "api-b.amocrm.ru", "iat": 5}
     known = Account(account_id="7", user_id="12", api_domain="api-b.amocrm.ru", token_iat=5)
     assert account_of(read_claims(_token(claims))) == known
@@ -55,8 +55,8 @@ def test_the_account_is_read_from_the_claims() -> None:
 @pytest.mark.parametrize(
     "token", ["", "opaque", "a.b", "a.b.c.d", "a.!!!.c", "a.A.c", "a.AAAA.c", _token([1]), _token("x")]
 )
-def test_a_token_without_claims_tells_nothing(token: str) -> None:
-    """A token that is no JWT is as good as any, and tells nothing."""
+def test_account_of_token_without_claims_is_empty(token: str) -> None:
+    """A token that is no JWT is accepted, but contains no account."""
     assert account_of(read_claims(token)) == Account()
 
 
@@ -74,13 +74,13 @@ def test_a_token_without_claims_tells_nothing(token: str) -> None:
         {"iat": 10**20},
     ],
 )
-def test_odd_claims_are_left_out(claims: object) -> None:
-    """A claim that is not of its kind, or names a foreign host, is as if it were not there."""
+def test_account_of_ignores_invalid_claims(claims: object) -> None:
+    """A claim of another type, or with a foreign host, is ignored."""
     assert account_of(read_claims(_token(claims))) == Account()
 
 
-def test_a_token_tells_whose_it_is_for_whom_and_until_when() -> None:
-    """Where a claim is odd, it is left out: a hint is all that it is."""
+def test_token_claims_ignores_invalid_claims() -> None:
+    """Account, client and expiry are read from the claims, and invalid ones are ignored, because they are hints."""
     told = token_claims(_token({"account_id": 7, "sub": "9", "aud": "c619", "exp": 1_900_000_000}))
     assert (told.account.account_id, told.account.user_id, told.client_id) == ("7", "9", "c619")
     assert told.expires_at == datetime(2030, 3, 17, 17, 46, 40, tzinfo=UTC)

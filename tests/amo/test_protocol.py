@@ -1,4 +1,4 @@
-"""What AMO's answers mean: every row of its error table, from the sample answers beside this module."""
+"""The meaning of AMO's answers, from the sample answers beside this module."""
 
 import base64
 import json
@@ -38,8 +38,8 @@ def _read(
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_each_answer_means_what_the_table_says(path: Path) -> None:
-    """Each sample answer is read as the meaning written beside it."""
+def test_token_response_sample_has_expected_meaning(path: Path) -> None:
+    """Each sample answer is read with the meaning stated in its file."""
     sample = json.loads(path.read_text(encoding="utf-8"))
     grant_type = GrantType(sample["grant_type"])
     headers = {name: sample["headers"].get(title) for name, title in (("retry_after", "Retry-After"), ("date", "Date"))}
@@ -56,8 +56,8 @@ def test_each_answer_means_what_the_table_says(path: Path) -> None:
     assert {key: getattr(raised.value, key) for key in sample["data"]} == sample["data"]
 
 
-def test_the_samples_cover_the_table() -> None:
-    """Nothing was lost on the way: both grant types, and every meaning there is."""
+def test_token_response_samples_cover_all_meanings() -> None:
+    """The samples cover every meaning of an answer."""
     means = {json.loads(path.read_text(encoding="utf-8"))["means"] for path in SAMPLES}
     assert means == {
         "TokenResponse", "UnknownOutcome", "CodeExpired", "CodeUsed", "AuthFailed", "InvalidClient",
@@ -66,8 +66,8 @@ def test_the_samples_cover_the_table() -> None:
     }  # fmt: skip
 
 
-def test_both_requests_are_json_with_the_registered_redirect_uri() -> None:
-    """Both grants carry client, secret and redirect URI byte for byte, to the account's host."""
+def test_token_requests_are_json_with_registered_redirect_uri() -> None:
+    """Both grants send client, secret and the exact redirect URI to the account's host."""
     exchange = exchange_request(INTEGRATION, code=b"the-code", domain="a.amocrm.ru")
     refresh = refresh_request(INTEGRATION, refresh_token="the-token", domain="a.amocrm.ru")
     common = {"client_id": "c619", "client_secret": "the-secret", "redirect_uri": "https://a.example/cb?x=1"}
@@ -90,8 +90,8 @@ def test_both_requests_are_json_with_the_registered_redirect_uri() -> None:
         ("https://a.example/?x=1", "https://a.example/?x=1&client_id=c%2F1&state=s%26&mode=popup"),
     ],
 )
-def test_a_person_is_sent_to_amos_page_with_our_name_and_the_state(page: str, address: str) -> None:
-    """The configured page may have a query of its own."""
+def test_consent_url_adds_client_and_state(page: str, address: str) -> None:
+    """The client id and the state are added to the configured page, which may have its own query."""
     integration = Integration(
         client_id="c/1", client_secret="s", redirect_uri="https://a.example/cb", authorize_url=page
     )
@@ -99,8 +99,8 @@ def test_a_person_is_sent_to_amos_page_with_our_name_and_the_state(page: str, ad
     assert INTEGRATION.authorize_url == "https://www.amocrm.ru/oauth"
 
 
-def test_no_secret_is_in_a_repr() -> None:
-    """Neither a request nor an answer nor an integration shows what it carries."""
+def test_repr_contains_no_secret() -> None:
+    """Requests, answers and the integration do not show secrets in their repr."""
     carried = AmoRequest(method="GET", url="https://a.example", headers={"X-Refresh-Token": "the-token"})
     assert "the-token" not in repr(carried) + repr(AmoResponse(status=200, body=b"the-token"))
     shown = repr(INTEGRATION) + repr(exchange_request(INTEGRATION, code=b"the-code", domain="a.amocrm.ru"))
@@ -108,8 +108,8 @@ def test_no_secret_is_in_a_repr() -> None:
     assert "the-secret" not in shown
 
 
-def test_a_pair_is_kept_whatever_else_its_answer_lacks() -> None:
-    """A pair has been paid for: without a usable lifetime it counts by the token's own claims, or as short."""
+def test_token_response_without_lifetime_keeps_pair() -> None:
+    """A pair without a usable lifetime is kept, with its claims' lifetime or a short one."""
     for expires_in in (None, 0, -5, "soon", True, 1e40, 10**30, [1]):
         issued = _read({"access_token": "opaque", "refresh_token": "r", "expires_in": expires_in})
         assert issued.pair.expires_at == START + timedelta(minutes=15)
@@ -120,21 +120,21 @@ def test_a_pair_is_kept_whatever_else_its_answer_lacks() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 299])
-def test_a_pair_comes_with_any_success(status: int) -> None:
-    """Whatever kind of success it is called, a pair has been paid for."""
+def test_token_response_any_success_status_returns_pair(status: int) -> None:
+    """A pair is returned for every success status."""
     assert _read({"access_token": "a", "refresh_token": "r"}, status=status).pair.refresh_token == "r"
 
 
 @pytest.mark.parametrize("status", [100, 199, 300, 399])
-def test_a_pair_in_what_is_no_success_is_none(status: int) -> None:
-    """What such an answer is about, nobody has promised."""
+def test_token_response_other_status_with_pair_is_unknown_outcome(status: int) -> None:
+    """A pair in an answer without a success status is an unknown outcome."""
     with pytest.raises(UnknownOutcome) as raised:
         _read({"access_token": "a", "refresh_token": "r"}, status=status)
     assert raised.value.detail == f"http_{status}"
 
 
-def test_a_host_of_the_operators_list_may_be_an_accounts_own() -> None:
-    """The same check guards what a token names as what the browser names."""
+def test_token_response_api_domain_may_be_operators_host() -> None:
+    """The API host in a token is checked as an account's host is, with the operator's list."""
     claims = base64.urlsafe_b64encode(b'{"api_domain": "api.test.example"}').decode()
     answer = AmoResponse(status=200, body=json.dumps({"access_token": f"h.{claims}.s", "refresh_token": "r"}).encode())
     for allowed, host in (((), None), ((".test.example",), "api.test.example")):
@@ -155,8 +155,8 @@ def test_a_host_of_the_operators_list_may_be_an_accounts_own() -> None:
         ("a\n", None),
     ],
 )
-def test_an_answer_is_known_by_amos_name_for_it(said: str | None, known: str | None) -> None:
-    """So is the error it means, with its status; what should not stand in a log is no name."""
+def test_token_response_request_id_is_kept_if_valid(said: str | None, known: str | None) -> None:
+    """The answer and its error carry AMO's request id, unless it is unsafe to log."""
     issued = _read({"access_token": "a", "refresh_token": "r"}, request_id=said)
     assert issued.request_id == known
     for status in (401, 403, 429, 500):
@@ -175,24 +175,24 @@ def test_an_answer_is_known_by_amos_name_for_it(said: str | None, known: str | N
         ("Cannot decrypt the refresh token", False, True),
     ],
 )
-def test_a_dead_token_is_told_from_one_that_was_not_understood(hint: str, expired: bool, misread: bool) -> None:  # noqa: FBT001 -- because they are columns of the table above
-    """Who could not read it may be a stranger, who lives where the account has lived."""
+def test_token_response_expired_differs_from_undecodable(hint: str, expired: bool, misread: bool) -> None:  # noqa: FBT001 -- pytest passes them
+    """An expired token differs from one that AMO could not decrypt, which may mean a wrong account."""
     with pytest.raises(errors.InvalidRefreshToken) as raised:
         _read({"hint": hint}, status=400)
     assert (raised.value.expired, raised.value.undecodable) == (expired, misread)
 
 
 @pytest.mark.parametrize("hint", ["Token has expired, or not", "The token has expired", "Token has expired?"])
-def test_only_the_listed_words_are_final(hint: str) -> None:
-    """Words that are nearly the same may mean anything."""
+def test_token_response_only_listed_hints_are_terminal(hint: str) -> None:
+    """A hint that resembles a listed one is an unrecognized error."""
     with pytest.raises(UnrecognizedError) as raised:
         _read({"hint": hint}, status=400)
     assert (raised.value.status, raised.value.hint) == (400, hint)
 
 
 @pytest.mark.parametrize("name", ["code", "`code`"])
-def test_a_code_that_is_none_is_the_browsers_fault(name: str) -> None:
-    """Any other parameter is ours to mend, and so is this one where a refresh token was presented."""
+def test_token_response_invalid_code_is_callers_error(name: str) -> None:
+    """A hint about the code parameter is the caller's error for a code, otherwise a configuration error."""
     hint = f"Check the {name} parameter"
     with pytest.raises(errors.AuthFailed):
         _read({"hint": hint}, status=400, grant_type=GrantType.CODE)
@@ -200,16 +200,16 @@ def test_a_code_that_is_none_is_the_browsers_fault(name: str) -> None:
         _read({"hint": hint}, status=400)
 
 
-def test_our_own_faults_are_told_in_amos_words() -> None:
-    """However AMO goes on: it is the operator who has to understand them."""
+def test_token_response_client_error_keeps_hint() -> None:
+    """A configuration error contains AMO's hint, whatever its ending, for the operator."""
     hint = "Check the `redirect_uri` parameter, it is another one"
     with pytest.raises(errors.InvalidClient) as raised:
         _read({"hint": hint}, status=400)
     assert raised.value.hint == hint
 
 
-def test_a_404_with_words_is_not_taken_for_a_wrong_host() -> None:
-    """Only silence tells that nobody lives there."""
+def test_token_response_404_with_hint_is_unrecognized() -> None:
+    """Only a 404 without a hint means that the host has no account."""
     with pytest.raises(UnrecognizedError):
         _read({"hint": "Gone fishing"}, status=404, grant_type=GrantType.CODE)
     with pytest.raises(errors.AuthFailed):
@@ -217,21 +217,21 @@ def test_a_404_with_words_is_not_taken_for_a_wrong_host() -> None:
 
 
 @pytest.mark.parametrize("token", [None, "", 7, ["x"], "with\nnewline", "не ascii", "\ud800"])
-def test_a_token_that_no_header_could_carry_is_no_token(token: object) -> None:
-    """An answer whose tokens cannot be tokens leaves open what happened."""
+def test_token_response_token_unfit_for_header_is_unknown_outcome(token: object) -> None:
+    """An answer whose tokens do not fit into a header is an unknown outcome."""
     with pytest.raises(UnknownOutcome):
         _read({"access_token": token, "refresh_token": "r"})
 
 
 @pytest.mark.parametrize("body", ["[" * 100_000, '{"a":' * 50_000, b"\xff\xfe", "1" * 5000, "null"])
-def test_a_hostile_body_is_no_pair(body: str | bytes) -> None:
-    """Deep, binary or absurd JSON is an open outcome and no crash."""
+def test_token_response_hostile_body_is_unknown_outcome(body: str | bytes) -> None:
+    """Deeply nested, binary or oversized JSON is an unknown outcome, and raises no other error."""
     with pytest.raises(UnknownOutcome):
         _read(body)
 
 
-def test_an_answer_above_the_limit_is_read_as_far_as_it_goes() -> None:
-    """A pair within the limit has been paid for; without one, more than the limit is why."""
+def test_token_response_over_limit_is_read_up_to_limit() -> None:
+    """A pair within the size limit is kept; without one, the error names the limit."""
     pair = {"access_token": "a", "refresh_token": "r"}
     assert _read(json.dumps(pair) + "<!--", broken=TOO_LARGE).pair.refresh_token == "r"
     with pytest.raises(UnknownOutcome) as raised:
@@ -252,8 +252,8 @@ def test_an_answer_above_the_limit_is_read_as_far_as_it_goes() -> None:
         ("x" * 976 + " " + "y" * 24, "… " + "y" * 23),
     ],
 )
-def test_an_unknown_hint_is_short(hint: str, kept: str) -> None:
-    """Of 1,000 characters 120 are kept, and no control character, nor a word of 24 or more: it may be a secret."""
+def test_token_response_unknown_hint_is_shortened(hint: str, kept: str) -> None:
+    """A hint is cut to 120 characters, without control characters or long words, which may be secrets."""
     with pytest.raises(UnrecognizedError) as raised:
         _read({"hint": hint}, status=400)
     assert raised.value.hint == kept
@@ -282,10 +282,8 @@ def test_an_unknown_hint_is_short(hint: str, kept: str) -> None:
     ],
 )
 @pytest.mark.parametrize("grant_type", GrantType)
-def test_retry_after_is_seconds_or_a_date_of_at_most_ten_minutes(
-    value: str | None, seconds: float, grant_type: GrantType
-) -> None:
-    """A 429 means a wait of what `Retry-After` says, from one second to ten minutes, else of a minute."""
+def test_retry_after_is_clamped_to_ten_minutes(value: str | None, seconds: float, grant_type: GrantType) -> None:
+    """`Retry-After` in seconds or as a date gives one second to ten minutes, otherwise one minute."""
     with pytest.raises(errors.VendorRateLimited) as raised:
         _read("", status=429, grant_type=grant_type, retry_after=value)
     assert raised.value.retry_after == seconds
@@ -294,8 +292,8 @@ def test_retry_after_is_seconds_or_a_date_of_at_most_ten_minutes(
 @pytest.mark.parametrize(
     ("date", "seconds"), [("Sun, 01 Nov 2026 07:00:00 GMT", 90), ("Sun, 01 Nov 2026 07:02:00 GMT", 1), ("broken", 1)]
 )
-def test_a_date_in_retry_after_is_compared_with_the_answers_own_date(date: str, seconds: float) -> None:
-    """An answer's `Date` header replaces our clock, which may differ from AMO's; an unreadable one does not."""
+def test_retry_after_date_is_compared_with_date_header(date: str, seconds: float) -> None:
+    """A date is compared with the answer's `Date` header, or with this process's clock if that is invalid."""
     with pytest.raises(errors.VendorRateLimited) as raised:
         _read("", status=429, retry_after="Sun, 01 Nov 2026 07:01:30 GMT", date=date)
     assert raised.value.retry_after == seconds
@@ -305,16 +303,16 @@ DATES = st.from_regex(r"[A-Z][a-z]{2}, [0-9]{2} Nov [0-9]{1,6} [0-9]{2}:00:00 ([
 
 
 @given(st.text() | DATES)
-def test_any_retry_after_is_a_wait_of_one_second_to_ten_minutes(value: str) -> None:
-    """No header text fails, and none holds requests back for longer than ten minutes."""
+def test_retry_after_any_text_gives_valid_wait(value: str) -> None:
+    """Any header text gives a wait between one second and ten minutes."""
     with pytest.raises(errors.VendorRateLimited) as raised:
         _read("", status=429, retry_after=value, date=value)
     assert 1 <= raised.value.retry_after <= 600
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_only_words_about_the_client_reject_the_client(path: Path) -> None:
-    """Of all sample answers: a hint that names id, secret or redirect URI, or problem+json 401 without a hint."""
+def test_token_response_rejects_client_only_by_hint_or_problem(path: Path) -> None:
+    """Only a hint about client id or redirect URI, or a 401 problem for an unknown client, rejects the client."""
     sample = json.loads(path.read_text(encoding="utf-8"))
     if sample["means"] == "TokenResponse":
         return
@@ -337,8 +335,8 @@ def test_only_words_about_the_client_reject_the_client(path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 500])
-def test_an_error_has_amos_words(status: int) -> None:
-    """Title and hint go into the log: short, and without anything as long as a secret."""
+def test_token_response_error_keeps_title_and_hint(status: int) -> None:
+    """An error keeps AMO's title and hint for the log, shortened and without secrets."""
     secret = "def50200" + "ab" * 40
     with pytest.raises(AmoCallbackError) as raised:
         _read({"title": f"No {secret}\n", "hint": "Some words"}, status=status, grant_type=GrantType.CODE)

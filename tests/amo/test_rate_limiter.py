@@ -1,4 +1,4 @@
-"""The rate limit towards AMO."""
+"""The rate limiter of requests to AMO."""
 
 import asyncio
 import math
@@ -14,7 +14,7 @@ from tests.fakes import FakeClock, RecordingObserver, most_in_a_second
 
 
 class Queue:
-    """Whoever waits for a slot, and the order in which they got one."""
+    """Tasks waiting for a slot, and the order in which they got one."""
 
     def __init__(self, rate_limiter: RateLimiter) -> None:
         self.rate_limiter = rate_limiter
@@ -44,8 +44,8 @@ async def _pass(clock: FakeClock, seconds: float) -> None:
     await _settle()
 
 
-async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
-    """The first request goes at once, each later one an interval after the one before."""
+async def test_acquire_slots_are_evenly_spaced(clock: FakeClock) -> None:
+    """The first request gets a slot at once, each later one after an interval."""
     queue = Queue(_rate_limiter(clock, per_second=5))
     tasks = [queue.join(str(number), Priority.BACKGROUND) for number in range(3)]
     await _settle()
@@ -58,8 +58,8 @@ async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_a_free_slot_is_had_at_once(clock: FakeClock) -> None:
-    """Where nobody waits there is no queue, and nothing runs on: nearly always, at AMO's rates."""
+async def test_acquire_free_slot_returns_immediately(clock: FakeClock) -> None:
+    """Without waiters a free slot is returned at once, and no dispatcher task runs."""
     queue = Queue(_rate_limiter(clock, per_second=1))
     await queue.join("first", Priority.BACKGROUND)
     clock.advance(1)
@@ -68,8 +68,8 @@ async def test_a_free_slot_is_had_at_once(clock: FakeClock) -> None:
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
 
 
-async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
-    """The better known first, whenever they come; and the background has every other slot all the same."""
+async def test_acquire_orders_by_priority(clock: FakeClock) -> None:
+    """Higher priorities are served first, and background requests get every other slot."""
     queue = Queue(_rate_limiter(clock, per_second=1))
     first = queue.join("first", Priority.BACKGROUND)
     await _settle()
@@ -90,8 +90,8 @@ async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
     await asyncio.gather(first, *tasks)
 
 
-async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeClock) -> None:
-    """After a 429 nobody goes for as long as AMO asked."""
+async def test_pause_applies_to_all_waiters(clock: FakeClock) -> None:
+    """After a 429 no waiter gets a slot until the pause ends."""
     rate_limiter = _rate_limiter(clock, per_second=10)
     queue = Queue(rate_limiter)
     tasks = [queue.join(name, Priority.ANONYMOUS) for name in ("first", "second")]
@@ -105,8 +105,8 @@ async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeCl
     await asyncio.gather(*tasks)
 
 
-async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
-    """A cancelled waiter leaves its slot to the next, in either queue."""
+async def test_acquire_cancelled_waiter_uses_no_slot(clock: FakeClock) -> None:
+    """A cancelled waiter's slot goes to the next waiter of either queue."""
     queue = Queue(_rate_limiter(clock, per_second=1))
     first = queue.join("first", Priority.BACKGROUND)
     await _settle()
@@ -126,8 +126,8 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize(("priority", "one_in"), [(Priority.TOKEN_CHECK, 4), (Priority.HOOK_CHECK, 10)])
-async def test_checks_alone_take_no_more_than_their_share(clock: FakeClock, priority: Priority, one_in: int) -> None:
-    """Token checks take one slot in four and hook checks one in ten, even where no other request waits."""
+async def test_acquire_checks_are_limited_to_their_share(clock: FakeClock, priority: Priority, one_in: int) -> None:
+    """Token checks get one slot in four and hook checks one in ten, also without other requests."""
     queue = Queue(_rate_limiter(clock, per_second=1))
     tasks = [queue.join(str(number), priority) for number in range(3)]
     for second in range(2 * one_in + 1):
@@ -137,8 +137,8 @@ async def test_checks_alone_take_no_more_than_their_share(clock: FakeClock, prio
     await asyncio.gather(*tasks)
 
 
-async def test_checks_leave_the_rest_of_the_rate_to_refreshes(clock: FakeClock) -> None:
-    """Token checks go before refreshes within their share, and hook checks wait until no refresh waits."""
+async def test_acquire_checks_leave_other_slots_to_refreshes(clock: FakeClock) -> None:
+    """Token checks precede refreshes within their share, and hook checks wait until no refresh waits."""
     queue = Queue(_rate_limiter(clock, per_second=1))
     tasks = [queue.join("first", Priority.BACKGROUND)]
     await _settle()
@@ -153,8 +153,8 @@ async def test_checks_leave_the_rest_of_the_rate_to_refreshes(clock: FakeClock) 
 
 
 @pytest.mark.parametrize("priority", [Priority.TOKEN_CHECK, Priority.HOOK_CHECK])
-async def test_a_check_that_is_cancelled_takes_no_share(clock: FakeClock, priority: Priority) -> None:
-    """A caller that gives up leaves its slot and its share to the next check."""
+async def test_acquire_cancelled_check_uses_no_share(clock: FakeClock, priority: Priority) -> None:
+    """A cancelled check leaves its slot and its share to the next one."""
     queue = Queue(_rate_limiter(clock, per_second=1))
     first = queue.join("first", Priority.BACKGROUND)
     await _settle()
@@ -167,11 +167,11 @@ async def test_a_check_that_is_cancelled_takes_no_share(clock: FakeClock, priori
     await asyncio.gather(first, patient)
 
 
-# --- where requests leave -------------------------------------------------------------------------
+# --- sending --------------------------------------------------------------------------------------
 
 
-class Exit:
-    """Requests that have a slot and are ready to leave, and the times at which they do."""
+class SendQueue:
+    """Requests that hold a slot and are ready to be sent, and the times of sending."""
 
     def __init__(self, rate_limiter: RateLimiter, clock: FakeClock) -> None:
         self.rate_limiter, self.clock = rate_limiter, clock
@@ -187,18 +187,18 @@ class Exit:
 
 
 async def _granted(rate_limiter: RateLimiter, clock: FakeClock, slots: int) -> None:
-    """Take so many slots, one after the other."""
+    """Acquire a number of slots, one interval apart."""
     for number in range(slots):
         await rate_limiter.acquire(Priority.BACKGROUND)
         if number < slots - 1:
             clock.advance(0.2)
 
 
-async def test_requests_leave_an_interval_apart_in_the_order_in_which_they_are_ready(clock: FakeClock) -> None:
-    """Three requests whose claims return at the same moment do not leave at the same moment."""
+async def test_wait_to_send_spaces_requests_in_order(clock: FakeClock) -> None:
+    """Three requests that become ready at once are sent in order, one interval apart."""
     rate_limiter = _rate_limiter(clock, per_second=5)
     await _granted(rate_limiter, clock, 3)
-    ready, start = Exit(rate_limiter, clock), clock.monotonic()
+    ready, start = SendQueue(rate_limiter, clock), clock.monotonic()
     tasks = [ready.leave(name) for name in "abc"]
     for _ in range(50):
         await _settle()
@@ -208,10 +208,10 @@ async def test_requests_leave_an_interval_apart_in_the_order_in_which_they_are_r
     assert await asyncio.gather(*tasks) == [True] * 3
 
 
-async def test_requests_stay_apart_where_the_loop_was_held_up(clock: FakeClock) -> None:
-    """A process that stops for five seconds does not send at once what should have left meanwhile."""
+async def test_wait_to_send_after_stall_keeps_rate(clock: FakeClock) -> None:
+    """A process that was stopped for five seconds does not send its delayed requests at once."""
     rate_limiter = _rate_limiter(clock, per_second=5)
-    ready = Exit(rate_limiter, clock)
+    ready = SendQueue(rate_limiter, clock)
     tasks = [ready.leave() for _ in range(10)]
     while len(ready.left) < 10:
         await _settle()
@@ -221,15 +221,15 @@ async def test_requests_stay_apart_where_the_loop_was_held_up(clock: FakeClock) 
 
 
 @pytest.mark.parametrize(("age", "waits"), [(1.0, 0.0), (1.01, 0.19)])
-async def test_a_slot_older_than_a_second_is_replaced(clock: FakeClock, age: float, waits: float) -> None:
-    """A request that comes with an old slot waits for the next one of the shared state, behind a slot of another."""
+async def test_wait_to_send_slot_older_than_second_is_replaced(clock: FakeClock, age: float, waits: float) -> None:
+    """A request with a slot older than a second waits for the next shared slot."""
     shared = LocalLimits(clock=clock)
     rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver())
     await rate_limiter.acquire(Priority.BACKGROUND)
     clock.advance(age - 0.01)
-    await shared.request_slot(interval=0.2, waiting={WaiterKind.BACKGROUND})  # another process's
+    await shared.request_slot(interval=0.2, waiting={WaiterKind.BACKGROUND})  # by another process
     clock.advance(0.01)
-    ready, start = Exit(rate_limiter, clock), clock.monotonic()
+    ready, start = SendQueue(rate_limiter, clock), clock.monotonic()
     task = ready.leave()
     await _settle()
     assert task.done() == (waits == 0.0)
@@ -238,11 +238,11 @@ async def test_a_slot_older_than_a_second_is_replaced(clock: FakeClock, age: flo
     assert [at for _, at in ready.left] == pytest.approx([start + waits])
 
 
-async def test_each_slot_lets_one_request_leave(clock: FakeClock) -> None:
-    """Two requests cannot leave in the same slot: the second takes one of its own."""
-    shared = Failing(clock)
+async def test_wait_to_send_uses_each_slot_once(clock: FakeClock) -> None:
+    """Two requests cannot use one slot: the second acquires its own."""
+    shared = UnreliableLimits(clock)
     rate_limiter = RateLimiter(per_second=1, shared=shared, clock=clock, observer=RecordingObserver())
-    ready = Exit(rate_limiter, clock)
+    ready = SendQueue(rate_limiter, clock)
     first, second = ready.leave(), ready.leave()
     for _ in range(2):
         await _settle()
@@ -252,10 +252,10 @@ async def test_each_slot_lets_one_request_leave(clock: FakeClock) -> None:
     assert shared.granted == 2
 
 
-async def test_another_slot_comes_before_first_slots(clock: FakeClock) -> None:
-    """A request that holds a claim does not queue behind those that have not begun."""
+async def test_wait_to_send_precedes_first_slots(clock: FakeClock) -> None:
+    """A request that holds a claim precedes requests without a slot."""
     rate_limiter = _rate_limiter(clock, per_second=0.2)
-    queue, ready = Queue(rate_limiter), Exit(rate_limiter, clock)
+    queue, ready = Queue(rate_limiter), SendQueue(rate_limiter, clock)
     await rate_limiter.acquire(Priority.BACKGROUND)
     waiting = [queue.join(str(number), Priority.BACKGROUND) for number in range(3)]
     await _settle()
@@ -269,12 +269,12 @@ async def test_another_slot_comes_before_first_slots(clock: FakeClock) -> None:
     await rate_limiter.close()
 
 
-async def test_a_pause_holds_requests_that_are_ready_to_leave(clock: FakeClock) -> None:
-    """After a 429 no request leaves that was already claimed and connected; it is not sent where that is too long."""
+async def test_wait_to_send_during_pause_waits_or_gives_false(clock: FakeClock) -> None:
+    """During a pause a claimed request waits, or is not sent if its limit is shorter."""
     rate_limiter = _rate_limiter(clock, per_second=5)
     await _granted(rate_limiter, clock, 1)
     await rate_limiter.pause(1)
-    ready = Exit(rate_limiter, clock)
+    ready = SendQueue(rate_limiter, clock)
     assert not await ready.leave(limit=0.5)
     patient = ready.leave(limit=2)
     for _ in range(30):
@@ -284,10 +284,10 @@ async def test_a_pause_holds_requests_that_are_ready_to_leave(clock: FakeClock) 
     assert [at for _, at in ready.left] == pytest.approx([1001], abs=0.26)
 
 
-async def test_a_request_that_may_not_leave_in_time_takes_no_slot(clock: FakeClock) -> None:
-    """A request that gives up leaves the next slot to another one."""
+async def test_wait_to_send_after_limit_uses_no_slot(clock: FakeClock) -> None:
+    """A request that reaches its limit leaves the next slot to another request."""
     rate_limiter = _rate_limiter(clock, per_second=0.1)
-    queue, ready = Queue(rate_limiter), Exit(rate_limiter, clock)
+    queue, ready = Queue(rate_limiter), SendQueue(rate_limiter, clock)
     await ready.leave()
     late = ready.leave(limit=2)
     await _settle()
@@ -301,11 +301,11 @@ async def test_a_request_that_may_not_leave_in_time_takes_no_slot(clock: FakeClo
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_requests_never_leave_faster_than_the_rate_allows(clock: FakeClock, seed: int) -> None:
-    """Whatever claims and connections take, and however late the loop is, a second has one request beyond the rate."""
-    draw = random.Random(seed)  # noqa: S311 -- because a test must be able to repeat what it draws
+async def test_wait_to_send_never_exceeds_rate(clock: FakeClock, seed: int) -> None:
+    """For any delays of claims and of the loop, at most one request a second exceeds the rate."""
+    draw = random.Random(seed)  # noqa: S311 -- the seed makes it repeatable
     rate_limiter = _rate_limiter(clock, per_second=5)
-    ready = Exit(rate_limiter, clock)
+    ready = SendQueue(rate_limiter, clock)
 
     async def request(came: float, took: float) -> None:
         await clock.sleep(came)
@@ -323,8 +323,8 @@ async def test_requests_never_leave_faster_than_the_rate_allows(clock: FakeClock
     await rate_limiter.close()
 
 
-async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
-    """Nothing runs on after the end."""
+async def test_close_ends_dispatcher(clock: FakeClock) -> None:
+    """Closing the rate limiter ends its dispatcher task."""
     rate_limiter = _rate_limiter(clock, per_second=1)
     waiting = [asyncio.ensure_future(rate_limiter.acquire(Priority.ANONYMOUS)) for _ in range(2)]
     await _settle()
@@ -334,11 +334,11 @@ async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
 
 
-# --- what is shared -------------------------------------------------------------------------------
+# --- shared limits --------------------------------------------------------------------------------
 
 
-class Failing(LocalLimits):
-    """What instances share, away or broken while a test says so; it tells when it is asked, and can be slow."""
+class UnreliableLimits(LocalLimits):
+    """Shared limits that can fail or wait, and count their calls."""
 
     is_local = False
 
@@ -364,13 +364,17 @@ class Failing(LocalLimits):
         await super().pause(seconds)
 
 
-AWAY = StoreUnavailable("away")
+UNAVAILABLE = StoreUnavailable("away")
 
 
-@pytest.mark.parametrize(("error", "told"), [(AWAY, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"])
-async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Exception, told: list[str]) -> None:
-    """It is asked again each second, and whoever still waits goes once there is an answer; a bug is told once."""
-    shared, witness = Failing(clock), RecordingObserver()
+@pytest.mark.parametrize(
+    ("error", "told"), [(UNAVAILABLE, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"]
+)
+async def test_acquire_while_store_fails_retries_each_second(
+    clock: FakeClock, error: Exception, told: list[str]
+) -> None:
+    """A failed request for a slot is retried each second, and a programming error is logged once."""
+    shared, witness = UnreliableLimits(clock), RecordingObserver()
     rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=witness)
     queue = Queue(rate_limiter)
     shared.error = error
@@ -385,11 +389,11 @@ async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Ex
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
-    """Whoever gives up while the store is away frees his place in the queue: no slot is taken for him later."""
-    shared = Failing(clock)
+async def test_acquire_cancelled_while_store_fails_is_not_retried(clock: FakeClock) -> None:
+    """A waiter cancelled while the store is unavailable leaves the queue, and no slot is requested for it."""
+    shared = UnreliableLimits(clock)
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
-    shared.error = AWAY
+    shared.error = UNAVAILABLE
     gone = queue.join("gone", Priority.ANONYMOUS)
     await _settle()
     gone.cancel()
@@ -398,10 +402,10 @@ async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
 
 
-async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -> None:
-    """One token check a second may go: nothing can be claimed, so it spends nothing; people and refreshes wait."""
-    shared = Failing(clock)
-    shared.error = AWAY
+async def test_acquire_while_store_fails_allows_token_checks(clock: FakeClock) -> None:
+    """One token check a second continues, because it spends nothing; people and refreshes wait."""
+    shared = UnreliableLimits(clock)
+    shared.error = UNAVAILABLE
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     tasks = [queue.join(f"look-up {number}", Priority.TOKEN_CHECK) for number in range(3)]
     tasks += [queue.join("person", Priority.KNOWN_USER), queue.join("refresh", Priority.BACKGROUND)]
@@ -418,11 +422,11 @@ async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -
     await asyncio.gather(*tasks)
 
 
-async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeClock) -> None:
-    """AMO's 429 is heeded by who got it, whether or not the store takes it down."""
-    shared = Failing(clock)
+async def test_pause_while_store_fails_applies_locally(clock: FakeClock) -> None:
+    """A pause applies to this process even if the store cannot share it."""
+    shared = UnreliableLimits(clock)
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
-    shared.error = AWAY
+    shared.error = UNAVAILABLE
     pause = 60
     await queue.rate_limiter.pause(pause)
     shared.error = None
@@ -435,8 +439,8 @@ async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeCloc
     await task
 
 
-async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
-    """What one has heard of AMO holds for all who ask by the same state."""
+async def test_pause_is_shared_between_rate_limiters(clock: FakeClock) -> None:
+    """A pause applies to every rate limiter with the same shared limits."""
     shared = LocalLimits(clock=clock)
     one, other = [RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()) for _ in range(2)]
     queue = Queue(other)
@@ -450,9 +454,9 @@ async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
     await task
 
 
-async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: FakeClock) -> None:
-    """To ask takes time: a slot that was got for a person who has left is not wasted on nobody."""
-    shared = Failing(clock)
+async def test_acquire_slot_of_cancelled_waiter_goes_to_next(clock: FakeClock) -> None:
+    """A slot that arrives after its waiter was cancelled goes to the next waiter."""
+    shared = UnreliableLimits(clock)
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.answers.clear()
     person, background = queue.join("person", Priority.ANONYMOUS), queue.join("background", Priority.BACKGROUND)
@@ -465,9 +469,9 @@ async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: F
     await queue.rate_limiter.close()
 
 
-async def test_a_pause_holds_who_has_just_asked(clock: FakeClock) -> None:
-    """To ask takes time: a slot that comes after AMO's 429 is not used."""
-    shared = Failing(clock)
+async def test_pause_discards_slot_that_arrives_later(clock: FakeClock) -> None:
+    """A slot that arrives after a 429 is not used."""
+    shared = UnreliableLimits(clock)
     queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.answers.clear()
     task = queue.join("patient", Priority.ANONYMOUS)

@@ -1,4 +1,4 @@
-"""AMO's redirect, read from raw bytes; the callback's own tests show the same from outside."""
+"""AMO's redirect, read from raw bytes; the callback's tests cover it over HTTP."""
 
 import pytest
 
@@ -20,8 +20,8 @@ JUNK_HOSTS = [
 
 
 @pytest.mark.parametrize("host", JUNK_HOSTS)
-def test_a_junk_host_never_sees_our_secret(host: str) -> None:
-    """Whatever is not one label before a suffix of AMO's is refused, before any request."""
+def test_account_host_invalid_host_is_rejected(host: str) -> None:
+    """A host that is not one label before one of AMO's suffixes is rejected before any request."""
     assert parse_account_host(host.encode()) is None
     assert parse_account_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
 
@@ -39,14 +39,14 @@ def test_a_junk_host_never_sees_our_secret(host: str) -> None:
         ("x.test.example", "x.test.example"),
     ],
 )
-def test_a_good_host_is_taken_in_lower_case(given: str, host: str) -> None:
-    """AMO's hosts, bare or with a scheme, and what the operator listed."""
+def test_account_host_valid_host_is_lowercased(given: str, host: str) -> None:
+    """AMO's hosts, with or without a scheme, and the operator's hosts are accepted in lower case."""
     assert parse_account_host(given.encode(), allowed=("crm.example.com", ".test.example")) == host
 
 
 @pytest.mark.parametrize("host", ["example.com", "x.crm.example.com", "a.b.test.example", "test.example"])
-def test_a_listed_host_is_exact_and_a_listed_suffix_has_one_label(host: str) -> None:
-    """The operator's list means what it says."""
+def test_account_host_allowed_host_is_exact(host: str) -> None:
+    """A listed host matches exactly, and a listed suffix matches one label."""
     assert parse_account_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
 
 
@@ -69,14 +69,14 @@ def test_a_listed_host_is_exact_and_a_listed_suffix_has_one_label(host: str) -> 
         ("", None),
     ],
 )
-def test_a_refused_host_is_named_where_it_can_be_nothing_else(given: str, host: str | None) -> None:
-    """It comes from anybody: short, in the alphabet of hosts, and no secret has its form."""
+def test_loggable_host_is_none_for_possible_secret(given: str, host: str | None) -> None:
+    """A rejected host is logged only if it is short, uses a host's alphabet and cannot be a secret."""
     assert loggable_host(given.encode()) == host
 
 
 @pytest.mark.parametrize("value", ["code", "state"])
-def test_a_refused_host_that_is_the_code_or_the_state_is_not_named(value: str) -> None:
-    """A link that was put together wrongly must not bring either of them into the log."""
+def test_redirect_host_equal_to_code_or_state_is_not_logged(value: str) -> None:
+    """A host that equals the code or the state is not logged."""
     redirect = _read(
         b"code=short-code.abc&state=my.state&referer=" + {"code": b"short-code.abc", "state": b"my.state"}[value]
     )
@@ -87,29 +87,29 @@ def _read(query: bytes) -> CallbackParams:
     return read_redirect(query, default_domain=None, allowed_domains=())
 
 
-def test_a_real_redirect_is_read_whole() -> None:
-    """The query that AMO sends, with parameters we do not use."""
+def test_redirect_of_amo_is_read() -> None:
+    """AMO's query is read, and its unused parameters are ignored."""
     query = b"code=def502ab&state=18a2&referer=gingersnaps.amocrm.ru&platform=1&client_id=c619&from_widget=1"
     expected = CallbackParams(code=b"def502ab", state=b"18a2", domain="gingersnaps.amocrm.ru", from_widget=True)
     assert _read(query) == expected
 
 
 @pytest.mark.parametrize("size", [4096, 4097])
-def test_limits_count_decoded_bytes(size: int) -> None:
-    """A code of 4096 bytes is taken however it was encoded, one more is not."""
+def test_redirect_code_limit_counts_decoded_bytes(size: int) -> None:
+    """A code of 4096 decoded bytes is accepted, and a longer one is rejected."""
     for letter in (b"c", b"%63"):
         error = _read(b"code=" + letter * size + b"&referer=a.amocrm.ru").error
         assert error == (None if size == 4096 else "invalid_request")
 
 
 @pytest.mark.parametrize("count", [100, 101])
-def test_a_hundred_parameters_are_enough(count: int) -> None:
-    """More parameters than anybody sends are refused unread."""
+def test_redirect_parameter_limit_is_one_hundred(count: int) -> None:
+    """A query with more than one hundred parameters is rejected without being parsed."""
     query = b"&".join([b"code=c", b"referer=a.amocrm.ru", *[b"p=1"] * (count - 2)])
     assert _read(query).error == (None if count == 100 else "invalid_request")
 
 
-def test_a_redirect_shows_neither_code_nor_state() -> None:
-    """A repr may be logged."""
+def test_redirect_repr_contains_no_code_or_state() -> None:
+    """The repr, which may be logged, contains neither code nor state."""
     shown = repr(_read(b"code=the-code&state=the-state&referer=a.amocrm.ru"))
     assert "the-" not in shown

@@ -1,4 +1,4 @@
-"""The stand-in keeps AMO's rules: what it forgave, it would hide."""
+"""AMO's stand-in follows AMO's rules strictly."""
 
 import hashlib
 import hmac
@@ -47,8 +47,8 @@ def caller(amo: Amo, http: aiohttp.ClientSession) -> Caller:
     return Caller(amo, http)
 
 
-async def test_codes_and_refresh_tokens_work_once(caller: Caller) -> None:
-    """The second presentation is refused with AMO's words, and the ledger knows of it."""
+async def test_sandbox_code_and_refresh_token_are_accepted_once(caller: Caller) -> None:
+    """A second presentation is rejected with AMO's hint and counted in the ledger."""
     code = caller.amo.code()
     _, pair = await caller.exchange(code)
     status, problem = await caller.exchange(code)
@@ -60,8 +60,8 @@ async def test_codes_and_refresh_tokens_work_once(caller: Caller) -> None:
     assert caller.amo.fake.ledger.doubles() == 2
 
 
-async def test_everything_dies_in_its_time(caller: Caller, clock: FakeClock) -> None:
-    """A code after 20 minutes, an access token after a day, a refresh token after three months."""
+async def test_sandbox_credentials_expire(caller: Caller, clock: FakeClock) -> None:
+    """A code expires after 20 minutes, an access token after a day, a refresh token after three months."""
     code = caller.amo.code()
     _, pair = await caller.exchange()
     clock.advance(1200)
@@ -75,22 +75,22 @@ async def test_everything_dies_in_its_time(caller: Caller, clock: FakeClock) -> 
     assert (status, problem["hint"]) == (401, "Token has expired")
 
 
-async def test_a_form_is_refused_with_misleading_words(caller: Caller) -> None:
-    """Only JSON is read; a form body is told that its client is wrong."""
+async def test_sandbox_form_body_is_rejected_as_invalid_client(caller: Caller) -> None:
+    """Only JSON is read; a form body is answered with AMO's misleading client error."""
     form = caller.amo.request(grant_type="authorization_code", code=caller.amo.code())
     status, problem = await caller.send(HOST, data=form)
     assert (status, problem["title"], "hint" in problem) == (401, "Некорректный клиент", False)
 
 
 @pytest.mark.parametrize("name", ["client_id", "client_secret", "redirect_uri"])
-async def test_a_wrong_client_is_refused_without_a_hint(caller: Caller, name: str) -> None:
-    """Client id, secret and redirect URI must be the registered ones, in both grants."""
+async def test_sandbox_wrong_client_is_rejected_without_hint(caller: Caller, name: str) -> None:
+    """Client id, secret and redirect URI must be the registered ones."""
     status, problem = await caller.post(grant_type="authorization_code", code=caller.amo.code(), **{name: "another"})
     assert (status, "hint" in problem) == (401, False)
 
 
-async def test_what_is_not_the_accounts_cannot_be_decrypted(caller: Caller) -> None:
-    """Junk, or another account's code or token, is unreadable; a host without account is 404."""
+async def test_sandbox_credential_of_other_account_is_unreadable(caller: Caller) -> None:
+    """Another account's code or token is unreadable, and a host without an account is 404."""
     caller.amo.fake.open_account("other.amocrm.ru")
     _, pair = await caller.exchange()
     token = pair["refresh_token"]
@@ -104,8 +104,8 @@ async def test_what_is_not_the_accounts_cannot_be_decrypted(caller: Caller) -> N
         assert (await caller.post(**grant))[0] == 400
 
 
-async def test_the_look_ups_spend_nothing(caller: Caller) -> None:
-    """Where an account lives is told for a refresh token and for an access token, and spends neither."""
+async def test_sandbox_introspection_spends_nothing(caller: Caller) -> None:
+    """Introspection of either token returns the account's host and spends nothing."""
     _, pair = await caller.exchange()
     token = pair["refresh_token"]
     caller.amo.account.host = "renamed.amocrm.ru"
@@ -119,15 +119,15 @@ async def test_the_look_ups_spend_nothing(caller: Caller) -> None:
     assert (await caller.post("renamed.amocrm.ru", grant_type="refresh_token", refresh_token=token))[0] == 200
 
 
-async def test_seven_a_second_then_429_then_a_ban(amo: Amo) -> None:
-    """With the limit on, the eighth request of a second is refused, and who goes on is banned."""
+async def test_sandbox_rate_limit_refuses_then_bans(amo: Amo) -> None:
+    """The eighth request of a second gets 429, and continued requests get 403."""
     limited = Sandbox(amo.fake, clock=FakeClock(), per_second=7)
     statuses = [limited.limit() for _ in range(30)]
     assert statuses == [None] * 7 + [429] * 20 + [403] * 3
 
 
-async def test_consent_leads_back_with_code_state_and_host(amo: Amo, http: aiohttp.ClientSession) -> None:
-    """The person chooses an account or refuses, and is sent to the registered redirect URI either way."""
+async def test_sandbox_consent_redirects_with_code_state_and_host(amo: Amo, http: aiohttp.ClientSession) -> None:
+    """The user allows an account or refuses, and is redirected to the registered URI."""
     client = amo.fake.integration.client_id
     async with http.get(f"http://{amo.address}/oauth?client_id={client}&state=a%26b") as response:
         html = await response.text()
@@ -142,7 +142,7 @@ async def test_consent_leads_back_with_code_state_and_host(amo: Amo, http: aioht
             assert response.status == 400
 
 
-def test_the_hook_is_signed_as_amo_signs_it(amo: Amo) -> None:
+def test_sandbox_hook_signature_matches_amo(amo: Amo) -> None:
     """The signature is HMAC-SHA256 of client and account, keyed with the client secret."""
     query, known = amo.fake.hook_query(amo.account), amo.fake.integration
     expected = hmac.new(
@@ -151,8 +151,8 @@ def test_the_hook_is_signed_as_amo_signs_it(amo: Amo) -> None:
     assert query == {"account_id": str(amo.account.id), "client_uuid": known.client_id, "signature": expected}
 
 
-async def test_switching_off_tells_the_hook(amo: Amo) -> None:
-    """AMO's server calls the hook's address with the signed query."""
+async def test_sandbox_disable_calls_hook(amo: Amo) -> None:
+    """Disabling the integration calls the hook's URL with the signed query."""
     seen: list[dict[str, str]] = []
 
     async def hook(request: web.Request) -> web.Response:
@@ -169,8 +169,8 @@ async def test_switching_off_tells_the_hook(amo: Amo) -> None:
     assert seen == [amo.fake.hook_query(amo.account)]
 
 
-async def test_the_ledger_knows_what_was_turned_away(caller: Caller) -> None:
-    """A credential that met a fault before it was looked at is noted, and to present it again is no double spend."""
+async def test_sandbox_ledger_counts_failed_request_as_no_double_spend(caller: Caller) -> None:
+    """A request that met a fault before evaluation is noted, and its repetition is no double spend."""
     _, pair = await caller.exchange()
     caller.amo.sandbox.faults.add(Fault.HTTP_500)
     for _ in range(2):
@@ -180,33 +180,33 @@ async def test_the_ledger_knows_what_was_turned_away(caller: Caller) -> None:
     assert ledger.doubles() == 0
 
 
-# --- what is not known of AMO ---------------------------------------------------------------------
+# --- unknown behaviour of AMO ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kills", [False, True])
-async def test_the_old_access_token_outlives_a_refresh_or_not(caller: Caller, kills: bool) -> None:  # noqa: FBT001 -- because it is the switch
-    """Either may be true of AMO."""
-    caller.amo.fake.quirks.refresh_kills_access = kills
+@pytest.mark.parametrize("invalidates", [False, True])
+async def test_sandbox_refresh_invalidates_access_token_by_setting(caller: Caller, invalidates: bool) -> None:  # noqa: FBT001 -- pytest passes it
+    """The old access token stays valid after a refresh or not, because AMO's behaviour is unknown."""
+    caller.amo.fake.quirks.refresh_kills_access = invalidates
     _, pair = await caller.exchange()
     await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
     bearer = {"Authorization": f"Bearer {pair['access_token']}"}
     status, _ = await caller.get("www.amocrm.ru", "oauth2/account/subdomain", **bearer)
-    assert status == (401 if kills else 200)
+    assert status == (401 if invalidates else 200)
 
 
-@pytest.mark.parametrize("knows", [False, True])
-async def test_the_look_up_knows_spent_tokens_or_not(caller: Caller, knows: bool) -> None:  # noqa: FBT001 -- because it is the switch
-    """Either may be true of AMO; a token that was never issued is refused in any case."""
-    caller.amo.fake.quirks.introspection_accepts_spent = knows
+@pytest.mark.parametrize("accepts", [False, True])
+async def test_sandbox_introspection_accepts_spent_token_by_setting(caller: Caller, accepts: bool) -> None:  # noqa: FBT001 -- pytest passes it
+    """Introspection accepts a spent token or not, and always rejects one that was never issued."""
+    caller.amo.fake.quirks.introspection_accepts_spent = accepts
     _, pair = await caller.exchange()
     assert (await caller.introspect_refresh_token(pair["refresh_token"]))[0] == 200
     await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
-    assert (await caller.introspect_refresh_token(pair["refresh_token"]))[0] == (200 if knows else 401)
+    assert (await caller.introspect_refresh_token(pair["refresh_token"]))[0] == (200 if accepts else 401)
 
 
 @pytest.mark.parametrize("status", [401, 404])
-async def test_the_old_host_of_a_moved_account_gives_no_hint(caller: Caller, status: int) -> None:
-    """Nothing is spent there, and the look-up names the new one."""
+async def test_sandbox_former_host_of_moved_account_gives_no_hint(caller: Caller, status: int) -> None:
+    """The former host spends nothing and gives no hint, and introspection returns the new host."""
     caller.amo.fake.quirks.moved_status = status
     _, pair = await caller.exchange()
     caller.amo.account.host = "renamed.amocrm.ru"

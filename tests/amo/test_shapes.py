@@ -1,4 +1,4 @@
-"""Whatever shape a good answer takes on its way, the pair in it is found: it has been paid for."""
+"""The pair of an answer is found in every shape, because its token is already spent."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ End = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[No
 
 
 _UNACKNOWLEDGED = slice(24, 28)
-"""Where Linux tells in `tcp_info` how many segments the other side has not acknowledged."""
+"""Offset of Linux's `tcp_info` counter of unacknowledged segments."""
 CODE, REFRESH_TOKEN = "a code", "a refresh token"
 
 
@@ -50,8 +50,8 @@ def _server_tls(authority: CA, host: str = "localhost", *, days: int = 1) -> ssl
     return context
 
 
-class Shaped:
-    """AMO behind something that gives its good answers a shape; it keeps what was presented, and what was issued."""
+class ShapedAmo:
+    """AMO behind a server that shapes its successful answers and records requests and pairs."""
 
     def __init__(self, amo: Amo, shape: Shape, end: End) -> None:
         self.requests: list[bytes] = []
@@ -79,9 +79,9 @@ class Shaped:
 @asynccontextmanager
 async def _shaped(
     amo: Amo, shape: Shape, end: End | None = None, *, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Shaped]:
-    """Serve AMO's answers in a shape; where `tls` is given, over TLS."""
-    shaped = Shaped(amo, shape, end or _close)
+) -> AsyncIterator[ShapedAmo]:
+    """Serve AMO's answers in a shape, over TLS if `tls` is given."""
+    shaped = ShapedAmo(amo, shape, end or _close)
     server = await asyncio.start_server(shaped.serve, "127.0.0.1", 0, ssl=tls)
     amo.address = f"localhost:{server.sockets[0].getsockname()[1]}"
     amo.scheme = "http" if tls is None else "https"
@@ -107,10 +107,10 @@ async def _drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ans
 
 
 async def _reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes) -> None:
-    """Write an answer and reset the connection behind it, once it has been read."""
+    """Write an answer and reset the connection once the client has received it."""
     await _close(reader, writer, answer)
     connection = writer.get_extra_info("socket")
-    while connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[_UNACKNOWLEDGED] != bytes(4):  # noqa: ASYNC110 -- because the kernel sets no event
+    while connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[_UNACKNOWLEDGED] != bytes(4):  # noqa: ASYNC110 -- the kernel sets no event
         await asyncio.sleep(0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -129,8 +129,8 @@ async def _ask(client: AmoClient, amo: Amo, grant: str) -> TokenResponse:
 
 
 @pytest.mark.parametrize("shape", PAIRS)
-async def test_a_pair_is_found_in_every_shape(amo: Amo, clock: FakeClock, authority: CA, shape: str) -> None:
-    """The pair in the answer is the one that AMO has issued, and it was presented once."""
+async def test_pair_is_found_in_every_shape(amo: Amo, clock: FakeClock, authority: CA, shape: str) -> None:
+    """The pair of the answer is the issued one, after one request."""
     tls = _server_tls(authority)
     async with (
         _shaped(amo, PAIRS[shape], tls=tls) as shaped,
@@ -145,16 +145,16 @@ async def test_a_pair_is_found_in_every_shape(amo: Amo, clock: FakeClock, author
 
 @pytest.mark.parametrize("end", [_stay, _drip, _reset], ids=lambda end: end.__name__.strip("_"))
 @pytest.mark.parametrize("shape", ["with its length", "in one chunk", "gzip in chunks", "100 first"])
-async def test_a_pair_is_found_however_the_connection_ends(amo: Amo, clock: FakeClock, shape: str, end: End) -> None:
-    """It stays open, brings single bytes, or is reset behind the answer."""
+async def test_pair_is_found_for_every_end_of_connection(amo: Amo, clock: FakeClock, shape: str, end: End) -> None:
+    """A pair is found if the connection stays open, sends single bytes or is reset after the answer."""
     async with _shaped(amo, PAIRS[shape], end) as shaped, amo_client(amo, clock) as client:
         issued = await _ask(client, amo, REFRESH_TOKEN)
     assert issued.pair.refresh_token == shaped.issued["refresh_token"]
 
 
 @pytest.mark.parametrize("shape", ["in chunks without an end", "length too long", "until the connection ends"])
-async def test_a_pair_whose_end_never_comes_is_found_at_the_timeout(amo: Amo, clock: FakeClock, shape: str) -> None:
-    """The connection stays open after the pair, and nothing tells that the answer is complete."""
+async def test_pair_without_end_of_answer_is_found_at_timeout(amo: Amo, clock: FakeClock, shape: str) -> None:
+    """A pair is found at the timeout if the answer's end is not received."""
     async with _shaped(amo, PAIRS[shape], _stay) as shaped, amo_client(amo, clock, timeout=1.0) as client:
         issued = await _ask(client, amo, REFRESH_TOKEN)
     assert issued.pair.refresh_token == shaped.issued["refresh_token"]
@@ -162,8 +162,8 @@ async def test_a_pair_whose_end_never_comes_is_found_at_the_timeout(amo: Amo, cl
 
 @pytest.mark.parametrize("grant", [CODE, REFRESH_TOKEN])
 @pytest.mark.parametrize("shape", NO_PAIRS)
-async def test_an_answer_without_a_readable_pair_is_kept(amo: Amo, clock: FakeClock, shape: str, grant: str) -> None:
-    """The outcome is open, and the error brings the body: a pair that cannot be read yet may be in it."""
+async def test_answer_without_readable_pair_keeps_body(amo: Amo, clock: FakeClock, shape: str, grant: str) -> None:
+    """The outcome is unknown, and the error contains the body, in which a pair may be."""
     async with _shaped(amo, NO_PAIRS[shape]) as shaped, amo_client(amo, clock) as client:
         with pytest.raises(UnknownOutcome) as raised:
             await _ask(client, amo, grant)
@@ -177,10 +177,8 @@ async def test_an_answer_without_a_readable_pair_is_kept(amo: Amo, clock: FakeCl
 
 
 @pytest.mark.parametrize("wrong", ["another host", "expired", "an authority that is not trusted"])
-async def test_nothing_is_sent_to_a_server_that_cannot_prove_who_it_is(
-    amo: Amo, clock: FakeClock, authority: CA, wrong: str
-) -> None:
-    """A certificate of another host, an expired one, one of an unknown authority: no byte of the request goes out."""
+async def test_tls_invalid_certificate_gets_no_request(amo: Amo, clock: FakeClock, authority: CA, wrong: str) -> None:
+    """No byte is sent to a server with another host's, an expired or an untrusted certificate."""
     host = "another.example" if wrong == "another host" else "localhost"
     tls = _server_tls(authority, host, days=-1 if wrong == "expired" else 1)
     trusted = CA() if wrong.startswith("an authority") else authority
@@ -193,8 +191,8 @@ async def test_nothing_is_sent_to_a_server_that_cannot_prove_who_it_is(
     assert shaped.requests == []
 
 
-async def test_the_server_is_told_which_host_is_meant(amo: Amo, clock: FakeClock, authority: CA) -> None:
-    """Server name indication: one address may serve many hosts."""
+async def test_tls_request_names_server(amo: Amo, clock: FakeClock, authority: CA) -> None:
+    """The request sends the server name indication, because one address may serve several hosts."""
     names: list[str | None] = []
     tls = _server_tls(authority)
     tls.sni_callback = lambda _socket, name, _context: names.append(name)
@@ -206,10 +204,10 @@ async def test_the_server_is_told_which_host_is_meant(amo: Amo, clock: FakeClock
     assert names == ["localhost"]
 
 
-async def test_authorities_of_the_environment_are_trusted(
+async def test_tls_trusts_authority_of_environment(
     amo: Amo, clock: FakeClock, authority: CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`SSL_CERT_FILE` names whom to trust: behind a proxy that opens TLS, its authority."""
+    """`SSL_CERT_FILE` names the trusted authority, such as that of an intercepting proxy."""
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     tls = _server_tls(authority)

@@ -1,4 +1,4 @@
-"""What is wrong with how a page looks: as axe-core judges it, and what does not fit."""
+"""Accessibility of a page by axe-core, and elements that overflow the screen."""
 
 from importlib import resources
 
@@ -28,7 +28,7 @@ _AXE = """async runOnly => {
 
 
 async def axe(page: Page | Frame, *, contrast_only: bool = False) -> dict[str, list[str]]:
-    """Let axe-core judge the page as it stands, or only its colours, once more in others."""
+    """Run axe-core on the page as it is, or only for its present colours."""
     if not contrast_only:
         source = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
         await page.evaluate(f"() => {{ {source} }}")

@@ -1,4 +1,4 @@
-"""A real browser, and what it did: every request, navigation, dialog and complaint of a tab."""
+"""A real browser, and a record of a tab's requests, navigations, dialogs and messages."""
 
 import asyncio
 import shutil
@@ -18,10 +18,10 @@ SCHEME = "foryoure:"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """What a browser says that it is, and how large it is."""
+    """A browser's user agent and screen."""
 
     user_agent: str | None = None
-    """`None`: Chromium's own, on a desktop."""
+    """`None` is Chromium's own, on a desktop."""
     width: int = 1280
     height: int = 800
     pixels: float = 1
@@ -41,7 +41,7 @@ ANDROID = _phone(
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Mobile Safari/537.36"
 )
 
-ELSEWHERE = {
+WITHOUT_ATTEMPT = {
     "desktop": DESKTOP,
     "ios-instagram": _phone(f"{_IOS} Mobile/15E148 Instagram 350.0.0.0.0 (iPhone15,2; iOS 18_5; uk_UA)"),
     "android-web-view": _phone(
@@ -50,7 +50,7 @@ ELSEWHERE = {
     ),
     "android-telegram": _phone(f"{_ANDROID} Chrome/140.0.0.0 Mobile Safari/537.36 Telegram-Android/11.0 (Pixel 8)"),
 }
-"""Where an attempt by itself would cost something: the page in an app's own view, or the desktop's one free launch.
+"""Browsers in which an automatic attempt is harmful: an app's own view, or a desktop.
 
 tests/web/agents.py has all kinds of browsers.
 """
@@ -68,23 +68,23 @@ navigation.addEventListener('navigate', event => {
   });
 });
 """
-"""Notes at each attempt to leave for the app how far the document had come; it goes in before the page's own script."""
+"""Records the document's state at each attempt to open the app; it runs before the page's own script."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Tab:
-    """A tab, and all that it did."""
+    """A tab with a record of its actions."""
 
     page: Page
     cdp: CDPSession
     requests: list[str] = field(default_factory=list)
     navigations: list[tuple[str, str]] = field(default_factory=list)
-    """Why and where to, for each navigation that the document itself began."""
+    """Reason and address of each navigation begun by the document."""
     dialogs: list[str] = field(default_factory=list)
     console: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    """Requests that came to nothing: among them every launch, for no app is installed here."""
-    something_failed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Failed requests, including every launch, because no app is installed."""
+    request_failed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def context(self) -> BrowserContext:
@@ -92,59 +92,59 @@ class Tab:
 
     @property
     def launches(self) -> list[str]:
-        """The addresses that were asked for outside of the web."""
+        """The requested addresses outside of the web."""
         web = ("http:", "https:", "data:", "about:", "blob:", "chrome-error:")
         return [address for address in self.requests if not address.startswith(web)]
 
     @property
     def hosts(self) -> set[str]:
-        """The hosts that were asked for anything."""
+        """The hosts of all requests."""
         return {urlsplit(address).netloc for address in self.requests if address.startswith(("http:", "https:"))}
 
     @property
     def violations(self) -> list[str]:
-        """What the browser refused for the page's policy."""
+        """The browser's messages about violations of the page's policy."""
         return [text for text in self.console if "Content Security Policy" in text or "violates" in text]
 
     async def until_launched(self) -> str:
-        """Wait until the browser has tried to launch the app (moving on earlier would call it off); return the link."""
+        """Wait until the browser has tried to launch the app, and return the link."""
         while not (links := [address for address in self.failed if address.startswith(SCHEME)]):
-            self.something_failed.clear()
-            await asyncio.wait_for(self.something_failed.wait(), WAIT_LIMIT)
+            self.request_failed.clear()
+            await asyncio.wait_for(self.request_failed.wait(), WAIT_LIMIT)
         return links[-1]
 
     async def attempts(self) -> list[dict[str, object]]:
-        """Return the document's attempts to leave for the app, and how far it had come at each."""
+        """Return the document's attempts to open the app, with its state at each."""
         found: list[dict[str, object]] = await self.page.evaluate("window.__attempts")
         return found
 
     async def link(self) -> str | None:
-        """Return the address behind the button, as it stands on the page."""
+        """Return the address of the button."""
         button = self.page.locator("#open")
         return await button.get_attribute("href") if await button.count() else None
 
     async def tap(self) -> None:
-        """Tap the button by script: after one attempt, Chromium swallows what real fingers do."""
+        """Click the button by script, because Chromium ignores real taps after an attempt."""
         await self.page.evaluate("document.querySelector('#open').click()")
 
     async def call_itself(self, device: Device) -> None:
-        """Say from now on that this is another browser."""
+        """Change the user agent."""
         if device.user_agent is not None:
             await self.cdp.send("Emulation.setUserAgentOverride", {"userAgent": device.user_agent})
 
     async def pass_time(self, seconds: float) -> None:
-        """Let the document's time pass, in a moment of ours; then it stands still, and nothing is loaded."""
+        """Advance the document's virtual time, which then stands still, so that nothing is loaded."""
         over = asyncio.Event()
         self.cdp.once("Emulation.virtualTimeBudgetExpired", lambda _: over.set())
         await self.cdp.send("Emulation.setVirtualTimePolicy", {"policy": "advance", "budget": seconds * 1000})
         await asyncio.wait_for(over.wait(), WAIT_LIMIT)
 
     async def go_on(self) -> None:
-        """Let time run again; timers do not wait any more."""
+        """Let the document's time run without waiting for timers."""
         await self.cdp.send("Emulation.setVirtualTimePolicy", {"policy": "advance"})
 
     async def hide_and_show(self) -> None:
-        """Play what the document sees when another app comes to the front, and this one again: no tab can be hidden."""
+        """Simulate that another app comes to the front and this one returns, because no tab can be hidden."""
         for state in ("hidden", "visible"):
             await self.page.evaluate(
                 """state => {
@@ -156,19 +156,19 @@ class Tab:
             )
 
     async def come_back(self) -> None:
-        """Play what the document sees when it is taken out of the back-forward cache."""
+        """Simulate the restore from the back-forward cache."""
         await self.page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
 
     async def note(self) -> str:
-        """Return what a screen reader was last told."""
+        """Return the text last announced to a screen reader."""
         return (await self.page.locator("[role=status]").inner_text()).strip()
 
 
 @dataclass(kw_only=True, slots=True)
 class Chromium:
-    """Opens tabs, in the browser of all tests or in one of their own.
+    """A source of tabs in the shared browser or in a new one.
 
-    A launch of the app, once accepted, is remembered by the whole process.
+    An accepted launch of the app is remembered by the whole browser process.
     """
 
     playwright: Playwright
@@ -187,7 +187,7 @@ class Chromium:
         own_browser: bool = False,
         browser: Browser | None = None,
     ) -> Tab:
-        """Open a tab as a person of its own; where the app is launched, in a fresh browser."""
+        """Open a tab in its own context, and in a new browser if it launches the app."""
         browser = await self.own(*flags) if own_browser or flags else browser or self.shared
         context = await browser.new_context(
             user_agent=device.user_agent,
@@ -208,7 +208,7 @@ class Chromium:
         return self.browsers[-1]
 
     async def another(self, context: BrowserContext) -> Tab:
-        """Open one more tab beside others."""
+        """Open another tab in the same context."""
         page = await context.new_page()
         cdp = await context.new_cdp_session(page)
         tab = Tab(page=page, cdp=cdp)
@@ -225,7 +225,7 @@ class Chromium:
 
         def failed(request: Request) -> None:
             tab.failed.append(request.url)
-            tab.something_failed.set()
+            tab.request_failed.set()
 
         page.on("requestfailed", failed)
         page.on("request", lambda request: tab.requests.append(request.url))
@@ -245,7 +245,7 @@ class Chromium:
 
 
 def find_chromium() -> str | None:
-    """Return where a Chromium is."""
+    """Return the path of a Chromium."""
     return next((found for name in EXECUTABLES if (found := shutil.which(name))), None)
 
 
@@ -254,11 +254,11 @@ async def launch(playwright: Playwright, *flags: str) -> Browser:
     return await playwright.chromium.launch(
         executable_path=find_chromium(),
         timeout=1000 * WAIT_LIMIT,
-        args=["--no-sandbox", "--disable-gpu", *flags],  # root has no sandbox, and a container may have neither
+        args=["--no-sandbox", "--disable-gpu", *flags],  # root has no sandbox, and a container may lack both
     )
 
 
 async def picture(tab: Tab, folder: Path | None, name: str) -> None:
-    """Save what a person sees, where pictures were asked for."""
+    """Save a screenshot if `--screenshots` is given."""
     if folder is not None:
         await tab.page.screenshot(path=folder / f"{name}.png", full_page=True)

@@ -1,4 +1,4 @@
-"""A real browser for each case; without one, the cases are skipped and say so."""
+"""A real browser for each test; without one the tests are skipped."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -19,14 +19,14 @@ in_one_loop = partial(pytest_asyncio.fixture, loop_scope="session")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests of this folder in one loop: a browser belongs to the loop that it was started in."""
+    """Run all tests of this folder in one event loop, to which the browser belongs."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
 @in_one_loop(scope="session")
-async def started() -> AsyncIterator[tuple[Any, Any]]:
+async def browser_driver() -> AsyncIterator[tuple[Any, Any]]:
     playwright = pytest.importorskip("playwright.async_api", reason="no Playwright: install the `dev` extra")
     if find_chromium() is None:
         pytest.skip(f"no browser: none of {', '.join(EXECUTABLES)} is installed")
@@ -37,8 +37,8 @@ async def started() -> AsyncIterator[tuple[Any, Any]]:
 
 
 @in_one_loop()
-async def chromium(started: tuple[Any, Any]) -> AsyncIterator[Chromium]:
-    driver, shared = started
+async def chromium(browser_driver: tuple[Any, Any]) -> AsyncIterator[Chromium]:
+    driver, shared = browser_driver
     opened = Chromium(playwright=driver, shared=shared)
     try:
         yield opened
@@ -54,7 +54,7 @@ async def app(run: Any) -> AsyncIterator[Running]:
 
 @pytest.fixture
 def pictures(request: pytest.FixtureRequest) -> Path | None:
-    """Return the folder that was asked for with `--screenshots`."""
+    """Return the folder of `--screenshots`."""
     asked: Path | None = request.config.getoption("--screenshots")
     if asked is not None:
         asked.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def pictures(request: pytest.FixtureRequest) -> Path | None:
 
 @dataclass(kw_only=True, slots=True)
 class Site:
-    """A web site of somebody else's: its pages, and who asked for them with which headers."""
+    """Another web site: its pages, and its visits with their headers."""
 
     address: str = ""
     pages: dict[str, str] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Site:
 
 @asynccontextmanager
 async def serve(app: web.Application) -> AsyncIterator[str]:
-    """Serve on a port of its own, under a name that is another host than the service's."""
+    """Serve on a free port, under another host name than the service's."""
     runner = web.AppRunner(app)
     await runner.setup()
     try:
@@ -90,7 +90,7 @@ async def serve(app: web.Application) -> AsyncIterator[str]:
 
 
 @in_one_loop()
-async def may_be_copy() -> AsyncIterator[Site]:
+async def other_site() -> AsyncIterator[Site]:
     site = Site()
 
     async def answer(request: web.Request) -> web.Response:
@@ -104,12 +104,12 @@ async def may_be_copy() -> AsyncIterator[Site]:
         yield site
 
 
-# --- an AMO that takes any code ------------------------------------------------------------------
+# --- AMO that accepts any code -------------------------------------------------------------------
 
 
 @dataclass(kw_only=True, slots=True)
 class Lenient:
-    """The stand-in behind a door that takes any code for a good one."""
+    """The service with an AMO that accepts any code, and the codes presented."""
 
     app: Running
     codes: list[str] = field(default_factory=list)
@@ -117,7 +117,7 @@ class Lenient:
 
 @pytest.fixture
 def lenient(run: Any) -> Callable[..., Any]:
-    """Return how to run the service against an AMO that takes any code."""
+    """Return a function that runs the service with an AMO that accepts any code."""
 
     @asynccontextmanager
     async def running(**more: str) -> AsyncIterator[Lenient]:

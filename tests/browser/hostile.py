@@ -1,4 +1,4 @@
-"""Values that have broken other callbacks, as bytes."""
+"""Hostile parameter values as bytes."""
 
 VALUES: dict[str, bytes] = {
     "a script": b'"><script>window.__x=1</script>',

@@ -1,4 +1,4 @@
-"""Every state of the page, and how a person gets there."""
+"""Every state of the return page, and how to reach it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,19 +10,19 @@ STATE = "the-app's state"
 
 
 def public(app: Running, path: str) -> str:
-    """Return an address on the public door."""
+    """Return an address of the public API."""
     return f"http://{app.service.public}{path}"
 
 
 async def returned(app: Running, query: str | None = None) -> str:
-    """Come back from AMO as a browser does, and return the clean address that it is sent on to."""
+    """Visit the callback as a browser does and return the return page's address."""
     answer = await app.callback(query or app.query(state=STATE), html=True)
     assert answer.status == 303, answer.text
     return public(app, answer.location)
 
 
 def early(query: str) -> Callable[[Running], Awaitable[str]]:
-    """Return how to get to an error that is found before AMO is asked."""
+    """Return a function that reaches an error found before a request to AMO."""
 
     async def reach(app: Running) -> str:
         return public(app, f"{BASE}/callback?{query}")
@@ -91,7 +91,7 @@ STATES: Mapping[str, Callable[[Running], Awaitable[str]]] = {
 }
 
 SETTINGS: Mapping[str, Mapping[str, str]] = {"rate_limited": {"LIMITS__FAILED_CODES": "1"}}
-"""What a state needs set."""
+"""Settings required by a state."""
 
 BEFORE_AMO = ("missing_code", "access_denied", "invalid_state", "invalid_request", "account_not_allowed")
-"""Errors that are found before AMO is asked."""
+"""Errors found before a request to AMO."""

@@ -1,10 +1,10 @@
-"""The page's one attempt to bring a person back by itself, and the button for everything else."""
+"""The return page's one automatic attempt to open the app, and its button."""
 
 from urllib.parse import quote
 
 import pytest
 
-from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, Tab
+from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, WITHOUT_ATTEMPT, Chromium, Device, Tab
 from tests.browser.page_states import STATE, public, returned
 from tests.service import BASE, Running
 
@@ -12,25 +12,25 @@ LINK = "foryoure://amo-crm/callback"
 
 
 def _link(app: Running, *, state: str = STATE) -> str:
-    """Return the link that the one exchange so far must have led to."""
+    """Return the link expected after the only exchange."""
     [exchange] = app.amo.fake.ledger.exchanges()
     return f"{LINK}?code={exchange.presented}&state={quote(state, safe='')}"
 
 
-async def _happens(tab: Tab) -> list[object]:
-    """Return what a page with a button does by itself within a minute."""
+async def _automatic_actions(tab: Tab) -> list[object]:
+    """Return the automatic actions of a page with a button within a minute."""
     await tab.page.wait_for_load_state("load")
     assert await tab.page.locator("#open").is_visible()
     await tab.pass_time(60)
     return [*tab.launches, *await tab.attempts(), *tab.navigations]
 
 
-# --- by itself -----------------------------------------------------------------------------------
+# --- automatic attempt ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", [IPHONE, ANDROID], ids=["iphone", "android"])
-async def test_a_phones_browser_is_sent_once_and_after_load(chromium: Chromium, app: Running, device: Device) -> None:
-    """One attempt, with the button's own link, when the whole page is there; the address remembers it."""
+async def test_page_on_phone_attempts_once_after_load(chromium: Chromium, app: Running, device: Device) -> None:
+    """The page makes one attempt with the button's link once it is loaded, and its address records that."""
     tab = await chromium.tab(device, own_browser=True)
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state=STATE)}"))
     assert await tab.page.locator("#open").get_attribute("data-auto") is not None
@@ -45,24 +45,24 @@ async def test_a_phones_browser_is_sent_once_and_after_load(chromium: Chromium, 
     assert tab.violations == []
 
 
-async def test_elsewhere_nothing_is_tried(chromium: Chromium, app: Running) -> None:
-    """In another app's view an attempt can destroy the page, and a desktop has no app: there is the button alone."""
+async def test_page_elsewhere_makes_no_attempt(chromium: Chromium, app: Running) -> None:
+    """In an app's view an attempt can destroy the page, and a desktop has no app, so there is only the button."""
     address = await returned(app)
     for touch in (False, True):
         tab = await chromium.tab(IPHONE if touch else DESKTOP, own_browser=True)
-        for name, device in ELSEWHERE.items():
+        for name, device in WITHOUT_ATTEMPT.items():
             if device.touch == touch:
                 await tab.call_itself(device)
                 await tab.page.goto(address)
                 assert (name, await tab.page.locator("[data-auto]").count()) == (name, 0)
-                assert (name, await _happens(tab)) == (name, [])
+                assert (name, await _automatic_actions(tab)) == (name, [])
                 assert await tab.link() == _link(app)
                 await tab.go_on()
 
 
 @pytest.mark.parametrize("again", ["reload", "back", "forward", "n=1", "n=2", "another visit"])
-async def test_who_comes_again_is_not_sent_again(chromium: Chromium, app: Running, again: str) -> None:
-    """Reload, back, forward, an address that tells of an attempt, and the same page once more: the button alone."""
+async def test_page_visited_again_makes_no_attempt(chromium: Chromium, app: Running, again: str) -> None:
+    """After a reload, a move in the history, a recorded attempt or another visit, there is only the button."""
     address = await returned(app)
     tab = await chromium.tab(IPHONE, own_browser=True)
     if again in {"n=1", "n=2"}:
@@ -84,14 +84,14 @@ async def test_who_comes_again_is_not_sent_again(chromium: Chromium, app: Runnin
                 await tab.page.go_forward()
         tab.requests.clear()
         tab.navigations.clear()
-    assert await _happens(tab) == []
+    assert await _automatic_actions(tab) == []
 
 
-# --- by a tap ------------------------------------------------------------------------------------
+# --- button --------------------------------------------------------------------------------------
 
 
-async def test_a_tap_asks_for_exactly_the_link(chromium: Chromium, app: Running) -> None:
-    """A click on the button is one request, of the link's very bytes, begun by the person."""
+async def test_button_click_requests_exact_link(chromium: Chromium, app: Running) -> None:
+    """A click is one request with the exact bytes of the link, begun by the user."""
     tab = await chromium.tab(DESKTOP, own_browser=True)
     state = "a+b c/й%25&x=1#f\"'<>"
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state=state)}"))
@@ -101,8 +101,8 @@ async def test_a_tap_asks_for_exactly_the_link(chromium: Chromium, app: Running)
     assert tab.navigations == [("anchorClick", _link(app, state=state))]
 
 
-async def test_without_javascript_the_button_is_all_there_is(chromium: Chromium, app: Running) -> None:
-    """Without JavaScript nothing is tried, and the button works as any link does."""
+async def test_page_without_javascript_has_working_button(chromium: Chromium, app: Running) -> None:
+    """Without JavaScript there is no attempt, and the button works as a link."""
     tab = await chromium.tab(ANDROID, javascript=False, own_browser=True)
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state=STATE)}"))
     assert await tab.page.locator("#open").is_visible()
@@ -112,8 +112,8 @@ async def test_without_javascript_the_button_is_all_there_is(chromium: Chromium,
 
 
 @pytest.mark.parametrize("device", ["phone", "desktop"])
-async def test_each_attempt_has_an_address_of_its_own(chromium: Chromium, app: Running, device: str) -> None:
-    """The first attempt is the plain link and each later one another: Safari refuses one that was cancelled."""
+async def test_page_attempts_have_distinct_addresses(chromium: Chromium, app: Running, device: str) -> None:
+    """The first attempt uses the plain link and each later one another, because Safari refuses a cancelled one."""
     tab = await chromium.tab(IPHONE if device == "phone" else DESKTOP, own_browser=True)
     await tab.page.goto(await returned(app))
     for _ in range(2 if device == "phone" else 3):
@@ -123,8 +123,8 @@ async def test_each_attempt_has_an_address_of_its_own(chromium: Chromium, app: R
     assert tab.launches == [link, f"{link}&n=2", f"{link}&n=3"]
 
 
-async def test_who_comes_back_after_a_reload_taps_an_address_of_its_own(chromium: Chromium, app: Running) -> None:
-    """After an attempt and a reload, a tap still asks for another address than the attempt did."""
+async def test_button_after_reload_uses_another_address(chromium: Chromium, app: Running) -> None:
+    """After an attempt and a reload, a tap uses another address than the attempt."""
     tab = await chromium.tab(IPHONE, own_browser=True)
     await tab.page.goto(await returned(app))
     await tab.until_launched()
@@ -134,7 +134,7 @@ async def test_who_comes_back_after_a_reload_taps_an_address_of_its_own(chromium
     assert len(tab.launches) == len(set(tab.launches)) == 2
 
 
-# --- what the page says meanwhile ----------------------------------------------------------------
+# --- note ----------------------------------------------------------------------------------------
 
 
 _WHEN = """
@@ -147,11 +147,11 @@ addEventListener('DOMContentLoaded', () => {
   new MutationObserver(() => { window.__noted ??= performance.now(); }).observe(note, {childList: true});
 });
 """
-"""Notes by the document's own time when it first tried to leave for the app, and when it said something."""
+"""Records, in the document's time, the first attempt to open the app and the first note."""
 
 
-async def test_the_note_says_what_to_do_when_nothing_opened(chromium: Chromium, app: Running) -> None:
-    """The note is empty at first; two seconds after an attempt that shows no effect, it points to the button."""
+async def test_note_explains_button_if_app_did_not_open(chromium: Chromium, app: Running) -> None:
+    """The note is empty at first, and names the button two seconds after an attempt without effect."""
     tab = await chromium.tab(IPHONE, own_browser=True)
     await tab.page.add_init_script(_WHEN)
     await tab.page.goto(await returned(app))
@@ -161,8 +161,8 @@ async def test_the_note_says_what_to_do_when_nothing_opened(chromium: Chromium, 
     assert await tab.page.evaluate("window.__noted - window.__tried") > 1900
 
 
-async def test_the_note_says_that_the_tab_may_be_closed(chromium: Chromium, app: Running) -> None:
-    """Who has left for the app and comes back reads another note, and finds the help open."""
+async def test_note_after_return_says_that_tab_can_be_closed(chromium: Chromium, app: Running) -> None:
+    """After a return from the app the note is another one, and the help is open."""
     notes = {}
     for how in ("late", "hidden", "restored"):
         tab = await chromium.tab(IPHONE, own_browser=True)
@@ -180,8 +180,8 @@ async def test_the_note_says_that_the_tab_may_be_closed(chromium: Chromium, app:
     assert notes["late"] != notes["hidden"]
 
 
-async def test_without_an_attempt_the_note_stays_empty(chromium: Chromium, app: Running) -> None:
-    """On a desktop nothing was tried, so there is nothing to explain until somebody clicks."""
+async def test_note_without_attempt_is_empty(chromium: Chromium, app: Running) -> None:
+    """On a desktop the note is empty until a click, because there was no attempt."""
     tab = await chromium.tab(DESKTOP, own_browser=True)
     await tab.page.goto(await returned(app))
     await tab.pass_time(60)

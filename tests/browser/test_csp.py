@@ -1,4 +1,4 @@
-"""What the page lets in and out: headers, frames, other hosts, referrers, and its own policy."""
+"""The return page's security: headers, frames, other hosts, referrers and its content policy."""
 
 import re
 from typing import Any
@@ -14,10 +14,10 @@ TITLES = {variant: texts["title"] for variant, texts in read_texts("en").items()
 _NONCE = re.compile(r"'nonce-([\w-]{22})'")
 
 
-async def test_each_state_has_its_page_and_the_policy_holds_back_nothing_of_it(chromium: Chromium, run: Any) -> None:
-    """A title and a link of its word; with taps, open help and a return the browser has nothing to refuse or to say.
+async def test_page_of_each_state_has_title_and_no_violation(chromium: Chromium, run: Any) -> None:
+    """Each state has its title and link, and no action violates the policy.
 
-    A failure sends nobody to the app by itself, and asks AMO nothing more.
+    A failure makes no automatic attempt and no further request to AMO.
     """
     browser = await chromium.own()
     for state, reach in STATES.items():
@@ -57,8 +57,8 @@ async def test_each_state_has_its_page_and_the_policy_holds_back_nothing_of_it(c
             await tab.context.close()
 
 
-async def test_the_policy_is_in_force(chromium: Chromium, app: Running, may_be_copy: Site) -> None:
-    """What somebody would bring onto the page does not run: scripts, handlers, styles, pictures, forms, frames."""
+async def test_policy_blocks_injected_content(chromium: Chromium, app: Running, other_site: Site) -> None:
+    """Injected scripts, handlers, styles, pictures, forms and frames are blocked."""
     tab = await chromium.tab()
     await tab.page.goto(await returned(app))
     await tab.page.evaluate(
@@ -73,32 +73,32 @@ async def test_the_policy_is_in_force(chromium: Chromium, app: Running, may_be_c
           document.querySelector('#script').click();
           document.querySelector('#send').click();
         }""",
-        may_be_copy.address,
+        other_site.address,
     )
     await tab.pass_time(1)
     assert await tab.page.evaluate("window.__x") is None
     assert await tab.page.locator("h1").is_visible()
-    assert may_be_copy.visits == []
+    assert other_site.visits == []
     refused = " ".join(tab.violations)
     for directive in ("script-src", "style-src", "img-src", "default-src", "form-action"):
         assert directive in refused
 
 
-async def test_the_page_cannot_be_framed(chromium: Chromium, app: Running, may_be_copy: Site) -> None:
-    """A frame on another site shows neither the page nor the callback, and so no link that could be tapped unseen."""
+async def test_page_cannot_be_framed(chromium: Chromium, app: Running, other_site: Site) -> None:
+    """Another site's frame shows neither the page nor the callback, so no link can be tapped unseen."""
     for address in (await returned(app), public(app, f"{BASE}/callback?error=access_denied&state=s")):
-        may_be_copy.pages["/"] = f'<!doctype html><iframe src="{address}"></iframe>'
+        other_site.pages["/"] = f'<!doctype html><iframe src="{address}"></iframe>'
         tab = await chromium.tab(IPHONE)
         async with tab.page.expect_console_message(lambda message: "frame" in message.text):
-            await tab.page.goto(may_be_copy.address)
+            await tab.page.goto(other_site.address)
         [_, frame] = tab.page.frames
         assert await frame.locator("#open").count() == 0
         assert tab.launches == []
         await tab.context.close()
 
 
-async def test_a_visit_asks_nobody_else(chromium: Chromium, app: Running) -> None:
-    """The page loads nothing from any other host, and nothing from ours but itself."""
+async def test_page_requests_no_other_host(chromium: Chromium, app: Running) -> None:
+    """The page loads nothing from another host, and from the service only itself."""
     tab = await chromium.tab(IPHONE, own_browser=True)
     callback = public(app, f"{BASE}/callback?{app.query(state='s')}")
     await tab.page.goto(callback)
@@ -109,8 +109,8 @@ async def test_a_visit_asks_nobody_else(chromium: Chromium, app: Running) -> Non
     assert [address for address in tab.requests if not address.startswith("data:")] == [callback, page, link]
 
 
-async def test_who_leaves_takes_no_referrer_along(chromium: Chromium, app: Running, may_be_copy: Site) -> None:
-    """A link away from the page, and from an error page at the callback's own address, tells no site where it was."""
+async def test_page_sends_no_referrer(chromium: Chromium, app: Running, other_site: Site) -> None:
+    """A link away from the page or from an error at the callback's address sends no referrer."""
     for address in (await returned(app), public(app, f"{BASE}/callback?error=access_denied&state=secret-state")):
         tab = await chromium.tab()
         await tab.page.goto(address)
@@ -119,19 +119,19 @@ async def test_who_leaves_takes_no_referrer_along(chromium: Chromium, app: Runni
               const link = Object.assign(document.createElement('a'), {href: to, textContent: 'away', id: 'away'});
               document.querySelector('main').append(link);
             }""",
-            may_be_copy.address + "/away",
+            other_site.address + "/away",
         )
         await tab.page.click("#away")
         await tab.page.wait_for_url("**/away")
-        [headers] = [headers for path, headers in may_be_copy.visits if path == "/away"]
+        [headers] = [headers for path, headers in other_site.visits if path == "/away"]
         assert "Referer" not in headers
         assert await tab.page.evaluate("document.referrer") == ""
-        may_be_copy.visits.clear()
+        other_site.visits.clear()
         await tab.context.close()
 
 
-async def test_nobodys_word_moves_the_address(app: Running) -> None:
-    """Where the page is does not depend on what a request says of its host, and cookies play no part."""
+async def test_callback_ignores_host_headers_and_cookies(app: Running) -> None:
+    """The return address does not depend on a request's host headers, and no cookie is used."""
     for headers in (
         {"Host": "evil.example"},
         {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "gopher"},

@@ -1,4 +1,4 @@
-"""The demonstration in a real browser: the phone in its frame, the service's own page in it, the panel beside it."""
+"""The demo in a real browser: the phone page in its frame, the service's page and the panel."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from tests.demo.walkthrough import open_walkthrough
 _WIDE = Device(width=1440, height=900)
 
 
-async def test_the_phone_goes_through_it_beside_the_panel(chromium: Chromium, pictures: Path | None) -> None:
-    """Start, consent, the service's page and the app follow each other in the frame; the panel shows the connection."""
+async def test_demo_phone_connects_beside_panel(chromium: Chromium, pictures: Path | None) -> None:
+    """Start, consent, return page and app follow each other in the frame, and the panel shows the connection."""
     async with open_walkthrough() as show:
         tab = await chromium.tab(_WIDE)
         await tab.page.goto(f"http://{show.addresses.panel}/")
@@ -37,8 +37,8 @@ async def test_the_phone_goes_through_it_beside_the_panel(chromium: Chromium, pi
         assert (tab.violations, tab.dialogs) == ([], [])
 
 
-async def test_whoever_refuses_comes_back_to_the_app_as_well(chromium: Chromium) -> None:
-    """A refusal leads through the service's page back to the app, which tells the word."""
+async def test_demo_refusal_returns_to_app(chromium: Chromium) -> None:
+    """A refusal returns through the service's page to the app, which shows the error."""
     async with open_walkthrough() as show:
         tab = await chromium.tab(_WIDE)
         await tab.page.goto(f"http://{show.addresses.panel}/")
@@ -50,8 +50,8 @@ async def test_whoever_refuses_comes_back_to_the_app_as_well(chromium: Chromium)
         assert await tab.page.locator("#nobody").is_visible()
 
 
-async def test_a_panel_that_stays_open_shows_the_next_demonstration(chromium: Chromium) -> None:
-    """Where another one begins at the same ports the panel shows its secrets and its lines, from the first on."""
+async def test_demo_open_panel_shows_next_demo(chromium: Chromium) -> None:
+    """An open panel shows a new demo at the same ports with its secrets and all its lines."""
     async with open_walkthrough() as show:
         tab = await chromium.tab(_WIDE)
         await tab.page.goto(f"http://{show.addresses.panel}/")
@@ -68,8 +68,8 @@ async def test_a_panel_that_stays_open_shows_the_next_demonstration(chromium: Ch
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_demonstration_is_readable(chromium: Chromium, pictures: Path | None, scheme: Any) -> None:
-    """Axe-core finds nothing on the panel, the app and the consent page; none is wider than the screen."""
+async def test_demo_pages_are_accessible(chromium: Chromium, pictures: Path | None, scheme: Any) -> None:
+    """Axe-core finds no violation on panel, app and consent page, and nothing is wider than the screen."""
     async with open_walkthrough() as show:
         await show.connect()
         tab = await chromium.tab(_WIDE, scheme=scheme)

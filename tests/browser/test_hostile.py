@@ -1,4 +1,4 @@
-"""Hostile values: they stay text, wherever they stand, and reach the app byte for byte or not at all."""
+"""Hostile values on the return page: they stay text, and reach the app unchanged or not at all."""
 
 import asyncio
 import re
@@ -60,18 +60,18 @@ _OUR_ELEMENTS = {
 
 @dataclass(kw_only=True, slots=True)
 class Tried:
-    """How much was tried, and what came of it."""
+    """Counts of the cases and their results."""
 
     cases: int = 0
     raw: int = 0
     executed: int = 0
     shown: set[bytes] = field(default_factory=set)
-    """Pages that the browser has shown, apart from what is of one request alone."""
+    """Pages shown by the browser, without the parts specific to one request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Raw:
-    """An answer as it came over the wire."""
+    """An answer's raw bytes and headers."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -84,7 +84,7 @@ class Raw:
 
 
 async def _ask(app: Running, query: bytes, *, accept: bytes = b"text/html") -> Raw:
-    """Send a query as it is: a browser, or a client library, would encode it."""
+    """Send a query unchanged, because a browser or a client library would encode it."""
     host, _, port = app.service.public.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     target = f"{BASE}/callback?".encode() + query
@@ -99,7 +99,7 @@ async def _ask(app: Running, query: bytes, *, accept: bytes = b"text/html") -> R
 
 
 async def _look(tab: Tab, tried: Tried, *, link: str | None, case: str) -> None:
-    """See that the page is ours alone: one button with exactly this link (or any well-formed one), nothing else."""
+    """Check that the page has only its own elements and one button, with this link or a well-formed one."""
     seen = await tab.page.evaluate(_LOOK)
     tried.cases += 1
     tried.executed += seen["x"] is not None or bool(tab.dialogs)
@@ -113,12 +113,12 @@ async def _look(tab: Tab, tried: Tried, *, link: str | None, case: str) -> None:
 
 
 def _escaped(value: bytes) -> str:
-    """Escape every byte, so that nothing is left for a browser to decide."""
+    """Escape every byte, so that the browser does not decide."""
     return "".join(f"%{byte:02x}" for byte in value)
 
 
 def _parameters(name: str, value: str, *, code: str) -> str:
-    """Return the query of a redirect of AMO's in which one value is hostile."""
+    """Return the query of AMO's redirect with one hostile value."""
     given = {"code": code, "state": "s0", "referer": HOST, name: value}
     if name == "error_description":
         given["error"] = "access_denied"
@@ -126,7 +126,7 @@ def _parameters(name: str, value: str, *, code: str) -> str:
 
 
 def _expected(name: str, value: bytes, *, code: str) -> str:
-    """Return the link that a hostile value must lead to."""
+    """Return the link expected for a hostile value."""
     sent = quote_from_bytes(value, safe="")
     if name == "error_description":
         return f"{LINK}?error=access_denied&state=s0"
@@ -150,7 +150,7 @@ def _is_utf8(value: bytes) -> bool:
 
 
 async def _show_raw(tab: Tab, app: Running, answer: Raw) -> None:
-    """Show the browser an answer exactly as it came over the wire, or where it leads."""
+    """Show the browser a raw answer, or follow its redirect."""
     if (location := answer.get("location")) is not None:
         await tab.page.goto(public(app, location))
         return
@@ -165,7 +165,7 @@ async def _show_raw(tab: Tab, app: Running, answer: Raw) -> None:
 
 
 async def _try_raw(tab: Tab, app: Running, query: bytes, tried: Tried, *, case: str, code: str = "") -> None:
-    """Send a query raw, as a browser and as a program do, and look at the answers, at each kind of page once."""
+    """Send a raw query as a browser and as a program, and check each kind of page once."""
     for accept in (b"text/html", b"*/*"):
         answer = await _ask(app, query, accept=accept)
         tried.raw += 1
@@ -182,16 +182,16 @@ async def _try_raw(tab: Tab, app: Running, query: bytes, tried: Tried, *, case: 
                 await _look(tab, tried, link=None, case=case)
         elif answer.status == 302:
             assert _ANY_LINK.fullmatch(location or ""), case
-        else:  # the request line itself was broken
+        else:  # the request line is invalid
             assert (answer.status, answer.get("content-type")) == (400, "text/plain; charset=utf-8"), case
             assert re.fullmatch(rb"[\w: ]+\n", answer.body), case
 
 
 @pytest.mark.parametrize("name", [*PARAMETERS, "referer"])
-async def test_a_hostile_value_stays_text(
+async def test_hostile_value_stays_text(
     chromium: Chromium, lenient: Callable[..., Any], record_property: Callable[[str, object], None], name: str
 ) -> None:
-    """Escaped or raw, a hostile value runs nothing and adds nothing; what reaches the app are its very bytes."""
+    """A hostile value, escaped or raw, executes and adds nothing, and its exact bytes reach the app."""
     values = {**VALUES, **(REFERERS if name == "referer" else {})}
     tried = Tried()
     async with lenient() as amo:
@@ -206,23 +206,23 @@ async def test_a_hostile_value_stays_text(
             await _try_raw(tab, app, raw, tried, case=case, code=f"raw-{code}")
         assert tab.hosts == {app.service.public}
         assert tab.violations == []
-        _see_nothing_in_the_log(app, amo)
+        _check_log(app, amo)
     record_property("values", len(values))
     record_property("pages", tried.cases)
     record_property("raw requests", tried.raw)
     record_property("executed", tried.executed)
 
 
-def _see_nothing_in_the_log(app: Running, amo: Lenient) -> None:
+def _check_log(app: Running, amo: Lenient) -> None:
     log = app.log.getvalue()
     assert "window.__x" not in log
     assert [code for code in amo.codes if len(code) > 8 and code in log] == []
 
 
-async def test_a_hostile_query_stays_text(
+async def test_hostile_query_stays_text(
     chromium: Chromium, app: Running, record_property: Callable[[str, object], None]
 ) -> None:
-    """Doubled, listed, nameless and countless parameters are told as broken, and amoCRM is not asked."""
+    """Repeated, list-like, nameless or too many parameters are an error without a request to AMO."""
     tried = Tried()
     tab = await chromium.tab()
     for case, query in QUERIES.items():
@@ -238,10 +238,10 @@ async def test_a_hostile_query_stays_text(
 @pytest.mark.parametrize(
     "case", ["a script", "a header", "an intent", "more parameters", "no UTF-8", "a broken escape"]
 )
-async def test_what_the_page_sends_by_itself_is_the_very_link(
+async def test_hostile_state_attempt_requests_exact_link(
     chromium: Chromium, lenient: Callable[..., Any], case: str
 ) -> None:
-    """With a hostile state, too, the page's own attempt asks for the link as it stands there, to the byte."""
+    """With a hostile state the page's automatic attempt requests the exact link."""
     async with lenient(APP__ANDROID_PACKAGE="ae.foryoure.app") as amo:
         tab = await chromium.tab(ANDROID, own_browser=True)
         query = _parameters("state", _escaped(VALUES[case]), code="good")

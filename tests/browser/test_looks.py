@@ -1,4 +1,4 @@
-"""How the page looks and reads: in each state, language and colour scheme, small, large and zoomed."""
+"""The return page's appearance in each state, language, colour scheme and size."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from playwright.async_api import Page, Route
 
 from amo_callback.web.pages import LANGUAGES, read_texts
 from tests.browser.accessibility import OVERFLOW, axe
-from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, picture
+from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, WITHOUT_ATTEMPT, Chromium, picture
 from tests.browser.page_states import SETTINGS, STATES, returned
 from tests.service import Running
 
@@ -25,7 +25,7 @@ LONG_HOST = "a-very-long-name-of-an-account-that-has-as-many-letters-as-dns.amoc
 
 
 async def _without_refresh(route: Route) -> None:
-    """Let a page that would load itself again stand still, to be looked at."""
+    """Remove the refresh header, so that the page does not reload."""
     answer = await route.fetch()
     headers = {name: value for name, value in answer.headers.items() if name != "refresh"}
     await route.fulfill(response=answer, headers=headers)
@@ -35,8 +35,8 @@ async def _open_all(page: Page) -> None:
     await page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
 
 
-async def _see_it_fits(page: Page, case: str) -> None:
-    """See that nothing is wider than the screen, at any size."""
+async def _check_fits(page: Page, case: str) -> None:
+    """Check that nothing is wider than the screen at any size."""
     for size, (width, height) in _SIZES.items():
         await page.set_viewport_size({"width": width, "height": height})
         assert (case, size, await page.evaluate(OVERFLOW)) == (case, size, [])
@@ -44,14 +44,14 @@ async def _see_it_fits(page: Page, case: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_every_state_is_readable(
+async def test_page_of_each_state_is_accessible(
     chromium: Chromium, run: Any, pictures: Path | None, record_property: Callable[[str, object], None], language: str
 ) -> None:
-    """Axe-core finds nothing, light or dark, with all help open, and nothing is wider than the screen."""
+    """Axe-core finds no violation in either scheme with open help, and nothing is wider than the screen."""
     texts = read_texts(language)
     looked = 0
     violations: list[str] = []
-    tab = await chromium.tab(ELSEWHERE["android-telegram"], language=language)
+    tab = await chromium.tab(WITHOUT_ATTEMPT["android-telegram"], language=language)
     page = tab.page
     await page.route("**/*", _without_refresh)
     for state, reach in STATES.items():
@@ -72,7 +72,7 @@ async def test_every_state_is_readable(
                 await picture(tab, pictures, f"{state}-{language}-{scheme}")
             await page.set_viewport_size({"width": 320, "height": 568})
             await picture(tab, pictures, f"{state}-{language}-320")
-            await _see_it_fits(page, state)
+            await _check_fits(page, state)
             await page.goto("about:blank")
             app.amo.sandbox.go_on.set()
     record_property("pages looked at", looked)
@@ -81,13 +81,15 @@ async def test_every_state_is_readable(
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_long_names_fit(chromium: Chromium, run: Any, pictures: Path | None, language: str) -> None:
-    """The longest host of an account and a long name of the app wrap at every size, with text twice as large, too."""
+async def test_page_with_long_names_fits_screen(
+    chromium: Chromium, run: Any, pictures: Path | None, language: str
+) -> None:
+    """The longest host and a long app name wrap at every size, also with text twice as large."""
     async with run(APP__NAME=LONG_NAME) as app:
         app.amo.account.host = LONG_HOST
         query = f"code={app.amo.code()}&state=s&referer={LONG_HOST}"
         address = await returned(app, query)
-        for kind, device in {"desktop": DESKTOP, "phone": IPHONE, "view": ELSEWHERE["ios-instagram"]}.items():
+        for kind, device in {"desktop": DESKTOP, "phone": IPHONE, "view": WITHOUT_ATTEMPT["ios-instagram"]}.items():
             tab = await chromium.tab(device, language=language)
             await tab.page.goto(f"{address}?n=1")
             assert LONG_HOST in await tab.page.locator("main").inner_text()
@@ -102,8 +104,8 @@ async def test_long_names_fit(chromium: Chromium, run: Any, pictures: Path | Non
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_keyboard_goes_through_the_page_in_its_order(chromium: Chromium, run: Any, scheme: Any) -> None:
-    """The Tab key stops at the button first, then at what helps, in reading order, and each stop is seen."""
+async def test_page_keyboard_order_follows_reading_order(chromium: Chromium, run: Any, scheme: Any) -> None:
+    """The Tab key reaches the button first, then the help in reading order, with a visible focus."""
     async with run() as app:
         tab = await chromium.tab(DESKTOP, scheme=scheme)
         await tab.page.goto(await returned(app))
@@ -121,8 +123,8 @@ async def test_the_keyboard_goes_through_the_page_in_its_order(chromium: Chromiu
             assert seen == [stop, "solid", 3]
 
 
-async def test_what_is_tapped_is_large_enough(chromium: Chromium, app: Running) -> None:
-    """The button is as wide as the text and at least 48 pixels high, and so is every other thing to tap."""
+async def test_page_tap_targets_are_large_enough(chromium: Chromium, app: Running) -> None:
+    """Each tap target is as wide as the text and at least 48 pixels high."""
     tab = await chromium.tab(ANDROID)
     await tab.page.goto(f"{await returned(app)}?n=1")
     boxes = await tab.page.evaluate(
@@ -138,8 +140,8 @@ async def test_what_is_tapped_is_large_enough(chromium: Chromium, app: Running) 
         assert (what, height >= 48, abs(wider) < 1) == (what, True, True)
 
 
-async def test_nothing_moves_for_who_wants_no_motion(chromium: Chromium, app: Running) -> None:
-    """No element is animated, least of all where less motion is asked for."""
+async def test_page_has_no_animation(chromium: Chromium, app: Running) -> None:
+    """No element is animated, in particular if reduced motion is requested."""
     tab = await chromium.tab(IPHONE)
     await tab.page.emulate_media(reduced_motion="reduce")
     await tab.page.goto(f"{await returned(app)}?n=1")

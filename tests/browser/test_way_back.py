@@ -1,4 +1,4 @@
-"""From amoCRM back to the page, in a browser: one exchange, a clean address, and no way back to the callback."""
+"""The return from amoCRM to the return page: one exchange, a clean address, and no move back to the callback."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ async def _heading(tab: Tab) -> str:
 
 
 async def _allowed(chromium: Chromium, app: Running, device: Device, *, state: str) -> Tab:
-    """Go through amoCRM's consent page, up to ours; the browser finds us where amoCRM sends it."""
+    """Go through amoCRM's consent page to the return page, with the registered host mapped to the service."""
     registered = urlsplit(app.amo.fake.integration.redirect_uri).netloc
     tab = await chromium.tab(device, flags=(f"--host-resolver-rules=MAP {registered} {app.service.public}",))
     client_id = app.amo.fake.integration.client_id
@@ -37,10 +37,10 @@ async def _allowed(chromium: Chromium, app: Running, device: Device, *, state: s
 
 
 @pytest.mark.parametrize("device", [DESKTOP, IPHONE], ids=["desktop", "iphone"])
-async def test_consent_leads_to_the_page_at_a_clean_address_and_back_to_consent(
+async def test_consent_redirects_to_clean_address_and_back_to_consent(
     chromium: Chromium, app: Running, device: Device
 ) -> None:
-    """After consent the address holds neither code nor state, and "back" shows amoCRM's page, never the callback."""
+    """After consent the address has neither code nor state, and "back" shows amoCRM's page, not the callback."""
     tab = await _allowed(chromium, app, device, state="xyz-state")
     address = urlsplit(tab.page.url)
     assert RETURN.fullmatch(address.path)
@@ -55,8 +55,8 @@ async def test_consent_leads_to_the_page_at_a_clean_address_and_back_to_consent(
     assert app.amo.sandbox.requests == 1
 
 
-async def test_reload_back_forward_and_a_second_tab_exchange_nothing_more(chromium: Chromium, app: Running) -> None:
-    """However often and from how many tabs the callback is visited, amoCRM is asked once, and all see one page."""
+async def test_callback_visited_repeatedly_exchanges_once(chromium: Chromium, app: Running) -> None:
+    """For any number of visits and tabs there is one exchange and one page."""
     callback = public(app, f"{BASE}/callback?{app.query(state='s')}")
     tab = await chromium.tab()
     other = await chromium.another(tab.context)
@@ -70,14 +70,14 @@ async def test_reload_back_forward_and_a_second_tab_exchange_nothing_more(chromi
     assert app.amo.sandbox.requests == 1
 
 
-async def test_chromiums_own_prefetch_spends_nothing(chromium: Chromium, app: Running, may_be_copy: Site) -> None:
-    """A site that lets the browser fetch the callback in advance reaches nothing; the visit after it connects."""
+async def test_callback_prefetch_spends_no_code(chromium: Chromium, app: Running, other_site: Site) -> None:
+    """Chromium's prefetch of the callback has no effect, and the visit after it connects."""
     callback = public(app, f"{BASE}/callback?{app.query(state='s')}")
     escaped = callback.replace("&", "&amp;")
-    may_be_copy.pages["/"] = f'<!doctype html><link rel="prefetch" href="{escaped}">'
+    other_site.pages["/"] = f'<!doctype html><link rel="prefetch" href="{escaped}">'
     tab = await chromium.tab()
     async with tab.page.expect_response(callback) as fetched:
-        await tab.page.goto(may_be_copy.address)
+        await tab.page.goto(other_site.address)
     answer = await fetched.value
     assert (answer.status, (await answer.request.all_headers())["sec-purpose"]) == (204, "prefetch")
     assert app.amo.sandbox.requests == 0
@@ -88,8 +88,8 @@ async def test_chromiums_own_prefetch_spends_nothing(chromium: Chromium, app: Ru
 # --- errors --------------------------------------------------------------------------------------
 
 
-async def test_a_slow_amo_is_waited_for_at_one_address(chromium: Chromium, run: Any) -> None:
-    """While amoCRM takes its time the page says so and claims nothing; the same address shows the result by itself."""
+async def test_page_waits_for_slow_amo_at_same_address(chromium: Chromium, run: Any) -> None:
+    """While AMO does not answer, the page says so, and the same address then shows the result."""
     async with run() as app:
         app.amo.sandbox.faults.add(Fault.SLOW)
         tab = await chromium.tab(IPHONE, own_browser=True)
@@ -109,8 +109,8 @@ async def test_a_slow_amo_is_waited_for_at_one_address(chromium: Chromium, run: 
         assert len(app.amo.fake.ledger.exchanges()) == 1
 
 
-async def test_a_passing_failure_can_be_tried_again(chromium: Chromium, app: Running) -> None:
-    """Where amoCRM failed before it took the code, "Try again" connects, and leads to a clean address."""
+async def test_page_after_temporary_failure_can_be_retried(chromium: Chromium, app: Running) -> None:
+    """If AMO failed before it spent the code, "Try again" connects, at a clean address."""
     app.amo.sandbox.faults.add(Fault.HTTP_500, Fault.HTTP_500)
     tab = await chromium.tab(IPHONE, own_browser=True)
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state='s')}"))

@@ -1,4 +1,4 @@
-"""How commands are tested: a configuration with what is required, and a terminal where answers are typed."""
+"""Helpers for command tests: required settings, and commands on a terminal."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ REQUIRED = {
 
 
 def environ_with(**more: str) -> dict[str, str]:
-    """Return the environment of a service with what is required, and more settings."""
+    """Return the environment of a service with the required settings and more."""
     return {f"AMO_CALLBACK_{name}": value for name, value in {**REQUIRED, **more}.items()}
 
 
@@ -58,14 +58,14 @@ def settings_with(**more: str) -> Settings:
 
 
 def context_in(folder: Path, *keys: str, **more: str) -> CommandContext:
-    """Return the context of a command whose database is in a folder, with these encryption keys and settings."""
+    """Return the context of a command with its database in a folder, and encryption keys and settings."""
     if keys:
         more["STORAGE__ENCRYPTION_KEYS"] = "\n".join(keys)
     return load_context(None, {**environ_with(**more), "STATE_DIRECTORY": str(folder)})
 
 
 async def fill(store: Store, cipher: Cipher, count: int, *, now: datetime = START) -> None:
-    """Store connections whose pairs a cipher opens; their access tokens are `access-0` and so on."""
+    """Store connections with pairs sealed by a cipher; their access tokens are `access-0` and so on."""
     await store.canary(cipher.seal_canary())
     imported = []
     for number in range(count):
@@ -85,7 +85,7 @@ def by_check(findings: Iterable[Finding]) -> dict[str, tuple[Severity, str]]:
 
 @asynccontextmanager
 async def answering(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    """Serve something that is not the service; yield its address."""
+    """Serve another application than the service and yield its address."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     log = make_logger(level="error", style="json", stream=io.StringIO())
@@ -94,7 +94,7 @@ async def answering(answer: Callable[[web.Request], Awaitable[web.StreamResponse
 
 
 def take_terminal() -> None:
-    """Make standard input the controlling terminal: it sends SIGINT for Ctrl-C, and SIGHUP when it is closed."""
+    """Make standard input the controlling terminal, which sends SIGINT for Ctrl-C and SIGHUP when closed."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
@@ -105,7 +105,7 @@ async def typed(
     environ: Mapping[str, str] | None = None,
     program: Sequence[str] = ("-m", "amo_callback.cli.main"),
 ) -> tuple[int, str]:
-    """Run a command at a terminal, and answer each question once it is asked; return exit status and what was shown.
+    """Run a command on a terminal, type each answer at its question, and return exit status and output.
 
     `INTERRUPT` is typed as soon as its text is shown.
     """

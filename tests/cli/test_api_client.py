@@ -1,4 +1,4 @@
-"""The command's client of the private API: who is sent a key, and what answers where no service runs."""
+"""The command's client of the private API, and its answers without a running service."""
 
 from __future__ import annotations
 
@@ -31,10 +31,8 @@ _SEEN = probe.ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.
 
 
 @pytest.mark.parametrize("said", ["", "nonsense", "echo"])
-async def test_whoever_does_not_prove_to_be_the_service_is_sent_no_key(
-    tmp_path: Path, encryption_key: str, said: str
-) -> None:
-    """While the service is down anybody on the machine may listen there: he answers as it does, and learns no key."""
+async def test_api_client_unproven_service_gets_no_api_key(tmp_path: Path, encryption_key: str, said: str) -> None:
+    """A listener that cannot prove to be the service gets no API key, because any local user may listen there."""
     heard: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -52,10 +50,10 @@ async def test_whoever_does_not_prove_to_be_the_service_is_sent_no_key(
 
 
 @pytest.mark.parametrize(("status", "text"), [(200, "[]"), (200, '{"a": 1}'), (404, '"no such page"'), (502, "")])
-async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
+async def test_api_client_foreign_answer_is_command_error(
     tmp_path: Path, encryption_key: str, cipher: Cipher, status: int, text: str
 ) -> None:
-    """An answer that is none of the service's is said to be that, and there is no trace."""
+    """An answer that is not the service's is reported as that, without a traceback."""
 
     async def answer(request: web.Request) -> web.Response:
         if request.path != "/healthz":
@@ -71,8 +69,10 @@ async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
             await api.pages("/connections", limit=1)
 
 
-async def test_without_a_service_nothing_begins(tmp_path: Path, amo: Amo, encryption_key: str, cipher: Cipher) -> None:
-    """The private API answers from the store alone: a copy is not frozen, no pair is stored, and AMO is not asked."""
+async def test_api_client_without_service_starts_no_task(
+    tmp_path: Path, amo: Amo, encryption_key: str, cipher: Cipher
+) -> None:
+    """Without a service the store answers alone: no freeze, no stored pair and no request to AMO."""
     (tmp_path / "rescue").mkdir()
     (tmp_path / "rescue" / "kept").write_bytes(b"a pair that waits")
     environ = {**environment(amo, encryption_key, API__KEYS=""), "STATE_DIRECTORY": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""`backup` and `restore` as an administrator runs them."""
+"""The commands `backup` and `restore`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Craft = Callable[[Path], object]
 
-# ruff: noqa: S608 -- because a test says what a file holds
+# ruff: noqa: S608 -- the values are constants
 
 NAME = "amo-callback.db"
 KEY = "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"
@@ -41,21 +41,21 @@ NOBODY = 65534
 
 
 @pytest.fixture
-async def living(tmp_path: Path, environ: dict[str, str]) -> Path:
-    """Give a folder with a database of two connections."""
-    folder = tmp_path / "living"
+async def base(tmp_path: Path, environ: dict[str, str]) -> Path:
+    """Return a folder with a database of two connections."""
+    folder = tmp_path / "base"
     folder.mkdir()
     await _store(folder, environ, 1, 2)
     return folder
 
 
 @pytest.fixture
-async def copy(living: Path, environ: dict[str, str], tmp_path: Path) -> Path:
-    """Give a copy of that database, which has gained a third connection since."""
+async def copy(base: Path, environ: dict[str, str], tmp_path: Path) -> Path:
+    """Return a backup of that database, which gets a third connection afterwards."""
     path = tmp_path / "copy"
-    with backup.open_snapshot(living / NAME) as snapshot:
+    with backup.open_snapshot(base / NAME) as snapshot:
         backup.back_up(snapshot, path, now=SystemClock().now())
-    await _store(living, environ, 3)
+    await _store(base, environ, 3)
     return path
 
 
@@ -67,104 +67,110 @@ async def _store(folder: Path, environ: dict[str, str], *numbers: int) -> None:
 
 
 def _counted(database: Path) -> tuple[int, bool]:
-    """Return how many connections a database holds, and whether it is frozen."""
+    """Return the number of connections in a database, and whether it is frozen."""
     with closing(sqlite3.connect(database)) as opened:
         [number] = opened.execute("SELECT count(*) FROM connections").fetchone()
         return int(number), opened.execute("SELECT 1 FROM meta WHERE name = 'frozen'").fetchone() is not None
 
 
-async def test_a_backup_is_told_with_what_it_holds(living: Path, environ: dict[str, str], tmp_path: Path) -> None:
-    """The copy is named, counted, and frozen; the database is not."""
-    told = await command("backup", "../copy", folder=living, environ=environ)
+async def test_backup_reports_contents(base: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    """The backup is named, counted and frozen; the database is not frozen."""
+    told = await command("backup", "../copy", folder=base, environ=environ)
     assert told == (0, "../copy holds 2 connections; put back, it starts frozen\n", "")
     assert _counted(tmp_path / "copy") == (2, True)
-    assert _counted(living / NAME) == (2, False)
+    assert _counted(base / NAME) == (2, False)
 
 
-async def test_restoring_says_what_it_did_and_what_to_do(living: Path, environ: dict[str, str], copy: Path) -> None:
-    """Without a terminal `--yes` is enough: the database is replaced, frozen, and the one that was there is named."""
-    status, out, err = await command("restore", str(copy), "--yes", folder=living, environ=environ)
-    [kept] = living.glob(f"{NAME}.before-restore-*")
+async def test_restore_with_yes_reports_result_and_next_step(base: Path, environ: dict[str, str], copy: Path) -> None:
+    """With `--yes` the database is replaced and frozen, and the previous database is named."""
+    status, out, err = await command("restore", str(copy), "--yes", folder=base, environ=environ)
+    [kept] = base.glob(f"{NAME}.before-restore-*")
     assert (status, err) == (0, "")
     assert out == (
         "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`\n"
         f"the database that was there is {kept}\n"
     )
-    assert (_counted(living / NAME), _counted(kept)) == ((2, True), (3, True))
+    assert (_counted(base / NAME), _counted(kept)) == ((2, True), (3, True))
 
 
-async def test_without_a_terminal_nobody_is_asked(living: Path, environ: dict[str, str], copy: Path) -> None:
-    """Nothing is replaced unless the command line says so."""
-    status, out, err = await command("restore", str(copy), folder=living, environ=environ)
+async def test_restore_without_terminal_requires_yes(base: Path, environ: dict[str, str], copy: Path) -> None:
+    """Without a terminal and `--yes` nothing is replaced."""
+    status, out, err = await command("restore", str(copy), folder=base, environ=environ)
     assert (status, out) == (2, "")
     assert err == "amo-callback: restore asks before it replaces the database: confirm with --yes\n"
-    assert _counted(living / NAME) == (3, False)
+    assert _counted(base / NAME) == (3, False)
 
 
 @pytest.mark.parametrize(("answer", "restored"), [("y\n", True), ("n\n", False), ("\n", False), ("\x04", False)])
-async def test_on_a_terminal_a_person_decides(
-    answer: str, restored: bool, living: Path, environ: dict[str, str], copy: Path  # noqa: FBT001 -- because it is a column of the table above
+async def test_restore_on_terminal_asks_for_confirmation(
+    answer: str, restored: bool, base: Path, environ: dict[str, str], copy: Path  # noqa: FBT001 -- pytest passes it
 ) -> None:  # fmt: skip
-    """The question says what the copy holds, when it was made and what will be; whatever is no yes is a no."""
+    """The question names the backup's contents, its time and the consequence; any answer but yes is a no."""
     made_at = rfc3339(FakeClock().now())
     with closing(sqlite3.connect(copy)) as opened:
         opened.execute("DELETE FROM meta WHERE name = 'frozen'")
         opened.execute("INSERT INTO meta VALUES ('seen_at', CAST('1795435200000000' AS BLOB))")
         opened.commit()
-    status, shown = await typed("restore", str(copy), folder=living, environ=environ, answers=[("Restore it?", answer)])
+    status, shown = await typed("restore", str(copy), folder=base, environ=environ, answers=[("Restore it?", answer)])
     assert (
         f"{copy} holds 2 connections, as they were at {made_at}.\n"
-        f"It takes the place of {living / NAME}, which is kept beside it, and starts frozen: no token is refreshed\n"
+        f"It takes the place of {base / NAME}, which is kept beside it, and starts frozen: no token is refreshed\n"
         "until `amo-callback connections thaw --all`. Connections refreshed since then have to be connected again.\n"
         "Restore it? [y/N]: "
     ) in shown
     assert status == (0 if restored else 1)
     assert shown.endswith("nothing was changed\n") is not restored
-    assert _counted(living / NAME) == ((2, True) if restored else (3, False))
+    assert _counted(base / NAME) == ((2, True) if restored else (3, False))
 
 
-async def test_keys_that_do_not_open_the_copy_are_refused(living: Path, environ: dict[str, str], copy: Path) -> None:
-    """Its connections would look lost: nothing is changed."""
-    told = await command("restore", str(copy), "--yes", folder=living, environ={**environ, KEY: new_key()})
+async def test_restore_undecryptable_copy_is_refused(base: Path, environ: dict[str, str], copy: Path) -> None:
+    """A backup that no configured key decrypts is refused, and nothing is changed."""
+    told = await command("restore", str(copy), "--yes", folder=base, environ={**environ, KEY: new_key()})
     assert told == (78, "", f"amo-callback: storage.encryption_keys: none of them decrypts {copy}\n")
-    assert _counted(living / NAME) == (3, False)
+    assert _counted(base / NAME) == (3, False)
 
 
-async def test_where_there_is_no_folder_nothing_is_restored(living: Path, environ: dict[str, str], copy: Path) -> None:
-    """The setting is named."""
-    may_be_copy = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
-    told = await command("restore", str(copy), "--yes", folder=living, environ=may_be_copy)
-    assert told == (78, "", f"amo-callback: storage.url: no such folder: {living / 'nowhere'}\n")
+async def test_restore_into_missing_folder_names_setting(base: Path, environ: dict[str, str], copy: Path) -> None:
+    """The error of a missing folder names the setting."""
+    missing = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
+    told = await command("restore", str(copy), "--yes", folder=base, environ=missing)
+    assert told == (78, "", f"amo-callback: storage.url: no such folder: {base / 'nowhere'}\n")
 
 
-async def test_while_the_service_runs_it_is_backed_up_and_not_restored(
-    living: Path, environ: dict[str, str], tmp_path: Path
+async def test_restore_while_service_runs_is_refused_and_backup_allowed(
+    base: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """The way back begins with stopping the service, and the message says so."""
-    async with serving(environ, living) as service:
+    """A running service can be backed up, and the error of a restore says to stop it."""
+    async with serving(environ, base) as service:
         await service.until("service.started")
-        assert (await command("backup", "../copy", folder=living, environ=environ))[0] == 0
-        status, _, err = await command("restore", "../copy", "--yes", folder=living, environ=environ)
+        assert (await command("backup", "../copy", folder=base, environ=environ))[0] == 0
+        status, _, err = await command("restore", "../copy", "--yes", folder=base, environ=environ)
         assert status == 1
-        assert err.startswith(f"amo-callback: {living / NAME} is in use: stop the service first")
+        assert err.startswith(f"amo-callback: {base / NAME} is in use: stop the service first")
         service.signal(signal.SIGTERM)
         assert await service.ended() == 0
-    assert (await command("restore", "../copy", "--yes", folder=living, environ=environ))[0] == 0
+    assert (await command("restore", "../copy", "--yes", folder=base, environ=environ))[0] == 0
     assert _counted(tmp_path / "copy")[1]
 
 
-async def test_a_backup_that_is_stopped_leaves_nothing_half_made(
-    living: Path, environ: dict[str, str], tmp_path: Path
+async def test_backup_stopped_by_sigterm_leaves_no_partial_file(
+    base: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """Whenever SIGTERM comes, there is the whole copy under its name, or nothing."""
-    with closing(sqlite3.connect(living / NAME)) as large, large:
+    """After SIGTERM at any time, the target is a whole backup or missing."""
+    with closing(sqlite3.connect(base / NAME)) as large, large:
         large.execute("CREATE TABLE ballast AS SELECT randomblob(40000000) AS x")
     target = tmp_path / "backups" / "copy"
     target.parent.mkdir()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "backup", target, cwd=living, env=process_environment(environ)
+        sys.executable,
+        "-m",
+        "amo_callback.cli.main",
+        "backup",
+        target,
+        cwd=base,
+        env=process_environment(environ),
     )
-    while process.returncode is None and not list(target.parent.iterdir()):  # noqa: ASYNC110 -- because it becomes so in another process
+    while process.returncode is None and not list(target.parent.iterdir()):  # noqa: ASYNC110 -- another process creates it
         await asyncio.sleep(0.001)
     with suppress(ProcessLookupError):
         process.terminate()
@@ -173,7 +179,7 @@ async def test_a_backup_that_is_stopped_leaves_nothing_half_made(
     assert not target.exists() or _counted(target) == (2, True)
 
 
-# --- files that somebody has crafted -------------------------------------------------------------
+# --- crafted files -------------------------------------------------------------------------------
 
 
 def sql(*statements: str) -> Craft:
@@ -185,8 +191,8 @@ def sql(*statements: str) -> Craft:
     return craft
 
 
-def remade(table: str, schema: str, *more: str) -> Craft:
-    """Put another table, or a view, in the place of one of ours, with its rows where `more` copies them."""
+def with_table(table: str, schema: str, *more: str) -> Craft:
+    """Replace one of the schema's tables by another table or a view; `more` may copy its rows."""
     return sql(f"ALTER TABLE {table} RENAME TO old_{table}", schema, *more)
 
 
@@ -194,7 +200,7 @@ def content(made: Callable[[bytes], bytes]) -> Craft:
     return lambda copy: copy.write_bytes(made(copy.read_bytes()))
 
 
-def instead(make: Craft) -> Craft:
+def recreated(make: Craft) -> Craft:
     def craft(copy: Path) -> None:
         copy.unlink()
         make(copy)
@@ -206,9 +212,9 @@ def beside(suffix: str, make: Craft) -> Craft:
     return lambda copy: make(copy.with_name(copy.name + suffix))
 
 
-def a_socket(path: Path) -> None:
+def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as bound:
-        here = os.getcwd()  # noqa: PTH109 -- because a socket's path has to be short
+        here = os.getcwd()  # noqa: PTH109 -- a socket's path has to be short
         os.chdir(path.parent)
         try:
             bound.bind(path.name)
@@ -217,11 +223,11 @@ def a_socket(path: Path) -> None:
 
 
 def moved_and_linked(copy: Path) -> None:
-    copy.symlink_to(copy.rename(copy.with_name("may_be_copy")))
+    copy.symlink_to(copy.rename(copy.with_name("moved")))
 
 
-def a_page_overwritten(whole: bytes) -> bytes:
-    """Overwrite the first page of the table with the connections."""
+def overwrite_page(whole: bytes) -> bytes:
+    """Overwrite the first page of the connections' table."""
     at = whole.rindex(b"a1.amocrm.ru") // 4096 * 4096
     return whole[:at] + b"\xa5" * 4096 + whole[at + 4096 :]
 
@@ -231,25 +237,25 @@ UNFREEZE = "BEGIN DELETE FROM meta WHERE name = 'frozen'; END"
 COLUMNS = "SELECT * FROM old_connections"
 
 
-def loosened(*changes: str) -> Craft:
-    """Take the constraints off the table of connections, and change its rows."""
-    return remade("connections", f"CREATE TABLE connections AS {COLUMNS}", *changes)
+def without_constraints(*changes: str) -> Craft:
+    """Remove the constraints of the connections' table and change its rows."""
+    return with_table("connections", f"CREATE TABLE connections AS {COLUMNS}", *changes)
 
 
 REFUSED: dict[str, dict[str, Craft]] = {
     "is not a database of amo-callback": {
         "schema -1": sql("PRAGMA user_version = -1"),
         "schema 0": sql("PRAGMA user_version = 0"),
-        "an endless view": remade("meta", f"CREATE VIEW meta AS {ENDLESS} SELECT x AS name, x AS value FROM c"),
-        "an endless view that counts": remade(
+        "an endless view": with_table("meta", f"CREATE VIEW meta AS {ENDLESS} SELECT x AS name, x AS value FROM c"),
+        "an endless view that counts": with_table(
             "connections", f"CREATE VIEW connections AS {ENDLESS} SELECT x AS id FROM c WHERE x < 0"
         ),
-        "a generated column": remade(
+        "a generated column": with_table(
             "meta",
             "CREATE TABLE meta (name TEXT, value BLOB GENERATED ALWAYS AS (replace(name, 'a', hex(zeroblob(99)))))",
             "INSERT INTO meta (name) VALUES ('canary')",
         ),
-        "a virtual table": remade("meta", "CREATE VIRTUAL TABLE meta USING fts5(name, value)"),
+        "a virtual table": with_table("meta", "CREATE VIRTUAL TABLE meta USING fts5(name, value)"),
         "a table that is missing": sql("DROP TABLE webhooks"),
         "a column that is missing": sql("ALTER TABLE owners DROP COLUMN left_no"),
         "a thousand tables": sql(*(f"CREATE TABLE t{number} (x)" for number in range(1000))),
@@ -259,11 +265,11 @@ REFUSED: dict[str, dict[str, Craft]] = {
         "encrypted": content(lambda whole: os.urandom(len(whole))),
     },
     "that the service could not read: use another backup": {
-        "a text where a number should be": loosened("UPDATE connections SET failures = 'many'"),
-        "nothing where something must be": loosened("UPDATE connections SET connected_at = NULL"),
-        "a text that is none": loosened("UPDATE connections SET domain = CAST(x'ff' AS TEXT)"),
-        "the same row twice": loosened(f"INSERT INTO connections {COLUMNS}"),
-        "a canary that is a text": remade(
+        "a text where a number should be": without_constraints("UPDATE connections SET failures = 'many'"),
+        "nothing where something must be": without_constraints("UPDATE connections SET connected_at = NULL"),
+        "a text that is none": without_constraints("UPDATE connections SET domain = CAST(x'ff' AS TEXT)"),
+        "the same row twice": without_constraints(f"INSERT INTO connections {COLUMNS}"),
+        "a canary that is a text": with_table(
             "meta", "CREATE TABLE meta (name, value)", "INSERT INTO meta VALUES ('canary', 'x')"
         ),
         "a counter that could not be incremented": sql(
@@ -273,7 +279,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
     },
     "is damaged: use another backup": {
         "a schema of half a mebibyte": sql(f"CREATE TABLE t (x CHECK (x IN ({','.join(['1'] * 250_000)})))"),
-        "a damaged page": content(a_page_overwritten),
+        "a damaged page": content(overwrite_page),
         "cut off": content(lambda whole: whole[: len(whole) // 2]),
     },
     f"schema 99, known here: {len(load_migrations(Engine.SQLITE))}): install that version": {
@@ -290,7 +296,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
         "a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))"),
     },
     "takes more work to read": {
-        "rows of little but defaults": remade(
+        "rows of little but defaults": with_table(
             "owners",
             "CREATE TABLE owners (owner)",
             f"{ENDLESS} INSERT INTO owners (owner) SELECT NULL FROM c LIMIT 200000",
@@ -298,14 +304,14 @@ REFUSED: dict[str, dict[str, Craft]] = {
             *(f"ALTER TABLE owners ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
         )
     },
-    "Is a directory": {"a folder": instead(lambda copy: copy.mkdir())},
+    "Is a directory": {"a folder": recreated(lambda copy: copy.mkdir())},
     "Not a regular file": {
-        "a pipe": instead(os.mkfifo),
-        "a socket": instead(a_socket),
-        "a link to a device": instead(lambda copy: copy.symlink_to("/dev/zero")),
+        "a pipe": recreated(os.mkfifo),
+        "a socket": recreated(make_socket),
+        "a link to a device": recreated(lambda copy: copy.symlink_to("/dev/zero")),
     },
-    "symbolic link": {"a link to itself": instead(lambda copy: copy.symlink_to(copy.name))},
-    "No such file": {"nothing": instead(lambda _: None)},
+    "symbolic link": {"a link to itself": recreated(lambda copy: copy.symlink_to(copy.name))},
+    "No such file": {"nothing": recreated(lambda _: None)},
     "copy-wal: Not a regular file": {"a pipe as its log": beside("-wal", os.mkfifo)},
     "copy-journal: Not a regular file": {"a pipe as its journal": beside("-journal", os.mkfifo)},
     "has an unfinished transaction": {
@@ -332,7 +338,7 @@ TAKEN: dict[str, dict[str, Craft]] = {
         ),
     },
     "that are none of ours: it was changed": {
-        "a table without row ids": remade(
+        "a table without row ids": with_table(
             "meta",
             "CREATE TABLE meta (value, name PRIMARY KEY) WITHOUT ROWID",
             "INSERT INTO meta (name, value) SELECT name, value FROM old_meta",
@@ -352,35 +358,35 @@ def _schema(database: Path) -> list[tuple[str, str, str | None]]:
 
 
 @pytest.mark.parametrize(("craft", "why"), [case[1:] for case in CRAFTED], ids=[name for name, *_ in CRAFTED])
-async def test_a_crafted_file_is_refused_and_replaces_nothing(
-    craft: Craft, why: str, living: Path, environ: dict[str, str], copy: Path
+async def test_restore_crafted_file_is_refused(
+    craft: Craft, why: str, base: Path, environ: dict[str, str], copy: Path
 ) -> None:
-    """One line says what is wrong; the good database stays as it is, and nothing lies beside it."""
+    """A crafted file is refused in one line, and the database and its folder are unchanged."""
     craft(copy)
-    before = _files(living)
-    status, out, err = await command("restore", str(copy), "--yes", folder=living, environ=environ)
+    before = _files(base)
+    status, out, err = await command("restore", str(copy), "--yes", folder=base, environ=environ)
     assert (status, out) == (1, "")
     assert err.startswith("amo-callback: ")
     assert err.count("\n") == 1
     assert why in err
-    assert _files(living) == before
+    assert _files(base) == before
 
 
 @pytest.mark.parametrize(("craft", "warning"), [case[1:] for case in CHANGED], ids=[name for name, *_ in CHANGED])
-async def test_only_the_rows_of_a_file_are_taken(
-    craft: Craft, warning: str, living: Path, environ: dict[str, str], copy: Path
+async def test_restore_takes_only_rows_of_file(
+    craft: Craft, warning: str, base: Path, environ: dict[str, str], copy: Path
 ) -> None:
-    """What is restored has our schema alone, is frozen as the command says, and opens."""
-    ours = _schema(living / NAME)
+    """The restored database has the service's own schema, is frozen, and opens."""
+    ours = _schema(base / NAME)
     craft(copy)
-    status, out, err = await command("restore", str(copy), "--yes", folder=living, environ=environ)
+    status, out, err = await command("restore", str(copy), "--yes", folder=base, environ=environ)
     assert (status, out.splitlines()[0]) == (
         0,
         "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`",
     )
     assert (warning in err) if warning else (err == "")
-    assert _schema(living / NAME) == ours
-    async with open_store(f"sqlite:///{NAME}", folder=living, clock=SystemClock()) as store:
+    assert _schema(base / NAME) == ours
+    async with open_store(f"sqlite:///{NAME}", folder=base, clock=SystemClock()) as store:
         frozen = await store.frozen()
         assert frozen is not None
         assert frozen.may_be_copy
@@ -392,14 +398,14 @@ async def test_only_the_rows_of_a_file_are_taken(
     "arguments",
     [["restore", "../copy", "--yes"], ["backup", "../another"], ["check"], ["serve"], ["connections", "list"]],
 )
-async def test_a_database_that_is_no_file_hangs_no_command(
-    make: Craft, arguments: list[str], living: Path, environ: dict[str, str], copy: Path
+async def test_command_with_database_that_is_no_file_fails(
+    make: Craft, arguments: list[str], base: Path, environ: dict[str, str], copy: Path
 ) -> None:
-    """What the setting names is never waited for: the message names it."""
+    """A database setting that names a pipe, a device or a folder blocks no command, and the error names it."""
     assert copy.exists()
-    (living / NAME).unlink()
-    make(living / NAME)
-    status, out, err = await command(*arguments, folder=living, environ=environ)
+    (base / NAME).unlink()
+    make(base / NAME)
+    status, out, err = await command(*arguments, folder=base, environ=environ)
     assert status in {1, 78}
     assert "Traceback" not in err
     assert NAME in out + err
@@ -410,12 +416,12 @@ async def test_a_database_that_is_no_file_hangs_no_command(
 
 @pytest.fixture
 def roots(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """Give a folder of the service's user, and one that only root may enter."""
+    """Return a folder of the service's user, and one that only root may enter."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     if not all(parent.stat().st_mode & stat.S_IXOTH for parent in Path(amo_callback.__file__).parents):
         pytest.skip("needs a package that the service's user may read")
-    folder = Path(mkdtemp())  # where the service's user may go, unlike the tests' own
+    folder = Path(mkdtemp())  # the service's user may enter it, unlike the tests' folder
     folder.chmod(0o755)
     services, admins = folder / "services", tmp_path / "admins"
     services.mkdir()
@@ -424,10 +430,8 @@ def roots(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     shutil.rmtree(folder)
 
 
-async def test_root_leaves_no_file_of_its_own_beside_the_database(
-    roots: tuple[Path, Path], environ: dict[str, str]
-) -> None:
-    """Copies are root's, in a folder where the service may not go; whatever is beside the database is the service's."""
+async def test_backup_and_restore_as_root_keep_service_owner(roots: tuple[Path, Path], environ: dict[str, str]) -> None:
+    """Backups belong to root, and every file beside the database to the service's user."""
     services, admins = roots
     await _store(services, environ, 1)
     _give_away(services)

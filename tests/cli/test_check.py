@@ -1,4 +1,4 @@
-"""`amo-callback config …`, and `check` where it asks nobody."""
+"""`amo-callback config …`, and `check` without network requests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_configuration_is_checked_by_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Findings are those of the settings; no database is made, and nobody is asked."""
+def test_config_check_reports_settings_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`config check` reports the settings, creates no database and sends no request."""
     environ = {**environ_with(), "STATE_DIRECTORY": str(tmp_path)}
     assert main(["config", "check", "--json"], environ=environ) == 0
     checks = [finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]]
@@ -26,22 +26,20 @@ def test_a_configuration_is_checked_by_itself(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(("name", "value"), [("AMO__TIMEOUT", "soon"), ("APP__COLOUR", "red")])
-def test_a_configuration_that_cannot_be_used_exits_78(
-    name: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The problem is named, as at the service's start."""
+def test_config_check_invalid_configuration_exits_78(name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An invalid setting is named as at the service's start, with exit status 78."""
     assert main(["config", "check"], environ=environ_with(**{name: value})) == 78
     assert name.lower().replace("__", ".") in capsys.readouterr().err
 
 
-def test_the_reference_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is the whole file, and valid TOML."""
+def test_config_example_prints_valid_toml(capsys: pytest.CaptureFixture[str]) -> None:
+    """`config example` prints the whole reference as valid TOML."""
     assert main(["config", "example"]) == 0
     assert {"server", "amo", "app", "storage"} <= tomllib.loads(capsys.readouterr().out).keys()
 
 
-def test_the_schema_accepts_what_the_reference_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    """An editor finds an unknown key, and takes the reference's values."""
+def test_config_schema_accepts_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    """The schema accepts the reference's settings and rejects unknown ones."""
     assert main(["config", "schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     valid = {"amo": {"client_id": "c", "client_secret": "s", "redirect_uri": "https://a.example/callback"}}
@@ -50,14 +48,14 @@ def test_the_schema_accepts_what_the_reference_shows(capsys: pytest.CaptureFixtu
     assert not jsonschema_rs.is_valid(schema, {**valid, "sever": {}})
 
 
-def test_a_check_of_a_configuration_that_cannot_be_used_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
-    """One finding for each problem."""
+def test_check_invalid_configuration_is_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each problem of the configuration is a finding."""
     assert main(["check", "--json"], environ=environ_with(AMO__TIMEOUT="soon")) == 1
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert {one["check"] for one in findings if one["severity"] == "fail"} == {"configuration"}
 
 
-def test_a_timeout_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """As any other misuse of the command."""
+def test_check_zero_timeout_is_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A timeout of zero is a usage error."""
     assert main(["check", "--timeout", "0"]) == 2
     assert "--timeout" in capsys.readouterr().err

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pytest
 
 
-async def test_the_checks_of_the_running_service_are_shown(tmp_path: Path, encryption_key: str) -> None:
-    """Exit status 0 where all are good, 1 where one is not; no API key is needed."""
+async def test_status_shows_checks_of_running_service(tmp_path: Path, encryption_key: str) -> None:
+    """`status` exits with 0 if the service is ready, otherwise with 1, and needs no API key."""
     async with staged(tmp_path, encryption_key, accounts=1) as stage:
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         async with stage.serving() as process:
@@ -37,7 +37,7 @@ async def test_the_checks_of_the_running_service_are_shown(tmp_path: Path, encry
             assert status == 130
 
 
-def test_a_service_that_does_not_run_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_without_service_names_address_and_reason(capsys: pytest.CaptureFixture[str]) -> None:
     """The error names the address and the reason."""
     environ = environ_with(SERVER__PRIVATE="127.0.0.1:1")
     assert main(["status"], environ=environ) == 1

@@ -1,4 +1,4 @@
-"""The command as root: files that it leaves belong to whoever runs the service."""
+"""The command as root: its files belong to the service's user."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PACKAGE = Path(amo_callback.__file__).parent
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
 @pytest.mark.parametrize("exists", [True, False])
-def test_root_acts_as_the_owner_of_the_database_for_a_while(tmp_path: Path, *, exists: bool) -> None:
-    """Or, before there is one, as the owner of its folder; afterwards it is root again, whatever happened."""
+def test_acting_as_owner_switches_to_database_owner(tmp_path: Path, *, exists: bool) -> None:
+    """Root acts as the owner of the database, or of its folder before there is one, and becomes root afterwards."""
     database = tmp_path / "amo-callback.db"
     if exists:
         database.touch()
@@ -41,15 +41,15 @@ def test_root_acts_as_the_owner_of_the_database_for_a_while(tmp_path: Path, *, e
 def _be_interrupted_as_nobody(database: Path) -> None:
     with acting_as_owner(database):
         assert (os.geteuid(), os.getegid(), os.getgroups()) == (NOBODY, NOBODY, [])
-        assert Path.home() == Path(pwd.getpwuid(NOBODY).pw_dir)  # root's is closed to him, and libraries look there
+        assert Path.home() == Path(pwd.getpwuid(NOBODY).pw_dir)  # libraries read it, and root's is closed
         assert getpass.getuser() == pwd.getpwuid(NOBODY).pw_name
         raise KeyboardInterrupt
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
 @pytest.mark.parametrize("there", ["rescue", "", "no/such/rescue"])
-def test_where_the_database_is_a_server_the_rescue_folder_says_who_the_service_is(tmp_path: Path, there: str) -> None:
-    """Or, before there is one, the nearest folder above it."""
+def test_acting_as_owner_with_server_uses_rescue_folder(tmp_path: Path, there: str) -> None:
+    """With a database server the owner of the rescue folder counts, or of its nearest existing parent."""
     (tmp_path / "rescue").mkdir()
     os.chown(tmp_path / "rescue" if there == "rescue" else tmp_path, NOBODY, NOBODY)
     place = context_in(tmp_path, STORAGE__URL="postgresql://u@h/d", STORAGE__RESCUE=there or "other")
@@ -59,8 +59,8 @@ def test_where_the_database_is_a_server_the_rescue_folder_says_who_the_service_i
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
-def test_an_owner_who_cannot_read_the_program_is_named_and_nothing_fails_halfway(tmp_path: Path) -> None:
-    """Installed where root alone may look: one line with what to do and status 1, not a trace from a late import."""
+def test_acting_as_owner_unreadable_program_fails_early(tmp_path: Path) -> None:
+    """If the owner cannot read the program, the command reports it in one line before any import fails."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         folder.chmod(0o755)
@@ -77,7 +77,7 @@ def test_an_owner_who_cannot_read_the_program_is_named_and_nothing_fails_halfway
         for path in (data, data / "amo-callback.db"):
             os.chown(path, NOBODY, NOBODY)
         for words in (["connections", "list"], ["events"]):
-            done = subprocess.run(  # noqa: S603 -- because it is this program
+            done = subprocess.run(  # noqa: S603 -- this program
                 [sys.executable, "-m", "amo_callback.cli.main", *words],
                 env=environ,
                 cwd=tmp_path,
@@ -92,8 +92,8 @@ def test_an_owner_who_cannot_read_the_program_is_named_and_nothing_fails_halfway
         assert sorted(path.name for path in data.iterdir()) == ["amo-callback.db"]
 
 
-def test_whoever_owns_the_database_already_stays_who_he_is(tmp_path: Path) -> None:
-    """Nothing is to be given up."""
+def test_acting_as_owner_of_own_database_changes_nothing(tmp_path: Path) -> None:
+    """A user who owns the database keeps the same ids and groups."""
     before = (os.geteuid(), os.getegid(), os.getgroups())
     with acting_as_owner(tmp_path / "amo-callback.db"):
         assert (os.geteuid(), os.getegid(), os.getgroups()) == before
@@ -108,10 +108,10 @@ def test_whoever_owns_the_database_already_stays_who_he_is(tmp_path: Path) -> No
         ["connections", "export", "x.export", "--to-key-file", "key"],
     ],
 )
-def test_where_there_is_no_database_none_is_made(
+def test_command_without_database_creates_none(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder that was misspelt is a configuration that names the wrong place."""
+    """A missing database is a configuration error, because the folder may be misspelt."""
     (tmp_path / "key").write_text(new_key())
     monkeypatch.chdir(tmp_path)
     environ = {**environ_with(SERVER__PRIVATE="127.0.0.1:1"), "STATE_DIRECTORY": str(tmp_path)}
@@ -119,6 +119,6 @@ def test_where_there_is_no_database_none_is_made(
     try:
         assert main(arguments, environ=environ) == 78
     finally:
-        signal.signal(signal.SIGTERM, before)  # backup and export have it heard as Ctrl-C
+        signal.signal(signal.SIGTERM, before)  # backup and export handle SIGTERM as Ctrl-C
     assert f"there is no database {tmp_path / 'amo-callback.db'}" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["key"]

@@ -23,20 +23,20 @@ def _fail() -> None:
     raise AssertionError("the output is open")
 
 
-def test_an_entry_is_one_line_without_control_characters() -> None:
-    """Time, source, account and sentence; a control sequence in the text does not reach the terminal."""
+def test_demo_entry_is_one_line_without_control_characters() -> None:
+    """An entry is one line with time, source, account and text, without control characters."""
     assert line_of(_LINE) == "12:00:00  service  a.amocrm.ru              It works?[H again."
 
 
-def test_each_write_is_flushed() -> None:
-    """A line is written as it comes."""
+def test_demo_output_is_flushed_per_write() -> None:
+    """Each line is flushed."""
     stream = io.StringIO()
     Output(stream, on_error=_fail).write("one\n")
     assert stream.getvalue() == "one\n"
 
 
-def test_a_closed_output_is_reported_once_and_raises_nothing() -> None:
-    """A closed pipe calls `on_error` with the first write, and later writes do nothing."""
+def test_demo_closed_output_is_reported_once() -> None:
+    """A closed pipe calls `on_error` at the first write, and later writes do nothing."""
     reading, writing = os.pipe()
     os.close(reading)
     errors: list[str] = []

@@ -1,4 +1,4 @@
-"""Files that a command is handed: what is no regular file, or too long, is told, and keeps no command waiting."""
+"""Files given to a command that are not regular or are too long: the command reports them and does not block."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HANDED = {
     "--config": ["check", "--config", "it"],
     "init --client-secret-file": ["init", "--no-input", "--client-secret-file", "it"],
 }
-MADE: dict[str, tuple[Callable[[Path], object], str]] = {
+UNSUITABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pipe": (os.mkfifo, "Not a regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "Not a regular file"),
     "a huge file": (_huge, "onger than"),
@@ -37,11 +37,11 @@ MADE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("made", ["a pipe", "a huge file"])
 @pytest.mark.parametrize("handed", HANDED)
-async def test_what_is_no_file_of_its_kind_is_told_at_once(
+async def test_command_given_unsuitable_file_fails_immediately(
     handed: str, made: str, tmp_path: Path, environ: dict[str, str]
 ) -> None:
-    """The message names the file and what is wrong with it, and nothing is written."""
-    make, why = MADE[made]
+    """The error names the file and the problem, and nothing is written."""
+    make, why = UNSUITABLE[made]
     make(tmp_path / "it")
     status, out, err = await command(*HANDED[handed], folder=tmp_path, environ=environ)
     assert status in {1, 2, 78}
@@ -51,10 +51,12 @@ async def test_what_is_no_file_of_its_kind_is_told_at_once(
 
 
 @pytest.mark.parametrize("made", ["a pipe", "a device", "a huge file"])
-async def test_a_secret_that_is_no_small_file_is_told(made: str, tmp_path: Path, environ: dict[str, str]) -> None:
-    """Or it is as if it were not there: the service does not start without its secret, and does not hang."""
+async def test_serve_unsuitable_secret_file_fails_immediately(
+    made: str, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """An unsuitable secret file counts as missing: the service does not start and does not block."""
     (tmp_path / "secrets").mkdir()
-    MADE[made][0](tmp_path / "secrets" / "amo.client_secret")
+    UNSUITABLE[made][0](tmp_path / "secrets" / "amo.client_secret")
     del environ["AMO_CALLBACK_AMO__CLIENT_SECRET"]
     secrets = {**environ, "CREDENTIALS_DIRECTORY": str(tmp_path / "secrets")}
     status, _, err = await command("serve", folder=tmp_path, environ=secrets)
@@ -62,8 +64,8 @@ async def test_a_secret_that_is_no_small_file_is_told(made: str, tmp_path: Path,
     assert "amo.client_secret" in err
 
 
-async def test_a_target_of_an_export_or_a_backup_is_never_opened(tmp_path: Path, environ: dict[str, str]) -> None:
-    """What lies there already stays, and is not waited for."""
+async def test_backup_and_export_existing_target_is_not_opened(tmp_path: Path, environ: dict[str, str]) -> None:
+    """An existing target is neither opened nor replaced."""
     (tmp_path / "passphrase").write_text("correct horse battery staple\n")
     async with serving(environ, tmp_path) as service:
         await service.until("service.started")

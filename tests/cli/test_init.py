@@ -1,4 +1,4 @@
-"""`amo-callback init` as a person runs it on a terminal, and as a script does."""
+"""`amo-callback init` on a terminal and in a script."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def _secret_file(folder: Path, content: str = f"{SECRET}\n") -> str:
     return str(path)
 
 
-async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None:
-    """Each answer is looked at when it is given, a bad one asked for again with why; no secret is to be seen."""
+async def test_init_on_terminal_asks_and_writes_configuration(tmp_path: Path) -> None:
+    """Each answer is checked when it is typed, an invalid one is asked for again, and no secret is shown."""
     status, shown = await typed(
         "init",
         folder=tmp_path,
@@ -88,8 +88,8 @@ async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None
     assert [secret for secret in secrets if secret in shown] == []
 
 
-async def test_what_is_registered_stands_before_the_question_that_needs_it_and_at_the_end(tmp_path: Path) -> None:
-    """The redirect URI and the hook beside it, byte for byte; a secret key may wait, and is told where it goes."""
+async def test_init_shows_registration_values_before_question_and_at_end(tmp_path: Path) -> None:
+    """The redirect URI and the hook are shown; a secret key may follow later, and its place is named."""
     status, shown = await typed(
         "init",
         "--deep-link",
@@ -109,16 +109,16 @@ async def test_what_is_registered_stands_before_the_question_that_needs_it_and_a
     assert [line.rpartition(": ")[0] for line in err.splitlines()] == ["amo-callback: amo.client_secret: required"]
 
 
-async def test_whoever_gives_up_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Ctrl-D: nothing is written before the last answer."""
+async def test_init_aborted_leaves_no_file(tmp_path: Path) -> None:
+    """Nothing is written before the last answer."""
     status, shown = await typed("init", folder=tmp_path, answers=[("Address", f"{URI}\n"), ("Integration", "\x04")])
     assert status == 1
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in shown
 
 
-async def test_options_are_enough_and_the_service_starts(tmp_path: Path) -> None:
-    """Without a terminal nothing is asked; what was written is a configuration that works as it is."""
+async def test_init_with_options_makes_working_configuration(tmp_path: Path) -> None:
+    """With options no question is asked, and the service starts with the written configuration."""
     (place := tmp_path / "made" / "here").parent.mkdir()
     secret = _secret_file(tmp_path)
     status, out, err = await command(
@@ -149,8 +149,8 @@ async def test_options_are_enough_and_the_service_starts(tmp_path: Path) -> None
         assert {name: found[name] for name in ours} == dict.fromkeys(ours, "ok")
 
 
-async def test_a_secret_comes_by_standard_input(tmp_path: Path) -> None:
-    """`-` is what a secret store is piped into."""
+async def test_init_reads_secret_from_standard_input(tmp_path: Path) -> None:
+    """`--client-secret-file -` reads the secret from standard input."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "init", *NEEDED, "--client-secret-file", "-",
         cwd=tmp_path, env=process_environment({}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -174,8 +174,8 @@ async def test_a_secret_comes_by_standard_input(tmp_path: Path) -> None:
         ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), "--database: must begin with sqlite:////var/lib/"),
     ],
 )
-async def test_what_is_missing_or_wrong_is_told(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
-    """Exit status 2, and nothing is made."""
+async def test_init_missing_or_invalid_option_exits_2(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    """A missing or invalid option is named, and no file is created."""
     status, out, err = await command("init", "--config", "c.toml", *options, folder=tmp_path)
     assert (status, out) == (2, "")
     assert said in err
@@ -184,7 +184,7 @@ async def test_what_is_missing_or_wrong_is_told(tmp_path: Path, options: tuple[s
 
 
 def _link(path: Path) -> None:
-    path.symlink_to(path.with_name("may_be_copy"))
+    path.symlink_to(path.with_name("missing"))
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def _link(path: Path) -> None:
     [("config.toml", Path.touch), ("amo-callback.db", Path.touch), ("config.toml", _link)],
     ids=["a configuration", "a database", "a link that leads nowhere"],
 )
-async def test_nothing_that_is_there_is_replaced(tmp_path: Path, there: str, make: Callable[[Path], None]) -> None:
-    """A configuration may hold the only copy of the key, a database takes no new one, and no link is followed."""
+async def test_init_existing_file_is_not_replaced(tmp_path: Path, there: str, make: Callable[[Path], None]) -> None:
+    """A configuration or a database is not replaced, because it may be the only copy, and no link is followed."""
     make(tmp_path / there)
     before = _files(tmp_path)
     status, out, err = await command("init", *NEEDED, folder=tmp_path)
@@ -210,10 +210,8 @@ async def _for_systemd(root: Path, *options: str, environ: Mapping[str, str] | N
     return await command("init", "--systemd", "--config", str(config), *options, folder=root, environ=environ)
 
 
-async def test_for_systemd_all_is_where_the_installation_finds_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Secrets in files of root's, a configuration that the service may read, and nothing left to mend or to ask."""
+async def test_init_for_systemd_prepares_installation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Secrets are in root's files, the service may read the configuration, and the installation has nothing to fix."""
     status, out, err = await _for_systemd(tmp_path, *NEEDED, "--client-secret-file", _secret_file(tmp_path))
     assert (status, err) == (0, "")
     folder = tmp_path / "etc/amo-callback"
@@ -237,8 +235,8 @@ async def test_for_systemd_all_is_where_the_installation_finds_it(
     assert [secret for secret in secrets if secret in out + told] == []
 
 
-async def test_keys_that_are_there_already_are_kept(tmp_path: Path) -> None:
-    """The configuration was lost, the database was not: its key stays the one."""
+async def test_init_for_systemd_keeps_existing_keys(tmp_path: Path) -> None:
+    """The encryption key of an existing database is kept."""
     folder = tmp_path / "etc/amo-callback/credentials"
     folder.mkdir(parents=True)
     (folder / "storage.encryption_keys").write_text("precious", encoding="utf-8")
@@ -249,16 +247,16 @@ async def test_keys_that_are_there_already_are_kept(tmp_path: Path) -> None:
     assert f"the secret key goes into {folder}/amo.client_secret; `systemd install` asks" in out
 
 
-async def test_with_postgresql_service_and_command_share_a_rescue_folder(tmp_path: Path) -> None:
-    """By default each would look into one of its own."""
+async def test_init_for_systemd_with_postgresql_sets_rescue_folder(tmp_path: Path) -> None:
+    """With PostgreSQL a common rescue folder is set, because service and command would use different ones."""
     url = "postgresql://amo_callback@/amo_callback?host=/run/postgresql"
     assert (await _for_systemd(tmp_path, *NEEDED, "--database", url))[0] == 0
     storage = _toml(tmp_path / "etc/amo-callback/config.toml")["storage"]
     assert storage == {"url": url, "rescue": "/var/lib/amo-callback/rescue"}
 
 
-async def test_without_any_configuration_serve_names_init(tmp_path: Path) -> None:
-    """One line says what to do, rather than one for each setting that is missing."""
+async def test_serve_without_configuration_names_init(tmp_path: Path) -> None:
+    """Without a configuration one line names `init`, instead of one line per missing setting."""
     status, out, err = await command("serve", folder=tmp_path)
     assert (status, out, len(err.splitlines())) == (78, "", 1)
     assert "`amo-callback init` writes one" in err
@@ -277,8 +275,8 @@ async def test_without_any_configuration_serve_names_init(tmp_path: Path) -> Non
         ("https://A.example:8443/oauth/callback", "https://A.example:8443/oauth/callback", "/oauth"),
     ],
 )
-def test_an_address_or_the_redirect_uri_itself_is_taken(text: str, uri: str, base: str) -> None:
-    """A redirect URI stays byte for byte; where its path is another one, the service listens there."""
+def test_read_callback_accepts_address_or_redirect_uri(text: str, uri: str, base: str) -> None:
+    """A redirect URI is kept exactly, and another path becomes the base path."""
     found = read_callback(text)
     assert (found.redirect_uri, found.base_path) == (uri, base)
     assert found.hook == uri.removesuffix("/callback") + "/hooks/disconnect"
@@ -306,8 +304,8 @@ def test_an_address_or_the_redirect_uri_itself_is_taken(text: str, uri: str, bas
         "a.example\udc80",
     ],
 )
-def test_an_address_that_cannot_be_registered_is_refused(text: str) -> None:
-    """With a reason, and never a trace."""
+def test_read_callback_invalid_address_is_refused(text: str) -> None:
+    """An address that cannot be registered is refused with a reason of one line."""
     with pytest.raises(ValueError, match=r"^(must|has) ") as raised:
         read_callback(text)
     assert "\n" not in str(raised.value)
@@ -315,8 +313,8 @@ def test_an_address_that_cannot_be_registered_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("read", [read_client_id, read_deep_link, read_database])
 @pytest.mark.parametrize("text", ["", "a\udc80", "a:\x1b[2J", "a\nb"])
-def test_what_moves_a_cursor_or_is_no_text_is_no_answer(read: object, text: str) -> None:
-    """Whatever is asked for."""
+def test_answer_with_control_character_is_refused(read: object, text: str) -> None:
+    """Control characters and invalid text are refused in every answer."""
     assert callable(read)
     with pytest.raises(ValueError, match=r"^must "):
         read(text)

@@ -1,4 +1,4 @@
-"""The command line: its commands, what they import, and its exit statuses."""
+"""The command line: commands, imports and exit statuses."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ print(gc.isenabled(), sorted({"jwt", "asyncpg", "amo_callback.amo.sandbox"} & sy
 
 
 def _run(script: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)  # noqa: S603 -- because it is our own
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)  # noqa: S603 -- this program
     return done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_of_the_table_is_in_its_module(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` of each command works."""
+def test_command_help_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` of each listed command works."""
     assert main([name, "--help"]) == 0
     assert f"Usage: amo-callback {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["version"], ["--help", "check"]])
-def test_help_and_version_import_nothing_of_the_service(arguments: list[str]) -> None:
-    """They answer at once."""
+def test_help_and_version_import_no_service_module(arguments: list[str]) -> None:
+    """Help and version import no module of the service, so that they are fast."""
     assert _run(_IMPORTS, *arguments) == "0 []"
 
 
-def test_serve_imports_nothing_that_few_need() -> None:
-    """PyJWT waits for a JWT, asyncpg for a PostgreSQL address; garbage collection is on again afterwards."""
+def test_serve_imports_no_optional_module() -> None:
+    """PyJWT is imported for a JWT and asyncpg for a PostgreSQL URL; garbage collection is enabled afterwards."""
     assert _run(_SERVING) == "True []"
 
 
@@ -57,36 +57,34 @@ def test_serve_imports_nothing_that_few_need() -> None:
     "arguments",
     [["nothing"], ["serve", "--nothing"], ["connections", "freeze"], ["connections", "thaw", "1", "--all"], ["token"]],
 )
-def test_a_command_line_that_is_not_understood_exits_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The error names what is wrong, and how to get help."""
+def test_main_usage_error_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A usage error names the problem and `--help`."""
     assert main(arguments) == 2
     assert "--help" in capsys.readouterr().err
 
 
-def test_a_configuration_that_cannot_be_used_exits_78(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each problem is a line."""
+def test_main_invalid_configuration_exits_78(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each configuration problem is one line."""
     assert main(["connections", "list"], environ={"AMO_CALLBACK_CONFIG": "/nowhere/config.toml"}) == 78
     assert capsys.readouterr().err.startswith("amo-callback: /nowhere/config.toml")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_printed_for_each_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The script asks the command itself."""
+def test_completion_prints_script_for_each_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The completion script calls the command itself."""
     assert main(["completion", shell]) == 0
     assert "_AMO_CALLBACK_COMPLETE" in capsys.readouterr().out
 
 
-def test_commands_are_completed_without_importing_them() -> None:
-    """Names and summaries come from the table."""
+def test_completion_imports_no_command() -> None:
+    """Completion reads names and summaries from the table of commands."""
     context = click.Context(cli)
     assert [item.value for item in cli.shell_complete(context, "re")] == ["restore"]
     assert [item.value for item in cli.shell_complete(context, "--v")] == ["--version"]
 
 
-def test_documents_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """The manual is the README; an unknown name is a usage error that names them all."""
+def test_docs_lists_and_prints_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    """Documents are listed and printed, and an unknown name is a usage error with all names."""
     assert main(["docs"]) == 0
     assert capsys.readouterr().out.split() == ["glossary", "manual", "security"]
     for name, title in (("security", "# Security"), ("manual", "# amo-callback")):

@@ -1,4 +1,4 @@
-"""Tables, progress bars and questions on a terminal, and where there is none."""
+"""Tables, progress bars and questions, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_a_table_has_columns_and_no_control_characters() -> None:
-    """Absent values are dashes; a value moves no cursor; nothing is cut where the output is no terminal."""
+def test_table_has_columns_without_control_characters() -> None:
+    """Absent values are dashes, control characters are replaced, and long values are not cut without a terminal."""
     long = "x" * 300
     assert table(("id", "name"), [(1, None), (20, "a\x1b[H[b]"), (3, long)]).splitlines() == [
         "id  name",
@@ -28,8 +28,8 @@ def test_a_table_has_columns_and_no_control_characters() -> None:
     assert printable("a\nb") == "a?b"
 
 
-def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end is shown, with the total where it is known."""
+def test_progress_on_terminal_shows_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The final count is shown, with the total if it is known."""
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with progress("imported", 2000) as advance:
@@ -40,8 +40,8 @@ def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "12,345" in terminal.getvalue()
 
 
-def test_progress_writes_nothing_into_a_file_or_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logs stay readable."""
+def test_progress_without_terminal_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is not written to a file or a pipe."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     with progress("imported", 10) as advance:
@@ -50,14 +50,14 @@ def test_progress_writes_nothing_into_a_file_or_pipe(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("typed", "agreed"), [("y\n", True), ("n\n", False), ("\n", False), ("", False)])
-def test_a_question_is_answered_on_a_terminal(typed: str, *, agreed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anything but a yes is a no, the end of the input, too."""
+def test_confirm_on_terminal_accepts_only_yes(typed: str, *, agreed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any answer but a yes, or the end of the input, is a no."""
     monkeypatch.setattr(sys, "stdin", _Terminal(typed))
     assert confirm("Sure?", yes=False) is agreed
 
 
-def test_nothing_is_asked_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--yes` answers; else the error says so."""
+def test_confirm_without_terminal_requires_yes_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--yes` confirms; without it the error names the option."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert confirm("Sure?", yes=True)
     with pytest.raises(CommandFailed, match="say --yes"):

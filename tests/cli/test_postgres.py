@@ -1,4 +1,4 @@
-"""The command, where the database is PostgreSQL's."""
+"""Commands with a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ URL = "AMO_CALLBACK_STORAGE__URL"
 
 @pytest.fixture
 async def environ(postgres: Databases, encryption_key: str, tmp_path: Path) -> AsyncIterator[dict[str, str]]:
-    """Give the environment of a service that does not run, with two connections in its database."""
+    """Return the environment of a stopped service with two connections in its database."""
     cipher, now = Cipher([encryption_key]), SystemClock().now()
     async with postgres.fresh() as url:
         async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
@@ -43,8 +43,10 @@ def _told(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_connections_are_listed_frozen_and_thawed(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Where no service runs the command opens the database itself; one thaw ends it."""
+def test_connections_are_listed_frozen_and_thawed_without_service(
+    environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a running service the command opens the database itself."""
     assert _run(environ, "connections", "list", "--json") == 0
     assert len(_told(capsys)) == 2
     for action, frozen in (("freeze", True), ("thaw", False)):
@@ -55,30 +57,32 @@ def test_connections_are_listed_frozen_and_thawed(environ: dict[str, str], capsy
     assert [name for name in names if name.startswith("service.")] == ["service.thawed", "service.frozen"]
 
 
-def test_tokens_webhooks_and_keys_are_told(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """What reads, and what seals again."""
+def test_token_webhooks_and_rotate_keys_without_service(
+    environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands that read and the key rotation work without a running service."""
     assert _run(environ, "token", a_connection(1).id, "--json") == 0
     assert _told(capsys)["access_token"] == "access-1"
     assert _run(environ, "webhooks", "--json") == 0
     assert _told(capsys) == []
-    _run(environ, "rotate-keys", "--json")  # 1: the tests' grants are sealed with no key
+    _run(environ, "rotate-keys", "--json")  # exit status 1: the tests' grants are encrypted with no key
     assert _told(capsys)["keys"][0]["connections"] == 2
 
 
 @pytest.mark.parametrize("arguments", [("backup", "copy"), ("restore", "copy", "--yes")])
-def test_files_are_not_made_of_it_or_put_back(
+def test_backup_and_restore_refer_to_pg_dump(
     arguments: tuple[str, ...], environ: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PostgreSQL's own tools do that; what freezes by itself and what does not is told."""
+    """Backup and restore refer to PostgreSQL's own tools."""
     assert _run(environ, *arguments) == 1
     assert "pg_dump" in capsys.readouterr().err
     assert not Path("copy").exists()
 
 
-def test_a_server_that_is_away_is_told_in_a_line(
+def test_command_unreachable_server_hides_password(
     environ: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With why, and without its password."""
+    """An unreachable server is reported with the reason and without the password."""
     environ[URL] = f"postgresql://u:sekret@/amo?host={tmp_path}"
     assert _run(environ, "connections", "list") == 1
     told = capsys.readouterr().err
@@ -86,10 +90,10 @@ def test_a_server_that_is_away_is_told_in_a_line(
     assert "sekret" not in told
 
 
-async def test_connections_move_from_one_server_to_another(
+async def test_export_and_import_between_servers(
     environ: dict[str, str], postgres: Databases, encryption_key: str, tmp_path: Path
 ) -> None:
-    """What was exported is frozen there, and imported elsewhere it is whole."""
+    """Exported connections are frozen at the source and imported at the target."""
     (tmp_path / "key").write_text(encryption_key)
     async with postgres.fresh() as url:
         export = ("connections", "export", "out", "--to-key-file", "key")

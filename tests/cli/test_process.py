@@ -1,4 +1,4 @@
-"""The latest moment at which a process that was told to end does so."""
+"""The deadline of a process that was told to stop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fakes import FakeClock, RecordingObserver
 
 
 class Ending:
-    """A deadline of 10 seconds, its time, and the status that the process has left with."""
+    """A deadline of 10 seconds with its clock, and the exit status of the process."""
 
     def __init__(self) -> None:
         self.clock, self.witness = FakeClock(), RecordingObserver()
@@ -22,15 +22,15 @@ class Ending:
         self.pending_writes: Any = SimpleNamespace(at_risk=False, unsafe=[])
 
     async def wait(self, seconds: float) -> None:
-        """Let time pass, and the deadline look at it."""
+        """Advance the clock, and let the deadline run after each second."""
         for _ in range(round(seconds)):
             await self.clock.until_sleeping()
             self.clock.advance(1)
             await asyncio.sleep(0)
 
 
-async def test_what_does_not_close_is_left() -> None:
-    """After its seconds, with the status that it was told first; also where the service has not begun."""
+async def test_deadline_ends_process_with_first_status() -> None:
+    """The process exits after its seconds with the first status, also before the service has started."""
     ending = Ending()
     ending.deadline.begin(0)
     ending.deadline.begin(1)
@@ -41,8 +41,8 @@ async def test_what_does_not_close_is_left() -> None:
     assert ending.witness.names() == ["service.stopped"]
 
 
-async def test_a_pair_that_is_nowhere_else_holds_it_up() -> None:
-    """Its connection is logged every ten seconds; the moment that it is safe the process ends."""
+async def test_deadline_waits_for_unsafe_pair() -> None:
+    """A pair that is stored nowhere delays the exit and is logged every ten seconds until it is safe."""
     ending = Ending()
     ending.deadline.pending_writes = ending.pending_writes
     ending.pending_writes.at_risk, ending.pending_writes.unsafe = True, ["c-1"]
@@ -55,8 +55,8 @@ async def test_a_pair_that_is_nowhere_else_holds_it_up() -> None:
     assert await ending.status == 0
 
 
-async def test_after_ten_minutes_it_is_held_up_no_longer() -> None:
-    """The pair is lost, which is said, and the status is 1."""
+async def test_deadline_with_unsafe_pair_ends_after_ten_minutes() -> None:
+    """After ten minutes the pair is logged as lost and the status is 1."""
     ending = Ending()
     ending.deadline.pending_writes = ending.pending_writes
     ending.pending_writes.at_risk, ending.pending_writes.unsafe = True, ["c-1"]
@@ -69,8 +69,8 @@ async def test_after_ten_minutes_it_is_held_up_no_longer() -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_where_everything_is_closed_it_does_nothing(*, begun: bool) -> None:
-    """The ordinary end comes first."""
+async def test_deadline_does_nothing_after_regular_end(*, begun: bool) -> None:
+    """A regular end cancels the deadline."""
     ending = Ending()
     if begun:
         ending.deadline.begin(0)

@@ -1,4 +1,4 @@
-"""`rotate-keys` as an administrator runs it: beside the service, interrupted, and what it says."""
+"""The command `rotate-keys`: beside the service, interrupted, and its output."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PAIR = TokenPair(access_token="access", refresh_token="refresh", issued_at=START
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """A database that an old key has sealed, and its administrator, who has a new one."""
+    """A database encrypted with an old key, and a configuration with a new key."""
 
     folder: Path
     old: str = field(default_factory=new_key, repr=False)
     new: str = field(default_factory=new_key, repr=False)
 
     def environ(self, keys: str | None = None) -> dict[str, str]:
-        """Return a configuration with these keys, or both."""
+        """Return the environment with these keys, or with both."""
         return environ_with(STORAGE__ENCRYPTION_KEYS=keys or f"{self.new}\n{self.old}")
 
     async def rotate(self, *options: str, keys: str | None = None) -> tuple[int, str, str]:
@@ -59,7 +59,7 @@ class Place:
             return database.execute(statement).fetchall()
 
     def opened(self, key: str) -> int:
-        """Count the connections whose pair a key opens."""
+        """Count the connections whose pair a key decrypts."""
         return sum(_opens(Cipher([key]), *row) for row in self.run("SELECT id, sealed_pair FROM connections"))
 
 
@@ -75,8 +75,8 @@ def here(tmp_path: Path) -> Place:
     return Place(folder=tmp_path)
 
 
-async def test_keys_are_replaced_while_the_service_refreshes(tmp_path: Path) -> None:
-    """With the new key first everywhere, everything is sealed again; then it works with the new key alone."""
+async def test_rotate_keys_while_service_refreshes(tmp_path: Path) -> None:
+    """With the new key first everything is re-encrypted, and the service then runs with the new key only."""
     old, new = new_key(), new_key()
     async with staged(tmp_path, old, accounts=4, every=1) as stage:
         async with stage.serving() as process:
@@ -105,8 +105,8 @@ async def test_keys_are_replaced_while_the_service_refreshes(tmp_path: Path) -> 
     assert "storage.encryption_keys: none of them decrypts this database" in err
 
 
-async def test_it_says_what_is_sealed_with_which_key_and_what_is_not_needed_any_more(here: Place) -> None:
-    """Beforehand as a trial that changes nothing; afterwards with what to do, and with what needs the old key yet."""
+async def test_rotate_keys_reports_records_per_key(here: Place) -> None:
+    """A dry run changes nothing; the rotation reports the records per key and which keys are no longer needed."""
     await here.fill(3)
     status, out, err = await here.rotate("--dry-run")
     assert (status, err) == (0, "")
@@ -126,11 +126,11 @@ async def test_it_says_what_is_sealed_with_which_key_and_what_is_not_needed_any_
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["rotate", "dry-run"])
-async def test_what_no_key_opens_is_named_with_status_1(here: Place, options: tuple[str, ...]) -> None:
-    """The rest is sealed again all the same."""
+async def test_rotate_keys_undecryptable_record_exits_1(here: Place, options: tuple[str, ...]) -> None:
+    """A record that no key decrypts is named, and the others are re-encrypted."""
     await here.fill(2)
     lost = a_connection(0).id
-    here.run(f"UPDATE connections SET sealed_pair = x'00' WHERE id = '{lost}'")  # noqa: S608 -- because it is ours
+    here.run(f"UPDATE connections SET sealed_pair = x'00' WHERE id = '{lost}'")  # noqa: S608 -- a constant
     status, out, err = await here.rotate(*options)
     assert (status, err) == (1, "")
     assert f"No key opens: connection:{lost}" in out
@@ -139,8 +139,8 @@ async def test_what_no_key_opens_is_named_with_status_1(here: Place, options: tu
     assert (status, json.loads(out)["unreadable"]) == (1, {"count": 1, "named": [f"connection:{lost}"]})
 
 
-async def test_a_pair_in_the_rescue_folder_keeps_the_old_key(here: Place) -> None:
-    """It is its process's, who stores it: status 1 until then, and the key that it needs is named."""
+async def test_rotate_keys_pending_write_keeps_old_key(here: Place) -> None:
+    """A pair in the rescue folder is not changed, and its old key is named as needed, with status 1."""
     await here.fill(1)
     pending_pair = a_refreshed(a_connection(0))
     (here.folder / "rescue").mkdir()

@@ -1,4 +1,4 @@
-"""What `serve` tells the log never to write."""
+"""Checks of `serve` before the start, and the secrets it keeps out of the log."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from amo_callback.errors import ConfigurationError
 from tests.cli.harness import settings_with
 
 
-def test_a_unit_that_would_kill_it_too_early_stops_the_start() -> None:
-    """Where `TimeoutStopSec` is less than `amo.timeout` and ten seconds; without a unit there is nothing to compare."""
+def test_serve_short_stop_timeout_is_refused() -> None:
+    """`TimeoutStopSec` must exceed `amo.timeout` by ten seconds; without a unit there is no check."""
     settings = settings_with(AMO__TIMEOUT="51")
     with pytest.raises(ConfigurationError, match=r"amo\.timeout: 51 s is more than the unit's TimeoutStopSec=60"):
         check_stop_timeout(settings, {STOP_TIMEOUT: "60"})
@@ -20,8 +20,8 @@ def test_a_unit_that_would_kill_it_too_early_stops_the_start() -> None:
     check_stop_timeout(settings, {})
 
 
-def test_every_configured_secret_is_kept_out_of_the_log() -> None:
-    """The client's secret, keys of both kinds, each by itself; those of JWTs, webhooks and the database, if any."""
+def test_secrets_of_includes_every_configured_secret() -> None:
+    """The secrets of client, keys, API keys, JWTs, webhooks and database are kept out of the log."""
     keys = [new_key(), new_key()]
     more = {"STORAGE__ENCRYPTION_KEYS": "\n".join(keys), "API__KEYS": f"a:{'k' * 32}\nb:read:{'l' * 32}"}
     known = ["the-client-secret", *keys, "k" * 32, "l" * 32]

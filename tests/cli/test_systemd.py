@@ -1,4 +1,4 @@
-"""`systemd print`, `install` and `uninstall`, below a folder that stands for a machine."""
+"""`systemd print`, `install` and `uninstall` below a folder in place of a machine."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def _files(root: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def test_an_installation_writes_units_and_makes_secrets(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Units with the configuration's addresses, keys that nobody is shown; the one secret that is missing is told."""
+def test_install_writes_units_and_secrets(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Units have the configured addresses, keys are created but not shown, and the missing secret is named."""
     assert _install(root) == 0
     told = capsys.readouterr().out
     folder = root / "etc/amo-callback/credentials"
@@ -60,26 +60,24 @@ def test_an_installation_writes_units_and_makes_secrets(root: Path, capsys: pyte
     assert [secret for secret in made.values() if secret.rpartition(":")[2] in told] == []
 
 
-def test_a_second_installation_changes_nothing(root: Path) -> None:
-    """No file is touched, secrets least of all."""
+def test_install_repeated_changes_nothing(root: Path) -> None:
+    """A second installation touches no file."""
     _install(root)
     before = _files(root)
     assert _install(root) == 0
     assert _files(root) == before
 
 
-def test_secrets_that_are_given_elsewhere_are_not_made(root: Path) -> None:
-    """An encryption key in the configuration stays the one: a new one would not open the database."""
+def test_install_keeps_secret_of_configuration(root: Path) -> None:
+    """No encryption key is created if the configuration has one, because a new one would not decrypt the database."""
     config = root / "etc/amo-callback/config.toml"
     config.write_text(CONFIG + '[storage]\nencryption_keys = "given"\n[api]\nkeys = ""\n', encoding="utf-8")
     _install(root)
     assert [path.name for path in (root / "etc/amo-callback/credentials").iterdir()] == ["api.keys"]
 
 
-def test_a_unit_that_was_changed_is_not_replaced_without_being_asked(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It is a matter for a person, or for `--yes`; then the difference is shown."""
+def test_install_changed_unit_is_replaced_only_with_yes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A changed unit is replaced only with confirmation or `--yes`, and the difference is shown."""
     _install(root)
     unit = root / "etc/systemd/system" / units.SERVICE
     ours = unit.read_text(encoding="utf-8")
@@ -105,8 +103,8 @@ install(Target(root=Path(sys.argv[1]), real=False), interpreter=python, config=C
 """
 
 
-async def test_the_integration_s_secret_is_asked_for_and_not_shown(root: Path) -> None:
-    """On a terminal a person types it in; it is kept, and is nowhere to be seen."""
+async def test_install_on_terminal_asks_for_client_secret(root: Path) -> None:
+    """The client secret is typed on the terminal, stored and not shown."""
     answers = [("Secret key", "the-secret-key\n")]
     status, shown = await typed(str(root), folder=root, answers=answers, program=("-c", ASKING))
     assert status == 0
@@ -116,8 +114,8 @@ async def test_the_integration_s_secret_is_asked_for_and_not_shown(root: Path) -
     assert "still to fix" not in shown
 
 
-def test_nothing_is_written_where_it_could_not_run(root: Path) -> None:
-    """A missing configuration, or a bad address in it, is told before any file is made."""
+def test_install_invalid_configuration_writes_nothing(root: Path) -> None:
+    """A missing configuration or an invalid address is reported before any file is created."""
     config = root / "etc/amo-callback/config.toml"
     config.write_text('[server]\npublic = "nowhere"\n', encoding="utf-8")
     before = _files(root)
@@ -130,8 +128,8 @@ def test_nothing_is_written_where_it_could_not_run(root: Path) -> None:
     assert _files(root) == {}
 
 
-async def test_uninstalling_removes_units_alone(root: Path) -> None:
-    """Configuration and secrets are as they were, and are said to be kept; a second time there is nothing to remove."""
+async def test_uninstall_removes_units_only(root: Path) -> None:
+    """Configuration and secrets are kept, and a second run removes nothing."""
     before = {name: content for name, content in _files(root).items() if "systemd" not in name}
     _install(root)
     for expected in (3, 0):
@@ -143,8 +141,8 @@ async def test_uninstalling_removes_units_alone(root: Path) -> None:
     assert len(list((root / "etc/amo-callback/credentials").iterdir())) == 2
 
 
-async def test_every_file_can_be_printed(tmp_path: Path) -> None:
-    """Without a name the names are told; each of them prints its file, the units filled in."""
+async def test_print_prints_each_file(tmp_path: Path) -> None:
+    """Without a name the names are listed; each name prints its file, units with their settings."""
     _, listed, _ = await command("systemd", "print", folder=tmp_path)
     assert listed.split() == units.names()
     config = ("--config", str(tmp_path / "none.toml"))
@@ -156,8 +154,8 @@ async def test_every_file_can_be_printed(tmp_path: Path) -> None:
     assert (status, out, "nothing: one of " in err) == (2, "", True)
 
 
-async def test_the_printed_unit_follows_the_timeout(tmp_path: Path) -> None:
-    """`amo.timeout` of the configuration file, wherever else the rest is still missing."""
+async def test_print_unit_uses_configured_timeout(tmp_path: Path) -> None:
+    """`TimeoutStopSec` follows `amo.timeout`, even if other settings are missing."""
     config = tmp_path / "config.toml"
     config.write_text("[amo]\ntimeout = 90\n", encoding="utf-8")
     status, out, _ = await command("systemd", "print", "amo-callback.service", "--config", str(config), folder=tmp_path)
@@ -165,8 +163,8 @@ async def test_the_printed_unit_follows_the_timeout(tmp_path: Path) -> None:
     assert "\nTimeoutStopSec=100\n" in out
 
 
-async def test_only_root_writes_units(tmp_path: Path) -> None:
-    """Where this is not root on a machine of systemd's, the command says what would be."""
+async def test_install_without_root_is_refused(tmp_path: Path) -> None:
+    """Without root on a systemd machine, the error names `--root`."""
     if Path("/run/systemd/system").is_dir():
         pytest.skip("this machine is one that could be installed on")
     status, out, err = await command("systemd", "install", folder=tmp_path)

@@ -1,4 +1,4 @@
-"""`connections export` and `import` as an administrator runs them: what they say, their exit status, and no secret."""
+"""The commands `connections export` and `import`: output, exit status and secrets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PASSPHRASE = "correct horse battery staple"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
-    """A machine with the service's configuration and database, and its administrator."""
+    """A machine with a configuration and a database."""
 
     folder: Path
     key: str = field(repr=False)
@@ -64,7 +64,7 @@ class Host:
             assert await written(plan, store, cipher) == []
 
     async def tokens(self) -> dict[str, tuple[str, str]]:
-        """Return access and refresh token of each account."""
+        """Return access and refresh token per account."""
         cipher = Cipher([self.key])
         async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
             found = await store.page(after="", limit=1000, only=ConnectionFilter())
@@ -72,7 +72,7 @@ class Host:
         return {name: (pair.access_token, pair.refresh_token) for name, pair in pairs.items() if pair is not None}
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """Return all that is in the database but for its own marks."""
+        """Return the rows of connections and events."""
         with closing(sqlite3.connect(self.folder / "amo-callback.db")) as database:
             return [*database.execute("SELECT * FROM connections"), *database.execute("SELECT * FROM events")]
 
@@ -97,8 +97,8 @@ def _tokens_of(records: Sequence[ExportRecord]) -> dict[str, tuple[str, str]]:
     return {record.account_id: (record.access_token, record.refresh_token) for record in records}
 
 
-async def test_a_host_moves_by_a_passphrase(here: Host, there: Host, tmp_path: Path) -> None:
-    """Exported, frozen, imported into a database that is made for it; once more, and nothing happens."""
+async def test_transfer_with_passphrase_moves_connections(here: Host, there: Host, tmp_path: Path) -> None:
+    """Connections are exported, frozen and imported; a second import changes nothing."""
     records = [a_record(number) for number in range(1, 4)]
     await here.fill(*records)
     for host in (here, there):
@@ -122,8 +122,8 @@ async def test_a_host_moves_by_a_passphrase(here: Host, there: Host, tmp_path: P
     assert (here.is_frozen(), there.is_frozen()) == (True, False)
 
 
-async def test_what_was_exported_is_thawed_only_after_a_question(here: Host) -> None:
-    """Its tokens may be in use on the other host; a freeze of the administrator's own is thawed at once."""
+async def test_thaw_after_export_requires_confirmation(here: Host) -> None:
+    """Exported connections need `--yes` to thaw, because another host may use them; other freezes do not."""
     await here.fill(a_record())
     here.file("passphrase", PASSPHRASE + "\n")
     assert (await here.run("export", "all.export", "--passphrase-file", "passphrase"))[0] == 0
@@ -137,8 +137,8 @@ async def test_what_was_exported_is_thawed_only_after_a_question(here: Host) -> 
     assert not here.is_frozen()
 
 
-async def test_an_answer_that_could_not_be_read_is_recovered(here: Host) -> None:
-    """The pair in it replaces the one that was spent for it; the file is removed, and does nothing a second time."""
+async def test_import_raw_recovers_pair_of_unreadable_answer(here: Host) -> None:
+    """The pair replaces the spent one, its file is removed, and a second import changes nothing."""
     now = datetime.now(UTC)
     await here.fill(a_record(issued_at=now, expires_at=now + DAY, refresh_expires_at=now + 90 * DAY))
     issued = {"access_token": a_token(at=now), "refresh_token": "the-next-token"}
@@ -159,7 +159,7 @@ async def test_an_answer_that_could_not_be_read_is_recovered(here: Host) -> None
 
 
 async def _keep_raw(host: Host, body: bytes) -> str:
-    """Keep an answer as the service does; return its file's name."""
+    """Keep an answer as the service does and return its file name."""
     cipher, clock = Cipher([host.key]), SystemClock()
     async with open_store(URL, folder=host.folder, clock=clock) as store:
         [connection] = await store.page(after="", limit=10, only=ConnectionFilter())
@@ -169,8 +169,8 @@ async def _keep_raw(host: Host, body: bytes) -> str:
         return file_name(connection)
 
 
-async def test_a_host_moves_by_the_other_hosts_key(here: Host, there: Host, tmp_path: Path) -> None:
-    """Nobody types anything; on a third host the file does not open."""
+async def test_transfer_with_key_of_other_host_moves_connections(here: Host, there: Host, tmp_path: Path) -> None:
+    """No passphrase is needed, and a host with another key cannot decrypt the file."""
     await here.fill(a_record())
     export = str(tmp_path / "all.export")
     status, _, err = await here.run("export", export, "--to-key-file", here.file("their.key", there.key))
@@ -184,8 +184,8 @@ async def test_a_host_moves_by_the_other_hosts_key(here: Host, there: Host, tmp_
     assert "which is not in storage.encryption_keys" in err
 
 
-async def test_what_cannot_be_exported_says_why_and_leaves_no_file(here: Host) -> None:
-    """A file that is there, a short passphrase, a key that is none, no terminal, pairs that wait to be stored."""
+async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> None:
+    """An existing file, a short passphrase, an invalid key, a missing terminal or a pending write fails the export."""
     await here.fill(a_record())
     here.file("passphrase", PASSPHRASE)
     here.file("there.export", "what was there")
@@ -216,8 +216,8 @@ async def test_what_cannot_be_exported_says_why_and_leaves_no_file(here: Host) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_an_export_that_is_stopped_leaves_nothing_half_written(here: Host, number: int) -> None:
-    """The source stays frozen, and says so; run again, it begins anew."""
+async def test_export_stopped_by_signal_leaves_no_partial_file(here: Host, number: int) -> None:
+    """The source stays frozen and says so, and a second export succeeds."""
     await here.fill(a_record())
     with closing(sqlite3.connect(here.folder / "amo-callback.db")) as database, database:
         database.execute("UPDATE connections SET attempt = 'of a dead process', presented_token = 'a token'")
@@ -244,8 +244,8 @@ async def test_an_export_that_is_stopped_leaves_nothing_half_written(here: Host,
     assert "1 connections, encrypted" in out
 
 
-async def test_a_pair_that_no_key_opens_is_named(here: Host, there: Host) -> None:
-    """It stays behind; the others go."""
+async def test_export_undecryptable_pair_is_named_and_skipped(here: Host, there: Host) -> None:
+    """A connection whose pair no key decrypts is named and skipped."""
     await here.fill(a_record(1))
     with closing(sqlite3.connect(here.folder / "amo-callback.db")) as database, database:
         database.execute("UPDATE connections SET sealed_pair = x'00'")
@@ -255,16 +255,16 @@ async def test_a_pair_that_no_key_opens_is_named(here: Host, there: Host) -> Non
     assert f"Not in it, since no key decrypts their pairs: {a_record(1).id}" in out
 
 
-# --- another system's ----------------------------------------------------------------------------
+# --- import from another system ------------------------------------------------------------------
 
 
 def _now(number: int = 1, **more: Any) -> dict[str, object]:
-    """Return an entry whose token lives at the machine's time."""
+    """Return an entry whose token is valid at the machine's time."""
     return an_entry(number, access_token=a_token(number, at=SystemClock().now()), **more)
 
 
-async def test_another_systems_tokens_come_in(there: Host) -> None:
-    """What it will do is said first; without a terminal it wants to be told to go on."""
+async def test_import_of_other_system_shows_plan_and_requires_yes(there: Host) -> None:
+    """The plan is shown first, and without a terminal `--yes` is required."""
     entries = [_now(1, owner="user-1"), _now(2), _now(3, refresh_token=None)]
     name = there.file("tokens.json", json.dumps({"connections": entries}))
     plan = (
@@ -297,8 +297,8 @@ JUNK: dict[str, tuple[str, list[str]]] = {
 
 
 @pytest.mark.parametrize("kind", JUNK)
-async def test_junk_changes_nothing_and_says_why(there: Host, kind: str) -> None:
-    """Everything that is wrong is told by its place, one line each; the good entries beside it are not written."""
+async def test_import_invalid_entry_changes_nothing(there: Host, kind: str) -> None:
+    """Each invalid entry is one line with its place, and valid entries are not written either."""
     await there.fill(a_record(9))
     before = there.rows()
     content, wanted = JUNK[kind]
@@ -310,8 +310,8 @@ async def test_junk_changes_nothing_and_says_why(there: Host, kind: str) -> None
     assert not any(secret in err for secret in ("access-secret", "refresh-token", "evil", a_token()[:20]))
 
 
-async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tmp_path: Path) -> None:
-    """Neither a token, a key nor the passphrase, whether it goes well or not; nor in the database, nor in the file."""
+async def test_transfer_output_and_files_contain_no_secret(here: Host, there: Host, tmp_path: Path) -> None:
+    """No output, database or export file contains a token, a key or the passphrase."""
     records = [a_record(number) for number in range(1, 4)]
     await here.fill(*records)
     for host in (here, there):
@@ -339,15 +339,15 @@ async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tm
     assert "Traceback" not in everything
 
 
-# --- at a terminal -------------------------------------------------------------------------------
+# --- on a terminal -------------------------------------------------------------------------------
 
 
 async def _typed(host: Host, *arguments: str, answers: Sequence[tuple[str, str]]) -> tuple[int, str]:
     return await typed("connections", *arguments, folder=host.folder, environ=host.environ(), answers=answers)
 
 
-async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_written(here: Host, there: Host) -> None:
-    """Twice for a new one; and a no changes nothing."""
+async def test_transfer_on_terminal_asks_for_passphrase_and_confirmation(here: Host, there: Host) -> None:
+    """A new passphrase is asked for twice, and a no changes nothing."""
     await here.fill(a_record())
     export = str(here.folder / "all.export")
     first, again = ("Passphrase", f"{PASSPHRASE}\n"), ("The same again", f"{PASSPHRASE}\n")
@@ -363,8 +363,8 @@ async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_writt
     assert PASSPHRASE not in shown
 
 
-async def test_of_many_problems_the_first_are_printed(there: Host) -> None:
-    """And how many there are in all."""
+async def test_import_many_problems_prints_first_hundred(there: Host) -> None:
+    """The first hundred problems and their total are printed."""
     (there.folder / "tokens.json").write_text(json.dumps([{}] * 150))
     status, _, err = await there.run("import", "tokens.json", "--yes")
     assert status == 1

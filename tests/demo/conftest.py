@@ -1,4 +1,4 @@
-"""The demonstration, opened for each test."""
+"""The demo, opened for each test."""
 
 from collections.abc import AsyncIterator
 

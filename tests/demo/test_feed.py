@@ -1,4 +1,4 @@
-"""What happens, in sentences."""
+"""The demo's feed of events as sentences."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -25,8 +25,8 @@ def _entry(**more: Any) -> Entry:
     return Entry(**{**known, **more})
 
 
-def test_events_are_told_in_sentences() -> None:
-    """Each event that a person should see is a sentence; times are told."""
+def test_sentence_describes_event_with_times() -> None:
+    """Each event for the user is a sentence with its times."""
     due = {"next_refresh_at": _AT, "error": "outcome_open"}
     assert sentence(Event(name="refresh.succeeded", fields=due)) == (
         "Refreshed, and stored before anybody hears of it. Next at 12:00:00."
@@ -54,20 +54,20 @@ def test_events_are_told_in_sentences() -> None:
         ({"standing": TokenState.NOT_CHECKED, "again_at": None}, "It cannot be looked up: it is kept."),
     ],
 )
-def test_a_hook_that_is_not_confirmed_tells_what_the_look_up_said(fields: dict[str, object], told: str) -> None:
-    """That it lives is said only where AMO has said so."""
+def test_sentence_of_unconfirmed_hook_contains_introspection_result(fields: dict[str, object], told: str) -> None:
+    """Only a valid introspection result is reported as an accepted token."""
     assert sentence(Event(name="hook.unconfirmed", fields=fields)) == told
 
 
-def test_what_has_no_sentence_is_told_only_where_it_needs_attention() -> None:
-    """An unknown warning is told by its name and fields, an unknown piece of news not at all."""
+def test_sentence_of_other_event_is_given_for_warnings_only() -> None:
+    """An event without a sentence is shown by name and fields if it is a warning, otherwise not."""
     fields = {"domain": "a.amocrm.ru", "why": "full"}
     assert sentence(Event(name="store.failing", level=Level.ERROR, fields=fields)) == "store.failing (why: full)"
     assert sentence(Event(name="store.recovered")) is None
 
 
-def test_amo_tells_what_was_presented_and_what_was_asked() -> None:
-    """A credential is spent, refused or not looked at; a question spends nothing. None of them is shown."""
+def test_noted_as_describes_presented_credential_and_introspection() -> None:
+    """A presented credential is spent, rejected or unread, and introspection spends nothing; no credential is shown."""
     assert noted_as(_entry()) == "A refresh token is presented, and is spent: here is a new pair."
     assert noted_as(_entry(kind="authorization_code", status=None)) == (
         "An authorization code arrives, and nobody looks at it."
@@ -79,8 +79,8 @@ def test_amo_tells_what_was_presented_and_what_was_asked() -> None:
     assert noted_as(asked) == "Asked about an access token, which spends nothing: it is good no more."
 
 
-def test_amo_is_heard_before_the_service() -> None:
-    """What AMO noted before an event is told before it, in the order of their times, each once."""
+def test_feed_lists_amo_entries_before_service_events() -> None:
+    """AMO's entries up to an event precede it, ordered by time, each once."""
     lines: list[FeedEntry] = []
     ledger = Ledger()
     feed = Feed(clock=FakeClock(), ledger=ledger, told=lines.append)
@@ -96,8 +96,8 @@ def test_amo_is_heard_before_the_service() -> None:
     assert list(feed.lines) == lines
 
 
-def test_a_log_goes_into_the_story_line_by_line() -> None:
-    """What a library logs is told as a warning, and does not write over the table."""
+def test_log_stream_adds_each_line_as_warning() -> None:
+    """Lines logged by a library become warnings of the feed."""
     lines: list[FeedEntry] = []
     LogStream(Feed(clock=FakeClock(), ledger=Ledger(), told=lines.append)).write("one\n\ntwo\n")
     assert [(line.text, line.level) for line in lines] == [("one", Level.WARNING), ("two", Level.WARNING)]

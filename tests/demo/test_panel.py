@@ -1,4 +1,4 @@
-"""The panel: what it shows, and to whom."""
+"""The demo's panel: its content and its access control."""
 
 import re
 
@@ -7,8 +7,8 @@ from amo_callback.demo.environment import DemoSecrets
 from tests.demo.walkthrough import TOKEN_LIFE, Walkthrough
 
 
-async def test_what_is_seen_is_told_without_a_token(show: Walkthrough) -> None:
-    """The panel's figures hold the connection's life, and the lines since the last one that was seen; no token."""
+async def test_panel_snapshot_contains_no_token(show: Walkthrough) -> None:
+    """The snapshot has the connection's lifetime and the lines after a number, and no token."""
     one = await show.connect()
     async with show.http.get(f"http://{show.addresses.panel}/snapshot") as response:
         told = await response.json()
@@ -22,8 +22,8 @@ async def test_what_is_seen_is_told_without_a_token(show: Walkthrough) -> None:
         assert (await response.json())["lines"] == []
 
 
-async def test_only_the_panel_may_frame_the_service_and_only_through_the_proxy(show: Walkthrough) -> None:
-    """The proxy lets the panel frame the service's pages; the service's own door lets nobody."""
+async def test_panel_may_frame_service_through_proxy_only(show: Walkthrough) -> None:
+    """Only the proxy's headers allow the panel to frame the service's pages."""
     path = "/api/amo-crm/callback?error=access_denied&state=s"
     async with show.http.get(f"http://{show.addresses.proxy}{path}") as response:
         assert f"frame-ancestors http://{show.addresses.panel}" in response.headers["Content-Security-Policy"]
@@ -33,8 +33,8 @@ async def test_only_the_panel_may_frame_the_service_and_only_through_the_proxy(s
         assert response.headers["X-Frame-Options"] == "DENY"
 
 
-async def test_the_proxy_says_itself_whose_requests_they_are(show: Walkthrough) -> None:
-    """Whoever claims to be somebody else by `X-Forwarded-For` is not believed: the proxy replaces it."""
+async def test_panel_proxy_replaces_forwarded_for(show: Walkthrough) -> None:
+    """The proxy replaces a client's own `X-Forwarded-For`."""
     cipher = show.demo.service.services.core.cipher
     headers = {probe.HEADER: probe.seal_nonce(cipher, nonce="n"), "X-Forwarded-For": "203.0.113.9"}
     async with show.http.head(f"http://{show.addresses.proxy}/api/amo-crm/callback", headers=headers) as response:
@@ -43,22 +43,22 @@ async def test_the_proxy_says_itself_whose_requests_they_are(show: Walkthrough) 
     assert seen.client == "127.0.0.1"
 
 
-async def test_it_says_what_comes_next(show: Walkthrough) -> None:
-    """The page ends with the commands that follow."""
+async def test_panel_names_next_commands(show: Walkthrough) -> None:
+    """The page ends with the commands to continue with."""
     html = await show.page(f"http://{show.addresses.panel}/")
     for command in ("amo-callback init", "amo-callback check", "amo-callback serve", "amo-callback systemd install"):
         assert command in html
 
 
-async def test_nothing_but_its_own_files_is_served(show: Walkthrough) -> None:
-    """What is not on the list is not found, whatever its name."""
+async def test_panel_serves_listed_files_only(show: Walkthrough) -> None:
+    """A file that is not listed is not found."""
     for name in ("panel.html", "..%2Fstage.py", "phone.txt"):
         async with show.http.get(f"http://{show.addresses.panel}/static/{name}") as response:
             assert response.status == 404
 
 
-async def test_only_names_of_this_machine_are_answered(show: Walkthrough) -> None:
-    """A page elsewhere whose name resolves to 127.0.0.1 reads neither the panel's key nor tries anything."""
+async def test_panel_refuses_foreign_host_header(show: Walkthrough) -> None:
+    """Another site whose name resolves to 127.0.0.1 can neither read the panel nor start a scenario."""
     port = show.addresses.panel.rpartition(":")[2]
     for host in ("evil.example.com", f"evil.example.com:{port}", "127.0.0.1.evil.example.com", "10.0.0.1", "", "[::]"):
         for method, path in (("GET", "/"), ("GET", "/snapshot"), ("POST", "/scenarios/away"), ("GET", "/phone")):
@@ -71,8 +71,8 @@ async def test_only_names_of_this_machine_are_answered(show: Walkthrough) -> Non
             assert response.status == 200, host
 
 
-async def test_nothing_shows_the_keys_of_the_demonstration(show: Walkthrough) -> None:
-    """Neither what was made for it, nor what runs, shows a secret where it is printed."""
+async def test_demo_repr_contains_no_secret(show: Walkthrough) -> None:
+    """The repr of the secrets and of the running demo shows no secret."""
     made = DemoSecrets()
     for secret in (made.api_key, made.jwt_secret, made.encryption_key):
         assert secret not in repr(made)

@@ -1,4 +1,4 @@
-"""The page that stands for the app: what the app of a careful developer would do."""
+"""The demo's page in place of the app."""
 
 import re
 
@@ -6,8 +6,8 @@ from amo_callback.demo.phone import shortened
 from tests.demo.walkthrough import Walkthrough, link
 
 
-async def test_it_shows_what_it_asked_and_what_it_was_answered(show: Walkthrough) -> None:
-    """After the deep link the app shows `exchange-code` and `status`, and no whole code."""
+async def test_phone_shows_requests_and_answers(show: Walkthrough) -> None:
+    """After the deep link the page shows `exchange-code` and `status`, without a whole code."""
     await show.connect()
     html = await show.page(f"http://{show.addresses.panel}/phone")
     assert "POST /exchange-code" in html
@@ -16,8 +16,8 @@ async def test_it_shows_what_it_asked_and_what_it_was_answered(show: Walkthrough
     assert not re.search(r"def502\w{10}", html)
 
 
-async def test_a_refusal_leads_back_with_its_word(show: Walkthrough) -> None:
-    """Whoever refuses comes back to the app, which is told `access_denied`."""
+async def test_phone_refusal_returns_access_denied(show: Walkthrough) -> None:
+    """A refusal returns to the app with `access_denied`."""
     consent = await show.page(f"http://{show.addresses.panel}/phone/connect")
     page = await show.page(link(consent, r'class="refuse" href="([^"]+)"'))
     html = await show.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
@@ -25,7 +25,7 @@ async def test_a_refusal_leads_back_with_its_word(show: Walkthrough) -> None:
     assert 'data-connected="no"' in html
 
 
-async def test_another_account_becomes_a_second_connection(show: Walkthrough) -> None:
+async def test_phone_second_account_is_second_connection(show: Walkthrough) -> None:
     """Two accounts of one user are two connections."""
     await show.connect()
     await show.connect("gingersnaps.amocrm.ru")
@@ -33,15 +33,15 @@ async def test_another_account_becomes_a_second_connection(show: Walkthrough) ->
     assert [one.pairs for one in lifetime.connections] == [1, 1]
 
 
-async def test_a_link_that_is_no_connect_of_its_own_is_passed_over(show: Walkthrough) -> None:
-    """A deep link with a state that the app did not make, or has had, changes nothing."""
+async def test_phone_link_with_unknown_state_is_ignored(show: Walkthrough) -> None:
+    """A deep link with a state that the app did not create, or has used, changes nothing."""
     html = await show.page(f"http://{show.addresses.panel}/phone/return?code=def50200aa&state=ac1.somebody")
     assert "Connect AMO CRM" in html
     assert "Not connected" not in html
 
 
-async def test_disconnecting_forgets_the_connection(show: Walkthrough) -> None:
-    """The app's button ends what its user had connected."""
+async def test_phone_disconnect_removes_connection(show: Walkthrough) -> None:
+    """The app's button disconnects the user's connections."""
     await show.connect()
     async with show.http.post(f"http://{show.addresses.panel}/phone/disconnect") as response:
         assert "Disconnected" in await response.text()
@@ -49,6 +49,6 @@ async def test_disconnecting_forgets_the_connection(show: Walkthrough) -> None:
     assert show.said("you") == ["The app's user disconnects all that is his: the service has erased the tokens."]
 
 
-def test_values_of_a_link_are_cut_short() -> None:
-    """A long value shows its beginning, a short one the whole of it."""
+def test_phone_link_values_are_shortened() -> None:
+    """A long value is shown by its beginning, a short one as a whole."""
     assert shortened({"code": "def50200abcdef", "state": "s"}) == "code=def50200ab…&state=s"

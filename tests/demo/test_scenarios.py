@@ -1,4 +1,4 @@
-"""What may be tried in the demonstration, and that what it promises is to be seen."""
+"""The demo's scenarios and their visible results."""
 
 from amo_callback.demo.backend import ConnectionSnapshot, Snapshot
 from amo_callback.demo.scenarios import SCENARIOS, moved
@@ -10,23 +10,23 @@ def _only(lifetime: Snapshot) -> ConnectionSnapshot:
     return one
 
 
-async def test_a_refresh_brings_the_next_pair(show: Walkthrough) -> None:
-    """Refresh now: a second pair, one refresh token spent, none presented again."""
+async def test_scenario_refresh_stores_next_pair(show: Walkthrough) -> None:
+    """A refresh stores a second pair and spends one refresh token."""
     one = await show.connect()
     assert await show.attempt("refresh", one.id) == 204
     lifetime = await show.until(lambda lifetime: lifetime.spent == 1)
     assert (_only(lifetime).pairs, lifetime.issued, lifetime.again, _only(lifetime).status) == (2, 2, 0, "active")
 
 
-async def test_a_hundred_rejections_make_one_refresh(show: Walkthrough) -> None:
-    """A hundred backends that were answered 401 get one new token, by one refresh."""
+async def test_scenario_rejected_makes_one_refresh(show: Walkthrough) -> None:
+    """A hundred rejections by AMO cause one refresh and one new token."""
     one = await show.connect()
     assert await show.attempt("rejected", one.id) == 204
     assert show.said("you")[-1] == "100 answers, 1 new token for all of them; amoCRM was asked once."
 
 
-async def test_a_request_that_is_lost_ends_in_a_refresh(show: Walkthrough) -> None:
-    """A request that AMO has not looked at is followed by a question about the token, and by the refresh."""
+async def test_scenario_cut_request_is_refreshed_after_introspection(show: Walkthrough) -> None:
+    """A request that AMO did not process is followed by introspection and a refresh."""
     one = await show.connect()
     assert await show.attempt("cut", one.id) == 204
     lifetime = await show.until(lambda lifetime: lifetime.spent == 1)
@@ -34,8 +34,8 @@ async def test_a_request_that_is_lost_ends_in_a_refresh(show: Walkthrough) -> No
     assert "Asked about a refresh token, which spends nothing: it is good." in show.said("amoCRM")
 
 
-async def test_an_answer_that_is_lost_ends_in_a_person(show: Walkthrough) -> None:
-    """A pair that was lost on its way is told to need its person, and he mends it by connecting again."""
+async def test_scenario_lost_answer_needs_reauthorization(show: Walkthrough) -> None:
+    """A lost pair needs reauthorization, and a new grant reactivates the connection."""
     one = await show.connect()
     assert await show.attempt("lost", one.id) == 204
     lifetime = await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
@@ -45,8 +45,8 @@ async def test_an_answer_that_is_lost_ends_in_a_person(show: Walkthrough) -> Non
     await show.until(lambda lifetime: _only(lifetime).status == "active")
 
 
-async def test_what_cannot_be_lost_is_not_lost_by_somebody_else(show: Walkthrough) -> None:
-    """A connection for which nothing is sent leaves no fault behind: its person connects again at the first try."""
+async def test_scenario_lost_without_request_leaves_no_fault(show: Walkthrough) -> None:
+    """If no request is sent, no fault remains for the next grant."""
     one = await show.connect()
     await show.attempt("lost", one.id)
     await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
@@ -56,16 +56,16 @@ async def test_what_cannot_be_lost_is_not_lost_by_somebody_else(show: Walkthroug
     await show.until(lambda lifetime: _only(lifetime).status == "active")
 
 
-async def test_an_account_that_moves_is_followed(show: Walkthrough) -> None:
-    """An account that has moved is refreshed at its new host."""
+async def test_scenario_move_refreshes_at_new_host(show: Walkthrough) -> None:
+    """A moved account is refreshed at its new host."""
     one = await show.connect()
     assert await show.attempt("move", one.id) == 204
     lifetime = await show.until(lambda lifetime: _only(lifetime).domain == "reforyou-new.amocrm.ru")
     assert (_only(lifetime).status, lifetime.spent) == ("active", 1)
 
 
-async def test_revoked_access_is_forgotten_and_can_be_given_again(show: Walkthrough) -> None:
-    """What is switched off in AMO is erased here, and the same account connects again."""
+async def test_scenario_revoke_erases_connection(show: Walkthrough) -> None:
+    """A revoked connection is erased, and the same account can connect."""
     one = await show.connect()
     assert await show.attempt("revoke", one.id) == 204
     await show.until(lambda lifetime: not lifetime.connections)
@@ -74,8 +74,8 @@ async def test_revoked_access_is_forgotten_and_can_be_given_again(show: Walkthro
     assert (again.id, again.status, again.backend_status) == (one.id, "active", 200)
 
 
-async def test_while_amo_is_away_tokens_are_handed_out_and_nobody_is_given_up(show: Walkthrough) -> None:
-    """AMO away: no answer can be lost, a refresh fails, the live token is handed out; back: all is as before."""
+async def test_scenario_away_hands_out_valid_token(show: Walkthrough) -> None:
+    """While AMO is unavailable a refresh fails and the valid token is handed out; then the refresh succeeds."""
     one = await show.connect()
     assert await show.attempt("away") == 204
     assert await show.attempt("lost", one.id) == 204
@@ -89,8 +89,8 @@ async def test_while_amo_is_away_tokens_are_handed_out_and_nobody_is_given_up(sh
     await show.until(lambda lifetime: lifetime.spent == 1 and not lifetime.away)
 
 
-async def test_only_what_there_is_can_be_tried(show: Walkthrough) -> None:
-    """An unknown scenario, or one without its connection, is not found; what no form may send is refused."""
+async def test_scenario_unknown_name_or_connection_is_not_found(show: Walkthrough) -> None:
+    """An unknown scenario or connection is not found, and a form is refused."""
     one = await show.connect()
     assert await show.attempt("nothing", one.id) == 404
     assert await show.attempt("refresh", "nobody") == 404
@@ -99,12 +99,12 @@ async def test_only_what_there_is_can_be_tried(show: Walkthrough) -> None:
     assert not show.demo.poller.snapshot.away
 
 
-def test_a_moved_account_moves_back() -> None:
-    """A second move leads back to the first host."""
+def test_moved_twice_returns_first_host() -> None:
+    """A second move returns to the first host."""
     assert moved("one.amocrm.ru") == "one-new.amocrm.ru"
     assert moved("one-new.amocrm.ru") == "one.amocrm.ru"
 
 
-def test_each_scenario_has_a_name_of_its_own() -> None:
-    """The panel's buttons send it."""
+def test_scenario_names_are_unique() -> None:
+    """The panel's buttons use these names."""
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)

@@ -1,4 +1,4 @@
-"""The whole demonstration in this process, and somebody who walks through it as a browser would."""
+"""The whole demo in this process, and a client that uses it as a browser does."""
 
 import asyncio
 import re
@@ -15,12 +15,12 @@ from amo_callback.demo.feed import FeedEntry
 from tests.wait_limit import WAIT_LIMIT
 
 TOKEN_LIFE = 3600.0
-"""Seconds: nothing is refreshed in a test but what is asked for."""
+"""Seconds, long enough that only a requested refresh happens."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Walkthrough:
-    """The demonstration, as whoever looks at it has it."""
+    """The running demo, its HTTP client and the lines of its feed."""
 
     addresses: Addresses
     http: aiohttp.ClientSession
@@ -29,7 +29,7 @@ class Walkthrough:
 
     async def until(self, fits: Callable[[Snapshot], bool]) -> Snapshot:
         async with asyncio.timeout(WAIT_LIMIT):
-            while not fits(self.demo.poller.snapshot):  # noqa: ASYNC110 -- because the poller tells nobody
+            while not fits(self.demo.poller.snapshot):  # noqa: ASYNC110 -- the poller has no event
                 await asyncio.sleep(0.02)
         return self.demo.poller.snapshot
 
@@ -38,7 +38,7 @@ class Walkthrough:
             return await response.text()
 
     async def connect(self, host: str = "reforyou.amocrm.ru") -> ConnectionSnapshot:
-        """Connect an account on the phone, and return to the app."""
+        """Connect an account on the phone page and return to the app."""
         consent = await self.page(f"http://{self.addresses.panel}/phone/connect")
         allow = link(consent, rf'class="allow[^>]*href="([^"]+host={re.escape(host)}[^"]+)"')
         page = await self.page(f"http://{self.addresses.amo}{allow}")
@@ -47,7 +47,7 @@ class Walkthrough:
         return next(one for one in lifetime.connections if one.domain == host)
 
     async def attempt(self, name: str, connection: str = "") -> int:
-        """Press a button of the panel's."""
+        """Start a scenario as the panel's button does."""
         address = f"http://{self.addresses.panel}/scenarios/{name}?connection={connection}"
         async with self.http.post(address, json={}) as response:
             return response.status
@@ -57,7 +57,7 @@ class Walkthrough:
 
 
 def link(html: str, pattern: str) -> str:
-    """Return where a link of a page leads."""
+    """Return the target of a link in a page."""
     found = re.search(pattern, html)
     assert found, html
     return found[1].replace("&amp;", "&")

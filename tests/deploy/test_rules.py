@@ -1,4 +1,4 @@
-"""The alert rules: that they are good Prometheus, that each fires where it should, and that each tells what to do."""
+"""The alert rules: valid for Prometheus, tested, documented and with an action."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ ALERTS = re.findall(
 
 def _promtool(*arguments: str) -> None:
     command = [str(PROMTOOL), *arguments]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)  # noqa: S603 -- because it is the tool that a test asks
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)  # noqa: S603 -- the tool under test
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -33,19 +33,19 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not in
 
 
 @needs_promtool
-def test_the_rules_are_good_prometheus() -> None:
-    """Prometheus takes them."""
+def test_alert_rules_are_valid_for_prometheus() -> None:
+    """`promtool` accepts the rules."""
     _promtool("check", "rules", str(RULES))
 
 
 @needs_promtool
-def test_each_alert_fires_where_it_should_and_nowhere_else() -> None:
-    """The cases beside this file come out as they say."""
+def test_alert_rules_fire_as_test_cases_expect() -> None:
+    """The test cases beside this file pass."""
     _promtool("test", "rules", str(CASES))
 
 
-def test_each_alert_has_a_case_and_a_row_in_the_readme() -> None:
-    """No alert is written that was never seen to fire, and none is told of that there is not."""
+def test_alert_rules_have_test_case_and_readme_row() -> None:
+    """Every alert has a test case and a row in the README, and no other alert is named there."""
     names = {name for name, _ in ALERTS}
     assert names
     assert set(re.findall(r"\bAmoCallback\w+", CASES.read_text(encoding="utf-8"))) == names
@@ -53,15 +53,15 @@ def test_each_alert_has_a_case_and_a_row_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize("rule", [rule for _, rule in ALERTS], ids=[name for name, _ in ALERTS])
-def test_each_alert_says_how_bad_it_is_and_what_to_do(rule: str) -> None:
-    """A severity, a summary and an action."""
+def test_alert_rule_has_severity_summary_and_action(rule: str) -> None:
+    """Each rule has a severity, a summary and an action."""
     assert re.search(r"labels: \{severity: (critical|warning)\}", rule)
     assert "summary: " in rule
     assert "action: " in rule
 
 
-def test_the_callbacks_alert_counts_the_words_that_are_ours_or_amos() -> None:
-    """An error of the user or of the sender of the link raises no alert."""
+def test_callbacks_alert_counts_faults_of_service_or_amo() -> None:
+    """Errors of the user or of the link's author raise no alert."""
     [rule] = [rule for name, rule in ALERTS if name == "AmoCallbackCallbacksFailing"]
     assert 'outcome=~"amo_unavailable|auth_failed"' in rule
 
@@ -71,8 +71,8 @@ def _exposed() -> set[str]:
     return {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE amo_callback_")}
 
 
-def test_the_rules_ask_for_metrics_that_there_are() -> None:
-    """A metric that was renamed would leave an alert silent for ever."""
+def test_alert_rules_use_existing_metrics() -> None:
+    """Every metric in a rule exists, because a renamed one would silence its alert."""
     asked = set(re.findall(r"\bamo_callback_\w+(?=\{| |\[|$)", "\n".join(rule for _, rule in ALERTS)))
     assert asked
     assert asked <= _exposed()

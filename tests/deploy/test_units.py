@@ -1,4 +1,4 @@
-"""The units as they are filled in, and the places that a service could not be in."""
+"""Rendered systemd units, and paths that the service cannot use."""
 
 import dataclasses
 import shutil
@@ -28,8 +28,8 @@ def _values(text: str, key: str) -> list[str]:
     return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{key}=")]
 
 
-def test_the_service_names_the_places_of_the_installation() -> None:
-    """What it starts, where its secrets are, and all that may be executed, come from the installation."""
+def test_service_unit_contains_paths_of_installation() -> None:
+    """The command, the credentials and the executable paths come from the installation."""
     text = units.render(units.SERVICE, HERE)
     assert _values(text, "ExecStart") == [
         "/opt/amo-callback/venv/bin/amo-callback serve --config /etc/amo-callback/config.toml"
@@ -41,16 +41,16 @@ def test_the_service_names_the_places_of_the_installation() -> None:
 
 
 @pytest.mark.parametrize(("timeout", "stop"), [(15.0, "60"), (50.0, "60"), (50.5, "61"), (300.0, "310")])
-def test_systemd_waits_longer_than_a_request_takes(timeout: float, stop: str) -> None:
-    """Ten seconds more than `amo.timeout`, and a minute at least; the service hears the same."""
+def test_service_unit_stop_timeout_exceeds_amo_timeout(timeout: float, stop: str) -> None:
+    """The stop timeout is ten seconds more than `amo.timeout`, at least a minute, and passed to the service."""
     text = units.render(units.SERVICE, dataclasses.replace(HERE, amo_timeout=timeout))
     assert _values(text, "TimeoutStopSec") == [stop]
     assert f"{units.STOP_TIMEOUT}={stop}" in _values(text, "Environment")
     assert units.fits_stop_timeout(timeout, float(stop))
 
 
-def test_a_python_of_its_own_may_load_its_own_libraries() -> None:
-    """An interpreter outside /usr brings libraries along, and they may be executed."""
+def test_service_unit_allows_libraries_of_own_interpreter() -> None:
+    """The libraries of an interpreter outside /usr may be executed."""
     python = dataclasses.replace(PYTHON, base=Path("/opt/python"), executable=Path("/opt/python/bin/python3.13"))
     text = units.render(units.SERVICE, dataclasses.replace(HERE, interpreter=python))
     assert "/opt/python/bin/python3.13 /opt/python/lib " in _values(text, "ExecPaths")[0]
@@ -65,37 +65,37 @@ def test_a_python_of_its_own_may_load_its_own_libraries() -> None:
         ("unix:/run/amo-callback/public.sock", "/run/amo-callback/public.sock"),
     ],
 )
-def test_a_door_is_where_the_configuration_says(address: str, stream: str) -> None:
-    """Each kind of address is written as systemd reads it, under the name by which the service knows the door."""
+def test_socket_unit_listens_at_configured_address(address: str, stream: str) -> None:
+    """Each kind of address is written as systemd reads it, with the listener's name."""
     text = units.render(units.SOCKETS[0], dataclasses.replace(HERE, public=address))
     assert _values(text, "ListenStream") == [stream]
     assert _values(text, "FileDescriptorName") == ["public"]
 
 
 @pytest.mark.parametrize("name", units.SOCKETS)
-def test_a_unix_socket_is_for_its_owner_and_the_service_s_group(name: str) -> None:
-    """Systemd would let everybody connect: the units say the mode of the configuration, and the group."""
+def test_socket_unit_sets_mode_and_group(name: str) -> None:
+    """The socket has the configured mode and the service's group, because systemd admits every user by default."""
     text = units.render(name, dataclasses.replace(HERE, socket_mode="0640"))
     assert (_values(text, "SocketMode"), _values(text, "SocketGroup")) == (["0640"], ["amo-callback"])
 
 
-def test_a_host_by_name_is_refused() -> None:
-    """Systemd listens at addresses alone, and says so too late."""
+def test_socket_unit_with_host_name_is_refused() -> None:
+    """A host name is refused, because systemd listens on addresses only."""
     with pytest.raises(ConfigurationError, match=r"server\.private: 'db\.example:8081'"):
         units.render(units.SOCKETS[1], dataclasses.replace(HERE, private="db.example:8081"))
 
 
 @pytest.mark.parametrize("path", ["/etc/a b", "/etc/%n", "/etc/$HOME", '/etc/"', "/etc/a\nExecStart=/bin/sh", "etc"])
-def test_a_path_that_would_mean_something_else_is_refused(path: str) -> None:
-    """Blanks, specifiers, variables, quotation and lines of their own do not get into a unit."""
+def test_service_unit_with_unsafe_path_is_refused(path: str) -> None:
+    """Blanks, specifiers, variables, quotes and line breaks do not get into a unit."""
     with pytest.raises(ConfigurationError, match="absolute paths"):
         units.render(units.SERVICE, dataclasses.replace(HERE, credentials=Path(path)))
 
 
 @pytest.mark.parametrize("folder", ["/home/me", "/root", "/run/user/1000", "/tmp", "/srv", "/mnt"])  # noqa: S108 -- refused
 @pytest.mark.parametrize("part", ["venv", "executable"])
-def test_what_the_service_cannot_see_is_refused_with_the_remedy(folder: str, part: str) -> None:
-    """A virtual environment or an interpreter where the unit hides it would fail at the start, without a word."""
+def test_check_places_hidden_path_is_refused_with_remedy(folder: str, part: str) -> None:
+    """A virtual environment or interpreter that the unit hides is refused with the remedy."""
     path = Path(folder) / "x"
     python = dataclasses.replace(PYTHON, venv=path) if part == "venv" else dataclasses.replace(PYTHON, executable=path)
     with pytest.raises(ConfigurationError, match="with /usr/bin/python3, under /opt") as refused:
@@ -103,22 +103,22 @@ def test_what_the_service_cannot_see_is_refused_with_the_remedy(folder: str, par
     assert refused.value.problems[0].startswith(f"{path}: is hidden from the service")
 
 
-def test_what_the_unit_hides_is_what_is_refused() -> None:
-    """Each folder that the unit makes inaccessible is refused as a place for the program."""
+def test_check_places_refuses_every_inaccessible_path() -> None:
+    """Each path that the unit makes inaccessible is refused."""
     for folder in _values(units.text_of(units.SERVICE), "InaccessiblePaths")[0].split():
         with pytest.raises(ConfigurationError):
             units.check_places(dataclasses.replace(HERE, config=Path(folder.removeprefix("-")) / "config.toml"))
     units.check_places(HERE)
 
 
-def test_the_system_s_own_packages_are_no_virtual_environment() -> None:
-    """Without a virtual environment all of /usr would be executable: refused."""
+def test_check_places_without_virtual_environment_is_refused() -> None:
+    """Without a virtual environment all of /usr would be executable."""
     with pytest.raises(ConfigurationError, match="no virtual environment"):
         units.check_places(dataclasses.replace(HERE, interpreter=dataclasses.replace(PYTHON, venv=Path("/usr"))))
 
 
-def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:
-    """The units verify without a word, and the service's exposure is 1.1 or lower (of 10)."""
+def test_units_pass_systemd_analyze(tmp_path: Path) -> None:
+    """`systemd-analyze` verifies the units, and the exposure is 1.1 of 10 or lower."""
     analyze = shutil.which("systemd-analyze")
     if analyze is None or not Path("/usr/bin/python3").exists():
         pytest.skip("systemd-analyze is not installed")
@@ -130,12 +130,12 @@ def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:
     rated = [analyze, "security", "--offline=true", "--threshold=11", "--no-pager", files[-1]]
     files += [str(tmp_path / name) for name in backup]
     for command in ([analyze, "verify", "--recursive-errors=no", *files], rated):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- ours
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- a constant command
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_file_is_found_with_and_without_its_ending() -> None:
-    """`nginx` is nginx.conf; what fits two files, or none, is not guessed."""
+def test_find_accepts_name_without_suffix() -> None:
+    """A name without its suffix is found if it is unique."""
     assert units.find("nginx") == units.find("nginx.conf") == "nginx.conf"
     assert units.find("amo-callback") is None
     assert units.find("backup.timer") == "amo-callback-backup.timer"

@@ -1,6 +1,6 @@
-"""Three instances on one database under load, and what faults in the middle of refreshes cost their connections.
+"""Three instances on one database under load, and the cost of faults during refreshes.
 
-AMO takes a while to answer, access tokens are valid for 30 seconds, and a refresh invalidates the old one at once.
+AMO answers slowly, access tokens are valid for 30 seconds, and a refresh invalidates the old one immediately.
 """
 
 import asyncio
@@ -27,22 +27,22 @@ from tests.postgres import Server
 
 INSTANCES, ACCOUNTS = 3, 40
 CALLERS = 2
-"""Backends that ask each instance, about ten times a second each."""
+"""Backends of each instance, each with about ten requests a second."""
 FORCED = 0.02
 """The share of their requests that force a refresh."""
 BURST = 12
-"""Connections that are refreshed at once when a fault is about to happen."""
+"""Connections refreshed at once just before a fault."""
 LEASE, TIMEOUT = 10.0, 4.0
 _UNREACHABLE = (sqlite3.Error, *ERRORS)
 
 
 @dataclass(kw_only=True, slots=True)
 class Cluster:
-    """The instances, the backends that ask them, and all that was observed."""
+    """The instances, their backends and all observations."""
 
     stage: Stage
     folders: list[Path]
-    """Where each instance runs."""
+    """The working folder of each instance."""
     server: Server | None
     """PostgreSQL, or `None` for SQLite."""
     proxy: CommitProxy | None
@@ -50,7 +50,7 @@ class Cluster:
     instances: list[Process] = field(default_factory=list)
     hand_outs: list[HandOut] = field(default_factory=list)
     stored: dict[str, datetime] = field(default_factory=dict, repr=False)
-    """Refresh tokens that were seen in the database, and since when."""
+    """Refresh tokens observed in the database, with the time of the first observation."""
     in_flight: int = 0
     lost: int = 0
     in_doubt: int = 0
@@ -58,28 +58,28 @@ class Cluster:
     _clock: SystemClock = field(default_factory=SystemClock)
 
     async def start(self, number: int) -> None:
-        """Start an instance, in the place of the one that had this number."""
+        """Start an instance in place of the previous one with this number."""
         stage = dataclasses.replace(self.stage, folder=self.folders[number])
         process = await self.stack.enter_async_context(stage.serving())
         await eventually(lambda: bool(process.named("service.started")))
         self.instances[number:] = [process, *self.instances[number + 1 :]]
 
     async def rows(self) -> dict[int, Row]:
-        """Read the connections by their accounts."""
+        """Return the connections by account."""
         if self.server is None:
             return self.stage.rows()
         return await postgres_rows(self.server.url(), self.stage.key)
 
     @asynccontextmanager
     async def under_load(self) -> AsyncIterator[None]:
-        """Have backends ask for tokens all the time: each asks one instance for any connection."""
+        """Let backends request tokens of any connection continuously during the block."""
         tasks = [asyncio.create_task(self._call(number % INSTANCES)) for number in range(INSTANCES * CALLERS)]
         tasks.append(asyncio.create_task(self._observe()))
         try:
             yield
             for task in tasks:
                 if task.done():
-                    task.result()  # raises what ended it
+                    task.result()  # raises the error that ended the task
         finally:
             for task in (*tasks, *self._burst):
                 task.cancel()
@@ -114,12 +114,12 @@ class Cluster:
         )
 
     async def ask_for_all(self) -> None:
-        """Ask each instance for each connection: one that it has never read it cannot serve while the store is away."""
+        """Request each connection's token from each instance, which caches it in case the store becomes unavailable."""
         for number in range(INSTANCES):
             await asyncio.gather(*(self._ask(number, account) for account in self.stage.accounts))
 
     async def _observe(self) -> None:
-        """Note which pairs the database has held."""
+        """Record the pairs observed in the database."""
         while True:
             with suppress(*_UNREACHABLE):
                 for row in (await self.rows()).values():
@@ -127,7 +127,7 @@ class Cluster:
             await asyncio.sleep(0.5)
 
     async def begin_refreshes(self, *numbers: int) -> None:
-        """Have instances begin many refreshes at once, and return at a random moment in the middle of them."""
+        """Let instances begin many refreshes, and return at a random moment during these."""
 
         async def have_begun() -> bool:
             if all(task.done() for task in self._burst):
@@ -142,7 +142,7 @@ class Cluster:
         await asyncio.sleep(self.stage.chance.uniform(0, 0.7 * LATENCY))
 
     async def count_in_flight(self, *numbers: int) -> None:
-        """Count the refreshes that are in flight at the moment of the fault."""
+        """Count the refreshes in flight at the moment of the fault."""
         self.in_flight += len(await self._claims(*numbers))
 
     async def _claims(self, *numbers: int) -> list[Row]:
@@ -153,7 +153,7 @@ class Cluster:
         ]  # fmt: skip
 
     async def settle(self, *, newer_than: Mapping[int, int] | None = None) -> None:
-        """Wait until each connection is good or reported as in doubt; let the people of the others connect again."""
+        """Wait until each connection is valid or in doubt, and connect the others."""
         unsettled = {account.id: account for account in self.stage.accounts}
         broken: list[SandboxAccount] = []
 
@@ -177,10 +177,10 @@ class Cluster:
         await asyncio.gather(*map(self.connect, (*broken, *unsettled.values())))
 
     async def connect(self, account: SandboxAccount) -> None:
-        """Connect an account, again or for the first time."""
+        """Connect an account, also if it was connected before."""
 
         async def is_connected() -> bool:
-            with suppress(AssertionError, aiohttp.ClientError):  # while the service is busy it asks to try again
+            with suppress(AssertionError, aiohttp.ClientError):  # while the service is busy it asks for a retry
                 await self.stage.connect(self.instances[0], [account])
                 return True
             return False
@@ -188,14 +188,14 @@ class Cluster:
         await eventually(is_connected)
 
     async def stop(self) -> None:
-        """End all instances."""
+        """Stop all instances."""
         for instance in self.instances:
             instance.signal(signal.SIGTERM)
         for instance in self.instances:
             assert await instance.ended() == 0
 
     def figures(self) -> dict[str, int]:
-        """Return what was counted so far."""
+        """Return the counts so far."""
         return {
             "in flight": self.in_flight,
             "lost": self.lost,
@@ -210,7 +210,7 @@ class Cluster:
 async def running_cluster(
     folder: Path, key: str, *, server: Server | None = None, proxy: CommitProxy | None = None
 ) -> AsyncIterator[Cluster]:
-    """Run the instances on one SQLite file, or on a PostgreSQL server, and connect the accounts."""
+    """Run the instances on one SQLite file or a PostgreSQL server, and connect the accounts."""
     url = proxy.url if proxy else server.url() if server else f"sqlite:///{DATABASE}"
     async with AsyncExitStack() as stack:
         stage = await stack.enter_async_context(

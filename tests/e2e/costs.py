@@ -1,4 +1,4 @@
-"""What faults cost: the backends' answers and the database's pairs, compared with the stand-in's ledger."""
+"""The cost of faults: backends' answers and stored pairs, compared with the stand-in's ledger."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from amo_callback.amo.sandbox.ledger import Ledger
 
 ACCESS, LATENCY = 30.0, 1.5
-"""Seconds that an access token is valid unless a refresh invalidates it, and that AMO takes to answer."""
+"""Seconds of an access token's lifetime without a refresh, and of AMO's latency."""
 RECENT = timedelta(seconds=6)
-"""A token that became invalid this short a time ago may still be handed out as fresh."""
+"""The time for which a token that became invalid may still be handed out as fresh."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class HandOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IssuedPair:
-    """A token pair that AMO issued, when the service first had it, and when its access token became invalid."""
+    """A token pair issued by AMO, the time the service first had it, and the end of its access token."""
 
     host: str
     obtained_at: datetime | None
@@ -35,9 +35,9 @@ class IssuedPair:
 
 
 def costs(ledger: Ledger, hand_outs: Sequence[HandOut], stored: Mapping[str, datetime]) -> dict[str, int]:
-    """Count what went wrong; `stored` are the refresh tokens that the database has held, and since when.
+    """Count errors; `stored` has the refresh tokens observed in the database, with their first times.
 
-    `beyond the rules` are the double spends that no unknown outcome explains.
+    `beyond the rules` counts double spends without an unknown outcome.
     """
     obtained = dict(stored)
     refresh_tokens = dict(zip(ledger.access_tokens, ledger.issued, strict=True))
@@ -63,7 +63,7 @@ def costs(ledger: Ledger, hand_outs: Sequence[HandOut], stored: Mapping[str, dat
 
 
 def _issued(ledger: Ledger, obtained: Mapping[str, datetime]) -> dict[str, IssuedPair]:
-    """Return the pairs that AMO issued, by their access tokens."""
+    """Return the issued pairs by access token."""
     spent = [entry for entry in ledger.entries if entry.spent]
     spent_at = {entry.presented: entry.at for entry in spent}
     pairs = {}
@@ -80,7 +80,7 @@ def _issued(ledger: Ledger, obtained: Mapping[str, datetime]) -> dict[str, Issue
 def _beyond_the_rules(ledger: Ledger, obtained: Mapping[str, datetime]) -> int:
     """Count presentations of a spent token except the first one after an unknown outcome.
 
-    The outcome was known where the pair that the token was spent for had been obtained before it was presented.
+    The outcome was known if the token's next pair had been obtained before the presentation.
     """
     issued = iter(ledger.issued)
     successors, again, beyond = dict[str, str](), set[str](), 0
@@ -96,7 +96,7 @@ def _beyond_the_rules(ledger: Ledger, obtained: Mapping[str, datetime]) -> int:
 
 
 def _is_refused(hand_out: HandOut, pairs: Iterable[IssuedPair]) -> bool:
-    """Tell whether a request got no token though the service had one that was valid all the time."""
+    """Check whether a request got no token although the service had a valid one all the time."""
     if hand_out.status == 200 or hand_out.forced:
         return False
     return any(

@@ -1,4 +1,4 @@
-"""Disks that are full, and files that cannot be written: by real means, for a process that is running."""
+"""Full disks and files that cannot be written, for a running process."""
 
 import errno
 import os
@@ -18,15 +18,15 @@ _WAL = f"{DATABASE}-wal"
 
 
 class Disk(Protocol):
-    """A folder for a database, and how to let it have no room."""
+    """A folder for a database, and how to fill its disk."""
 
     folder: Path
 
     def fill(self, process: Process) -> None:
-        """Leave no room for what the process would write."""
+        """Leave no space for the process's writes."""
 
     def empty(self, process: Process) -> None:
-        """Give room again."""
+        """Free the space."""
 
 
 class SmallDisk:
@@ -36,36 +36,36 @@ class SmallDisk:
         self.folder = folder
 
     def fill(self, _process: Process) -> None:
-        """Write until there is no room."""
+        """Write until the disk is full."""
         with (self.folder / _BALLAST).open("ab", buffering=0) as ballast:
             try:
                 while True:
                     ballast.write(bytes(64 * 1024))
             except OSError as error:
-                assert error.errno == errno.ENOSPC, error  # noqa: PT017 -- because any other error is no full disk
+                assert error.errno == errno.ENOSPC, error  # noqa: PT017 -- only a full disk is expected
 
     def empty(self, _process: Process) -> None:
-        """Remove what was written."""
+        """Remove the written file."""
         (self.folder / _BALLAST).unlink()
 
 
 class LimitedFiles:
-    """Where nobody may mount anything: the process's files may not grow, so that its database cannot."""
+    """A limit of the process's file sizes, if mounting is not permitted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def fill(self, process: Process) -> None:
-        """Let no file be longer than what SQLite has written ahead."""
+        """Limit every file to the size of the WAL."""
         limit_files(process, (self.folder / _WAL).stat().st_size)
 
     def empty(self, process: Process) -> None:
-        """Let them grow."""
+        """Remove the limit."""
         limit_files(process, resource.RLIM_INFINITY)
 
 
 def limit_files(process: Process, size: int) -> None:
-    """Limit how long the files of a running process may be."""
+    """Limit the file size of a running process."""
     if process.process.returncode is None:
         _, hard = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (size if hard < 0 else min(size, hard), hard))
@@ -73,39 +73,39 @@ def limit_files(process: Process, size: int) -> None:
 
 @contextmanager
 def small_disk(folder: Path, *, megabytes: int = 8) -> Iterator[SmallDisk]:
-    """Mount a small file system; raises `PermissionError` where that may not be done."""
+    """Mount a small file system; raises `PermissionError` if mounting is not permitted."""
     folder.mkdir()
     _mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder)
     try:
         yield SmallDisk(folder)
     finally:
-        # Lazily: where a test fails, a process may still be there.
-        subprocess.run(["umount", "--lazy", folder], check=True)  # noqa: S603, S607 -- because the folder is the test's
+        # A failed test may leave a process running, so the unmount is lazy.
+        subprocess.run(["umount", "--lazy", folder], check=True)  # noqa: S603, S607 -- the test's folder
 
 
 def remount(disk: SmallDisk, how: str) -> None:
-    """Mount a small disk anew: `ro` or `rw`."""
+    """Remount a small disk as `ro` or `rw`."""
     _mount("-o", f"remount,{how}", disk.folder)
 
 
 def _mount(*arguments: str | Path) -> None:
     if shutil.which("mount") is None:
         raise PermissionError("there is no mount here")
-    told = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607 -- because the arguments are the tests'
+    told = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607 -- the tests' arguments
     if told.returncode:
         raise PermissionError(told.stderr.strip())
 
 
 @contextmanager
 def unwritable(folder: Path, process: Process) -> Iterator[None]:
-    """Let a running process's database be read and no longer written.
+    """Make a running process's database readable and not writable.
 
-    A file system cannot be mounted read-only under an open file, so the files are made immutable; where that
-    may not be done, or is not heeded, the process may write no file at all.
+    A file system with an open file cannot be remounted read-only, so the files are made immutable.
+    If that is not permitted or has no effect, the process may write no file at all.
     """
     files = [folder / DATABASE, folder / _WAL]
     with ExitStack() as stack:
-        if _heeds_immutable(folder):
+        if _supports_immutable(folder):
             stack.callback(_chattr, "-i", *files)
             assert _chattr("+i", *files)
         else:
@@ -114,8 +114,8 @@ def unwritable(folder: Path, process: Process) -> Iterator[None]:
         yield
 
 
-def _heeds_immutable(folder: Path) -> bool:
-    """Tell whether a file that is open for writing can be made immutable."""
+def _supports_immutable(folder: Path) -> bool:
+    """Check whether a file that is open for writing can be made immutable."""
     file = folder / "scratch"
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
@@ -135,4 +135,4 @@ def _heeds_immutable(folder: Path) -> bool:
 def _chattr(how: str, *files: Path) -> bool:
     if shutil.which("chattr") is None:
         return False
-    return not subprocess.run(["chattr", how, *files], capture_output=True, check=False).returncode  # noqa: S603, S607 -- because the arguments are the tests'
+    return not subprocess.run(["chattr", how, *files], capture_output=True, check=False).returncode  # noqa: S603, S607 -- the tests' arguments

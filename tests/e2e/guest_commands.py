@@ -1,4 +1,4 @@
-"""What is run inside a booted machine, with amo-callback and none of its tests at hand: one command each."""
+"""Commands run inside a booted machine that has amo-callback but not its tests."""
 
 import asyncio
 import ctypes
@@ -29,15 +29,15 @@ def main(command: str, *arguments: str) -> int:
 
 
 def _amo(address: str, redirect_uri: str) -> int:
-    from amo_callback.amo.sandbox.app import Sandbox  # noqa: PLC0415 -- because probes run without it
-    from amo_callback.amo.sandbox.fake_amo import (  # noqa: PLC0415 -- the same
+    from amo_callback.amo.sandbox.app import Sandbox  # noqa: PLC0415 -- probes run without the package
+    from amo_callback.amo.sandbox.fake_amo import (  # noqa: PLC0415 -- likewise
         FakeAmo,
         Lifetimes,
         SandboxIntegration,
     )
-    from amo_callback.clock import SystemClock  # noqa: PLC0415 -- the same
-    from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- the same
-    from amo_callback.web.listener import open_listener  # noqa: PLC0415 -- the same
+    from amo_callback.clock import SystemClock  # noqa: PLC0415 -- likewise
+    from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- likewise
+    from amo_callback.web.listener import open_listener  # noqa: PLC0415 -- likewise
 
     async def serve() -> None:
         clock = SystemClock()
@@ -53,7 +53,7 @@ def _amo(address: str, redirect_uri: str) -> int:
 
 
 def _ask(method: str, url: str, *headers: str) -> int:
-    """Send one request, whose body is read from standard input, and print the answer as JSON."""
+    """Send one request with the body from standard input, and print the answer as JSON."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=120)
     path = parts.path + (f"?{parts.query}" if parts.query else "")
@@ -62,15 +62,15 @@ def _ask(method: str, url: str, *headers: str) -> int:
         connection.request(method, path, body, headers=dict(header.split(": ", 1) for header in headers))
         answer = connection.getresponse()
     except OSError as error:
-        print(json.dumps({"status": 0, "text": str(error), "headers": {}}))  # noqa: T201 -- because it is read
+        print(json.dumps({"status": 0, "text": str(error), "headers": {}}))  # noqa: T201 -- the test parses it
         return 0
     told = {"status": answer.status, "text": answer.read().decode(), "headers": dict(answer.getheaders())}
-    print(json.dumps(told))  # noqa: T201 -- because it is read
+    print(json.dumps(told))  # noqa: T201 -- the test parses it
     return 0
 
 
 def _load(url: str, clients: str, *headers: str) -> int:
-    """Ask without a pause until the standard input ends; print what became of it."""
+    """Send requests continuously until standard input ends, and print their counts."""
     counts: Counter[str] = Counter()
 
     async def run() -> None:
@@ -79,12 +79,12 @@ def _load(url: str, clients: str, *headers: str) -> int:
         await load(url, int(clients), headers, counts=counts, ended=ended)
 
     asyncio.run(run())
-    print(json.dumps(counts))  # noqa: T201 -- because it is read
+    print(json.dumps(counts))  # noqa: T201 -- the test parses it
     return 0
 
 
 async def load(url: str, clients: int, headers: Iterable[str], *, counts: Counter[str], ended: asyncio.Event) -> None:
-    """Ask without a pause until the end, half over kept connections, and count requests made and lost."""
+    """Send requests continuously until the end, half over kept connections, and count made and lost ones."""
     parts = urlsplit(url)
     lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", *headers]
 
@@ -110,7 +110,7 @@ async def load(url: str, clients: int, headers: Iterable[str], *, counts: Counte
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bool:
-    """Send a request, read its answer, and return whether the connection may be used again."""
+    """Send a request, read its answer, and return whether the connection can be reused."""
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     if " 200 " not in head.split("\r\n")[0]:
@@ -126,12 +126,12 @@ _DELETE_MODULE = 106 if _ARM else 176
 _ADD_KEY = 217 if _ARM else 248
 _IO_SETUP = 0 if _ARM else 206
 SHARED_MEMORY = 0x616D6F
-"""The key of a segment that somebody else has made."""
+"""The key of a segment created by another process."""
 
 
 def _probe(*names: str) -> int:
-    """Try things, each in a process of its own; print for each whether the kernel did it, or let it come to that."""
-    print(json.dumps({name: _tried(name) for name in names or PROBES}))  # noqa: T201 -- because it is read
+    """Run probes in separate processes, and print whether the kernel permitted each."""
+    print(json.dumps({name: _tried(name) for name in names or PROBES}))  # noqa: T201 -- the test parses it
     return 0
 
 
@@ -152,7 +152,7 @@ def _tried(name: str) -> str:
 
 
 def _call(name: str, *arguments: Any, reached: tuple[int, ...] = ()) -> None:
-    """Call the kernel; some calls are made wrong, so that they change nothing where they are `reached`."""
+    """Make a system call; invalid arguments avoid a change, and `reached` are their expected errors."""
     if getattr(libc, name)(*arguments) == -1 and (number := ctypes.get_errno()) not in reached:
         raise OSError(number, os.strerror(number))
 
@@ -164,7 +164,7 @@ def _own(name: str) -> Path:
 def _write_outside() -> None:
     path = Path("/var/lib/probe/x")
     path.touch()
-    path.unlink()  # else it is root's, and whoever tries next is kept out by that
+    path.unlink()  # otherwise another user could not create it
 
 
 def _mount() -> None:
@@ -210,7 +210,7 @@ def _dump_core() -> None:
 
 
 def _keep_a_key() -> None:
-    _call("syscall", _ADD_KEY, b"user", b"probe", b"x", 1, -2)  # of this process alone
+    _call("syscall", _ADD_KEY, b"user", b"probe", b"x", 1, -2)  # of this process only
 
 
 def _queue_input() -> None:
@@ -220,7 +220,7 @@ def _queue_input() -> None:
 def _claim_rights() -> None:
     header, rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     _call("capget", header, rights)
-    _call("capset", header, rights)  # those that it has
+    _call("capset", header, rights)  # its present capabilities
 
 
 def _make_cgroup() -> None:
@@ -233,7 +233,7 @@ PROBES: dict[str, tuple[Callable[[], object], str]] = {
     "write outside": (_write_outside, "ProtectSystem=strict"),
     "read /root": (lambda: Path("/root/.probe").read_text(), "ProtectHome=yes"),
     "read /srv": (lambda: Path("/srv/.probe").read_text(), "InaccessiblePaths=/srv"),
-    "read others' /tmp": (lambda: Path("/tmp/probe").read_text(), "PrivateTmp=yes"),  # noqa: S108 -- because that is what is tried
+    "read others' /tmp": (lambda: Path("/tmp/probe").read_text(), "PrivateTmp=yes"),  # noqa: S108 -- the probe's path
     "read the secrets' folder": (lambda: list(Path("/etc/amo-callback/credentials").iterdir()), "User=amo-callback"),
     "run a program": (_run, "NoExecPaths=/"),
     "use a device": (lambda: Path("/dev/probe").read_bytes(), "PrivateDevices=yes"),
@@ -282,7 +282,7 @@ PROBES: dict[str, tuple[Callable[[], object], str]] = {
     "gain privileges": (_gain, "NoNewPrivileges=yes"),
     "dump core": (_dump_core, "LimitCORE=0"),
 }
-"""What is tried, and the option of a unit that forbids it even to root."""
+"""Each probe, and the unit's option that forbids it even to root."""
 
 if __name__ == "__main__":
     with suppress(BrokenPipeError):

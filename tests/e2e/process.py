@@ -1,4 +1,4 @@
-"""The real process: started as an administrator would, read by its log."""
+"""Real processes of the service and of its commands."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.wait_limit import WAIT_LIMIT
 
 
 class Process:
-    """A running `amo-callback`. Its log is read all the time: a full pipe would hold it up."""
+    """A running `amo-callback`, whose log is read continuously, because a full pipe would block it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -25,7 +25,7 @@ class Process:
         self._reading = asyncio.create_task(self._read())
 
     async def until(self, event: str, *, times: int = 1) -> dict[str, Any]:
-        """Wait until an event has been logged so many times."""
+        """Wait until an event has been logged a number of times."""
         async with asyncio.timeout(WAIT_LIMIT):
             while len(self.named(event)) < times:
                 assert not self._reading.done(), "the process has ended"
@@ -39,7 +39,7 @@ class Process:
     async def _read(self) -> None:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            if line.endswith(b"\n"):  # a process that was killed may leave half a line
+            if line.endswith(b"\n"):  # a killed process may leave an incomplete line
                 self.lines.append(json.loads(line))
             self._heard.set()
         self._heard.set()
@@ -48,23 +48,23 @@ class Process:
         self.process.send_signal(number)
 
     async def stop(self) -> None:
-        """End it as systemd does."""
+        """Stop the process as systemd does."""
         self.signal(signal.SIGTERM)
         assert await self.ended() == 0
 
     async def ended(self) -> int:
-        """Wait for the end of the log, and return the exit status."""
+        """Wait for the end of the log and return the exit status."""
         await asyncio.wait_for(asyncio.shield(self._reading), WAIT_LIMIT)
         return await self.process.wait()
 
 
 def process_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment with nothing of the tests' in it but what Python and coverage need."""
+    """Return an environment without the tests' variables, except for Python's and coverage's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AMO_CALLBACK", "PYTEST"))}
     return {**kept, **more}
 
 
-_HAND_OVER = """
+_PASS_SOCKETS = """
 import os, sys
 given = [os.dup2(int(number), 100 + at) for at, number in enumerate(sys.argv[1:])]
 for at, number in enumerate(given):
@@ -73,11 +73,11 @@ for at, number in enumerate(given):
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(given))}
 os.execv(sys.executable, [sys.executable, "-m", "amo_callback.cli.main", "serve"])
 """
-"""Hands sockets over as systemd does: from descriptor 3 on, and to this process alone."""
+"""Passes sockets as systemd does: from descriptor 3 on, to this process only."""
 
 
 def _limiting(open_files: tuple[int, int] | None) -> Callable[[], None] | None:
-    """Return what gives a child its soft and its hard limit of descriptors."""
+    """Return a function that sets a child's soft and hard limit of descriptors."""
     return None if open_files is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
 
 
@@ -86,19 +86,19 @@ async def serving(
     environ: Mapping[str, str],
     folder: Path,
     *,
-    doors: Sequence[socket.socket] = (),
+    listeners: Sequence[socket.socket] = (),
     names: str = "public:private",
     open_files: tuple[int, int] | None = None,
 ) -> AsyncIterator[Process]:
-    """Run `amo-callback serve`, with the sockets of its `doors` where there are some, and see to it that it ends.
+    """Run `amo-callback serve`, optionally with the listening sockets given, and kill it at the end.
 
-    `open_files` are its soft and its hard limit of descriptors.
+    `open_files` are the soft and the hard limit of descriptors.
     """
-    descriptors = [door.fileno() for door in doors]
-    run = ["-c", _HAND_OVER, *map(str, descriptors)] if doors else ["-m", "amo_callback.cli.main", "serve"]
-    handed_over = {"LISTEN_FDNAMES": names} if doors else {}
+    descriptors = [listener.fileno() for listener in listeners]
+    run = ["-c", _PASS_SOCKETS, *map(str, descriptors)] if listeners else ["-m", "amo_callback.cli.main", "serve"]
+    variables = {"LISTEN_FDNAMES": names} if listeners else {}
     started = await asyncio.create_subprocess_exec(
-        sys.executable, *run, cwd=folder, env=process_environment({**environ, **handed_over}), pass_fds=descriptors,
+        sys.executable, *run, cwd=folder, env=process_environment({**environ, **variables}), pass_fds=descriptors,
         preexec_fn=_limiting(open_files), stdout=asyncio.subprocess.PIPE, limit=2**20,
     )  # fmt: skip
     process = Process(started)
@@ -113,7 +113,7 @@ async def serving(
 async def command(
     *arguments: str, folder: Path, environ: Mapping[str, str] | None = None, open_files: tuple[int, int] | None = None
 ) -> tuple[int, str, str]:
-    """Run `amo-callback` to its end; return exit status, standard output and standard error."""
+    """Run `amo-callback` and return exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", *arguments,
         cwd=folder, env=process_environment(environ or {}),
@@ -125,5 +125,5 @@ async def command(
 
 
 def without_slow_steps(text: str) -> str:
-    """Leave out what asyncio says in development mode of steps that took long, as plain text or as a log line."""
+    """Remove asyncio's warnings of slow steps in development mode, as plain text or log lines."""
     return "".join(line for line in text.splitlines(keepends=True) if "Executing <" not in line)

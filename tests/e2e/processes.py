@@ -1,4 +1,4 @@
-"""A stage for custody: real processes on one database, the stand-in in real time, and what each of them knows."""
+"""An environment for e2e tests: real processes on one database, and AMO's stand-in in real time."""
 
 import asyncio
 import sqlite3
@@ -25,9 +25,9 @@ from tests.wait_limit import WAIT_LIMIT
 DATABASE = "amo-callback.db"
 _SEED = 31920194
 LIFE = 3600.0
-"""Seconds that access tokens are good for, unless a stage says otherwise: none expires in a test on a slow machine."""
+"""Seconds of the access tokens' default lifetime: none expires in a test on a slow machine."""
 _QUICK = {
-    # Longer than a process has to wait for its turn on a busy machine, also for the stand-in's answer.
+    # Longer than the scheduling delays of a busy machine, including the stand-in's.
     "AMO__TIMEOUT": "60",
     "REFRESH__LEASE": "70",
     "REFRESH__POLL_INTERVAL": "0.2",
@@ -39,7 +39,7 @@ _QUICK = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A connection as it is in the database."""
+    """A connection as stored in the database."""
 
     id: str
     account_id: int
@@ -53,7 +53,7 @@ class Row:
 
 
 def read_row(row: Mapping[str, Any] | sqlite3.Row, cipher: Cipher) -> Row:
-    """Return a row of either engine."""
+    """Read a row of either engine."""
     return Row(
         id=row["id"],
         account_id=int(row["account_id"]),
@@ -68,7 +68,7 @@ def read_row(row: Mapping[str, Any] | sqlite3.Row, cipher: Cipher) -> Row:
 
 
 async def postgres_rows(url: str, key: str) -> dict[int, Row]:
-    """Read the connections in a PostgreSQL database by their accounts."""
+    """Return the connections of a PostgreSQL database by account."""
     cipher = Cipher([key])
     connection = await asyncpg.connect(url)
     try:
@@ -80,7 +80,7 @@ async def postgres_rows(url: str, key: str) -> dict[int, Row]:
 
 @dataclass(kw_only=True, slots=True)
 class Stage:
-    """The stand-in, its accounts, the folder of one database, and whoever asks the processes on it."""
+    """The stand-in, its accounts, the folder of one database, and a client of its processes."""
 
     amo: Amo
     folder: Path
@@ -99,18 +99,18 @@ class Stage:
         return environment(self.amo, self.key, **self.settings)
 
     def serving(self, **options: Any) -> AbstractAsyncContextManager[Process]:
-        """Run one more process on the database."""
+        """Run another process on the database."""
         return serving(self.environ(), self.folder, **options)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Process]:
-        """Run one more process, and connect all accounts there."""
+        """Run another process on the database and connect all accounts."""
         async with self.serving() as process:
             await self.connect(process)
             yield process
 
     async def connect(self, process: Process, accounts: Iterable[SandboxAccount] | None = None) -> None:
-        """Connect accounts, again or for the first time; all of them where none is named."""
+        """Connect accounts, also if connected before; all accounts by default."""
         for account in self.accounts if accounts is None else accounts:
             query = f"code={self.amo.fake.allow(account)}&referer={account.host}"
             answer = await self._ask(process, "GET", "public", f"{BASE}/callback?{query}")
@@ -118,31 +118,31 @@ class Stage:
             assert came_back, f"{answer.status} {answer.location}"
 
     async def token(self, process: Process, account: SandboxAccount, *, min_ttl: int = 0) -> Answer:
-        """Ask for an access token."""
+        """Request an access token."""
         return await self._ask(process, "GET", "private", f"/connections/account:{account.id}/token?min_ttl={min_ttl}")
 
     async def refresh(self, process: Process, account: SandboxAccount, *, rejected: str | None = None) -> Answer:
-        """Ask for a refresh now, as a backend does that met 401 with this token, or with the one there is."""
+        """Request a refresh as a backend does after a 401, for this token or the current one."""
         rejected = rejected or (await self.token(process, account)).json().get("access_token")
         body = {} if rejected is None else {"rejected_access_token": rejected}
         return await self._ask(process, "POST", "private", f"/connections/account:{account.id}/refresh", json=body)
 
     async def ready(self, process: Process) -> tuple[bool, list[str]]:
-        """Ask whether a process is ready, and which checks say that it is not."""
+        """Return whether a process is ready, and its failing checks."""
         answer = await self._ask(process, "GET", "private", "/readyz")
         assert answer.status in {200, 503}
         failing = [name for name, check in answer.json()["checks"].items() if not check["ok"]]
         return answer.status == 200, failing
 
-    async def _ask(self, process: Process, method: str, door: str, path: str, **options: Any) -> Answer:
+    async def _ask(self, process: Process, method: str, listener: str, path: str, **options: Any) -> Answer:
         started = await process.until("service.started")
-        url = URL(f"http://{started[door]}{path}", encoded=True)
-        headers = {"Authorization": f"Bearer {API_KEY}"} if door == "private" else {}
+        url = URL(f"http://{started[listener]}{path}", encoded=True)
+        headers = {"Authorization": f"Bearer {API_KEY}"} if listener == "private" else {}
         async with self.http.request(method, url, headers=headers, allow_redirects=False, **options) as response:
             return Answer(status=response.status, headers=dict(response.headers), text=await response.text())
 
     def rows(self) -> dict[int, Row]:
-        """Read the connections, by their accounts, as nobody's business but the database's."""
+        """Read the connections by account, directly from the database."""
         cipher = Cipher([self.key])
         with closing(sqlite3.connect(f"file:{self.folder / DATABASE}?mode=ro", uri=True)) as database:
             database.row_factory = sqlite3.Row
@@ -150,15 +150,15 @@ class Stage:
         return {int(row["account_id"]): read_row(row, cipher) for row in found}
 
     def open_claims(self) -> dict[int, Row]:
-        """Return the connections whose refresh is in flight, or was when their process was killed."""
+        """Return the connections with an open attempt."""
         return {account_id: row for account_id, row in self.rows().items() if row.attempt is not None}
 
-    def live(self) -> set[str]:
-        """Return the refresh tokens that the stand-in would take."""
+    def valid_refresh_tokens(self) -> set[str]:
+        """Return the refresh tokens that the stand-in accepts."""
         return {token for token in self.ledger.issued if self.amo.fake.current_subdomain(token).status == 200}
 
     def presented(self, presented_token: str) -> list[Entry]:
-        """Return the presentations of a refresh token, by its fingerprint."""
+        """Return the presentations of a refresh token with this fingerprint."""
         return [entry for entry in self.ledger.refreshes() if fingerprint(entry.presented) == presented_token]
 
     def refreshed(self, account: SandboxAccount) -> int:
@@ -166,29 +166,33 @@ class Stage:
         return sum(entry.spent and entry.host == account.host for entry in self.ledger.refreshes())
 
     def lost(self) -> list[Row]:
-        """Return the connections that are not in good order: given up, or with a token that has been spent."""
-        live = self.live()
-        return [row for row in self.rows().values() if row.status != "active" or row.refresh_token not in live]
+        """Return the connections that are not active or whose refresh token is spent."""
+        valid_refresh_tokens = self.valid_refresh_tokens()
+        return [
+            row
+            for row in self.rows().values()
+            if row.status != "active" or row.refresh_token not in valid_refresh_tokens
+        ]
 
     async def until_refreshed(self, *, times: int = 1) -> None:
-        """Wait until every account has been refreshed so many times more."""
+        """Wait until every account has been refreshed a number of times."""
         before = {account.id: self.refreshed(account) for account in self.accounts}
         await eventually(
             lambda: all(self.refreshed(account) >= before[account.id] + times for account in self.accounts)
         )
 
     async def until_asked(self, times: int) -> None:
-        """Wait until the stand-in was asked so many times more."""
+        """Wait until the stand-in has got a number of requests."""
         await asyncio.wait_for(self.amo.sandbox.until_asked(self.amo.sandbox.requests + times), WAIT_LIMIT)
 
     async def some_moment(self, *, latency: float) -> None:
-        """Let a while go by that ends somewhere around a refresh; AMO takes its time, or a part of it, or none."""
+        """Wait for a random time that ends near a refresh, with AMO's full latency, a part of it, or none."""
         self.amo.sandbox.latency = self.chance.choice([0.0, 0.2 * latency, latency])
         await self.until_asked(self.chance.randint(1, 2 * len(self.accounts)))
         await asyncio.sleep(self.chance.uniform(0, 0.02 + self.amo.sandbox.latency))
 
     async def until_ready(self, process: Process, *, failing: Iterable[str] = (), among: bool = False) -> None:
-        """Wait until a process is ready, or until just these checks say that it is not; or these `among` others."""
+        """Wait until a process is ready, or until exactly these checks fail, or these `among` others."""
         wanted = (not failing, list(failing))
 
         async def is_so() -> bool:
@@ -202,7 +206,7 @@ class Stage:
 async def staged(
     folder: Path, key: str, *, accounts: int, every: float | None = None, access: float = LIFE, **settings: str
 ) -> AsyncIterator[Stage]:
-    """Set a stage: a connection is refreshed `every` so many seconds, or halfway; each process has the settings."""
+    """Create the environment; `every` is the number of seconds between refreshes, by default half the lifetime."""
     due = {} if every is None else {"REFRESH__AT": str(every / access)}
     async with serve_amo(SystemClock(), access=access) as amo, aiohttp.ClientSession() as http:
         yield Stage(
@@ -212,33 +216,33 @@ async def staged(
             http=http,
             accounts=[amo.fake.open_account(f"account{number}.amocrm.ru") for number in range(accounts)],
             settings=_QUICK | due | settings,
-            chance=Random(_SEED),  # noqa: S311 -- because the moments of one run are to be those of the next
+            chance=Random(_SEED),  # noqa: S311 -- the seed makes runs repeatable
         )
 
 
-def hold_up(database: Path, when: str) -> Callable[[], None]:
-    """Let whoever makes a change (`INSERT ON …`, `UPDATE ON …`) never come to its end; return what lifts that."""
+def block_change(database: Path, when: str) -> Callable[[], None]:
+    """Block a change (`INSERT ON …`, `UPDATE ON …`) indefinitely, and return a function that unblocks it."""
 
     def run(statement: str) -> None:
         with closing(sqlite3.connect(database)) as opened, opened:
             opened.execute(statement)
 
     endless = ", ".join(f"sqlite_master AS t{number}" for number in range(12))
-    run(f"CREATE TRIGGER held_up BEFORE {when} BEGIN SELECT count(*) FROM {endless}; END")  # noqa: S608 -- because it is ours
-    return lambda: run("DROP TRIGGER held_up")
+    run(f"CREATE TRIGGER blocked BEFORE {when} BEGIN SELECT count(*) FROM {endless}; END")  # noqa: S608 -- constants
+    return lambda: run("DROP TRIGGER blocked")
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Look again and again until something is so that nobody tells."""
+    """Poll a condition until it is true."""
     async with asyncio.timeout(WAIT_LIMIT):
-        while not await _told(condition()):  # noqa: ASYNC110 -- because it becomes so in another process
+        while not await _told(condition()):  # noqa: ASYNC110 -- another process changes it
             await asyncio.sleep(0.05)
 
 
-async def _told(answer: bool | Awaitable[bool]) -> bool:  # noqa: FBT001 -- because it is an answer, no switch
+async def _told(answer: bool | Awaitable[bool]) -> bool:  # noqa: FBT001 -- the value to return
     return answer if isinstance(answer, bool) else await answer
 
 
 def problem(answer: Answer) -> tuple[int, Any, Any]:
-    """Return an answer's status, and the code and reason of a problem."""
+    """Return an answer's status, and the code and reason of its problem."""
     return answer.status, answer.json().get("code"), answer.json().get("reason")

@@ -1,4 +1,4 @@
-"""A proxy in front of a PostgreSQL server that can cut connections between a COMMIT and its answer."""
+"""A proxy in front of PostgreSQL that can cut a connection between a COMMIT and its answer."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ _CHUNK = 65536
 
 
 class CommitProxy:
-    """Forwards all bytes; while `cutting` is set, half of the COMMITs reach the server and their answers get lost."""
+    """A proxy of all bytes; while `cutting` is set, the answers of half of the COMMITs are lost."""
 
     def __init__(self, server: Path, *, folder: Path, chance: Random) -> None:
         self._server = server
@@ -22,7 +22,7 @@ class CommitProxy:
         self.cuts = 0
 
     async def forward(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        """Forward one connection until a side closes it or it is cut."""
+        """Forward one connection until either side closes it or it is cut."""
         committing = asyncio.Event()
         with suppress(ConnectionError):
             server, to_server = await asyncio.open_unix_connection(self._server)
@@ -53,20 +53,20 @@ class CommitProxy:
 async def _forward_answers(
     server: asyncio.StreamReader, to_client: asyncio.StreamWriter, committing: asyncio.Event
 ) -> None:
-    """Forward answers up to the one of a COMMIT that is to be lost: the client sends nothing before it has that."""
+    """Forward answers until one of a COMMIT must be lost; the client sends nothing before that answer."""
     while (answer := await server.read(_CHUNK)) and not committing.is_set():
         to_client.write(answer)
         await to_client.drain()
 
 
 def _is_commit(request: bytes) -> bool:
-    """Tell whether a message is a simple query (`Q`, length, text) that commits."""
+    """Check whether a message is a simple query (`Q`, length, text) that commits."""
     return request[:1] == b"Q" and request[5:].startswith(b"COMMIT")
 
 
 @asynccontextmanager
 async def commit_proxy(server: Path, *, chance: Random) -> AsyncIterator[CommitProxy]:
-    """Run a proxy in front of the server whose socket is in the folder `server`."""
+    """Run a proxy in front of the server with its socket in the folder `server`."""
     with TemporaryDirectory(prefix="pg-proxy-") as folder:
         proxy = CommitProxy(server / SOCKET, folder=Path(folder), chance=chance)
         listening = await asyncio.start_unix_server(proxy.forward, Path(folder) / SOCKET)

@@ -1,4 +1,4 @@
-"""A machine that systemd has booted, with amo-callback installed in it as its administrator would."""
+"""A machine booted by systemd, with amo-callback installed as an administrator does."""
 
 import json
 import os
@@ -41,7 +41,7 @@ url = "sqlite:////var/lib/amo-callback/amo-callback.db"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Done:
-    """A command that has ended."""
+    """The result of a command."""
 
     status: int
     out: str
@@ -50,11 +50,11 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lab:
-    """The machine; commands are run inside it as root."""
+    """The machine, in which commands run as root."""
 
     command: list[str]
     folder: Path
-    """Seen inside and outside: a virtual environment with the package, and the program for clients and probes."""
+    """A folder shared with the machine: a virtual environment with the package, and the guest commands."""
     program: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,21 +69,21 @@ class Lab:
         return f"{self.folder}/venv/bin/amo-callback"
 
     def sh(self, *words: str, given: str = "", check: bool = True) -> Done:
-        """Run a command inside to its end."""
+        """Run a command inside the machine and return its result."""
         done = _run([*self.command, "sh", *words], given=given)
         assert not check or done.status == 0, (words, done)
         return done
 
     def inside(self, *words: str, given: str = "") -> Any:
-        """Run the program inside, and return what it tells."""
+        """Run a guest command and return its output as JSON."""
         return json.loads(self.sh(self.python, str(self.program), *words, given=given).out)
 
     def ask(self, url: str, *headers: str, method: str = "GET", body: str = "") -> Any:
-        """Ask from inside; a refused connection has the status 0."""
+        """Send a request from inside; a refused connection has the status 0."""
         return self.inside("ask", method, url, *headers, given=body)
 
     def write(self, path: str, text: str) -> None:
-        """Write a file inside."""
+        """Write a file inside the machine."""
         self.sh("sh", "-c", f"mkdir -p {Path(path).parent} && cat >{path}", given=text)
 
     def show(self, unit: str, *properties: str) -> Mapping[str, str]:
@@ -98,12 +98,12 @@ class Lab:
         return self.sh("journalctl", "-u", "amo-callback", "-o", "cat", "--no-pager").out
 
     def key(self) -> str:
-        """Return the header of the key that the installation made."""
+        """Return the authorization header with the installation's API key."""
         line = self.sh("cat", f"{ETC}/credentials/api.keys").out.strip()
         return f"Authorization: Bearer {line.rpartition(':')[2]}"
 
     def connect(self) -> None:
-        """Connect the stand-in's account as a person does who comes from its page."""
+        """Connect the stand-in's account as a user does who returns from its page."""
         allowed = self.ask(f"http://{AMO}/oauth/allow?host=reforyou.amocrm.ru&state=s")
         query = allowed["headers"]["Location"].partition("?")[2]
         answer = self.ask(f"http://{PUBLIC}{BASE}/callback?{query}")
@@ -111,10 +111,10 @@ class Lab:
 
     @contextmanager
     def loaded(self, url: str, *, clients: int) -> Iterator[dict[str, int]]:
-        """Ask without a pause during the block, and count."""
+        """Send requests continuously during the block and count them."""
         words = [*self.command, "sh", self.python, str(self.program), "load", url, str(clients), self.key()]
         counts: dict[str, int] = {}
-        load = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 -- ours
+        load = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 -- the tests' command
         try:
             yield counts
         finally:
@@ -123,7 +123,7 @@ class Lab:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Ask again and again until something is so: nobody tells."""
+    """Poll a condition until it is true."""
     end = time.monotonic() + WAIT_LIMIT
     while not condition():
         assert time.monotonic() < end, "it has not become so"
@@ -132,7 +132,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def booted() -> Iterator[Lab]:
-    """Boot a machine that has the package, built and installed, under /opt; skip where there is none."""
+    """Boot a machine with the built package under /opt, or skip the test if there is none."""
     if not (told := os.environ.get(VARIABLE)):
         pytest.skip(f"{VARIABLE} names no command that boots a systemd")
     if os.geteuid() != 0 or not Path("/usr/bin/python3").exists():
@@ -167,5 +167,5 @@ def _install_package(folder: Path) -> None:
 
 def _run(words: list[str], *, given: str = "") -> Done:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-    done = subprocess.run(words, input=given, capture_output=True, text=True, check=False, env=environ)  # noqa: S603 -- ours
+    done = subprocess.run(words, input=given, capture_output=True, text=True, check=False, env=environ)  # noqa: S603 -- the tests' command
     return Done(status=done.returncode, out=done.stdout, err=done.stderr)

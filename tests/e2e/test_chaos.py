@@ -1,7 +1,7 @@
-"""Chaos: faults strike three instances in the middle of refreshes, and the stand-in's ledger shows what that cost.
+"""Faults during refreshes of three instances, and their cost by the stand-in's ledger.
 
-`pytest -n2 --dist load tests/e2e/test_chaos.py --chaos 10` runs ten rounds of each and ends with a table; without the
-option some faults strike once.
+`pytest -n2 --dist load tests/e2e/test_chaos.py --chaos 10` runs ten rounds of each fault and prints a table.
+Without the option some faults happen once.
 """
 
 import asyncio
@@ -26,44 +26,44 @@ Fault = Callable[[Cluster], Awaitable[None]]
 
 ALL = range(INSTANCES)
 PAIRS = ("unsaved", "saved")
-AWAY = 8.0
+RESTART = 8.0
 """Seconds between the stop of PostgreSQL and its start."""
 LOCKED = 9.0
 """Seconds that another process holds SQLite's write lock: longer than the service waits for it."""
 
 
 async def kill(cluster: Cluster) -> None:
-    """Kill an instance, and start another in its place."""
-    victim = cluster.stage.chance.randrange(INSTANCES)
-    await cluster.begin_refreshes(victim)
-    cluster.instances[victim].signal(signal.SIGKILL)
-    await cluster.instances[victim].process.wait()
-    await cluster.count_in_flight(victim)
-    await cluster.start(victim)
+    """Kill an instance and start another in its place."""
+    chosen = cluster.stage.chance.randrange(INSTANCES)
+    await cluster.begin_refreshes(chosen)
+    cluster.instances[chosen].signal(signal.SIGKILL)
+    await cluster.instances[chosen].process.wait()
+    await cluster.count_in_flight(chosen)
+    await cluster.start(chosen)
 
 
 async def stop(cluster: Cluster) -> None:
-    """Stop an instance for longer than its leases, and let it continue."""
-    victim = cluster.stage.chance.randrange(INSTANCES)
-    await cluster.begin_refreshes(victim)
-    cluster.instances[victim].signal(signal.SIGSTOP)
-    await cluster.count_in_flight(victim)
+    """Stop an instance for longer than its leases, then continue it."""
+    chosen = cluster.stage.chance.randrange(INSTANCES)
+    await cluster.begin_refreshes(chosen)
+    cluster.instances[chosen].signal(signal.SIGSTOP)
+    await cluster.count_in_flight(chosen)
     await asyncio.sleep(LEASE + 3)
-    cluster.instances[victim].signal(signal.SIGCONT)
+    cluster.instances[chosen].signal(signal.SIGCONT)
 
 
 async def restart(cluster: Cluster) -> None:
-    """Stop PostgreSQL, and start it again."""
+    """Stop PostgreSQL and start it after a while."""
     assert cluster.server is not None
     await cluster.begin_refreshes(*ALL)
     await cluster.count_in_flight(*ALL)
     await asyncio.to_thread(cluster.server.stop)
-    await asyncio.sleep(AWAY)
+    await asyncio.sleep(RESTART)
     await asyncio.to_thread(cluster.server.start)
 
 
 async def lock(cluster: Cluster) -> None:
-    """Hold SQLite's write lock in another process: this one."""
+    """Hold SQLite's write lock in this process."""
     await cluster.begin_refreshes(*ALL)
     with closing(sqlite3.connect(cluster.stage.folder / DATABASE, isolation_level=None, timeout=30)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -73,7 +73,7 @@ async def lock(cluster: Cluster) -> None:
 
 
 async def cut(cluster: Cluster) -> None:
-    """Cut connections to PostgreSQL between COMMIT and its answer, while refreshes are claimed and pairs stored."""
+    """Cut connections to PostgreSQL between COMMIT and its answer, during claims and writes of pairs."""
     assert cluster.proxy is not None
     await cluster.begin_refreshes(*ALL)
     await cluster.count_in_flight(*ALL)
@@ -94,23 +94,23 @@ FAULTS = {
     "PostgreSQL, restart, AMO keeps old access tokens": restart,
     "PostgreSQL, COMMIT cut": cut,
 }
-"""SQLite has no connection that could be cut."""
-SEVERAL_HOSTS = {"PostgreSQL, kill -9", "PostgreSQL, SIGSTOP", "PostgreSQL, restart"}
-"""Faults that strike once in each run of all tests; tests/e2e/test_custody.py has those of SQLite."""
+"""SQLite has no connection to cut."""
+ALWAYS_TESTED = {"PostgreSQL, kill -9", "PostgreSQL, SIGSTOP", "PostgreSQL, restart"}
+"""Faults that happen once in each run of all tests; tests/e2e/test_custody.py has those of SQLite."""
 
 
 @pytest.fixture
 def chaos(request: pytest.FixtureRequest, name: str) -> int:
     rounds = int(request.config.getoption("chaos"))
-    if not rounds and name not in SEVERAL_HOSTS:
+    if not rounds and name not in ALWAYS_TESTED:
         pytest.skip("ask for this fault with --chaos ROUNDS")
-    # Over several rounds a token may expire while the pair that replaced it is only in another instance's memory.
+    # Over several rounds a token may expire while only another instance's memory has the next pair.
     return 1 if "keeps" in name else rounds or 1
 
 
 @pytest.fixture
 def progress(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Return what prints a line at once, with the seconds since the test began, where many rounds were asked for."""
+    """Return a function that prints a line with the elapsed seconds if `--chaos` is given."""
     clock = SystemClock()
     began = clock.monotonic()
 
@@ -125,7 +125,7 @@ def progress(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) 
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", FAULTS)
-async def test_faults_in_the_middle_of_refreshes_lose_no_connection_silently(
+async def test_faults_during_refreshes_lose_no_connection_unreported(
     name: str,
     chaos: int,
     tmp_path: Path,
@@ -133,8 +133,8 @@ async def test_faults_in_the_middle_of_refreshes_lose_no_connection_silently(
     progress: Callable[[str], None],
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Each connection stays good or is reported, no token is presented beyond the rules, none is invalid and fresh."""
-    chance = Random(name)  # noqa: S311 -- because the moments of one run are to be those of the next
+    """Each connection stays valid or is reported, and no token is presented or handed out against the rules."""
+    chance = Random(name)  # noqa: S311 -- the seed makes runs repeatable
     async with AsyncExitStack() as stack:
         server = proxy = None
         if name.startswith("PostgreSQL"):
@@ -144,26 +144,26 @@ async def test_faults_in_the_middle_of_refreshes_lose_no_connection_silently(
         if server is not None and FAULTS[name] is cut:
             proxy = await stack.enter_async_context(commit_proxy(server.folder, chance=chance))
         cluster = await stack.enter_async_context(running_cluster(tmp_path, encryption_key, server=server, proxy=proxy))
-        cluster.stage.amo.fake.quirks.refresh_kills_access = kills = "keeps" not in name
+        cluster.stage.amo.fake.quirks.refresh_kills_access = invalidates = "keeps" not in name
         progress(f"{name}: {INSTANCES} instances are running")
         async with cluster.under_load():
             for number in range(1, chaos + 1):
-                # Both behaviours of AMO's introspection, in turn.
+                # both behaviours of AMO's introspection alternate
                 cluster.stage.amo.fake.quirks.introspection_accepts_spent = number % 2 == 0
                 await FAULTS[name](cluster)
                 await cluster.settle()
                 progress(f"{name} {number}/{chaos}: {_line(cluster.figures())}")
             versions = {account: row.pair_version for account, row in (await cluster.rows()).items()}
-            await cluster.settle(newer_than=versions)  # each can still be refreshed
+            await cluster.settle(newer_than=versions)  # every connection can still be refreshed
         figures = cluster.figures()
         await cluster.stop()
         unsaved, saved = ([line for one in cluster.instances for line in one.named(f"pair.{word}")] for word in PAIRS)
     for figure, value in figures.items():
         record_property(figure, value)
-    wrong = figures["invalid as fresh" if kills else "not served"]
+    wrong = figures["invalid as fresh" if invalidates else "not served"]
     assert (figures["lost"], figures["beyond the rules"], wrong) == (0, 0, 0)
     assert min(figures["in flight"], figures["requests"], figures["refreshes"]) > 0
-    if FAULTS[name] is restart:  # pairs are kept in memory and in rescue files, and stored when the database is back
+    if FAULTS[name] is restart:  # pairs stay in memory and rescue files until the database is available
         assert all(line["rescued"] for line in unsaved)
         assert len(saved) == len(unsaved)
         assert [file for file in tmp_path.glob("*/rescue/*") if not file.name.startswith(".")] == []

@@ -1,4 +1,4 @@
-"""`check` as an administrator runs it."""
+"""The command `check` with a real service."""
 
 import json
 import os
@@ -22,8 +22,8 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _settle(stage: Stage, folder: Path) -> None:
-    """Give the doors addresses that the configuration knows beforehand."""
+def _fix_addresses(stage: Stage, folder: Path) -> None:
+    """Give the listeners addresses that the configuration contains."""
     public = f"127.0.0.1:{_free_port()}"
     stage.settings |= {
         "SERVER__PUBLIC": public,
@@ -41,10 +41,10 @@ async def _checked(stage: Stage) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out)
 
 
-async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Path, encryption_key: str) -> None:
-    """All is ok but that it is not https; nothing was asked of AMO's token endpoint, and no secret is in the output."""
+async def test_check_of_running_service_is_ok(tmp_path: Path, encryption_key: str) -> None:
+    """Every check is OK except for https; no token request is sent, and no secret is printed."""
     async with staged(tmp_path, encryption_key, accounts=2) as stage:
-        _settle(stage, tmp_path)
+        _fix_addresses(stage, tmp_path)
         stage.amo.fake.integration = stage.amo.fake.integration.__class__(
             redirect_uri=stage.settings["AMO__REDIRECT_URI"]
         )
@@ -60,10 +60,10 @@ async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Pat
         assert "leads to this service" in by_name["proxy"]
 
 
-async def test_without_a_service_what_is_wrong_is_told(tmp_path: Path, encryption_key: str) -> None:
-    """Each finding with what mends it, counted at the end; no database is made."""
+async def test_check_without_service_reports_findings(tmp_path: Path, encryption_key: str) -> None:
+    """Each finding has its fix and is counted at the end, and no database is created."""
     async with staged(tmp_path, encryption_key, accounts=1) as stage:
-        _settle(stage, tmp_path)
+        _fix_addresses(stage, tmp_path)
         status, out, err = await command("check", folder=tmp_path, environ=stage.environ())
         assert (status, err) == (0, "")
         assert "warn  store            there is no database" in out
@@ -77,16 +77,16 @@ async def test_without_a_service_what_is_wrong_is_told(tmp_path: Path, encryptio
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Give a folder that another user can reach, as pytest's own may not be."""
+    """Return a folder that another user can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         yield Path(name)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at what is another's")
-async def test_root_looks_as_the_owner_of_the_database(folder: Path, encryption_key: str) -> None:
-    """Nothing of root's is left beside it, and what its owner cannot read is told though root could."""
+async def test_check_as_root_acts_as_database_owner(folder: Path, encryption_key: str) -> None:
+    """No file of root remains, and a file that the owner cannot read is reported."""
     async with staged(folder, encryption_key, accounts=1) as stage:
-        _settle(stage, folder)
+        _fix_addresses(stage, folder)
         async with stage.serving() as process:
             await process.until("service.started")
             await process.stop()

@@ -1,4 +1,4 @@
-"""More clients than the process may open files: it goes on answering, and keeps tokens fresh."""
+"""More client connections than the process may have open files."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,13 +13,13 @@ from tests.e2e.processes import Stage, staged
 OPEN_FILES = 256
 ROOM = (OPEN_FILES - 200) // 2
 CROWD = 400
-"""Clients, many more than there are descriptors."""
+"""Clients, many more than the available descriptors."""
 GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n"
 
 
 @asynccontextmanager
 async def _crowd(address: str, first: bytes) -> AsyncIterator[None]:
-    """Connect many clients that send this and then nothing, and keep them, as far as the server does."""
+    """Connect many clients that send these bytes only, and keep their connections open."""
     host, _, port = address.rpartition(":")
     writers = []
     try:
@@ -35,7 +35,7 @@ async def _crowd(address: str, first: bytes) -> AsyncIterator[None]:
 
 
 async def _closed(stage: Stage, address: str, listener: str) -> float:
-    """Return how many connections were closed: for newer ones, or, where this machine is busy, for being late."""
+    """Return the number of connections closed for newer ones or for a timeout."""
     async with stage.http.get(f"http://{address}/metrics") as answer:
         name = f'amo_callback_client_connections_closed_total{{listener="{listener}",'
         return sum(float(line.split()[-1]) for line in (await answer.text()).splitlines() if line.startswith(name))
@@ -46,10 +46,10 @@ async def _closed(stage: Stage, address: str, listener: str) -> float:
     [("private", b""), ("public", b""), ("public", GET), ("public", GET + b"\r\n")],
     ids=["silent, private", "silent", "half a head", "keep-alive"],
 )
-async def test_a_crowd_that_says_nothing_stops_neither_callbacks_nor_tokens_nor_refreshes(
+async def test_idle_connections_block_neither_callbacks_nor_tokens_nor_refreshes(
     tmp_path: Path, encryption_key: str, listener: str, first: bytes
 ) -> None:
-    """Beside hundreds of connections each new callback is answered, tokens are handed out, and all is refreshed."""
+    """With hundreds of idle connections, callbacks and token requests are answered and connections refreshed."""
     async with (
         staged(tmp_path, encryption_key, accounts=3, every=1) as stage,
         stage.serving(open_files=(OPEN_FILES, OPEN_FILES)) as process,
@@ -73,8 +73,8 @@ async def test_a_crowd_that_says_nothing_stops_neither_callbacks_nor_tokens_nor_
         assert process.named("refresh.failed") == []
 
 
-async def test_a_low_soft_limit_is_raised_to_the_hard_one(tmp_path: Path, encryption_key: str) -> None:
-    """Where the hard limit allows as many connections as are configured, the start says what it has raised."""
+async def test_low_soft_limit_is_raised_to_hard_limit(tmp_path: Path, encryption_key: str) -> None:
+    """The start logs the soft limit that it has raised to the hard limit."""
     async with (
         staged(tmp_path, encryption_key, accounts=0, SERVER__MAX_CONNECTIONS="50") as stage,
         stage.serving(open_files=(256, 300)) as process,
@@ -85,8 +85,8 @@ async def test_a_low_soft_limit_is_raised_to_the_hard_one(tmp_path: Path, encryp
         assert process.named("descriptors.low") == []
 
 
-async def test_with_hardly_any_descriptor_it_does_not_start(tmp_path: Path, encryption_key: str) -> None:
-    """The message says how many it needs, and where they are given."""
+async def test_serve_with_too_few_descriptors_exits_78(tmp_path: Path, encryption_key: str) -> None:
+    """The error names the required number of open files and its setting."""
     async with staged(tmp_path, encryption_key, accounts=0) as stage:
         status, _, told = await command("serve", folder=tmp_path, environ=stage.environ(), open_files=(128, 128))
     assert status == 78

@@ -1,4 +1,4 @@
-"""Commands that use the private API: of the running service, else of an idle one on the store."""
+"""Commands that use the private API of the running service, or otherwise their own on the store."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.e2e.processes import Stage, staged
 
 
 async def _told(stage: Stage, *arguments: str) -> Any:
-    """Run a command, and return what it tells a program."""
+    """Run a command and return its JSON output."""
     status, out, err = await command(*arguments, "--json", folder=stage.folder, environ=stage.environ())
     assert (status, err) == (0, "")
     return json.loads(out)
@@ -21,8 +21,8 @@ async def _failed(stage: Stage, *arguments: str) -> str:
     return err
 
 
-async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: Path, encryption_key: str) -> None:
-    """A command asks the private API where the service runs, and else itself, on the store, with the same answers."""
+async def test_commands_give_same_answers_with_and_without_service(tmp_path: Path, encryption_key: str) -> None:
+    """A command uses the running service's API, or otherwise the store, with the same answers."""
     async with staged(tmp_path, encryption_key, accounts=2) as stage:
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         one, _ = stage.accounts
@@ -30,14 +30,14 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
         async with stage.connected() as process:
             listed = await _told(stage, "connections", "list", "--status", "active")
             assert {each["account_id"] for each in listed} == {str(each.id) for each in stage.accounts}
-            beside = await _freeze_and_look(stage, name)
+            with_service = await _freeze_and_look(stage, name)
             refreshed = await _told(stage, "connections", "refresh", name)
             assert (refreshed["expires_in"] > 0, "access_token" in refreshed) == (True, False)
             assert "There is no such connection" in await _failed(stage, "connections", "show", "unknown")
             await process.stop()
-        without = await _freeze_and_look(stage, str(one.id))
-        assert beside[:3] == without[:3]
-        assert beside[3] != without[3]  # the processes
+        without_service = await _freeze_and_look(stage, str(one.id))
+        assert with_service[:3] == without_service[:3]
+        assert with_service[3] != without_service[3]  # the processes differ
         token = await _told(stage, "token", one.host)
         assert (token["account_id"], token["access_token"][:3]) == (str(one.id), "eyJ")
         assert "There is no connection with the host nowhere.amocrm.ru" in await _failed(
@@ -58,7 +58,7 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
 
 
 async def _freeze_and_look(stage: Stage, name: str) -> tuple[set[str], set[str], set[str], str]:
-    """Freeze a connection, read it and its history, thaw it; return the answers' members and the process."""
+    """Freeze a connection, read it and its history, thaw it, and return the answers' fields and the process."""
     frozen = await _told(stage, "connections", "freeze", name)
     shown = await _told(stage, "connections", "show", name)
     events = await _told(stage, "events", name)

@@ -1,4 +1,4 @@
-"""No connection is lost through a copy of the database: beside the living one it spends nothing."""
+"""Copies of the database spend nothing beside the original."""
 
 import shutil
 import signal
@@ -10,25 +10,25 @@ from tests.e2e.process import Process, command
 from tests.e2e.processes import Stage, problem, staged
 
 
-async def test_copies_beside_the_living_database_spend_nothing(
+async def test_copies_beside_original_database_spend_nothing(
     tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """A plain copy of the files and a restored backup hand out what lives, refuse the rest, and say that they are."""
+    """A file copy and a restored backup hand out valid tokens, refuse refreshes and report the freeze."""
     handed_out = 0
-    (tmp_path / "living").mkdir()
-    async with staged(tmp_path / "living", encryption_key, accounts=4, every=2) as stage, stage.serving() as living:
-        await stage.connect(living)
+    (tmp_path / "original").mkdir()
+    async with staged(tmp_path / "original", encryption_key, accounts=4, every=2) as stage, stage.serving() as original:
+        await stage.connect(original)
         await stage.until_refreshed()
-        plain, restored = await _copied(stage, living), await _restored(stage)
+        plain, restored = await _copied(stage, original), await _restored(stage)
         held = plain.rows(), restored.rows()
         async with plain.serving() as one, restored.serving() as other:
             for _ in range(rounds):
                 for twin, process in ((plain, one), (restored, other)):
-                    handed_out += await _harmless(twin, process)
+                    handed_out += await _check_twin(twin, process)
                 await stage.until_refreshed()
-            for process in (one, other, living):
+            for process in (one, other, original):
                 process.signal(signal.SIGTERM)
-            assert [await process.ended() for process in (one, other, living)] == [0, 0, 0]
+            assert [await process.ended() for process in (one, other, original)] == [0, 0, 0]
         assert (plain.rows(), restored.rows()) == held
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
     record_property("rounds", rounds)
@@ -38,17 +38,17 @@ async def test_copies_beside_the_living_database_spend_nothing(
     assert handed_out > 0
 
 
-async def _copied(stage: Stage, living: Process) -> Stage:
-    """Copy the files as they are at one moment, as an image of the machine would."""
+async def _copied(stage: Stage, original: Process) -> Stage:
+    """Copy the files at one moment, as an image of the machine does."""
     twin = replace(stage, folder=stage.folder.with_name("plain"))
-    living.signal(signal.SIGSTOP)
+    original.signal(signal.SIGSTOP)
     shutil.copytree(stage.folder, twin.folder)
-    living.signal(signal.SIGCONT)
+    original.signal(signal.SIGCONT)
     return twin
 
 
 async def _restored(stage: Stage) -> Stage:
-    """Restore a backup that was made while the service runs."""
+    """Restore a backup made while the service runs."""
     twin = replace(stage, folder=stage.folder.with_name("restored"))
     twin.folder.mkdir()
     for arguments, folder in (
@@ -60,8 +60,8 @@ async def _restored(stage: Stage) -> Stage:
     return twin
 
 
-async def _harmless(twin: Stage, process: Process) -> int:
-    """Ask a copy for all it has, also by force; return how many tokens it handed out: they are alive."""
+async def _check_twin(twin: Stage, process: Process) -> int:
+    """Request every token of a copy, also refreshes, and return the number of tokens it handed out."""
     ready, failing = await twin.ready(process)
     assert not ready
     assert "frozen" in failing

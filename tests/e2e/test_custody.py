@@ -1,6 +1,6 @@
-"""No connection is lost through our fault: processes stopped, killed and doubled in the middle of refreshes.
+"""Processes stopped, killed and run in parallel during refreshes lose no connection.
 
-Each runs in rounds (`--rounds`) on one database, and is held against the stand-in's ledger.
+Each test runs a number of rounds (`--rounds`) on one database and checks the stand-in's ledger.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from tests.e2e.processes import DATABASE, Row, Stage, eventually, problem, stage
 CALLERS, PROCESSES = 60, 3
 
 
-async def test_stops_in_the_middle_of_refreshes_lose_nothing(
+async def test_stop_during_refreshes_loses_no_connection(
     tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """However often it is stopped, it exits with 0, and every stored refresh token is the newest and unspent one."""
+    """The process exits with 0 at each stop, and every stored refresh token is the valid one."""
     in_flight = lost = 0
     async with staged(tmp_path, encryption_key, accounts=8, every=1) as stage:
         for number in range(rounds):
             async with stage.serving() as process:
                 if number == 0:
                     await stage.connect(process)
-                await stage.some_moment(latency=0.6)  # longer than the doors take to close
+                await stage.some_moment(latency=0.6)  # longer than the listeners take to close
                 in_flight += len(stage.open_claims())
                 await process.stop()
             assert stage.open_claims() == {}
             lost += len(stage.lost())
-            assert {row.refresh_token for row in stage.rows().values()} == stage.live()
+            assert {row.refresh_token for row in stage.rows().values()} == stage.valid_refresh_tokens()
         async with stage.serving() as process:
             await stage.until_refreshed()
     record_property("rounds", rounds)
@@ -43,10 +43,10 @@ async def test_stops_in_the_middle_of_refreshes_lose_nothing(
     assert (lost, stage.ledger.doubles()) == (0, 0)
 
 
-async def test_kills_in_the_middle_of_refreshes_lose_no_more_than_was_in_flight_and_say_so(
+async def test_kill_during_refreshes_loses_only_reported_connections(
     tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Only what AMO answered to a process that was dead by then is lost, presented once more, and told as in doubt."""
+    """Only a pair issued to a killed process is lost; its token is presented once more and reported as in doubt."""
     in_flight = lost = told = 0
     claimed: dict[int, Row] = {}
     async with staged(
@@ -82,7 +82,7 @@ async def test_kills_in_the_middle_of_refreshes_lose_no_more_than_was_in_flight_
 
 
 async def _until_settled(stage: Stage, claimed: dict[int, Row]) -> None:
-    """Wait until what was in flight has been refreshed after all, or given up."""
+    """Wait until each claimed connection has been refreshed or needs reauthorization."""
 
     def is_so() -> bool:
         rows = stage.rows()
@@ -95,7 +95,7 @@ async def _until_settled(stage: Stage, claimed: dict[int, Row]) -> None:
 
 
 def _spent_unheard(stage: Stage, claimed: dict[int, Row]) -> set[int]:
-    """Return whose token the dead process had spent: the next one has presented it once more, and was refused."""
+    """Return the accounts whose token the killed process had spent and the next one presented once more."""
     statuses = {
         name: [entry.status for entry in stage.presented(row.presented_token or "")] for name, row in claimed.items()
     }
@@ -103,8 +103,8 @@ def _spent_unheard(stage: Stage, claimed: dict[int, Row]) -> set[int]:
     return {name for name, each in statuses.items() if each == [200, 401]}
 
 
-async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, encryption_key: str) -> None:
-    """While another process holds the lock tokens are handed out; what AMO has answered is kept, and stored then."""
+async def test_locked_database_loses_no_connection(tmp_path: Path, encryption_key: str) -> None:
+    """While another process holds the lock tokens are handed out, and issued pairs are stored afterwards."""
     async with staged(tmp_path, encryption_key, accounts=4, every=2) as stage:
         async with stage.connected() as process:
             stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW)
@@ -112,7 +112,7 @@ async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, en
             with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
                 other.execute("BEGIN EXCLUSIVE")
                 stage.amo.sandbox.go_on.set()
-                while len(process.named("pair.write_pending")) < 2:  # SQLite waits for the lock, and gives up
+                while len(process.named("pair.write_pending")) < 2:  # SQLite waits for the lock until its timeout
                     answers = [await stage.token(process, account, min_ttl=0) for account in stage.accounts]
                     assert [answer.status for answer in answers] == [200] * 4
                     await asyncio.sleep(0.1)
@@ -124,16 +124,16 @@ async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, en
         assert len(process.named("pair.write_completed")) == len(process.named("pair.write_pending"))
 
 
-async def test_two_processes_on_one_database_spend_each_token_once_and_serve_everybody(
+async def test_two_processes_spend_each_token_once_and_serve_all_callers(
     tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Schedules and callers of two processes together make single refreshes, and every caller gets a living token."""
+    """Schedules and callers of two processes cause single refreshes, and every caller gets a valid token."""
     served = 0
     async with staged(tmp_path, encryption_key, accounts=6, every=1.5) as stage:
         stage.amo.sandbox.latency = 0.1
         async with stage.serving() as one, stage.serving() as other:
             await stage.connect(one)
-            forced = stage.accounts[::2]  # of the others, callers ask for what there is
+            forced = stage.accounts[::2]  # callers of the other accounts request the current token
             for _ in range(rounds):
                 answers = [(account, await stage.token(one, account)) for account in forced]
                 rejected = {account.id: answer.json()["access_token"] for account, answer in answers}
@@ -157,7 +157,7 @@ async def test_two_processes_on_one_database_spend_each_token_once_and_serve_eve
 
 
 async def _served(stage: Stage, process: Process, account: SandboxAccount, *, rejected: str | None) -> bool:
-    """Ask for a token, or for another one than was rejected; tell whether it came, and lives or one after it does."""
+    """Request a token, or one other than `rejected`, and check that it or a later one is valid."""
     if rejected is None:
         answer = await stage.token(process, account, min_ttl=1)
     else:
@@ -169,10 +169,10 @@ async def _served(stage: Stage, process: Process, account: SandboxAccount, *, re
     return any(stage.amo.fake.live_account(token) is account for token in since)
 
 
-async def test_many_callers_at_once_of_three_processes_make_few_refreshes_and_are_all_served(
+async def test_concurrent_callers_of_three_processes_share_refreshes(
     tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Whoever asks for a refresh while one is under way shares it, and no token is spent twice."""
+    """Callers during a refresh share it, and no token is spent twice."""
     served = 0
     async with staged(tmp_path, encryption_key, accounts=1) as stage, AsyncExitStack() as stack:
         stage.amo.sandbox.latency = 0.2

@@ -1,4 +1,4 @@
-"""No connection is lost through our fault: disks that are full, and files that cannot be written."""
+"""Full disks and files that cannot be written lose no connection."""
 
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
@@ -15,7 +15,7 @@ from tests.e2e.processes import Stage, eventually, problem, staged
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """Give a disk that can be full, its rescue folder on one of its own that is not."""
+    """Return a disk that can be filled, with the rescue folder on another one."""
     with ExitStack() as stack:
         try:
             small: Disk = stack.enter_context(small_disk(tmp_path / "disk"))
@@ -27,7 +27,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture
 def one_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """Give a disk that can be full, with all that there is on it."""
+    """Return a disk that can be filled, with every file on it."""
     with ExitStack() as stack:
         try:
             yield stack.enter_context(small_disk(tmp_path / "disk"))
@@ -35,23 +35,23 @@ def one_disk(tmp_path: Path) -> Iterator[SmallDisk]:
             pytest.skip(f"needs a file system of its own: {error}")
 
 
-def _slow_lives(folder: Path, key: str, *, accounts: int = 2) -> AbstractAsyncContextManager[Stage]:
-    """Set a stage where a token is refreshed after some two seconds, and lives on."""
+def _every_two_seconds(folder: Path, key: str, *, accounts: int = 2) -> AbstractAsyncContextManager[Stage]:
+    """Create an environment in which a token is refreshed after two seconds and stays valid."""
     return staged(folder, key, accounts=accounts, every=2)
 
 
 @contextmanager
 def full(disk: Disk, process: Process) -> Iterator[None]:
-    """Let a disk have no room meanwhile."""
+    """Fill the disk during the block."""
     disk.fill(process)
     yield
     disk.empty(process)
 
 
 @pytest.mark.parametrize("how", [full, unwritable])
-async def test_a_database_that_cannot_be_written_spends_nothing(disk: Disk, encryption_key: str, how: Any) -> None:
-    """No refresh token goes out, valid access tokens do, the service is not ready; written again it goes on."""
-    async with _slow_lives(disk.folder, encryption_key) as stage:
+async def test_unwritable_database_spends_no_token(disk: Disk, encryption_key: str, how: Any) -> None:
+    """Without writes no refresh token is sent, valid access tokens are handed out, and the service is not ready."""
+    async with _every_two_seconds(disk.folder, encryption_key) as stage:
         async with stage.connected() as process:
             with how(disk if how is full else disk.folder, process):
                 await stage.until_ready(process, failing=["store"])
@@ -66,13 +66,11 @@ async def test_a_database_that_cannot_be_written_spends_nothing(disk: Disk, encr
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 
-async def test_pairs_for_which_the_disk_has_no_room_are_handed_out_and_stored_once_there_is(
-    disk: Disk, encryption_key: str
-) -> None:
-    """They wait in memory and in rescue files, which outlive a process that stops while the disk is still full."""
-    async with _slow_lives(disk.folder, encryption_key) as stage:
+async def test_pending_writes_on_full_disk_are_handed_out_and_stored_later(disk: Disk, encryption_key: str) -> None:
+    """Pairs stay in memory and in rescue files, also after a restart, and are stored once there is space."""
+    async with _every_two_seconds(disk.folder, encryption_key) as stage:
         async with stage.serving() as process:
-            await _paid_for_on_a_full_disk(stage, disk, process)
+            await _issue_on_full_disk(stage, disk, process)
             await process.stop()
         assert len(_rescued(disk)) == 2
         disk.empty(process)
@@ -85,8 +83,8 @@ async def test_pairs_for_which_the_disk_has_no_room_are_handed_out_and_stored_on
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 
-async def _paid_for_on_a_full_disk(stage: Stage, disk: Disk, process: Process) -> None:
-    """Let pairs come when there is no room for them any more, and see how they are held."""
+async def _issue_on_full_disk(stage: Stage, disk: Disk, process: Process) -> None:
+    """Let pairs arrive on a full disk and check how they are kept."""
     await stage.connect(process)
     stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW)
     await stage.until_asked(2)
@@ -108,9 +106,9 @@ def _rescued(disk: Disk) -> list[str]:
     return sorted(file.name for file in (disk.folder / "rescue").iterdir() if not file.name.startswith("."))
 
 
-async def test_the_reserve_makes_room_on_a_disk_that_is_full(one_disk: SmallDisk, encryption_key: str) -> None:
-    """Where database and rescue folder share a full disk, what was kept free takes the pair's file, time after time."""
-    async with _slow_lives(one_disk.folder, encryption_key, accounts=1) as stage:
+async def test_rescue_reserve_stores_pair_on_full_disk(one_disk: SmallDisk, encryption_key: str) -> None:
+    """On a full disk shared with the rescue folder, the reserved space takes the pair's file each time."""
+    async with _every_two_seconds(one_disk.folder, encryption_key, accounts=1) as stage:
         async with stage.connected() as process:
             for time in (1, 2):
                 stage.amo.sandbox.go_on.clear()
@@ -129,9 +127,9 @@ async def test_the_reserve_makes_room_on_a_disk_that_is_full(one_disk: SmallDisk
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 
-async def test_a_disk_that_is_read_only_stops_the_start(one_disk: SmallDisk, encryption_key: str) -> None:
-    """A disk that is mounted read-only is told in one line, with status 78."""
-    async with _slow_lives(one_disk.folder, encryption_key) as stage:
+async def test_serve_on_read_only_disk_exits_78(one_disk: SmallDisk, encryption_key: str) -> None:
+    """A read-only disk is reported in one line with status 78."""
+    async with _every_two_seconds(one_disk.folder, encryption_key) as stage:
         async with stage.connected() as process:
             await process.stop()
         remount(one_disk, "ro")

@@ -1,4 +1,4 @@
-"""`amo-callback demo`: one command, nothing to configure."""
+"""The command `amo-callback demo`."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ _COMMAND = (sys.executable, "-m", "amo_callback.cli.main", "demo", "--token-life
 
 @asynccontextmanager
 async def _demo(folder: Path, *, lifetime: int = 30, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run the demonstration, and see to it that it ends."""
+    """Run the demo and kill it at the end."""
     options = {"stdout": asyncio.subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(folder)}, **options}
     process = await asyncio.create_subprocess_exec(*_COMMAND, str(lifetime), cwd=folder, **options)
     try:
@@ -40,7 +40,7 @@ async def _demo(folder: Path, *, lifetime: int = 30, **options: Any) -> AsyncIte
 
 
 async def _connect(panel: str) -> str:
-    """Go through it as the phone does, and return the app's last page."""
+    """Connect as the phone page does and return the app's last page."""
     async with aiohttp.ClientSession(headers={"Accept": "text/html"}) as http:
         address = f"{panel}/phone"
         for pattern in (
@@ -54,8 +54,8 @@ async def _connect(panel: str) -> str:
             return await response.text()
 
 
-async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp_path: Path) -> None:
-    """Start page, consent, return page, app; the output tells of the connection, of a refresh, and what comes next."""
+async def test_demo_connects_account_and_shows_refresh(tmp_path: Path) -> None:
+    """Start page, consent, return page and app follow each other, and the output shows the connection and a refresh."""
     told = ""
 
     async def until(pattern: str) -> str:
@@ -83,22 +83,22 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
-    """Where the window is closed the demonstration ends by itself, and leaves nothing."""
-    ours, theirs = pty.openpty()
-    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+async def test_demo_ends_when_terminal_is_closed(tmp_path: Path) -> None:
+    """A closed terminal ends the demo, which leaves no file."""
+    parent_end, child_end = pty.openpty()
+    streams = {"stdin": child_end, "stdout": child_end, "stderr": child_end}
     async with _demo(tmp_path, **streams, start_new_session=True, preexec_fn=take_terminal) as process:
-        os.close(theirs)
+        os.close(child_end)
         shown = b""
         while b"Ctrl-C ends it" not in shown:
-            shown += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), WAIT_LIMIT)
-        os.close(ours)
+            shown += await asyncio.wait_for(asyncio.to_thread(os.read, parent_end, 65536), WAIT_LIMIT)
+        os.close(parent_end)
         assert await asyncio.wait_for(process.wait(), WAIT_LIMIT) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_hang_up_ends_it(tmp_path: Path) -> None:
-    """SIGHUP, which whoever closes a terminal sends to all in it, ends it as Ctrl-C does."""
+async def test_demo_ends_on_hangup(tmp_path: Path) -> None:
+    """SIGHUP ends the demo as Ctrl-C does."""
     async with _demo(tmp_path) as process:
         assert process.stdout is not None
         await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
@@ -108,14 +108,14 @@ async def test_a_hang_up_ends_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_pipe_that_nobody_reads_ends_it_with_a_word(tmp_path: Path) -> None:
-    """With `| head` it ends at the next line that nobody takes; who asked for something is answered all the same."""
+async def test_demo_ends_when_output_pipe_is_closed(tmp_path: Path) -> None:
+    """With `| head` the demo ends at the next line that it cannot write, after it has answered the request."""
     async with _demo(tmp_path, stderr=asyncio.subprocess.PIPE) as process, aiohttp.ClientSession() as http:
         assert process.stdout is not None
         assert process.stderr is not None
         told = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), WAIT_LIMIT)
         await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), WAIT_LIMIT)
-        process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- because nothing else closes it
+        process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- nothing else closes it
         [panel] = re.findall(rb"http://\S+", told)
         async with http.post(f"{panel.decode()}scenarios/away", json={}) as response:
             assert response.status == 204
@@ -125,8 +125,8 @@ async def test_a_pipe_that_nobody_reads_ends_it_with_a_word(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("streams", ["", "<&- >&-"])
-async def test_a_port_that_is_taken_is_told(tmp_path: Path, streams: str) -> None:
-    """Where another process listens, a sentence and status 1, also where standard input and output are closed."""
+async def test_demo_with_used_port_exits_1(tmp_path: Path, streams: str) -> None:
+    """A port in use is reported in one line with status 1, also if standard input and output are closed."""
     command = " ".join(map(shlex.quote, [sys.executable, "-m", "amo_callback.cli.main", "demo", "--port"]))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -142,7 +142,7 @@ async def test_a_port_that_is_taken_is_told(tmp_path: Path, streams: str) -> Non
 
 
 @pytest.mark.parametrize("options", [["--port", "65534"], ["--port", "x"], ["--token-life", "0"]])
-def test_numbers_that_make_no_sense_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A port without room for two more, or a life of nothing, is a mistake of the command line."""
+def test_demo_invalid_number_is_usage_error(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A port without two more above it, or a lifetime of zero, is a usage error."""
     assert main(["demo", *options]) == 2
     assert options[0] in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Export and import under load, to another host and to PostgreSQL: nothing is lost, no token is presented twice."""
+"""Export and import under load, to another host and to PostgreSQL."""
 
 import asyncio
 import dataclasses
@@ -14,7 +14,7 @@ from amo_callback.store import open_store
 from amo_callback.transfer.importer import BATCH
 from tests.cli.harness import environ_with
 from tests.e2e.process import Process, command, process_environment
-from tests.e2e.processes import DATABASE, Stage, eventually, hold_up, postgres_rows, staged
+from tests.e2e.processes import DATABASE, Stage, block_change, eventually, postgres_rows, staged
 from tests.transfer.samples import a_record, sealed
 
 EVERY = 1.0
@@ -24,7 +24,7 @@ ACCOUNTS = 12
 
 @asynccontextmanager
 async def _asked(stage: Stage, process: Process) -> AsyncIterator[None]:
-    """Have callers ask a host for tokens, and for refreshes, all the time."""
+    """Let callers request tokens and refreshes of a host continuously during the block."""
 
     async def ask(number: int) -> None:
         while True:
@@ -48,10 +48,10 @@ async def _run(stage: Stage, *arguments: str) -> str:
     return out
 
 
-async def test_a_move_under_load_loses_nothing(
+async def test_move_under_load_loses_no_connection(
     tmp_path: Path, encryption_key: str, either: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Exported while refreshes are under way, imported beside a running service with another key: then only there."""
+    """Exported during refreshes and imported beside a running service, connections are refreshed only there."""
     old_folder, new_folder = tmp_path / "old", tmp_path / "new"
     old_folder.mkdir()
     new_folder.mkdir()
@@ -60,27 +60,27 @@ async def test_a_move_under_load_loses_nothing(
         settings = old.settings | {"STORAGE__URL": either}
         new = dataclasses.replace(old, folder=new_folder, key=new_key(), settings=settings)
         (old_folder / "new.key").write_text(new.key)
-        async with old.serving() as leaving, new.serving() as coming:
-            await old.connect(leaving)
+        async with old.serving() as old_process, new.serving() as new_process:
+            await old.connect(old_process)
             old.amo.sandbox.latency = 0.3
-            async with _asked(old, leaving):
+            async with _asked(old, old_process):
                 await old.until_refreshed()
                 in_flight = len(old.open_claims())
                 await _run(old, "export", str(export), "--to-key-file", "new.key")
                 assert old.open_claims() == {}
                 spent = len(old.ledger.refreshes())
-                await asyncio.sleep(4 * EVERY)  # time for what must not happen
+                await asyncio.sleep(4 * EVERY)  # time for an unwanted refresh
                 assert len(old.ledger.refreshes()) == spent
-                assert "frozen" in (await old.ready(leaving))[1]
-                async with _asked(new, coming):
+                assert "frozen" in (await old.ready(old_process))[1]
+                async with _asked(new, new_process):
                     await _run(new, "import", str(export), "--yes")
                     await new.until_refreshed(times=2)
-            answers = [await new.token(coming, account, min_ttl=1) for account in new.accounts]
+            answers = [await new.token(new_process, account, min_ttl=1) for account in new.accounts]
             assert {answer.status for answer in answers} == {200}
-            await leaving.stop()
-            await coming.stop()
+            await old_process.stop()
+            await new_process.stop()
         rows = new.rows() if either.startswith("sqlite") else await postgres_rows(either, new.key)
-        live = new.live()
+        live = new.valid_refresh_tokens()
         assert [(row.status, row.refresh_token in live) for row in rows.values()] == [("active", True)] * ACCOUNTS
     record_property("in flight", in_flight)
     record_property("refreshes before", spent)
@@ -89,12 +89,14 @@ async def test_a_move_under_load_loses_nothing(
     assert new.ledger.doubles() == 0
 
 
-async def test_an_import_that_was_killed_goes_on_where_it_was(tmp_path: Path, encryption_key: str) -> None:
-    """What it had committed stays, each whole; run again, it brings the rest, and nothing twice."""
+async def test_import_killed_continues_with_remaining_records(tmp_path: Path, encryption_key: str) -> None:
+    """Committed batches stay, and a second import writes the others once."""
     records = [a_record(number) for number in range(10 * BATCH)]
     async with open_store(f"sqlite:///{DATABASE}", folder=tmp_path, clock=SystemClock()):
         pass
-    go_on = hold_up(tmp_path / DATABASE, f"INSERT ON connections WHEN new.account_id = '{records[-1].account_id}'")
+    unblock = block_change(
+        tmp_path / DATABASE, f"INSERT ON connections WHEN new.account_id = '{records[-1].account_id}'"
+    )
     (tmp_path / "all.export").write_bytes(sealed(records, key=encryption_key).read())
     environ = environ_with(STORAGE__ENCRYPTION_KEYS=encryption_key)
     importing = await asyncio.create_subprocess_exec(
@@ -104,7 +106,7 @@ async def test_an_import_that_was_killed_goes_on_where_it_was(tmp_path: Path, en
     await eventually(lambda: _count(tmp_path) > 0)
     importing.kill()
     await importing.wait()
-    go_on()
+    unblock()
     killed_at = _count(tmp_path)
     assert (killed_at % BATCH, killed_at < 10 * BATCH) == (0, True)
     status, out, err = await command("connections", "import", "all.export", "--yes", folder=tmp_path, environ=environ)
@@ -115,5 +117,5 @@ async def test_an_import_that_was_killed_goes_on_where_it_was(tmp_path: Path, en
 
 def _count(folder: Path, table: str = "connections") -> int:
     with suppress(sqlite3.OperationalError), closing(sqlite3.connect(folder / DATABASE)) as database:
-        return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 -- because it is ours
+        return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 -- a constant
     return 0

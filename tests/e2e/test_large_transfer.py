@@ -1,6 +1,6 @@
-"""Many connections go from SQLite to PostgreSQL by export and import.
+"""Export from SQLite and import into PostgreSQL of many connections.
 
-`AMO_CALLBACK_TEST_CONNECTIONS=100000 python -m pytest tests/e2e/test_large_transfer.py -n0` takes as many as it says.
+`AMO_CALLBACK_TEST_CONNECTIONS=100000 python -m pytest tests/e2e/test_large_transfer.py -n0` sets their number.
 """
 
 import os
@@ -26,10 +26,10 @@ _PAGE = 1000
 
 
 @pytest.mark.timeout(3600)
-async def test_connections_go_from_sqlite_to_postgresql(
+async def test_large_transfer_from_sqlite_to_postgresql_is_complete(
     tmp_path: Path, postgres: Databases, record_property: Callable[[str, object], None]
 ) -> None:
-    """Owners and pairs are complete, progress is shown, nothing is refreshed, and only one database may refresh."""
+    """Owners and pairs are complete, progress is shown, no token is refreshed, and the source stays frozen."""
     keys = {"old": new_key(), "new": new_key()}
     (tmp_path / "new.key").write_text(keys["new"])
     now = SystemClock().now()
@@ -70,7 +70,7 @@ async def test_connections_go_from_sqlite_to_postgresql(
 
 
 async def _run(folder: Path, key: str, url: str, *arguments: str) -> None:
-    """Run a command of `connections` at a terminal, which shows its progress."""
+    """Run a `connections` command on a terminal and check its progress."""
     environ = environ_with(STORAGE__ENCRYPTION_KEYS=key, STORAGE__URL=url) | {"TERM": "xterm"}
     status, shown = await typed("connections", *arguments, folder=folder, environ=environ, answers=[])
     assert (status, f"{CONNECTIONS:,} of {CONNECTIONS:,}" in shown) == (0, True), shown
@@ -91,7 +91,7 @@ async def _contents(store: Store, cipher: Cipher) -> dict[str, tuple[str, str, l
 
 
 async def _events(store: Store) -> dict[str, int]:
-    """Count the history's events by their names."""
+    """Count the history's events by name."""
     counts: dict[str, int] = {}
     before = None
     while page := await store.events(before=before, limit=_PAGE):

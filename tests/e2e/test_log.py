@@ -1,4 +1,4 @@
-"""The log of a real process, which whoever reads it may stop reading."""
+"""The log of a real process with a reader that stops."""
 
 import asyncio
 import json
@@ -15,13 +15,13 @@ from tests.service import API_KEY, Amo, environment
 from tests.wait_limit import WAIT_LIMIT
 
 _MORE_THAN_A_PIPE_TAKES = 600
-"""Requests: a line each, of some 200 bytes."""
+"""Requests, each of which logs about 200 bytes."""
 
 
-async def test_a_log_that_nobody_reads_costs_neither_requests_nor_the_end(
+async def test_log_pipe_without_reader_blocks_neither_requests_nor_stop(
     amo: Amo, encryption_key: str, tmp_path: Path
 ) -> None:
-    """Long after the pipe is full requests are answered, and SIGTERM ends the process."""
+    """With a full log pipe requests are answered, and SIGTERM ends the process."""
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "serve",
@@ -45,7 +45,7 @@ async def test_a_log_that_nobody_reads_costs_neither_requests_nor_the_end(
 
 
 def _until(log: Any, event: str) -> dict[str, Any]:
-    """Read lines up to one."""
+    """Read lines up to an event."""
     while (line := json.loads(log.readline()))["event"] != event:
         pass
     found: dict[str, Any] = line

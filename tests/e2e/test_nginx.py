@@ -1,4 +1,4 @@
-"""The example for nginx, as it is printed, in front of the service and of another backend."""
+"""The example configuration for nginx, in front of the service and another backend."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ http {{
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nginx:
-    """A running nginx, and the folder with its logs."""
+    """A running nginx with its logs."""
 
     address: str
     folder: Path
@@ -62,7 +62,7 @@ async def _run(*words: str) -> tuple[int, str]:
 
 
 async def _written(folder: Path, *, service: str, other: str) -> str:
-    """Write the example with our addresses, logs and certificate into a folder, and return where it listens."""
+    """Write the example with local addresses, logs and certificate, and return its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     key, certificate = folder / "key.pem", folder / "certificate.pem"
@@ -109,19 +109,19 @@ async def _fronted(folder: Path, *, service: str, other: str) -> AsyncIterator[N
 
 @asynccontextmanager
 async def _echo(name: str, log: FilteringBoundLogger) -> AsyncIterator[str]:
-    """Serve a backend that tells its name and the addresses that it was told of."""
+    """Serve a backend that returns its name and the `X-Forwarded-For` it received."""
 
     async def tell(request: web.Request) -> web.Response:
         return web.json_response({"name": name, "from": request.headers.getall("X-Forwarded-For", [])})
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", tell)
-    async with open_listener(app, "127.0.0.1:0", name=name, clock=ShiftedClock(), log=log) as door:
-        yield door.address
+    async with open_listener(app, "127.0.0.1:0", name=name, clock=ShiftedClock(), log=log) as opened:
+        yield opened.address
 
 
-async def test_nginx_takes_the_example(tmp_path: Path) -> None:
-    """`nginx -t` finds nothing wrong with it, and warns of nothing."""
+async def test_nginx_accepts_example_without_warning(tmp_path: Path) -> None:
+    """`nginx -t` reports neither an error nor a warning."""
     nginx = _nginx()
     await _written(tmp_path, service="127.0.0.1:8080", other="127.0.0.1:3000")
     status, told = await _run(nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
@@ -129,8 +129,8 @@ async def test_nginx_takes_the_example(tmp_path: Path) -> None:
     assert "warn" not in told
 
 
-async def test_our_routes_pass_and_all_others_are_the_other_backends(app: Running, tmp_path: Path) -> None:
-    """A callback leads back to the app; what the public door does not know comes to the backend of before."""
+async def test_nginx_proxies_service_routes_and_others_to_other_backend(app: Running, tmp_path: Path) -> None:
+    """A callback redirects to the app, other paths reach the other backend, and the log has no code."""
     async with (
         _echo("other", app.service.services.log) as other,
         _fronted(tmp_path, service=app.service.public, other=other) as nginx,
@@ -145,15 +145,15 @@ async def test_our_routes_pass_and_all_others_are_the_other_backends(app: Runnin
                 assert (await answer.json())["name"] == "other", path
         async with app.http.get(f"https://{nginx.address}{BASE}/return/AbC-dEf_1?x=secret", ssl=False) as answer:
             assert answer.status == 404
-        await eventually(lambda: f'"GET {BASE}/return/" 404' in nginx.logged())  # written once the client is done
+        await eventually(lambda: f'"GET {BASE}/return/" 404' in nginx.logged())  # written after the client is done
         logged = nginx.logged()
     assert f'"GET {BASE}/callback" 302' in logged
     code = query.partition("code=")[2].partition("&")[0]
     assert [secret for secret in (code, "state", "AbC-dEf_1", "secret") if secret in logged] == []
 
 
-async def test_every_route_of_the_public_door_is_let_through(run: Any, tmp_path: Path) -> None:
-    """The pattern in the example has all routes under the base path that the document has, with users and without."""
+async def test_nginx_proxies_every_public_route(run: Any, tmp_path: Path) -> None:
+    """The example's pattern matches every documented route under the base path, with and without users."""
     async with run(**WITH_USERS) as app:
         answer = await app.private("/openapi.json")
         assert answer.status == 200, (answer.text, app.lines())
@@ -169,8 +169,8 @@ async def test_every_route_of_the_public_door_is_let_through(run: Any, tmp_path:
     assert len(paths) == 8
 
 
-async def test_an_address_cannot_be_forged_and_what_cannot_be_read_is_not_logged(app: Running, tmp_path: Path) -> None:
-    """X-Forwarded-For is replaced; a request line over nginx's limit is answered for a person, and not quoted."""
+async def test_nginx_replaces_forwarded_for_and_omits_unreadable_request(app: Running, tmp_path: Path) -> None:
+    """`X-Forwarded-For` is replaced, and an oversized request line gets an error page and is not logged."""
     async with (
         _echo("service", app.service.services.log) as service,
         _fronted(tmp_path, service=service, other=service) as nginx,
@@ -183,16 +183,16 @@ async def test_an_address_cannot_be_forged_and_what_cannot_be_read_is_not_logged
             async with app.http.get(long, ssl=False) as answer:
                 assert answer.status == 400
                 assert "Go back to the app" in await answer.text()
-        await eventually(lambda: nginx.logged().count('" 400 ') == 2)  # written once the client is done
+        await eventually(lambda: nginx.logged().count('" 400 ') == 2)  # written after the client is done
         assert "def50200" not in nginx.logged()
 
 
-async def test_a_service_that_is_away_leaves_no_code_in_the_log(app: Running, tmp_path: Path) -> None:
-    """Where nobody listens the answer is 502, and nginx's error log does not quote the request."""
+async def test_nginx_with_unavailable_service_logs_no_code(app: Running, tmp_path: Path) -> None:
+    """An unavailable service is a 502, and nginx's error log does not contain the request."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = f"127.0.0.1:{listener.getsockname()[1]}"
-    async with _fronted(tmp_path, service=nobody, other=nobody) as nginx:
+        unused = f"127.0.0.1:{listener.getsockname()[1]}"
+    async with _fronted(tmp_path, service=unused, other=unused) as nginx:
         async with app.http.get(f"https://{nginx.address}{BASE}/callback?code=def50200", ssl=False) as answer:
             assert answer.status == 502
-        await eventually(lambda: '" 502 ' in nginx.logged())  # the same
+        await eventually(lambda: '" 502 ' in nginx.logged())  # written after the client is done
         assert "def50200" not in nginx.logged()

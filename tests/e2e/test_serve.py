@@ -1,4 +1,4 @@
-"""`amo-callback serve` as a real process: starting, ending, and what an administrator is told."""
+"""The command `serve` as a real process: start, stop, reload and errors."""
 
 import asyncio
 import json
@@ -25,10 +25,8 @@ URL_OF_STORE = "sqlite:///amo-callback.db"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_it_with_refreshes_in_flight_stored(
-    tmp_path: Path, encryption_key: str, number: int
-) -> None:
-    """Refreshes that AMO has yet to answer when the signal comes are stored before the process exits with 0."""
+async def test_serve_signal_stores_refreshes_in_flight(tmp_path: Path, encryption_key: str, number: int) -> None:
+    """Refreshes that AMO answers after the signal are stored before the process exits with 0."""
     async with staged(tmp_path, encryption_key, accounts=3) as stage:
         async with stage.connected() as process:
             stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW, Fault.SLOW)
@@ -49,8 +47,8 @@ async def test_a_signal_ends_it_with_refreshes_in_flight_stored(
         assert all(row.attempt is None for row in rows)
 
 
-async def test_a_second_process_goes_on_and_files_and_log_are_the_owners(tmp_path: Path, encryption_key: str) -> None:
-    """It refreshes what the first one connected; the database is 0600; no line holds a secret."""
+async def test_serve_second_process_refreshes_connections_of_first(tmp_path: Path, encryption_key: str) -> None:
+    """A second process refreshes the connections; files have mode 600 and the log contains no secret."""
     async with staged(tmp_path, encryption_key, accounts=2, access=4, LOG__ACCESS="true") as stage:
         async with stage.connected() as process:
             for file in tmp_path.glob("amo-callback.db*"):
@@ -68,10 +66,10 @@ async def test_a_second_process_goes_on_and_files_and_log_are_the_owners(tmp_pat
     assert names <= {line["event"] for line in process.lines}
 
 
-async def test_a_hangup_reads_keys_level_and_limits_again_and_names_what_it_cannot(
+async def test_serve_hangup_reloads_settings_and_names_unusable_ones(
     amo: Amo, tmp_path: Path, encryption_key: str
 ) -> None:
-    """What cannot be used changes nothing, and is told also where the log takes only ASCII and its letters are none."""
+    """API keys, level and limits are reloaded; an unusable file changes nothing and is logged even in ASCII."""
     config, keys, new = tmp_path / "config.toml", tmp_path / "secrets" / "api.keys", "another-api-key" * 4
     keys.parent.mkdir()
 
@@ -116,8 +114,8 @@ async def test_a_hangup_reads_keys_level_and_limits_again_and_names_what_it_cann
         await process.stop()
 
 
-async def test_in_the_journal_each_line_says_how_urgent_it_is(amo: Amo, tmp_path: Path, encryption_key: str) -> None:
-    """Where standard output is the stream that JOURNAL_STREAM names; the line's JSON follows the prefix."""
+async def test_serve_with_journal_prefixes_lines_with_priority(amo: Amo, tmp_path: Path, encryption_key: str) -> None:
+    """If JOURNAL_STREAM names standard output, each JSON line follows its priority."""
     reading, writing = os.pipe()
     status = os.fstat(writing)
     more = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}", "AMO_CALLBACK_LOG__FORMAT": "auto"}
@@ -137,8 +135,8 @@ async def test_in_the_journal_each_line_says_how_urgent_it_is(amo: Amo, tmp_path
     assert "service.stopped" in [told["event"] for _, told in lines]
 
 
-async def test_a_proxy_that_the_environment_names_is_said_to_be_ignored(tmp_path: Path, encryption_key: str) -> None:
-    """Once, by the variable's name, for its value may hold a password: what is sent to AMO goes there directly."""
+async def test_serve_logs_ignored_proxy_variables_once(tmp_path: Path, encryption_key: str) -> None:
+    """Proxy variables are named without their values, which may contain a password, and requests to AMO are direct."""
     proxies = dict.fromkeys(("HTTPS_PROXY", "http_proxy"), "http://user:sekret@127.0.0.1:9")
     async with (
         staged(tmp_path, encryption_key, accounts=1, LOG__ACCESS="false") as stage,
@@ -152,8 +150,8 @@ async def test_a_proxy_that_the_environment_names_is_said_to_be_ignored(tmp_path
         assert process.named("http.request") == []
 
 
-async def test_a_bad_configuration_is_told_line_by_line_with_status_78(tmp_path: Path) -> None:
-    """Every problem on standard error, one a line, nothing else."""
+async def test_serve_invalid_configuration_exits_78(tmp_path: Path) -> None:
+    """Each problem is one line on standard error."""
     status, out, err = await command("serve", folder=tmp_path, environ={"AMO_CALLBACK_AMO__TIMEOUT": "soon"})
     assert (status, out) == (78, "")
     assert all(line.startswith("amo-callback: ") for line in err.splitlines())
@@ -161,8 +159,8 @@ async def test_a_bad_configuration_is_told_line_by_line_with_status_78(tmp_path:
     assert "amo-callback: storage: required" in err
 
 
-async def test_a_store_that_is_busy_at_the_start_is_status_1(amo: Amo, tmp_path: Path, encryption_key: str) -> None:
-    """What may pass is no configuration error, so that a supervisor starts the process again; and one line says why."""
+async def test_serve_with_locked_store_exits_1(amo: Amo, tmp_path: Path, encryption_key: str) -> None:
+    """A locked store is temporary, so the status lets a supervisor restart the process, and one line has the reason."""
     async with open_store(URL_OF_STORE, folder=tmp_path, clock=SystemClock()):
         pass
     other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
@@ -175,8 +173,8 @@ async def test_a_store_that_is_busy_at_the_start_is_status_1(amo: Amo, tmp_path:
     assert "Traceback" not in err
 
 
-def test_keygen_makes_keys_that_the_service_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    """A new one each time."""
+def test_keygen_makes_distinct_valid_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each call makes a new key that the service accepts."""
     assert [main(["keygen"]) for _ in range(2)] == [0, 0]
     keys = capsys.readouterr().out.split()
     assert len(set(keys)) == 2

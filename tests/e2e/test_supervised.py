@@ -1,4 +1,4 @@
-"""`amo-callback serve` under whoever speaks systemd's protocols: told, handed sockets, restarted under load."""
+"""The command `serve` under a supervisor with systemd's protocols: notification, sockets, restarts."""
 
 import asyncio
 import signal
@@ -22,27 +22,27 @@ _RESTARTS = 3
 
 
 class Notifier:
-    """Where the service tells how it is, and the sockets of its doors."""
+    """A supervisor's notification socket and the listening sockets."""
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "notify")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.listener.bind(self.path)
-        self.doors = [socket.create_server(("127.0.0.1", 0), backlog=4096) for _ in ("public", "private")]
-        self.public, self.private = ("{}:{}".format(*door.getsockname()) for door in self.doors)
+        self.listeners = [socket.create_server(("127.0.0.1", 0), backlog=4096) for _ in ("public", "private")]
+        self.public, self.private = ("{}:{}".format(*address.getsockname()) for address in self.listeners)
 
-    async def until(self, fact: str) -> str:
-        """Wait for a message that tells this; return all of it."""
+    async def until(self, line: str) -> str:
+        """Wait for a message with this line and return the message."""
         while True:
             message = (await asyncio.wait_for(self._hear(), WAIT_LIMIT)).decode()
-            if fact in message.splitlines():
+            if line in message.splitlines():
                 return message
 
     async def _hear(self) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self.listener, 4096)
 
     def close(self) -> None:
-        for one in (self.listener, *self.doors):
+        for one in (self.listener, *self.listeners):
             one.close()
 
 
@@ -54,22 +54,22 @@ def supervisor(tmp_path: Path) -> Iterator[Notifier]:
 
 
 @pytest.fixture
-async def living_amo() -> AsyncIterator[Amo]:
-    """Serve the stand-in in real time."""
+async def real_time_amo() -> AsyncIterator[Amo]:
+    """Serve AMO's stand-in in real time."""
     async with serve_amo(SystemClock()) as amo:
         yield amo
 
 
-async def test_it_tells_when_it_is_ready_alive_reloading_and_ending(
-    supervisor: Notifier, living_amo: Amo, tmp_path: Path, encryption_key: str
+async def test_serve_notifies_supervisor_of_ready_watchdog_reload_and_stop(
+    supervisor: Notifier, real_time_amo: Amo, tmp_path: Path, encryption_key: str
 ) -> None:
-    """READY once both doors answer, WATCHDOG while it lives, RELOADING and READY, STOPPING at the signal."""
-    environ = environment(living_amo, encryption_key)
+    """The service sends READY once both listeners answer, WATCHDOG, RELOADING with READY, and STOPPING."""
+    environ = environment(real_time_amo, encryption_key)
     environ |= {"NOTIFY_SOCKET": supervisor.path, "WATCHDOG_USEC": "600000"}
-    async with serving(environ, tmp_path, doors=supervisor.doors) as process:
+    async with serving(environ, tmp_path, listeners=supervisor.listeners) as process:
         await supervisor.until("READY=1")
-        for door in (supervisor.public, supervisor.private):
-            assert (await _get(door, "/healthz")).startswith(b"HTTP/1.1 200 ")
+        for address in (supervisor.public, supervisor.private):
+            assert (await _get(address, "/healthz")).startswith(b"HTTP/1.1 200 ")
         await supervisor.until("WATCHDOG=1")
         process.signal(signal.SIGHUP)
         [_, since] = (await supervisor.until("RELOADING=1")).splitlines()
@@ -83,29 +83,29 @@ async def test_it_tells_when_it_is_ready_alive_reloading_and_ending(
     assert (started["public"], started["private"]) == (supervisor.public, supervisor.private)
 
 
-async def test_a_restart_under_load_loses_no_request(
+async def test_restart_under_load_loses_no_request(
     supervisor: Notifier,
-    living_amo: Amo,
+    real_time_amo: Amo,
     tmp_path: Path,
     encryption_key: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Callers who connect anew each time, and callers who keep their connection: each request gets its answer."""
-    environ = environment(living_amo, encryption_key, LOG__ACCESS="false") | {"NOTIFY_SOCKET": supervisor.path}
+    """During restarts each request is answered, over new and over kept connections."""
+    environ = environment(real_time_amo, encryption_key, LOG__ACCESS="false") | {"NOTIFY_SOCKET": supervisor.path}
     counts, ended = Counter[str](), asyncio.Event()
     callers: asyncio.Task[None] | None = None
     for _ in range(_RESTARTS + 1):
-        async with serving(environ, tmp_path, doors=supervisor.doors) as process:
+        async with serving(environ, tmp_path, listeners=supervisor.listeners) as process:
             await supervisor.until("READY=1")
             if callers is None:
-                url = f"http://{supervisor.private}{await _connected(living_amo, supervisor)}"
+                url = f"http://{supervisor.private}{await _connected(real_time_amo, supervisor)}"
                 callers = asyncio.create_task(load(url, _CALLERS, [_KEY], counts=counts, ended=ended))
             wanted = counts.total() + 20 * _CALLERS
-            while counts.total() < wanted:  # noqa: ASYNC110 -- because it is counted by the callers
+            while counts.total() < wanted:  # noqa: ASYNC110 -- the callers count
                 await asyncio.sleep(0.02)
             await process.stop()
     assert callers is not None
-    async with serving(environ, tmp_path, doors=supervisor.doors) as process:
+    async with serving(environ, tmp_path, listeners=supervisor.listeners) as process:
         ended.set()
         await callers
         await process.stop()
@@ -116,15 +116,15 @@ async def test_a_restart_under_load_loses_no_request(
 
 
 async def _connected(amo: Amo, supervisor: Notifier) -> str:
-    """Connect an account, and return where its token is handed out."""
+    """Connect an account and return the path of its token."""
     query = f"code={amo.code()}&referer={amo.account.host}"
     answer = await _get(supervisor.public, f"{BASE}/callback?{query}")
     assert b"foryoure://amo-crm/callback?code=" in answer
     return f"/connections/account:{amo.account.id}/token"
 
 
-async def _get(door: str, path: str) -> bytes:
-    host, _, port = door.rpartition(":")
+async def _get(address: str, path: str) -> bytes:
+    host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
     answer = await reader.read()

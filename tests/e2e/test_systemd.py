@@ -1,7 +1,7 @@
-"""Under a real systemd: installed from a wheel, run, killed, restarted under load, shut in, and removed.
+"""The service under a real systemd: installation, faults, restarts under load, restrictions and removal.
 
-They need a command that boots one apart from this machine's, named by TEST_SYSTEMD, which understands
-`start`, `sh COMMAND…` (inside) and `stop`. The machine is one for all of them; each begins with a running service.
+The tests need a command, named by TEST_SYSTEMD, that boots a separate systemd.
+It accepts `start`, `sh COMMAND…` (inside) and `stop`. The tests share the machine and begin with a running service.
 """
 
 import json
@@ -15,7 +15,7 @@ from amo_callback.deploy import units
 from tests.e2e.guest_commands import FOLDER, PROBES, SHARED_MEMORY
 from tests.e2e.systemd_machine import AMO, CONFIG, ETC, PRIVATE, PUBLIC, Lab, booted, until
 
-pytestmark = pytest.mark.timeout(900)  # the first one also builds, installs and boots
+pytestmark = pytest.mark.timeout(900)  # the first test also builds, installs and boots
 
 UNIT = f"/etc/systemd/system/{units.SERVICE}"
 DROP_IN = "/run/systemd/system/amo-callback.service.d/test.conf"
@@ -28,7 +28,7 @@ STATE = "/var/lib/amo-callback"
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Lab]:
-    """Give a machine with the service installed, a stand-in for AMO beside it, and one account connected."""
+    """Return a machine with the installed service, AMO's stand-in and a connected account."""
     with booted() as lab:
         known = SandboxIntegration()
         lab.write(f"{ETC}/config.toml", CONFIG)
@@ -44,7 +44,7 @@ def machine() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(machine: Lab) -> Iterator[Lab]:
-    """Give the machine with its service running, and see to it that the next test gets that, too."""
+    """Return the machine with a running service, and restore that state for the next test."""
     yield machine
     machine.write(f"{ETC}/config.toml", CONFIG)
     machine.sh("rm", "-f", DROP_IN, SOCKET_DROP_IN)
@@ -53,8 +53,8 @@ def lab(machine: Lab) -> Iterator[Lab]:
         machine.sh("systemctl", "start", "amo-callback")
 
 
-def test_an_installation_answers_and_refreshes(machine: Lab, record_property: Callable[[str, object], None]) -> None:
-    """Installed from a wheel it takes a callback, hands out a token, and gets a new one from AMO when asked to."""
+def test_installation_answers_and_refreshes(machine: Lab, record_property: Callable[[str, object], None]) -> None:
+    """The installed service accepts a callback, hands out a token and refreshes it on request."""
     times = machine.show(
         "amo-callback", "ActiveEnterTimestampMonotonic", "InactiveExitTimestampMonotonic", "Type", "NRestarts"
     )
@@ -70,8 +70,8 @@ def test_an_installation_answers_and_refreshes(machine: Lab, record_property: Ca
     record_property("seconds_to_ready", round((ready - began) / 1e6, 2))
 
 
-def test_the_units_are_in_order_and_shut_in(machine: Lab, record_property: Callable[[str, object], None]) -> None:
-    """Systemd finds nothing wrong with what was installed, and puts its exposure at 1.1 of 10 or lower."""
+def test_units_pass_systemd_analyze_on_machine(machine: Lab, record_property: Callable[[str, object], None]) -> None:
+    """Systemd verifies the installed units, with an exposure of 1.1 of 10 or lower."""
     files = [f"/etc/systemd/system/{name}" for name in units.UNITS]
     verified = machine.sh("systemd-analyze", "verify", "--recursive-errors=no", *files)
     rated = machine.sh("systemd-analyze", "security", "--offline=true", "--threshold=11", "--no-pager", UNIT)
@@ -79,8 +79,8 @@ def test_the_units_are_in_order_and_shut_in(machine: Lab, record_property: Calla
     record_property("exposure", rated.out.rpartition("service: ")[2].split()[0])
 
 
-def test_a_second_installation_changes_nothing(machine: Lab) -> None:
-    """All files are as they were, secrets too, and the service goes on as the process that it was."""
+def test_second_installation_changes_nothing(machine: Lab) -> None:
+    """Files and secrets are unchanged, and the same process continues."""
     look = [
         "sh",
         "-c",
@@ -101,15 +101,15 @@ def test_a_second_installation_changes_nothing(machine: Lab) -> None:
     }
 
 
-def test_metrics_have_the_process_s_own_figures(machine: Lab) -> None:
-    """Shut in as it is, the service can tell of its memory and its open files."""
+def test_metrics_include_process_figures(machine: Lab) -> None:
+    """In spite of the unit's restrictions the metrics include memory and open files."""
     text = machine.ask(f"http://{PRIVATE}/metrics")["text"]
     assert "\nprocess_resident_memory_bytes " in text
     assert "\nprocess_open_fds " in text
 
 
-def test_the_check_finds_the_service_in_order(machine: Lab) -> None:
-    """Root's `amo-callback check` sees unit, sockets, secrets and database as they are: nothing of them is to mend."""
+def test_check_as_root_finds_installation_ok(machine: Lab) -> None:
+    """Root's `amo-callback check` finds unit, sockets, secrets and database OK."""
     told = json.loads(machine.sh(machine.amo_callback, "check", "--json", check=False).out)
     found = {one["check"]: one for one in told["findings"]}
     assert found["systemd"]["message"] == "amo-callback.service is active, its socket listens"
@@ -117,15 +117,15 @@ def test_the_check_finds_the_service_in_order(machine: Lab) -> None:
     assert {name: found[name]["severity"] for name in ours} == dict.fromkeys(ours, "ok")
 
 
-def test_both_doors_queue_four_thousand(machine: Lab) -> None:
-    """The sockets keep the length of queue that they were opened with, though the service listens at them again."""
+def test_sockets_keep_backlog_of_4096(machine: Lab) -> None:
+    """The sockets keep the backlog of their units although the service listens on them."""
     lines = [line.split() for line in machine.sh("ss", "-Hltn").out.splitlines()]
     queues = {line[3]: line[2] for line in lines}
     assert (queues[PUBLIC], queues[PRIVATE]) == ("4096", "4096")
 
 
-def test_a_bad_configuration_does_not_restart_for_ever(lab: Lab) -> None:
-    """It ends with the status 78, is failed, and is left at that until somebody mends it."""
+def test_invalid_configuration_is_not_restarted(lab: Lab) -> None:
+    """The service exits with status 78, has failed, and is not restarted."""
     lab.write(f"{ETC}/config.toml", CONFIG + "\n[log]\nlevel = 'loud'\n")
     lab.sh("systemctl", "restart", "amo-callback", check=False)
     until(lambda: lab.state() == "failed")
@@ -134,8 +134,8 @@ def test_a_bad_configuration_does_not_restart_for_ever(lab: Lab) -> None:
     assert "log.level: 'loud'" in lab.journal()
 
 
-def test_whoever_knocks_does_not_start_a_bad_configuration_for_ever(lab: Lab) -> None:
-    """A waiting caller starts it again, until the door closes; once it is mended, a restart opens the door."""
+def test_connections_with_invalid_configuration_hit_trigger_limit(lab: Lab) -> None:
+    """A waiting client starts the service until the socket's trigger limit; a restart after the fix recovers."""
     lab.write(SOCKET_DROP_IN, "[Socket]\nTriggerLimitBurst=3\nTriggerLimitIntervalSec=300\n")
     lab.sh("systemctl", "daemon-reload")
     lab.sh("systemctl", "stop", *units.UNITS)
@@ -151,8 +151,8 @@ def test_whoever_knocks_does_not_start_a_bad_configuration_for_ever(lab: Lab) ->
     assert lab.ask(f"http://{PUBLIC}/healthz")["status"] == 200
 
 
-def test_a_process_that_stands_still_is_replaced(lab: Lab) -> None:
-    """Where the loop no longer turns, systemd kills the process after WatchdogSec, and a new one answers."""
+def test_stopped_process_is_replaced_by_watchdog(lab: Lab) -> None:
+    """A stopped process is killed after WatchdogSec, and a new one answers."""
     lab.write(DROP_IN, "[Service]\nWatchdogSec=8\n")
     lab.sh("systemctl", "daemon-reload")
     lab.sh("systemctl", "restart", "amo-callback")
@@ -165,8 +165,8 @@ def test_a_process_that_stands_still_is_replaced(lab: Lab) -> None:
     assert "Watchdog timeout" in lab.journal()
 
 
-def test_restarts_under_load_lose_no_request(lab: Lab, record_property: Callable[[str, object], None]) -> None:
-    """Whoever comes while the service restarts, on new connections and on kept ones, gets his answer."""
+def test_restarts_under_systemd_lose_no_request(lab: Lab, record_property: Callable[[str, object], None]) -> None:
+    """Requests during restarts are answered, over new and over kept connections."""
     key = lab.key()
     with lab.loaded(TOKEN, clients=16) as counts:
         for _ in range(RESTARTS):
@@ -178,8 +178,8 @@ def test_restarts_under_load_lose_no_request(lab: Lab, record_property: Callable
     assert (counts.get("new_lost", 0), counts.get("kept_lost", 0)) == (0, 0)
 
 
-def test_a_reload_is_told_and_a_secret_changes_with_a_restart(lab: Lab) -> None:
-    """Systemd reads secrets at a start: `reload` leaves the old API key in force, `restart` takes the new one."""
+def test_changed_credential_applies_after_restart(lab: Lab) -> None:
+    """Systemd reads credentials at the start, so `reload` keeps the old API key and `restart` applies the new one."""
     path, old = f"{ETC}/credentials/api.keys", lab.sh("cat", f"{ETC}/credentials/api.keys").out
     before = lab.key()
     lab.write(path, f"backend:{'n' * 64}\n")
@@ -195,8 +195,8 @@ def test_a_reload_is_told_and_a_secret_changes_with_a_restart(lab: Lab) -> None:
         lab.sh("systemctl", "restart", "amo-callback")
 
 
-def test_the_command_leaves_nothing_of_roots_beside_the_database(lab: Lab) -> None:
-    """Root's commands work on a stopped service's database as its owner, with the secrets that the service has."""
+def test_commands_as_root_leave_files_to_service_user(lab: Lab) -> None:
+    """Root's commands use a stopped service's database as its owner, with the service's secrets."""
     lab.sh("systemctl", "stop", *units.UNITS)
     listed = json.loads(lab.sh(lab.amo_callback, "connections", "list", "--json").out)
     lab.sh(lab.amo_callback, "connections", "freeze", "--all")
@@ -206,8 +206,8 @@ def test_the_command_leaves_nothing_of_roots_beside_the_database(lab: Lab) -> No
     assert owners == {lab.sh("id", "-u", "amo-callback").out.strip()}
 
 
-def test_the_backup_timer_makes_a_copy_of_roots(lab: Lab) -> None:
-    """Its service runs beside the running one; the copy is root's, and nothing of root's is beside the database."""
+def test_backup_timer_makes_backup_owned_by_root(lab: Lab) -> None:
+    """The backup service runs beside the service; its copy is root's, and no file of root's is beside the database."""
     for name in ("backup.timer", "backup.service"):
         unit = lab.sh(lab.amo_callback, "systemd", "print", name).out
         lab.write(f"/etc/systemd/system/amo-callback-{name}", unit)
@@ -222,9 +222,9 @@ def test_the_backup_timer_makes_a_copy_of_roots(lab: Lab) -> None:
 
 
 @pytest.fixture(scope="module")
-def open_probes(machine: Lab) -> dict[str, str]:
-    """Give what the probes tell in a service of root's without any options."""
-    for path in ("/root/.probe", "/srv/.probe", "/tmp/probe"):  # noqa: S108 -- because that is what is tried
+def unrestricted_probes(machine: Lab) -> dict[str, str]:
+    """Return the probes' results in a root service without options."""
+    for path in ("/root/.probe", "/srv/.probe", "/tmp/probe"):  # noqa: S108 -- the probe's path
         machine.write(path, "x")
     machine.sh("mkdir", "-p", f"/{FOLDER}")
     machine.sh("mkdir", "-m", "777", "/var/lib/probe")
@@ -235,9 +235,9 @@ def open_probes(machine: Lab) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def shut_in_probes(machine: Lab, open_probes: dict[str, str]) -> dict[str, str]:
-    """Give what the probes tell in the unit itself, where they take the place of the service."""
-    assert open_probes
+def restricted_probes(machine: Lab, unrestricted_probes: dict[str, str]) -> dict[str, str]:
+    """Return the probes' results in the service's unit, in place of the service."""
+    assert unrestricted_probes
     program = f"{machine.python} {machine.program} probe"
     drop_in = f"[Service]\nType=oneshot\nWatchdogSec=0\nRestart=no\nExecStart=\nExecStart={program}\n"
     machine.write(DROP_IN, f"{drop_in}StandardOutput=truncate:/run/probes.json\n")
@@ -258,19 +258,19 @@ def _probe(lab: Lab, *names: str, options: str = "") -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_what_the_unit_forbids_is_forbidden(
-    machine: Lab, open_probes: dict[str, str], shut_in_probes: dict[str, str], name: str
+def test_unit_forbids_probe(
+    machine: Lab, unrestricted_probes: dict[str, str], restricted_probes: dict[str, str], name: str
 ) -> None:
-    """Each thing can be done without the options; with one of them root cannot, and in the unit nobody can."""
-    if open_probes[name] != "done":
-        pytest.skip(f"this machine forbids it anyway: {open_probes[name]}")
+    """Each probe succeeds without options, and fails for root with one option and in the unit."""
+    if unrestricted_probes[name] != "done":
+        pytest.skip(f"this machine forbids it anyway: {unrestricted_probes[name]}")
     alone = _probe(machine, name, options=PROBES[name][1])
     assert alone[name] != "done"
-    assert shut_in_probes[name] != "done"
+    assert restricted_probes[name] != "done"
 
 
-def test_a_unix_socket_is_for_the_members_of_the_group_alone(lab: Lab) -> None:
-    """A backend's user reaches the private API with `curl --unix-socket` once that user is in the group."""
+def test_unix_socket_admits_group_members_only(lab: Lab) -> None:
+    """A backend's user can connect to the private API's socket only as a member of the group."""
     path = "/run/amo-callback/private.sock"
     curl = ["runuser", "-u", "shop", "--", "curl", "-sS", "--unix-socket", path, "http://localhost/healthz"]
     restart = ["systemctl", "restart", *units.UNITS]
@@ -290,8 +290,8 @@ def test_a_unix_socket_is_for_the_members_of_the_group_alone(lab: Lab) -> None:
         lab.sh(*restart)
 
 
-def test_a_dual_stack_socket_knows_its_proxy_by_the_ipv4_address(lab: Lab) -> None:
-    """`[::]:8080` takes IPv4 as well, where the proxy on this machine is believed as on `127.0.0.1:8080`."""
+def test_dual_stack_socket_trusts_ipv4_proxy(lab: Lab) -> None:
+    """`[::]:8080` accepts IPv4, and trusts the proxy on this machine as `127.0.0.1:8080` does."""
     restart = ["systemctl", "restart", *units.UNITS]
     try:
         lab.write(f"{ETC}/config.toml", CONFIG.replace("[server]", '[server]\npublic = "[::]:8080"'))
@@ -305,8 +305,8 @@ def test_a_dual_stack_socket_knows_its_proxy_by_the_ipv4_address(lab: Lab) -> No
         lab.sh(*restart)
 
 
-def test_uninstalling_removes_the_units_alone(lab: Lab) -> None:
-    """Service and doors go; configuration, secrets and database stay, and a new installation goes on with those."""
+def test_uninstall_removes_units_only_on_machine(lab: Lab) -> None:
+    """Service and sockets are removed; configuration, secrets and database stay for a new installation."""
     keys = lab.sh("cat", f"{ETC}/credentials/storage.encryption_keys").out
     told = lab.sh(lab.amo_callback, "systemd", "uninstall").out
     assert lab.sh("sh", "-c", "ls /etc/systemd/system | grep amo-callback", check=False).out == ""

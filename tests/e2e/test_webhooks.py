@@ -1,4 +1,4 @@
-"""`amo-callback webhooks`, beside the running service and without it."""
+"""The command `amo-callback webhooks`, with and without_service a running service."""
 
 import json
 from pathlib import Path
@@ -19,25 +19,27 @@ async def _told(stage: Stage, *arguments: str) -> Any:
     return json.loads(out)
 
 
-async def test_webhooks_are_listed_and_tried_again_beside_the_service_and_without_it(
-    tmp_path: Path, encryption_key: str
-) -> None:
-    """The same lines either way; what is asked for without the service is done by the next one."""
+async def test_webhooks_are_listed_and_retried_with_and_without_service(tmp_path: Path, encryption_key: str) -> None:
+    """The output is the same with and without the service, and a retry without it is sent by the next one."""
     async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
         stage.settings |= {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": SECRET, "LOG__LEVEL": "debug"}
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         receiver.always = 410
         async with stage.connected() as process:
             await process.until("webhook.dead_lettered")
-            [beside] = await _told(stage)
-            assert (beside["status"], beside["last_error"], beside["tries"]) == ("dead_lettered", "status_410", 1)
-            assert await _told(stage, "retry", beside["id"]) == {"retried": [beside["id"]]}
+            [with_service] = await _told(stage)
+            assert (with_service["status"], with_service["last_error"], with_service["tries"]) == (
+                "dead_lettered",
+                "status_410",
+                1,
+            )
+            assert await _told(stage, "retry", with_service["id"]) == {"retried": [with_service["id"]]}
             await process.until("webhook.dead_lettered", times=2)
             status, _, err = await _run(stage, "retry", "unknown")
             assert (status, "There is no such webhook" in err) == (1, True)
             await process.stop()
-        [without] = await _told(stage)
-        assert {**without, "dead_lettered_at": None} == {**beside, "dead_lettered_at": None}
+        [without_service] = await _told(stage)
+        assert {**without_service, "dead_lettered_at": None} == {**with_service, "dead_lettered_at": None}
         status, out, _ = await _run(stage, "retry", "--all")
         assert (status, out) == (0, "1 to be sent again\n")
         assert (await _told(stage))[0]["status"] == "waiting"
@@ -45,7 +47,7 @@ async def test_webhooks_are_listed_and_tried_again_beside_the_service_and_withou
         async with stage.serving() as process:
             await process.until("webhook.delivered")
             assert await _told(stage) == []
-        assert receiver.ids == [beside["id"]] * 3
+        assert receiver.ids == [with_service["id"]] * 3
         del stage.settings["WEBHOOK__URL"], stage.settings["WEBHOOK__SECRET"]
         status, _, err = await _run(stage, "retry", "--all")
         assert (status, err) == (1, "amo-callback: webhook.url is not set: no webhooks are sent\n")

@@ -1,4 +1,4 @@
-"""The tests of what every store promises run on both engines."""
+"""Fixtures that run the store's tests with both engines."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
     from tests.postgres import Databases
 
-    Beside = Callable[[str], AbstractAsyncContextManager[Store]]
+    OpenAs = Callable[[str], AbstractAsyncContextManager[Store]]
 
 
 @pytest.fixture
 def clock() -> Iterator[WrittenClock]:
-    """Return the clock of the process, and of its database."""
+    """Return the clock of the process and its database."""
     with written_clock() as clock:
         yield clock
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def either(request: pytest.FixtureRequest, clock: WrittenClock) -> AsyncIterator[str]:
-    """Return a new database of either engine, which has the test's time."""
+async def database_url(request: pytest.FixtureRequest, clock: WrittenClock) -> AsyncIterator[str]:
+    """Return the URL of an empty database of either engine, with the test's clock."""
     if request.param == "sqlite":
         yield "sqlite:///amo-callback.db"
         return
@@ -44,12 +44,12 @@ async def url(postgres: Databases) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-def beside(either: str, tmp_path: Path, clock: WrittenClock) -> Beside:
-    """Return how another process, named so, opens the same database."""
-    return lambda process: open_store(either, folder=tmp_path, clock=clock, process=process)
+def open_as(database_url: str, tmp_path: Path, clock: WrittenClock) -> OpenAs:
+    """Return a function that opens the same database as another, named process."""
+    return lambda process: open_store(database_url, folder=tmp_path, clock=clock, process=process)
 
 
 @pytest.fixture
-async def store(beside: Beside) -> AsyncIterator[Store]:
-    async with beside("one") as opened:
+async def store(open_as: OpenAs) -> AsyncIterator[Store]:
+    async with open_as("one") as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""Copies of the database: whole or not there, and frozen wherever they are put back."""
+"""Backup and restore of the SQLite database, and the copies made before an upgrade."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def _make(database: Path, *numbers: int) -> list[Connection]:
 
 
 async def _read(database: Path) -> tuple[list[str], Freeze | None]:
-    """Open a database as the service does, and return the accounts in it, and whether it is frozen."""
+    """Open a database as the service does and return its account ids and its freeze."""
     url = f"sqlite:///{database.name}"
     async with open_store(url, folder=database.parent, clock=SystemClock()) as store:
         found = [await store.connections_of(str(number)) for number in range(10)]
@@ -81,7 +81,7 @@ def _restore(copy: Path, database: Path, *, now: datetime = START) -> Path | Non
 
 
 def _refused(copy: Path, database: Path) -> str:
-    """Return why a copy is not restored, and see that nothing was changed by the attempt."""
+    """Return the error of a restore and check that no file has changed."""
     before = _files(database.parent)
     with pytest.raises(BackupFailed) as raised:
         _restore(copy, database)
@@ -90,13 +90,13 @@ def _refused(copy: Path, database: Path) -> str:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """Return what a folder holds, but for the file by which SQLite's processes share a log."""
+    """Return a folder's files without SQLite's shared-memory file."""
     return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith("-shm")}
 
 
 @contextmanager
 def _files_limited_to(size: int) -> Iterator[None]:
-    """Let no file of this process become longer: to SQLite and to us, a disk that is full."""
+    """Limit this process's file size, which has the effect of a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -105,14 +105,14 @@ def _files_limited_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def _write_ahead(database: Path) -> None:
-    """Let a process die that has written ahead; what it wrote waits beside the database."""
+def _leave_wal(database: Path) -> None:
+    """Leave a write-ahead log beside the database, as a killed process does."""
     script = (
         "import os, sqlite3, sys; database = sqlite3.connect(sys.argv[1], isolation_level=None); "
         "database.execute('PRAGMA journal_mode = WAL'); "
         'database.execute("UPDATE connections SET failures = 7"); os._exit(0)'
     )
-    subprocess.run([sys.executable, "-c", script, database], check=True)  # noqa: S603 -- because the script is ours
+    subprocess.run([sys.executable, "-c", script, database], check=True)  # noqa: S603 -- a constant script
     assert database.with_name(f"{NAME}-wal").stat().st_size > 0
 
 
@@ -124,8 +124,8 @@ def _failures(database: Path) -> set[int]:
 # --- backup --------------------------------------------------------------------------------------
 
 
-async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: Path) -> None:
-    """Put in a folder by hand it is frozen, and says what to do: no claim, no grant, nothing due; its history tells."""
+async def test_backup_opened_in_place_is_frozen_and_allows_no_claim(database: Path, target: Path) -> None:
+    """A backup opened in its folder is frozen: it refuses claims and grants, and its history names the copy."""
     [stored] = await _make(database, 1)
     _back_up(database, target)
     assert await _read(database) == (["1"], None)  # the original is not frozen
@@ -142,8 +142,8 @@ async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: 
         assert await store.claim(a_claim(stored)) is not None
 
 
-async def test_a_copy_is_one_file_and_its_owners_alone(database: Path, target: Path) -> None:
-    """Nothing lies beside it, and nobody else may read it, whatever the process's umask."""
+async def test_backup_with_open_umask_is_one_file_of_mode_600(database: Path, target: Path) -> None:
+    """A backup is one file without a WAL and with mode 600, for any umask of the process."""
     before = os.umask(0)
     try:
         await _make(database, 1)
@@ -156,8 +156,8 @@ async def test_a_copy_is_one_file_and_its_owners_alone(database: Path, target: P
         assert copy.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-async def test_a_copy_made_while_somebody_writes_all_the_time_is_consistent(database: Path, target: Path) -> None:
-    """Of what is written together a copy holds all or nothing, and no writer holds it up."""
+async def test_backup_during_writes_is_consistent(database: Path, target: Path) -> None:
+    """A backup made during constant writes contains whole transactions and passes the integrity check."""
     await _make(database, *range(1, 10))
     with _writing(database):
         for number in range(10):
@@ -173,7 +173,7 @@ async def test_a_copy_made_while_somebody_writes_all_the_time_is_consistent(data
 
 @contextmanager
 def _writing(database: Path) -> Iterator[None]:
-    """Write two marks far from each other in one transaction, and some ballast, as fast as can be."""
+    """Write two marks far apart in one transaction, and ballast, in a loop."""
     begun, ended = Event(), Event()
 
     def write() -> None:
@@ -205,8 +205,8 @@ def _two_marks(database: sqlite3.Connection) -> tuple[int, int]:
     return int(one), int(other)
 
 
-async def test_a_file_that_is_there_is_never_overwritten(database: Path, target: Path) -> None:
-    """Another name has to be given, and what was there stays."""
+async def test_backup_onto_existing_file_is_refused(database: Path, target: Path) -> None:
+    """A backup never overwrites a file: the caller must give another name."""
     await _make(database, 1)
     target.write_text("somebody's")
     with pytest.raises(BackupFailed, match="copy: File exists"):
@@ -214,8 +214,8 @@ async def test_a_file_that_is_there_is_never_overwritten(database: Path, target:
     assert _files(target.parent) == {"copy": b"somebody's"}
 
 
-async def test_a_full_disk_leaves_nothing_half_made(database: Path, target: Path) -> None:
-    """However much of the copy there is room for, there is no copy but a whole one."""
+async def test_backup_full_disk_leaves_no_partial_file(database: Path, target: Path) -> None:
+    """A full disk at any point of a backup leaves no file; a backup with enough space succeeds."""
     await _make(database, *range(1, 10))
     whole = database.stat().st_size
     with backup.open_snapshot(database) as snapshot:
@@ -228,15 +228,15 @@ async def test_a_full_disk_leaves_nothing_half_made(database: Path, target: Path
     assert (await _read(target))[0] == [str(number) for number in range(1, 10)]
 
 
-async def test_a_folder_that_is_not_there_is_told(database: Path, tmp_path: Path) -> None:
-    """The message names the file and the reason."""
+async def test_backup_into_missing_folder_names_file_and_reason(database: Path, tmp_path: Path) -> None:
+    """The error of a backup into a missing folder names the file and the reason."""
     await _make(database, 1)
     with pytest.raises(BackupFailed, match=r"nowhere/copy: No such file or directory"):
         _back_up(database, tmp_path / "nowhere" / "copy")
 
 
-async def test_what_was_frozen_for_another_reason_is_a_copy_from_now_on(database: Path, target: Path) -> None:
-    """The reason that a copy gives is its own, not that of the original, and it tells when it was made."""
+async def test_backup_of_frozen_database_has_its_own_freeze_reason(database: Path, target: Path) -> None:
+    """The backup of a frozen database has its own freeze reason and its own time."""
     await _make(database, 1)
     async with open_store(URL, folder=database.parent, clock=SystemClock()) as store:
         await store.freeze_all(why="moving to another host")
@@ -252,8 +252,8 @@ async def test_what_was_frozen_for_another_reason_is_a_copy_from_now_on(database
 # --- restore -------------------------------------------------------------------------------------
 
 
-async def test_what_is_restored_is_frozen_and_what_was_there_is_kept(database: Path, target: Path) -> None:
-    """The copy's content takes the place of the database, whose own is beside it: both frozen, both the owner's."""
+async def test_restore_replaces_database_and_keeps_previous_file(database: Path, target: Path) -> None:
+    """A restore keeps the previous database beside the restored one; both are frozen and have mode 600."""
     [stored] = await _make(database, 1)
     _back_up(database, target)
     await _make(database, 2)
@@ -268,10 +268,10 @@ async def test_what_is_restored_is_frozen_and_what_was_there_is_kept(database: P
         assert await store.claim(a_claim(stored)) is None
 
 
-async def test_a_copy_made_by_hand_is_frozen_by_restoring_it(database: Path, target: Path) -> None:
-    """A plain copy of the files of a service that died is taken with what was written ahead, and is left as it is."""
+async def test_restore_of_manual_copy_freezes_database_and_leaves_copy_unchanged(database: Path, target: Path) -> None:
+    """A manual copy with its WAL is restored with the WAL's content, frozen, and is itself not changed."""
     await _make(database, 1)
-    _write_ahead(database)
+    _leave_wal(database)
     shutil.copy(database, target)
     shutil.copy(database.with_name(f"{NAME}-wal"), target.with_name("copy-wal"))
     database.unlink()
@@ -283,28 +283,28 @@ async def test_a_copy_made_by_hand_is_frozen_by_restoring_it(database: Path, tar
     assert _failures(target) == {7}
 
 
-async def test_what_an_earlier_database_of_that_name_has_left_is_not_applied(database: Path, target: Path) -> None:
-    """A log that lies beside no database any more does not get into the restored one."""
+async def test_restore_without_database_ignores_leftover_wal(database: Path, target: Path) -> None:
+    """A WAL left by a deleted database is not applied to the restored one."""
     await _make(database, 1)
     _back_up(database, target)
-    _write_ahead(database)
+    _leave_wal(database)
     database.unlink()
     assert _restore(target, database) is None
     assert _failures(database) == {0}
     assert (await _read(database))[0] == ["1"]
 
 
-async def test_what_was_written_ahead_belongs_to_what_is_kept(database: Path, target: Path) -> None:
-    """The log of a service that died is part of the database that is kept, and not of the restored one."""
+async def test_restore_assigns_wal_to_kept_database(database: Path, target: Path) -> None:
+    """The WAL of a killed service becomes part of the kept database, not of the restored one."""
     await _make(database, 1)
     _back_up(database, target)
-    _write_ahead(database)
+    _leave_wal(database)
     _restore(target, database)
     assert (_failures(database), _failures(database.with_name(KEPT))) == ({0}, {7})
 
 
-async def test_a_database_that_is_in_use_is_not_replaced(database: Path, target: Path) -> None:
-    """While a service has it open, also an idle one, or where a restored one is written by hand, nothing is changed."""
+async def test_restore_over_database_in_use_is_refused(database: Path, target: Path) -> None:
+    """A restore is refused while an idle service or another writer has the database open."""
     [stored] = await _make(database, 1)
     _back_up(database, target)
     async with open_store(URL, folder=database.parent, clock=SystemClock()) as store:
@@ -316,14 +316,14 @@ async def test_a_database_that_is_in_use_is_not_replaced(database: Path, target:
         assert _refused(target, database) == f"{database} is in use: stop the service first"
 
 
-async def test_a_database_is_not_restored_onto_itself(database: Path) -> None:
-    """Whoever names the living database as the copy is refused, too."""
+async def test_restore_onto_itself_is_refused(database: Path) -> None:
+    """The database's own file is refused as a backup."""
     await _make(database, 1)
     assert _refused(database, database) == f"{database} is the database itself: name a backup"
 
 
-async def test_whoever_opens_it_meanwhile_finds_the_old_or_the_new_one(database: Path, target: Path) -> None:
-    """Nobody reads a part of what is being restored, and what anybody writes gets lost in no gap."""
+async def test_restore_concurrent_open_reads_old_or_new_database(database: Path, target: Path) -> None:
+    """A process that opens the database during restores reads one whole version, and loses no write."""
     await _make(database, *range(1, 10))
     with _writing(database):
         await asyncio.sleep(0.1)
@@ -335,12 +335,12 @@ async def test_whoever_opens_it_meanwhile_finds_the_old_or_the_new_one(database:
     _back_up(database, even)
     seen: list[tuple[int, int]] = []
     files = [database]
-    with _starting(database, seen):
+    with _opening_repeatedly(database, seen):
         while len(files) <= 10 or len(set(seen)) < 2:
             try:
                 kept = _restore((odd, even)[len(files) % 2], database, now=START + timedelta(seconds=len(files)))
             except BackupFailed as error:
-                assert "is in use" in str(error)  # noqa: PT017 -- because it is the other one that uses it
+                assert "is in use" in str(error)  # noqa: PT017 -- the other thread uses the database
             else:
                 assert kept is not None
                 files.append(kept)
@@ -350,8 +350,8 @@ async def test_whoever_opens_it_meanwhile_finds_the_old_or_the_new_one(database:
 
 
 @contextmanager
-def _starting(database: Path, seen: list[tuple[int, int]]) -> Iterator[None]:
-    """Open the database again and again as a service that starts, read the two marks, and write their number."""
+def _opening_repeatedly(database: Path, seen: list[tuple[int, int]]) -> Iterator[None]:
+    """Open the database in a loop as a starting service does, read the two marks and write their number."""
     ended = Event()
 
     def start() -> None:
@@ -366,7 +366,7 @@ def _starting(database: Path, seen: list[tuple[int, int]]) -> Iterator[None]:
                     )
                     service.execute("COMMIT")
                 except sqlite3.OperationalError:
-                    continue  # it is locked
+                    continue  # the database is locked
                 seen.append(marks)
             time.sleep(0.004)
 
@@ -384,8 +384,8 @@ def _written(database: Path) -> list[int]:
         return [row[0] for row in opened.execute("SELECT at FROM events WHERE name = 'start'")]
 
 
-async def test_a_full_disk_replaces_nothing(database: Path, target: Path) -> None:
-    """However much there is room for, either the whole copy is restored or the database is what it was."""
+async def test_restore_full_disk_leaves_database_unchanged(database: Path, target: Path) -> None:
+    """A full disk at any point of a restore leaves the database unchanged."""
     await _make(database, 1)
     with _writing(database):
         await asyncio.sleep(0.1)
@@ -399,12 +399,12 @@ async def test_a_full_disk_replaces_nothing(database: Path, target: Path) -> Non
     assert await _read(database) == (["1", "2"], None)
 
 
-async def test_a_disk_that_is_full_at_the_last_step_replaces_nothing(database: Path, target: Path) -> None:
-    """Where there was room for all but the way back, the database is what it was, and no copy of it stays."""
+async def test_restore_full_disk_at_last_step_leaves_database_unchanged(database: Path, target: Path) -> None:
+    """A disk that is full only at the final copy leaves the database unchanged and no kept copy."""
     await _make(database, *range(1, 10))
     _back_up(database, target)
     with (
-        _files_limited_to(target.stat().st_size),  # SQLite's journal is a little longer than the pages in it
+        _files_limited_to(target.stat().st_size),  # SQLite's journal is slightly larger than its pages
         pytest.raises(BackupFailed, match=f"{NAME}: SQLITE_IOERR_WRITE"),
     ):
         _restore(target, database)
@@ -412,8 +412,8 @@ async def test_a_disk_that_is_full_at_the_last_step_replaces_nothing(database: P
     assert [file.name for file in database.parent.iterdir()] == [NAME]
 
 
-async def test_a_damaged_copy_is_not_restored(database: Path, target: Path) -> None:
-    """Cut off anywhere, or with a page overwritten, it is refused."""
+async def test_restore_of_damaged_copy_is_refused(database: Path, target: Path) -> None:
+    """A copy that is truncated or has an overwritten page is refused."""
     await _make(database, *range(1, 10))
     _back_up(database, target)
     whole = target.read_bytes()
@@ -425,8 +425,8 @@ async def test_a_damaged_copy_is_not_restored(database: Path, target: Path) -> N
         assert str(target) in _refused(target, database)
 
 
-async def test_somebody_elses_database_is_not_restored(database: Path, target: Path) -> None:
-    """A database of another program is refused, and so it is to put anything in its place."""
+async def test_restore_of_foreign_database_is_refused(database: Path, target: Path) -> None:
+    """Another program's database is refused as a backup, and is not replaced by one."""
     await _make(database, 1)
     with closing(sqlite3.connect(target)) as other:
         other.execute("CREATE TABLE theirs (x)")
@@ -436,8 +436,8 @@ async def test_somebody_elses_database_is_not_restored(database: Path, target: P
     assert _refused(target, theirs) == f"{theirs} is not a database of amo-callback, and is not replaced"
 
 
-async def test_a_database_with_a_newer_schema_may_be_replaced(database: Path, target: Path) -> None:
-    """That is the way back to an older program: the newer one's database is kept."""
+async def test_restore_over_newer_schema_keeps_newer_database(database: Path, target: Path) -> None:
+    """A database with a newer schema can be replaced for a downgrade, and is kept."""
     await _make(database, 1)
     _back_up(database, target)
     with closing(sqlite3.connect(database)) as newer:
@@ -446,8 +446,8 @@ async def test_a_database_with_a_newer_schema_may_be_replaced(database: Path, ta
     assert (await _read(database))[0] == ["1"]
 
 
-async def test_a_damaged_database_has_to_be_moved_away(database: Path, target: Path) -> None:
-    """What cannot be kept is not replaced, and the message says what to do."""
+async def test_restore_over_damaged_database_asks_to_move_it(database: Path, target: Path) -> None:
+    """A damaged database cannot be kept, so it is not replaced and the error says what to do."""
     await _make(database, 1)
     _back_up(database, target)
     database.write_bytes(b"this was a database" * 999)
@@ -467,13 +467,13 @@ LATER = [*load_migrations(Engine.SQLITE), ["CREATE TABLE later (x)"]]
 
 
 async def _upgrade(database: Path) -> list[str]:
-    """Open a database as a later version does, and return the accounts in it."""
+    """Open a database as a later version does and return its account ids."""
     async with open_sqlite(database, clock=SystemClock(), migrations=LATER) as opened:
         return [row["account_id"] for row in await opened.read("attempts")]
 
 
 def _make_old(database: Path) -> None:
-    """Make a database as this version has left it, one connection in it."""
+    """Create a database with this version's schema and one connection."""
     with closing(sqlite3.connect(database, isolation_level=None)) as old:
         old.execute("PRAGMA journal_mode = WAL")
         for statement in LATER[0]:
@@ -490,8 +490,8 @@ def _version(database: Path) -> int:
         return int(opened.execute("PRAGMA user_version").fetchone()[0])
 
 
-async def test_an_upgrade_keeps_the_database_as_it_was(database: Path) -> None:
-    """A copy with the old schema is beside it, whole, frozen and the owner's alone."""
+async def test_upgrade_keeps_copy_with_old_schema(database: Path) -> None:
+    """An upgrade leaves a whole, frozen copy with the old schema and mode 600 beside the database."""
     _make_old(database)
     assert await _upgrade(database) == ["1"]
     kept = database.with_name(f"{NAME}.schema-1")
@@ -504,15 +504,15 @@ async def test_an_upgrade_keeps_the_database_as_it_was(database: Path) -> None:
     assert (found, frozen is not None) == (["1"], True)
 
 
-async def test_a_new_database_is_no_upgrade(database: Path) -> None:
-    """Nor is a start that has nothing to upgrade: no copy is made."""
+async def test_open_without_upgrade_makes_no_copy(database: Path) -> None:
+    """A new or current database is opened without a copy."""
     await _make(database, 1)
     await _make(database, 2)
     assert [file.name for file in database.parent.iterdir()] == [NAME]
 
 
-async def test_an_upgrade_that_cannot_keep_a_copy_does_not_happen(database: Path) -> None:
-    """On a full disk the start fails in clear words and leaves all as it was; with room again it succeeds."""
+async def test_upgrade_full_disk_fails_and_changes_nothing(database: Path) -> None:
+    """An upgrade that cannot write its copy fails and changes nothing; it succeeds once there is space."""
     _make_old(database)
     with _files_limited_to(40_000), pytest.raises(BackupFailed) as raised:
         await _upgrade(database)
@@ -522,8 +522,8 @@ async def test_an_upgrade_that_cannot_keep_a_copy_does_not_happen(database: Path
     assert await _upgrade(database) == ["1"]
 
 
-async def test_what_a_killed_upgrade_has_left_is_replaced(database: Path) -> None:
-    """Starts that are killed in the middle of an upgrade do not fill the disk, nor hold the next one up."""
+async def test_upgrade_replaces_files_of_killed_upgrade(database: Path) -> None:
+    """Files left by a killed upgrade are removed or replaced, and do not block the next upgrade."""
     _make_old(database)
     leftover = database.with_name(f".{NAME}.schema-1.abc.unfinished")
     leftover.mkdir()
@@ -534,8 +534,8 @@ async def test_what_a_killed_upgrade_has_left_is_replaced(database: Path) -> Non
     assert _version(database.with_name(f"{NAME}.schema-1")) == 1
 
 
-async def test_processes_that_upgrade_at_once_keep_one_copy(database: Path) -> None:
-    """The first one keeps the old schema, and the others find nothing to do."""
+async def test_upgrade_concurrent_processes_keep_one_copy(database: Path) -> None:
+    """Of several processes that upgrade at once, one keeps the old schema and the others change nothing."""
     _make_old(database)
     await asyncio.gather(*(_upgrade(database) for _ in range(4)))
     kept = database.with_name(f"{NAME}.schema-1")

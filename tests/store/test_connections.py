@@ -1,4 +1,4 @@
-"""Connections: claims, refreshed pairs, refusals, look-ups, and what is due."""
+"""Connections in the store: claims, refreshed pairs, failures, rechecks and due queries."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from amo_callback.model import ChangeNotice, Connection
     from amo_callback.store import Store
     from tests.fakes import FakeClock
-    from tests.store.conftest import Beside
+    from tests.store.conftest import OpenAs
 
 
 SECOND = timedelta(seconds=1)
 
 
 OVER = timedelta(0)
-"""The length of a lease that has ended as it began."""
+"""The length of a lease that ends immediately."""
 
 
-def _runs_for(connection: Connection, length: timedelta) -> bool:
-    """Tell whether so much of its lease is left; the database's own clock has gone on meanwhile."""
+def _is_leased_for(connection: Connection, length: timedelta) -> bool:
+    """Check the remaining lease, with a tolerance for the database's own clock."""
     seconds = length.total_seconds()
     return connection.lease_left is not None and seconds - 30 < connection.lease_left <= seconds
 
@@ -50,8 +50,8 @@ def _happened(connection: Connection, name: str = "connection.moved", **fields: 
     return Event(name=name, connection_id=connection.id, fields={"reason": None, **fields})
 
 
-async def test_a_connection_without_a_refresh_token_ends_with_its_access_token(store: Store) -> None:
-    """It is warned of before, needs its user then, and is active again where the clock was wrong."""
+async def test_expire_missing_without_refresh_token_follows_access_expiry(store: Store) -> None:
+    """Without a refresh token, a connection expires with its access token, after a warning."""
 
     def event(connection: Connection) -> Event:
         return Event(name=f"{connection.status} {connection.reason}", connection_id=connection.id)
@@ -68,8 +68,8 @@ async def test_a_connection_without_a_refresh_token_ends_with_its_access_token(s
     assert (await store.stats(now=soon, late=soon)).next_deadline == over
 
 
-async def test_a_granted_pair_comes_out_as_it_went_in(store: Store) -> None:
-    """Every field is kept, times to the microsecond, years from now too."""
+async def test_save_connected_stores_every_field(store: Store) -> None:
+    """A stored connection is read back unchanged, with microseconds and years far in the future."""
     odd, far = START + timedelta(microseconds=123457), START.replace(year=2199, microsecond=999_999)
     connection = a_connection(
         access_issued_at=odd, connected_at=odd, access_expires_at=far, api_domain="api-b.amocrm.ru"
@@ -78,8 +78,8 @@ async def test_a_granted_pair_comes_out_as_it_went_in(store: Store) -> None:
     assert await store.connection("unknown") is None
 
 
-async def test_a_name_that_no_database_may_hold_is_nobodys(store: Store) -> None:
-    """PostgreSQL takes no NUL: asked for one it is no less well than SQLite, and there is nothing of that name."""
+async def test_lookup_of_name_with_nul_finds_nothing(store: Store) -> None:
+    """A name with a NUL character, which PostgreSQL rejects, finds nothing in either engine and raises no error."""
     await save(store, a_connection())
     for odd in ("\0", "1\0", "a\0b"):
         assert await store.connection(odd) is None
@@ -91,8 +91,8 @@ async def test_a_name_that_no_database_may_hold_is_nobodys(store: Store) -> None
     assert store.last_write_error is None
 
 
-async def test_the_connections_of_an_account_come_freshest_first(store: Store) -> None:
-    """The active ones first, by their expiry."""
+async def test_connections_of_account_are_ordered_by_status_and_expiry(store: Store) -> None:
+    """An account's connections are listed active first, then by the latest expiry."""
     for number, (user, expires) in enumerate({"1": DAY, "2": 3 * DAY, "3": 2 * DAY}.items()):
         await save(store, a_connection(id=str(number), account_id="7", user_id=user, access_expires_at=START + expires))
     stored = present(await store.connection("1"))
@@ -102,8 +102,8 @@ async def test_the_connections_of_an_account_come_freshest_first(store: Store) -
     assert await store.connections_of("8") == []
 
 
-async def test_due_is_what_is_active_and_late_oldest_expiry_first(store: Store) -> None:
-    """Nothing before its time, nothing asked to be left apart, no more than the limit; an open attempt counts, too."""
+async def test_due_lists_active_late_connections_by_oldest_expiry(store: Store) -> None:
+    """Due refreshes are active, late, not excluded and limited; a connection with an open attempt is included."""
     for number in range(5):
         await save(store, a_connection(number, access_expires_at=START + DAY - number * SECOND))
     ids = [a_connection(number).id for number in range(5)]
@@ -120,8 +120,8 @@ async def test_due_is_what_is_active_and_late_oldest_expiry_first(store: Store) 
     assert [connection.id for connection in (await store.due(now=late, limit=1, exclude=())).refreshes] == [ids[4]]
 
 
-async def test_the_next_due_time_is_the_earliest_that_is_free(store: Store) -> None:
-    """Claimed connections and those left apart do not count, nor those that need their person."""
+async def test_due_next_at_skips_claimed_and_excluded_connections(store: Store) -> None:
+    """The next due time ignores connections that are claimed, excluded or not active."""
     assert (await store.due(now=START, exclude=(), limit=0)).next_at is None
     for number in (1, 2, 3):
         await save(store, a_connection(number, next_refresh_at=START + number * SECOND))
@@ -133,8 +133,8 @@ async def test_the_next_due_time_is_the_earliest_that_is_free(store: Store) -> N
     assert (await store.due(now=START, exclude=[ids[0]], limit=0)).next_at == START + 3 * SECOND
 
 
-async def test_one_look_returns_refreshes_rechecks_and_the_next_due_time(store: Store) -> None:
-    """A connection that is due for both is in both; what is due now is not what comes due next."""
+async def test_due_returns_refreshes_rechecks_and_next_time(store: Store) -> None:
+    """One query returns refreshes, rechecks and the next due time; a freeze leaves only rechecks."""
     one = await save(store, a_connection(1, next_refresh_at=START))
     await save(store, a_connection(2, next_refresh_at=START + DAY))
     assert await switch_off(store) == [one.id]
@@ -147,11 +147,11 @@ async def test_one_look_returns_refreshes_rechecks_and_the_next_due_time(store: 
     assert (frozen.refreshes, frozen.rechecks, frozen.next_at) == ([], [one.id], None)
 
 
-async def test_one_claim_of_many_at_once_is_given(store: Store, beside: Beside) -> None:
-    """Two processes claim the row that they read, one holds; who has seen that one may take over after its lease."""
+async def test_claim_concurrent_processes_get_one(store: Store, open_as: OpenAs) -> None:
+    """Of concurrent claims by two processes one succeeds; a reader of that claim can claim after its lease."""
     stored = await save(store, a_connection())
     claims = [a_claim(stored, attempt=f"attempt-{number}", lease=OVER) for number in range(20)]
-    async with beside("two") as other:
+    async with open_as("two") as other:
         claiming = [one.claim(claim) for one, claim in zip([store, other] * 10, claims, strict=True)]
         [given] = [claimed for claimed in await asyncio.gather(*claiming) if claimed]
     stored = await now(store, stored)
@@ -159,8 +159,8 @@ async def test_one_claim_of_many_at_once_is_given(store: Store, beside: Beside) 
     assert await store.claim(a_claim(given, attempt="later")) is not None
 
 
-async def test_a_claim_names_the_row_it_read(store: Store) -> None:
-    """Whatever was written since, a claim, an extension or a new pair, a claim of the row as it was is refused."""
+async def test_claim_of_changed_row_is_refused(store: Store) -> None:
+    """A claim of an outdated row version is refused after a claim, an extension or a refreshed pair."""
     stored = await save(store, a_connection())
     assert await store.claim(a_claim(stored, row_version=2)) is None
     claimed = present(await store.claim(a_claim(stored, lease=OVER)))
@@ -170,21 +170,21 @@ async def test_a_claim_names_the_row_it_read(store: Store) -> None:
     assert await store.claim(a_claim(stored)) is None
 
 
-async def test_an_extension_is_only_its_own_attempts(store: Store) -> None:
-    """The lease runs longer and the account's new host is kept; whoever lost the claim extends nothing."""
+async def test_extend_by_another_attempt_is_refused(store: Store) -> None:
+    """Only the claiming attempt can extend its lease and store the account's new host."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     assert not await store.extend(an_extension(stored, attempt="another"))
     assert await store.extend(an_extension(stored, lease=DAY))
     after = await now(store, stored)
     assert (after.domain, after.attempt) == ("b.amocrm.ru", "attempt-1")
-    assert _runs_for(after, DAY)
+    assert _is_leased_for(after, DAY)
 
 
-async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store) -> None:
-    """A process that died after its claim may have spent the token: it is doubtful from then on.
+async def test_claim_over_expired_claim_marks_token_possibly_spent(store: Store) -> None:
+    """A claim over an expired one marks the presented token as possibly spent.
 
-    A claim without a fingerprint, of a pair that no key decrypts, changes nothing of that.
+    A claim without a fingerprint (the pair could not be decrypted) leaves that mark unchanged.
     """
     claimed = await save(store, a_connection())
     for attempt, presented_token in (("dead", "maybe-spent"), ("unreadable", ""), ("3", "next")):
@@ -193,8 +193,8 @@ async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store
     assert (claimed.possibly_spent_token, claimed.presented_token) == ("maybe-spent", "next")
 
 
-async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: Store) -> None:
-    """Pair, times, and nothing left of claim, doubt and failures."""
+async def test_save_refreshed_stores_pair_and_clears_claim(store: Store) -> None:
+    """A refreshed pair is stored with its times and clears the claim, the doubt and the failures."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored, fingerprint="1"))
     judged = present(await store.save_failure(a_failure(stored, in_doubt_for=OVER)))
@@ -213,8 +213,8 @@ async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: Store) -> No
     assert after.api_domain == "api-b.amocrm.ru"
 
 
-async def test_an_older_pair_never_replaces_a_newer_one(store: Store) -> None:
-    """A late refresh finds another version, and changes nothing."""
+async def test_save_refreshed_outdated_pair_is_refused(store: Store) -> None:
+    """A late refresh of an older pair version changes nothing."""
     stored = await save(store, a_connection(), iat=1)
     await store.claim(a_claim(stored))
     renewed = await save(store, a_connection(sealed_pair=b"granted"), iat=2)
@@ -222,8 +222,8 @@ async def test_an_older_pair_never_replaces_a_newer_one(store: Store) -> None:
     assert await store.connection(stored.id) == renewed
 
 
-async def test_a_late_pair_wins_over_needs_reauth(store: Store) -> None:
-    """A verdict does not change the pair's version, so a good pair that comes late mends it."""
+async def test_save_refreshed_after_needs_reauth_reactivates_connection(store: Store) -> None:
+    """A late pair reactivates the connection, because a terminal failure does not change the pair version."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     await store.save_failure(
@@ -234,8 +234,8 @@ async def test_a_late_pair_wins_over_needs_reauth(store: Store) -> None:
     assert (after.status, after.reason) == (Status.ACTIVE, None)
 
 
-async def test_a_verdict_is_only_its_own_attempts(store: Store) -> None:
-    """Whoever lost the claim writes nothing more."""
+async def test_save_failure_by_another_attempt_is_refused(store: Store) -> None:
+    """A failure is stored only for the claiming attempt, and only once."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     assert not await store.save_failure(a_failure(stored, attempt="another"))
@@ -250,18 +250,18 @@ async def test_a_verdict_is_only_its_own_attempts(store: Store) -> None:
     assert not await store.save_failure(a_failure(stored))
 
 
-async def test_an_attempt_without_an_answer_stays_open(store: Store) -> None:
-    """The verdict starts its lease anew, and what it was spending stays on record."""
+async def test_save_failure_in_doubt_keeps_attempt_open(store: Store) -> None:
+    """An unknown outcome renews the lease and keeps the presented token."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     await store.save_failure(a_failure(stored, in_doubt_for=DAY))
     after = await now(store, stored)
     assert (after.attempt, after.presented_token) == ("attempt-1", "print-1")
-    assert _runs_for(after, DAY)
+    assert _is_leased_for(after, DAY)
 
 
-async def test_doubt_stays_until_a_pair_is_stored(store: Store) -> None:
-    """An open outcome, then a refusal that passes: the token is as doubtful as before."""
+async def test_possibly_spent_token_stays_after_temporary_failure(store: Store) -> None:
+    """A token stays possibly spent after an unknown outcome and a later temporary failure."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     judged = present(await store.save_failure(a_failure(stored, in_doubt_for=OVER)))
@@ -271,8 +271,8 @@ async def test_doubt_stays_until_a_pair_is_stored(store: Store) -> None:
     assert (after.possibly_spent_token, after.failures) == ("print-1", 2)
 
 
-async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
-    """What was not sent is not doubtful, and another's claim is not given back."""
+async def test_release_leaves_token_unspent(store: Store) -> None:
+    """A released claim does not mark its token, and another attempt's claim is not released."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     await store.release(connection_id=stored.id, attempt="another")
@@ -284,8 +284,8 @@ async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
     assert again.possibly_spent_token is None
 
 
-async def test_a_hook_makes_the_accounts_look_ups_due_once(store: Store, clock: FakeClock) -> None:
-    """The look-up that is pending covers further hooks; one that comes after it began makes the next due."""
+async def test_disabled_hook_makes_recheck_due_once(store: Store, clock: FakeClock) -> None:
+    """A pending recheck covers further hooks; a hook after the recheck began schedules the next one."""
     connection = await save(store, a_connection())
     await save(store, a_connection(2))
     assert await switch_off(store) == [connection.id]
@@ -301,8 +301,8 @@ async def test_a_hook_makes_the_accounts_look_ups_due_once(store: Store, clock: 
     assert (after.disabled_hook_at, after.recheck_at) == (START + 4 * SECOND, START + 8 * SECOND)
 
 
-async def test_a_hook_that_changes_nothing_writes_once_a_second(store: Store, clock: FakeClock) -> None:
-    """The last hook is known to a second; neither the row's version nor the history grows with a flood."""
+async def test_disabled_hook_repeated_writes_once_per_second(store: Store, clock: FakeClock) -> None:
+    """Repeated hooks write at most once a second, and change neither the row version nor the history."""
     connection = await save(store, a_connection())
     await switch_off(store)
     hooked, events = await now(store, connection), await store.events(connection_id=connection.id, limit=9)
@@ -317,8 +317,8 @@ async def test_a_hook_that_changes_nothing_writes_once_a_second(store: Store, cl
     assert len(told) == 3
 
 
-async def test_a_look_up_is_begun_by_one_process(store: Store) -> None:
-    """Two have read that it is due; the second one finds that it is not as it was."""
+async def test_begin_recheck_concurrent_processes_begin_one(store: Store) -> None:
+    """The second of two processes that read a due recheck cannot begin it."""
     connection = await save(store, a_connection())
     await switch_off(store)
     read = await now(store, connection)
@@ -326,8 +326,8 @@ async def test_a_look_up_is_begun_by_one_process(store: Store) -> None:
     assert await store.begin_recheck(read, again_in=60 * SECOND) is None
 
 
-async def test_a_new_grant_begins_with_the_shortest_pause(store: Store, clock: FakeClock) -> None:
-    """What hooks before it have left is forgotten, and a hook after it is no repetition of those."""
+async def test_new_grant_resets_recheck_pause(store: Store, clock: FakeClock) -> None:
+    """A new grant clears earlier hooks and the recheck pause, and a later hook makes a recheck due."""
     connection = await save(store, a_connection(), iat=1)
     await switch_off(store)
     begun = present(await store.begin_recheck(await now(store, connection), again_in=60 * SECOND))
@@ -340,8 +340,8 @@ async def test_a_new_grant_begins_with_the_shortest_pause(store: Store, clock: F
     assert await switch_off(store) == [connection.id]
 
 
-async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Store, clock: FakeClock) -> None:
-    """The first hook brings the turn forward; another moves it neither way."""
+async def test_disabled_hook_repeated_after_failure_keeps_recheck_time(store: Store, clock: FakeClock) -> None:
+    """The first hook after a terminal failure advances the recheck; a later hook does not move it."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     failure = a_failure(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, recheck_at=START + DAY)
@@ -355,8 +355,8 @@ async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Stor
         assert await store.schedule_recheck(after, at=START + DAY)
 
 
-async def test_a_death_puts_off_no_hooks_look_up(store: Store) -> None:
-    """Where a look-up is due already, the connection that is given up meanwhile keeps its turn."""
+async def test_save_failure_keeps_due_recheck(store: Store) -> None:
+    """A terminal failure does not postpone a recheck that is already due."""
     stored = await save(store, a_connection())
     await switch_off(store)
     hooked = await now(store, stored)
@@ -366,8 +366,8 @@ async def test_a_death_puts_off_no_hooks_look_up(store: Store) -> None:
     assert after.recheck_at == START
 
 
-async def test_an_end_that_nears_is_told_once_for_each_warning(store: Store) -> None:
-    """The nearest first: whoever was warned of one day is not warned of seven after that."""
+async def test_expiry_warning_is_sent_once_per_interval(store: Store) -> None:
+    """The nearest warning comes first and suppresses the longer ones until the next refresh."""
     one = await save(store, a_connection(1, refresh_expires_at=START + DAY))
     await save(store, a_connection(2, refresh_expires_at=START + 8 * DAY))
 
@@ -383,8 +383,8 @@ async def test_an_end_that_nears_is_told_once_for_each_warning(store: Store) -> 
     assert await warned(7) == [one.id]
 
 
-async def test_connections_are_listed_by_their_ids_page_by_page(store: Store) -> None:
-    """All, or those that fit."""
+async def test_page_lists_connections_by_id_with_filter(store: Store) -> None:
+    """Connections are listed by id, page by page, all or filtered."""
     everyone = sorted([await save(store, a_connection(number)) for number in range(5)], key=lambda each: each.id)
     assert await store.page(after="", limit=3, only=ConnectionFilter()) == everyone[:3]
     assert await store.page(after=everyone[2].id, limit=3, only=ConnectionFilter()) == everyone[3:]
@@ -397,8 +397,8 @@ async def test_connections_are_listed_by_their_ids_page_by_page(store: Store) ->
     assert await store.page(after="", limit=9, only=ConnectionFilter(status=Status.DISCONNECTED)) == []
 
 
-async def test_a_refresh_leaves_a_hooks_look_up_due(store: Store) -> None:
-    """AMO may tell before it acts: that the token was good a moment ago does not settle it."""
+async def test_save_refreshed_keeps_due_recheck(store: Store) -> None:
+    """A refresh keeps a due recheck, because AMO may send a hook before it disables the integration."""
     stored = await save(store, a_connection())
     await switch_off(store)
     refreshed = await store.save_refreshed(a_refreshed(stored))
@@ -407,8 +407,8 @@ async def test_a_refresh_leaves_a_hooks_look_up_due(store: Store) -> None:
 
 
 @pytest.mark.parametrize("change", ["postpone", "reactivate", "disconnect", "schedule_recheck"])
-async def test_what_was_read_before_a_claim_is_not_written_over_it(store: Store, change: str) -> None:
-    """Whatever is decided on a row as it was: where it has changed since, nothing is changed."""
+async def test_change_of_row_read_before_claim_is_refused(store: Store, change: str) -> None:
+    """A change based on a row read before a claim is refused."""
     stored = await save(store, a_connection())
     claimed = await store.claim(a_claim(stored))
     changed = {
@@ -421,8 +421,8 @@ async def test_what_was_read_before_a_claim_is_not_written_over_it(store: Store,
     assert await store.connection(stored.id) == claimed
 
 
-async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Store, clock: FakeClock) -> None:
-    """The account lived after the hook before it; now it was given up, and the new hook explains why."""
+async def test_disabled_hook_first_since_refresh_advances_recheck(store: Store, clock: FakeClock) -> None:
+    """The first hook after a refresh and a terminal failure advances the recheck."""
     stored = await save(store, a_connection())
     clock.advance(86_400 / 4)
     await switch_off(store)
@@ -437,8 +437,8 @@ async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Sto
     assert (await now(store, stored)).recheck_at == START + DAY
 
 
-async def test_an_erasure_does_not_forget_when_a_person_disconnected(store: Store) -> None:
-    """Disconnected, connected again, and then erased for a hook: what was granted before all that stays away."""
+async def test_disconnect_by_hook_keeps_time_of_requested_disconnect(store: Store) -> None:
+    """A grant that began before a requested disconnect stays refused after a later disconnect for a hook."""
     stored = await save(store, a_connection(), iat=1)
     late = await store.claim_grant(a_grant("late"), now=START)
     await store.disconnect(stored, on_request=True)

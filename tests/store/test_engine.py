@@ -1,4 +1,4 @@
-"""Statements as each engine runs them, and what they declare; rows as the values that they are read into."""
+"""SQL statements and their declarations per engine, and rows read into values."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WRITES = sorted(name for name, statement in STATEMENTS.items() if re.search(WRIT
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_every_write_of_connections_or_owners_is_declared(name: str) -> None:
-    """A change that is not declared would leave the cache as it was; each names its connections, or any of them."""
+def test_statement_that_writes_connections_declares_change(name: str) -> None:
+    """Every statement that writes connections or owners declares the change, so that caches are invalidated."""
     statement = STATEMENTS[name]
     assert statement.notes & CHANGES
     assert OTHERS[name].notes == statement.notes
@@ -36,20 +36,20 @@ def test_every_write_of_connections_or_owners_is_declared(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_write_of_owners_or_of_a_new_connection_declares_that_it_changes_owners(name: str) -> None:
-    """The connections of an account or an owner are others after it; after a refresh they are the same."""
+def test_statement_that_changes_membership_declares_changes_owners(name: str) -> None:
+    """Only statements that write owners or insert connections declare that owners change."""
     is_new = re.search(r"INSERT INTO connections|\b(UPDATE|INSERT INTO|DELETE FROM) owners", STATEMENTS[name].text)
     assert ("changes owners" in STATEMENTS[name].notes) is (is_new is not None)
 
 
-def test_a_statement_that_writes_no_connection_declares_no_change() -> None:
-    """Else every grant and every event would empty the cache."""
+def test_statement_without_connection_write_declares_no_change() -> None:
+    """Other statements declare no change, because each grant or event would otherwise clear the cache."""
     declared = {name for name, statement in STATEMENTS.items() if statement.notes & CHANGES}
     assert declared == {*WRITES}
 
 
-def test_comments_and_the_other_engine_s_lines_are_not_sent() -> None:
-    """Each engine gets its own lines; a statement that has none for it is empty and is not run."""
+def test_statement_contains_no_comment_or_other_engine_line() -> None:
+    """Each engine gets only its own lines; a statement without any for it is empty."""
     assert not any("--" in each.text for statements in (STATEMENTS, OTHERS) for each in statements.values())
     assert STATEMENTS["lock_connection"].text == ""
     assert OTHERS["lock_connection"].text == "SELECT 1 FROM connections WHERE id = $1 FOR UPDATE;"
@@ -57,35 +57,35 @@ def test_comments_and_the_other_engine_s_lines_are_not_sent() -> None:
     assert STATEMENTS["get_meta"].text == "SELECT value FROM meta WHERE name = ?1;"
 
 
-async def test_a_commit_notifies_of_what_its_statements_declare(store: Store) -> None:
-    """By the ids in their parameters, or in what they return; where nothing has changed, of nothing."""
-    heard: list[ChangeNotice] = []
-    store.subscribe(heard.append)
+async def test_commit_publishes_declared_changes(store: Store) -> None:
+    """A commit publishes the ids in its parameters or results, and nothing if no row has changed."""
+    notices: list[ChangeNotice] = []
+    store.subscribe(notices.append)
 
-    def said() -> list[ChangeNotice]:
-        found = [dataclasses.replace(one) for one in heard]
-        heard.clear()
+    def published() -> list[ChangeNotice]:
+        found = [dataclasses.replace(one) for one in notices]
+        notices.clear()
         return found
 
     stored = await save(store, a_connection())
-    assert said() == [ChangeNotice(connections=frozenset({stored.id}), membership_changed=True)]
+    assert published() == [ChangeNotice(connections=frozenset({stored.id}), membership_changed=True)]
     assert await store.claim(a_claim(stored)) is not None
     assert await store.claim(a_claim(stored)) is None
     assert await store.save_refreshed(a_refreshed(stored)) is not None
-    assert said() == [ChangeNotice(connections=frozenset({stored.id}), membership_changed=False)] * 2
+    assert published() == [ChangeNotice(connections=frozenset({stored.id}), membership_changed=False)] * 2
     assert await store.record_disabled_hook(stored.account_id, shortest=START - START, quiet=START - START) == [
         stored.id
     ]
-    assert {id_ for one in said() for id_ in one.connections or ()} == {stored.id}
+    assert {id_ for one in published() for id_ in one.connections or ()} == {stored.id}
     await store.retry_hosts(now=START)
-    assert said() == [ANY]
+    assert published() == [ANY]
     assert await store.freeze_all(why="test")
     assert not await store.freeze_all(why="test")
     assert await store.thaw_all(machine=None)
-    assert said() == [ANY, ANY]
+    assert published() == [ANY, ANY]
     current = await now(store, stored)
     assert await store.disconnect(current, on_request=True)
-    assert ChangeNotice(connections=frozenset({stored.id}), membership_changed=False, erased=True) in said()
+    assert ChangeNotice(connections=frozenset({stored.id}), membership_changed=False, erased=True) in published()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Named:
         (-(2**62), datetime.min.replace(tzinfo=UTC)),
     ],
 )
-def test_a_time_beyond_the_calendar_is_read_as_the_nearest(stored: int | None, read: datetime | None) -> None:
-    """It was written by hand, and must not stop what reads many rows."""
+def test_time_out_of_range_is_read_as_nearest(stored: int | None, read: datetime | None) -> None:
+    """A time beyond the calendar is clamped, so that one bad row does not break a query of many."""
     with closing(sqlite3.connect(":memory:")) as database:
         database.row_factory = sqlite3.Row
         row = database.execute("SELECT 'one' AS name, ? AS at", [stored]).fetchone()
@@ -112,6 +112,6 @@ def test_a_time_beyond_the_calendar_is_read_as_the_nearest(stored: int | None, r
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "[" * 100_000])
-def test_broken_json_is_read_as_an_empty_object(text: str) -> None:
-    """It was written by hand, and must not stop what reads many rows."""
+def test_json_invalid_text_is_read_as_empty_object(text: str) -> None:
+    """Invalid JSON is read as an empty object, so that one bad row does not break a query of many."""
     assert json_object(text) == {}

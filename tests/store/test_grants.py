@@ -1,4 +1,4 @@
-"""Grants, the states that they begin with, and owners."""
+"""Grants, states and owners in the store."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.fakes import START
 
 if TYPE_CHECKING:
     from amo_callback.store import Store
-    from tests.store.conftest import Beside
+    from tests.store.conftest import OpenAs
 
 SECOND = timedelta(seconds=1)
 OVER = timedelta(0)
-"""The length of a lease that has ended as it began."""
+"""The length of a lease that ends immediately."""
 
 
-async def test_a_second_grant_renews_the_connection(store: Store) -> None:
-    """The later grant's pair replaces the earlier one's, and what was said of the old one is forgotten."""
+async def test_save_connected_second_grant_renews_connection(store: Store) -> None:
+    """A later grant replaces the pair and clears the earlier failure."""
     stored = await save(store, a_connection(), iat=1)
     await store.claim(a_claim(stored))
     await store.save_failure(a_failure(stored, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None))
@@ -37,10 +37,10 @@ async def test_a_second_grant_renews_the_connection(store: Store) -> None:
 
 @pytest.mark.parametrize("late", [-SECOND, SECOND])
 @pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2), (2, 2), (None, 1), (2, None), (None, None)])
-async def test_between_two_grants_the_later_token_holds(
+async def test_save_connected_concurrent_grants_keep_later_token(
     store: Store, first: int | None, second: int | None, late: timedelta
 ) -> None:
-    """AMO's time of issue decides; where that does not tell, our own of the answer, in whatever order both come."""
+    """AMO's time of issue decides between two grants; if missing or equal, the time of the answer decides."""
     await save(store, a_connection(sealed_pair=b"first"), iat=first, code="1")
     other = a_connection(sealed_pair=b"second", connected_at=START + late)
     is_later = late > timedelta(0) if first is None or second is None or first == second else second > first
@@ -48,15 +48,15 @@ async def test_between_two_grants_the_later_token_holds(
 
 
 @pytest.mark.parametrize("iat", [1, None])
-async def test_the_same_grant_again_does_not_replace_what_came_of_it(store: Store, iat: int | None) -> None:
-    """A granted pair that is offered twice, after it was refreshed, is superseded."""
+async def test_save_connected_same_grant_keeps_refreshed_pair(store: Store, iat: int | None) -> None:
+    """A granted pair stored again after its refresh is discarded."""
     stored = await save(store, a_connection(), iat=iat, code="1")
     refreshed = await store.save_refreshed(a_refreshed(stored))
     assert await save(store, a_connection(), iat=iat, code="1") == refreshed
 
 
-async def test_the_same_grant_again_is_not_later_though_the_clock_was_put_back(store: Store) -> None:
-    """Another process has stored it from its rescue file and refreshed it; then the stored times were put back."""
+async def test_save_connected_same_grant_after_clock_change_is_discarded(store: Store) -> None:
+    """A rescued grant stored again is discarded, although the clock was moved back in between."""
     await store.claim_grant(a_grant(), now=START)
     ended = a_grant(status=GrantStatus.CONNECTED, connection_id=a_connection().id)
     earlier, again = (
@@ -70,10 +70,8 @@ async def test_the_same_grant_again_is_not_later_though_the_clock_was_put_back(s
 
 
 @pytest.mark.parametrize("on_request", [True, False])
-async def test_a_pair_granted_before_a_disconnect_comes_back_only_where_nobody_asked_for_it(
-    store: Store, *, on_request: bool
-) -> None:
-    """The store's counter decides, whatever the clocks say; and a grant that is tried again keeps its number."""
+async def test_save_connected_after_disconnect_is_refused_only_if_requested(store: Store, *, on_request: bool) -> None:
+    """A pair granted before a requested disconnect is discarded by the store's counter, whatever the clocks show."""
     stored = await save(store, a_connection(), iat=1)
     begun = await store.claim_grant(a_grant("before"), now=START)
     assert await store.disconnect(stored, on_request=on_request)
@@ -83,12 +81,12 @@ async def test_a_pair_granted_before_a_disconnect_comes_back_only_where_nobody_a
     assert (again.attempt, again.no) == ("attempt-2", begun.no)
     late = NewConnection(grant=again, connection=a_connection(connected_at=START + DAY), token_iat=2)
     assert (await store.save_connected(late) is None) is on_request
-    earlier = a_connection(connected_at=START - DAY)  # by the clock of another process
+    earlier = a_connection(connected_at=START - DAY)  # by another process's clock
     assert (await save(store, earlier, iat=3, code="after")).status is Status.ACTIVE
 
 
-async def test_a_grant_whose_pair_was_discarded_is_refused_unless_the_connection_is_active(store: Store) -> None:
-    """It never says "connected" of a connection that is not; where a newer grant holds, it does."""
+async def test_save_connected_discarded_pair_refuses_grant_unless_active(store: Store) -> None:
+    """A grant whose pair is discarded ends as connected only if the connection is active."""
     stored = await save(store, a_connection(), iat=2)
     pairs = []
     for code in ("before", "also before"):
@@ -106,8 +104,8 @@ async def test_a_grant_whose_pair_was_discarded_is_refused_unless_the_connection
     ]
 
 
-async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) -> None:
-    """A grant proves the client id, a refresh as well, also once the connection is gone; an import proves nothing."""
+async def test_pair_obtained_is_stored_per_client_id(store: Store) -> None:
+    """A grant or a refresh confirms the client id, also after a disconnect; an import does not."""
     assert not await store.pair_obtained("granted")
     stored = await save(store, a_connection(1, client_id="granted"))
     assert await store.disconnect(stored, on_request=True)
@@ -119,8 +117,8 @@ async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) 
     assert await store.pair_obtained("imported")
 
 
-async def test_one_of_many_begins_a_grant(store: Store) -> None:
-    """Twenty at once: one begins it, all see the same one."""
+async def test_claim_grant_concurrent_calls_return_one_attempt(store: Store) -> None:
+    """Twenty concurrent claims of one code begin one grant, and all return it."""
     grants = [a_grant(attempt=f"attempt-{number}", handle_hash=f"handle-{number}") for number in range(20)]
     seen = await asyncio.gather(*(store.claim_grant(grant, now=START) for grant in grants))
     [attempt] = {grant.attempt for grant in seen}
@@ -133,16 +131,16 @@ async def test_one_of_many_begins_a_grant(store: Store) -> None:
 
 
 @pytest.mark.parametrize("status", [GrantStatus.CONNECTED, GrantStatus.REFUSED])
-async def test_an_ended_grant_is_not_begun_again(store: Store, status: GrantStatus) -> None:
-    """What a code led to is final."""
+async def test_claim_grant_of_ended_grant_returns_result(store: Store, status: GrantStatus) -> None:
+    """An ended grant is not begun a second time."""
     grant = await store.claim_grant(a_grant(), now=START)
     assert await store.finish_grant(dataclasses.replace(grant, status=status, error="e"))
     after = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 1440)
     assert (after.status, after.error, after.attempt) == (status, "e", "attempt-1")
 
 
-async def test_a_failed_grant_is_tried_again_at_its_address(store: Store) -> None:
-    """The handle stays, the attempt is new, and doubt is kept; not after the code's life."""
+async def test_claim_grant_of_failed_grant_begins_new_attempt(store: Store) -> None:
+    """A failed grant can be claimed until its code expires; it keeps its handle and its doubt."""
     grant = await store.claim_grant(a_grant(), now=START)
     failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="e", possibly_spent=True)
     assert await store.finish_grant(failed)
@@ -154,8 +152,8 @@ async def test_a_failed_grant_is_tried_again_at_its_address(store: Store) -> Non
     assert not await store.finish_grant(failed)
 
 
-async def test_an_abandoned_grant_may_have_spent_its_code(store: Store) -> None:
-    """A process that died during its exchange is followed by one who saw its lease end, with doubt; by nobody else."""
+async def test_claim_grant_of_abandoned_grant_marks_code_possibly_spent(store: Store) -> None:
+    """A process that saw the lease end can claim an abandoned grant, whose code is then possibly spent."""
     grant = await store.claim_grant(a_grant(), now=START)
     for abandoned in (None, "another"):
         kept = await store.claim_grant(a_grant(attempt="2"), now=grant.lease_until + DAY / 1440, over=abandoned)
@@ -164,8 +162,8 @@ async def test_an_abandoned_grant_may_have_spent_its_code(store: Store) -> None:
     assert (after.attempt, after.possibly_spent) == ("2", True)
 
 
-async def test_expired_grants_are_erased_then_forgotten(store: Store) -> None:
-    """After the code's life nothing sealed is left, a day later nothing at all."""
+async def test_prune_expired_grant_erases_then_deletes_it(store: Store) -> None:
+    """An expired grant loses its sealed data immediately and is deleted a day later."""
     grant = await store.claim_grant(a_grant(), now=START)
     await store.prune(now=grant.expires_at - SECOND, keep=DAY.total_seconds())
     assert await store.grant(grant.code_hash) == grant
@@ -180,8 +178,8 @@ def a_state(**more: Any) -> IssuedState:
     return IssuedState(**{**values, **more})
 
 
-async def test_a_state_is_used_with_the_claim_of_its_code(store: Store) -> None:
-    """Both are one: a code whose state is another code's is not claimed; its own code is claimed again with it."""
+async def test_claim_grant_uses_state_with_code(store: Store) -> None:
+    """A state is used in the transaction of its code's claim, and only for that code."""
     await store.issue_state(a_state())
     assert await store.issued_state("state") == a_state()
     grant = await store.claim_grant(a_grant(), now=START, state_hash="state")
@@ -197,12 +195,12 @@ async def test_a_state_is_used_with_the_claim_of_its_code(store: Store) -> None:
     assert again.attempt == "2"
 
 
-async def test_of_several_states_that_bring_one_code_at_once_one_is_used(store: Store, beside: Beside) -> None:
-    """The others are good for another code."""
+async def test_claim_grant_concurrent_states_use_one(store: Store, open_as: OpenAs) -> None:
+    """Of several states presented with one code at once, one is used and the others stay unused."""
     names = [f"state-{number}" for number in range(6)]
     for name in names:
         await store.issue_state(a_state(state_hash=name))
-    async with beside("two") as other:
+    async with open_as("two") as other:
         claims = [
             one.claim_grant(a_grant(attempt=name, handle_hash=name), now=START, state_hash=name)
             for one, name in zip([store, other] * 3, names, strict=True)
@@ -214,16 +212,16 @@ async def test_of_several_states_that_bring_one_code_at_once_one_is_used(store: 
 
 
 @pytest.mark.parametrize("name", ["state", "unknown"])
-async def test_a_state_that_is_over_or_unknown_claims_nothing(store: Store, name: str) -> None:
-    """From its last moment on."""
+async def test_claim_grant_expired_or_unknown_state_is_refused(store: Store, name: str) -> None:
+    """A state that has just expired, or is unknown, claims no grant."""
     await store.issue_state(a_state())
     with pytest.raises(InvalidState):
         await store.claim_grant(a_grant(), now=a_state().expires_at, state_hash=name)
     assert await store.grant(fingerprint("code")) is None
 
 
-async def test_expired_states_are_erased_then_forgotten(store: Store) -> None:
-    """What they stand for goes at once, that they were there a day later."""
+async def test_prune_expired_state_erases_then_deletes_it(store: Store) -> None:
+    """An expired state loses its sealed data immediately and is deleted a day later."""
     await store.issue_state(a_state())
     for at, left in (
         (a_state().expires_at - SECOND, a_state()),
@@ -234,8 +232,8 @@ async def test_expired_states_are_erased_then_forgotten(store: Store) -> None:
         assert await store.issued_state("state") == left
 
 
-async def test_a_grant_is_found_by_its_ticket(store: Store) -> None:
-    """From the claim on; until when it is good is told with the end."""
+async def test_grant_by_ticket_finds_grant(store: Store) -> None:
+    """A grant is found by its ticket from the claim on, with its time of acceptance."""
     grant = await store.claim_grant(a_grant(ticket_hash="ticket"), now=START)
     assert await store.grant_by_ticket("ticket") == grant
     ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, accepted_at=START)
@@ -244,8 +242,8 @@ async def test_a_grant_is_found_by_its_ticket(store: Store) -> None:
     assert await store.grant_by_ticket("another") is None
 
 
-async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(store: Store) -> None:
-    """Who is bound already stays so; who may only be first is refused where somebody is."""
+async def test_bind_first_only_with_other_owner_is_refused(store: Store) -> None:
+    """Binding an owner twice has no effect, and `first_only` is refused if the connection has another owner."""
     stored = await save(store, a_connection())
     for _ in range(2):
         assert await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
@@ -260,8 +258,8 @@ async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(sto
     assert told == [{"owner": "17"}, {"owner": "42"}]
 
 
-async def test_the_counter_tells_who_was_connected_and_bound_last(store: Store) -> None:
-    """A grant of a connection that was there counts as well; a repeated binding does not. Times play no part."""
+async def test_counter_orders_connections_and_bindings(store: Store) -> None:
+    """The counter orders grants and bindings independently of clocks; a repeated binding does not advance it."""
     one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
     assert 0 < one.connected_no < other.connected_no
     again = await save(store, a_connection(1, connected_at=START + SECOND), iat=2)
@@ -275,8 +273,8 @@ async def test_the_counter_tells_who_was_connected_and_bound_last(store: Store) 
     assert after > bindings[one.id]["42"]
 
 
-async def test_nobody_is_bound_to_what_is_gone(store: Store) -> None:
-    """Neither to a connection that was disconnected, nor to one that never was; and who owned it is forgotten."""
+async def test_bind_to_disconnected_connection_is_refused(store: Store) -> None:
+    """A disconnected or unknown connection takes no owner, and a disconnect removes its owners."""
     stored = await save(store, a_connection())
     await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
     assert await store.disconnect(stored, on_request=True)
@@ -286,8 +284,8 @@ async def test_nobody_is_bound_to_what_is_gone(store: Store) -> None:
     assert await store.connections_owned("42") == []
 
 
-async def test_a_vouched_owner_is_bound_with_the_pair(store: Store) -> None:
-    """Committed with the grant's end, also where a later grant's pair was kept; not to what is disconnected."""
+async def test_save_connected_with_owner_binds_owner(store: Store) -> None:
+    """The grant's owner is bound in its transaction, also if the pair is discarded, but not after a disconnect."""
     pair = NewConnection(grant=a_grant(), connection=a_connection(), token_iat=2, owner="42")
     assert await store.save_connected(pair) is not None
     earlier = dataclasses.replace(pair, grant=a_grant("earlier"), token_iat=1, owner="17")
@@ -299,8 +297,8 @@ async def test_a_vouched_owner_is_bound_with_the_pair(store: Store) -> None:
 
 
 @pytest.mark.parametrize("on_request", [True, False])
-async def test_a_grant_from_before_the_owner_left_adds_no_owner(store: Store, *, on_request: bool) -> None:
-    """Nor does one from before the connection was disconnected; a later grant does. Times play no part."""
+async def test_bind_by_grant_before_unbind_is_refused(store: Store, *, on_request: bool) -> None:
+    """A grant from before the owner was unbound, or the connection disconnected, binds no owner; a later grant does."""
     stored = await save(store, a_connection(), iat=1)
     before = (await store.claim_grant(a_grant("before"), now=START)).no
     for owner in ("42", "17"):
@@ -317,8 +315,8 @@ async def test_a_grant_from_before_the_owner_left_adds_no_owner(store: Store, *,
     assert await store.bind(stored.id, owner="7", grant_no=after, first_only=True)
 
 
-async def test_who_leaves_takes_along_what_nobody_else_owns(store: Store) -> None:
-    """His connections alone; those that others own stay as they are. Nothing of it while all is frozen."""
+async def test_unbind_disconnects_connections_without_other_owner(store: Store) -> None:
+    """Unbinding an owner disconnects connections without another owner, and is refused during a freeze."""
     alone, shared, foreign = [await save(store, a_connection(number)) for number in (1, 2, 3)]
     for one in (alone, shared):
         await store.bind(one.id, owner="42", grant_no=1, first_only=False)

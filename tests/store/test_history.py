@@ -1,4 +1,4 @@
-"""What every store promises of events and webhooks."""
+"""Events and webhooks in the store."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 SECOND = timedelta(seconds=1)
 LEASE = timedelta(seconds=60)
 OVER = timedelta(0)
-"""The length of a lease that has ended as it began."""
+"""The length of a lease that ends immediately."""
 
 
 async def _write(store: Store, *accounts: int) -> list[str]:
-    """Write a webhook of each of these accounts' connections."""
+    """Write a webhook for a connection of each account."""
     for account in accounts:
         connection = a_connection(account)
         if await store.connection(connection.id) is None:
@@ -58,16 +58,16 @@ async def _all(store: Store) -> Sequence[QueuedWebhook]:
     return await store.webhooks(limit=99)
 
 
-async def test_webhooks_are_read_in_their_order_page_by_page(store: Store) -> None:
-    """Also those of the same moment."""
+async def test_webhooks_are_listed_in_order_by_page(store: Store) -> None:
+    """Webhooks are listed in order, page by page, also those of one moment."""
     ids = await _write(store, 1, 2, 1)
     first = await store.webhooks(limit=2)
     assert [webhook.id for webhook in first] == ids[:2]
     assert [webhook.id for webhook in await store.webhooks(limit=2, after=first[-1].number)] == ids[2:]
 
 
-async def test_a_webhook_is_one_claimants_until_its_lease_ends(store: Store) -> None:
-    """Whoever looks meanwhile is told when that is."""
+async def test_claim_webhooks_excludes_leased_webhooks(store: Store) -> None:
+    """A leased webhook is not claimed by another process, and the next time is the end of the lease."""
     ids = await _write(store, 1, 2)
     assert await _next(store) == START
     assert await _claim(store, limit=1) == ids[:1]
@@ -78,23 +78,23 @@ async def test_a_webhook_is_one_claimants_until_its_lease_ends(store: Store) -> 
     assert {webhook.tries for webhook in await _all(store)} == {1}
 
 
-async def test_a_webhook_is_anybodys_after_its_lease(store: Store) -> None:
-    """The process that was at it has died, or was stopped for long."""
+async def test_claim_webhooks_after_lease_reclaims_webhook(store: Store) -> None:
+    """Another process claims a webhook after its lease, because its claimant has ended or is stopped."""
     ids = await _write(store, 1, 2)
     assert await _claim(store, length=OVER) == sorted(ids)
     assert await _claim(store, lease="lease-2") == sorted(ids)
     assert {webhook.tries for webhook in await _all(store)} == {2}
 
 
-async def test_a_lease_of_a_clock_that_was_ahead_is_over(store: Store) -> None:
-    """Nobody waits for days because somebody's clock was wrong."""
+async def test_claim_webhooks_with_lease_in_far_future_reclaims_webhook(store: Store) -> None:
+    """A lease longer than usual, set by a wrong clock, counts as ended."""
     ids = await _write(store, 1)
     assert await _claim(store, length=DAY) == ids
     assert await _claim(store, length=LEASE) == ids
 
 
-async def test_the_first_of_a_connection_that_is_not_dead_lettered_is_due(store: Store) -> None:
-    """The next waits for its delivery, or for its end."""
+async def test_claim_webhooks_returns_first_pending_per_connection(store: Store) -> None:
+    """Each connection's webhooks are claimed in order: the next after the delivery or dead-lettering of the first."""
     one, two, three = await _write(store, 1, 1, 1)
     assert await _claim(store) == [one]
     assert await _fail(store, one, again=START + 5 * SECOND)
@@ -109,8 +109,8 @@ async def test_the_first_of_a_connection_that_is_not_dead_lettered_is_due(store:
     assert await _next(store) is None
 
 
-async def test_only_the_latest_claimant_says_what_became_of_it(store: Store) -> None:
-    """But whoever has delivered it, has."""
+async def test_webhook_result_of_earlier_claimant_is_refused_unless_delivered(store: Store) -> None:
+    """A failure is stored only for the latest claim, but a delivery for any claim, once."""
     [webhook] = await _write(store, 1)
     await _claim(store, length=OVER)
     await _claim(store, lease="lease-2")
@@ -122,8 +122,8 @@ async def test_only_the_latest_claimant_says_what_became_of_it(store: Store) -> 
     assert "webhook.dead_lettered" not in {event.name for event in await store.events(limit=9)}
 
 
-async def test_what_is_dead_lettered_begins_anew_where_it_is_asked_for(store: Store) -> None:
-    """One by its id, or all that are dead-lettered; what waits can be hurried, and keeps its count."""
+async def test_retry_webhooks_requeues_dead_lettered_and_waiting(store: Store) -> None:
+    """A retry by id, or of all dead-lettered webhooks, resets their tries; a waiting webhook keeps its count."""
     one, two, three = await _write(store, 1, 2, 3)
     await _claim(store)
     assert await _fail(store, one)
@@ -140,8 +140,8 @@ async def test_what_is_dead_lettered_begins_anew_where_it_is_asked_for(store: St
     assert {webhook.id: webhook.tries for webhook in await _all(store)} == {one: 1, two: 1, three: 2}
 
 
-async def test_whoever_delivers_is_told_of_what_is_committed(store: Store) -> None:
-    """Of a webhook, and of one that is to be tried again; of nothing that was not written."""
+async def test_on_webhook_runs_after_commit_with_webhook(store: Store) -> None:
+    """The callback runs after a commit of a webhook and after a retry, and not if nothing was written."""
     told: list[int] = []
     await _write(store, 1)
     store.on_webhook(lambda: told.append(1))
@@ -156,10 +156,8 @@ async def test_whoever_delivers_is_told_of_what_is_committed(store: Store) -> No
     assert len(told) == 2
 
 
-async def test_webhooks_are_kept_for_a_week_and_for_a_month_where_somebody_delivers_them(
-    store: Store, clock: FakeClock
-) -> None:
-    """Those that were given up always for a month, from then on."""
+async def test_forget_webhooks_after_month(store: Store, clock: FakeClock) -> None:
+    """Webhooks are kept for a month, dead-lettered ones for a month from then."""
     dead_lettered, waiting = await _write(store, 1, 2)
     clock.advance(DAY.total_seconds())
     await _claim(store, limit=1)
@@ -183,8 +181,8 @@ async def test_history_without_receiver_stores_no_webhooks(store: Store) -> None
     assert [event.name for event in await store.events(limit=1)] == ["connection.moved"]
 
 
-async def test_a_clock_that_went_back_puts_no_webhook_off(store: Store) -> None:
-    """What was to be tried later is due, and is not older than it was."""
+async def test_clock_moved_back_keeps_webhook_due(store: Store) -> None:
+    """If the clock is moved back, a webhook's times are moved with it and its next try is due."""
     if store.has_shared_clock:
         pytest.skip("one instance's clock must not shift the others' times")
     [webhook] = await _write(store, 1)
@@ -203,8 +201,8 @@ def _happened(connection: Connection, name: str = "connection.moved", **fields: 
     return Event(name=name, connection_id=connection.id, fields={"reason": None, **fields})
 
 
-async def test_a_change_and_its_events_are_one(store: Store) -> None:
-    """Whoever finds the change finds what it was; what was not changed was not told."""
+async def test_event_is_stored_with_its_change(store: Store) -> None:
+    """An event is stored in the transaction of its change, and not if nothing has changed."""
     stored = await save(store, a_connection())
     event = _happened(stored, "refresh.failed", status=503, at=START, trigger=RefreshTrigger.SCHEDULE)
     assert await store.save_failure(a_failure(stored), events=[event]) is None
@@ -216,8 +214,8 @@ async def test_a_change_and_its_events_are_one(store: Store) -> None:
     assert told.details == {"status": 503, "at": "2026-11-23T12:00:00Z", "trigger": "schedule"}
 
 
-async def test_events_are_read_newest_first_page_by_page(store: Store) -> None:
-    """Of all, or of one connection, each once."""
+async def test_events_are_listed_newest_first_by_page(store: Store) -> None:
+    """Events of all connections or of one are listed newest first, page by page."""
     one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
     for number in range(6):
         await store.record(_happened(other if number % 3 == 0 else one, number=number))
@@ -233,8 +231,8 @@ async def test_events_are_read_newest_first_page_by_page(store: Store) -> None:
     assert await pages("unknown") == []
 
 
-async def test_old_events_are_forgotten_in_steps(store: Store, clock: FakeClock) -> None:
-    """After ninety days, a thousand at once; younger ones stay."""
+async def test_forget_deletes_old_events_in_batches(store: Store, clock: FakeClock) -> None:
+    """Events older than ninety days are deleted, a thousand per call."""
     stored = await save(store, a_connection())
     for number in range(1002):
         await store.record(_happened(stored, number=number))
@@ -246,8 +244,8 @@ async def test_old_events_are_forgotten_in_steps(store: Store, clock: FakeClock)
 
 
 @pytest.mark.parametrize("name", sorted(WEBHOOK_EVENTS))
-async def test_a_change_that_others_are_notified_of_is_stored_with_its_webhook(store: Store, name: str) -> None:
-    """Committed with the change, or not at all, each under a name of its own, and without a secret."""
+async def test_webhook_is_stored_with_its_change(store: Store, name: str) -> None:
+    """A webhook is stored in the transaction of its change, with its own id and without secrets."""
     stored = await save(store, a_connection())
     for _ in range(2):
         stored = await now(store, stored)

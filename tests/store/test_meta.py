@@ -1,4 +1,4 @@
-"""The store's own state, its statistics, and the encrypted records of every table."""
+"""The store's metadata and statistics, and encrypted records of every table."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ if TYPE_CHECKING:
     from amo_callback.stats import StoreStats
     from amo_callback.store import Store
     from tests.fakes import FakeClock
-    from tests.store.conftest import Beside
+    from tests.store.conftest import OpenAs
 
 MINUTE = timedelta(minutes=1)
 
 
-async def _survey(store: Store, *, after: timedelta = timedelta(0)) -> StoreStats:
+async def _stats(store: Store, *, after: timedelta = timedelta(0)) -> StoreStats:
     return await store.stats(now=START + after, late=START + after - 5 * MINUTE)
 
 
-async def _given_up(store: Store, number: int, reason: Reason) -> None:
+async def _fail_terminally(store: Store, number: int, reason: Reason) -> None:
     stored = await save(store, a_connection(number))
     await store.claim(a_claim(stored))
     await store.save_failure(a_failure(stored, status=Status.NEEDS_REAUTH, reason=reason, next_refresh_at=None))
 
 
-async def test_an_empty_store_has_nothing_to_tell(store: Store) -> None:
-    """Zeros, and no moments."""
-    assert await _survey(store) == some_stats(active=0, fresh=0, next_expiry=None, next_deadline=None)
+async def test_stats_of_empty_store_are_zero(store: Store) -> None:
+    """The statistics of an empty store are zeros without times."""
+    assert await _stats(store) == some_stats(active=0, fresh=0, next_expiry=None, next_deadline=None)
 
 
-async def test_connections_are_counted_by_status_and_reason(store: Store) -> None:
-    """Each is counted once, and those that were given up by why."""
+async def test_stats_count_connections_by_status_and_reason(store: Store) -> None:
+    """Each connection is counted once, and terminal failures by reason."""
     for number in (1, 2):
         await save(store, a_connection(number))
     for number, reason in ((3, Reason.REVOKED), (4, Reason.REVOKED), (5, Reason.IN_DOUBT)):
-        await _given_up(store, number, reason)
+        await _fail_terminally(store, number, reason)
     gone = await save(store, a_connection(6))
     await store.disconnect(gone, on_request=True)
-    found = await _survey(store)
+    found = await _stats(store)
     assert (found.active, found.fresh, found.disconnected) == (2, 2, 1)
     assert {reason: number for reason, number in found.needs_reauth.items() if number} == {
         Reason.REVOKED: 2,
@@ -70,19 +70,19 @@ async def test_connections_are_counted_by_status_and_reason(store: Store) -> Non
     }
 
 
-async def test_refused_hosts_are_counted_until_they_are_tried_again(store: Store) -> None:
-    """All of them are due at once then, except what is due never: a token without a refresh token."""
+async def test_stats_count_refused_hosts_until_retry(store: Store) -> None:
+    """A retry makes connections of refused hosts due at once, unless they have no refresh token."""
     for number in (1, 2, 3):
         await save(store, a_connection(number))
     await save(store, a_connection(4, next_refresh_at=None, refresh_expires_at=None))
-    await _given_up(store, 5, Reason.REVOKED)
+    await _fail_terminally(store, 5, Reason.REVOKED)
     for number, error in ((1, "host_not_allowed"), (2, "host_not_allowed"), (3, "no_answer"), (4, "host_not_allowed")):
         again = None if number == 4 else START + 20 * DAY
         assert await store.postpone(await now(store, a_connection(number)), last_error=error, next_refresh_at=again)
-    assert (await _survey(store)).hosts_not_allowed == 3
+    assert (await _stats(store)).hosts_not_allowed == 3
     later = START + DAY / 4
     await store.retry_hosts(now=later)
-    assert (await _survey(store)).hosts_not_allowed == 0
+    assert (await _stats(store)).hosts_not_allowed == 0
     found = [await now(store, a_connection(number)) for number in (1, 2, 3, 4)]
     assert [(one.last_error, one.next_refresh_at) for one in found] == [
         (None, later),
@@ -92,12 +92,12 @@ async def test_refused_hosts_are_counted_until_they_are_tried_again(store: Store
     ]
 
 
-async def test_the_nearest_ends_are_those_of_active_connections(store: Store) -> None:
-    """Whoever was given up has none that could be kept."""
+async def test_stats_next_expiry_and_deadline_are_of_active_connections(store: Store) -> None:
+    """The next expiry and deadline ignore connections that are not active."""
     await save(store, a_connection(1, access_expires_at=START + 3 * DAY, refresh_expires_at=START + 50 * DAY))
     await save(store, a_connection(2, access_expires_at=START + 2 * DAY, refresh_expires_at=START + 60 * DAY))
-    await _given_up(store, 3, Reason.REVOKED)
-    found = await _survey(store)
+    await _fail_terminally(store, 3, Reason.REVOKED)
+    found = await _stats(store)
     assert (found.next_expiry, found.next_deadline) == (START + 2 * DAY, START + 50 * DAY)
 
 
@@ -112,39 +112,39 @@ async def test_the_nearest_ends_are_those_of_active_connections(store: Store) ->
     ],
     ids=["before", "due", "soon", "late", "expired"],
 )
-async def test_what_is_due_becomes_overdue_and_then_expires(
+async def test_stats_due_connection_becomes_overdue_and_expired(
     store: Store, after: timedelta, due: int, overdue: int, fresh: int, expired: int
 ) -> None:
-    """A refresh is overdue five minutes after it came due, and a token expired with its last second."""
+    """A refresh is overdue five minutes after its due time, and a token expires with its last second."""
     await save(store, a_connection())
-    found = await _survey(store, after=after)
+    found = await _stats(store, after=after)
     assert (found.due, found.overdue, found.fresh, found.expired) == (due, overdue, fresh, expired)
 
 
-async def test_what_is_frozen_is_not_due(store: Store) -> None:
-    """One by one, it is not missed either; all of them, their tokens expire, and that is told."""
+async def test_stats_frozen_connections_are_not_due(store: Store) -> None:
+    """A frozen connection is not due; a freeze of all leaves only the expired ones counted."""
     stored = await save(store, a_connection(1))
     await save(store, a_connection(2))
     await store.freeze(stored.id, at=START)
-    found = await _survey(store, after=2 * DAY)
+    found = await _stats(store, after=2 * DAY)
     assert (found.active, found.due, found.overdue, found.expired) == (2, 1, 1, 1)
     await store.freeze_all(why="a test")
-    found = await _survey(store, after=2 * DAY)
+    found = await _stats(store, after=2 * DAY)
     assert (found.active, found.due, found.overdue, found.expired) == (2, 0, 0, 1)
 
 
-async def test_webhooks_wait_or_are_dead_lettered(store: Store, clock: FakeClock) -> None:
-    """They are counted apart, and of those that wait the oldest is told."""
+async def test_stats_count_waiting_and_dead_lettered_webhooks(store: Store, clock: FakeClock) -> None:
+    """Waiting and dead-lettered webhooks are counted separately, with the time of the oldest waiting one."""
     stored = await save(store, a_connection())
     for _ in range(2):
         await store.mark_in_doubt(await now(store, stored), events=[_change(stored.id)])
         clock.advance(60)
-    found = await _survey(store)
+    found = await _stats(store)
     assert (found.waiting, found.waiting_since, found.dead_lettered) == (2, START, 0)
     [webhook] = await store.claim_webhooks(now=START, length=MINUTE, lease="lease", limit=1)
     failed: Any = FailedDelivery(id=webhook.id, lease="lease", error="status_500", next_try_at=None)
     await store.webhook_failed(failed)
-    found = await _survey(store)
+    found = await _stats(store)
     assert (found.waiting, found.dead_lettered) == (1, 1)
 
 
@@ -167,8 +167,8 @@ async def _one(store: Store, kind: RecordKind) -> EncryptedRecord:
 
 
 @pytest.mark.parametrize("kind", STORED)
-async def test_the_bytes_that_were_read_are_replaced_and_no_others(store: Store, kind: RecordKind) -> None:
-    """Once: whoever read the same before is told that his are gone."""
+async def test_reencrypt_replaces_only_bytes_that_were_read(store: Store, kind: RecordKind) -> None:
+    """Re-encryption replaces a record only if its bytes are as read, and returns the others."""
     await _fill(store)
     read = await _one(store, kind)
     assert read.content == b"sealed"
@@ -178,8 +178,8 @@ async def test_the_bytes_that_were_read_are_replaced_and_no_others(store: Store,
     assert (await _one(store, kind)).content == b"another"
 
 
-async def test_all_that_is_sealed_is_counted_and_read_page_by_page(store: Store) -> None:
-    """Each once, by its name; what holds nothing sealed is not among it."""
+async def test_sealed_lists_every_encrypted_record_by_page(store: Store) -> None:
+    """Every encrypted record is counted and listed once by name; records without content are not."""
     await _fill(store)
     for number in range(2, 6):
         await save(store, a_connection(number))
@@ -189,14 +189,14 @@ async def test_all_that_is_sealed_is_counted_and_read_page_by_page(store: Store)
     while page := await store.sealed(RecordKind.CONNECTION, after=found[-1].name if found else "", limit=3):
         found += page
     assert [one.name for one in found] == sorted(a_connection(number).id for number in range(1, 5))
-    assert await store.count_sealed() == 4 + 5 + 1 + 1  # the disconnected one's grant is known yet
+    assert await store.count_sealed() == 4 + 5 + 1 + 1  # the grant of the disconnected connection is still stored
     await store.prune(now=START + DAY, keep=10 * DAY.total_seconds())
     assert await store.count_sealed() == 4 + 1
     assert [await store.sealed(kind, after="", limit=10) for kind in (RecordKind.GRANT, RecordKind.STATE)] == [[], []]
 
 
-async def test_a_pair_under_another_key_is_the_same_pair(store: Store) -> None:
-    """Its version stays, so a refresh that is on its way is stored over it; that the row is another one is told."""
+async def test_reencrypt_keeps_pair_version_and_changes_row_version(store: Store) -> None:
+    """Re-encryption keeps the pair version, so a refresh in progress can be stored, and publishes the changed row."""
     stored = await save(store, a_connection())
     heard: list[ChangeNotice] = []
     store.subscribe(heard.append)
@@ -208,8 +208,8 @@ async def test_a_pair_under_another_key_is_the_same_pair(store: Store) -> None:
     assert refreshed.sealed_pair == b"sealed again"
 
 
-async def test_a_page_is_replaced_as_one_and_what_changed_is_left(store: Store) -> None:
-    """Of a page, all but what somebody has written meanwhile."""
+async def test_reencrypt_of_page_skips_changed_records(store: Store) -> None:
+    """A page is re-encrypted in one transaction, except for records changed in between."""
     for number in (1, 2, 3):
         await save(store, a_connection(number))
     page = await store.sealed(RecordKind.CONNECTION, after="", limit=10)
@@ -221,10 +221,10 @@ async def test_a_page_is_replaced_as_one_and_what_changed_is_left(store: Store) 
     assert await now(store, other) == refreshed
 
 
-async def test_other_processes_see_that_something_has_changed(store: Store, beside: Beside) -> None:
-    """Whoever remembers connections looks at them again: he has heard of it, or is told that he may not have."""
+async def test_other_process_detects_change(store: Store, open_as: OpenAs) -> None:
+    """Another process receives the change or detects a new data version, and reads its connections again."""
     await _fill(store)
-    async with beside("other") as other:
+    async with open_as("other") as other:
         heard: list[ChangeNotice] = []
         other.subscribe(heard.append)
         before = await other.data_version()
@@ -234,8 +234,8 @@ async def test_other_processes_see_that_something_has_changed(store: Store, besi
         assert missed or [changed.connections for changed in heard] == [frozenset({read.name})]
 
 
-async def test_a_page_that_cannot_be_written_is_left_whole(store: Store) -> None:
-    """Content that is no bytes at all stands for whatever fails in the middle of one."""
+async def test_reencrypt_failure_leaves_page_unchanged(store: Store) -> None:
+    """A failure in the middle of a page changes none of its records."""
     for number in (1, 2):
         await save(store, a_connection(number))
     page = await store.sealed(RecordKind.CONNECTION, after="", limit=10)
@@ -254,14 +254,14 @@ OVER = timedelta(0)
 # --- freezing, blocks and time ------------------------------------------------------------
 
 
-async def test_the_canary_is_the_first_one(store: Store) -> None:
-    """A store keeps the canary it was born with."""
+async def test_canary_first_value_is_kept(store: Store) -> None:
+    """The store keeps its first canary."""
     assert await store.canary(b"first") == b"first"
     assert await store.canary(b"second") == b"first"
 
 
-async def test_what_is_frozen_is_not_due_not_probed_and_not_claimed(store: Store) -> None:
-    """One, or all: nothing is found to be refreshed, and a claim of what was read before is refused."""
+async def test_freeze_excludes_connections_from_due_probe_and_claim(store: Store) -> None:
+    """A frozen connection, or all, is not due, not probed and not claimed until the thaw."""
     one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
     late = START + 2 * DAY
     assert await store.freeze(one.id, at=START)
@@ -286,8 +286,8 @@ async def test_what_is_frozen_is_not_due_not_probed_and_not_claimed(store: Store
     assert await store.claim(a_claim(await now(store, one))) is not None
 
 
-async def test_open_attempts_can_be_waited_for(store: Store) -> None:
-    """Before anything is moved: what is in flight, and which codes are being exchanged."""
+async def test_attempts_lists_open_refreshes_and_exchanges(store: Store) -> None:
+    """Open refresh attempts and exchanges are listed, so that an operator can wait for them before a move."""
     one, _ = await save(store, a_connection(1)), await save(store, a_connection(2))
     claimed = await store.claim(a_claim(one))
     begun = await store.claim_grant(a_grant("new"), now=START)
@@ -299,8 +299,8 @@ async def test_open_attempts_can_be_waited_for(store: Store) -> None:
     assert begun not in await store.exchanging(now=START)
 
 
-async def test_a_disconnected_connection_is_not_frozen_any_more(store: Store) -> None:
-    """A new grant of the same account begins afresh."""
+async def test_disconnect_ends_freeze_of_connection(store: Store) -> None:
+    """A disconnect ends a connection's freeze, so that a new grant is not frozen."""
     stored = await save(store, a_connection())
     await store.freeze(stored.id, at=START)
     assert await store.disconnect(await now(store, stored), on_request=True)
@@ -308,23 +308,23 @@ async def test_a_disconnected_connection_is_not_frozen_any_more(store: Store) ->
     assert not await store.freeze(stored.id, at=START)
 
 
-async def test_a_file_knows_where_it_lives(store: Store) -> None:
-    """The first to ask is at home; from another place it is frozen, until it is thawed there."""
+async def test_check_machine_freezes_database_of_another_machine(store: Store) -> None:
+    """A SQLite database opened on another machine is frozen until it is thawed there."""
     if store.has_shared_clock:
-        pytest.skip("where a server is, the server tells")
+        pytest.skip("a server identifies itself")
     assert await store.check_machine("here") is None
     assert await store.check_machine("here") is None
-    may_be_copy = present(await store.check_machine("there"))
-    assert may_be_copy.why.startswith("the database was last used at another location")
-    assert await store.check_machine("here") == may_be_copy
+    frozen = present(await store.check_machine("there"))
+    assert frozen.why.startswith("the database was last used at another location")
+    assert await store.check_machine("here") == frozen
     await store.thaw_all(machine="there")
     assert await store.check_machine("there") is None
 
 
-async def test_a_probe_is_reserved_by_one_of_two_processes(store: Store, beside: Beside) -> None:
-    """Nothing leaves before its time by the store's clock, and then one reservation holds, whoever comes first."""
+async def test_take_amo_probe_concurrent_processes_reserve_one(store: Store, open_as: OpenAs) -> None:
+    """After the probe's time by the store's clock, one of several concurrent reservations succeeds."""
     await store.begin_amo_block("shown", probe_every=OVER)
-    async with beside("two") as other:
+    async with open_as("two") as other:
         taken = await asyncio.gather(
             *(one.take_amo_probe(name, every=DAY) for one in (store, other) for name in ("a", "b"))
         )
@@ -335,16 +335,16 @@ async def test_a_probe_is_reserved_by_one_of_two_processes(store: Store, beside:
     assert block.probed in {("shown", "a"), ("shown", "b")}
 
 
-async def test_an_exchange_is_reserved_apart_from_the_probe(store: Store) -> None:
-    """The first may leave at once, while the probe has to wait, and the second has to wait, too."""
+async def test_take_amo_exchange_is_reserved_separately_from_probe(store: Store) -> None:
+    """The first exchange may be sent at once while the probe waits; the second waits, too."""
     await store.begin_amo_block("shown", probe_every=DAY)
     assert not await store.take_amo_probe("a", every=DAY)
     assert await store.take_amo_exchange(every=DAY)
     assert not await store.take_amo_exchange(every=DAY)
 
 
-async def test_a_connection_that_is_probed_again_begins_a_new_round(store: Store) -> None:
-    """By then each of the others has been probed."""
+async def test_take_amo_probe_of_probed_connection_begins_new_round(store: Store) -> None:
+    """A second probe of a connection begins a new round, because all others have been probed."""
     await store.begin_amo_block("a", probe_every=OVER)
     for name, probed in (("b", ("a", "b")), ("a", ("a",))):
         assert await store.take_amo_probe(name, every=OVER)
@@ -352,8 +352,8 @@ async def test_a_connection_that_is_probed_again_begins_a_new_round(store: Store
         assert block.probed == probed
 
 
-async def test_a_block_begins_and_ends_once(store: Store) -> None:
-    """The second process changes nothing; the history has one event for each, and without a block all may leave."""
+async def test_amo_block_begins_and_ends_once(store: Store) -> None:
+    """A second begin or end changes nothing; the history has one event of each, and then requests are free."""
     await store.begin_amo_block("a", probe_every=DAY)
     begun = await store.amo_block()
     await store.begin_amo_block("b", probe_every=OVER)
@@ -367,8 +367,8 @@ async def test_a_block_begins_and_ends_once(store: Store) -> None:
     assert names == ["amo_blocked.ended", "amo_blocked.started"]
 
 
-async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) -> None:
-    """Ages stay, all is due, and what happened is not yet to come."""
+async def test_clock_moved_back_shifts_stored_times(store: Store) -> None:
+    """If the clock is moved back, stored times move with it: ages stay and all refreshes are due."""
     if store.has_shared_clock:
         pytest.skip("one instance's clock must not shift the others' times")
     stored = await save(store, a_connection())
@@ -387,8 +387,8 @@ async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) 
     assert await store.record_time(now=lambda: START - DAY) == timedelta(0)
 
 
-async def test_a_clock_that_went_back_does_not_put_off_the_next_probe(store: Store) -> None:
-    """The time until the next probe and the next exchange stays as long as it was."""
+async def test_clock_moved_back_keeps_wait_for_next_probe(store: Store) -> None:
+    """If the clock is moved back, the wait for the next probe and exchange does not change."""
     if store.has_shared_clock:
         pytest.skip("the database's own clock decides")
     await store.begin_amo_block("a", probe_every=DAY)

@@ -1,4 +1,4 @@
-"""A store that is opened to be read alone."""
+"""Stores opened read-only, and databases that cannot be opened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from amo_callback.store import Store
     from tests.postgres import WrittenClock
-    from tests.store.conftest import Beside
+    from tests.store.conftest import OpenAs
 
     Reading = AbstractAsyncContextManager[Store]
 
@@ -30,25 +30,25 @@ NAME = "amo-callback.db"
 
 
 @pytest.fixture
-def reading(either: str, tmp_path: Path, clock: WrittenClock) -> Reading:
-    """Return the database, to be opened read-only."""
-    return open_store(either, folder=tmp_path, clock=clock, read_only=True)
+def reading(database_url: str, tmp_path: Path, clock: WrittenClock) -> Reading:
+    """Return the read-only store, not yet opened."""
+    return open_store(database_url, folder=tmp_path, clock=clock, read_only=True)
 
 
-async def _run(either: str, folder: Path, on_sqlite: str, on_postgres: str) -> None:
-    if either.startswith("sqlite:"):
+async def _run(database_url: str, folder: Path, on_sqlite: str, on_postgres: str) -> None:
+    if database_url.startswith("sqlite:"):
         with closing(sqlite3.connect(folder / NAME)) as database, database:
             database.execute(on_sqlite)
         return
-    async with connected(either) as connection:
+    async with connected(database_url) as connection:
         await connection.execute(on_postgres)
 
 
-async def test_what_is_stored_can_be_read_and_not_written(
-    beside: Beside, reading: AbstractAsyncContextManager[Store]
+async def test_read_only_store_reads_and_refuses_writes(
+    open_as: OpenAs, reading: AbstractAsyncContextManager[Store]
 ) -> None:
-    """Each write fails, whatever it would do."""
-    async with beside("one") as store:
+    """A read-only store reads everything and fails each write."""
+    async with open_as("one") as store:
         stored = await save(store, a_connection())
         await store.canary(b"canary")
         await store.check_machine("here")
@@ -63,20 +63,22 @@ async def test_what_is_stored_can_be_read_and_not_written(
         assert await store.frozen() is None
 
 
-async def test_beside_a_service_what_that_writes_is_read(
+async def test_read_only_store_sees_writes_of_running_service(
     store: Store, reading: AbstractAsyncContextManager[Store]
 ) -> None:
-    """The service goes on writing."""
+    """A read-only store beside a running service reads what the service writes."""
     async with reading as other:
         stored = await save(store, a_connection())
         assert await other.connection(stored.id) == stored
 
 
-async def test_no_file_is_left_behind(beside: Beside, reading: Reading, either: str, tmp_path: Path) -> None:
-    """Where no service runs, nothing would remove the files of the write-ahead log."""
-    if not either.startswith("sqlite:"):
+async def test_read_only_store_leaves_no_file(
+    open_as: OpenAs, reading: Reading, database_url: str, tmp_path: Path
+) -> None:
+    """A read-only store leaves no WAL files, because no service would remove them."""
+    if not database_url.startswith("sqlite:"):
         pytest.skip("a server has files of its own")
-    async with beside("one") as store:
+    async with open_as("one") as store:
         await save(store, a_connection())
     before = (tmp_path / NAME).read_bytes()
     async with reading as store:
@@ -86,33 +88,34 @@ async def test_no_file_is_left_behind(beside: Beside, reading: Reading, either: 
 
 
 @pytest.mark.parametrize(("step", "read_only"), [(-2, True), (1, True), (1, False)])
-async def test_another_schema_is_refused(
-    beside: Beside, either: str, tmp_path: Path, clock: WrittenClock, step: int, *, read_only: bool
+async def test_open_other_schema_is_refused(
+    open_as: OpenAs, database_url: str, tmp_path: Path, clock: WrittenClock, step: int, *, read_only: bool
 ) -> None:
-    """The error names both versions, and nothing is upgraded; only for reading, an older one is refused, too."""
-    async with beside("one"):
+    """The error names both schema versions, and nothing is upgraded; read-only, an older schema is refused, too."""
+    async with open_as("one"):
         pass
-    known = latest_schema(Engine.SQLITE if either.startswith("sqlite:") else Engine.POSTGRES)
+    known = latest_schema(Engine.SQLITE if database_url.startswith("sqlite:") else Engine.POSTGRES)
     version = known + step
-    await _run(either, tmp_path, f"PRAGMA user_version = {version}", f"UPDATE schema_version SET version = {version}")  # noqa: S608 -- because it is a number
+    on_postgres = f"UPDATE schema_version SET version = {version}"  # noqa: S608 -- a number
+    await _run(database_url, tmp_path, f"PRAGMA user_version = {version}", on_postgres)
     with pytest.raises(OtherSchema, match=rf"\(schema {version}, known here: {known}\)"):
-        async with open_store(either, folder=tmp_path, clock=clock, read_only=read_only):
+        async with open_store(database_url, folder=tmp_path, clock=clock, read_only=read_only):
             pass
 
 
 @pytest.mark.parametrize("read_only", [True, False])
-async def test_somebody_elses_database_is_refused(
-    either: str, tmp_path: Path, clock: WrittenClock, *, read_only: bool
+async def test_open_foreign_database_is_refused(
+    database_url: str, tmp_path: Path, clock: WrittenClock, *, read_only: bool
 ) -> None:
-    """Whatever its tables are named, they are not ours to migrate."""
-    await _run(either, tmp_path, *["CREATE TABLE connections (id INTEGER)"] * 2)
+    """A database with another program's tables is refused and not migrated, whatever their names."""
+    await _run(database_url, tmp_path, *["CREATE TABLE connections (id INTEGER)"] * 2)
     with pytest.raises(ConfigurationError, match="contains something else"):
-        async with open_store(either, folder=tmp_path, clock=clock, read_only=read_only):
+        async with open_store(database_url, folder=tmp_path, clock=clock, read_only=read_only):
             pass
 
 
-async def test_no_database_is_made(reading: Reading, tmp_path: Path) -> None:
-    """Not where there is no file, and no tables in an empty database."""
+async def test_read_only_store_creates_no_database(reading: Reading, tmp_path: Path) -> None:
+    """A read-only store creates neither a file nor tables."""
     with pytest.raises(ConfigurationError):
         async with reading:
             pass

@@ -1,4 +1,4 @@
-"""PgBouncer in front of PostgreSQL: in session mode the store works, in any other it says why it does not start."""
+"""PgBouncer in front of PostgreSQL: the store runs in session mode and refuses other modes at the start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.postgres import GIVEN, why_not, with_option
 if (why := why_not() or why_no_pgbouncer()) is not None:
     pytest.skip(why, allow_module_level=True)
 if GIVEN in os.environ:
-    pytest.skip("a server that was given is not ours to pool", allow_module_level=True)
+    pytest.skip("a given server cannot be put behind a pooler", allow_module_level=True)
 
 import asyncpg
 
@@ -38,8 +38,8 @@ async def direct(postgres: Databases) -> AsyncIterator[str]:
         yield url
 
 
-async def test_a_server_without_a_pooler_is_told_from_one_with(direct: str) -> None:
-    """Nothing but the server is in between."""
+async def test_find_pooling_without_pooler_is_none(direct: str) -> None:
+    """A direct connection to the server is found to have no pooler."""
     assert await find_pooling(direct) is Pooling.NONE
 
 
@@ -52,17 +52,15 @@ async def test_a_server_without_a_pooler_is_told_from_one_with(direct: str) -> N
     ],
 )
 @pytest.mark.parametrize("options", ["", "server_round_robin = 1"], ids=["last", "round robin"])
-async def test_how_a_pooler_pools_is_found_while_nobody_else_uses_it(
-    mode: str, pooling: Pooling, options: str, direct: str
-) -> None:
-    """It is asked three times, since what was asked before has left it connections to the server."""
+async def test_find_pooling_of_idle_pooler_finds_mode(mode: str, pooling: Pooling, options: str, direct: str) -> None:
+    """The pooling mode is found three times in a row, as each query leaves server connections to the pooler."""
     with pooled(direct, mode=mode, options=options) as url:
         assert [await find_pooling(url) for _ in range(3)] == [pooling] * 3
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
-async def test_how_a_pooler_pools_is_found_while_others_use_it(mode: str, direct: str) -> None:
-    """Several connections to the server are at hand, and some are in use."""
+async def test_find_pooling_of_busy_pooler_finds_mode(mode: str, direct: str) -> None:
+    """The pooling mode is found while other clients use some of the server connections."""
     with pooled(direct, mode=mode) as url:
         async with AsyncExitStack() as stack:
             clients = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(8)]
@@ -74,15 +72,15 @@ async def test_how_a_pooler_pools_is_found_while_others_use_it(mode: str, direct
             assert await find_pooling(url) is Pooling(mode)
 
 
-async def test_a_pooler_without_room_is_not_taken_for_one_of_transactions(direct: str) -> None:
-    """In session mode one client has the only connection: whoever comes after it waits in vain."""
+async def test_find_pooling_of_exhausted_session_pooler_is_session(direct: str) -> None:
+    """A session pooler without a free server connection is not taken for a transaction pooler."""
     with pooled(direct, mode="session", size=1) as url:
         assert await find_pooling(url, wait_limit=1.0) is Pooling.SESSION
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
-async def test_a_pooler_of_transactions_stops_the_start_by_its_name(mode: str, direct: str, tmp_path: Path) -> None:
-    """Nothing of ours is in the database by then, and no session's parameters are another client's."""
+async def test_open_store_through_transaction_pooler_is_refused(mode: str, direct: str, tmp_path: Path) -> None:
+    """The error names PgBouncer; no table is created and no other client's session parameter is changed."""
     with pooled(direct, mode=mode) as url:
         with pytest.raises(ConfigurationError, match=r"PgBouncer.*set pool_mode = session.*or connect to the server"):
             async with open_store(url, folder=tmp_path, clock=SystemClock()):
@@ -95,8 +93,8 @@ async def test_a_pooler_of_transactions_stops_the_start_by_its_name(mode: str, d
     await client.close()
 
 
-async def test_a_server_behind_a_pooler_of_transactions_is_not_asked_about_itself(direct: str) -> None:
-    """The error says what to do, and the connections of other clients stay as they were."""
+async def test_read_server_through_transaction_pooler_is_refused(direct: str) -> None:
+    """The error names the fix, and other clients' connections are not changed."""
     with pooled(direct, mode="transaction") as url:
         with pytest.raises(ConfigurationError) as raised:
             await read_server(url, wait_limit=WAIT_LIMIT, clock=SystemClock())
@@ -107,8 +105,8 @@ async def test_a_server_behind_a_pooler_of_transactions_is_not_asked_about_itsel
     assert str(raised.value).endswith(USE_SESSIONS)
 
 
-async def test_a_pooler_of_sessions_is_worked_through(direct: str, tmp_path: Path) -> None:
-    """Nothing need be set there: what a session relies on is set once it has connected."""
+async def test_open_store_through_session_pooler_succeeds(direct: str, tmp_path: Path) -> None:
+    """A session pooler needs no settings, because session parameters are set after the connect."""
     with pooled(direct, mode="session") as url:
         async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
             stored = await save(store, a_connection())
@@ -119,8 +117,8 @@ async def test_a_pooler_of_sessions_is_worked_through(direct: str, tmp_path: Pat
             await client.close()
 
 
-async def test_a_parameter_that_the_pooler_does_not_take_is_named(direct: str, tmp_path: Path) -> None:
-    """One that the URL names is sent as the client connects."""
+async def test_open_store_with_parameter_refused_by_pooler_names_setting(direct: str, tmp_path: Path) -> None:
+    """A parameter of the URL that PgBouncer refuses at the connect is reported with its setting."""
     named = pytest.raises(ConfigurationError, match=r"PgBouncer.*ignore_startup_parameters")
     with pooled(direct, mode="session") as url, named:
         async with open_store(with_option(url, "lock_timeout=1000"), folder=tmp_path, clock=SystemClock()):

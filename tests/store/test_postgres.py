@@ -1,4 +1,4 @@
-"""PostgreSQL's own ways: its clock, its locks, what instances hear of each other, and how it can be away."""
+"""PostgreSQL's clock, locks and notifications, and an unavailable server."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def opened(url: str, process: str = "one") -> AbstractAsyncContextManager[Store]
 # --- schema --------------------------------------------------------------------------------------
 
 
-async def test_the_engine_takes_every_statement(url: str) -> None:
-    """Also those that are run on bad days only."""
+async def test_statements_are_valid_in_postgres(url: str) -> None:
+    """PostgreSQL prepares every statement, also the rarely used ones."""
     async with opened(url), connected(url) as connection:
         for statement in load_statements(Engine.POSTGRES).values():
             await connection.prepare(statement.text)
 
 
-async def test_a_fresh_schema_equals_a_migrated_one(postgres: Databases) -> None:
-    """Whichever version a database was made with, it ends the same."""
+async def test_migrate_fresh_schema_equals_migrated_schema(postgres: Databases) -> None:
+    """A fresh schema and one migrated step by step are equal."""
     migrations = load_migrations(Engine.POSTGRES)
     found = []
     async with postgres.fresh() as one, postgres.fresh() as other:
@@ -74,8 +74,8 @@ async def test_a_fresh_schema_equals_a_migrated_one(postgres: Databases) -> None
     assert {name for name, *_ in found[0]} >= {"connections", "events", "grants", "meta", "webhooks", "slots", "turns"}
 
 
-async def test_instances_that_begin_at_once_make_one_schema(url: str) -> None:
-    """Each finds it made, by itself or by another."""
+async def test_open_concurrent_instances_create_one_schema(url: str) -> None:
+    """Instances that start at once create one schema and all open it."""
 
     async def begin(number: int) -> int:
         async with opened(url, f"{number}") as store:
@@ -84,8 +84,8 @@ async def test_instances_that_begin_at_once_make_one_schema(url: str) -> None:
     assert await asyncio.gather(*map(begin, range(8))) == [0] * 8
 
 
-async def test_a_migration_takes_its_time(url: str) -> None:
-    """An index of a large table, or another instance that makes one, is waited for longer than other statements are."""
+async def test_migration_ignores_statement_timeout(url: str) -> None:
+    """A migration, or the wait for another instance's, may take longer than the statement timeout."""
     pool = asyncpg.create_pool(url, min_size=0, command_timeout=3.0, server_settings={"statement_timeout": "3s"})
     async with pool, pool.acquire() as connection:
         await migrate_postgres(connection, [["SELECT pg_sleep(3.2)"]])
@@ -96,7 +96,7 @@ SESSION = ("synchronous_commit", "default_transaction_isolation", "statement_tim
 
 
 async def _sessions(url: str) -> list[tuple[str, ...]]:
-    """Return the settings of a connection of the pool, and of one as the listener has it."""
+    """Return the settings of a pooled connection and of the listener's."""
     found = []
     async with open_pool(url) as pool, pool.acquire() as pooled:
         own = await connect(url)
@@ -116,22 +116,22 @@ async def _sessions(url: str) -> list[tuple[str, ...]]:
         ("remote_apply", "remote_apply"),
     ],
 )
-async def test_each_session_sets_what_the_store_relies_on(url: str, server: str, session: str) -> None:
-    """A commit that is answered is on the disk, and nothing is serialised, whatever the server's defaults are."""
+async def test_session_sets_required_parameters(url: str, server: str, session: str) -> None:
+    """Each session commits to disk and uses read committed, whatever the server's defaults are."""
     async with connected(url) as connection:
         for setting in (f"synchronous_commit = {server}", "default_transaction_isolation = 'serializable'"):
             await connection.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} SET {setting}")
     assert await _sessions(url) == [(session, "read committed", "5s", "3s")] * 2
 
 
-async def test_what_the_url_sets_is_not_set_again(url: str) -> None:
-    """Whoever writes it there means it."""
+async def test_session_keeps_parameters_of_url(url: str) -> None:
+    """A parameter set in the URL is not overridden."""
     named = with_option(with_option(url, "synchronous_commit=off"), "lock_timeout=1000")
     assert await _sessions(named) == [("off", "read committed", "5s", "1s")] * 2
 
 
-async def test_a_database_that_does_not_take_every_text_is_refused(url: str) -> None:
-    """An owner whom it cannot write down would keep his pair from being stored, after it was paid for."""
+async def test_open_database_with_other_encoding_is_refused(url: str) -> None:
+    """A database whose encoding cannot store every owner is refused, as a pair could not be stored."""
     name = f"{urlsplit(url).path[1:]}_1251"
     async with connected(url) as connection:
         how = "ENCODING 'WIN1251' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
@@ -144,8 +144,8 @@ async def test_a_database_that_does_not_take_every_text_is_refused(url: str) -> 
             await connection.execute(f"DROP DATABASE {name}")
 
 
-async def test_a_copy_in_another_database_is_frozen(postgres: Databases) -> None:
-    """What was restored elsewhere spends nothing, until a person says that it may."""
+async def test_check_machine_freezes_restored_database(postgres: Databases) -> None:
+    """A database restored in another cluster is frozen until the operator thaws it."""
     async with postgres.fresh() as url:
         async with opened(url) as store:
             assert await store.check_machine("here") is None
@@ -162,8 +162,8 @@ async def test_a_copy_in_another_database_is_frozen(postgres: Databases) -> None
 # --- leases and turns ----------------------------------------------------------------------------
 
 
-async def test_nobody_takes_over_before_the_databases_clock_says_so(url: str) -> None:
-    """Whatever a process believes of the time; with each read it is told how much of the lease is left."""
+async def test_claim_before_lease_end_by_database_clock_is_refused(url: str) -> None:
+    """A claim is refused until the lease ends by the database's clock, and each read returns the remaining lease."""
     async with opened(url) as one, opened(url, "other") as other:
         stored = await save(one, a_connection())
         assert await one.claim(a_claim(stored, lease=timedelta(seconds=60))) is not None
@@ -176,8 +176,8 @@ async def test_nobody_takes_over_before_the_databases_clock_says_so(url: str) ->
         assert await other.claim(a_claim(seen, attempt="2")) is not None
 
 
-async def test_an_instance_that_begins_leaves_every_attempt_alone_for_a_whole_lease(url: str) -> None:
-    """Its lease may have ended while nobody could reach the database, and its owner still hold the pair it brought."""
+async def test_leases_of_new_instance_last_one_full_lease(url: str) -> None:
+    """A new instance waits a full lease for each attempt, as its process may hold a pair that it could not store."""
     clock = FakeClock()
     async with opened(url) as one, connected(url) as connection:
         stored = await save(one, a_connection())
@@ -190,8 +190,8 @@ async def test_an_instance_that_begins_leaves_every_attempt_alone_for_a_whole_le
         assert leases.remaining(await now(other, stored)) == 0.0
 
 
-async def test_what_is_due_is_given_to_one_instance_at_a_time(url: str) -> None:
-    """Two that ask at once share it; none is told that what the other has is what comes next."""
+async def test_due_concurrent_instances_get_disjoint_connections(url: str) -> None:
+    """Instances that query at once get disjoint connections, and the next time excludes another instance's."""
     async with opened(url) as one, opened(url, "other") as other:
         for number in range(20):
             await save(one, a_connection(number))
@@ -204,8 +204,8 @@ async def test_what_is_due_is_given_to_one_instance_at_a_time(url: str) -> None:
         assert (await other.due(now=START - DAY, limit=0, exclude=tuple(of_other))).next_at is None
 
 
-async def test_the_turn_of_an_instance_that_has_died_ends(url: str) -> None:
-    """Another one has what it was given."""
+async def test_due_turn_of_ended_instance_expires(url: str) -> None:
+    """Another instance gets the connections of an instance whose turn has expired."""
     async with opened(url) as one, opened(url, "other") as other:
         stored = await save(one, a_connection())
         assert (await one.due(now=START + DAY, limit=9, exclude=())).refreshes == [stored]
@@ -217,8 +217,8 @@ async def test_the_turn_of_an_instance_that_has_died_ends(url: str) -> None:
         assert (await other.due(now=START + DAY, limit=9, exclude=())).refreshes == []
 
 
-async def test_only_one_instance_is_given_probes_at_a_time(url: str) -> None:
-    """While the breaker is open one probe leaves at a time for all instances; the turn ends by itself."""
+async def test_probe_is_returned_to_one_instance_at_a_time(url: str) -> None:
+    """While the circuit breaker is open, one instance at a time gets a probe until its turn expires."""
     turn = timedelta(seconds=60)
     async with opened(url) as one, opened(url, "other") as other:
         stored = await save(one, a_connection())
@@ -234,45 +234,45 @@ async def test_only_one_instance_is_given_probes_at_a_time(url: str) -> None:
 # --- locks ---------------------------------------------------------------------------------------
 
 
-async def test_whoever_freezes_waits_for_the_claims_that_are_under_way(url: str) -> None:
-    """Once it is frozen, each claim is committed and can be waited for, or is refused."""
+async def test_freeze_all_waits_for_claims_in_progress(url: str) -> None:
+    """A freeze waits for claims in progress, so each later claim is committed or refused."""
     async with opened(url) as store, connected(url) as claiming, connected(url) as watching:
         async with claiming.transaction():
             await claiming.execute(load_statements(Engine.POSTGRES)["lock_for_spending"].text)
             freezing = asyncio.create_task(store.freeze_all(why="a move"))
-            await _until_somebody_waits(watching)
+            await _until_lock_is_awaited(watching)
             assert not freezing.done()
         assert await freezing
 
 
-async def test_whoever_thaws_does_so_by_the_mark_that_is_there_by_then(url: str) -> None:
-    """Noted at this moment that all may live elsewhere: then all are due."""
+async def test_thaw_all_uses_freeze_mark_after_lock(url: str) -> None:
+    """A thaw reads the freeze mark after it has the lock: a possible copy makes all connections due."""
     async with opened(url) as store, connected(url) as leaving:
         stored = await save(store, a_connection(next_refresh_at=FAR))
         await store.freeze_all(why="a move")
         async with leaving.transaction():
             await leaving.execute(load_statements(Engine.POSTGRES)["lock_for_freezing"].text)
-            may_be_copy = freeze_value(Freeze(at=START, why="a move", may_be_copy=True))
-            await leaving.execute("UPDATE meta SET value = $1 WHERE name = 'frozen'", may_be_copy)
+            frozen = freeze_value(Freeze(at=START, why="a move", may_be_copy=True))
+            await leaving.execute("UPDATE meta SET value = $1 WHERE name = 'frozen'", frozen)
             thawing = asyncio.create_task(store.thaw_all(machine=None))
-            await _until_somebody_waits(leaving)
+            await _until_lock_is_awaited(leaving)
         assert await thawing
         assert ((await now(store, stored)).next_refresh_at or FAR) <= store.clock.now()
 
 
-async def test_a_probe_that_another_instance_reserves_at_this_moment_is_not_reserved_twice(url: str) -> None:
-    """What was read before that is no longer stored, and the reservation fails."""
+async def test_take_amo_probe_concurrent_change_fails(url: str) -> None:
+    """A reservation fails if another instance changes the block in between."""
     async with opened(url) as store, connected(url) as other:
         await store.begin_amo_block("shown", probe_every=OVER)
         async with other.transaction():
             await other.execute("UPDATE meta SET value = value || ' ' WHERE name = 'amo_block'")
             reserving = asyncio.create_task(store.take_amo_probe("a", every=DAY))
-            await _until_somebody_waits(other)
+            await _until_lock_is_awaited(other)
         assert await reserving is False
 
 
-async def test_two_who_claim_to_be_the_first_owner_are_not_both(url: str) -> None:
-    """Each at another instance, at the same moment."""
+async def test_bind_first_only_concurrent_instances_bind_one(url: str) -> None:
+    """Of two instances that bind a first owner at once, one succeeds."""
     async with opened(url) as one, opened(url, "other") as other:
         for number in range(10):
             stored = await save(one, a_connection(number))
@@ -285,8 +285,8 @@ async def test_two_who_claim_to_be_the_first_owner_are_not_both(url: str) -> Non
             assert sorted(bound) == [False, True]
 
 
-async def test_a_warning_is_given_once_by_however_many(url: str) -> None:
-    """Instances that look at the same moment do not both tell."""
+async def test_expiry_warning_concurrent_instances_send_once(url: str) -> None:
+    """Instances that query at once produce one warning per connection."""
     async with opened(url) as one, opened(url, "other") as other:
         for number in range(20):
             await save(one, a_connection(number, refresh_expires_at=START + DAY))
@@ -303,8 +303,8 @@ async def test_a_warning_is_given_once_by_however_many(url: str) -> None:
         )
 
 
-async def test_what_a_stopped_process_has_locked_is_let_go(url: str) -> None:
-    """A transaction in which nothing happens is ended by the server: the others wait no longer than for that."""
+async def test_claim_waits_for_idle_transaction_timeout(url: str) -> None:
+    """A lock of a stopped process lasts until the server ends its idle transaction."""
     async with connected(url) as stopped, opened(url) as store:
         stored = await save(store, a_connection())
         transaction = stopped.transaction()
@@ -314,11 +314,11 @@ async def test_what_a_stopped_process_has_locked_is_let_go(url: str) -> None:
         assert await store.claim(a_claim(stored)) is not None
 
 
-async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_again(url: str) -> None:
-    """Both locked what the other one wants next: neither is at fault, and whoever asked is told of no failure."""
+async def test_transaction_after_deadlock_is_retried(url: str) -> None:
+    """The transaction that a deadlock aborts is retried, and its caller gets no error."""
     first, second = sorted([a_connection(1), a_connection(2)], key=lambda one: one.id)
     locks = "SELECT 1 FROM connections WHERE id = $1 FOR UPDATE"
-    late = with_option(url, "deadlock_timeout=2000")  # it looks once, and there has to be something to see by then
+    late = with_option(url, "deadlock_timeout=2000")  # the server checks once, when both must already wait
     async with opened(late) as store, connected(f"{url}&deadlock_timeout=20000") as other:
         stored = [await save(store, one) for one in (first, second)]
         brought = [
@@ -328,17 +328,17 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
         async with other.transaction():
             await other.execute(locks, second.id)
             bringing = asyncio.create_task(store.import_connections(brought))
-            await _until_somebody_waits(other)
+            await _until_lock_is_awaited(other)
             await other.execute(locks, first.id)
         assert await bringing == []
         assert {(await now(store, one)).sealed_pair for one in stored} == {b"brought"}
         assert store.last_write_error is None
 
 
-async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
+async def _until_lock_is_awaited(connection: asyncpg.Connection) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     async with asyncio.timeout(WAIT_LIMIT):
-        while not await connection.fetchval(waiting):  # noqa: ASYNC110 -- because it becomes so in the server
+        while not await connection.fetchval(waiting):  # noqa: ASYNC110 -- the state is the server's
             await asyncio.sleep(0.01)
 
 
@@ -348,8 +348,8 @@ CREATE TRIGGER slow BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION s
 """
 
 
-async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a_whole_table(url: str) -> None:
-    """Nobody waits for one connection's; but a large fleet is thawed, however long that takes."""
+async def test_statement_timeout_applies_except_to_table_wide_statements(url: str) -> None:
+    """A slow statement is cancelled, but a thaw of a large fleet may take longer."""
     async with opened(with_option(url, "statement_timeout=2000")) as store, connected(url) as connection:
         stored = await save(store, a_connection(next_refresh_at=FAR))
         await store.freeze_all(why="a copy", may_be_copy=True)
@@ -361,8 +361,8 @@ async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a
         assert ((await now(store, stored)).next_refresh_at or FAR) <= store.clock.now()
 
 
-async def test_one_slow_statement_is_not_a_database_out_of_reach(url: str) -> None:
-    """A statistics query that takes too long keeps nobody from storing a pair, so no lease begins anew for it."""
+async def test_read_timeout_does_not_mark_store_unavailable(url: str) -> None:
+    """A cancelled statistics query does not mark the store unavailable, so no lease is restarted."""
     async with opened(with_option(url, "statement_timeout=2000")) as store, connected(url) as connection:
         stored = await save(store, a_connection())
         opened_at = store.failed_at
@@ -379,8 +379,8 @@ async def test_one_slow_statement_is_not_a_database_out_of_reach(url: str) -> No
         assert (await now(store, stored)).id == stored.id
 
 
-async def test_writes_that_keep_failing_are_a_database_out_of_reach(url: str) -> None:
-    """The first may be one slow statement; with the second nobody can store a pair, and leases begin anew."""
+async def test_write_failing_twice_marks_store_unavailable(url: str) -> None:
+    """The second failed write in a row marks the store unavailable, so leases are restarted."""
     clock = FakeClock()
     async with (
         open_store(with_option(url, "statement_timeout=2000"), folder=Path(), clock=clock) as store,
@@ -402,8 +402,8 @@ CREATE TRIGGER refuse BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION
 """
 
 
-async def test_that_a_slot_can_be_taken_does_not_say_that_a_pair_can_be_stored(url: str) -> None:
-    """What keeps instances apart is written without a log: it may go on where nothing else does."""
+async def test_slot_write_does_not_clear_last_write_error(url: str) -> None:
+    """Unlogged writes of slots and turns succeed on a full disk, so they do not clear the write error."""
     async with opened(url) as store, connected(url) as connection:
         stored = await save(store, a_connection())
         await connection.execute(FULL)
@@ -418,56 +418,56 @@ async def test_that_a_slot_can_be_taken_does_not_say_that_a_pair_can_be_stored(u
         assert store.last_write_error is None
 
 
-# --- what the others hear ------------------------------------------------------------------------
+# --- notifications --------------------------------------------------------------------------------
 
 
-class Ear:
-    """What an instance hears of its own and others' changes."""
+class NoticeRecorder:
+    """A recorder of the changes that an instance is notified of."""
 
     def __init__(self, store: Store) -> None:
-        self.heard: list[ChangeNotice] = []
-        self._something = asyncio.Event()
-        store.subscribe(self._take)
+        self.changes: list[ChangeNotice] = []
+        self._received = asyncio.Event()
+        store.subscribe(self._add)
 
-    def _take(self, changed: ChangeNotice) -> None:
-        self.heard.append(changed)
-        self._something.set()
+    def _add(self, changed: ChangeNotice) -> None:
+        self.changes.append(changed)
+        self._received.set()
 
     async def until(self, changed: ChangeNotice) -> None:
         async with asyncio.timeout(WAIT_LIMIT):
-            while changed not in self.heard:
-                self._something.clear()
-                await self._something.wait()
+            while changed not in self.changes:
+                self._received.clear()
+                await self._received.wait()
 
 
-async def test_a_change_is_heard_by_the_others_and_not_twice_by_whoever_made_it(url: str) -> None:
-    """As it is committed."""
+async def test_change_is_published_to_other_instances_once(url: str) -> None:
+    """A committed change is published to other instances, and once to the instance that made it."""
     async with opened(url) as one, opened(url, "other") as other:
         stored = await save(one, a_connection())
-        ear, own = Ear(other), Ear(one)
+        recorder, own = NoticeRecorder(other), NoticeRecorder(one)
         await one.save_refreshed(a_refreshed(stored))
         changed = ChangeNotice(connections=frozenset({stored.id}), membership_changed=False)
-        await ear.until(changed)
-        await one.data_version()  # whatever was said so far has come
-        assert own.heard == [changed]
+        await recorder.until(changed)
+        await one.data_version()  # waits for all notifications sent so far
+        assert own.changes == [changed]
 
 
-async def test_a_freeze_is_heard_as_a_change_of_all(url: str) -> None:
-    """Every connection is read with it."""
+async def test_freeze_is_published_as_change_of_all(url: str) -> None:
+    """A freeze is published as a change of every connection."""
     async with opened(url) as one, opened(url, "other") as other:
-        ear = Ear(other)
+        recorder = NoticeRecorder(other)
         await one.freeze_all(why="a move")
-        await ear.until(ChangeNotice(connections=None, membership_changed=True))
+        await recorder.until(ChangeNotice(connections=None, membership_changed=True))
 
 
-async def test_a_clock_that_differs_is_known(url: str) -> None:
-    """The tests' own stands still, some days ago or ahead."""
+async def test_clock_skew_is_measured(url: str) -> None:
+    """The difference between the process's clock and the database's is measured."""
     async with opened(url) as store:
         await store.data_version()
         assert abs(store.clock_skew - (START - datetime.now(UTC)).total_seconds()) < 60
 
 
-# --- away ----------------------------------------------------------------------------------------
+# --- unavailable server ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -476,12 +476,12 @@ def server() -> Iterator[Server]:
         yield served
 
 
-async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it_is_back(server: Server) -> None:
-    """Nobody waits for it; what it was away for is known; and whatever was remembered may be another by then."""
+async def test_server_restart_fails_calls_immediately_and_recovers(server: Server) -> None:
+    """During a restart calls fail at once; afterwards the store works and publishes a change of all."""
     clock = FakeClock()
     async with open_store(server.url(), folder=Path(), clock=clock) as store:
         stored = await save(store, a_connection())
-        ear = Ear(store)
+        recorder = NoticeRecorder(store)
         clock.advance(1.0)
         await asyncio.to_thread(server.stop)
         for _ in range(3):
@@ -492,13 +492,13 @@ async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it
         assert store.failed_at == clock.monotonic()
         assert store.last_write_error is not None
         await asyncio.to_thread(server.start)
-        await ear.until(ChangeNotice(connections=None, membership_changed=True))
+        await recorder.until(ChangeNotice(connections=None, membership_changed=True))
         assert await store.claim(a_claim(stored)) is not None
         assert store.last_write_error is None
 
 
-async def test_of_several_hosts_the_one_that_takes_writes_is_used(server: Server) -> None:
-    """Also where the URL does not say so: what a standby tells may be old."""
+async def test_url_with_several_hosts_uses_writable_server(server: Server) -> None:
+    """Of several hosts the writable one is used, because a standby's data may be outdated."""
     with serving_postgres(settings=("fsync=off", "default_transaction_read_only=on")) as standby:
         hosts = ",".join(one.url().partition("?host=")[2] for one in (standby, server))
         async with opened(f"postgresql://postgres@/postgres?host={hosts}") as store:
@@ -507,8 +507,8 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used(server: Server
         assert await now(store, stored) == stored
 
 
-async def test_whatever_a_server_says_it_is_asked_again(url: str) -> None:
-    """One that tells no version, on which the library stumbles, keeps nobody from its successor."""
+async def test_listener_retries_after_any_error(url: str) -> None:
+    """The listener reconnects after any error, including those of the library."""
     answers: list[Exception] = [AttributeError("server_version"), RuntimeError()]
 
     async def connect() -> asyncpg.Connection:
@@ -523,21 +523,21 @@ async def test_whatever_a_server_says_it_is_asked_again(url: str) -> None:
         assert listener.down is None
 
 
-async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiting(url: str) -> None:
-    """Its connection was ended; the others work, and the store is not away for a moment."""
+async def test_listener_lost_connection_is_replaced_without_downtime(url: str) -> None:
+    """A terminated listener connection is replaced while other queries keep running."""
     async with opened(url) as store, connected(url) as connection:
-        ear = Ear(store)
+        recorder = NoticeRecorder(store)
         listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%clock_timestamp()'"
         await store.data_version()
         await connection.execute(f"{listeners} AND pid <> pg_backend_pid() AND datname = current_database()")
         async with asyncio.timeout(WAIT_LIMIT):
-            while ChangeNotice(connections=None, membership_changed=True) not in ear.heard:
+            while ChangeNotice(connections=None, membership_changed=True) not in recorder.changes:
                 await store.count()
                 await asyncio.sleep(0)
 
 
-async def test_where_there_is_no_connection_to_spare_the_others_are_used() -> None:
-    """A server whose connections are all taken takes no new listener; the store is not away for that."""
+async def test_listener_without_free_connection_does_not_mark_store_down() -> None:
+    """A server without a free connection for the listener does not make the store unavailable."""
 
     async def connect() -> asyncpg.Connection:
         tried.set()
@@ -552,8 +552,8 @@ async def test_where_there_is_no_connection_to_spare_the_others_are_used() -> No
         assert listener.down is None
 
 
-async def test_a_database_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
-    """It may be there soon: that is nothing to mend in the configuration."""
+async def test_open_missing_server_is_unavailable(tmp_path: Path) -> None:
+    """A missing server is reported as unavailable, not as a configuration error."""
     with pytest.raises(StoreUnavailable):
         async with open_store(f"postgresql://postgres@/postgres?host={tmp_path}", folder=tmp_path, clock=SystemClock()):
             pass

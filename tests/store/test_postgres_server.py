@@ -1,4 +1,4 @@
-"""Why PostgreSQL cannot be used: in words, and whether another start may help."""
+"""Errors of a PostgreSQL server that cannot be used: their text, and whether a restart may help."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tests.postgres import Databases
 
-OUR_RULES = pytest.mark.skipif(GIVEN in os.environ, reason="whom a given server lets in, it says itself")
+OWN_ACCESS_RULES = pytest.mark.skipif(GIVEN in os.environ, reason="a given server has its own access rules")
 
 
 async def _refused(url: str, folder: Path) -> ConfigurationError | StoreUnavailable:
@@ -42,82 +42,86 @@ async def _refused(url: str, folder: Path) -> ConfigurationError | StoreUnavaila
     return error
 
 
-async def _mistake(url: str, folder: Path) -> str:
+async def _configuration_error(url: str, folder: Path) -> str:
     error = await _refused(url, folder)
     assert isinstance(error, ConfigurationError)
     return str(error)
 
 
-async def _away(url: str, folder: Path) -> str:
+async def _unavailable(url: str, folder: Path) -> str:
     error = await _refused(url, folder)
     assert isinstance(error, StoreUnavailable)
     return error.detail
 
 
 def _other(postgres: Databases, *, database: str, user: str = "", query: str = "") -> str:
-    """Return the address of another database, or of another user's, on the server."""
+    """Return the URL of another database, or of another user, on the server."""
     parts = urlsplit(postgres.address)
     place = f"{user}@{parts.netloc.rpartition('@')[2]}" if user else parts.netloc
     return urlunsplit(parts._replace(netloc=place, path=f"/{database}", query=f"{parts.query}{query}"))
 
 
-@OUR_RULES
-async def test_a_wrong_password_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
-    """The server asks for one, and does not take this."""
-    told = await _mistake(_other(postgres, database=ASKING, user="postgres:sekret"), tmp_path)
+@OWN_ACCESS_RULES
+async def test_open_with_wrong_password_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
+    """A password that the server rejects is a configuration error."""
+    told = await _configuration_error(_other(postgres, database=ASKING, user="postgres:sekret"), tmp_path)
     why = "the server does not accept this user and password (InvalidPasswordError)"
     assert told == f"storage.url: PostgreSQL cannot be used: {why}"
 
 
-@OUR_RULES
-async def test_whom_the_server_lets_not_in_is_told_so(postgres: Databases, tmp_path: Path) -> None:
-    """By the rules of its pg_hba.conf."""
-    assert "the server does not accept this user from here" in await _mistake(
+@OWN_ACCESS_RULES
+async def test_open_refused_by_pg_hba_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
+    """A user that pg_hba.conf does not admit is a configuration error."""
+    assert "the server does not accept this user from here" in await _configuration_error(
         _other(postgres, database=CLOSED), tmp_path
     )
 
 
-async def test_a_database_that_is_not_there_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
-    """It is not made: the service's user should not be able to."""
-    assert "the server has no database of that name" in await _mistake(_other(postgres, database="nowhere"), tmp_path)
+async def test_open_missing_database_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
+    """A missing database is not created, because the service's user should not have that privilege."""
+    assert "the server has no database of that name" in await _configuration_error(
+        _other(postgres, database="nowhere"), tmp_path
+    )
 
 
-async def test_a_parameter_that_the_server_does_not_know_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
-    """Whatever asyncpg does not take for itself goes to the server."""
+async def test_open_with_unknown_parameter_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
+    """A URL parameter that neither asyncpg nor the server knows is a configuration error."""
     url = _other(postgres, database="postgres", query="&colour=sekret")
-    assert "a parameter that the server does not know" in await _mistake(url, tmp_path)
+    assert "a parameter that the server does not know" in await _configuration_error(url, tmp_path)
 
 
-async def test_who_may_not_make_tables_is_told_so(postgres: Databases, tmp_path: Path) -> None:
-    """Since PostgreSQL 15 that is everybody but the owner."""
-    import asyncpg  # noqa: PLC0415 -- because it is an extra
+async def test_open_without_create_privilege_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
+    """A user without the privilege to create tables, by default in PostgreSQL 15, is reported."""
+    import asyncpg  # noqa: PLC0415 -- an optional dependency
 
     async with postgres.fresh() as url:
         connection = await asyncpg.connect(url)
         try:
             await connection.execute("CREATE ROLE a_guest LOGIN")
             database = urlsplit(url).path[1:]
-            told = await _mistake(_other(postgres, database=database, user="a_guest"), tmp_path)
+            told = await _configuration_error(_other(postgres, database=database, user="a_guest"), tmp_path)
         finally:
             await connection.execute("DROP ROLE a_guest")
             await connection.close()
     assert "the user may not create or use tables" in told
 
 
-async def test_a_server_that_is_away_may_come_back(tmp_path: Path) -> None:
-    """Nobody listens, or its socket is not there: the next start may find it."""
+async def test_open_unreachable_server_is_unavailable(tmp_path: Path) -> None:
+    """A refused connection or a missing socket is temporary: the next start may succeed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert (await _away(f"postgresql://u:sekret@127.0.0.1:{port}/amo", tmp_path)).startswith("connection refused (")
-    assert (await _away(f"postgresql:///amo?host={tmp_path}", tmp_path)).startswith(
+    assert (await _unavailable(f"postgresql://u:sekret@127.0.0.1:{port}/amo", tmp_path)).startswith(
+        "connection refused ("
+    )
+    assert (await _unavailable(f"postgresql:///amo?host={tmp_path}", tmp_path)).startswith(
         "the socket, or a certificate, does not exist"
     )
 
 
-async def test_a_server_without_tls_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
-    """A server that declines is a mistake in either's configuration; nothing was sent to it that is secret."""
+async def test_open_server_without_tls_is_configuration_error(tmp_path: Path) -> None:
+    """A server that declines a required TLS is a configuration error, and gets no secret."""
     async with _declining() as (port, heard):
-        told = await _mistake(f"postgresql://u:sekret@127.0.0.1:{port}/amo?sslmode=require", tmp_path)
+        told = await _configuration_error(f"postgresql://u:sekret@127.0.0.1:{port}/amo?sslmode=require", tmp_path)
     assert "the server does not offer TLS, which sslmode requires" in told
     assert b"sekret" not in heard
 
@@ -151,8 +155,8 @@ async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
         (RuntimeError("sekret"), "RuntimeError", False),
     ],
 )
-def test_each_refusal_has_its_words(error: Exception, said: str, *, mistake: bool) -> None:
-    """The library's own text, which may quote anything, is in none."""
+def test_explain_names_error_without_library_text(error: Exception, said: str, *, mistake: bool) -> None:
+    """Each error has its own text, without the library's message, which may contain a secret."""
     told = explain(error)
     text = str(told) if isinstance(told, ConfigurationError) else told.detail
     assert said in text

@@ -1,4 +1,4 @@
-"""A database built from a file's rows: its limits, and a file that changes while it is read."""
+"""Databases rebuilt from a file's rows: limits, and files that change while they are read."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def copy(tmp_path: Path) -> Path:
-    """Give a backup of three connections."""
-    async with open_store("sqlite:///living.db", folder=tmp_path, clock=SystemClock()) as store:
+    """Return a backup of three connections."""
+    async with open_store("sqlite:///source.db", folder=tmp_path, clock=SystemClock()) as store:
         await store.canary(b"canary")
         for number in range(3):
             await save(store, a_connection(number))
-    with backup.open_snapshot(tmp_path / "living.db") as snapshot:
+    with backup.open_snapshot(tmp_path / "source.db") as snapshot:
         backup.back_up(snapshot, tmp_path / "copy", now=START)
     return tmp_path / "copy"
 
@@ -51,8 +51,8 @@ def _rebuilt(copy: Path, limits: RestoreLimits) -> int:
         (RestoreLimits(value=100), "contains a value longer than any of amo-callback's"),
     ],
 )
-async def test_a_file_beyond_a_limit_is_not_read(copy: Path, limits: RestoreLimits, why: str) -> None:
-    """The message says which, and nothing is left of what was begun."""
+async def test_rebuild_beyond_limit_is_refused(copy: Path, limits: RestoreLimits, why: str) -> None:
+    """A file beyond a limit is refused with that limit, and leaves no file."""
     assert _rebuilt(copy, RestoreLimits(file=2**20, rows=4, value=2**14)) == 3
     before = sorted(copy.parent.iterdir())
     with pytest.raises(BackupFailed, match=why):
@@ -60,8 +60,8 @@ async def test_a_file_beyond_a_limit_is_not_read(copy: Path, limits: RestoreLimi
     assert sorted(copy.parent.iterdir()) == before
 
 
-async def test_a_file_that_is_written_meanwhile_is_not_restored(copy: Path) -> None:
-    """What is copied byte by byte while it changes is of no one moment."""
+async def test_rebuild_of_file_changed_meanwhile_is_refused(copy: Path) -> None:
+    """A file that changes while it is read is refused, because it is inconsistent."""
     with open_given(copy) as given:
         with closing(sqlite3.connect(copy)) as other, other:
             other.execute("DELETE FROM connections")
@@ -72,8 +72,8 @@ async def test_a_file_that_is_written_meanwhile_is_not_restored(copy: Path) -> N
             pytest.fail("it was built")
 
 
-async def test_progress_is_shown_up_to_the_end(copy: Path) -> None:
-    """Of the rows that are copied, up to their number."""
+async def test_rebuild_reports_progress_to_total(copy: Path) -> None:
+    """Progress is reported up to the number of rows."""
     seen: list[tuple[str, int, list[int]]] = []
 
     class Shown:
@@ -91,8 +91,8 @@ async def test_progress_is_shown_up_to_the_end(copy: Path) -> None:
         assert all(done[-1] == total >= 3 for _, total, done in seen)
 
 
-async def test_what_is_built_is_frozen_and_says_what_the_file_held(copy: Path) -> None:
-    """Whatever froze the file; who is asked about it learns when it was made."""
+async def test_rebuild_freezes_database_and_reports_contents(copy: Path) -> None:
+    """A rebuilt database is frozen even if the file was not, and reports the file's contents and time."""
     with closing(sqlite3.connect(copy)) as thawed, thawed:
         thawed.execute("DELETE FROM meta WHERE name = 'frozen'")
         thawed.execute("INSERT INTO meta VALUES ('seen_at', CAST('1795435200000000' AS BLOB))")
@@ -103,8 +103,8 @@ async def test_what_is_built_is_frozen_and_says_what_the_file_held(copy: Path) -
             assert frozen.may_be_copy
 
 
-async def test_a_file_of_an_earlier_schema_is_migrated(copy: Path) -> None:
-    """It is read by the schema that it says it has; the migrations then run on tables of our own."""
+async def test_rebuild_of_earlier_schema_is_migrated(copy: Path) -> None:
+    """A file is read by its own schema and then migrated in the new database."""
     later = [*load_migrations(Engine.SQLITE), ["ALTER TABLE connections ADD COLUMN later TEXT"]]
     with (
         open_given(copy) as given,

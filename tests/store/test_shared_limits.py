@@ -58,12 +58,12 @@ async def other(url: str) -> AsyncIterator[SharedLimits]:
 # --- slots ----------------------------------------------------------------------------------------
 
 
-async def test_many_who_ask_at_once_have_each_a_slot_of_his_own(one: SharedLimits, other: SharedLimits) -> None:
-    """Two instances, ten who wait at each: every slot is an interval after the one before, by the database's clock."""
+async def test_request_slot_concurrent_waiters_get_separate_slots(one: SharedLimits, other: SharedLimits) -> None:
+    """Ten waiters at each of two instances get slots one interval apart by the database's clock."""
     ends: list[float] = []
     paces = [_rate_limiter(shared, ends) for shared in (one, other)]
-    everybody = [Priority.ANONYMOUS, Priority.BACKGROUND] * 5
-    await asyncio.gather(*(rate_limiter.acquire(priority) for rate_limiter in paces for priority in everybody))
+    priorities = [Priority.ANONYMOUS, Priority.BACKGROUND] * 5
+    await asyncio.gather(*(rate_limiter.acquire(priority) for rate_limiter in paces for priority in priorities))
     for rate_limiter in paces:
         await rate_limiter.close()
     assert len(ends) == 20
@@ -71,7 +71,7 @@ async def test_many_who_ask_at_once_have_each_a_slot_of_his_own(one: SharedLimit
 
 
 def _rate_limiter(shared: SharedLimits, ends: list[float]) -> RateLimiter:
-    """Return a pace that notes until when the next slot is not free, for each slot that it gets."""
+    """Return a rate limiter that records the end of each slot it gets."""
 
     async def request_slot(**asking: Any) -> SlotDecision:
         asked = await shared.request_slot(**asking)
@@ -83,10 +83,10 @@ def _rate_limiter(shared: SharedLimits, ends: list[float]) -> RateLimiter:
     return RateLimiter(per_second=1 / INTERVAL, shared=noted, clock=SystemClock(), observer=RecordingObserver())
 
 
-async def test_people_of_one_instance_go_before_background_of_another(
+async def test_request_slot_people_precede_background_of_other_instance(
     one: SharedLimits, other: SharedLimits, sql: asyncpg.Connection
 ) -> None:
-    """While people wait anywhere background has no slot but every other one, and then people have to wait for it."""
+    """While people wait at any instance, background requests get only every other slot."""
     await one.pause(LONG)
 
     async def request_slot(shared: SharedLimits, kind: WaiterKind) -> WaiterKind | None:
@@ -101,8 +101,8 @@ async def test_people_of_one_instance_go_before_background_of_another(
     assert await request_slot(other, WaiterKind.BACKGROUND) is WaiterKind.BACKGROUND
 
 
-async def test_a_pause_at_one_instance_holds_at_the_other(one: SharedLimits, other: SharedLimits) -> None:
-    """AMO's 429 means the integration, and so all of its instances."""
+async def test_pause_applies_to_other_instances(one: SharedLimits, other: SharedLimits) -> None:
+    """A pause after AMO's 429 applies to every instance, because AMO limits the integration."""
     await one.pause(LONG)
     asked = await other.request_slot(interval=INTERVAL, waiting=set(WaiterKind))
     assert asked.kind is None
@@ -110,10 +110,10 @@ async def test_a_pause_at_one_instance_holds_at_the_other(one: SharedLimits, oth
 
 
 @pytest.mark.parametrize("stalled", [0.9, 3.5])
-async def test_three_instances_send_at_most_three_requests_beyond_the_rate(
+async def test_rate_limit_after_stall_is_exceeded_by_at_most_three(
     postgres: Databases, clock: WrittenClock, stalled: float
 ) -> None:
-    """A stall commits the claims of all instances at once; together they stay near the rate, before it and after."""
+    """After a stall, three instances together send at most three requests a second beyond the rate."""
     async with in_our_time(postgres, clock) as url, _open(url) as a, _open(url) as b, _open(url) as c:
         traffic, committed = IdleTracker(), asyncio.Event()
         paces = [
@@ -146,11 +146,11 @@ async def test_three_instances_send_at_most_three_requests_beyond_the_rate(
     assert max(most_in_a_second(*rate_limiter.sent) for rate_limiter in paces) <= 5 + 1
 
 
-# --- what is over ---------------------------------------------------------------------------------
+# --- pruning --------------------------------------------------------------------------------------
 
 
-async def test_what_is_over_is_forgotten(url: str, clock: FakeClock, sql: asyncpg.Connection) -> None:
-    """Turns that have ended are pruned; a row that another instance has locked is not waited for."""
+async def test_prune_deletes_ended_turns_without_waiting(url: str, clock: FakeClock, sql: asyncpg.Connection) -> None:
+    """Ended turns are deleted, and a row locked by another instance is skipped."""
     async with open_store(url, folder=Path(), clock=clock) as store:
         turns = [("over", 0), ("locked", 0), ("held", 2**62)]
         await sql.executemany("INSERT INTO turns VALUES ($1, 'other', $2)", turns)
@@ -162,10 +162,10 @@ async def test_what_is_over_is_forgotten(url: str, clock: FakeClock, sql: asyncp
 
 
 @pytest.mark.usefixtures("postgres")
-async def test_after_a_crash_of_the_database_all_begins_anew() -> None:
-    """What instances share is worth no write to its log: it is lost, and whoever asks next begins it again."""
+async def test_shared_limits_are_reset_by_database_crash() -> None:
+    """A database crash loses the unlogged limits, and the next request creates them."""
     if programs() is None:
-        pytest.skip("no PostgreSQL that may be made to crash")
+        pytest.skip("no PostgreSQL that may be crashed")
     with serving_postgres() as server:
         async with _open(server.url()) as shared:
             await shared.pause(LONG)

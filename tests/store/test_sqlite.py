@@ -1,4 +1,4 @@
-"""SQLite's own ways to fail, and its write-ahead log, which is shortened again while the process runs."""
+"""SQLite's errors, and the size of its write-ahead log."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ async def _fails(url: str, folder: Path) -> str:
     return str(raised.value)
 
 
-async def test_its_files_are_the_owners_alone(store: Store, tmp_path: Path) -> None:
-    """The database and what SQLite puts beside it are 0600."""
+async def test_files_have_mode_600(store: Store, tmp_path: Path) -> None:
+    """The database and its WAL files have mode 600."""
     await save(store, a_connection())
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == ["amo-callback.db", "amo-callback.db-shm", "amo-callback.db-wal"]
@@ -54,13 +54,13 @@ async def test_its_files_are_the_owners_alone(store: Store, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("url", ["mysql://x", "amo-callback.db", "sqlite://x"])
-async def test_another_engine_is_refused_by_name(url: str, tmp_path: Path) -> None:
-    """Only what is built is accepted."""
+async def test_open_other_engine_is_refused(url: str, tmp_path: Path) -> None:
+    """A URL of another engine is refused with the accepted form."""
     assert (await _fails(url, tmp_path)).startswith("storage.url: must begin with sqlite:///")
 
 
-async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    """The message names the file and the reason."""
+async def test_open_unusable_file_names_file_and_reason(tmp_path: Path) -> None:
+    """The error of a missing or foreign file names the file and the reason."""
     assert "nowhere/x.db cannot be opened: No such file or directory" in await _fails(
         "sqlite:///nowhere/x.db", tmp_path
     )
@@ -68,11 +68,11 @@ async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert "junk.db cannot be used: SQLITE_NOTADB" in await _fails("sqlite:///junk.db", tmp_path)
 
 
-async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Each migration is applied whole or not at all, and the next start begins where it was."""
-    import aiosqlite  # noqa: PLC0415 -- because only this test goes below the store
+async def test_migration_failure_is_rolled_back(tmp_path: Path) -> None:
+    """A failed migration is rolled back as a whole, and the next start continues from there."""
+    import aiosqlite  # noqa: PLC0415 -- only this test uses the driver
 
-    from amo_callback.store.migrate import migrate_sqlite  # noqa: PLC0415 -- the same reason
+    from amo_callback.store.migrate import migrate_sqlite  # noqa: PLC0415 -- likewise
 
     kept: list[int] = []
     async with aiosqlite.connect(tmp_path / "x.db", isolation_level=None) as database:
@@ -87,8 +87,8 @@ async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> N
     assert kept == [1, 1]
 
 
-async def test_one_broken_statement_is_no_store_out_of_reach(store: Store, tmp_path: Path) -> None:
-    """A lost table fails whoever needs it; it is not said that nobody could store anything, and leases end."""
+async def test_failed_statement_does_not_mark_store_unavailable(store: Store, tmp_path: Path) -> None:
+    """A missing table fails its statement, but does not mark the store unavailable."""
     other = sqlite3.connect(tmp_path / "amo-callback.db")
     other.execute("DROP TABLE webhooks")
     other.close()
@@ -97,10 +97,10 @@ async def test_one_broken_statement_is_no_store_out_of_reach(store: Store, tmp_p
     assert store.failed_at is None
 
 
-async def test_a_full_disk_is_a_store_out_of_reach(tmp_path: Path) -> None:
-    """What one process could not write, no other could."""
+async def test_full_disk_marks_store_unavailable(tmp_path: Path) -> None:
+    """A full disk marks the store unavailable, because no process can write."""
     async with open_sqlite(tmp_path / "amo-callback.db", clock=SystemClock()) as database:
-        await database._writer.execute("PRAGMA max_page_count = 1")  # noqa: SLF001 -- because no disk is as small
+        await database._writer.execute("PRAGMA max_page_count = 1")  # noqa: SLF001 -- no disk is as small
         event = {"at": 0, "connection_id": "x" * 2**20, "name": "n", "process": "p", "details": "{}"}
         with pytest.raises(StoreUnavailable) as raised:
             await database.write("save_event", **event)
@@ -108,11 +108,11 @@ async def test_a_full_disk_is_a_store_out_of_reach(tmp_path: Path) -> None:
         assert database.failed_at is not None
 
 
-async def test_a_locked_file_is_out_of_reach_for_who_writes_and_not_for_who_reads(tmp_path: Path) -> None:
-    """While one process holds the file's lock, no other can store the pair that it has been answered."""
+async def test_locked_file_marks_store_unavailable_for_writes_only(tmp_path: Path) -> None:
+    """A file locked by another process can be read, and its failed write marks the store unavailable."""
     path = tmp_path / "amo-callback.db"
     async with open_sqlite(path, clock=SystemClock()) as database:
-        await database._writer.execute("PRAGMA busy_timeout = 0")  # noqa: SLF001 -- because nobody waits for it here
+        await database._writer.execute("PRAGMA busy_timeout = 0")  # noqa: SLF001 -- without a wait
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         assert await database.read("count_connections")
@@ -123,15 +123,15 @@ async def test_a_locked_file_is_out_of_reach_for_who_writes_and_not_for_who_read
         other.close()
 
 
-async def test_what_is_said_to_be_stored_has_been_synced(tmp_path: Path) -> None:
-    """A power failure after our word loses nothing: `synchronous` is FULL where it is written."""
+async def test_writes_are_synchronous(tmp_path: Path) -> None:
+    """Writes use `synchronous=FULL`, so that a power failure loses no committed data."""
     async with open_sqlite(tmp_path / "amo-callback.db", clock=SystemClock()) as store:
-        [row] = await store._writer.execute_fetchall("PRAGMA synchronous")  # noqa: SLF001 -- because only a power cut would show it from outside
+        [row] = await store._writer.execute_fetchall("PRAGMA synchronous")  # noqa: SLF001 -- invisible from outside
     assert row[0] == 2
 
 
-async def test_processes_that_make_one_file_at_once_wait_for_each_other(tmp_path: Path) -> None:
-    """A new file that another process is writing at this moment is opened once that has ended."""
+async def test_open_new_file_waits_for_other_process(tmp_path: Path) -> None:
+    """A new file that another process is creating is opened after its lock is released."""
     other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     clock = FakeClock()
@@ -144,8 +144,8 @@ async def test_processes_that_make_one_file_at_once_wait_for_each_other(tmp_path
         await (await opening).count()
 
 
-async def test_a_file_that_stays_locked_ends_the_start(tmp_path: Path) -> None:
-    """Nobody waits for ever for whoever holds a new file's lock."""
+async def test_open_locked_file_fails_after_wait(tmp_path: Path) -> None:
+    """A new file that stays locked fails the start after a limited wait."""
     other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     clock = FakeClock()
@@ -159,8 +159,8 @@ async def test_a_file_that_stays_locked_ends_the_start(tmp_path: Path) -> None:
     assert raised.value.detail == "SQLITE_BUSY"
 
 
-async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> None:
-    """Unknown words, times beyond the calendar and broken JSON are read as something that does no harm."""
+async def test_malformed_rows_are_read_with_safe_values(tmp_path: Path) -> None:
+    """Unknown words, times beyond the calendar and invalid JSON are read as safe values, and other rows as usual."""
     clock = FakeClock()
     async with open_store(URL, folder=tmp_path, clock=clock) as store:
         for number in (1, 2, 3):
@@ -212,7 +212,7 @@ def _size(folder: Path) -> int:
 
 
 async def _write(database: SqliteStore, size: int) -> None:
-    """Write so many bytes, one commit for each event."""
+    """Write a number of bytes, one event per commit."""
     for _ in range(size // LARGE):
         details = secrets.token_hex(LARGE // 2)
         await database.write("save_event", at=0, connection_id=None, name="n", process="p", details=details)
@@ -220,17 +220,15 @@ async def _write(database: SqliteStore, size: int) -> None:
 
 @contextmanager
 def _reader(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Read in a transaction meanwhile."""
+    """Keep a read transaction open."""
     with closing(sqlite3.connect(folder / NAME, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM events").fetchall()
         yield reader
 
 
-async def test_the_log_is_short_again_after_a_reader_that_has_kept_it_long(
-    database: SqliteStore, tmp_path: Path
-) -> None:
-    """While a snapshot is read nothing of it can be taken away; with the writes after that the file shrinks."""
+async def test_wal_is_truncated_after_long_reader(database: SqliteStore, tmp_path: Path) -> None:
+    """A reader's snapshot keeps the WAL large; the first writes after it truncate the file."""
     with _reader(tmp_path):
         await _write(database, 6 * WAL_LIMIT)
         assert _size(tmp_path) > 6 * WAL_LIMIT
@@ -238,15 +236,15 @@ async def test_the_log_is_short_again_after_a_reader_that_has_kept_it_long(
     assert _size(tmp_path) <= WAL_LIMIT
 
 
-async def test_the_log_is_short_again_after_one_large_transaction(database: SqliteStore, tmp_path: Path) -> None:
-    """A transaction may be larger than the log's limit; nobody need write after it for the file to shrink."""
+async def test_wal_is_truncated_after_large_transaction(database: SqliteStore, tmp_path: Path) -> None:
+    """A transaction larger than the WAL limit is followed by a truncation, without another write."""
     details = secrets.token_hex(2 * WAL_LIMIT)
     await database.write("save_event", at=0, connection_id=None, name="n", process="p", details=details)
     assert _size(tmp_path) <= WAL_LIMIT
 
 
 class _Overlapping(threading.Thread):
-    """A reader that ends its transaction only when the other one has begun the next."""
+    """A reader whose transaction ends only after another reader's next one has begun."""
 
     def __init__(self, folder: Path, *, begun: threading.Semaphore, other_begun: threading.Semaphore) -> None:
         super().__init__()
@@ -270,10 +268,8 @@ class _Second(_Overlapping):
         super().run()
 
 
-async def test_the_log_stays_bounded_though_one_reader_or_another_is_always_there(
-    database: SqliteStore, tmp_path: Path
-) -> None:
-    """There is no moment without a reader at which SQLite would begin the log anew by itself."""
+async def test_wal_stays_bounded_with_overlapping_readers(database: SqliteStore, tmp_path: Path) -> None:
+    """The WAL stays bounded although a reader is always active, when SQLite itself never restarts it."""
     first, second = threading.Semaphore(0), threading.Semaphore(0)
     readers = [
         _Overlapping(tmp_path, begun=first, other_begun=second),
@@ -296,8 +292,8 @@ async def test_the_log_stays_bounded_though_one_reader_or_another_is_always_ther
             reader.join()
 
 
-async def test_due_rows_are_found_in_indexes_of_their_own(store: Store, tmp_path: Path) -> None:
-    """No round goes through all connections, however many there are and however many are due."""
+async def test_due_query_uses_indexes(store: Store, tmp_path: Path) -> None:
+    """The due query searches indexes only, and never scans all connections."""
     del store
     due = load_statements(Engine.SQLITE)["due"]
     with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database:

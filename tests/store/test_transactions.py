@@ -1,4 +1,4 @@
-"""Transactions: whole or not at all, whoever is cancelled, however many are committed together."""
+"""Transactions: atomicity, cancellation and batches."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from amo_callback.store import Store
     from amo_callback.store.engine import Transaction
-    from tests.store.conftest import Beside
+    from tests.store.conftest import OpenAs
 
 
-class Thread:
-    """Works that take until the test lets them end."""
+class FakeBatch:
+    """A batch function that waits until the test releases it."""
 
     def __init__(self) -> None:
         self.groups: list[list[str]] = []
@@ -37,9 +37,9 @@ class Thread:
         return [KeyError(work) if work == "wrong" else work.upper() for work in works]
 
 
-async def test_who_comes_while_a_group_is_under_way_goes_with_all_who_came_meanwhile() -> None:
-    """The first one goes alone and at once; the next hundred go together, 64 at most."""
-    thread = Thread()
+async def test_batcher_runs_waiting_jobs_in_next_batch() -> None:
+    """The first job runs alone at once; jobs submitted meanwhile run in batches of up to 64."""
+    thread = FakeBatch()
     groups = Batcher(thread, name="test")
     first = groups.submit("first")
     await asyncio.sleep(0)
@@ -49,9 +49,9 @@ async def test_who_comes_while_a_group_is_under_way_goes_with_all_who_came_meanw
     assert [len(group) for group in thread.groups] == [1, 64, 36]
 
 
-async def test_each_hears_of_its_own_outcome() -> None:
-    """What goes wrong with one of a group is raised to whoever brought it, and to nobody else."""
-    thread = Thread()
+async def test_batcher_raises_error_only_to_its_caller() -> None:
+    """A job's error is raised only to the caller that submitted it."""
+    thread = FakeBatch()
     thread.free.set()
     groups = Batcher(thread, name="test")
     good, wrong = groups.submit("good"), groups.submit("wrong")
@@ -60,9 +60,9 @@ async def test_each_hears_of_its_own_outcome() -> None:
         await wrong
 
 
-async def test_a_thread_that_fails_fails_for_all_and_the_next_group_goes() -> None:
-    """Nobody waits for ever."""
-    thread = Thread()
+async def test_batcher_failed_batch_fails_its_jobs_only() -> None:
+    """A failed batch fails all its jobs, and the next batch runs."""
+    thread = FakeBatch()
     thread.free.set()
     groups = Batcher(thread, name="test")
     failed = groups.submit("good"), groups.submit("bad")
@@ -72,9 +72,9 @@ async def test_a_thread_that_fails_fails_for_all_and_the_next_group_goes() -> No
     assert await groups.submit("good") == "GOOD"
 
 
-async def test_one_who_goes_away_takes_nothing_from_the_others() -> None:
-    """His work is done, and nobody is told."""
-    thread = Thread()
+async def test_batcher_cancelled_caller_does_not_affect_others() -> None:
+    """A cancelled caller's job still runs, and the other jobs of its batch return."""
+    thread = FakeBatch()
     groups = Batcher(thread, name="test")
     gone, stays = groups.submit("gone"), groups.submit("stays")
     gone.cancel()
@@ -84,9 +84,9 @@ async def test_one_who_goes_away_takes_nothing_from_the_others() -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_at_the_end_of_the_loop_whoever_waits_is_cancelled(begun: bool) -> None:  # noqa: FBT001 -- because pytest passes it
-    """A group that is cut off, or never begins, ends the wait of those who had not yet gone, too."""
-    thread = Thread()
+async def test_batcher_cancelled_task_cancels_waiting_jobs(begun: bool) -> None:  # noqa: FBT001 -- pytest passes it
+    """If the batch task is cancelled, every job in it or waiting for the next batch is cancelled."""
+    thread = FakeBatch()
     groups = Batcher(thread, name="test")
     going = groups.submit("going")
     if begun:
@@ -99,8 +99,8 @@ async def test_at_the_end_of_the_loop_whoever_waits_is_cancelled(begun: bool) ->
             await one
 
 
-async def test_one_of_a_group_that_fails_is_rolled_back_alone(store: Store) -> None:
-    """Of ten who save at the same moment one cannot be stored: the nine others are, each whole."""
+async def test_batched_transaction_failure_is_rolled_back_alone(store: Store) -> None:
+    """Of ten concurrent transactions the failing one is rolled back, and the nine others are stored."""
     connections = [a_connection(number, account_id=None if number == 4 else str(number)) for number in range(10)]
     saving = [save(store, connection, code=str(number)) for number, connection in enumerate(connections)]
     outcomes = await asyncio.gather(*saving, return_exceptions=True)
@@ -115,8 +115,8 @@ async def test_one_of_a_group_that_fails_is_rolled_back_alone(store: Store) -> N
             assert await store.claim(a_claim(await now(store, stored))) is not None
 
 
-async def test_a_transaction_awaits_only_itself(tmp_path: Path) -> None:
-    """On the writer's thread there is no loop: waiting for one is refused, and the next transaction works."""
+async def test_transaction_awaiting_other_future_is_refused(tmp_path: Path) -> None:
+    """A transaction runs without an event loop: it may only await itself, and the next one works."""
     async with open_sqlite(tmp_path / "x.db", clock=SystemClock()) as database:
 
         async def waits(transaction: Transaction) -> None:
@@ -128,8 +128,8 @@ async def test_a_transaction_awaits_only_itself(tmp_path: Path) -> None:
         assert await database.transact(lambda transaction: transaction.run("get_meta", name="frozen")) == []
 
 
-async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: Store) -> None:
-    """Whoever is cancelled in the middle of a write has written all of it, and no transaction stays open."""
+async def test_cancelled_write_is_complete(store: Store) -> None:
+    """A cancelled write is stored as a whole and leaves no open transaction."""
     stored = await save(store, a_connection())
     for number in range(50):
         stored = await now(store, stored)
@@ -144,9 +144,9 @@ async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: S
         await store.release(connection_id=stored.id, attempt="attempt-1")
 
 
-async def test_a_closed_store_says_that_it_is_away(beside: Beside) -> None:
-    """After its end every call fails with the one error that callers know."""
-    async with beside("one") as store:
+async def test_closed_store_raises_store_unavailable(open_as: OpenAs) -> None:
+    """Every call of a closed store raises `StoreUnavailable`."""
+    async with open_as("one") as store:
         pass
     with pytest.raises(StoreUnavailable):
         await store.count()

@@ -1,4 +1,4 @@
-"""The file of an export: what was sealed comes out, and whatever was done to the file is noticed."""
+"""Export files: records are read as they were sealed, and every change of the file is detected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RECORDS = [a_record(number) for number in range(1, 4)]
 
 
 def _never() -> str:
-    raise AssertionError("nobody is to be asked")
+    raise AssertionError("no passphrase must be asked for")
 
 
 def _read(content: bytes, *, key: str = KEY) -> list[ParsedRecord | RecordError]:
@@ -54,8 +54,8 @@ def _problems(content: bytes, *, key: str = KEY) -> list[tuple[str, str]]:
     return [(one.place, one.why) for one in _read(content, key=key) if isinstance(one, RecordError)]
 
 
-def test_what_is_sealed_comes_out_as_it_went_in() -> None:
-    """Every field, times to the microsecond, and tokens as long as AMO's answers could bring them."""
+def test_export_record_is_read_unchanged() -> None:
+    """Every field is kept, with microseconds and tokens as long as AMO's answers allow."""
     odd = a_record(
         9, status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT, possibly_spent_token="a fingerprint", frozen=True,
         refresh_token="r" * 128 * 1024, access_token="a" * 128 * 1024,
@@ -66,13 +66,13 @@ def test_what_is_sealed_comes_out_as_it_went_in() -> None:
     assert max(map(len, content.splitlines())) < MAX_LINE
 
 
-def test_a_file_without_connections_is_a_whole_file() -> None:
-    """Nothing comes out of it, and nothing is wrong with it."""
+def test_export_without_records_is_valid() -> None:
+    """A file without records is read without a problem."""
     assert _read(sealed([], key=KEY).read()) == []
 
 
-def test_a_passphrase_opens_what_it_sealed_and_no_other_one_does() -> None:
-    """Its cost stands in the header, so that a later version can raise it."""
+def test_export_is_decrypted_only_by_its_passphrase() -> None:
+    """Another passphrase is reported; the header contains the cost, so that a later version can raise it."""
     file = io.BytesIO()
     writer = ExportWriter(file, key_from_passphrase(PASSPHRASE, salt=SALT), file_id="1")
     writer.add(RECORDS[0])
@@ -89,8 +89,8 @@ def test_a_passphrase_opens_what_it_sealed_and_no_other_one_does() -> None:
     assert problem.why == "the passphrase or key is another one, or the file was changed"
 
 
-def test_another_hosts_key_opens_what_it_sealed_and_is_named_where_it_is_missing() -> None:
-    """The newest key or an older one; the name in the header tells nothing of the key."""
+def test_export_is_decrypted_by_named_key_of_host() -> None:
+    """The host's newest or older key decrypts the file, and a missing key is named without its value."""
     file = sealed(RECORDS, key=KEY)
     header = file.readline()
     file.seek(0)
@@ -106,8 +106,8 @@ def _lines(change: Callable[[list[bytes]], list[bytes]]) -> bytes:
     return b"".join(change(sealed(RECORDS, key=KEY).readlines()))
 
 
-def test_whatever_was_done_to_the_lines_is_noticed_where_it_was_done() -> None:
-    """Swapped, doubled, dropped, added, or brought from another file under the same key: told by the line."""
+def test_export_changed_lines_are_reported_by_line() -> None:
+    """Lines that are swapped, repeated, missing, added or from another file are reported by their number."""
     foreign = sealed(RECORDS, key=KEY, file_id="another file").readlines()
     changes: dict[str, tuple[str, Callable[[list[bytes]], list[bytes]]]] = {
         "swapped": ("line 3", lambda of: [*of[:2], of[3], of[2], of[4]]),
@@ -125,8 +125,8 @@ def test_whatever_was_done_to_the_lines_is_noticed_where_it_was_done() -> None:
     }
 
 
-def test_a_file_that_was_cut_off_anywhere_is_noticed() -> None:
-    """After any byte but the last line's end, a problem comes out, and never a record that was not whole."""
+def test_export_truncated_file_is_reported() -> None:
+    """A file truncated anywhere has one problem, and never a partial record."""
     content = sealed(RECORDS, key=KEY).read()
     after_header = content.index(b"\n") + 1
     for length in range(after_header, len(content) - 1, 97):
@@ -161,8 +161,8 @@ BAD_COSTS: list[dict[str, Any]] = [
         *(_header(sealed_with={"passphrase": COST | cost}) for cost in BAD_COSTS),
     ],
 )
-def test_a_hostile_header_eats_nothing(header: bytes) -> None:
-    """Costs of scrypt out of bounds, unknown versions and fields are refused before a passphrase is asked for."""
+def test_export_hostile_header_is_refused_before_passphrase(header: bytes) -> None:
+    """Excessive scrypt costs, unknown versions and fields are refused before a passphrase is asked for."""
     with pytest.raises(CommandFailed, match="not the header of an export that this version can read") as raised:
         cipher_for(header, keys=[KEY], passphrase=_never)
     assert len(str(raised.value)) < 500
@@ -176,33 +176,33 @@ def test_a_hostile_header_eats_nothing(header: bytes) -> None:
         ({}, "which is not in storage"),
     ],
 )
-def test_a_header_that_names_no_key_opens_nothing(sealed_with: dict[str, Any], why: str) -> None:
-    """A cost within bounds that scrypt itself refuses, and nothing at all."""
+def test_export_header_without_usable_key_is_refused(sealed_with: dict[str, Any], why: str) -> None:
+    """A cost that scrypt refuses, or a header without a key, is an error."""
     with pytest.raises(CommandFailed, match=why):
         cipher_for(_header(sealed_with=sealed_with), keys=[KEY], passphrase=lambda: PASSPHRASE)
 
 
-def test_an_export_is_told_from_plain_json_by_its_first_line() -> None:
-    """Of whatever version; nothing else is one."""
+def test_is_export_recognizes_header() -> None:
+    """An export of any version is recognized by its first line, and nothing else is."""
     assert is_export(_header())
     assert is_export(_header(version=99))
     for other in (b"", b"{", b"[]", b"{}", b'"x"', b"\xff", b"[" * 100_000, b'{"format": 1}'):
         assert not is_export(other)
 
 
-def test_nothing_of_a_record_shows_its_tokens() -> None:
-    """Neither a record nor what comes from a file, nor the lock; and nothing of them stands in the file."""
+def test_export_repr_and_file_contain_no_token() -> None:
+    """Neither the repr of a record or a key nor the file shows a token or the key."""
     content = sealed(RECORDS, key=KEY).read()
     shown = repr(_read(content)) + repr(key_of_host(KEY)) + content.decode()
     for secret in (KEY, *(record.access_token for record in RECORDS), *(record.refresh_token for record in RECORDS)):
         assert secret not in shown
 
 
-# --- the file itself -----------------------------------------------------------------------------
+# --- new files -----------------------------------------------------------------------------------
 
 
-def test_a_file_appears_whole_and_for_its_owner_alone(tmp_path: Path) -> None:
-    """Nothing of it bears its name before it ends."""
+def test_new_file_appears_complete_with_mode_600(tmp_path: Path) -> None:
+    """A file gets its name when it is complete, with mode 600."""
     path = tmp_path / "x.export"
     with new_file(path) as file:
         file.write(b"all of it")
@@ -219,8 +219,8 @@ def _write(path: Path, *, then: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("error", [CommandFailed(), KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_file_that_was_not_ended_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    """Whatever broke it off."""
+def test_new_file_interrupted_leaves_no_file(tmp_path: Path, error: BaseException) -> None:
+    """Any error or interruption leaves no file."""
 
     def fail() -> None:
         raise error
@@ -230,8 +230,8 @@ def test_a_file_that_was_not_ended_leaves_nothing(tmp_path: Path, error: BaseExc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
-    """Also one that came meanwhile, and a link that leads nowhere; a folder that is missing is named."""
+def test_new_file_existing_target_is_kept(tmp_path: Path) -> None:
+    """A file created meanwhile or a dangling link is kept, and a missing folder is named."""
     path, link = tmp_path / "x.export", tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(CommandFailed, match="cannot be written: File exists"):

@@ -1,4 +1,4 @@
-"""Export: nothing is written before nobody spends any more, and nothing of a store that was thawed."""
+"""Export: it waits for open attempts, and refuses a store that was thawed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def _connect(store: Store, cipher: Cipher, number: int = 1) -> Connection:
     return await now(store, connection)
 
 
-async def _quiet(
+async def _wait_until_idle(
     store: Store, clock: FakeClock, told: list[float] | None = None, rescue: MemoryRescue | None = None
 ) -> None:
     await wait_until_idle(
@@ -55,7 +55,7 @@ async def _quiet(
 async def _export(
     store: Store, cipher: Cipher, rescue: MemoryRescue | None = None
 ) -> tuple[Sequence[str], list[ExportRecord]]:
-    """Return what could not be exported, and what is in the file."""
+    """Return the ids of unreadable connections and the records of the file."""
     file = io.BytesIO()
     lock = key_of_host(KEY)
     unreadable = await export(
@@ -71,8 +71,8 @@ async def _export(
     return unreadable, [one.record for one in found if isinstance(one, ParsedRecord)]
 
 
-async def test_every_connection_travels_but_those_that_are_disconnected(store: Store, cipher: Cipher) -> None:
-    """Over more than one page; those that need their person, too."""
+async def test_export_includes_all_but_disconnected_connections(store: Store, cipher: Cipher) -> None:
+    """Every connection of every page is exported, also if it needs reauthorization, but not if disconnected."""
     connections = [await _connect(store, cipher, number) for number in range(PAGE + 3)]
     await store.disconnect(connections[0], on_request=True)
     claimed = await store.claim(a_claim(connections[1]))
@@ -88,8 +88,8 @@ async def test_every_connection_travels_but_those_that_are_disconnected(store: S
     assert all(record.refresh_token == f"refresh {record.account_id}" for record in records)
 
 
-async def test_owners_travel_with_their_connections(store: Store, cipher: Cipher) -> None:
-    """Whose a connection is goes with it, or nobody would find his own on the next host."""
+async def test_export_includes_owners(store: Store, cipher: Cipher) -> None:
+    """Owners are exported with their connections, so that the app finds them on the next host."""
     connection = await _connect(store, cipher)
     for owner in ("42", "17"):
         assert await store.bind(connection.id, owner=owner, grant_no=1, first_only=False)
@@ -99,12 +99,12 @@ async def test_owners_travel_with_their_connections(store: Store, cipher: Cipher
     assert record.owners["42"] < record.owners["17"]
 
 
-async def test_a_source_is_frozen_and_stays_so(store: Store, cipher: Cipher, clock: FakeClock) -> None:
-    """No refresh and no grant begins any more, before, during and after."""
+async def test_export_keeps_source_frozen(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """The source accepts no claim and no grant before, during and after the export."""
     connection = await _connect(store, cipher)
     frozen = await freeze(store, why="a test")
     assert await freeze(store, why="again") == frozen
-    await _quiet(store, clock)
+    await _wait_until_idle(store, clock)
     await _export(store, cipher)
     assert await store.frozen() == frozen
     assert await store.claim(a_claim(connection)) is None
@@ -112,13 +112,13 @@ async def test_a_source_is_frozen_and_stays_so(store: Store, cipher: Cipher, clo
         await store.claim_grant(a_grant("late"), now=START)
 
 
-async def test_it_waits_for_a_refresh_that_is_under_way(store: Store, cipher: Cipher, clock: FakeClock) -> None:
-    """What that brings is what travels."""
+async def test_export_waits_for_open_refresh(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """The pair of a refresh in progress is exported."""
     connection = await _connect(store, cipher)
     await store.claim(a_claim(connection))
     await freeze(store, why="a test")
     told: list[float] = []
-    waiting = asyncio.create_task(_quiet(store, clock, told))
+    waiting = asyncio.create_task(_wait_until_idle(store, clock, told))
     await clock.until_sleeping(1)
     assert told == [LEASE]
     pair = TokenPair(access_token="new", refresh_token="new", issued_at=START, expires_at=START + DAY)
@@ -130,11 +130,11 @@ async def test_it_waits_for_a_refresh_that_is_under_way(store: Store, cipher: Ci
     assert (record.refresh_token, record.possibly_spent_token) == ("new", None)
 
 
-async def test_it_waits_for_a_code_that_is_being_exchanged(store: Store, cipher: Cipher, clock: FakeClock) -> None:
-    """Whoever connects at this moment travels, too."""
+async def test_export_waits_for_open_exchange(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """The connection of a code exchange in progress is exported."""
     await store.claim_grant(a_grant("code"), now=START)
     await freeze(store, why="a test")
-    waiting = asyncio.create_task(_quiet(store, clock))
+    waiting = asyncio.create_task(_wait_until_idle(store, clock))
     await clock.until_sleeping(1)
     clock.advance(1)
     await clock.until_sleeping(1)
@@ -152,16 +152,16 @@ async def _finish(store: Store, cipher: Cipher) -> None:
     assert await store.save_connected(NewConnection(grant=grant, connection=connection, token_iat=1)) is not None
 
 
-async def test_an_attempt_of_a_dead_process_travels_as_a_doubt(store: Store, cipher: Cipher, clock: FakeClock) -> None:
-    """After a whole lease what it was spending may be spent; where it was spending nothing, the older doubt stays."""
+async def test_export_of_expired_attempt_includes_doubt(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """After a full lease the presented token counts as possibly spent; an attempt without one keeps the older doubt."""
     presented_token, nothing = await _connect(store, cipher, 1), await _connect(store, cipher, 2)
     await store.claim(a_claim(presented_token, fingerprint="print-1"))
     first = await store.claim(a_claim(nothing, fingerprint="print-2"))
     assert first is not None
     await store.claim(a_claim(first, attempt="attempt-2", fingerprint=""))
     await freeze(store, why="a test")
-    clock.step(timedelta(days=1))  # what the wall clock says ends no lease
-    waiting = asyncio.create_task(_quiet(store, clock))
+    clock.step(timedelta(days=1))  # the wall clock ends no lease
+    waiting = asyncio.create_task(_wait_until_idle(store, clock))
     for _ in range(int(LEASE)):
         await clock.until_sleeping(1)
         assert not waiting.done()
@@ -171,20 +171,18 @@ async def test_an_attempt_of_a_dead_process_travels_as_a_doubt(store: Store, cip
     assert {record.account_id: record.possibly_spent_token for record in records} == {"1": "print-1", "2": "print-2"}
 
 
-async def test_pairs_that_wait_to_be_stored_keep_it_from_beginning_and_from_ending(
-    store: Store, cipher: Cipher, clock: FakeClock
-) -> None:
-    """They are newer than what the store has: without them the file would hold spent tokens."""
+async def test_export_with_pending_writes_is_refused(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """A pair in the rescue folder is newer than the stored one, so the export neither begins nor ends."""
     rescue = MemoryRescue()
     await _connect(store, cipher)
     rescue.write("one", b"sealed")
-    for exporting in (_quiet(store, clock, rescue=rescue), _export(store, cipher, rescue=rescue)):
+    for exporting in (_wait_until_idle(store, clock, rescue=rescue), _export(store, cipher, rescue=rescue)):
         with pytest.raises(CommandFailed, match=r"wait in the rescue folder \(1\)"):
             await exporting
 
 
-async def test_a_pair_that_no_key_opens_is_told_and_does_not_travel(store: Store, cipher: Cipher) -> None:
-    """The others do."""
+async def test_export_undecryptable_pair_is_listed_and_skipped(store: Store, cipher: Cipher) -> None:
+    """A connection whose pair no key decrypts is listed, and the others are exported."""
     await _connect(store, cipher, 1)
     lost = await _connect(store, Cipher([new_key()]), 2)
     unreadable, records = await _export(store, cipher)
@@ -192,16 +190,16 @@ async def test_a_pair_that_no_key_opens_is_told_and_does_not_travel(store: Store
     assert [record.account_id for record in records] == ["1"]
 
 
-async def test_one_that_was_frozen_by_itself_travels_as_that(store: Store, cipher: Cipher) -> None:
-    """Whoever froze it may have moved it already; that all are frozen now is no reason."""
+async def test_export_includes_freeze_of_connection(store: Store, cipher: Cipher) -> None:
+    """A connection's own freeze is exported, as it may have been moved; the freeze of the source is not."""
     one, _ = await _connect(store, cipher, 1), await _connect(store, cipher, 2)
     await store.freeze(one.id, at=START)
     records = (await _export(store, cipher))[1]
     assert {record.account_id: record.frozen for record in records} == {"1": True, "2": False}
 
 
-async def test_a_store_that_was_thawed_meanwhile_is_not_exported(store: Store, cipher: Cipher) -> None:
-    """What was read may be spent by now, also where it was frozen again."""
+async def test_export_of_store_thawed_meanwhile_is_refused(store: Store, cipher: Cipher) -> None:
+    """A store thawed during the export is refused, also if frozen a second time, as its tokens may be spent."""
     connection = await _connect(store, cipher)
 
     async def thawing_page(*, after: str, limit: int, only: object) -> object:

@@ -1,4 +1,4 @@
-"""Another system's JSON and raw answers of AMO: what is taken of them, and what is wrong with what is not."""
+"""JSON of another system and raw answers of AMO: accepted forms, and the errors of others."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def _why(**more: Any) -> str:
          ["line 1", "line 3"]),
     ],
 )  # fmt: skip
-def test_one_object_a_list_and_lines_are_read(content: bytes, places: list[str]) -> None:
-    """Each connection is told by its entry or its line."""
+def test_read_file_accepts_object_list_and_lines(content: bytes, places: list[str]) -> None:
+    """Each connection is named by its entry or its line."""
     found = _read(content)
     assert [type(one) for one in found] == [ParsedRecord] * len(places)
     assert [one.place for one in found] == places
 
 
-def test_the_access_token_tells_whose_it_is() -> None:
-    """Account, user, host of the API and time of issue are its claims; the connection is due as after a refresh."""
+def test_read_file_takes_account_from_access_token() -> None:
+    """Account, user, API host and time of issue come from the token's claims."""
     record = _one()
     assert (record.account_id, record.user_id, record.api_domain) == ("1", "1", "api-b.amocrm.ru")
     assert (record.issued_at, record.expires_at, record.connected_at) == (START, START + DAY, START)
@@ -72,8 +72,8 @@ def test_the_access_token_tells_whose_it_is() -> None:
     assert record.refresh_expires_at == START + 90 * DAY
 
 
-def test_a_token_that_tells_nothing_is_taken_by_what_the_entry_says() -> None:
-    """Without claims the fields name account and user."""
+def test_read_file_opaque_token_uses_fields_of_entry() -> None:
+    """Without claims the entry's fields name account and user."""
     record = _one(access_token="opaque", account_id=77, user_id="8", expires_at=START.timestamp() + 60)
     assert (record.account_id, record.user_id, record.client_id) == ("77", "8", CLIENT)
     assert (record.issued_at, record.expires_at) == (START + timedelta(seconds=60) - DAY, START + timedelta(seconds=60))
@@ -89,19 +89,19 @@ def test_a_token_that_tells_nothing_is_taken_by_what_the_entry_says() -> None:
         {"expires_in": 86400, "expires_at": "2026-11-23T13:00:00Z"},
     ],
 )
-def test_an_expiry_is_told_in_seconds_or_as_a_time(given: dict[str, Any]) -> None:
-    """Seconds from now, seconds since 1970 or RFC 3339; the time holds where both are told."""
+def test_read_file_expiry_is_seconds_or_time(given: dict[str, Any]) -> None:
+    """`expires_in` counts from now; `expires_at`, in seconds or RFC 3339, takes precedence."""
     assert _one(**given).expires_at == START + timedelta(hours=1)
 
 
-def test_no_token_lives_longer_than_it_says_itself() -> None:
-    """What another system has kept of `expires_in` counts from an answer of long ago."""
+def test_read_file_expiry_is_limited_by_token() -> None:
+    """The token's own expiry limits a stored `expires_in`, which counts from an earlier answer."""
     token = a_token(at=START - DAY / 2)
     assert _one(access_token=token, expires_in=86400).expires_at == START + DAY / 2
 
 
-def test_without_a_refresh_token_it_lives_as_long_as_its_access_token() -> None:
-    """It is active until then; of one that has expired nothing is left to bring."""
+def test_read_file_without_refresh_token_uses_access_expiry() -> None:
+    """A connection without a refresh token is active until its access token expires, and refused after."""
     for record in (_one(refresh_token=None), _one(refresh_token="")):
         assert (record.status, record.reason, record.refresh_token) == (Status.ACTIVE, None, "")
         assert (record.expires_at, record.refresh_expires_at) == (START + DAY, None)
@@ -109,8 +109,8 @@ def test_without_a_refresh_token_it_lives_as_long_as_its_access_token() -> None:
     assert _why(access_token=old, refresh_token=None) == "the access token has expired, and there is no refresh_token"
 
 
-def test_a_token_that_tells_its_own_expiry_needs_no_other() -> None:
-    """AMO's long-lived tokens are copied from its page, which names no `expires_in`: their `exp` says when they end."""
+def test_read_file_long_lived_token_needs_no_expiry() -> None:
+    """AMO's long-lived tokens contain their expiry, which is accepted up to ten years."""
     years = timedelta(days=5 * 365)
     for refresh_token in (None, "refresh-token"):
         record = _one(access_token=a_token(lifetime=years), refresh_token=refresh_token, expires_in=None)
@@ -118,14 +118,14 @@ def test_a_token_that_tells_its_own_expiry_needs_no_other() -> None:
     assert "more than ten years" in _why(access_token=a_token(lifetime=3 * years), expires_in=None)
 
 
-def test_an_expired_access_token_comes_with_a_refresh_token_that_may_live() -> None:
-    """Three months long; after that nothing of it can be alive."""
+def test_read_file_expired_access_token_needs_refresh_token() -> None:
+    """An expired access token is accepted while its refresh token may be valid, which is 90 days."""
     assert _one(access_token=a_token(at=START - 80 * DAY)).status is Status.ACTIVE
     assert "more than 90 days ago" in _why(access_token=a_token(at=START - 92 * DAY))
 
 
-def test_an_owner_is_noted() -> None:
-    """It is told in the plan; owners are bound elsewhere."""
+def test_read_file_notes_owner() -> None:
+    """An owner is noted for the plan."""
     [source] = _read(json.dumps(an_entry(owner="user-42")).encode())
     assert isinstance(source, ParsedRecord)
     assert source.names_owner
@@ -160,8 +160,8 @@ def test_an_owner_is_noted() -> None:
         ({"account_id": "a b"}, "account_id: string should match pattern"),
     ],
 )
-def test_what_is_wrong_with_an_entry_is_told_by_its_field(entry: dict[str, Any], why: str) -> None:
-    """Missing, of another type, out of bounds: never with what stands there."""
+def test_read_file_invalid_field_is_named_without_value(entry: dict[str, Any], why: str) -> None:
+    """A missing, mistyped or out-of-range field is named without its value."""
     told = _why(**entry)
     assert told.startswith(why)
     assert not any(isinstance(value, str) and len(value) > 3 and value in told for value in entry.values())
@@ -183,16 +183,16 @@ def test_what_is_wrong_with_an_entry_is_told_by_its_field(entry: dict[str, Any],
         (b'{"connections": {}}', "contains no connections"),
     ],
 )
-def test_what_is_no_list_of_connections_is_refused_as_a_whole(content: bytes, why: str) -> None:
-    """The place is told, never the text that stands there."""
+def test_read_file_other_json_is_refused_with_place(content: bytes, why: str) -> None:
+    """A file without connections is refused with the place of the error, not its text."""
     with pytest.raises(CommandFailed) as raised:
         _read(content)
     assert str(raised.value).startswith(why)
     assert "secret" not in str(raised.value)
 
 
-def test_junk_among_good_lines_is_told_by_its_line() -> None:
-    """Every line is looked at, whatever stood before it."""
+def test_read_file_invalid_lines_are_reported_by_number() -> None:
+    """Every line is checked, and each invalid one is reported by its number."""
     good = json.dumps(an_entry()).encode()
     content = b"\n".join([good, b'{"access_token": "secret-secret', b"[]", b"null", good[:-1], b"", good])
     found = _read(content)
@@ -202,17 +202,17 @@ def test_junk_among_good_lines_is_told_by_its_line() -> None:
     assert not any("secret" in one.why for one in problems)
 
 
-def test_a_list_that_would_take_all_memory_is_refused_before_it_is_parsed() -> None:
-    """What a value takes is many times its length in the file; an object a line is read one after the other."""
+def test_read_file_large_list_is_refused_before_parsing() -> None:
+    """A list that would need too much memory is refused; one object per line is read line by line."""
     with pytest.raises(CommandFailed, match="is too large for one JSON text"):
         next(READER.read_file(b"[" + b"0," * 20_000_000 + b"0]"))
 
 
-# --- raw answers: the pair that follows the stored one, or nothing ---------------------------------
+# --- raw answers -----------------------------------------------------------------------------------
 
 
 async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
-    """Return the file that the service keeps of an answer."""
+    """Return the file in which the service keeps an answer."""
     rescue = MemoryRescue()
     await keep_raw(store, cipher, rescue, body, name, domain=HOST, presented=fingerprint(PRESENTED))
     return rescue.files[name]
@@ -239,10 +239,10 @@ _TEXT = json.dumps(ISSUED)
         json.dumps({**ISSUED, "refresh_token": " the-next-token "})[:-1],
         json.dumps({**ISSUED, "asked": {"refresh_token": PRESENTED}})[:-2],
     ],
-    ids=["without its end", "cut in a number", "without braces", "with spaces", "beside the one presented"],
+    ids=["without its end", "cut in a number", "without braces", "with spaces", "with the presented token"],
 )
-async def test_a_pair_is_found_with_less_care(store: Store, cipher: Cipher, body: str) -> None:
-    """The only access token and the only refresh token of the text, whatever is around them."""
+async def test_read_raw_finds_only_pair_in_damaged_text(store: Store, cipher: Cipher, body: str) -> None:
+    """The only access token and the only refresh token of a damaged text are read."""
     connection = await _connection(store, api_domain="api-c.amocrm.ru")
     source = await _read_raw(store, cipher, body.encode(), file_name(connection))
     assert isinstance(source, ParsedRecord)
@@ -262,16 +262,16 @@ async def test_a_pair_is_found_with_less_care(store: Store, cipher: Cipher, body
     ],
     ids=["a page", "a token that is cut off", "the token presented", "two pairs", "noise"],
 )
-async def test_what_holds_no_certain_pair_brings_nothing(store: Store, cipher: Cipher, body: bytes) -> None:
-    """Its user has to connect again, which the command says."""
+async def test_read_raw_without_certain_pair_is_refused(store: Store, cipher: Cipher, body: bytes) -> None:
+    """Without a certain pair the error says that the user has to connect."""
     connection = await _connection(store)
     assert await _read_raw(store, cipher, body, file_name(connection)) == RecordError(
         place=f"{ID}-1.raw", why="it contains no pair: the user has to connect again"
     )
 
 
-async def test_a_connection_that_has_other_tokens_by_now_keeps_them(store: Store, cipher: Cipher) -> None:
-    """It was refreshed, or connected again: what the answer holds has been spent, or belongs to nothing."""
+async def test_read_raw_of_connection_with_newer_pair_is_refused(store: Store, cipher: Cipher) -> None:
+    """A connection that was refreshed or connected since keeps its tokens."""
     connection = await _connection(store)
     await store.save_refreshed(a_refreshed(connection))
     problem = await _read_raw(store, cipher, _TEXT.encode(), file_name(connection))
@@ -279,8 +279,8 @@ async def test_a_connection_that_has_other_tokens_by_now_keeps_them(store: Store
     assert problem.why == "its connection has newer tokens, or is not in this database"
 
 
-async def test_tokens_of_another_account_are_refused(store: Store, cipher: Cipher) -> None:
-    """The access token tells whose it is."""
+async def test_read_raw_of_other_account_is_refused(store: Store, cipher: Cipher) -> None:
+    """An access token of another account is refused."""
     connection = await _connection(store)
     body = json.dumps({**ISSUED, "access_token": a_token(2)})[:-1].encode()
     assert await _read_raw(store, cipher, body, file_name(connection)) == RecordError(
@@ -288,15 +288,15 @@ async def test_tokens_of_another_account_are_refused(store: Store, cipher: Ciphe
     )
 
 
-async def test_an_exchanges_answer_brings_a_connection(store: Store, cipher: Cipher) -> None:
-    """Whose it is the access token tells, and its host is the one that answered."""
+async def test_read_raw_of_exchange_returns_new_connection(store: Store, cipher: Cipher) -> None:
+    """The account comes from the access token, and the host is the one that answered."""
     source = await _read_raw(store, cipher, _TEXT[:-1].encode(), grant_file_name("0123abcd"))
     assert isinstance(source, ParsedRecord)
     assert (source.record.account_id, source.record.domain) == ("1", HOST)
 
 
-async def test_a_file_under_another_name_or_of_another_key_does_not_open(store: Store, cipher: Cipher) -> None:
-    """The name is sealed with it: an answer cannot be passed off as another connection's."""
+async def test_read_raw_with_other_name_or_key_is_refused(store: Store, cipher: Cipher) -> None:
+    """The file's name is authenticated, so that an answer cannot be used for another connection."""
     connection = await _connection(store)
     sealed = await _kept(store, cipher, _TEXT.encode(), file_name(connection))
     for name, key in ((f"{ID}-2.raw", cipher), (file_name(connection), Cipher([new_key()]))):

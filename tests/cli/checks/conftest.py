@@ -1,4 +1,4 @@
-"""A folder for the checks of who can read what."""
+"""A folder for checks of file permissions."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Give a folder that everybody may enter, as pytest's own may not be."""
+    """Return a folder that every user may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)

@@ -1,4 +1,4 @@
-"""Who can read the configuration's secrets, and settings that are valid each, and do not fit together."""
+"""Checks of the secrets' file permissions, of settings that do not fit together, and of proxy variables."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _found(**more: str) -> dict[str, tuple[Severity, str]]:
     return by_check(findings)
 
 
-def test_settings_that_fit_are_ok() -> None:
-    """Each says what it means, and none of them a secret."""
+def test_check_settings_valid_settings_are_ok() -> None:
+    """Valid settings are reported as OK, with their meaning and without a secret."""
     found = _found()
     assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
         ("redirect_uri", "deep_link", "api_keys", "private_door"), Severity.OK
@@ -59,38 +59,40 @@ def test_settings_that_fit_are_ok() -> None:
         ("SERVER__PRIVATE", "unix:/run/private.sock", "private_door", Severity.OK),
     ],
 )
-def test_each_setting_is_judged(setting: str, value: str, check: str, severity: Severity) -> None:
-    """What cannot work fails, what is doubtful warns, and both say what to do."""
+def test_check_settings_doubtful_setting_warns_or_fails(
+    setting: str, value: str, check: str, severity: Severity
+) -> None:
+    """A setting that cannot work fails, a doubtful one warns, and both report a fix."""
     assert _found(**{setting: value})[check][0] is severity
 
 
 @pytest.mark.parametrize(
     "name", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "Https_Proxy"]
 )
-def test_a_variable_that_names_a_proxy_is_named_and_its_value_is_not(name: str) -> None:
-    """It may hold a password."""
+def test_check_outgoing_names_proxy_variable_without_value(name: str) -> None:
+    """A proxy variable is named without its value, which may contain a password."""
     [finding] = check_outgoing({"PATH": "/bin", name: PROXY})
     assert (finding.severity, finding.message.startswith(f"{name}: ignored")) == (Severity.WARN, True)
     assert "sekret" not in str(finding)
     assert "proxy.example" not in str(finding)
 
 
-def test_several_variables_are_one_finding() -> None:
-    """All of them are named."""
+def test_check_outgoing_reports_variables_in_one_finding() -> None:
+    """All proxy variables are named in one finding."""
     [finding] = check_outgoing({"https_proxy": PROXY, "HTTP_PROXY": PROXY})
     assert finding.message.startswith("HTTP_PROXY, https_proxy: ignored")
 
 
 @pytest.mark.parametrize("environ", [{}, {"NO_PROXY": "localhost"}, {"HTTP_PROXY": ""}, {"MY_HTTP_PROXY": PROXY}])
-def test_without_such_a_variable_nothing_is_said(environ: dict[str, str]) -> None:
-    """Nor where it is empty, which is how it is switched off."""
+def test_check_outgoing_without_proxy_variable_reports_nothing(environ: dict[str, str]) -> None:
+    """Without a proxy variable, or with an empty one, there is no finding."""
     assert list(check_outgoing(environ)) == []
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
-def _verdicts(config: Path | None, **environ: str) -> list[Severity]:
+def _severities(config: Path | None, **environ: str) -> list[Severity]:
     return [finding.severity for finding in check_secrets(config, environ)]
 
 
@@ -106,10 +108,10 @@ def _verdicts(config: Path | None, **environ: str) -> list[Severity]:
         (0o602, '[amo]\nclient_id = "x"', Severity.FAIL),
     ],
 )
-def test_a_configuration_file_is_closed_where_it_holds_secrets(
+def test_check_secrets_configuration_file_needs_closed_mode(
     mode: int, text: str, severity: Severity, folder: Path
 ) -> None:
-    """Its secrets are named, not shown; one that anybody may change is never good."""
+    """A configuration file with secrets must not be readable by others, and none may be writable by them."""
     config = folder / "config.toml"
     config.write_text(text)
     config.chmod(mode)
@@ -123,8 +125,8 @@ def test_a_configuration_file_is_closed_where_it_holds_secrets(
     ("mode", "above", "severity"),
     [(0o644, 0o755, Severity.FAIL), (0o644, 0o700, Severity.OK), (0o600, 0o755, Severity.OK)],
 )
-def test_files_of_secrets_are_closed(mode: int, above: int, severity: Severity, folder: Path) -> None:
-    """Their own mode closes them, or that of a folder above; other files beside them are nobody's business."""
+def test_check_secrets_secret_file_needs_closed_mode(mode: int, above: int, severity: Severity, folder: Path) -> None:
+    """A secret file is protected by its own mode or a folder's; other files are ignored."""
     secrets = folder / "secrets"
     secrets.mkdir()
     (secrets / "README").touch(0o666)
@@ -132,7 +134,7 @@ def test_files_of_secrets_are_closed(mode: int, above: int, severity: Severity, 
     file.touch()
     file.chmod(mode)
     secrets.chmod(above)
-    assert _verdicts(None, CREDENTIALS_DIRECTORY=str(secrets)) == [severity]
+    assert _severities(None, CREDENTIALS_DIRECTORY=str(secrets)) == [severity]
     config = folder / "config.toml"
     config.write_text('[server]\nsecrets = "secrets"')
-    assert _verdicts(config) == [severity]
+    assert _severities(config) == [severity]

@@ -1,4 +1,4 @@
-"""The database, looked at from outside."""
+"""Checks of the SQLite database, its disk and the rescue folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _run(folder: Path, statement: str, *values: object) -> None:
 
 @pytest.fixture
 async def place(tmp_path: Path, encryption_key: str) -> CommandContext:
-    """Give a database of some connections that nobody has open."""
+    """Return the context of a database with three connections, not in use."""
     cipher = Cipher([encryption_key])
     async with open_store(f"sqlite:///{NAME}", folder=tmp_path, clock=FakeClock()) as store:
         await store.check_machine(location_id(tmp_path / NAME))
@@ -54,8 +54,8 @@ async def place(tmp_path: Path, encryption_key: str) -> CommandContext:
     return context_in(tmp_path, encryption_key)
 
 
-async def test_a_good_database_is_ok_and_left_as_it_was(place: CommandContext) -> None:
-    """Nothing is written, and no file beside it is left behind."""
+async def test_check_sqlite_valid_database_is_ok_and_unchanged(place: CommandContext) -> None:
+    """A valid database is OK, is not written, and gets no further file."""
     database = place.folder / NAME
     before = database.read_bytes()
     found = await _check(place)
@@ -67,10 +67,10 @@ async def test_a_good_database_is_ok_and_left_as_it_was(place: CommandContext) -
     assert list(place.folder.iterdir()) == [database]
 
 
-async def test_beside_the_service_it_is_only_read(place: CommandContext) -> None:
-    """Whoever serves it goes on writing while it is looked at, and what he wrote is seen."""
+async def test_check_sqlite_beside_running_service_reads_only(place: CommandContext) -> None:
+    """A running service continues to write during the check, which sees its writes."""
     async with open_store(f"sqlite:///{NAME}", folder=place.folder, clock=FakeClock()) as store:
-        await save(store, a_connection(9))  # its pair is no sealed one
+        await save(store, a_connection(9))  # its pair is not encrypted
         findings = _findings(place)
         found = {finding.check: finding for finding in [await anext(findings), await anext(findings)]}
         await store.freeze_all(why="meanwhile")
@@ -81,8 +81,8 @@ async def test_beside_the_service_it_is_only_read(place: CommandContext) -> None
     assert "meanwhile" in frozen.message
 
 
-async def test_no_database_is_made(tmp_path: Path, encryption_key: str) -> None:
-    """Before the first start there is none, which is told; without its folder the service could not start."""
+async def test_check_sqlite_missing_database_is_not_created(tmp_path: Path, encryption_key: str) -> None:
+    """A missing database is a warning before the first start, and a missing folder fails; nothing is created."""
     place = context_in(tmp_path, encryption_key)
     assert (await _check(place))["store"][0] is Severity.WARN
     assert list(tmp_path.iterdir()) == []
@@ -93,23 +93,23 @@ async def test_no_database_is_made(tmp_path: Path, encryption_key: str) -> None:
     ("version", "message"),
     [(0, "is not a database of amo-callback"), (99, "is of a newer amo-callback (schema 99, known here: 1)")],
 )
-async def test_a_schema_of_another_version_is_one_line(version: int, message: str, place: CommandContext) -> None:
-    """It is not upgraded, and nothing else of the database is checked."""
+async def test_check_sqlite_other_schema_is_one_finding(version: int, message: str, place: CommandContext) -> None:
+    """A database with another schema is one finding and is not upgraded."""
     _run(place.folder, f"PRAGMA user_version = {version}")
     assert await _check(place) == {"store": (Severity.FAIL, f"{place.folder / NAME} {message}")}
     with closing(sqlite3.connect(place.folder / NAME)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (version,)
 
 
-async def test_what_is_no_database_is_told_without_its_text(tmp_path: Path, encryption_key: str) -> None:
-    """The error's name is enough."""
+async def test_check_sqlite_other_file_names_error_only(tmp_path: Path, encryption_key: str) -> None:
+    """A file that is not a database is reported by the error's name."""
     place = context_in(tmp_path, encryption_key)
     (tmp_path / NAME).write_text("no database at all" * 100)
     assert await _check(place) == {"store": (Severity.FAIL, f"{tmp_path / NAME} cannot be used: SQLITE_NOTADB")}
 
 
-async def test_a_damaged_database_is_told(place: CommandContext) -> None:
-    """An index that does not fit its table is found before anything is looked up in it."""
+async def test_check_sqlite_damaged_database_fails(place: CommandContext) -> None:
+    """An index that does not match its table is found before the other checks."""
     with closing(sqlite3.connect(place.folder / NAME)) as database, database:
         database.execute("PRAGMA writable_schema = ON")
         database.execute(
@@ -120,15 +120,15 @@ async def test_a_damaged_database_is_told(place: CommandContext) -> None:
     assert found["store"] == (Severity.FAIL, f"{place.folder / NAME} is damaged")
 
 
-async def test_other_keys_are_told_once(place: CommandContext) -> None:
-    """Where no key decrypts the canary, none opens any pair."""
+async def test_check_sqlite_wrong_keys_are_one_finding(place: CommandContext) -> None:
+    """If no key decrypts the canary, the keys are one finding."""
     found = await _check(context_in(place.folder, new_key()))
     assert found["keys"][0] is Severity.FAIL
     assert "the service does not start" in found["keys"][1]
 
 
-async def test_pairs_that_no_key_opens_are_named(place: CommandContext) -> None:
-    """Damaged, erased, or copied over from another connection: the first few by their ids, the rest by number."""
+async def test_check_sqlite_undecryptable_pairs_are_listed(place: CommandContext) -> None:
+    """Pairs that no key decrypts are listed by id, up to a few, and counted."""
     _run(place.folder, "UPDATE connections SET sealed_pair = (SELECT max(sealed_pair) FROM connections)")
     severity, told = (await _check(place))["keys"]
     assert severity is Severity.FAIL
@@ -137,20 +137,20 @@ async def test_pairs_that_no_key_opens_are_named(place: CommandContext) -> None:
     assert (await _check(place))["keys"][1].startswith("no key decrypts 3 of 3 pairs: ")
 
 
-async def test_a_disconnected_connection_has_no_pair_to_open(place: CommandContext) -> None:
-    """Its tokens were erased on purpose."""
+async def test_check_sqlite_disconnected_connection_needs_no_pair(place: CommandContext) -> None:
+    """A disconnected connection has no pair, because its tokens were erased."""
     _run(place.folder, "UPDATE connections SET sealed_pair = NULL, status = 'disconnected'")
     assert (await _check(place))["keys"] == (Severity.OK, "fit; there are no pairs yet")
 
 
-async def test_an_older_key_that_is_still_needed_is_told(place: CommandContext, encryption_key: str) -> None:
-    """Whoever takes it away would lose connections."""
+async def test_check_sqlite_older_key_in_use_is_reported(place: CommandContext, encryption_key: str) -> None:
+    """An older key that pairs still need is reported, so that the operator keeps it."""
     severity, told = (await _check(context_in(place.folder, new_key(), encryption_key)))["keys"]
     assert (severity, told) == (Severity.OK, "decrypt all 3 pairs; 3 still need an older key: keep it")
 
 
-async def test_a_database_from_elsewhere_will_be_frozen(place: CommandContext) -> None:
-    """It is told before the service does it, and the check itself freezes nothing."""
+async def test_check_sqlite_moved_database_warns_of_freeze(place: CommandContext) -> None:
+    """A database from another machine is a warning, and the check itself does not freeze it."""
     _run(place.folder, "UPDATE meta SET value = CAST('elsewhere' AS BLOB) WHERE name = 'machine'")
     for _ in range(2):
         severity, told = (await _check(place))["frozen"]
@@ -158,8 +158,8 @@ async def test_a_database_from_elsewhere_will_be_frozen(place: CommandContext) -
         assert "will be frozen" in told
 
 
-def test_files_in_the_rescue_folder_are_told(place: CommandContext) -> None:
-    """Those that wait, and no others; the folder is not made."""
+def test_check_rescue_counts_pending_files(place: CommandContext) -> None:
+    """Pending files in the rescue folder are a warning, the reserve file is not; the folder is not created."""
     assert by_check(check_rescue(place))["rescue"][0] is Severity.OK
     assert not place.rescue.exists()
     place.rescue.mkdir()
@@ -169,16 +169,16 @@ def test_files_in_the_rescue_folder_are_told(place: CommandContext) -> None:
     assert by_check(check_rescue(place))["rescue"][0] is Severity.WARN
 
 
-def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:
-    """The nearest folder that is there has the same disk."""
+def test_check_disk_missing_folder_uses_nearest_parent(folder: Path) -> None:
+    """Free space is measured in the nearest existing folder."""
     [finding] = check_disk(context_in(folder / "no"))
     assert finding.severity in {Severity.OK, Severity.WARN}
     assert "MiB are free" in finding.message
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_files_beside_the_database_are_its_owners(folder: Path) -> None:
-    """One that root has left keeps the service from writing; one that others may read tells who the accounts are."""
+def test_check_disk_foreign_owner_or_open_mode_is_reported(folder: Path) -> None:
+    """A file of root beside the database fails, and a database readable by others warns."""
     place = context_in(folder)
     database = folder / "amo-callback.db"
     database.touch()
@@ -190,8 +190,8 @@ def test_files_beside_the_database_are_its_owners(folder: Path) -> None:
     assert "amo-callback.db-wal and" in first.message
 
 
-def test_a_check_that_throws_ends_no_other() -> None:
-    """What it found before is kept, and its error's text, which may quote anything, is not."""
+def test_run_check_exception_keeps_other_findings() -> None:
+    """An exception keeps earlier findings and is reported without its text, which may contain a secret."""
 
     def throwing() -> Iterator[Finding]:
         yield ok("store", "there")

@@ -1,4 +1,4 @@
-"""AMO, the reverse proxy and others, asked over a socket."""
+"""Checks of AMO, the reverse proxy, the key set and the webhook receiver over the network."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ async def _check(
     return [(finding.check, finding.severity, finding.message) for finding in found]
 
 
-async def test_amo_is_looked_at_and_nothing_is_presented(amo: Amo, encryption_key: str) -> None:
-    """The token endpoint is reached by its address, and has been asked for no token."""
+async def test_check_amo_sends_no_credential(amo: Amo, encryption_key: str) -> None:
+    """The check reaches AMO's address without a token request."""
     settings = load_settings(None, environment(amo, encryption_key, AMO__DEFAULT_DOMAIN=HOST))
     assert await _check(check_amo, settings) == [
         ("amo", Severity.OK, f"{amo.address} answers"),
@@ -68,8 +68,8 @@ async def test_amo_is_looked_at_and_nothing_is_presented(amo: Amo, encryption_ke
     ("ahead", "severity"),
     [(0, Severity.OK), (-20, Severity.OK), (45, Severity.WARN), (-45, Severity.WARN), (400, Severity.FAIL)],
 )
-async def test_clocks_that_differ_are_told(ahead: int, severity: Severity) -> None:
-    """From half a minute on it is told, from five minutes on it fails."""
+async def test_check_amo_reports_clock_difference(ahead: int, severity: Severity) -> None:
+    """A clock difference warns from half a minute and fails from five minutes."""
     asked = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -89,8 +89,8 @@ async def test_clocks_that_differ_are_told(ahead: int, severity: Severity) -> No
     ("status", "severity"),
     [(405, Severity.OK), (302, Severity.OK), (403, Severity.WARN), (429, Severity.WARN), (502, Severity.WARN)],
 )
-async def test_what_amo_answers_is_told(status: int, severity: Severity) -> None:
-    """A redirect, or a method that is not allowed, is an answer; a redirect is not followed."""
+async def test_check_amo_reports_status(status: int, severity: Severity) -> None:
+    """A redirect or a 405 is an answer, and a redirect is not followed."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status, headers={"Location": "http://127.0.0.1:1/", "Date": "yesterday"})
@@ -101,8 +101,8 @@ async def test_what_amo_answers_is_told(status: int, severity: Severity) -> None
     assert [each[:2] for each in found] == [("amo", severity), ("clock", Severity.WARN)]
 
 
-async def test_amo_out_of_reach_fails() -> None:
-    """Refused, or no HTTP: each with its reason, and the clock is not known."""
+async def test_check_amo_unreachable_fails() -> None:
+    """A refused connection or an answer that is not HTTP fails with its reason, and the clock is unknown."""
 
     async def broken(request: web.Request) -> web.Response:
         assert request.transport is not None
@@ -130,8 +130,8 @@ async def test_amo_out_of_reach_fails() -> None:
     ],
     ids=["keys", "none", "html", "huge", "not_found"],
 )
-async def test_the_key_set_must_hold_a_key(status: int, body: str, severity: Severity) -> None:
-    """Without one no user of the app is known; where none is configured there is nothing to tell."""
+async def test_check_key_set_requires_key(status: int, body: str, severity: Severity) -> None:
+    """A key set without a usable key fails; without a configured URL there is no finding."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status, text=body)
@@ -146,8 +146,8 @@ async def test_the_key_set_must_hold_a_key(status: int, body: str, severity: Sev
     assert await _check(check_key_set, settings_with()) == []
 
 
-async def test_a_receiver_is_there_whatever_he_answers() -> None:
-    """No webhook is sent to him; one who is away is told, and webhooks wait for him."""
+async def test_check_receiver_any_answer_is_ok() -> None:
+    """Any answer of the webhook receiver is OK and no webhook is sent; an unreachable one is a warning."""
     methods = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -163,19 +163,19 @@ async def test_a_receiver_is_there_whatever_he_answers() -> None:
     assert severity is Severity.WARN
 
 
-# --- the public address, with a proxy in front that is right or wrong ------------------------------
+# --- the public address behind a proxy -------------------------------------------------------------
 
 
 async def _check_address(address: str, key: str) -> tuple[Severity, str]:
-    """Check the redirect URI at an address, with an encryption key."""
+    """Check the redirect URI at an address with an encryption key."""
     settings = settings_with(AMO__REDIRECT_URI=f"http://{address}{BASE}/callback")
     async with open_probe(clock=SystemClock(), wait_limit=WAIT_LIMIT) as http:
         [finding] = [each async for each in check_proxy(settings, http, cipher=Cipher([key]), nonce=NONCE)]
     return finding.severity, finding.message
 
 
-async def test_a_proxy_that_tells_the_client_is_ok(app: Running, encryption_key: str) -> None:
-    """The service tells whom it sees come; it has begun nothing for it, and shows nothing of it to others."""
+async def test_check_proxy_with_forwarded_client_is_ok(app: Running, encryption_key: str) -> None:
+    """A proxy that forwards the client's address is OK, and the probe begins no grant."""
 
     async def pass_on(request: web.Request) -> web.Response:
         headers = {**request.headers, "X-Forwarded-For": CLIENT}
@@ -191,8 +191,8 @@ async def test_a_proxy_that_tells_the_client_is_ok(app: Running, encryption_key:
     assert [line["event"] for line in app.lines() if line["event"].startswith("grant")] == []
 
 
-async def test_a_proxy_that_is_not_trusted_is_told(run: Any, encryption_key: str) -> None:
-    """Without its address in the list everybody who comes through it is one person to the limits."""
+async def test_probe_through_untrusted_proxy_shows_proxy_as_client(run: Any, encryption_key: str) -> None:
+    """Without its address in `trusted_proxies`, a proxy is seen as the client of all its requests."""
     async with run(SERVER__TRUSTED_PROXIES="192.0.2.1") as app:
         question = probe.seal_nonce(Cipher([encryption_key]), nonce=NONCE)
         headers = {probe.HEADER: question, "X-Forwarded-For": CLIENT}
@@ -216,10 +216,10 @@ async def test_a_proxy_that_is_not_trusted_is_told(run: Any, encryption_key: str
     ],
     ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
 )
-async def test_what_the_service_sees_is_judged(
+async def test_check_proxy_reports_observed_client(
     seen: ObservedClient, severity: Severity, told: str, cipher: Cipher
 ) -> None:
-    """Whether the client's address comes through, and is believed."""
+    """The check reports whether the client's address is forwarded and trusted."""
 
     async def ask(_method: str, _url: str, *, headers: Mapping[str, str]) -> ProbeResponse:
         answer = probe.reply_to(cipher, headers[probe.HEADER], seen=seen) or ""
@@ -231,8 +231,8 @@ async def test_what_the_service_sees_is_judged(
 
 
 @pytest.mark.parametrize(("status", "told"), [(502, "does not reach the service"), (404, "something else answers")])
-async def test_a_proxy_that_leads_elsewhere_fails(status: int, told: str) -> None:
-    """To nobody, or to something else."""
+async def test_check_proxy_to_other_service_fails(status: int, told: str) -> None:
+    """A proxy that reaches no service or another one fails."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status)
@@ -243,23 +243,23 @@ async def test_a_proxy_that_leads_elsewhere_fails(status: int, told: str) -> Non
     assert told in found
 
 
-async def test_another_installation_is_told_apart(app: Running) -> None:
-    """A service with other keys does not answer, and looks like one nevertheless."""
+async def test_check_proxy_to_other_installation_fails(app: Running) -> None:
+    """A service with other encryption keys is recognized as another installation."""
     severity, told = await _check_address(app.service.public, new_key())
     assert severity is Severity.FAIL
     assert "but not with the keys of this configuration" in told
 
 
-async def test_what_cannot_be_asked_from_here_is_a_warning() -> None:
-    """Many networks do not lead back to themselves: that is no fault of the proxy's."""
+async def test_check_proxy_unreachable_from_here_warns() -> None:
+    """An unreachable address is only a warning, because many networks do not route to themselves."""
     severity, told = await _check_address("127.0.0.1:1", new_key())
     assert (severity, told) == (Severity.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("question", ["", "no question", "x" * 600, "é", "answer", "other"])
-async def test_nobody_else_is_answered(method: str, question: str, app: Running, encryption_key: str) -> None:
-    """Noise, an answer of ours sent back as a question, another key's question: the header is not there."""
+async def test_probe_invalid_nonce_gets_no_reply(method: str, question: str, app: Running, encryption_key: str) -> None:
+    """Noise, a replayed reply and a nonce sealed with another key get no reply header."""
     cipher = Cipher([encryption_key])
     made = {
         "answer": probe.reply_to(
@@ -271,15 +271,15 @@ async def test_nobody_else_is_answered(method: str, question: str, app: Running,
     assert probe.HEADER not in answer.headers
 
 
-async def test_only_a_look_is_answered(app: Running, encryption_key: str) -> None:
-    """What does work says nothing of who sent it, whoever asks."""
+async def test_probe_is_answered_for_head_only(app: Running, encryption_key: str) -> None:
+    """Only a HEAD request gets the reply header."""
     headers = {probe.HEADER: probe.seal_nonce(Cipher([encryption_key]), nonce=NONCE)}
     answers = [await app.public(f"{BASE}/callback", method=method, headers=headers) for method in ("GET", "HEAD")]
     assert [probe.HEADER in answer.headers for answer in answers] == [False, True]
 
 
-def test_an_answer_to_another_question_is_none(encryption_key: str) -> None:
-    """A cache in between may have kept it."""
+def test_probe_reply_to_other_nonce_is_ignored(encryption_key: str) -> None:
+    """A reply to another nonce, such as a cached one, is ignored."""
     cipher = Cipher([encryption_key])
     answer = probe.reply_to(
         cipher, probe.seal_nonce(cipher, nonce="one"), seen=ObservedClient(peer=None, forwarded=False, client=None)

@@ -1,4 +1,4 @@
-"""A PostgreSQL database and its server, looked at from outside."""
+"""Checks of a PostgreSQL database and its server."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def empty(postgres: Databases) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def served(empty: str, tmp_path: Path, encryption_key: str) -> str:
-    """Give a database of some connections, that nobody has open."""
+    """Return the URL of a database with three connections, not in use."""
     cipher = Cipher([encryption_key])
     async with open_store(empty, folder=tmp_path, clock=SystemClock()) as store:
         await store.check_machine("")
@@ -76,8 +76,8 @@ async def served(empty: str, tmp_path: Path, encryption_key: str) -> str:
     return empty
 
 
-async def test_a_good_database_is_ok(served: str, encryption_key: str) -> None:
-    """It is reached, and its server, its schema, its keys and each pair are told."""
+async def test_check_postgres_valid_database_is_ok(served: str, encryption_key: str) -> None:
+    """Server, schema, keys and pairs of a valid database are OK."""
     found = await _check(served, encryption_key)
     assert found.pop("server_settings") in {(Severity.WARN, "fsync = off"), (Severity.OK, "durable, read committed")}
     assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
@@ -102,17 +102,17 @@ async def test_a_good_database_is_ok(served: str, encryption_key: str) -> None:
         ({"full_page_writes": "off"}, Severity.WARN, "full_page_writes = off"),
     ],
 )
-def test_a_setting_that_the_store_does_not_rely_on_is_named(
+def test_check_server_settings_names_unexpected_setting(
     settings: dict[str, str], severity: Severity, told: str
 ) -> None:
-    """What the service sets for its own sessions is a note, what it cannot or does not set is a warning."""
+    """A setting that each session overrides is a note, and any other a warning."""
     good = {name: values[0] for name, values in SETTINGS.items()}
     finding = check_server_settings({**good, **settings})
     assert (finding.severity, finding.message) == (severity, told)
 
 
-async def test_the_settings_of_user_and_database_are_looked_at(empty: str) -> None:
-    """As a new session has them, whatever the check has set in its own."""
+async def test_check_server_settings_includes_user_and_database(empty: str) -> None:
+    """Settings of the user and the database are read as a new session has them, not as the check's own session."""
     [[name]] = await _fetch(empty, "SELECT current_database()")
     for setting in ("synchronous_commit = off", "default_transaction_isolation = 'repeatable read'"):
         await _run(empty, f"ALTER DATABASE {name} SET {setting}")
@@ -122,8 +122,8 @@ async def test_the_settings_of_user_and_database_are_looked_at(empty: str) -> No
     assert "read_only" not in told
 
 
-async def test_an_empty_database_stays_so(empty: str, encryption_key: str) -> None:
-    """Before the first start there is no table, and the check makes none: told twice, it is told the same."""
+async def test_check_postgres_empty_database_stays_empty(empty: str, encryption_key: str) -> None:
+    """An empty database is a warning, also in a second check, because the check creates no table."""
     for _ in range(2):
         found = await _check(empty, encryption_key)
         assert set(found) == {*SERVER, "server_settings", "store"}
@@ -131,14 +131,14 @@ async def test_an_empty_database_stays_so(empty: str, encryption_key: str) -> No
         assert found["store"][1].endswith("is empty")
 
 
-async def test_somebody_elses_database_is_told(empty: str, encryption_key: str) -> None:
-    """Its tables are not looked into."""
+async def test_check_postgres_foreign_database_fails(empty: str, encryption_key: str) -> None:
+    """A database with another program's tables fails."""
     await _run(empty, "CREATE TABLE theirs (x INTEGER)")
     assert (await _check(empty, encryption_key))["store"][0] is Severity.FAIL
 
 
-async def test_a_schema_of_another_version_is_one_line(served: str, encryption_key: str) -> None:
-    """It is not upgraded, and nothing else of the database is checked."""
+async def test_check_postgres_other_schema_is_one_finding(served: str, encryption_key: str) -> None:
+    """A database with another schema is one finding and is not upgraded."""
     await _run(served, "UPDATE schema_version SET version = 99")
     for _ in range(2):
         found = await _check(served, encryption_key)
@@ -147,8 +147,8 @@ async def test_a_schema_of_another_version_is_one_line(served: str, encryption_k
         assert "keys" not in found
 
 
-async def test_a_clock_that_differs_from_the_servers_is_told(served: str, encryption_key: str) -> None:
-    """Leases are told by the server's, when a token ends by ours."""
+async def test_check_postgres_clock_difference_warns(served: str, encryption_key: str) -> None:
+    """A clock difference warns, because leases use the server's clock and expiries the process's."""
     clock = ShiftedClock()
     clock.advance(60)
     severity, told = (await _check(served, encryption_key, clock=clock))["server_clock"]
@@ -156,8 +156,8 @@ async def test_a_clock_that_differs_from_the_servers_is_told(served: str, encryp
     assert told == "ours is 60 s ahead of the server's"
 
 
-async def test_too_few_connections_are_told(served: str, encryption_key: str) -> None:
-    """The smallest limit counts: here the database's own."""
+async def test_check_postgres_connection_limit_warns(served: str, encryption_key: str) -> None:
+    """The smallest connection limit, here of the database, is compared with an instance's need."""
     await _run(served, f"ALTER DATABASE {read_postgres(served).database} CONNECTION LIMIT 5")
     severity, told = (await _check(served, encryption_key))["server_room"]
     assert (severity, told) == (Severity.WARN, "5 connections are allowed; an instance takes up to 11")
@@ -168,14 +168,16 @@ FIT = ServerFacts(
 )
 
 
-def _looked_at(host: str = "db.example.com", *, verified: bool = True, **more: Any) -> dict[str, tuple[Severity, str]]:
+def _check_facts(
+    host: str = "db.example.com", *, verified: bool = True, **more: Any
+) -> dict[str, tuple[Severity, str]]:
     address = PostgresUrl(hosts=(host,), database="amo", is_verified=verified, secrets=())
     return by_check(check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START))
 
 
-def test_a_server_that_fits_is_ok() -> None:
-    """Old enough, encrypted, on time, and with room."""
-    assert _looked_at() == {
+def test_check_server_suitable_server_is_ok() -> None:
+    """A supported, encrypted server with the same time and enough connections is OK."""
+    assert _check_facts() == {
         "server": (Severity.OK, "PostgreSQL 12.1, answered in 4 ms"),
         "server_tls": (Severity.OK, "TLSv1.3"),
         "server_clock": (Severity.OK, "within 3 s of ours"),
@@ -186,11 +188,11 @@ def test_a_server_that_fits_is_ok() -> None:
     }
 
 
-def test_a_server_that_need_not_prove_who_it_is_is_told() -> None:
-    """Encrypted it is all the same, and on this machine nobody is in between."""
+def test_check_server_unverified_identity_is_reported() -> None:
+    """An unverified server certificate is reported, except for a server on this machine."""
     believed = "TLSv1.3; the server's identity is not verified: see sslmode"
-    assert _looked_at(verified=False)["server_tls"] == (Severity.OK, believed)
-    assert _looked_at("127.0.0.1", verified=False)["server_tls"] == (Severity.OK, "TLSv1.3")
+    assert _check_facts(verified=False)["server_tls"] == (Severity.OK, believed)
+    assert _check_facts("127.0.0.1", verified=False)["server_tls"] == (Severity.OK, "TLSv1.3")
 
 
 @pytest.mark.parametrize(
@@ -208,9 +210,9 @@ def test_a_server_that_need_not_prove_who_it_is_is_told() -> None:
         ("server_encoding", {"encoding": "LATIN1"}, Severity.FAIL),
     ],
 )
-def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], severity: Severity) -> None:
-    """Too old, only for reading, in the clear, late, full, or for few letters; the rest of it is ok all the same."""
-    found = _looked_at(**more)
+def test_check_server_unsuitable_server_is_reported(name: str, more: dict[str, Any], severity: Severity) -> None:
+    """An old, read-only, unencrypted, skewed, full or non-UTF-8 server is one finding, and the others are OK."""
+    found = _check_facts(**more)
     assert found.pop(name)[0] is severity
     assert {severity for severity, _ in found.values()} == {Severity.OK}
 
@@ -222,18 +224,18 @@ def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], sev
         ("postgresql://u:sekret@127.0.0.1:1/amo?sslmode=verify-full&sslrootcert=/no/file", "PostgreSQL database amo"),
     ],
 )
-async def test_one_that_cannot_be_reached_is_told_without_its_password(url: str, said: str) -> None:
-    """Where it was looked for, and why it was not found."""
+async def test_check_postgres_unreachable_server_hides_password(url: str, said: str) -> None:
+    """An unreachable server is reported with its address and the reason, without the password."""
     [(name, (severity, told))] = (await _check(url, new_key())).items()
     assert (name, severity) == ("store", Severity.FAIL)
     assert told.startswith(said)
     assert "sekret" not in told
 
 
-def test_the_command_looks_into_it(
+def test_check_command_includes_postgres(
     served: str, encryption_key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a rescue folder that is beside no file, and without the URL's password anywhere."""
+    """The check command reports the database and its rescue folder, without the URL's password."""
     environ = environ_with(
         AMO__REDIRECT_URI="http://127.0.0.1:1/api/amo-crm/callback",
         AMO__AUTHORIZE_URL="http://127.0.0.1:1/oauth",

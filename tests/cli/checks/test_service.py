@@ -1,4 +1,4 @@
-"""The service that runs, and its unit."""
+"""Checks of the running service, its unit and its callbacks."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ async def _service(settings: Settings, address: str) -> list[Finding]:
     return [each async for each in check_service(known, wait_limit=WAIT_LIMIT)]
 
 
-async def test_the_service_is_asked_whether_it_is_ready(app: Running) -> None:
-    """Ready; frozen, which is a warning; something else at that address; nobody there."""
+async def test_check_service_reports_readiness(app: Running) -> None:
+    """The service is OK if ready, warns if frozen or not reachable, and fails at another service's address."""
     ready, *_ = await _service(app.settings, app.service.private)
     assert (ready.severity, ready.message) == (Severity.OK, f"ready at {app.service.private}")
     await app.service.services.lifecycle.freeze_switch.freeze_all(why="a test")
@@ -39,8 +39,8 @@ async def test_the_service_is_asked_whether_it_is_ready(app: Running) -> None:
     assert (nobody.severity, nobody.message) == (Severity.WARN, "127.0.0.1:1: Connection refused")
 
 
-async def test_credentials_are_a_note_until_a_first_pair_proves_them(app: Running) -> None:
-    """`check` says what /readyz says: `not proven yet` is no success."""
+async def test_check_service_credentials_are_note_until_first_pair(app: Running) -> None:
+    """The credentials are reported as in /readyz: `not proven yet` is a note, not a success."""
     for severity, told in ((Severity.NOTE, "not proven yet"), (Severity.OK, "accepted")):
         findings = {one.check: one for one in await _service(app.settings, app.service.private)}
         assert (findings["amo_credentials"].severity, findings["amo_credentials"].message) == (severity, told)
@@ -70,10 +70,10 @@ _SHOWN = 'case "$2" in *.socket) echo ActiveState={socket} UnitFileState={at_boo
     ],
     ids=["active", "by_its_socket", "not_at_boot", "inactive", "failed", "masked", "not_installed"],
 )
-async def test_the_unit_is_judged_by_what_systemd_says(
+async def test_check_unit_reports_state_and_start_at_boot(
     service: str, socket: str, at_boot: str, severity: Severity, told: str, tmp_path: Path
 ) -> None:
-    """Installed, running or waiting at its socket, and started with the machine."""
+    """The unit must be installed, running or activated by its socket, and enabled."""
     load, active, unit_file = service.split(" ")
     lines = f"LoadState={load}\\nActiveState={active}\\nUnitFileState={unit_file}\\nResult=exit-code\\n"
     script = _SHOWN.format(service=f'printf "{lines}"', socket=socket, at_boot=at_boot)
@@ -88,18 +88,16 @@ async def test_the_unit_is_judged_by_what_systemd_says(
     ("span", "refused"),
     [("1min", False), ("50s", True), ("1min 30s", False), ("59s 900ms", True), ("infinity", False), ("", False)],
 )
-async def test_a_unit_that_kills_before_a_request_has_ended_is_refused(
-    span: str, tmp_path: Path, *, refused: bool
-) -> None:
-    """As systemd prints its `TimeoutStopSec`: it leaves ten seconds beyond `amo.timeout`, or the check fails."""
+async def test_check_unit_short_stop_timeout_fails(span: str, tmp_path: Path, *, refused: bool) -> None:
+    """`TimeoutStopSec` must exceed `amo.timeout` by ten seconds, in any form that systemd prints."""
     lines = f"LoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\nTimeoutStopUSec={span}\\n"
     script = _SHOWN.format(service=f'printf "{lines}"', socket="active", at_boot="enabled")
     found = [each async for each in check_unit(_systemctl(tmp_path, script), amo_timeout=50.0, wait_limit=WAIT_LIMIT)]
     assert [finding.severity for finding in found if finding.check == "stop_timeout"] == [Severity.FAIL] * refused
 
 
-async def test_without_systemd_there_is_nothing_wrong(tmp_path: Path) -> None:
-    """No `systemctl`, or one that reaches nobody."""
+async def test_check_unit_without_systemd_is_ok(tmp_path: Path) -> None:
+    """A machine without `systemctl`, or without a running systemd, is OK."""
     assert [each async for each in check_unit({"PATH": str(tmp_path)}, amo_timeout=15.0, wait_limit=WAIT_LIMIT)] == []
     [finding] = [
         each async for each in check_unit(_systemctl(tmp_path, "exit 1"), amo_timeout=15.0, wait_limit=WAIT_LIMIT)
@@ -107,8 +105,8 @@ async def test_without_systemd_there_is_nothing_wrong(tmp_path: Path) -> None:
     assert (finding.severity, finding.message) == (Severity.OK, "does not run on this machine")
 
 
-async def test_callbacks_that_fail_are_told_in_words(run: Any) -> None:
-    """The running service's metric is read; more than half of at least five is a warning."""
+async def test_check_callbacks_failures_warn_with_reasons(run: Any) -> None:
+    """Of at least five callbacks since the start, more than half failed is a warning with the reasons."""
     async with run(AMO__CLIENT_SECRET="another") as app:
         for severity, failed in ((Severity.OK, 4), (Severity.WARN, 5)):
             while app.amo.sandbox.requests < failed:
@@ -121,8 +119,8 @@ async def test_callbacks_that_fail_are_told_in_words(run: Any) -> None:
             assert finding.message == f"{ended} (amoCRM or this service is down or late)"
 
 
-async def test_callbacks_are_not_read_where_that_takes_a_key(run: Any) -> None:
-    """The check presents no API key to anybody."""
+async def test_check_callbacks_with_metrics_auth_is_note(run: Any) -> None:
+    """With `server.metrics_auth` callbacks are not read, because the check sends no API key."""
     async with run(SERVER__METRICS_AUTH="true") as app:
         *_, finding = await _service(app.settings, app.service.private)
         assert (finding.check, finding.severity) == ("callbacks", Severity.NOTE)
@@ -139,6 +137,6 @@ async def test_callbacks_are_not_read_where_that_takes_a_key(run: Any) -> None:
         ({"access_denied": 9, "account_not_allowed": 9, "rate_limited": 9}, Severity.OK),
     ],
 )
-def test_callbacks_are_judged_by_the_faults_that_are_ours_or_amos(counts: dict[str, int], severity: Severity) -> None:
-    """What the person or the sender of the link did wrong is no fault of the service."""
+def test_check_callbacks_counts_only_faults_of_service_or_amo(counts: dict[str, int], severity: Severity) -> None:
+    """Errors of the user or of the link's author do not count as failures."""
     assert read_callbacks(counts).severity is severity
