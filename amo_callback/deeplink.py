@@ -32,14 +32,14 @@ class DeepLinkError(NamedTuple):
 
 DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
     {
-        "missing_code": DeepLinkError("the redirect brought neither a code nor an error", "start again"),
-        "access_denied": DeepLinkError("the user declined", "nothing, or ask again"),
+        "missing_code": DeepLinkError("the redirect contains neither a code nor an error", "start again"),
+        "access_denied": DeepLinkError("the user declined", "nothing, or offer to try again"),
         "invalid_state": DeepLinkError(
             "the link belongs to another attempt, or is older than half an hour",
             "start again",
             message="The link belongs to another attempt: connect again.",
         ),
-        "invalid_request": DeepLinkError("the redirect was damaged on its way", "start again"),
+        "invalid_request": DeepLinkError("the redirect was damaged in transit", "start again"),
         "account_not_allowed": DeepLinkError(
             "not amoCRM's host, or an account that is not in `amo.allowed_accounts`",
             "choose another account",
@@ -52,13 +52,13 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
             "the code was spent elsewhere", "start again", message="The code was already used elsewhere: connect again."
         ),
         "amo_unavailable": DeepLinkError(
-            "amoCRM or this service is down or late",
+            "amoCRM or this service is unavailable or slow",
             "try again in a minute",
             status=503,
             message="amoCRM is not available right now: try again with the same code.",
         ),
         "rate_limited": DeepLinkError(
-            "too many bad codes from one address",
+            "too many invalid codes from one address",
             "wait a minute",
             status=429,
             message="Too many attempts: wait a minute.",

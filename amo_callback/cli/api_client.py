@@ -116,8 +116,8 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
         return False
     if probe.read_reply(cipher, answer, nonce=nonce) is None:
         raise CommandFailed(
-            "server.private: the listener there does not prove to be the service with the keys of this configuration, "
-            "and is sent no API key: restart the service if it was upgraded or its keys were changed"
+            "server.private: the process there did not prove that it has the keys of this configuration, so no API key "
+            "was sent: restart the service if it was upgraded or its keys were changed"
         )
     return True
 

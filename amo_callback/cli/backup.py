@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 _THAW = "amo-callback connections thaw --all"
 _OF_POSTGRES = """\
-this is for SQLite alone. PostgreSQL has its own ways: pg_dump and pg_restore, or an archive of its log.
-Put back into a database that was made anew, or on another server, it starts frozen by itself. Put back into the same
-database, or with the whole server (an archive, a snapshot), it does not: stop every instance first, then say
-`amo-callback connections freeze --all` before any is started, and thaw once nothing else uses these tokens."""
+this command is only for SQLite. For PostgreSQL, use pg_dump and pg_restore, or an archive of its log.
+A dump restored into a new database or on another server starts frozen. A dump restored into the same database, or the
+whole server restored from an archive or a snapshot, does not: stop all instances first, run
+`amo-callback connections freeze --all` before starting any of them, and thaw once no other host uses these tokens."""
 _ASK = """\
-{copy} holds {connections} connections, as they were {made_at}.
-It takes the place of {database}, which is kept beside it, and starts frozen: no token is refreshed
-until `{thaw}`. Connections refreshed since then have to be connected again."""
+{copy} contains {connections} connections, as they were {made_at}.
+It replaces {database}, which is kept next to it, and starts frozen: no token is refreshed until
+`{thaw}`. Users of connections that were refreshed after the backup have to connect again."""
 
 _FOREIGN = """\
-amo-callback: {copy} has {number} tables, indexes, triggers or views that are none of ours: it was changed.
-They are left out."""
+amo-callback: {copy} has {number} tables, indexes, triggers or views that do not belong to amo-callback.
+They are not restored."""
 
 
 @click.command()
@@ -89,7 +89,7 @@ def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
         kept = store_backup.restore(made.file, database, now=SystemClock().now())
     click.echo(f"{found.connections} connections are restored; no token is refreshed until `{_THAW}`")
     if kept:
-        click.echo(f"the database that was there is {kept}")
+        click.echo(f"the previous database was kept as {kept}")
     return 0
 
 

@@ -60,10 +60,10 @@ connections.add_command(import_)
 
 
 @connections.command("list")
-@click.option("--account-id", metavar="ID", help="Of this AMO account.")
-@click.option("--owner", metavar="ID", help="Of this user of the app.")
-@click.option("--domain", metavar="HOST", help="Of the account with this host.")
-@click.option("--status", type=click.Choice([str(status) for status in Status]), help="With this status.")
+@click.option("--account-id", metavar="ID", help="Only of this AMO account.")
+@click.option("--owner", metavar="ID", help="Only of this app user.")
+@click.option("--domain", metavar="HOST", help="Only of the account with this host.")
+@click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only with this status.")
 @api_command(Scope.READ, text=lambda found: output.rows(_COLUMNS, found))
 async def list_(api: ApiClient, /, **only: str | None) -> list[dict[str, Any]]:
     """List connections."""
@@ -143,8 +143,8 @@ async def webhooks(api: ApiClient) -> list[dict[str, Any]]:
 
 
 @webhooks.command("retry")
-@one_or_all("webhook", help_of_all="All that were dead-lettered.")
-@api_command(Scope.ADMIN, text=lambda found: f"{len(found['retried'])} to be sent again")
+@one_or_all("webhook", help_of_all="All dead-lettered webhooks.")
+@api_command(Scope.ADMIN, text=lambda found: f"{len(found['retried'])} will be sent again")
 async def retry(api: ApiClient, *, name: str | None) -> dict[str, Any]:
     """Send the webhook with the id NAME now, or all dead-lettered webhooks."""
     if api.settings.webhook.url is None:
@@ -157,7 +157,7 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
     frozen = str(checks["frozen"]["detail"])
     if checks["frozen"]["ok"] or _ASKED in frozen or yes:
         return True
-    question = f"{output.printable(frozen)}\nIs nothing else working with these tokens?"
+    question = f"{output.printable(frozen)}\nIs it certain that no other host uses these tokens?"
     try:
         return output.confirm(question, yes=False)
     except CommandFailed as error:
@@ -167,7 +167,7 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
 @click.command()
 @with_context
 @json_option
-@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh the output every two seconds until Ctrl-C.")
 def status(context: CommandContext, *, as_json: bool, watch: bool) -> int:
     """Show the result of each readiness check of the running service; exit with 1 if one fails."""
     if watch and as_json:

@@ -31,17 +31,21 @@ An access token is valid for {life} seconds here. Ctrl-C ends it.
 
 """
 _FAREWELL = """
-The demo has ended; nothing of it is left on this machine. What to do next:
+The demo has ended and left nothing on this machine. Next steps:
 
-  amo-callback init       asks a few questions, makes the keys, writes config.toml, says what to register in amoCRM
+  amo-callback init       asks a few questions, generates keys, writes config.toml, shows what to register in amoCRM
   amo-callback check      shows what is still wrong
   amo-callback serve      runs it here; on a server: amo-callback systemd install
 """
 
 
 @click.command()
-@click.option("--token-life", type=click.IntRange(1, 86400), default=30, metavar="SECONDS", help="Of an access token.")
-@click.option("--port", type=click.IntRange(1, 65533), help="The first of three ports in a row; else any free ones.")
+@click.option(
+    "--token-life", type=click.IntRange(1, 86400), default=30, metavar="SECONDS", help="Lifetime of an access token."
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65533), help="The first of three consecutive ports. Default: free ports."
+)
 def demo(*, token_life: int, port: int | None) -> int:
     """Try the whole flow on this machine, until Ctrl-C; there is nothing to configure."""
     return run_loop(_demo(choose_addresses(port), token_life=token_life))
@@ -94,7 +98,7 @@ def _report_closed_output(error: OSError) -> int:
     """Report on stderr that stdout is closed, and keep Python from flushing it again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
-    text = f"amo-callback: the output can be written no more, so the demo has ended: {error.strerror}"
+    text = f"amo-callback: the output can no longer be written, so the demo has ended: {error.strerror}"
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

@@ -77,7 +77,7 @@ def read_client_id(text: str) -> str:
 def read_client_secret(text: str) -> str:
     """Check the integration's secret key; raises `ValueError`, whose message quotes nothing."""
     if not _VISIBLE.fullmatch(text):
-        raise ValueError('must be the "Secret key" alone: one line, without spaces')
+        raise ValueError('must be only the "Secret key": one line without spaces')
     return text
 
 
@@ -88,7 +88,7 @@ def read_deep_link(text: str) -> str:
         return App(deep_link=text).deep_link
     except ValidationError as error:
         if error.errors()[0]["type"] == "string_pattern_mismatch":
-            raise ValueError("must be an address like foryoure://amo-crm/callback, without ? and #") from None
+            raise ValueError("must be an address such as foryoure://amo-crm/callback, without ? and #") from None
         raise ValueError(_reason(error)) from None
 
 
@@ -99,8 +99,8 @@ def read_database(text: str) -> str:
     validate_url(text)
     if url_secrets(text):
         raise ValueError(
-            "holds a password, and other users of this machine see the command line: give it without, and write the "
-            "whole URL into the configuration afterwards"
+            "contains a password, and other users of this machine can see the command line: omit it, and write the "
+            "complete URL into the configuration afterwards"
         )
     return text
 
@@ -155,7 +155,7 @@ def _read_secret_file(file: str) -> str:
     "callback",
     type=_checked(read_callback),
     metavar="URL",
-    help="Where AMO sends users: the whole address, or https:// and the host.",
+    help="Where AMO sends users: the complete redirect URI, or https:// and the host.",
 )
 @click.option(
     "--client-id",
@@ -168,7 +168,7 @@ def _read_secret_file(file: str) -> str:
     "client_secret",
     type=_checked(_read_secret_file),
     metavar="FILE",
-    help='Holds the "Secret key" of that page; -: standard input.',
+    help='A file with the "Secret key" from that page; - for standard input.',
 )
 @click.option(
     "--deep-link", type=_checked(read_deep_link), metavar="URL", help=f"The app's address. Default: {App().deep_link}"
@@ -197,7 +197,7 @@ def init(
     if not asking:
         for option, value in (("--redirect-uri", callback), ("--client-id", client_id)):
             if value is None:
-                raise click.UsageError(f"{option} is required with --no-input, or where there is no terminal")
+                raise click.UsageError(f"{option} is required with --no-input or without a terminal")
     try:
         preflight(paths, database)
         callback = callback or _ask_callback()
@@ -217,7 +217,7 @@ def init(
         if not isinstance(abort.__context__, EOFError):
             raise
         click.echo()
-        raise CommandFailed("the answers have ended, and nothing was written") from None
+        raise CommandFailed("the input ended, and nothing was written") from None
     except OSError as error:
         raise CommandFailed(f"{error.filename or paths.config}: {error.strerror}") from None
     later = client_secret is None and not paths.has(CLIENT_SECRET)
@@ -227,7 +227,7 @@ def init(
 
 def _ask_callback() -> Callback:
     click.echo("At which public address do phones reach this service? An address, or the complete redirect URI.")
-    callback: Callback = click.prompt("Address (like https://admin.example.com)", value_proc=_checked(read_callback))
+    callback: Callback = click.prompt("Address (such as https://admin.example.com)", value_proc=_checked(read_callback))
     click.echo(f"The redirect URI is {callback.redirect_uri}")
     return callback
 
@@ -258,8 +258,8 @@ def _registration(callback: Callback) -> list[str]:
 def _next_steps(paths: InstallPaths, callback: Callback, *, later: bool) -> list[str]:
     keys = paths.credentials / ENCRYPTION_KEYS if paths.systemd else paths.config
     lines = [
-        f"Keep a copy of the encryption key (in {keys}), apart from the database's backups:",
-        "without it the tokens cannot be decrypted.",
+        f"Keep a copy of the encryption key (in {keys}), separate from the database's backups:",
+        "without it, the tokens cannot be decrypted.",
         "",
         "In amoCRM:",
         *_registration(callback),

@@ -84,8 +84,8 @@ def preflight(paths: InstallPaths, database: str) -> None:
     config = paths.config
     if config.exists() or config.is_symlink():
         raise CommandFailed(
-            f"{config} exists and is kept, since it may hold the only copy of an encryption key: "
-            "edit it, move it away, or name another file by --config"
+            f"{config} exists and was kept, because it may contain the only copy of an encryption key: "
+            "edit it, move it, or choose another file with --config"
         )
     folder = next(folder for folder in config.absolute().parents if folder.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -93,8 +93,8 @@ def preflight(paths: InstallPaths, database: str) -> None:
     there = database_file(database, folder=config.parent)
     if there is not None and there.exists() and not paths.has(ENCRYPTION_KEYS):
         raise CommandFailed(
-            f"{there} exists, and a new encryption key does not decrypt it: restore the configuration that has its "
-            "key, or name another database by --database"
+            f"{there} exists, and a new encryption key does not decrypt it: restore the configuration with its "
+            "key, or choose another database with --database"
         )
 
 
@@ -107,7 +107,7 @@ def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None
     if paths.systemd:
         made = _write_secrets(paths, client_secret)
         write_file(paths.config, write_config(decided, None), mode=0o644)
-        return [*made, f"{paths.config}: written; no secret is in it"]
+        return [*made, f"{paths.config}: written, without secrets"]
     secrets = InitialSecrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
     write_file(paths.config, write_config(decided, secrets), mode=0o600)
     return [f"{paths.config}: written, readable only by you (0600), with new encryption and API keys"]
@@ -130,7 +130,7 @@ def _new_api_key() -> str:
 
 _MADE = {
     ENCRYPTION_KEYS: (new_key, "generated; keep a copy, separate from the database's backups"),
-    "api.keys": (_new_api_key, "made, with one key, named backend"),
+    "api.keys": (_new_api_key, "generated, with one key named backend"),
 }
 
 

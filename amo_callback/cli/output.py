@@ -81,7 +81,7 @@ def confirm(question: str, *, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise CommandFailed("there is no terminal to ask on: say --yes; nothing was changed")
+        raise CommandFailed("there is no terminal to ask on: confirm with --yes; nothing was changed")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the event loop's handler could not interrupt
     try:
         return click.confirm(question)
@@ -100,7 +100,7 @@ def waiting_reporter() -> Callable[[float], None]:
     def report(left: float) -> None:
         nonlocal said
         if not said:
-            echo(f"Waiting for refreshes that are under way, {left:.0f} s at most.")
+            echo(f"Waiting for refreshes in progress, at most {left:.0f} s.")
         said = True
 
     return report

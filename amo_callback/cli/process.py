@@ -64,7 +64,7 @@ class Deadline:
                 break
             if self._clock.monotonic() - reported >= _REPORT_EVERY:
                 reported = self._clock.monotonic()
-                self._report("pair.unsafe", "the process waits: make room for the database, or the rescue folder")
+                self._report("pair.unsafe", "the process waits: free disk space for the database or the rescue folder")
             await self._clock.sleep(_STEP)
         fields = {"status": status, "text": "something did not close in time"}
         self._observer(Event(name="service.stopped", level=Level.WARNING, fields=fields))
@@ -97,7 +97,7 @@ def fit_connections(wanted: int, log: FilteringBoundLogger) -> int:
     fitting = min(wanted, (limit - _RESERVE) // _LISTENERS)
     if fitting < min(wanted, _FEWEST):
         raise ConfigurationError(
-            f"the process may open {limit} files, and needs {_RESERVE + _LISTENERS * _FEWEST} at least: raise the "
+            f"the process may open {limit} files, but needs at least {_RESERVE + _LISTENERS * _FEWEST}: raise the "
             "limit (LimitNOFILE= of the unit, ulimit -n)"
         )
     if fitting < wanted:

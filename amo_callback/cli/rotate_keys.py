@@ -31,11 +31,11 @@ _SHOWN = 20
 _NAMED = {RecordKind.CONNECTION, RecordKind.RESCUE}
 """Kinds of records that are printed with their names."""
 _OVERTAKEN = """\
-While this ran, an older key has sealed again: some process does not have the newest key first. Restart them all with
-it, and run this again. Until then every key is needed."""
+While this command ran, a process encrypted with an older key, because it does not have the newest key first. Restart
+all processes with it, and run this command again. Until then, every key is needed."""
 _IDLE = """\
-Nothing needs {keys} any more: take it out of storage.encryption_keys, and restart. Backups made before now still need
-it, and so do exports sealed to it: keep it apart, for them."""
+No record needs {keys} anymore: remove it from storage.encryption_keys, and restart. Earlier backups, and exports that
+were encrypted with it, still need it: keep a separate copy for them."""
 
 
 @click.command()
@@ -103,7 +103,7 @@ def _usage_text(usage: KeyUsage) -> str:
     shown = _names(usage)[:_SHOWN]
     if others := len(usage.unreadable) - len(shown):
         shown.append(f"{others:,} others")
-    return f"{text}\n\nNo key opens: {', '.join(shown)}"
+    return f"{text}\n\nNo key decrypts: {', '.join(shown)}"
 
 
 def _names(usage: KeyUsage) -> list[str]:
@@ -113,7 +113,7 @@ def _names(usage: KeyUsage) -> list[str]:
 def _result_lines(result: RotationResult) -> Iterator[str]:
     """Yield the result and the next step; keys are numbered from 1."""
     usage = result.after
-    yield from (_usage_text(usage), "", f"Sealed again: {result.reencrypted:,}.")
+    yield from (_usage_text(usage), "", f"Re-encrypted: {result.reencrypted:,}.")
     if len(usage.keys) == 1:
         yield "There is one key. To replace it, put a new one on the line before it: see the README."
     elif result.old_key_still_in_use:
@@ -123,6 +123,4 @@ def _result_lines(result: RotationResult) -> Iterator[str]:
         yield _IDLE.format(keys=", ".join(f"key {place + 1}" for place in usage.unused_keys))
     needed = [f"key {place + 1}" for place in range(1, len(usage.keys)) if place not in usage.unused_keys]
     if needed:
-        yield (
-            f"Still needed: {', '.join(needed)}. Pairs wait in the rescue folder: once they are stored, run this again."
-        )
+        yield (f"Still needed: {', '.join(needed)}. Run this again once the pairs in the rescue folder are stored.")

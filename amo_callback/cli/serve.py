@@ -170,7 +170,9 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
     loop.add_signal_handler(
         signal.SIGHUP,
         lambda: observer(
-            Event(name="reload.ignored", level=Level.WARNING, fields={"text": "it has not begun, or does not reload"})
+            Event(
+                name="reload.ignored", level=Level.WARNING, fields={"text": "it has not started, or is not reloading"}
+            )
         ),
     )
     return signalled

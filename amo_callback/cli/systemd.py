@@ -107,7 +107,7 @@ class Target:
 
 
 _config_option = click.option("--config", type=PATH, default=units.CONFIG, metavar="FILE", help="The configuration.")
-_root_option = click.option("--root", type=PATH, metavar="FOLDER", help="Write below this folder, and run nothing.")
+_root_option = click.option("--root", type=PATH, metavar="FOLDER", help="Write below this folder, and run no commands.")
 
 
 @click.group()

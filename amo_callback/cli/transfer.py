@@ -50,14 +50,19 @@ _MAX_PLAIN = 256 * 1024**2
 _MAX_PROBLEMS = 100
 """The maximum number of printed errors."""
 _WHY = "exported to another host, which refreshes these tokens now"
-_passphrase_option = click.option("--passphrase-file", metavar="FILE", type=PATH, help="Its first line; else asked.")
+_passphrase_option = click.option(
+    "--passphrase-file",
+    metavar="FILE",
+    type=PATH,
+    help="A file whose first line is the passphrase; otherwise prompted.",
+)
 
 
 @click.command("export")
 @with_context
 @click.argument("file", type=PATH)
 @_passphrase_option
-@click.option("--to-key-file", metavar="FILE", type=PATH, help="The other host's encryption key instead.")
+@click.option("--to-key-file", metavar="FILE", type=PATH, help="Use the other host's encryption key instead.")
 def export(context: CommandContext, *, file: Path, passphrase_file: Path | None, to_key_file: Path | None) -> None:
     """Write all connections to an encrypted FILE.
 
@@ -72,9 +77,9 @@ def export(context: CommandContext, *, file: Path, passphrase_file: Path | None,
         unreadable = run_loop(_export(context, writer))
     output.echo(f"{file}: {writer.count:,} connections, encrypted. From now on this database refreshes nothing.")
     if unreadable:
-        output.echo(f"Not in it, since no key decrypts their pairs: {', '.join(unreadable)}")
+        output.echo(f"Not exported, because no key decrypts their pairs: {', '.join(unreadable)}")
     output.echo(f"Next, on the other host: amo-callback connections import {file.name}")
-    output.echo("Do not thaw here once they are imported there: tokens that two hosts refresh are lost to both.")
+    output.echo("Do not thaw here after the import there: tokens that two hosts refresh are lost to both.")
 
 
 async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str]:
@@ -103,7 +108,7 @@ def _new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> Fil
     try:
         return key_of_host(read_text(key_file, CommandFailed).split()[0])
     except (IndexError, ValueError):
-        raise CommandFailed(f"{key_file}: holds no key as amo-callback keygen makes them") from None
+        raise CommandFailed(f"{key_file}: does not contain a key from amo-callback keygen") from None
 
 
 def _known_passphrase(file: Path | None) -> str:
@@ -118,8 +123,8 @@ def _known_passphrase(file: Path | None) -> str:
 def _new_passphrase(file: Path | None) -> str:
     passphrase = _known_passphrase(file)
     if len(passphrase) < _MIN_PASSPHRASE:
-        raise CommandFailed(f"the passphrase must have {_MIN_PASSPHRASE} characters or more")
-    if file is None and _ask("The same again") != passphrase:
+        raise CommandFailed(f"the passphrase must have at least {_MIN_PASSPHRASE} characters")
+    if file is None and _ask("Repeat it") != passphrase:
         raise CommandFailed("the two passphrases differ")
     return passphrase
 
@@ -146,10 +151,10 @@ class _Options:
 @with_context
 @yes_option
 @click.argument("file", type=PATH)
-@click.option("--raw", is_flag=True, help="FILE is an unreadable answer of AMO from the rescue folder.")
+@click.option("--raw", is_flag=True, help="FILE is an unreadable response of AMO from the rescue folder.")
 @_passphrase_option
-@click.option("--replace", is_flag=True, help="Also replace other tokens of the same connection.")
-@click.option("--dry-run", is_flag=True, help="Say what it would do, and change nothing.")
+@click.option("--replace", is_flag=True, help="Also replace different tokens of the same connection.")
+@click.option("--dry-run", is_flag=True, help="Print the effect, and change nothing.")
 def import_(context: CommandContext, /, *, file: Path, passphrase_file: Path | None, **options: bool) -> int:
     """Import connections from FILE: an export of another host or database, or tokens of another system as JSON."""
     raw = options["raw"]
@@ -175,7 +180,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 def _check_size(path: Path, file: IO[bytes], limit: int) -> None:
     if os.fstat(file.fileno()).st_size > limit:
-        raise CommandFailed(f"{path}: is longer than {limit // 1024**2} MiB")
+        raise CommandFailed(f"{path}: is larger than {limit // 1024**2} MiB")
 
 
 async def _import(context: CommandContext, file: IO[bytes], options: _Options) -> int:
@@ -239,18 +244,18 @@ def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
     lines = {
         "new": len(plan.new),
         "replaced": len(plan.replaced),
-        "here already, skipped": plan.same,
+        "already stored, skipped": plan.same,
         "kept, because newer tokens are stored": plan.newer,
         "with an owner: owners are bound when the user connects in the app": plan.owned,
         "without a refresh token: they end with their access token": sum(not one.refresh_token for one in coming),
-        "frozen by themselves: they stay so until thawed": sum(one.frozen for one in coming),
+        "frozen individually: they stay frozen until thawed": sum(one.frozen for one in coming),
     }
     for what, number in lines.items():
         if number or what == "new":
             output.echo(f"{number:>9,}  {what}")
     if is_plain and coming:
         output.echo(
-            "The system that they come from must not refresh them any more: what two systems refresh is lost to both."
+            "The system they come from must stop refreshing them: tokens that two systems refresh are lost to both."
         )
 
 
@@ -273,5 +278,5 @@ async def _carry_out(plan: ImportPlan, opened: OpenedStore, *, source: str) -> i
     if frozen := await store.frozen():
         output.echo(f"This database is frozen, so they are not refreshed yet: {frozen.why}")
     for name in left:
-        click.echo(f"{name}: changed meanwhile, or is being refreshed: left as it is", err=True)
+        click.echo(f"{name}: changed meanwhile, or is being refreshed; not replaced", err=True)
     return 1 if left else 0

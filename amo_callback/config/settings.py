@@ -75,7 +75,7 @@ class Amo(_Section):
     @classmethod
     def _names_the_account(cls, value: str) -> str:
         if "{domain}" not in value:
-            raise ValueError("must contain {domain}, where the account's host is put in")
+            raise ValueError("must contain {domain}, which is replaced by the account's host")
         return value.rstrip("/")
 
     @property

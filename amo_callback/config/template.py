@@ -68,7 +68,7 @@ def _amo(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]
     if secrets is not None and secrets.client_secret is not None:
         yield from _lines({"client_secret": (secrets.client_secret, '"Secret key" there')})
     elif secrets is not None:
-        yield '# client_secret = "…"  # "Secret key" there: take the first # away, and put it in'
+        yield '# client_secret = "…"  # "Secret key" there: remove the first # and insert it'
     yield from _lines({"redirect_uri": (config.redirect_uri, "byte for byte as registered there")})
     yield '# authorize_url = "https://www.kommo.com/oauth"  # for Kommo'
 
@@ -82,7 +82,7 @@ def _rest(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str
         storage["encryption_keys"] = (secrets.encryption_key, "keep a copy, separate from the database's backups")
     yield from ("", "[storage]", *_lines(storage))
     if secrets is not None:
-        yield from ("", "[api]", *_lines({"keys": (secrets.api_keys, "name:key; more of them follow, each after \\n")}))
+        yield from ("", "[api]", *_lines({"keys": (secrets.api_keys, "name:key; separate further keys with \\n")}))
 
 
 def _lines(section: dict[str, tuple[str, str]]) -> Iterator[str]:

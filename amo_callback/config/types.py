@@ -45,8 +45,8 @@ def read_webhook_secrets(text: str) -> Sequence[str]:
     for number, line in enumerate(lines, start=1):
         if not _is_webhook_secret(line):
             raise ValueError(
-                f"line {number} is no secret: {_WEBHOOK_PREFIX} and {_SECRET_LEAST} to {_SECRET_MOST} bytes in base64, "
-                f'as echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)" makes one'
+                f"line {number} is not a secret: {_WEBHOOK_PREFIX} and {_SECRET_LEAST} to {_SECRET_MOST} bytes in "
+                f'base64, as printed by echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)"'
             )
     return lines
 
@@ -61,7 +61,7 @@ def _is_webhook_secret(line: str) -> bool:
 
 def _file_mode(value: str) -> str:
     if not _FILE_MODE.fullmatch(value):
-        raise ValueError('must be an octal mode in quotes, as "0660" (owner and group) or "0600" (owner alone)')
+        raise ValueError('must be an octal mode in quotes, such as "0660" (owner and group) or "0600" (owner only)')
     return value
 
 
@@ -101,7 +101,7 @@ def _check_encryption_keys(text: str) -> None:
         except ValueError:
             good = False
         if not good:
-            raise ValueError(f"line {number} is no key: amo-callback keygen makes one")
+            raise ValueError(f"line {number} is not a key: amo-callback keygen generates one")
 
 
 def _check_jwt_secret(text: str) -> None:
@@ -123,7 +123,7 @@ def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
     lowered = tuple(value.lower() for value in values)
     for value in lowered:
         if not _NAME.fullmatch(value.removeprefix(".")):
-            raise ValueError(f'{value!r} is neither "host" nor ".suffix" of two labels or more')
+            raise ValueError(f'{value!r} is neither "host" nor ".suffix" with at least two labels')
     return lowered
 
 

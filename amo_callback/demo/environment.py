@@ -43,7 +43,7 @@ _SITES = 3
 _NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
 """Headers that apply to a single connection (RFC 9110, section 7.6.1)."""
 _POLICY = "Content-Security-Policy"
-_AWAY = "The service does not answer yet.\n"
+_AWAY = "The service does not respond yet.\n"
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 

@@ -112,7 +112,7 @@ def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given
                 raise BackupFailed(f"{path} has an unfinished transaction (-journal file): make a `backup` of it first")
             states = _states(files)
             if sum(size for size, _ in states) > limits.file:
-                raise BackupFailed(f"{path} is longer than {limits.file // _MIB:,} MiB, and so not a backup")
+                raise BackupFailed(f"{path} is larger than {limits.file // _MIB:,} MiB, and so not a backup")
             if database.read(len(_MAGIC)) != _MAGIC:
                 raise BackupFailed(f"{path} is not a database of amo-callback")
         yield Given(path=path, files=files, states=states)

@@ -166,7 +166,7 @@ def _frozen(lifecycle: TokenLifecycle) -> Check:
     problem, frozen = None, lifecycle.freeze_switch.frozen
     if frozen is not None:
         problem = (
-            f"nothing is refreshed since {rfc3339(frozen.at)}: {frozen.why}. Once no other host works with these "
+            f"nothing has been refreshed since {rfc3339(frozen.at)}: {frozen.why}. Once no other host uses these "
             "tokens: amo-callback connections thaw --all"
         )
     return Check(name="frozen", problem=problem, good="not frozen", summary="frozen, nothing is refreshed")

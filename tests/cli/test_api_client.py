@@ -42,7 +42,7 @@ async def test_api_client_unproven_service_gets_no_api_key(tmp_path: Path, encry
 
     async with answering(answer) as address:
         place = context_in(tmp_path, encryption_key, SERVER__PRIVATE=address)
-        with pytest.raises(CommandFailed, match="does not prove to be the service"):
+        with pytest.raises(CommandFailed, match="did not prove that it has the keys"):
             async with open_api(place, scope=Scope.READ):
                 pass
     assert heard
@@ -88,7 +88,7 @@ async def test_api_client_without_service_starts_no_task(
         assert [one["id"] for one in await api.pages("/connections", limit=9)] == [stored.id]
         token = await api.token(stored.id)
         assert (token["access_token"], token["stale"], token["reason"]) == ("access-0", True, "in_doubt")
-        with pytest.raises(CommandFailed, match="only the running service refreshes"):
+        with pytest.raises(CommandFailed, match="only a running service refreshes"):
             await api.refresh(stored.id)
         running = {task.get_name() for task in asyncio.all_tasks()}
         assert not {"refresher", "stats", "webhooks"} & running

@@ -88,7 +88,7 @@ async def test_restore_with_yes_reports_result_and_next_step(base: Path, environ
     assert (status, err) == (0, "")
     assert out == (
         "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`\n"
-        f"the database that was there is {kept}\n"
+        f"the previous database was kept as {kept}\n"
     )
     assert (_counted(base / NAME), _counted(kept)) == ((2, True), (3, True))
 

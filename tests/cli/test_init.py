@@ -74,8 +74,8 @@ async def test_init_on_terminal_asks_and_writes_configuration(tmp_path: Path) ->
         "Error: it must have no path, or one that ends in /callback, where the service listens",
         "Error: it must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)",
         'Error: it must be the "Integration ID", 36 characters like 00000000-0000-0000-0000-000000000000',
-        'Error: it must be the "Secret key" alone: one line, without spaces',
-        "Error: it must be an address like foryoure://amo-crm/callback, without ? and #",
+        'Error: it must be only the "Secret key": one line without spaces',
+        "Error: it must be an address such as foryoure://amo-crm/callback, without ? and #",
     ]
     config = tmp_path / "config.toml"
     written = _toml(config)
@@ -170,7 +170,7 @@ async def test_init_reads_secret_from_standard_input(tmp_path: Path) -> None:
         (("--client-secret-file", "no"), "'--client-secret-file': no: No such file or directory"),
         (("--deep-link", "javascript:alert(1)"), "'--deep-link': it must be a URL with the app's own scheme"),
         (("--database", "mysql://a/b"), "'--database': it must begin with sqlite:/// and name a file"),
-        (("--database", "postgresql://u:sekret@h/d"), "'--database': it holds a password, and other users"),
+        (("--database", "postgresql://u:sekret@h/d"), "'--database': it contains a password, and other users"),
         ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), "--database: must begin with sqlite:////var/lib/"),
     ],
 )

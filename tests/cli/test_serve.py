@@ -14,7 +14,7 @@ from tests.cli.harness import settings_with
 def test_serve_short_stop_timeout_is_refused() -> None:
     """`TimeoutStopSec` must exceed `amo.timeout` by ten seconds; without a unit there is no check."""
     settings = settings_with(AMO__TIMEOUT="51")
-    with pytest.raises(ConfigurationError, match=r"amo\.timeout: 51 s is more than the unit's TimeoutStopSec=60"):
+    with pytest.raises(ConfigurationError, match=r"amo\.timeout: 51 s exceeds the unit's TimeoutStopSec=60"):
         check_stop_timeout(settings, {STOP_TIMEOUT: "60"})
     check_stop_timeout(settings, {STOP_TIMEOUT: "61"})
     check_stop_timeout(settings, {})

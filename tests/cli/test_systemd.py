@@ -85,7 +85,7 @@ def test_install_changed_unit_is_replaced_only_with_yes(root: Path, capsys: pyte
     before = _files(root)
     assert _install(root) == 2
     assert _files(root) == before
-    assert "say --yes" in capsys.readouterr().err
+    assert "with --yes" in capsys.readouterr().err
     assert _install(root, agreed=True) == 0
     told = capsys.readouterr().out
     assert "\n-WatchdogSec=90\n+WatchdogSec=30\n" in told
@@ -151,7 +151,7 @@ async def test_print_prints_each_file(tmp_path: Path) -> None:
     assert nginx == units.text_of("nginx.conf")
     assert (status, "ListenStream=127.0.0.1:8080\n" in socket) == (0, True)
     status, out, err = await command("systemd", "print", "nothing", *config, folder=tmp_path)
-    assert (status, out, "nothing: one of " in err) == (2, "", True)
+    assert (status, out, "nothing: must be one of " in err) == (2, "", True)
 
 
 async def test_print_unit_uses_configured_timeout(tmp_path: Path) -> None:

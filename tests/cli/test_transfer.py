@@ -109,7 +109,7 @@ async def test_transfer_with_passphrase_moves_connections(here: Host, there: Hos
     assert out == (
         f"{export}: 3 connections, encrypted. From now on this database refreshes nothing.\n"
         "Next, on the other host: amo-callback connections import all.export\n"
-        "Do not thaw here once they are imported there: tokens that two hosts refresh are lost to both.\n"
+        "Do not thaw here after the import there: tokens that two hosts refresh are lost to both.\n"
     )
     assert stat.S_IMODE((tmp_path / "all.export").stat().st_mode) == 0o600
     imported = await there.run("import", export, "--passphrase-file", "passphrase", "--yes")
@@ -117,7 +117,7 @@ async def test_transfer_with_passphrase_moves_connections(here: Host, there: Hos
     assert await there.tokens() == await here.tokens() == _tokens_of(records)
     before = there.rows()
     again = await there.run("import", export, "--passphrase-file", "passphrase", "--yes")
-    assert again == (0, "        0  new\n        3  here already, skipped\n", "")
+    assert again == (0, "        0  new\n        3  already stored, skipped\n", "")
     assert there.rows() == before
     assert (here.is_frozen(), there.is_frozen()) == (True, False)
 
@@ -147,7 +147,7 @@ async def test_import_raw_recovers_pair_of_unreadable_answer(here: Host) -> None
     content = file.read_bytes()
     status, out, err = await here.run("import", "--raw", f"rescue/{name}")
     assert (status, out) == (1, "        0  new\n        1  replaced\n")
-    assert err == "amo-callback: there is no terminal to ask on: say --yes; nothing was changed\n"
+    assert err == "amo-callback: there is no terminal to ask on: confirm with --yes; nothing was changed\n"
     imported = await here.run("import", "--raw", f"rescue/{name}", "--yes")
     assert imported == (0, "        0  new\n        1  replaced\nImported 1 connections.\n", "")
     assert await here.tokens() == {"1": (issued["access_token"], issued["refresh_token"])}
@@ -194,7 +194,7 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
     told = {
         "cannot be written: File exists": ["there.export", "--passphrase-file", "passphrase"],
         "the passphrase must have 12 characters or more": ["x.export", "--passphrase-file", "short"],
-        "junk: holds no key as amo-callback keygen makes them": ["x.export", "--to-key-file", "junk"],
+        "junk: does not contain a key from amo-callback keygen": ["x.export", "--to-key-file", "junk"],
         "nowhere: cannot be read: No such file": ["x.export", "--to-key-file", "nowhere"],
         "there is no terminal to ask for the passphrase": ["x.export"],
     }
@@ -252,7 +252,7 @@ async def test_export_undecryptable_pair_is_named_and_skipped(here: Host, there:
     await here.fill(a_record(2))
     _, out, _ = await here.run("export", "x.export", "--to-key-file", here.file("key", there.key))
     assert "1 connections, encrypted" in out
-    assert f"Not in it, since no key decrypts their pairs: {a_record(1).id}" in out
+    assert f"Not exported, because no key decrypts their pairs: {a_record(1).id}" in out
 
 
 # --- import from another system ------------------------------------------------------------------
@@ -271,12 +271,12 @@ async def test_import_of_other_system_shows_plan_and_requires_yes(there: Host) -
         "        3  new\n"
         "        1  with an owner: owners are bound when the user connects in the app\n"
         "        1  without a refresh token: they end with their access token\n"
-        "The system that they come from must not refresh them any more: what two systems refresh is lost to both.\n"
+        "The system they come from must stop refreshing them: tokens that two systems refresh are lost to both.\n"
     )
     assert await there.run("import", name, "--dry-run") == (0, plan, "")
     status, out, err = await there.run("import", name)
     assert (status, out) == (1, plan)
-    assert "there is no terminal to ask on: say --yes; nothing was changed" in err
+    assert "there is no terminal to ask on: confirm with --yes; nothing was changed" in err
     assert there.rows() == []
     assert await there.run("import", name, "--yes") == (0, plan + "Imported 3 connections.\n", "")
     assert set(await there.tokens()) == {"1", "2", "3"}
@@ -350,7 +350,7 @@ async def test_transfer_on_terminal_asks_for_passphrase_and_confirmation(here: H
     """A new passphrase is asked for twice, and a no changes nothing."""
     await here.fill(a_record())
     export = str(here.folder / "all.export")
-    first, again = ("Passphrase", f"{PASSPHRASE}\n"), ("The same again", f"{PASSPHRASE}\n")
+    first, again = ("Passphrase", f"{PASSPHRASE}\n"), ("Repeat it", f"{PASSPHRASE}\n")
     status, shown = await _typed(here, "export", export, answers=[first, ("again", "something else\n")])
     assert (status, "the two passphrases differ" in shown, here.is_frozen()) == (1, True, False)
     status, shown = await _typed(here, "export", export, answers=[first, again])

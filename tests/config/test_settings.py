@@ -220,7 +220,7 @@ def test_load_settings_unknown_setting_suggests_nearest(text: str, nearest: str,
         ("SERVER__PUBLIC", "8080", """server.public: '8080': must be "host:port" or "unix:/path\""""),
         ("SERVER__PUBLIC", "h:70000", """server.public: 'h:70000': must be "host:port" or "unix:/path\""""),
         *(
-            ("SERVER__BASE_PATH", path, f"server.base_path: {path!r}: must be a path as")
+            ("SERVER__BASE_PATH", path, f"server.base_path: {path!r}: must be a path such as")
             for path in ("api/", "/", "//evil.example", "/a//b", "/../x", "/a/./b", "/a b", "/a?b")
         ),
         ("AMO__ALLOWED_ACCOUNTS", "[31920194]", "amo.allowed_accounts.0: '[31920194]': string should match pattern"),
@@ -272,10 +272,14 @@ def test_load_settings_invalid_value_is_reported_with_key(key: str, value: str, 
         ),
         ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is no key"),
         ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must contain at least one key"),
-        ("WEBHOOK__SECRET", "whsec_sekret", "webhook.secret: line 1 is no secret: whsec_ and 24 to 64 bytes in base64"),
-        ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 is no secret"),
-        ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 is no secret"),
-        ("WEBHOOK__SECRET", "whsec_" + "A" * 28, "webhook.secret: line 1 is no secret"),
+        (
+            "WEBHOOK__SECRET",
+            "whsec_sekret",
+            "webhook.secret: line 1 is not a secret: whsec_ and 24 to 64 bytes in base64",
+        ),
+        ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 is not a secret"),
+        ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 is not a secret"),
+        ("WEBHOOK__SECRET", "whsec_" + "A" * 28, "webhook.secret: line 1 is not a secret"),
         ("WEBHOOK__SECRET", " ", "webhook.secret: must contain at least one secret"),
         ("WEBHOOK__SECRET", NEW, "webhook.secret: has no effect without webhook.url"),
         ("STORAGE__URL", "mysql://u:sekret@a/b", "storage.url: must begin with sqlite:/// and name a file"),

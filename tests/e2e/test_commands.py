@@ -46,8 +46,8 @@ async def test_commands_give_same_answers_with_and_without_service(tmp_path: Pat
         frozen = await _told(stage, "connections", "freeze", "--all")
         thawed = await _told(stage, "connections", "thaw", "--all")
         assert (frozen["frozen"], frozen["open_attempts"], thawed["frozen"]) == (True, 0, False)
-        assert "only the running service refreshes" in await _failed(stage, "connections", "refresh", name)
-        assert "say --yes" in await _failed(stage, "connections", "disconnect", name)
+        assert "only a running service refreshes" in await _failed(stage, "connections", "refresh", name)
+        assert "with --yes" in await _failed(stage, "connections", "disconnect", name)
         gone = await _told(stage, "connections", "disconnect", name, "--yes")
         assert gone["status"] == "disconnected"
         assert "There is no such connection" in await _failed(stage, "token", name)

@@ -120,7 +120,7 @@ async def test_demo_ends_when_output_pipe_is_closed(tmp_path: Path) -> None:
         async with http.post(f"{panel.decode()}scenarios/away", json={}) as response:
             assert response.status == 204
         problem = without_slow_steps((await asyncio.wait_for(process.stderr.read(), WAIT_LIMIT)).decode())
-        assert problem == "amo-callback: the output can be written no more, so the demo has ended: Broken pipe\n"
+        assert problem == "amo-callback: the output can no longer be written, so the demo has ended: Broken pipe\n"
         assert await asyncio.wait_for(process.wait(), WAIT_LIMIT) == 1
 
 

@@ -72,7 +72,7 @@ async def test_open_with_wrong_password_is_configuration_error(postgres: Databas
 @OWN_ACCESS_RULES
 async def test_open_refused_by_pg_hba_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
     """A user that pg_hba.conf does not admit is a configuration error."""
-    assert "the server does not accept this user from here" in await _configuration_error(
+    assert "the server does not accept this user from this machine" in await _configuration_error(
         _other(postgres, database=CLOSED), tmp_path
     )
 

@@ -46,7 +46,7 @@ def _rebuilt(copy: Path, limits: RestoreLimits) -> int:
 @pytest.mark.parametrize(
     ("limits", "why"),
     [
-        (RestoreLimits(file=4096), "is longer than 0 MiB, and so not a backup"),
+        (RestoreLimits(file=4096), "is larger than 0 MiB, and so not a backup"),
         (RestoreLimits(rows=3), r"has 4 rows in \w+, more than 3"),
         (RestoreLimits(value=100), "contains a value longer than any of amo-callback's"),
     ],

@@ -34,22 +34,22 @@ class Fault(Enum):
     HTML = "an HTML page with status 502"
     HTML_200 = "an HTML page with status 200"
     HALF_JSON_AFTER = "half a JSON"
-    NO_REFRESH_TOKEN_AFTER = "an answer without refresh token"  # noqa: S105 -- a description
+    NO_REFRESH_TOKEN_AFTER = "a response without a refresh token"  # noqa: S105 -- a description
     REDIRECT = "a redirect"
-    RESET = "the connection closed before anything was looked at"
-    HANG = "no answer until the client gives up, and nothing was looked at"
+    RESET = "the connection closed before the request was examined"
+    HANG = "no response until the client gives up, and the request not examined"
     WRONG_CLIENT = "401 without a hint"
     CLIENT_ID = "400, Check the `client_id` parameter"
     NOT_LINKED = "400, Token is not linked to client"
     HUGE_AFTER = "64 MB"
-    NOTHING_AFTER = "the connection closed without an answer"
-    HANG_AFTER = "no answer until the client gives up"
-    SLOW = "an answer that waits until it is let go"
+    NOTHING_AFTER = "the connection closed without a response"
+    HANG_AFTER = "no response until the client gives up"
+    SLOW = "a response held until released"
     TOO_MANY = "429 with Retry-After: 1"
     UNPAID = "402"
     BLOCKED = "403 with nginx's HTML"
     ACCOUNT_BLOCKED = "403 as a problem in JSON"
-    TEAPOT = "400 with words that are on no list"
+    TEAPOT = "400 with an unlisted hint"
 
 
 @dataclass(slots=True)

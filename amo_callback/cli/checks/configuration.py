@@ -23,13 +23,10 @@ _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "
 _WIDE = {4: 8, 6: 16}
 """Prefix lengths, by IP version, below which a network is too large to consist of trusted proxies."""
 _PROXY_NAMES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
-PROXY_IGNORED = (
-    "ignored: every request leaves directly, so that tokens and secrets go only where the configuration says, and not "
-    "where a variable does"
-)
+PROXY_IGNORED = "ignored: requests are sent directly, so that tokens and secrets go only where the configuration says"
 _PROXY_FIX = (
-    "unset it for the service; where requests must not leave directly, run a proxy on this host that passes them on to "
-    "AMO, and name it in amo.endpoint"
+    "unset it for the service; if direct requests are not possible, run a proxy on this host that forwards "
+    "them to AMO, and set amo.endpoint to it"
 )
 
 
@@ -39,12 +36,12 @@ def check_secrets(config: Path | None, environ: Mapping[str, str]) -> Iterator[F
     if config is not None:
         found += _changeable(config)
         if held := secrets_in(config):
-            found += _readable(config, f"it holds {', '.join(held)}", fix="or put each of them into its own file")
+            found += _readable(config, f"it contains {', '.join(held)}", fix="or put each of them into its own file")
     for folder in secret_folders(config, environ):
         for file in sorted(folder.iterdir()):
             if file.name in SECRETS and file.is_file():
                 found += [*_readable(file, "it is a secret"), *_changeable(file)]
-    yield from found or [ok("secrets", "no other user can read them in a file, or change it")]
+    yield from found or [ok("secrets", "no other user can read or change the files that contain them")]
 
 
 def _readable(file: Path, why: str, *, fix: str = "") -> Iterator[Finding]:
@@ -84,14 +81,16 @@ def _redirect_uri(settings: Settings) -> Finding:
         return fail(
             "redirect_uri",
             f"{settings.amo.redirect_uri} does not end in {wanted}, where the service listens",
-            fix="make server.base_path and amo.redirect_uri fit, and register the same address in AMO",
+            fix="make server.base_path and amo.redirect_uri match, and register the same address in AMO",
         )
     if parts.query or parts.fragment:
         return fail(
-            "redirect_uri", "has a query or a fragment, and AMO adds its own", fix="register and set it without"
+            "redirect_uri",
+            "must have no query or fragment, because AMO adds its own",
+            fix="register and set it without",
         )
     if parts.scheme != "https":
-        return warn("redirect_uri", f"{parts.scheme}: good on this machine only", fix="use an https:// address")
+        return warn("redirect_uri", f"{parts.scheme}: works only on this machine", fix="use an https:// address")
     return ok("redirect_uri", settings.amo.redirect_uri)
 
 
@@ -108,8 +107,8 @@ def _deep_link(settings: Settings) -> Finding:
     if scheme != scheme.lower() or host != host.lower():
         return warn(
             "deep_link",
-            f"{app.deep_link}: Android compares scheme and host with case",
-            fix="write app.deep_link, and the app's intent filter, in small letters",
+            f"{app.deep_link}: Android compares scheme and host case-sensitively",
+            fix="write app.deep_link, and the app's intent filter, in lower case",
         )
     if scheme == "http":
         return warn("deep_link", f"{app.deep_link}: http: opens a browser", fix="use the app's scheme, or https")
@@ -123,14 +122,12 @@ def _api_keys(settings: Settings) -> Finding:
     if not known:
         return warn(
             "api_keys",
-            "api.keys is empty: no backend can take a token",
+            "api.keys is empty: no backend can get a token",
             fix='add a line "name:key" (openssl rand -hex 32), and reload',
         )
     missing = [scope for scope in (Scope.TOKEN, Scope.READ) if key_with(text, scope) is None]
     if missing:
-        return warn(
-            "api_keys", f"none of them has the scope {missing[0]}", fix=f'add a key with it: "name:{missing[0]}:key"'
-        )
+        return warn("api_keys", f"no key has the scope {missing[0]}", fix=f'add a key with it: "name:{missing[0]}:key"')
     return ok("api_keys", ", ".join(f"{key.name} ({'+'.join(sorted(key.scopes))})" for key in known))
 
 
@@ -156,7 +153,7 @@ def _private_door(settings: Settings) -> Finding:
     if is_open:
         return warn(
             "private_door",
-            f"{address} can be reached from outside, unless something else forbids it: tokens are handed out there",
+            f"{address} can be reached from other machines unless a firewall prevents it, and hands out tokens",
             fix='set server.private to "127.0.0.1:8081", an address of your own network, or "unix:/path"',
         )
     return ok("private_door", address)

@@ -48,7 +48,7 @@ async def check_sqlite(
             async for finding in check_contents(store, f"{file}", context, schema=latest_schema(Engine.SQLITE)):
                 yield finding
     except OtherSchema as error:
-        upgrade = "start this version of the service: it keeps a copy, and upgrades"
+        upgrade = "start this version of the service, which keeps a copy and upgrades"
         yield check_schema(f"{file}", error, upgrade=upgrade)
     except ConfigurationError as error:
         reason = str(error).removeprefix("storage.url: ")
@@ -60,7 +60,7 @@ def _missing(file: Path) -> Finding | None:
         return None
     if not file.parent.is_dir():
         return fail("store", f"no such folder: {file.parent}", fix="create it, or correct storage.url")
-    fix = "`amo-callback serve` makes it; if there was one: is storage.url, or $STATE_DIRECTORY, the service's?"
+    fix = "`amo-callback serve` creates it; if there should be one, correct storage.url or $STATE_DIRECTORY"
     return warn("store", f"there is no database {file}", fix=fix)
 
 
@@ -71,17 +71,19 @@ def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
     """Return a finding for the schema of another version; `upgrade` is the fix for an older one."""
     versions = f"(schema {error.version}, known here: {error.known})"
     if error.is_foreign:
-        fix = "correct storage.url: amo-callback needs a database of its own"
+        fix = "correct storage.url: amo-callback needs its own database"
         return fail("store", f"{name} is not a database of amo-callback", fix=fix)
     if error.version == 0:
         return warn(
-            "store", f"{name} is empty", fix="`amo-callback serve` makes the tables; if there were some: is it this?"
+            "store",
+            f"{name} is empty",
+            fix="`amo-callback serve` creates the tables; if there should be some, check the database's name",
         )
     if error.version < error.known:
-        return warn("store", f"{name} is of an older amo-callback {versions}", fix=upgrade)
+        return warn("store", f"{name} was written by an older amo-callback {versions}", fix=upgrade)
     return fail(
         "store",
-        f"{name} is of a newer amo-callback {versions}",
+        f"{name} was written by a newer amo-callback {versions}",
         fix="install that version, or restore an older backup",
     )
 
@@ -156,15 +158,15 @@ async def _check_frozen(store: Store, location: str) -> Finding:
     if frozen is not None:
         return warn(
             "frozen",
-            f"no token is refreshed since {rfc3339(frozen.at)}: {frozen.why}",
-            fix=f"once nothing else uses these tokens: {_THAW}",
+            f"no token has been refreshed since {rfc3339(frozen.at)}: {frozen.why}",
+            fix=f"once no other host uses these tokens: {_THAW}",
         )
     if await store.is_elsewhere(location):
         return warn(
             "frozen",
-            "it was last served at another location (machine, folder or server): it will be frozen when it is "
-            "served here",
-            fix=f"serve it where it was; or, once nothing else uses these tokens: {_THAW}",
+            "it was last used at another location (machine, folder or server): it will be frozen when the service "
+            "starts here",
+            fix=f"run the service where it was; or, once no other host uses these tokens: {_THAW}",
         )
     return ok("frozen", "not frozen")
 
@@ -216,10 +218,10 @@ def _room(context: CommandContext) -> Finding:
     free = {folder: os.statvfs(folder) for folder in known.values()}
     folder = min(free, key=lambda folder: free[folder].f_bavail * free[folder].f_frsize)
     room = free[folder].f_bavail * free[folder].f_frsize
-    message = f"{room // _MIB:,} MiB are free in {folder}"
+    message = f"{folder} has {room // _MIB:,} MiB of free space"
     without_names = [path for path, disk in free.items() if disk.f_files and not disk.f_favail]
     if without_names:
-        return fail("disk", f"{without_names[0]}: no more files can be made", fix="remove files there")
+        return fail("disk", f"{without_names[0]}: no more files can be created", fix="remove files there")
     if room < 4 * RESERVE:
         return fail("disk", f"{message}: soon no token pair can be stored", fix="make room")
     if room < _LOW_DISK:

@@ -137,7 +137,7 @@ def _clock(answer: ProbeResponse) -> Finding:
     try:
         theirs = parsedate_to_datetime(answer.headers.get("Date", ""))
     except ValueError:
-        return warn("clock", "AMO sends no time", fix="compare this machine's clock yourself: timedatectl")
+        return warn("clock", "AMO sends no time", fix="check this machine's clock: timedatectl")
     if theirs.tzinfo is None:
         theirs = theirs.replace(tzinfo=UTC)
     ahead = (answer.at - theirs).total_seconds() - 0.5  # a date has whole seconds, half a second late on average
@@ -197,7 +197,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
             yield warn(
                 "proxy",
                 f"{message}, asked from this machine",
-                fix="check from where AMO's browsers come: curl -I the redirect URI elsewhere",
+                fix="check from another network: curl -I and the redirect URI",
             )
         return
     seen = probe.read_reply(cipher, answer.headers.get(probe.HEADER, ""), nonce=nonce)
@@ -215,8 +215,8 @@ def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
     if answer.status == 200 and answer.headers.get("X-Robots-Tag") == "noindex" and "X-Request-ID" in answer.headers:
         return fail(
             "proxy",
-            f"an amo-callback answers at {name}, but not with the keys of this configuration",
-            fix="restart the service if its keys were changed; else the proxy leads to another installation",
+            f"an amo-callback responds at {name}, but without the keys of this configuration",
+            fix="restart the service if its keys were changed; otherwise the proxy leads to another installation",
         )
     return fail(
         "proxy",
@@ -236,7 +236,7 @@ def _seen(settings: Settings, name: str, seen: ObservedClient) -> Finding:
     if not seen.forwarded and urlsplit(settings.amo.redirect_uri).scheme == "https":
         return warn(
             "proxy",
-            f"{name} leads here, but the proxy does not say whose requests they are: {limits}",
+            f"{name} leads here, but the proxy does not forward client addresses: {limits}",
             fix="have it set X-Forwarded-For to the client's address: see the README's nginx example",
         )
     return ok("proxy", f"{name} leads to this service, which sees this machine as {seen.client or 'unknown'}")

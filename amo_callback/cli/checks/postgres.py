@@ -67,7 +67,7 @@ def check_server(server: ServerFacts, address: PostgresUrl, *, took: float, at: 
     if server.encoding not in ENCODINGS:
         yield fail(
             "server_encoding",
-            f"the database's is {server.encoding}, which does not take every text",
+            f"the database's is {server.encoding}, which cannot store every text",
             fix="CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
         )
 
@@ -95,7 +95,7 @@ def _version(server: ServerFacts, took: float) -> Finding:
     if server.is_standby:
         return fail(
             "server",
-            f"{message}: it is a standby, and takes no writes",
+            f"{message}: it is a standby, which accepts no writes",
             fix="name the primary in storage.url, or all hosts and target_session_attrs=read-write",
         )
     return ok("server", message)
@@ -108,10 +108,10 @@ def _tls(server: ServerFacts, address: PostgresUrl) -> Finding:
         )
         return ok("server_tls", f"{server.tls}{believed}")
     if address.is_local:
-        return ok("server_tls", "none, and none is needed: it is on this machine")
+        return ok("server_tls", "none, but not needed on the same machine")
     return warn(
         "server_tls",
-        "none: accounts, owners and the password's proof cross the network unencrypted",
+        "none: accounts, owners and the password exchange are sent unencrypted",
         fix="sslmode=verify-full in storage.url, and ssl = on in the server's configuration",
     )
 
@@ -129,7 +129,7 @@ def _clock(server: ServerFacts, at: datetime) -> Finding:
 
 def _room(server: ServerFacts) -> Finding:
     instances = server.allowed // _AN_INSTANCE_TAKES
-    message = f"{server.allowed} connections are allowed; an instance takes up to {_AN_INSTANCE_TAKES}"
+    message = f"{server.allowed} connections are allowed; an instance uses up to {_AN_INSTANCE_TAKES}"
     if instances == 0:
         return warn("server_room", message, fix="raise max_connections, or the user's or the database's limit")
-    return ok("server_room", f"{message}: enough for {instances}, where nothing else connects")
+    return ok("server_room", f"{message}: enough for {instances} if nothing else connects")

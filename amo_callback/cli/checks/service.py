@@ -45,12 +45,12 @@ async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterat
     for name, detail in red.items():
         # A service that is only frozen still hands out valid tokens.
         severe = warn if red.keys() == {"frozen"} else fail
-        yield severe("service", f"it runs; {name}: {detail}", fix="see the README's table of /readyz")
+        yield severe("service", f"running, but {name}: {detail}", fix="see the README's table of /readyz")
     if not red:
         yield ok("service", f"ready at {address}")
     if (credentials := checks.get("amo_credentials")) and credentials.ok:
         if credentials.detail == NOT_PROVEN:
-            fix = "connect an account: only AMO can tell whether it accepts them"
+            fix = "connect an account to find out whether AMO accepts them"
             yield note("amo_credentials", credentials.detail, fix=fix)
         else:
             yield ok("amo_credentials", credentials.detail)
@@ -60,8 +60,8 @@ async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterat
 async def _callbacks(settings: Settings, *, wait_limit: float) -> Finding:
     """Read the results of callbacks from the service's metrics."""
     if settings.server.metrics_auth:
-        message = "not read: /metrics wants an API key (server.metrics_auth), and the check presents none"
-        return note("callbacks", message, fix="look at amo_callback_callbacks_total in your monitoring")
+        message = "not read: /metrics requires an API key (server.metrics_auth), and the check sends none"
+        return note("callbacks", message, fix="see amo_callback_callbacks_total in your monitoring")
     try:
         async with (
             private_session(settings.server.private, wait_limit=wait_limit) as session,
@@ -69,7 +69,7 @@ async def _callbacks(settings: Settings, *, wait_limit: float) -> Finding:
         ):
             text = await response.text()
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return warn("callbacks", "/metrics did not answer", fix="look at the service's log")
+        return warn("callbacks", "/metrics did not respond", fix="see the service's log")
     return read_callbacks({outcome: int(float(count)) for outcome, count in _COUNT.findall(text)})
 
 
@@ -83,7 +83,9 @@ def read_callbacks(counts: Mapping[str, int]) -> Finding:
             f"{count} {word} ({DEEP_LINK_ERRORS[word].meaning})" for word, count in failed.items()
         )
     if total >= _FEW and 2 * sum(failed.values()) > total:
-        return warn("callbacks", message, fix="see grant.failed and callback.refused in the log: they have AMO's words")
+        return warn(
+            "callbacks", message, fix="see grant.failed and callback.refused in the log, which contain AMO's hints"
+        )
     return ok("callbacks", message)
 
 

@@ -28,7 +28,7 @@ def test_check_settings_valid_settings_are_ok() -> None:
     assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
         ("redirect_uri", "deep_link", "api_keys", "private_door"), Severity.OK
     )
-    assert found["deep_link"][1] == "leads back to foryoure://amo-crm/callback?code=CODE&state=STATE"
+    assert found["deep_link"][1] == "the deep link is foryoure://amo-crm/callback?code=CODE&state=STATE"
     assert found["api_keys"][1] == "backend (read+token)"
     assert API_KEY not in str(found)
 

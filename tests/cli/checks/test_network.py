@@ -230,7 +230,7 @@ async def test_check_proxy_reports_observed_client(
     assert told in finding.message
 
 
-@pytest.mark.parametrize(("status", "told"), [(502, "does not reach the service"), (404, "something else answers")])
+@pytest.mark.parametrize(("status", "told"), [(502, "does not reach the service"), (404, "something else responds")])
 async def test_check_proxy_to_other_service_fails(status: int, told: str) -> None:
     """A proxy that reaches no service or another one fails."""
 

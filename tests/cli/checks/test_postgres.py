@@ -160,7 +160,7 @@ async def test_check_postgres_connection_limit_warns(served: str, encryption_key
     """The smallest connection limit, here of the database, is compared with an instance's need."""
     await _run(served, f"ALTER DATABASE {read_postgres(served).database} CONNECTION LIMIT 5")
     severity, told = (await _check(served, encryption_key))["server_room"]
-    assert (severity, told) == (Severity.WARN, "5 connections are allowed; an instance takes up to 11")
+    assert (severity, told) == (Severity.WARN, "5 connections are allowed; an instance uses up to 11")
 
 
 FIT = ServerFacts(
@@ -183,7 +183,7 @@ def test_check_server_suitable_server_is_ok() -> None:
         "server_clock": (Severity.OK, "within 3 s of ours"),
         "server_room": (
             Severity.OK,
-            "22 connections are allowed; an instance takes up to 11: enough for 2, where nothing else connects",
+            "22 connections are allowed; an instance uses up to 11: enough for 2, where nothing else connects",
         ),
     }
 

@@ -116,7 +116,7 @@ async def test_check_callbacks_failures_warn_with_reasons(run: Any) -> None:
             ]
             ended = f"0 of {failed} connected since the service started; failed: {failed} amo_unavailable"
             assert finding.severity is severity
-            assert finding.message == f"{ended} (amoCRM or this service is down or late)"
+            assert finding.message == f"{ended} (amoCRM or this service is unavailable or slow)"
 
 
 async def test_check_callbacks_with_metrics_auth_is_note(run: Any) -> None:

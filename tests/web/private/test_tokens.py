@@ -203,7 +203,7 @@ async def test_refresh_while_amo_blocked_is_503_until_next_probe(app: Running) -
     sent = app.amo.sandbox.requests
     answer = await app.private(f"/connections/{connection}/refresh", method="POST")
     assert (answer.status, answer.json()["code"]) == (503, "amo_unavailable")
-    assert answer.json()["detail"].startswith("AMO blocks the address of this server")
+    assert answer.json()["detail"].startswith("AMO blocks this server's IP address")
     assert 880 < int(answer.headers["Retry-After"]) <= 900
     assert app.amo.sandbox.requests == sent
     ready = await app.private("/readyz", key=None)
