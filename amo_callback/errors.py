@@ -75,7 +75,7 @@ def error_classes(root: type[AmoCallbackError] = AmoCallbackError) -> Iterator[t
 class InternalError(AmoCallbackError):
     """A bug in amo-callback: see the log."""
 
-    app_message = "Something went wrong on our side. Please try again."
+    app_message = "Internal error. Please try again."
 
 
 # --- the user has to act -------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class AccountBlocked(RetryableError):
     code = "account_refused"
     api_code = "amo_refused"
     http_status = 502
-    action = "the account is unpaid or blocked: its owner has to settle that with amoCRM"
+    action = "the account is unpaid or blocked: its owner has to resolve that with amoCRM"
     retry_after = None
 
     def __init__(self, status: int, *, is_problem: bool = False) -> None:

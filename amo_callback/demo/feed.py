@@ -95,12 +95,12 @@ def noted_as(entry: Entry | LookUp) -> str:
     """Return a sentence about an entry in AMO's ledger: a presented credential or an introspection."""
     if isinstance(entry, LookUp):
         what = "a refresh token" if entry.kind == "refresh_token" else "an access token"
-        return f"Asked about {what}, which spends nothing: it is good{'' if entry.status == 200 else ' no more'}."
+        return f"Introspected {what}, which spends nothing: it is {'valid' if entry.status == 200 else 'invalid'}."
     what = "An authorization code" if entry.kind == "authorization_code" else "A refresh token"
     if entry.spent:
-        return f"{what} is presented, and is spent: here is a new pair."
+        return f"{what} is presented and spent: a new pair is issued."
     if entry.status is None:
-        return f"{what} arrives, and nobody looks at it."
+        return f"{what} is received, but not examined."
     return f"{what} is presented: {entry.status}{f', {entry.hint}' if entry.hint else ''}."
 
 
@@ -117,12 +117,12 @@ def sentence(event: Event) -> str | None:
 
 def _at(fields: Mapping[str, object]) -> str:
     due = fields.get("next_refresh_at")
-    return f"at {due:%H:%M:%S}" if isinstance(due, datetime) else "when its time comes"
+    return f"at {due:%H:%M:%S}" if isinstance(due, datetime) else "when it is due"
 
 
 def _unconfirmed(fields: Mapping[str, object]) -> str:
-    seen = _SEEN.get(str(fields.get("standing")), "It cannot be looked up")
-    return f"{seen}: it is kept{', and looked up again' if fields.get('again_at') else ''}."
+    seen = _SEEN.get(str(fields.get("token_state")), "Introspection is not possible")
+    return f"{seen}: it is kept{', and introspected again' if fields.get('again_at') else ''}."
 
 
 _SEEN: Mapping[str, str] = {
@@ -132,35 +132,39 @@ _SEEN: Mapping[str, str] = {
 }
 _WHY = {
     "outcome_open": "No response: the refresh token may be spent, so it is introspected before it is sent again.",
-    "unavailable": "amoCRM is away. Nothing was spent.",
-    "no_answer": "amoCRM does not answer.",
+    "unavailable": "amoCRM is unreachable. Nothing was spent.",
+    "no_answer": "amoCRM does not respond.",
     "not_sent": "amoCRM cannot be reached. Nothing was sent.",
-    "unexplained_refusal": "amoCRM refuses without a reason: nobody is given up for that.",
+    "unexplained_refusal": "amoCRM refuses without a reason, which is never final.",
 }
 _REASONS = {
-    "revoked": "amoCRM knows the refresh token no more",
-    "refused": "amoCRM refuses the connection for a day, and knows its refresh token no more",
-    "in_doubt": "an answer was lost, and amoCRM says the refresh token is spent",
+    "revoked": "amoCRM rejects the refresh token",
+    "refused": "amoCRM has refused the connection for a day and rejects its refresh token",
+    "in_doubt": "a response was lost, and amoCRM says that the refresh token is spent",
     "expired": "the refresh token was not used for three months",
 }
 _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
-    "connection.connected": lambda _: "Connected: the code is exchanged, the pair sealed and stored.",
-    "refresh.succeeded": lambda fields: f"Refreshed, and stored before anybody hears of it. Next {_at(fields)}.",
-    "refresh.failed": lambda fields: (
-        f"{_WHY.get(str(fields.get('error')), 'This refresh brought no pair.')} Looked at again {_at(fields)}."
+    "connection.connected": lambda _: "Connected: the code is exchanged, and the pair is encrypted and stored.",
+    "refresh.succeeded": lambda fields: (
+        f"Refreshed, and stored before any caller receives it. Next refresh {_at(fields)}."
     ),
-    "refresh.postponed": lambda fields: f"It cannot be looked up now. Again {_at(fields)}.",
-    "refresh.taken_over": lambda _: "An attempt ended without an answer: amoCRM is asked what became of it.",
-    "connection.in_doubt": lambda _: "Its refresh token may be spent: amoCRM is asked before it is used.",
+    "refresh.failed": lambda fields: (
+        f"{_WHY.get(str(fields.get('error')), 'This refresh brought no pair.')} Next try {_at(fields)}."
+    ),
+    "refresh.postponed": lambda fields: f"Introspection is not possible now. Next try {_at(fields)}.",
+    "refresh.taken_over": lambda _: "A refresh ended without a response, so its token is introspected.",
+    "connection.in_doubt": lambda _: "Its refresh token may be spent, so it is introspected before it is used.",
     "connection.needs_reauth": lambda fields: (
         f"The user has to connect again: {_REASONS.get(str(fields.get('reason')), str(fields.get('reason')))}."
     ),
     "connection.recovered": lambda _: "It works again.",
-    "connection.moved": lambda fields: f"The account has moved, and is followed to {fields.get('moved_to')}.",
-    "connection.disconnected": lambda _: "Disconnected: its tokens are erased.",
+    "connection.moved": lambda fields: (
+        f"The account has moved; from now on, the service uses {fields.get('moved_to')}."
+    ),
+    "connection.disconnected": lambda _: "Disconnected: the tokens are erased.",
     "hook.received": lambda _: (
         "amoCRM says that the integration was disabled. This may be a replay, so it is verified first."
     ),
     "hook.unconfirmed": _unconfirmed,
-    "grant.failed": lambda fields: f"Nobody was connected: error={fields.get('word')}.",
+    "grant.failed": lambda fields: f"No account was connected: error={fields.get('word')}.",
 }

@@ -73,7 +73,7 @@ async def loopback_only(request: web.Request, handler: Handler) -> web.StreamRes
     """
     named = request.headers.getall("Host", [])
     if len(named) != 1 or not _is_loopback(named[0]):
-        return web.Response(status=421, text="The panel answers at 127.0.0.1 and localhost only.\n")
+        return web.Response(status=421, text="The panel is only available at 127.0.0.1 and localhost.\n")
     return await handler(request)
 
 

@@ -109,13 +109,13 @@ class Phone:
         link = f"{self._app.deep_link}?{shortened(request.query)}"
         if code is None:
             word = request.query.get("error", "")
-            self._screen = Screen(title="Not connected", text=f"The deep link says error={word}.", link=link)
+            self._screen = Screen(title="Not connected", text=f"The deep link contains error={word}.", link=link)
             return _to("/phone")
         answer = await self._ask("POST", "/exchange-code", {"code": code, "code_verifier": verifier})
         self._screen = Screen(
             title="Back in the app" if answer.get("success") else "Not connected",
             connected=bool(answer.get("success")),
-            text="The state is the one the app made.",
+            text="The state matches the one that the app generated.",
             link=link,
             request=f'POST /exchange-code {{"code": "{code[:_SHOWN]}…", "code_verifier": "…"}}',
             answer=_json(answer),
@@ -125,7 +125,7 @@ class Phone:
     async def _disconnect(self, _request: web.Request) -> web.Response:
         answer = await self._ask("POST", "/disconnect")
         if answer.get("success"):
-            self._tell("The app's user disconnects all that is his: the service has erased the tokens.")
+            self._tell("The app user disconnects: the service has erased the tokens.")
         self._screen = Screen(title="Disconnected", request="POST /disconnect", answer=_json(answer))
         return _to("/phone")
 

@@ -35,7 +35,7 @@ SCENARIOS = (
     Scenario(
         name="refresh",
         title="Refresh now",
-        expect="A new pair. The refresh token before it is spent, and not presented again.",
+        expect="A new pair. The previous refresh token is spent and not presented again.",
     ),
     Scenario(
         name="rejected",
@@ -45,30 +45,30 @@ SCENARIOS = (
     Scenario(
         name="cut",
         title="Lose a request",
-        expect="It breaks off before amoCRM has looked. The service asks about the token, hears that it is good, and "
-        "refreshes. The live token serves meanwhile.",
+        expect="The connection closes before amoCRM examines the request. The service introspects the token, which is "
+        "valid, and refreshes. Meanwhile it hands out the valid access token.",
     ),
     Scenario(
         name="lost",
-        title="Lose an answer",
-        expect="amoCRM spends the refresh token, and its answer is lost. The service asks about it, tries it once "
-        "more, and says that the person has to connect again. The access token serves until its end.",
+        title="Lose a response",
+        expect="amoCRM spends the refresh token, and its response is lost. The service introspects the token, presents "
+        "it again, and reports that the user has to connect again. The access token is handed out until it expires.",
     ),
     Scenario(
         name="move",
         title="Move the account",
-        expect="The old host knows it no more. The service asks amoCRM where it lives, and follows.",
+        expect="The old host rejects the token. The service introspects it to find the new host, and uses that.",
     ),
     Scenario(
         name="revoke",
         title="Revoke access",
-        expect="The integration is switched off, and amoCRM's hook tells. It is looked up, and the tokens are erased. "
+        expect="The integration is disabled, and amoCRM calls the hook. The service verifies it and erases the tokens. "
         "Connect again on the phone.",
     ),
     Scenario(
         name="away",
-        title="amoCRM away / back",
-        expect="Live tokens are handed out all the same, and refreshing waits. Nobody is given up.",
+        title="amoCRM unreachable / reachable",
+        expect="Valid tokens are still handed out, and refreshing waits. No connection is given up.",
         one=False,
     ),
 )
@@ -84,8 +84,8 @@ class Scenarios:
         self._on_one: Mapping[str, Callable[[ConnectionSnapshot, SandboxAccount], Awaitable[None]]] = {
             "refresh": self._refresh,
             "rejected": self._rejected,
-            "lost": partial(self._lose, Fault.NOTHING_AFTER, "amoCRM's next answer gets lost."),
-            "cut": partial(self._lose, Fault.RESET, "The next request to amoCRM gets lost."),
+            "lost": partial(self._lose, Fault.NOTHING_AFTER, "amoCRM's next response is lost."),
+            "cut": partial(self._lose, Fault.RESET, "The next request to amoCRM is lost."),
             "move": self._move,
             "revoke": self._revoke,
         }
@@ -109,23 +109,23 @@ class Scenarios:
     def _away(self) -> None:
         away = self._sandbox.faults.persistent is None
         self._sandbox.faults.persistent = self._sandbox.introspection_faults.persistent = _AWAY if away else None
-        self._feed.add(YOU, "amoCRM is away." if away else "amoCRM is back.")
+        self._feed.add(YOU, "amoCRM is unreachable." if away else "amoCRM is reachable again.")
 
     async def _refresh(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        self._feed.add(YOU, "A backend asks for a new token now.", domain=account.host)
+        self._feed.add(YOU, "A backend requests a new token.", domain=account.host)
         await self._ask(connection)
 
     async def _rejected(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        text = f"{_BACKENDS} backends say at once that amoCRM has answered 401."
+        text = f"{_BACKENDS} backends report at the same time that amoCRM responded with 401."
         self._feed.add(YOU, text, domain=account.host)
         before = len(self._sandbox.fake.ledger.refreshes())
         answers = await self._backend.reject(connection.id, times=_BACKENDS)
         asked = len(self._sandbox.fake.ledger.refreshes()) - before
         tokens = {answer.content["access_token"] for answer in answers if answer.status == 200}
         times = "once" if asked == 1 else f"{asked} times"
-        text = f"{len(answers)} answers, {len(tokens)} new token for all of them; amoCRM was asked {times}."
+        text = f"{len(answers)} responses with {len(tokens)} new token in total; requests to amoCRM: {times}."
         if not tokens:
-            text = f"They are answered {answers[0].status}, {answers[0].words}."
+            text = f"The responses: {answers[0].status}, {answers[0].words}."
         self._feed.add(YOU, text, domain=account.host)
 
     async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
@@ -139,7 +139,9 @@ class Scenarios:
         await self._ask(connection)
         if fault in faults.coming:
             faults.coming.remove(fault)
-            self._feed.add(YOU, "Nothing was sent to amoCRM for it now, so nothing was lost.", domain=account.host)
+            self._feed.add(
+                YOU, "No request was sent to amoCRM for this connection, so nothing was lost.", domain=account.host
+            )
 
     async def _move(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         account.host = moved(account.host)
@@ -147,13 +149,13 @@ class Scenarios:
         await self._ask(connection)
 
     async def _revoke(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        self._feed.add(YOU, "The integration is switched off in the account.", domain=connection.domain)
+        self._feed.add(YOU, "The integration is disabled in the account.", domain=connection.domain)
         await self._sandbox.disable(account, hook=self._hook)
 
     async def _ask(self, connection: ConnectionSnapshot) -> None:
         answer = await self._backend.refresh(connection.id)
         self._feed.catch_up()
-        self._feed.add(YOU, f"The backend is answered {answer.status}, {answer.words}.", domain=connection.domain)
+        self._feed.add(YOU, f"The response: {answer.status}, {answer.words}.", domain=connection.domain)
 
 
 def moved(host: str) -> str:

@@ -88,14 +88,14 @@ def check_places(installation: Installation) -> None:
     """Raise `ConfigurationError` if the unit would hide the program from the service."""
     python = installation.interpreter
     problems = [
-        f"{path}: is hidden from the service ({hidden}): make the virtual environment with /usr/bin/python3, under /opt"
+        f"{path} is hidden from the service ({hidden}): create the virtual environment under /opt with /usr/bin/python3"
         for path in dict.fromkeys((python.venv, python.executable))
         if (hidden := _hidden(path))
     ]
     if python.venv == python.base:
         problems.append(
-            f"{python.venv}: is no virtual environment, and all of it would have to be executable: "
-            "make one with /usr/bin/python3, under /opt"
+            f"{python.venv}: is not a virtual environment, so all of it would have to be executable: "
+            "create one under /opt with /usr/bin/python3"
         )
     if hidden := _hidden(installation.config):
         problems.append(f"{installation.config}: is hidden from the service ({hidden}): put it into {CONFIG.parent}")
@@ -142,11 +142,15 @@ def _stream(door: str, address: str) -> str:
     try:
         numbers = ip_address(host)
     except ValueError:
-        raise ConfigurationError(f"server.{door}: {address!r}: systemd listens at addresses, not at names") from None
+        raise ConfigurationError(
+            f"server.{door}: {address!r}: systemd requires an IP address, not a host name"
+        ) from None
     return f"[{numbers}]:{port}" if numbers.version == 6 else f"{numbers}:{port}"
 
 
 def _plain(path: Path) -> str:
     if not _PLAIN.fullmatch(str(path)):
-        raise ConfigurationError(f"{str(path)!r}: a unit needs absolute paths of letters, digits and . _ / + @ ~ -")
+        raise ConfigurationError(
+            f"{str(path)!r}: a unit needs absolute paths that consist of letters, digits and . _ / + @ ~ -"
+        )
     return str(path)

@@ -169,7 +169,7 @@ class JwksVerifier:
 def read_jwks(content: bytes) -> Sequence[Key]:
     """Return the usable keys of a set; raises `ValueError` if there are none or too many."""
     if content.count(b"{") + content.count(b"[") > _MAX_CONTAINERS:
-        raise ValueError("has too much in it")
+        raise ValueError("contains too many values")
     try:
         found = json.loads(content)
     except RecursionError:

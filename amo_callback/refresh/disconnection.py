@@ -31,7 +31,7 @@ async def disconnect(connection_id: str, *, reason: str, store: Store) -> Connec
         gone = connection_event("connection.disconnected", stored, fields={"reason": reason})
         if await store.disconnect(stored, on_request=True, events=[gone]):
             return await _connected(connection_id, store)
-    raise StoreUnavailable("the row keeps changing")
+    raise StoreUnavailable("the row changes repeatedly")
 
 
 async def _connected(connection_id: str, store: Store) -> Connection:

@@ -93,7 +93,7 @@ class Rechecker:
         pause = _next_pause(begun.recheck_pause, state)
         again = _next_recheck(begun, state, began=begun.rechecked_at or self._core.clock.now(), pause=pause)
         unconfirmed = connection_event(
-            "hook.unconfirmed", begun, Level.WARNING, fields={"standing": state, "again_at": again}
+            "hook.unconfirmed", begun, Level.WARNING, fields={"token_state": state, "again_at": again}
         )
         await self._core.store.schedule_recheck(begun, at=again, pause=pause, events=[unconfirmed])
 

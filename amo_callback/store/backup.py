@@ -86,7 +86,10 @@ def back_up_before_migration(database: Path, *, version: int, now: datetime) -> 
     Raises `BackupFailed`. Files of an earlier try are replaced.
     """
     target = database.with_name(f"{database.name}.schema-{version}")
-    with open_snapshot(database) as snapshot, explained(f"{database} is not upgraded: {target.name} cannot be written"):
+    with (
+        open_snapshot(database) as snapshot,
+        explained(f"{database} is not upgraded, because {target.name} cannot be written"),
+    ):
         for leftover in target.parent.glob(f".{target.name}.*{UNFINISHED}"):
             shutil.rmtree(leftover)
         with _copied(snapshot, target, now=now) as made:
@@ -123,7 +126,7 @@ def _keep_present(present: sqlite3.Connection, database: Path, *, now: datetime)
     if not number(present, "SELECT count(*) FROM sqlite_master"):
         return None
     if not number(present, "PRAGMA user_version"):
-        raise BackupFailed(f"{database} is not a database of amo-callback, and is not replaced")
+        raise BackupFailed(f"{database} is not a database of amo-callback, so it is not replaced")
     kept = database.with_name(f"{database.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
     _write_new(present, kept, now=now)
     return kept

@@ -260,7 +260,7 @@ class Meta(Repository):
             await transaction.run("shift_times", by=by, now=time)
             await transaction.run("shift_webhooks", by=by, now=time)
             await self._shift_amo_block(transaction, back=back, now=time)
-            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed, because their age is unknown"}
+            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed because their age is unknown"}
             await self._record(transaction, [Event(name="clock.moved_back", level=Level.WARNING, fields=fields)])
             return back
 

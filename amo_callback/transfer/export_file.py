@@ -273,6 +273,6 @@ def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | R
         yield RecordError(place=f"line {count + 2}", why=_CUT_OFF if count else f"{_CUT_OFF}; or {_WRONG_KEY}")
 
 
-_WRONG_KEY = "the passphrase or key is another one, or the file was changed"
+_WRONG_KEY = "the passphrase or key is wrong, or the file was changed"
 _NOT_ITS_PLACE = "was changed, or does not belong there"
-_CUT_OFF = "the file's end is missing: it was cut off or changed"
+_CUT_OFF = "the end of the file is missing: it was truncated or changed"

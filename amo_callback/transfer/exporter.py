@@ -29,7 +29,7 @@ async def freeze(store: Store, *, why: str) -> Freeze:
     await store.freeze_all(why=why, may_be_copy=True)
     frozen = await store.frozen()
     if frozen is None:
-        raise CommandFailed("it was thawed at this moment: nothing is exported")
+        raise CommandFailed("it was thawed just now, so nothing is exported")
     return frozen
 
 
@@ -63,8 +63,8 @@ def require_empty_rescue(rescue: RescueFolder) -> None:
         raise CommandFailed(f"the rescue folder cannot be read: {error.strerror}") from None
     if files:
         raise CommandFailed(
-            f"pairs that the store did not take wait in the rescue folder ({files}): see to it that the service runs "
-            "and is ready, then try again"
+            f"pairs that are not stored yet are in the rescue folder ({files}): make sure that the service is running "
+            "and ready, then try again"
         )
 
 

@@ -186,7 +186,7 @@ def _is_object(line: bytes) -> bool:
 
 def _list(content: bytes) -> list[Any]:
     if sum(map(content.count, (b",", b"{", b"["))) > _MOST_VALUES:
-        raise CommandFailed("is too large for one JSON text: split it, or write one object per line")
+        raise CommandFailed("is too large for a single JSON value: split it, or write one object per line")
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
@@ -234,7 +234,7 @@ def _given_expiry(entry: _ImportEntry, now: datetime) -> datetime | None:
     else:
         return None
     if expires_at is None or expires_at > now + _MAX_AHEAD:
-        raise _Refused("expires_at, expires_in: neither seconds nor a time of these years (RFC 3339, with its zone)")
+        raise _Refused("expires_at, expires_in: neither seconds nor a plausible time (RFC 3339, with time zone)")
     return expires_at
 
 

@@ -104,7 +104,7 @@ def _private_routes(settings: Settings, document: Callable[[], str]) -> Sequence
             "/metrics",
             metrics,
             Scope.READ if settings.server.metrics_auth else None,
-            replies={200: Reply(about="What is counted, and gauges.", type=str, media=("text/plain",))},
+            replies={200: Reply(about="The metrics.", type=str, media=("text/plain",))},
         ),
         Route("GET", "/openapi.json", openapi, Scope.READ, answer=OpenApi),
         *both_methods(health.HEALTHZ),

@@ -38,7 +38,7 @@ what the parser cannot read is 400 in plain text. Clients ignore members that th
 """
 _HEADERS = {
     "Location": "The address of the redirect.",
-    "Retry-After": "Seconds after which to try again.",
+    "Retry-After": "Seconds to wait before a retry.",
     "WWW-Authenticate": "`Bearer`, with the parameters of RFC 6750.",
 }
 _SECURITY_SCHEMES = {
@@ -57,7 +57,7 @@ _PATH_NAMES = {
     "id": {
         "schema": {"type": "string", "minLength": 1},
         "description": (
-            "A connection's id, `account:31920194` or `owner:42`; of several the freshest active one is meant."
+            "A connection's id, `account:31920194` or `owner:42`; several matches mean the freshest active one."
         ),
         "example": "account:31920194",
     },
@@ -92,7 +92,7 @@ class _Schemas(GenerateJsonSchema):
 def document_text(apis: Sequence[Api], redirect_uri: str) -> str:
     address = urlsplit(redirect_uri)
     servers = {
-        "private": {"url": "/", "description": "The private API, where this document is served."},
+        "private": {"url": "/", "description": "The private API, which also serves this document."},
         "public": {"url": f"{address.scheme}://{address.netloc}", "description": "The public API."},
     }
     served = [(api.name, route, _replies(api, route)) for api in apis for route in api.routes]

@@ -56,14 +56,14 @@ async def test_demo_open_panel_shows_next_demo(chromium: Chromium) -> None:
         tab = await chromium.tab(_WIDE)
         await tab.page.goto(f"http://{show.addresses.panel}/")
         before = await tab.page.locator("footer code").first.inner_text()
-        for text in ("amoCRM is away.", "amoCRM is back."):
+        for text in ("amoCRM is unreachable.", "amoCRM is reachable again."):
             await show.attempt("away")
             await tab.page.get_by_text(text).wait_for()
     await tab.page.get_by_text("the demo has ended").wait_for()
     async with open_walkthrough(show.addresses) as another:
         await another.attempt("away")
-        await tab.page.get_by_text("amoCRM is away.").wait_for()
-        await tab.page.get_by_text("amoCRM is back.").wait_for(state="detached")
+        await tab.page.get_by_text("amoCRM is unreachable.").wait_for()
+        await tab.page.get_by_text("amoCRM is reachable again.").wait_for(state="detached")
         assert await tab.page.locator("footer code").first.inner_text() != before
 
 

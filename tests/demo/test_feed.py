@@ -36,22 +36,22 @@ def test_sentence_describes_event_with_times() -> None:
         "Looked at again at 12:00:00."
     )
     moved = Event(name="connection.moved", fields={"moved_to": "b.amocrm.ru"})
-    assert sentence(moved) == "The account has moved, and is followed to b.amocrm.ru."
+    assert sentence(moved) == "The account has moved; from now on, the service uses b.amocrm.ru."
 
 
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"standing": TokenState.VALID, "again_at": None}, "Introspection accepts the token: it is kept."),
+        ({"token_state": TokenState.VALID, "again_at": None}, "Introspection accepts the token: it is kept."),
         (
-            {"standing": TokenState.REJECTED, "again_at": _AT},
-            "Introspection rejects the token, which may have another reason: it is kept, and looked up again.",
+            {"token_state": TokenState.REJECTED, "again_at": _AT},
+            "Introspection rejects the token, which may have another reason: it is kept, and introspected again.",
         ),
         (
-            {"standing": TokenState.UNKNOWN, "again_at": _AT},
-            "amoCRM does not answer: it is kept, and looked up again.",
+            {"token_state": TokenState.UNKNOWN, "again_at": _AT},
+            "amoCRM does not answer: it is kept, and introspected again.",
         ),
-        ({"standing": TokenState.NOT_CHECKED, "again_at": None}, "It cannot be looked up: it is kept."),
+        ({"token_state": TokenState.NOT_CHECKED, "again_at": None}, "Introspection is not possible: it is kept."),
     ],
 )
 def test_sentence_of_unconfirmed_hook_contains_introspection_result(fields: dict[str, object], told: str) -> None:
@@ -76,7 +76,7 @@ def test_noted_as_describes_presented_credential_and_introspection() -> None:
         "A refresh token is presented: 401, Token has been revoked."
     )
     asked = LookUp(at=_AT, kind="access_token", host="", status=401)
-    assert noted_as(asked) == "Asked about an access token, which spends nothing: it is good no more."
+    assert noted_as(asked) == "Introspected an access token, which spends nothing: it is invalid."
 
 
 def test_feed_lists_amo_entries_before_service_events() -> None:

@@ -46,7 +46,7 @@ async def test_phone_disconnect_removes_connection(show: Walkthrough) -> None:
     async with show.http.post(f"http://{show.addresses.panel}/phone/disconnect") as response:
         assert "Disconnected" in await response.text()
     await show.until(lambda lifetime: not lifetime.connections)
-    assert show.said("you") == ["The app's user disconnects all that is his: the service has erased the tokens."]
+    assert show.said("you") == ["The app user disconnects: the service has erased the tokens."]
 
 
 def test_phone_link_values_are_shortened() -> None:

@@ -51,7 +51,7 @@ async def test_scenario_lost_without_request_leaves_no_fault(show: Walkthrough) 
     await show.attempt("lost", one.id)
     await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
     assert await show.attempt("lost", one.id) == 204
-    assert show.said("you")[-1] == "Nothing was sent to amoCRM for it now, so nothing was lost."
+    assert show.said("you")[-1] == "No request was sent to amoCRM for this connection, so nothing was lost."
     await show.connect()
     await show.until(lambda lifetime: _only(lifetime).status == "active")
 

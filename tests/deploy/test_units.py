@@ -100,7 +100,7 @@ def test_check_places_hidden_path_is_refused_with_remedy(folder: str, part: str)
     python = dataclasses.replace(PYTHON, venv=path) if part == "venv" else dataclasses.replace(PYTHON, executable=path)
     with pytest.raises(ConfigurationError, match="with /usr/bin/python3, under /opt") as refused:
         units.check_places(dataclasses.replace(HERE, interpreter=python))
-    assert refused.value.problems[0].startswith(f"{path}: is hidden from the service")
+    assert refused.value.problems[0].startswith(f"{path} is hidden from the service")
 
 
 def test_check_places_refuses_every_inaccessible_path() -> None:
@@ -113,7 +113,7 @@ def test_check_places_refuses_every_inaccessible_path() -> None:
 
 def test_check_places_without_virtual_environment_is_refused() -> None:
     """Without a virtual environment all of /usr would be executable."""
-    with pytest.raises(ConfigurationError, match="no virtual environment"):
+    with pytest.raises(ConfigurationError, match="not a virtual environment"):
         units.check_places(dataclasses.replace(HERE, interpreter=dataclasses.replace(PYTHON, venv=Path("/usr"))))
 
 

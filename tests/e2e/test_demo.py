@@ -70,7 +70,7 @@ async def test_demo_connects_account_and_shows_refresh(tmp_path: Path) -> None:
     async with _demo(tmp_path, lifetime=6) as process:
         landed = await _connect(await until(r"Open +(http://[^/\s]+)"))
         assert "Back in the app" in landed
-        assert "The state is the one the app made." in landed
+        assert "The state matches the one that the app generated." in landed
         assert "&#34;success&#34;: true" in landed
         await until(r"(service +reforyou\.amocrm\.ru +Connected)")
         await until(r"(service +reforyou\.amocrm\.ru +Refreshed)")

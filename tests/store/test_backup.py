@@ -433,7 +433,7 @@ async def test_restore_of_foreign_database_is_refused(database: Path, target: Pa
     assert "is not a database of amo-callback" in _refused(target, database)
     theirs = target.rename(target.with_name("theirs"))
     _back_up(database, target)
-    assert _refused(target, theirs) == f"{theirs} is not a database of amo-callback, and is not replaced"
+    assert _refused(target, theirs) == f"{theirs} is not a database of amo-callback, so it is not replaced"
 
 
 async def test_restore_over_newer_schema_keeps_newer_database(database: Path, target: Path) -> None:

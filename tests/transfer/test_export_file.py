@@ -86,7 +86,7 @@ def test_export_is_decrypted_only_by_its_passphrase() -> None:
     assert read[PASSPHRASE] == [ParsedRecord(place="line 2", record=RECORDS[0])]
     [problem] = read["another passphrase"]
     assert isinstance(problem, RecordError)
-    assert problem.why == "the passphrase or key is another one, or the file was changed"
+    assert problem.why == "the passphrase or key is wrong, or the file was changed"
 
 
 def test_export_is_decrypted_by_named_key_of_host() -> None:

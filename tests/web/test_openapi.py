@@ -78,7 +78,7 @@ async def test_openapi_operations_are_the_served_routes(app: Running) -> None:
         for route in api.make_app().router.routes()
         if not isinstance(route.resource, Unmatched)
     }
-    servers = {"The private API, where this document is served.": "private", "The public API.": "public"}
+    servers = {"The private API, which also serves this document.": "private", "The public API.": "public"}
     documented = {
         (servers[server["description"]], method, path)
         for method, path, operation in _operations(await _document(app))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS = 1000
 _MAX_VALUES = 20 * MAX_CONNECTIONS
 """The maximum number of values, because their number determines the time of parsing."""
-_TOO_MANY = f"at most {MAX_CONNECTIONS:,} connections at once: send the others after these"
+_TOO_MANY = f"at most {MAX_CONNECTIONS:,} connections per request: send the others separately"
 _MAX_PROBLEMS = 20
 
 

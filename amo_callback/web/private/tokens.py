@@ -47,7 +47,7 @@ class RefreshBody(Body):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"rejected_access_token": "eyJ0…"}, {}]})
 
-    wanted: ClassVar[str] = 'the body is {"rejected_access_token": "…"}, or nothing'
+    wanted: ClassVar[str] = 'the body is {"rejected_access_token": "…"}, or empty'
 
     rejected_access_token: Annotated[
         Annotated[str, Field(min_length=1, max_length=16 * 1024)] | None, Field(repr=False)

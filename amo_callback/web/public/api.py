@@ -34,7 +34,7 @@ METHOD_NOT_ALLOWED = "method_not_allowed"
 PREFETCHED = Reply(about="A browser prefetched the URL, so nothing was done.")
 TO_APP = Reply(about="To the app, by its deep link.", headers=("Location",))
 ERROR_PAGES = {
-    400: Reply(about="What is wrong, for the user; with a way back to the app.", type=str, media=TEXT),
+    400: Reply(about="The error, for the user, with a way back to the app.", type=str, media=TEXT),
     429: Reply(about="Too many attempts from this address.", type=str, media=TEXT),
     503: Reply(about="Temporary failure: try again in a minute.", type=str, media=TEXT),
 }
