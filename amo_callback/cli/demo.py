@@ -61,7 +61,10 @@ async def _demo(addresses: Addresses, *, token_life: int) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, end)  # sent when the terminal is closed
     output = Output(sys.stdout, on_error=end)
     async with open_demo(
-        addresses, token_life=token_life, clock=SystemClock(), told=lambda entry: output.write(f"{line_of(entry)}\n")
+        addresses,
+        token_life=token_life,
+        clock=SystemClock(),
+        on_entry=lambda entry: output.write(f"{line_of(entry)}\n"),
     ) as opened:
         output.write(_WELCOME.format(panel=addresses.panel, curl=opened.curl, life=token_life))
         status = await until_end(opened.service, signalled)

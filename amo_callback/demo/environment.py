@@ -169,7 +169,7 @@ async def open_demo(
     *,
     token_life: float,
     clock: Clock,
-    told: Callable[[FeedEntry], None],
+    on_entry: Callable[[FeedEntry], None],
 ) -> AsyncIterator[Demo]:
     """Open the demo; on exit, all its files are removed."""
     made = DemoSecrets()
@@ -181,7 +181,7 @@ async def open_demo(
     for host in _ACCOUNTS:
         fake.open_account(host)
     sandbox = Sandbox(fake, clock=clock)
-    feed = Feed(clock=clock, ledger=fake.ledger, told=told)
+    feed = Feed(clock=clock, ledger=fake.ledger, on_entry=on_entry)
     log = make_logger(level="warning", style="console", stream=LogStream(feed), secrets=[made.api_key])
     take_over_library_logs(log)
     settings = demo_settings(fake, addresses=addresses, made=made)
@@ -209,7 +209,7 @@ async def open_demo(
             ),
             renderer=renderer,
             clock=clock,
-            tell=partial(feed.add, YOU),
+            report=partial(feed.add, YOU),
         )
         curl = (
             f"curl -H 'Authorization: Bearer {made.api_key}' "

@@ -39,11 +39,11 @@ class FeedEntry:
 class Feed:
     """The entries so far, from the service's events and AMO's ledger."""
 
-    def __init__(self, *, clock: Clock, ledger: Ledger, told: Callable[[FeedEntry], None]) -> None:
+    def __init__(self, *, clock: Clock, ledger: Ledger, on_entry: Callable[[FeedEntry], None]) -> None:
         self._clock = clock
         self._ledger = ledger
         self._read = self._looked_up = 0
-        self._told = told
+        self._on_entry = on_entry
         self._number = 0
         self._lines: deque[FeedEntry] = deque(maxlen=_KEPT)
 
@@ -75,7 +75,7 @@ class Feed:
             number=self._number, at=at or self._clock.now(), who=who, text=text, domain=domain, level=level
         )
         self._lines.append(entry)
-        self._told(entry)
+        self._on_entry(entry)
 
 
 class LogStream(io.StringIO):
@@ -110,8 +110,8 @@ def sentence(event: Event) -> str | None:
     if make is not None:
         return make(event.fields)
     if event.level in {Level.WARNING, Level.ERROR}:
-        told = ", ".join(f"{name}: {value}" for name, value in event.fields.items() if name != "domain")
-        return f"{event.name} {f'({told})' if told else ''}".rstrip()
+        fields = ", ".join(f"{name}: {value}" for name, value in event.fields.items() if name != "domain")
+        return f"{event.name} {f'({fields})' if fields else ''}".rstrip()
     return None
 
 

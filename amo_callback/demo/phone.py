@@ -58,13 +58,13 @@ class Phone:
         *,
         renderer: Renderer,
         clock: Clock,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self._http = http
         self._app = app
         self._renderer = renderer
         self._clock = clock
-        self._tell = tell
+        self._report = report
         self._verifiers: dict[str, str] = {}
         """The PKCE verifier of each authorization request, by state."""
         self._screen = Screen()
@@ -125,7 +125,7 @@ class Phone:
     async def _disconnect(self, _request: web.Request) -> web.Response:
         answer = await self._ask("POST", "/disconnect")
         if answer.get("success"):
-            self._tell("The app user disconnects: the service has erased the tokens.")
+            self._report("The app user disconnects: the service has erased the tokens.")
         self._screen = Screen(title="Disconnected", request="POST /disconnect", answer=_json(answer))
         return _to("/phone")
 

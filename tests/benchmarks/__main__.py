@@ -87,11 +87,11 @@ async def _measure(report: Report, given: argparse.Namespace, folder: Path) -> R
 
 
 def _parser() -> argparse.ArgumentParser:
-    told = (f"  {name}: {_told(name)}" for name in BENCHMARKS)
+    lines = (f"  {name}: {_summary_of(name)}" for name in BENCHMARKS)
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description=__doc__,
-        epilog="\n".join(["benchmarks and their options:", *told]),
+        epilog="\n".join(["benchmarks and their options:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help="default: all")
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _told(name: str) -> str:
+def _summary_of(name: str) -> str:
     return ", ".join(f"{option}={value}" for option, value in options_of(name, [], quick=False).items())
 
 

@@ -47,7 +47,7 @@ async def test_demo_refusal_returns_to_app(chromium: Chromium) -> None:
         await phone.locator("a.refuse").click()
         await phone.locator("#open").click()
         await phone.get_by_text("The deep link says error=access_denied.").wait_for()
-        assert await tab.page.locator("#nobody").is_visible()
+        assert await tab.page.locator("#empty").is_visible()
 
 
 async def test_demo_open_panel_shows_next_demo(chromium: Chromium) -> None:

@@ -39,7 +39,7 @@ def _run(environ: dict[str, str], *arguments: str) -> int:
     return main(arguments, environ=environ)
 
 
-def _told(capsys: pytest.CaptureFixture[str]) -> Any:
+def _printed(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
@@ -48,12 +48,12 @@ def test_connections_are_listed_frozen_and_thawed_without_service(
 ) -> None:
     """Without a running service the command opens the database itself."""
     assert _run(environ, "connections", "list", "--json") == 0
-    assert len(_told(capsys)) == 2
+    assert len(_printed(capsys)) == 2
     for action, frozen in (("freeze", True), ("thaw", False)):
         assert _run(environ, "connections", action, "--all", "--json") == 0
-        assert _told(capsys)["frozen"] is frozen
+        assert _printed(capsys)["frozen"] is frozen
     assert _run(environ, "events", "--json") == 0
-    names = [event["name"] for event in _told(capsys)]
+    names = [event["name"] for event in _printed(capsys)]
     assert [name for name in names if name.startswith("service.")] == ["service.thawed", "service.frozen"]
 
 
@@ -62,11 +62,11 @@ def test_token_webhooks_and_rotate_keys_without_service(
 ) -> None:
     """Commands that read and the key rotation work without a running service."""
     assert _run(environ, "token", a_connection(1).id, "--json") == 0
-    assert _told(capsys)["access_token"] == "access-1"
+    assert _printed(capsys)["access_token"] == "access-1"
     assert _run(environ, "webhooks", "--json") == 0
-    assert _told(capsys) == []
+    assert _printed(capsys) == []
     _run(environ, "rotate-keys", "--json")  # exit status 1: the tests' grants are encrypted with no key
-    assert _told(capsys)["keys"][0]["connections"] == 2
+    assert _printed(capsys)["keys"][0]["connections"] == 2
 
 
 @pytest.mark.parametrize("arguments", [("backup", "copy"), ("restore", "copy", "--yes")])

@@ -83,7 +83,7 @@ def test_feed_lists_amo_entries_before_service_events() -> None:
     """AMO's entries up to an event precede it, ordered by time, each once."""
     lines: list[FeedEntry] = []
     ledger = Ledger()
-    feed = Feed(clock=FakeClock(), ledger=ledger, told=lines.append)
+    feed = Feed(clock=FakeClock(), ledger=ledger, on_entry=lines.append)
     ledger.introspections.append(LookUp(at=_AT, kind="refresh_token", host="a.amocrm.ru", status=200))
     ledger.entries.append(_entry(at=_AT.replace(hour=13)))
     feed(Event(name="connection.recovered"))
@@ -99,5 +99,5 @@ def test_feed_lists_amo_entries_before_service_events() -> None:
 def test_log_stream_adds_each_line_as_warning() -> None:
     """Lines logged by a library become warnings of the feed."""
     lines: list[FeedEntry] = []
-    LogStream(Feed(clock=FakeClock(), ledger=Ledger(), told=lines.append)).write("one\n\ntwo\n")
+    LogStream(Feed(clock=FakeClock(), ledger=Ledger(), on_entry=lines.append)).write("one\n\ntwo\n")
     assert [(line.text, line.level) for line in lines] == [("one", Level.WARNING), ("two", Level.WARNING)]

@@ -68,7 +68,7 @@ async def open_walkthrough(addresses: Addresses | None = None) -> AsyncIterator[
     lines: list[FeedEntry] = []
     addresses = addresses or choose_addresses(None)
     async with (
-        open_demo(addresses, token_life=TOKEN_LIFE, clock=SystemClock(), told=lines.append) as demo,
+        open_demo(addresses, token_life=TOKEN_LIFE, clock=SystemClock(), on_entry=lines.append) as demo,
         aiohttp.ClientSession(headers={"Accept": "text/html"}) as http,
     ):
         yield Walkthrough(addresses=addresses, http=http, demo=demo, lines=lines)

@@ -235,11 +235,11 @@ def block_change(database: Path, when: str) -> Callable[[], None]:
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     """Poll a condition until it is true."""
     async with asyncio.timeout(WAIT_LIMIT):
-        while not await _told(condition()):  # noqa: ASYNC110 -- another process changes it
+        while not await _result_of(condition()):  # noqa: ASYNC110 -- another process changes it
             await asyncio.sleep(0.05)
 
 
-async def _told(answer: bool | Awaitable[bool]) -> bool:  # noqa: FBT001 -- the value to return
+async def _result_of(answer: bool | Awaitable[bool]) -> bool:  # noqa: FBT001 -- the value to return
     return answer if isinstance(answer, bool) else await answer
 
 

@@ -13,7 +13,7 @@ async def _run(stage: Stage, *arguments: str) -> tuple[int, str, str]:
     return await command("webhooks", *arguments, folder=stage.folder, environ=stage.environ())
 
 
-async def _told(stage: Stage, *arguments: str) -> Any:
+async def _run_json(stage: Stage, *arguments: str) -> Any:
     status, out, err = await _run(stage, *arguments, "--json")
     assert (status, err) == (0, "")
     return json.loads(out)
@@ -27,28 +27,28 @@ async def test_webhooks_are_listed_and_retried_with_and_without_service(tmp_path
         receiver.always = 410
         async with stage.connected() as process:
             await process.until("webhook.dead_lettered")
-            [with_service] = await _told(stage)
+            [with_service] = await _run_json(stage)
             assert (with_service["status"], with_service["last_error"], with_service["tries"]) == (
                 "dead_lettered",
                 "status_410",
                 1,
             )
-            assert await _told(stage, "retry", with_service["id"]) == {"retried": [with_service["id"]]}
+            assert await _run_json(stage, "retry", with_service["id"]) == {"retried": [with_service["id"]]}
             await process.until("webhook.dead_lettered", times=2)
             status, _, err = await _run(stage, "retry", "unknown")
             assert (status, "There is no such webhook" in err) == (1, True)
             await process.stop()
-        [without_service] = await _told(stage)
+        [without_service] = await _run_json(stage)
         assert {**without_service, "dead_lettered_at": None} == {**with_service, "dead_lettered_at": None}
         status, out, _ = await _run(stage, "retry", "--all")
         assert (status, out) == (0, "1 to be sent again\n")
-        assert (await _told(stage))[0]["status"] == "waiting"
+        assert (await _run_json(stage))[0]["status"] == "waiting"
         receiver.always = None
         async with stage.serving() as process:
             await process.until("webhook.delivered")
-            assert await _told(stage) == []
+            assert await _run_json(stage) == []
         assert receiver.ids == [with_service["id"]] * 3
         del stage.settings["WEBHOOK__URL"], stage.settings["WEBHOOK__SECRET"]
         status, _, err = await _run(stage, "retry", "--all")
         assert (status, err) == (1, "amo-callback: webhook.url is not set: no webhooks are sent\n")
-        assert await _told(stage) == []
+        assert await _run_json(stage) == []

@@ -140,8 +140,8 @@ async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding
             f"no key decrypts {len(unreadable):,} of {done:,} pairs: {named}",
             fix="configure the key that encrypted them; if it is lost, their users have to connect again",
         )
-    told = f"decrypt all {done:,} pairs" if done else "fit; there are no pairs yet"
-    return ok("keys", f"{told}; {older:,} still need an older key: keep it" if older else told)
+    text = f"decrypt all {done:,} pairs" if done else "fit; there are no pairs yet"
+    return ok("keys", f"{text}; {older:,} still need an older key: keep it" if older else text)
 
 
 def _opens(cipher: Cipher, connection: Connection) -> bool:

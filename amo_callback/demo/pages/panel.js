@@ -50,7 +50,7 @@
       for (const option of [...which.options]) if (option.value === article.id.slice(2)) option.remove();
     }
     life.connections.forEach(card);
-    at("nobody").hidden = ids.size > 0;
+    at("empty").hidden = ids.size > 0;
     at("target").hidden = ids.size < 2;
     for (const button of document.querySelectorAll("button[data-one]")) button.disabled = !ids.size;
   }
