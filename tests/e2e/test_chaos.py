@@ -25,7 +25,6 @@ from tests.postgres import serving_postgres, why_not
 Fault = Callable[[Cluster], Awaitable[None]]
 
 ALL = range(INSTANCES)
-PAIRS = ("unsaved", "saved")
 RESTART = 8.0
 """Seconds between the stop of PostgreSQL and its start."""
 LOCKED = 9.0
@@ -157,15 +156,17 @@ async def test_faults_during_refreshes_lose_no_connection_unreported(
             await cluster.settle(newer_than=versions)  # every connection can still be refreshed
         figures = cluster.figures()
         await cluster.stop()
-        unsaved, saved = ([line for one in cluster.instances for line in one.named(f"pair.{word}")] for word in PAIRS)
+        pending = [line for one in cluster.instances for line in one.named("pair.write_pending")]
+        completed = [line for one in cluster.instances for line in one.named("pair.write_completed")]
     for figure, value in figures.items():
         record_property(figure, value)
     wrong = figures["invalid as fresh" if invalidates else "not served"]
     assert (figures["lost"], figures["beyond the rules"], wrong) == (0, 0, 0)
     assert min(figures["in flight"], figures["requests"], figures["refreshes"]) > 0
     if FAULTS[name] is restart:  # pairs stay in memory and rescue files until the database is available
-        assert all(line["rescued"] for line in unsaved)
-        assert len(saved) == len(unsaved)
+        assert pending
+        assert all(line["rescued"] for line in pending)
+        assert len(completed) == len(pending)
         assert [file for file in tmp_path.glob("*/rescue/*") if not file.name.startswith(".")] == []
 
 
