@@ -50,7 +50,7 @@ def read_regular(path: Path, *, limit: int, flags: int = os.O_RDONLY) -> bytes:
     with os.fdopen(open_regular(path, flags), "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise OSError(errno.EFBIG, f"Longer than {limit:,} bytes")
+        raise OSError(errno.EFBIG, f"Larger than {limit:,} bytes")
     return content
 
 

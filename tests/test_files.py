@@ -15,7 +15,7 @@ def test_read_regular_over_limit_fails(tmp_path: Path) -> None:
     assert read_regular(file, limit=5) == b"12345"
     for length in (6, 2**40):
         os.truncate(file, length)
-        with pytest.raises(OSError, match="Longer than 5 bytes"):
+        with pytest.raises(OSError, match="Larger than 5 bytes"):
             read_regular(file, limit=5)
 
 

@@ -176,7 +176,7 @@ def read_jwks(content: bytes) -> Sequence[Key]:
         raise ValueError("is nested too deeply") from None
     listed = found.get("keys") if isinstance(found, dict) else None
     if isinstance(listed, list) and len(listed) > MAX_KEYS:
-        raise ValueError("has too many keys")
+        raise ValueError("contains too many keys")
     keys = [key for key in map(_read_key, listed if isinstance(listed, list) else []) if key is not None]
     if not keys:
         raise ValueError("has no usable key")

@@ -46,7 +46,7 @@ async def test_demo_refusal_returns_to_app(chromium: Chromium) -> None:
         await phone.locator("#connect").click()
         await phone.locator("a.refuse").click()
         await phone.locator("#open").click()
-        await phone.get_by_text("The deep link says error=access_denied.").wait_for()
+        await phone.get_by_text("The deep link contains error=access_denied.").wait_for()
         assert await tab.page.locator("#empty").is_visible()
 
 

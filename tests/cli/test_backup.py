@@ -113,9 +113,10 @@ async def test_restore_on_terminal_asks_for_confirmation(
         opened.commit()
     status, shown = await typed("restore", str(copy), folder=base, environ=environ, answers=[("Restore it?", answer)])
     assert (
-        f"{copy} holds 2 connections, as they were at {made_at}.\n"
-        f"It takes the place of {base / NAME}, which is kept beside it, and starts frozen: no token is refreshed\n"
-        "until `amo-callback connections thaw --all`. Connections refreshed since then have to be connected again.\n"
+        f"{copy} contains 2 connections, as they were at {made_at}.\n"
+        f"It replaces {base / NAME}, which is kept next to it, and starts frozen: no token is refreshed until\n"
+        "`amo-callback connections thaw --all`. Users of connections that were refreshed after the backup have to "
+        "connect again.\n"
         "Restore it? [y/N]: "
     ) in shown
     assert status == (0 if restored else 1)
@@ -328,7 +329,7 @@ TAKEN: dict[str, dict[str, Craft]] = {
         "not frozen": sql("DELETE FROM meta WHERE name = 'frozen'"),
         "a link": moved_and_linked,
     },
-    "has 2 tables, indexes, triggers or views that are none of ours: it was changed": {
+    "has 2 tables, indexes, triggers or views that do not belong to amo-callback": {
         "triggers that end the freeze": sql(
             f"CREATE TRIGGER one AFTER INSERT ON meta {UNFREEZE}",
             f"CREATE TRIGGER other AFTER INSERT ON events {UNFREEZE}",
@@ -337,7 +338,7 @@ TAKEN: dict[str, dict[str, Craft]] = {
             "CREATE TABLE theirs AS SELECT 1 AS x", "CREATE INDEX more ON connections (lower(domain))"
         ),
     },
-    "that are none of ours: it was changed": {
+    "that do not belong to amo-callback": {
         "a table without row ids": with_table(
             "meta",
             "CREATE TABLE meta (value, name PRIMARY KEY) WITHOUT ROWID",

@@ -31,7 +31,7 @@ HANDED = {
 UNSUITABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pipe": (os.mkfifo, "Not a regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "Not a regular file"),
-    "a huge file": (_huge, "onger than"),
+    "a huge file": (_huge, "arger than"),
 }
 
 

@@ -119,8 +119,8 @@ async def test_rotate_keys_reports_records_per_key(here: Place) -> None:
     assert here.opened(here.old) == 3
     status, out, err = await here.rotate()
     assert (status, err) == (0, "")
-    assert "\nSealed again: 4.\nNothing needs key 2 any more: take it out of storage.encryption_keys" in out
-    assert "Backups made before now still need" in out
+    assert "\nRe-encrypted: 4.\nNo record needs key 2 anymore: remove it from storage.encryption_keys" in out
+    assert "Earlier backups, and exports" in out
     status, out, _ = await here.rotate(keys=here.new)
     assert (status, "There is one key." in out) == (0, True)
 
@@ -149,7 +149,7 @@ async def test_rotate_keys_pending_write_keeps_old_key(here: Place) -> None:
     file.write_bytes(content := seal_pending(dataclasses.replace(pending_pair, sealed_pair=sealed), Cipher([here.old])))
     status, out, err = await here.rotate()
     assert (status, err, file.read_bytes()) == (1, "", content)
-    assert "Still needed: key 2. Pairs wait in the rescue folder" in out
+    assert "Still needed: key 2. Run this again once the pairs in the rescue folder" in out
     file.unlink()
     status, out, _ = await here.rotate()
-    assert (status, "Sealed again: 1.\nNothing needs key 2 any more" in out) == (0, True)
+    assert (status, "Re-encrypted: 1.\nNo record needs key 2 anymore" in out) == (0, True)

@@ -193,7 +193,7 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
     here.file("junk", "this-is-no-key-but-some-other-secret")
     told = {
         "cannot be written: File exists": ["there.export", "--passphrase-file", "passphrase"],
-        "the passphrase must have 12 characters or more": ["x.export", "--passphrase-file", "short"],
+        "the passphrase must have at least 12 characters": ["x.export", "--passphrase-file", "short"],
         "junk: does not contain a key from amo-callback keygen": ["x.export", "--to-key-file", "junk"],
         "nowhere: cannot be read: No such file": ["x.export", "--to-key-file", "nowhere"],
         "there is no terminal to ask for the passphrase": ["x.export"],
@@ -208,7 +208,7 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
     (here.folder / "rescue" / "some-pair").write_bytes(b"sealed")
     status, out, err = await here.run("export", "x.export", "--passphrase-file", "passphrase")
     assert status == 1
-    assert "wait in the rescue folder (1)" in err
+    assert "are in the rescue folder (1)" in err
     assert "still frozen" in err
     assert here.is_frozen()
     assert not list(here.folder.glob("*x.export*"))
@@ -229,7 +229,7 @@ async def test_export_stopped_by_signal_leaves_no_partial_file(here: Host, numbe
     )  # fmt: skip
     assert process.stdout is not None
     waiting = await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
-    assert waiting == b"Waiting for refreshes that are under way, 60 s at most.\n"
+    assert waiting == b"Waiting for refreshes in progress, at most 60 s.\n"
     process.send_signal(number)
     _, err = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     assert (process.returncode, b"still frozen" in err, b"Traceback" in err) == (130, True, False)
@@ -351,7 +351,7 @@ async def test_transfer_on_terminal_asks_for_passphrase_and_confirmation(here: H
     await here.fill(a_record())
     export = str(here.folder / "all.export")
     first, again = ("Passphrase", f"{PASSPHRASE}\n"), ("Repeat it", f"{PASSPHRASE}\n")
-    status, shown = await _typed(here, "export", export, answers=[first, ("again", "something else\n")])
+    status, shown = await _typed(here, "export", export, answers=[first, ("Repeat", "something else\n")])
     assert (status, "the two passphrases differ" in shown, here.is_frozen()) == (1, True, False)
     status, shown = await _typed(here, "export", export, answers=[first, again])
     assert (status, "1 connections, encrypted" in shown) == (0, True)

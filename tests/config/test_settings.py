@@ -268,9 +268,9 @@ def test_load_settings_invalid_value_is_reported_with_key(key: str, value: str, 
         (
             "STORAGE__ENCRYPTION_KEYS",
             "sekret-not-a-key",
-            "storage.encryption_keys: line 1 is no key: amo-callback keygen",
+            "storage.encryption_keys: line 1 is not a key: amo-callback keygen",
         ),
-        ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is no key"),
+        ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is not a key"),
         ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must contain at least one key"),
         (
             "WEBHOOK__SECRET",

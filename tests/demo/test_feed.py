@@ -29,11 +29,11 @@ def test_sentence_describes_event_with_times() -> None:
     """Each event for the user is a sentence with its times."""
     due = {"next_refresh_at": _AT, "error": "outcome_open"}
     assert sentence(Event(name="refresh.succeeded", fields=due)) == (
-        "Refreshed, and stored before anybody hears of it. Next at 12:00:00."
+        "Refreshed, and stored before any caller receives it. Next refresh at 12:00:00."
     )
     assert sentence(Event(name="refresh.failed", fields=due)) == (
         "No response: the refresh token may be spent, so it is introspected before it is sent again. "
-        "Looked at again at 12:00:00."
+        "Next try at 12:00:00."
     )
     moved = Event(name="connection.moved", fields={"moved_to": "b.amocrm.ru"})
     assert sentence(moved) == "The account has moved; from now on, the service uses b.amocrm.ru."
@@ -68,9 +68,9 @@ def test_sentence_of_other_event_is_given_for_warnings_only() -> None:
 
 def test_noted_as_describes_presented_credential_and_introspection() -> None:
     """A presented credential is spent, rejected or unread, and introspection spends nothing; no credential is shown."""
-    assert noted_as(_entry()) == "A refresh token is presented, and is spent: here is a new pair."
+    assert noted_as(_entry()) == "A refresh token is presented and spent: a new pair is issued."
     assert noted_as(_entry(kind="authorization_code", status=None)) == (
-        "An authorization code arrives, and nobody looks at it."
+        "An authorization code is received, but not examined."
     )
     assert noted_as(_entry(status=401, hint="Token has been revoked")) == (
         "A refresh token is presented: 401, Token has been revoked."
@@ -89,7 +89,7 @@ def test_feed_lists_amo_entries_before_service_events() -> None:
     feed(Event(name="connection.recovered"))
     feed.catch_up()
     assert [(line.number, line.who, line.text[:7]) for line in lines] == [
-        (1, "amoCRM", "Asked a"),
+        (1, "amoCRM", "Introsp"),
         (2, "amoCRM", "A refre"),
         (3, "service", "It work"),
     ]

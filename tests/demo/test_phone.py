@@ -21,7 +21,7 @@ async def test_phone_refusal_returns_access_denied(show: Walkthrough) -> None:
     consent = await show.page(f"http://{show.addresses.panel}/phone/connect")
     page = await show.page(link(consent, r'class="refuse" href="([^"]+)"'))
     html = await show.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
-    assert "The deep link says error=access_denied." in html
+    assert "The deep link contains error=access_denied." in html
     assert 'data-connected="no"' in html
 
 

@@ -22,7 +22,7 @@ async def test_scenario_rejected_makes_one_refresh(show: Walkthrough) -> None:
     """A hundred rejections by AMO cause one refresh and one new token."""
     one = await show.connect()
     assert await show.attempt("rejected", one.id) == 204
-    assert show.said("you")[-1] == "100 answers, 1 new token for all of them; amoCRM was asked once."
+    assert show.said("you")[-1] == "100 responses with 1 new token in total; requests to amoCRM: once."
 
 
 async def test_scenario_cut_request_is_refreshed_after_introspection(show: Walkthrough) -> None:
@@ -31,7 +31,7 @@ async def test_scenario_cut_request_is_refreshed_after_introspection(show: Walkt
     assert await show.attempt("cut", one.id) == 204
     lifetime = await show.until(lambda lifetime: lifetime.spent == 1)
     assert (_only(lifetime).status, lifetime.again) == ("active", 0)
-    assert "Asked about a refresh token, which spends nothing: it is good." in show.said("amoCRM")
+    assert "Introspected a refresh token, which spends nothing: it is valid." in show.said("amoCRM")
 
 
 async def test_scenario_lost_answer_needs_reauthorization(show: Walkthrough) -> None:
@@ -81,7 +81,7 @@ async def test_scenario_away_hands_out_valid_token(show: Walkthrough) -> None:
     assert await show.attempt("lost", one.id) == 204
     assert show.said("you")[-1] == "amoCRM is unreachable, so no token can be lost."
     await show.attempt("refresh", one.id)
-    assert show.said("you")[-1].startswith("The backend is answered 503, amo_unavailable")
+    assert show.said("you")[-1].startswith("The response: 503, amo_unavailable")
     lifetime = await show.until(lambda lifetime: lifetime.away)
     assert (_only(lifetime).status, _only(lifetime).backend_status, lifetime.spent) == ("active", 200, 0)
     assert "Bad gateway" in await show.page(f"http://{show.addresses.panel}/phone/connect")

@@ -177,7 +177,7 @@ async def test_export_with_pending_writes_is_refused(store: Store, cipher: Ciphe
     await _connect(store, cipher)
     rescue.write("one", b"sealed")
     for exporting in (_wait_until_idle(store, clock, rescue=rescue), _export(store, cipher, rescue=rescue)):
-        with pytest.raises(CommandFailed, match=r"wait in the rescue folder \(1\)"):
+        with pytest.raises(CommandFailed, match=r"are in the rescue folder \(1\)"):
             await exporting
 
 

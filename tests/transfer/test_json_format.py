@@ -149,12 +149,12 @@ def test_read_file_notes_owner() -> None:
         ({"expires_in": -5}, "expires_in: input should be greater than or equal to 0"),
         ({"expires_in": float("nan")}, "expires_in: input should be a finite number"),
         ({"expires_in": True}, "expires_in: input should be a valid number"),
-        ({"expires_at": "tomorrow"}, "expires_at, expires_in: neither seconds nor a time"),
-        ({"expires_at": "2026-11-23T13:00:00"}, "expires_at, expires_in: neither seconds nor a time"),
+        ({"expires_at": "tomorrow"}, "expires_at, expires_in: neither seconds nor a plausible time"),
+        ({"expires_at": "2026-11-23T13:00:00"}, "expires_at, expires_in: neither seconds nor a plausible time"),
         ({"expires_at": START.timestamp() * 1000}, "expires_at: input should be less than"),
-        ({"expires_at": 2**34}, "expires_at, expires_in: neither seconds nor a time"),
-        ({"expires_at": "9999-12-31T23:59:59Z"}, "expires_at, expires_in: neither seconds nor a time"),
-        ({"expires_in": 10**9}, "expires_at, expires_in: neither seconds nor a time"),
+        ({"expires_at": 2**34}, "expires_at, expires_in: neither seconds nor a plausible time"),
+        ({"expires_at": "9999-12-31T23:59:59Z"}, "expires_at, expires_in: neither seconds nor a plausible time"),
+        ({"expires_in": 10**9}, "expires_at, expires_in: neither seconds nor a plausible time"),
         ({"account_id": "2"}, "account_id: the access token names another one"),
         ({"user_id": 99}, "user_id: the access token names another one"),
         ({"account_id": "a b"}, "account_id: string should match pattern"),
@@ -204,7 +204,7 @@ def test_read_file_invalid_lines_are_reported_by_number() -> None:
 
 def test_read_file_large_list_is_refused_before_parsing() -> None:
     """A list that would need too much memory is refused; one object per line is read line by line."""
-    with pytest.raises(CommandFailed, match="is too large for one JSON text"):
+    with pytest.raises(CommandFailed, match="is too large for a single JSON value"):
         next(READER.read_file(b"[" + b"0," * 20_000_000 + b"0]"))
 
 

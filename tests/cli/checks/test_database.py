@@ -91,7 +91,7 @@ async def test_check_sqlite_missing_database_is_not_created(tmp_path: Path, encr
 
 @pytest.mark.parametrize(
     ("version", "message"),
-    [(0, "is not a database of amo-callback"), (99, "is of a newer amo-callback (schema 99, known here: 1)")],
+    [(0, "is not a database of amo-callback"), (99, "was written by a newer amo-callback (schema 99, known here: 1)")],
 )
 async def test_check_sqlite_other_schema_is_one_finding(version: int, message: str, place: CommandContext) -> None:
     """A database with another schema is one finding and is not upgraded."""
@@ -173,7 +173,7 @@ def test_check_disk_missing_folder_uses_nearest_parent(folder: Path) -> None:
     """Free space is measured in the nearest existing folder."""
     [finding] = check_disk(context_in(folder / "no"))
     assert finding.severity in {Severity.OK, Severity.WARN}
-    assert "MiB are free" in finding.message
+    assert "MiB of free space" in finding.message
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

@@ -209,8 +209,12 @@ async def test_probe_through_untrusted_proxy_shows_proxy_as_client(run: Any, enc
             Severity.WARN,
             "172.18.0.1 is not a trusted proxy",
         ),
-        (ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.1"), Severity.WARN, "does not say whose"),
-        (ObservedClient(peer=None, forwarded=False, client=None), Severity.WARN, "does not say whose"),
+        (
+            ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.1"),
+            Severity.WARN,
+            "does not forward client",
+        ),
+        (ObservedClient(peer=None, forwarded=False, client=None), Severity.WARN, "does not forward client"),
         (ObservedClient(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Severity.OK, "as 127.0.0.1"),
         (ObservedClient(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"as {CLIENT}"),
     ],
@@ -247,7 +251,7 @@ async def test_check_proxy_to_other_installation_fails(app: Running) -> None:
     """A service with other encryption keys is recognized as another installation."""
     severity, told = await _check_address(app.service.public, new_key())
     assert severity is Severity.FAIL
-    assert "but not with the keys of this configuration" in told
+    assert "but without the keys of this configuration" in told
 
 
 async def test_check_proxy_unreachable_from_here_warns() -> None:

@@ -143,7 +143,7 @@ async def test_check_postgres_other_schema_is_one_finding(served: str, encryptio
     for _ in range(2):
         found = await _check(served, encryption_key)
         assert found["store"][0] is Severity.FAIL
-        assert found["store"][1].endswith("is of a newer amo-callback (schema 99, known here: 1)")
+        assert found["store"][1].endswith("was written by a newer amo-callback (schema 99, known here: 1)")
         assert "keys" not in found
 
 
@@ -183,7 +183,7 @@ def test_check_server_suitable_server_is_ok() -> None:
         "server_clock": (Severity.OK, "within 3 s of ours"),
         "server_room": (
             Severity.OK,
-            "22 connections are allowed; an instance uses up to 11: enough for 2, where nothing else connects",
+            "22 connections are allowed; an instance uses up to 11: enough for 2 if nothing else connects",
         ),
     }
 
