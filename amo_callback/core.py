@@ -37,7 +37,7 @@ class Core:
 
 
 async def record_event(event: Event, core: Core) -> None:
-    """Store an event without another write; if the store is unreachable, only report it."""
+    """Store an event in its own write; if the store is unreachable, only report it."""
     try:
         await core.store.record(event)
     except StoreUnavailable:

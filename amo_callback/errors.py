@@ -202,7 +202,7 @@ class RequestNotSent(RetryableError):
 
 
 class IntrospectionUnavailable(RetryableError):
-    """AMO gives no introspection response; until it does, a refresh token in doubt is not presented."""
+    """AMO does not respond to introspection; until it does, a refresh token in doubt is not presented."""
 
     code = "no_answer"
 

@@ -1,4 +1,4 @@
-"""Key rotation: re-encrypt with the newest key what older keys have encrypted, while the service runs.
+"""Key rotation: re-encrypt the records of older keys with the newest key, while the service runs.
 
 A record is replaced only if it is unchanged since it was read. No progress is stored: records that the newest key
 decrypts are done, so an interrupted rotation can simply start again.
@@ -45,7 +45,7 @@ class KeyUsage:
     unreadable: list[EncryptedRecord] = field(default_factory=list)
     reencrypted: int = 0
     outdated: int = 0
-    """Stored records without the canary that an older key decrypted when they were read."""
+    """Stored records, excluding the canary, that needed an older key when they were read."""
 
     @property
     def unused_keys(self) -> Sequence[int]:
@@ -71,7 +71,7 @@ class RotationResult:
 
 
 class Rotation:
-    """Encrypts every record with the newest of `keys` keys."""
+    """Encrypts every record with the newest key; `keys` is the number of keys."""
 
     def __init__(self, *, store: Store, rescue: RescueFolder, cipher: Cipher, keys: int, clock: Clock) -> None:
         self._store = store
@@ -85,9 +85,9 @@ class Rotation:
         return await self._scan((*_STORED, RecordKind.CANARY), advance, reencrypt=False)
 
     async def run(self, advance: Callable[[int], None]) -> RotationResult:
-        """Re-encrypt what older keys have encrypted.
+        """Re-encrypt the records of older keys.
 
-        A second pass finds records that another process has written with an older key meanwhile.
+        A second pass finds records that another process wrote with an older key during the first.
         """
         usage = await self._scan(_STORED, advance, reencrypt=True)
         reencrypted, old_key_still_in_use = usage.reencrypted, False
@@ -105,7 +105,7 @@ class Rotation:
     async def _scan(self, kinds: Sequence[RecordKind], advance: Callable[[int], None], *, reencrypt: bool) -> KeyUsage:
         usage = KeyUsage(keys=[Counter() for _ in range(self._keys)])
         try:
-            self._count_rescued(usage)  # first, because a pair that is stored meanwhile is then found in the store
+            self._count_rescued(usage)  # first: a pair that is stored in the meantime is still counted, in the store
             self._reencrypt_raw_answers(usage, reencrypt=reencrypt)
         except OSError as error:
             raise CommandFailed(f"the rescue folder: {error.strerror}") from None
@@ -124,7 +124,7 @@ class Rotation:
         return usage
 
     async def _reencrypt_page(self, page: Sequence[EncryptedRecord], usage: KeyUsage, *, reencrypt: bool) -> int:
-        """Count a page of records, re-encrypt those of older keys, and return how many."""
+        """Count a page of records, re-encrypt those that use older keys, and return the number of those."""
         outdated = []
         for one in page:
             number = self._count(one, usage)
@@ -165,7 +165,7 @@ class Rotation:
                 usage.keys[max(numbers)][RecordKind.RESCUE] += 1
 
     def _reencrypt_raw_answers(self, usage: KeyUsage, *, reencrypt: bool) -> None:
-        """Count raw answers, and re-encrypt those of older keys, because they are kept for months."""
+        """Count raw answers, and re-encrypt those that use older keys; raw answers are kept for months."""
         for name, content in self._rescue.read_raw().items():
             file = EncryptedRecord(kind=RecordKind.RESCUE, name=name, content=content or b"")
             number = self._count(file, usage)

@@ -60,7 +60,7 @@ class ConnectionCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Successes:
-    """What AMO has accepted of all connections: a success is a refresh or a grant."""
+    """Recent successes of all connections: refreshes and grants."""
 
     refreshable: int
     """Active connections with a refresh token that are not frozen."""

@@ -98,21 +98,21 @@ class AmoClient:
         return token_claims(access_token, allowed=self._allowed)
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
-        """Return whether AMO signed a hook that the integration was disabled in this account."""
+        """Return whether AMO signed the hook that reports the integration as disabled in an account."""
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> TokenResponse:
-        """Exchange an authorization code, unless it is later than `not_after`.
+        """Exchange an authorization code; nothing is sent after `not_after`.
 
-        Raises the errors of `protocol.read_answer`, `RequestNotSent`, and before anything is sent, `HostNotAllowed`.
+        Raises the errors of `protocol.read_answer`, `RequestNotSent`, and `HostNotAllowed` before anything is sent.
         """
         request = exchange_request(self._integration, code=code, domain=domain)
         return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
-        """Spend a refresh token, unless it is later than `not_after`, which is checked just before the first byte.
+        """Spend a refresh token; nothing is sent after `not_after`, which is checked just before the first byte.
 
-        Raises the errors of `protocol.read_answer`, `RequestNotSent`, and before anything is sent, `HostNotAllowed`.
+        Raises the errors of `protocol.read_answer`, `RequestNotSent`, and `HostNotAllowed` before anything is sent.
         """
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)

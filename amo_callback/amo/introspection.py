@@ -80,7 +80,7 @@ def read_introspection(
 
 
 def is_hook(integration: Integration, *, account_id: str, client_id: str, signature: str) -> bool:
-    """Return whether AMO signed a hook that the integration was disabled in an account.
+    """Return whether AMO signed the hook that reports the integration as disabled in an account.
 
     An account's signature never changes, so the call may be a replay: it is verified by introspection.
     """

@@ -1,7 +1,7 @@
 """Extraction of the token pair from AMO's response, and the claims of its access token.
 
-Losing the pair would lose the connection, so it is found anywhere in the response. Claims are unverified hints that AMO
-sent over TLS. AMO publishes no key and documents no claims, so missing or malformed claims are ignored.
+Losing the pair would lose the connection, so the whole response is searched for it. Claims are unverified hints that
+AMO sent over TLS. AMO publishes no key and documents no claims, so missing or malformed claims are ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _REFRESH_TOKEN = re.compile(r'"refresh_token"')
 _PLACES = 8
-"""Limits on the work per response: the number of examined mentions of a refresh token, and of braces before each."""
+"""The maximum number of refresh-token mentions examined per response, and of opening braces tried before each."""
 _BRACES = 16
 _CONTAINERS = 20_000
 """The maximum number of objects and lists in a response; larger responses are not searched."""
@@ -82,7 +82,7 @@ def _objects(text: str) -> Iterator[object]:
 
 
 def _pair(found: object) -> PairFound | None:
-    """Return the pair in an object, without spaces or line ends around its tokens."""
+    """Return the pair in an object, with whitespace stripped from its tokens."""
     if not isinstance(found, dict):
         return None
     access, refresh = (_token(found.get(name)) for name in ("access_token", "refresh_token"))

@@ -25,8 +25,8 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
     """Parse the raw query of AMO's redirect.
 
     The query is split as bytes, because `code` and `state` may contain any bytes and are returned to the app unchanged.
-    Never raises: an error is in `error`, next to the values that can be trusted (a `state` only if it occurs once, is
-    complete, and is not too long).
+    Never raises: an error is reported in `error`, along with any values that can be trusted (a `state` only if it
+    occurs once, is complete, and is not too long).
     """
     found, broken = _parameters(query)
     state = found.get(b"state")

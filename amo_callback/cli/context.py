@@ -35,7 +35,7 @@ T = TypeVar("T")
 config_option = click.option(
     "--config", metavar="FILE", help="Default: $AMO_CALLBACK_CONFIG, ./config.toml, /etc/amo-callback/config.toml."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 PATH = click.Path(path_type=Path)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 

@@ -45,7 +45,7 @@ def docs(name: str | None) -> None:
     if name is None:
         click.echo("\n".join(names))
     elif name not in names:
-        raise click.UsageError(f"{name}: unknown document: one of {', '.join(names)}")
+        raise click.UsageError(f"{name}: unknown document: choose one of {', '.join(names)}")
     elif name == _MANUAL:
         click.echo_via_pager(packaged_text("README.md"))
     else:

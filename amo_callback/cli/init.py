@@ -112,7 +112,7 @@ def _parts(address: str) -> SplitResult:
         if not parts.hostname or parts.port == 0:
             raise ValueError
     except ValueError:
-        raise ValueError("must be an address, and a port a number: https://admin.example.com") from None
+        raise ValueError("must be a URL with a numeric port, if any: https://admin.example.com") from None
     try:
         TypeAdapter[str](HttpsUrl).validate_python(address)
     except ValidationError as error:
@@ -266,9 +266,9 @@ def _next_steps(paths: InstallPaths, callback: Callback, *, later: bool) -> list
         "",
     ]
     if later and paths.systemd:
-        lines.append(f"Later: the secret key goes into {paths.credentials / CLIENT_SECRET}; `systemd install` asks.")
+        lines.append(f"Later, write the secret key into {paths.credentials / CLIENT_SECRET}; or run `systemd install`.")
     elif later:
-        lines.append(f"Later: the secret key goes into {paths.config}, as client_secret below [amo].")
+        lines.append(f"Later, write the secret key into {paths.config}, as client_secret under [amo].")
     found = DEFAULT_PATHS[1] if paths.systemd else DEFAULT_PATHS[0]
     option = "" if paths.config in {found, found.absolute()} else f" --config {shlex.quote(str(paths.config))}"
     steps = ("systemd install", "check") if paths.systemd else ("check", "serve")

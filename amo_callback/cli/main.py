@@ -73,7 +73,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             if not ctx.resilient_parsing:
-                ctx.fail(f"{cmd_name}: unknown command: one of {', '.join(COMMANDS)}")
+                ctx.fail(f"{cmd_name}: unknown command: choose one of {', '.join(COMMANDS)}")
             return None
         module, summary = COMMANDS[cmd_name]
         gc.disable()  # imports create hardly any garbage, and collecting it takes longer than the import

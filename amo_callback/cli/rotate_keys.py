@@ -115,7 +115,7 @@ def _result_lines(result: RotationResult) -> Iterator[str]:
     usage = result.after
     yield from (_usage_text(usage), "", f"Re-encrypted: {result.reencrypted:,}.")
     if len(usage.keys) == 1:
-        yield "There is one key. To replace it, put a new one on the line before it: see the README."
+        yield "Only one key is configured. To replace it, add a new key on the line above it: see the README."
     elif result.old_key_still_in_use:
         yield _OVERTAKEN
         return

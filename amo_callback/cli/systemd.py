@@ -87,11 +87,11 @@ class Target:
     real: bool
 
     def below(self, path: Path) -> Path:
-        """Return the location of one of the machine's paths in the target."""
+        """Map an absolute path of the machine into the target."""
         return self.root / path.relative_to("/") if path.is_absolute() else self.root / path
 
     def run(self, *command: str, check: bool = True) -> None:
-        """Run a command of systemd if the target is this machine; raises `CommandFailed`.
+        """Run a systemd command if the target is this machine; raises `CommandFailed`.
 
         Without `check`, failures are ignored and print nothing.
         """
@@ -99,7 +99,7 @@ class Target:
             return
         try:
             quiet = None if check else subprocess.DEVNULL
-            done = subprocess.run(command, check=False, stderr=quiet)  # noqa: S603 -- no argument is input from outside
+            done = subprocess.run(command, check=False, stderr=quiet)  # noqa: S603 -- no argument comes from external input
         except OSError as error:
             raise CommandFailed(f"{command[0]} cannot be run: {error.strerror}") from None
         if check and done.returncode:
@@ -201,7 +201,7 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
 
 
 def _installation(interpreter: units.Interpreter, *, config: Path, there: Path | None) -> units.Installation:
-    """Return the values for the units of the configuration at `config`, which is read at `there` if it exists."""
+    """Return the values for the units; the configuration will be at `config`, and is read from `there` if it exists."""
     server, amo_timeout = load_unit_settings(there)
     return units.Installation(
         interpreter=interpreter,
@@ -245,7 +245,7 @@ def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: se
 
 
 def _target(root: Path | None) -> Target:
-    """Return the target; raises `CommandFailed` if it cannot be this machine."""
+    """Return the target; raises `CommandFailed` if this machine cannot be the target."""
     if root is not None:
         return Target(root=root, real=False)
     if os.geteuid() != 0:

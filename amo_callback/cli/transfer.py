@@ -278,5 +278,5 @@ async def _carry_out(plan: ImportPlan, opened: OpenedStore, *, source: str) -> i
     if frozen := await store.frozen():
         output.echo(f"This database is frozen, so they are not refreshed yet: {frozen.why}")
     for name in left:
-        click.echo(f"{name}: changed meanwhile, or is being refreshed; not replaced", err=True)
+        click.echo(f"{name}: changed during the import, or being refreshed; not replaced", err=True)
     return 1 if left else 0

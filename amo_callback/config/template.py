@@ -68,7 +68,7 @@ def _amo(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]
     if secrets is not None and secrets.client_secret is not None:
         yield from _lines({"client_secret": (secrets.client_secret, '"Secret key" there')})
     elif secrets is not None:
-        yield '# client_secret = "…"  # "Secret key" there: remove the first # and insert it'
+        yield '# client_secret = "…"  # "Secret key" there: uncomment this line and paste it'
     yield from _lines({"redirect_uri": (config.redirect_uri, "byte for byte as registered there")})
     yield '# authorize_url = "https://www.kommo.com/oauth"  # for Kommo'
 

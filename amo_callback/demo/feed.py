@@ -127,7 +127,7 @@ def _unconfirmed(fields: Mapping[str, object]) -> str:
 
 _SEEN: Mapping[str, str] = {
     TokenState.VALID: "Introspection accepts the token",
-    TokenState.REJECTED: "Introspection rejects the token, which may have another reason",
+    TokenState.REJECTED: "Introspection rejects the token, possibly for another reason",
     TokenState.UNKNOWN: "amoCRM does not answer",
 }
 _WHY = {

@@ -94,7 +94,7 @@ def check_places(installation: Installation) -> None:
     ]
     if python.venv == python.base:
         problems.append(
-            f"{python.venv}: is not a virtual environment, so all of it would have to be executable: "
+            f"{python.venv}: is not a virtual environment, so the unit would have to allow executing all of it: "
             "create one under /opt with /usr/bin/python3"
         )
     if hidden := _hidden(installation.config):

@@ -47,7 +47,7 @@ _SECRET_FIELDS = frozenset(
 )
 _SHAPES = re.compile(
     r"eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"  # a JWT
-    r"|def502[0-9a-f]{10,}"  # a code or refresh token of AMO's
+    r"|def502[0-9a-f]{10,}"  # an authorization code or refresh token from AMO
     r"|(?i:bearer )\S+"
     r"|\b(?P<name>code|state|client_secret|(?:access_|refresh_)?token)=[^&\s\"']+"
 )

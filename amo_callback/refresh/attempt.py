@@ -11,7 +11,7 @@ has to connect again. An attempt therefore has three steps, each committed befor
 3. **Store.** Only if the row still has the pair that was presented. A late pair replaces a recorded failure, but never
    a newer grant or a disconnect.
 
-The coordinator decides whether an attempt may be made. `failure_recorder` records attempts that bring no pair;
+The coordinator decides whether an attempt may be made. `failure_recorder` records attempts that yield no pair;
 `pending_writes` keeps pairs that the store has not committed.
 """
 
@@ -95,10 +95,10 @@ class RefreshAttempts:
         self._pending_writes = pending_writes
 
     async def run(self, connection: Connection, *, trigger: RefreshTrigger, slot_at: float) -> Connection | None:
-        """Refresh a connection as it was read, and return it as stored; `None` if the row has changed since.
+        """Refresh `connection` and return the stored row; `None` if the row has changed since it was read.
 
-        `slot_at` is the monotonic time at which its rate-limit slot was granted. Raises the error that kept the
-        connection from being refreshed, after recording it.
+        `slot_at` is the monotonic time at which its rate-limit slot was granted. If the refresh fails, records the
+        error and raises it.
         """
         try:
             claimed = await self._claim(connection, trigger, slot_at)
@@ -124,7 +124,7 @@ class RefreshAttempts:
         try:
             row = await self._core.store.claim(claim, events=_takeover_events(connection))
         except StoreUnavailable:
-            with suppress(StoreUnavailable):  # the claim may have been committed all the same, and nothing is presented
+            with suppress(StoreUnavailable):  # the claim may have been committed anyway; no token is presented
                 await self._core.store.release(connection_id=claim.connection_id, attempt=claim.attempt)
             raise
         if row is None:
@@ -205,7 +205,7 @@ class RefreshAttempts:
         not_after = started + self._core.rules.lease - self._core.amo.timeout
         moved = connection_event("connection.moved", row, fields={"moved_to": extension.domain})
         if not await self._core.store.extend(extension, events=[moved]):
-            raise refused  # another attempt has replaced this one; recording the failure finds that
+            raise refused  # another attempt has replaced this one; recording the failure detects it
         if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
             raise ShuttingDown if self._core.stop.is_set() else RequestNotSent
         return introspection, not_after

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 RECHECK_EVERY = timedelta(days=1)
-"""How often the tokens of a connection that needs its user are introspected: AMO may accept them again."""
+"""How often the tokens of a connection that needs reauthorization are introspected: AMO may accept them again."""
 _REFUSED_FOR = timedelta(days=1)
 _REFUSED_ALONE_FOR = timedelta(days=3)
 _REFUSALS = 8
@@ -62,15 +62,15 @@ def failure_for(
 
 
 def recheck_delay(reason: Reason | None, rules: RefreshRules) -> timedelta:
-    """Return the time until a connection that needs its user is checked again.
+    """Return the time until a connection that needs reauthorization is checked again.
 
-    A check for a missing key asks nothing of AMO, and may be frequent.
+    A check for a missing key sends no request to AMO, so it can be frequent.
     """
     return timedelta(seconds=rules.retry_cap) if reason is Reason.UNREADABLE else RECHECK_EVERY
 
 
 def _after_trial(failure: RefreshFailure, claimed: Connection, now: datetime) -> RefreshFailure:
-    """Keep the reason of a connection that needed its user before a trial, unless AMO has now given one.
+    """If the connection already needed reauthorization before this trial, keep its reason unless AMO gave a new one.
 
     A connection without a reason from AMO (`refused`) is not tried a third time.
     """
@@ -96,7 +96,7 @@ def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
 def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime, rules: RefreshRules) -> bool:
     """Return whether AMO refuses this connection while it accepts others.
 
-    An only connection must be refused for three days.
+    If it is the only connection, it must have been refused for three days.
     """
     since, latest = claimed.refused_since or now, successes.latest
     if successes.refreshable <= 1:
@@ -112,7 +112,7 @@ def last_error_of(reason: Reason | None) -> str:
 
 
 def is_terminal(error: AmoCallbackError) -> bool:
-    """Return whether only the user can repair it: a listed refusal, a day of other refusals, or no decryption key."""
+    """Return whether only reauthorization helps: after a listed refusal, a day of other refusals, or without a key."""
     return isinstance(error, InvalidRefreshToken | RefreshRefused | DecryptionFailed)
 
 
@@ -124,7 +124,7 @@ def _suspended(error: AmoCallbackError, claimed: Connection) -> Reason | None:
 
 
 def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
-    """Return why the user has to connect again; `None` if the failure may pass."""
+    """Return why the user has to connect again; `None` if the failure may be temporary."""
     if not is_terminal(error):
         return None
     if isinstance(error, RefreshRefused):

@@ -167,7 +167,7 @@ _SPENT_BY = {
     Reason.UNREADABLE: "nothing: no encryption key decrypts the pair, or it belongs to another account or user than "
     "the row",
 }
-"""What may have spent the token, for the operator."""
+"""Possible causes of a spent token, as shown to the operator."""
 
 
 def _event(claimed: Connection, failure: RefreshFailure, error: AmoCallbackError, made: Mapping[str, object]) -> Event:

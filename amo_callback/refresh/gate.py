@@ -64,7 +64,7 @@ class Gate:
 
     @property
     def closed_by(self) -> AddressBlock | Breaker | None:
-        """What currently allows only probes; `None` if nothing does."""
+        """The component that currently allows only probes; `None` if there is none."""
         for closed in (self._address_block, self._breaker):
             if closed.reason is not None:
                 return closed
@@ -81,14 +81,14 @@ class Gate:
         return self._breaker.probe_every
 
     async def reserve_probe(self, connection_id: str, trigger: RefreshTrigger) -> None:
-        """Reserve the probe of a blocked address for a connection.
+        """Reserve the probe for this connection while AMO blocks the address.
 
         Raises `NotYet` if the connection cannot be the probe.
         """
         await self._address_block.reserve_probe(connection_id, trigger=trigger)
 
     def note_probe(self, connection_id: str) -> None:
-        """Record that a connection is about to be presented; while the breaker is open, it is the probe."""
+        """Record that a connection's token is about to be presented; while the breaker is open, it is the probe."""
         self._breaker.mark_probe(connection_id)
 
     def release_probe(self, connection_id: str) -> None:

@@ -75,7 +75,7 @@ def seal_pending(pending_pair: PendingPair, cipher: Cipher) -> bytes:
 
 
 def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
-    """Decrypt the content of a rescue file; raises `DecryptionFailed`, also for a file from another source."""
+    """Decrypt the content of a rescue file; raises `DecryptionFailed`, including for a file from another source."""
     content = json.loads(cipher.open(sealed, context=context_of(RecordKind.RESCUE, name)), object_hook=_decode)
     try:
         if "refreshed" in content:

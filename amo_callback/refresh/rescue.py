@@ -84,7 +84,7 @@ class RescueFolder:
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file; without space, release the reserve, and recreate the folder if it was removed."""
+        """Write a file; if the disk is full, release the reserve; if the folder was removed, recreate it."""
         try:
             self._write(name, content)
         except OSError:

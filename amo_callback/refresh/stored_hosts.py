@@ -24,7 +24,7 @@ class StoredHosts:
         self._retry_cap = timedelta(seconds=core.rules.retry_cap)
 
     async def begin(self) -> None:
-        """Make due what was postponed because of its host, since the allow list may have changed before this start."""
+        """Make refreshes due that were postponed because of their host, since the allow list may have changed."""
         await self._core.store.retry_hosts(now=self._core.clock.now())
 
     def base_url(self, connection: Connection) -> str:

@@ -126,7 +126,7 @@ def _keep_present(present: sqlite3.Connection, database: Path, *, now: datetime)
     if not number(present, "SELECT count(*) FROM sqlite_master"):
         return None
     if not number(present, "PRAGMA user_version"):
-        raise BackupFailed(f"{database} is not a database of amo-callback, so it is not replaced")
+        raise BackupFailed(f"{database} is not an amo-callback database, so it is not replaced")
     kept = database.with_name(f"{database.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
     _write_new(present, kept, now=now)
     return kept
@@ -186,7 +186,7 @@ def schema_of(database: sqlite3.Connection, path: Path, *, known: int) -> int:
     """Return a file's schema version; raises `BackupFailed` if it is not amo-callback's, or newer."""
     version = number(database, "PRAGMA user_version")
     if version <= 0:
-        raise BackupFailed(f"{path} is not a database of amo-callback")
+        raise BackupFailed(f"{path} is not an amo-callback database")
     if version > known:
         raise BackupFailed(f"{path} was made by {another_version(version, known=known)}: install that version")
     return version
@@ -229,7 +229,7 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _kept(database: Path) -> Iterator[None]:
-    """Explain why the current database cannot be kept, and what to do."""
+    """Explain why the current database cannot be moved aside, and what to do."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -237,7 +237,7 @@ def _kept(database: Path) -> Iterator[None]:
         if reason.startswith("SQLITE_BUSY"):
             raise BackupFailed(f"{database} is in use: stop the service first") from None
         raise BackupFailed(
-            f"{database} cannot be kept ({reason}): move it and its -wal and -journal files away, and restore again"
+            f"{database} cannot be moved aside ({reason}): move it and its -wal and -journal files away, and retry"
         ) from None
 
 

@@ -104,7 +104,7 @@ class Connections(Repository):
         )
 
     async def probe(self, *, exclude: Sequence[str], turn: timedelta) -> Connection | None:
-        """Return an active connection with a refresh token: the most recent success first, failed ones last."""
+        """Return an active connection with a refresh token, preferring the most recent success and failed ones last."""
         found = await self.claim_work("probe", exclude=json_list(exclude), turn=turn)
         return _first(found)
 
@@ -114,7 +114,7 @@ class Connections(Repository):
         return _read_counts(row)
 
     async def successes(self, *, now: datetime) -> Successes:
-        """Return what AMO has accepted for all connections."""
+        """Return recent successes of all connections: refreshes and grants."""
         [row] = await self.read("successes", now=now, since=now - _LAST_DAY)
         return _read_successes(row)
 
@@ -136,7 +136,7 @@ class Connections(Repository):
     ) -> Connection | None:
         """Commit a refreshed pair and end its claim; `None` if its version was superseded.
 
-        If the connection needed its user, it becomes active again (`reactivated`).
+        If the connection needed reauthorization, it becomes active again (`reactivated`).
         """
         await transaction.run("lock_connection", id=refreshed.connection_id)
         before = await transaction.run("connection", id=refreshed.connection_id)
@@ -186,7 +186,7 @@ class Connections(Repository):
         )
 
     async def retry_hosts(self, *, now: datetime) -> None:
-        """Make due the refreshes that were postponed because of a stored host."""
+        """Make refreshes due now that were postponed because of a stored host."""
         await self.write("retry_hosts", now=now)
 
     async def reactivate(
@@ -196,7 +196,7 @@ class Connections(Repository):
         return await self._change_read("reactivate", connection, events=events, next_refresh_at=next_refresh_at)
 
     async def mark_in_doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
-        """Record that the token of a connection that needs its user may be spent; `False` if the row has changed."""
+        """Record that the token of a connection in `needs_reauth` may be spent; `False` if the row has changed."""
         return await self._change_read("mark_in_doubt", connection, events=events)
 
     @in_transaction
@@ -205,7 +205,7 @@ class Connections(Repository):
     ) -> bool:
         """Erase a connection's tokens and owners; `False` if the row has changed since it was read.
 
-        With `on_request`, the pair of a grant that was claimed before is not stored later; otherwise it is.
+        With `on_request`, a grant claimed before the disconnect can no longer store its pair; otherwise it can.
         """
         serial = await self._next_serial(transaction)
         await transaction.run("lock_connection", id=connection.id)
@@ -229,7 +229,7 @@ class Connections(Repository):
     async def due_expiry_warnings(
         self, transaction: Transaction, *, days: int, before: datetime, event: Callable[[Connection], Event]
     ) -> Sequence[Event]:
-        """Record, once per number of `days`, that refresh tokens of active connections expire before `before`.
+        """Record expiry warnings, once per value of `days`, for active connections that expire before `before`.
 
         Returns the events.
         """
@@ -237,7 +237,7 @@ class Connections(Repository):
         return await self._record_each(transaction, found, event)
 
     async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
-        """Set connections without a refresh token whose access token has expired to `needs_reauth`, `missing`."""
+        """Set connections without a refresh token to `needs_reauth` (`missing`) once their access token has expired."""
         if not await self.read("missing_changes", now=now):
             return []
 
@@ -321,7 +321,7 @@ class Connections(Repository):
         return int(number)
 
     async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
-        """Return the existing ones of these connections."""
+        """Return the connections with these ids; unknown ids are skipped."""
         found = await self.read("connections_by_id", ids=json_list(ids))
         return [read_connection(row) for row in found]
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 _WAIT_LIMIT = 86400.0
-"""The timeout of a step in seconds; asyncpg's default is for statements with a waiting caller."""
+"""The timeout of a step in seconds; the pool's default is meant for statements that a caller waits for."""
 ENCODINGS = ("UTF8", "SQL_ASCII")
-"""Encodings that can store every text."""
+"""Encodings that can store any text."""
 _VERSION = "PRAGMA user_version"
 _TABLES = "SELECT count(*) FROM sqlite_master"
 _IS_THERE = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY($1)"
@@ -77,17 +77,17 @@ async def migrate_sqlite(
 async def migrate_postgres(
     database: PoolConnectionProxy | asyncpg.Connection, migrations: Sequence[Sequence[str]]
 ) -> None:
-    """Apply what is missing, all of it or nothing, while other instances start; raises `ConfigurationError`."""
+    """Apply missing migrations in one transaction, even while other instances start; raises `ConfigurationError`."""
     encoding = await database.fetchval("SHOW server_encoding")
     if encoding not in ENCODINGS:
-        # An owner's name that it does not take would keep a pair from being stored that has been paid for.
+        # If the encoding cannot represent an owner's name, a pair whose code is already spent could not be stored.
         raise ConfigurationError(
             f"storage.url: the database's encoding is {encoding}: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
         )
     if await _schema(database) == len(migrations):
         return
     async with database.transaction():
-        await database.execute("SET LOCAL statement_timeout = 0")  # an index of a large table takes its time
+        await database.execute("SET LOCAL statement_timeout = 0")  # indexing a large table can take long
         await database.execute("SET LOCAL lock_timeout = 0")
         await database.execute(
             "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.schema'))", timeout=_WAIT_LIMIT
@@ -106,7 +106,7 @@ async def migrate_postgres(
 
 async def _schema(database: PoolConnectionProxy | asyncpg.Connection) -> int:
     """Return the schema version; 0 without a schema."""
-    # From the catalog, because `to_regclass` may have cached before the lock that there was none.
+    # From the catalog, because `to_regclass` may return a negative result cached before the lock was acquired.
     if not await database.fetchval(_IS_THERE, ["schema_version"]):
         return 0
     return int(await database.fetchval("SELECT version FROM schema_version"))

@@ -42,8 +42,8 @@ _SESSION = {
     # Each statement sees what was committed before it, so a row is read after its lock was acquired.
     "default_transaction_isolation": "'read committed'",
     # A successful COMMIT must be on the server's disk: with `off`, a crash loses pairs whose refresh tokens are spent.
-    # Other values flush to disk and are kept: `local` waits for no standby, `remote_write` for its memory, `on` for
-    # its disk, `remote_apply` until it has applied the change. The operator chooses what a failover needs.
+    # All other values flush to the local disk and stay. `local` does not wait for a standby, `remote_write` waits until
+    # it has received the change, `on` until it has flushed it, `remote_apply` until it has applied it.
     "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
     " ELSE current_setting('synchronous_commit') END",
 }
@@ -132,7 +132,7 @@ def _session(
 
 
 def _attributes(url: str) -> SessionAttribute | None:
-    """Choose the writable one of several hosts, unless the URL says otherwise, because a standby may be behind."""
+    """Prefer the writable host if the URL names several, unless it says otherwise, because a standby may lag."""
     return SessionAttribute.read_write if len(read_postgres(url).hosts) > 1 and _ATTRIBUTES not in _named(url) else None
 
 

@@ -36,18 +36,18 @@ _MISCONFIGURED: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.InvalidCatalogNameError, "the server has no database of that name: CREATE DATABASE"),
     (asyncpg.InvalidSchemaNameError, "the user has no schema for tables: set search_path"),
     (asyncpg.InsufficientPrivilegeError, "the user may not create or use tables: make it the database's owner"),
-    (asyncpg.ClientConfigurationError, "options of the URL contradict each other, or a certificate is missing"),
+    (asyncpg.ClientConfigurationError, "the URL's options conflict, or a certificate is missing"),
     (asyncpg.UndefinedObjectError, "the URL names a parameter that the server does not know"),
     (asyncpg.CantChangeRuntimeParamError, "the URL names a parameter that cannot be set for a session"),
     (asyncpg.InvalidParameterValueError, "the URL gives a parameter a value that the server does not accept"),
-    (ssl.SSLCertVerificationError, "its certificate is not valid for it: check sslrootcert and the host's name"),
+    (ssl.SSLCertVerificationError, "its certificate is not valid for this host: check sslrootcert and the host's name"),
     (ValueError, "the URL cannot be parsed"),
 )
 """Errors that a restart does not fix; the first match is reported."""
 _TRANSIENT: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.TooManyConnectionsError, "no connection is free: raise max_connections, or the user's limit"),
     (asyncpg.CannotConnectNowError, "the server is starting or stopping"),
-    (asyncpg.ReadOnlySQLTransactionError, "the server is read-only, as a standby is"),
+    (asyncpg.ReadOnlySQLTransactionError, "the server is read-only; it may be a standby"),
     (asyncpg.TargetServerAttributeNotMatched, "no host is of the kind that target_session_attrs requires"),
     (socket.gaierror, "the host's name cannot be resolved"),
     (TimeoutError, "timeout"),

@@ -114,7 +114,7 @@ def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given
             if sum(size for size, _ in states) > limits.file:
                 raise BackupFailed(f"{path} is larger than {limits.file // _MIB:,} MiB, and so not a backup")
             if database.read(len(_MAGIC)) != _MAGIC:
-                raise BackupFailed(f"{path} is not a database of amo-callback")
+                raise BackupFailed(f"{path} is not an amo-callback database")
         yield Given(path=path, files=files, states=states)
 
 
@@ -302,14 +302,14 @@ def _check_schema(source: _Source, target: sqlite3.Connection, tables: Mapping[s
     """Check that the known tables exist; return the number of foreign tables, indexes, triggers and views."""
     found = source.database.execute("SELECT type, name, rootpage FROM sqlite_master").fetchmany(_MAX_SCHEMA + 1)
     if len(found) > _MAX_SCHEMA:
-        raise BackupFailed(f"{source.path} is not a database of amo-callback")
+        raise BackupFailed(f"{source.path} is not an amo-callback database")
     real = {name for kind, name, rootpage in found if kind == "table" and rootpage}  # virtual tables have no page
     for table, columns in tables.items():
         # A generated (hidden) column would evaluate an expression of the file for each row.
         rows_of = source.database.execute(f"PRAGMA table_xinfo({table})") if table in real else []
         plain = {row[1] for row in rows_of if row[6] == 0}
         if missing := [column for column in columns if column not in plain]:
-            raise BackupFailed(f"{source.path} has no {table}.{missing[0]}: it is not a database of amo-callback")
+            raise BackupFailed(f"{source.path} has no {table}.{missing[0]}: it is not an amo-callback database")
     ours = {name for (name,) in target.execute("SELECT name FROM sqlite_master")}
     return sum(not str(name).startswith("sqlite_") and name not in ours for _, name, _ in found)
 
@@ -360,7 +360,7 @@ def _check_meta(target: sqlite3.Connection, path: Path) -> None:
                 f"{path} contains a row in meta that the service could not read: use another backup"
             ) from None
     if "serial" not in found:
-        raise BackupFailed(f"{path} has no counter: it is not a database of amo-callback")
+        raise BackupFailed(f"{path} has no counter: it is not an amo-callback database")
 
 
 def _check_made(made: Path) -> None:
@@ -375,8 +375,8 @@ def _check_made(made: Path) -> None:
 # --- messages ------------------------------------------------------------------------------------
 
 _WORDS = {
-    sqlite3.SQLITE_NOTADB: "is not a database of amo-callback",
-    sqlite3.SQLITE_AUTH: "is not a database of amo-callback",
+    sqlite3.SQLITE_NOTADB: "is not an amo-callback database",
+    sqlite3.SQLITE_AUTH: "is not an amo-callback database",
     sqlite3.SQLITE_CORRUPT: "is damaged: use another backup",
     sqlite3.SQLITE_TOOBIG: "contains a value longer than any of amo-callback's, and so is not a backup",
     sqlite3.SQLITE_INTERRUPT: "takes more work to read than any database of its size, and so is not a backup",

@@ -45,7 +45,7 @@ _LOST = (
     "SQLITE_CANTOPEN",
     "SQLITE_PERM",
     "SQLITE_PROTOCOL",
-    "ValueError",  # closed
+    "ValueError",  # raised by a closed connection
 )
 _UNWRITABLE = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
 """Errors of a write that any other process would also have had, since all writers share one lock.

@@ -1,9 +1,11 @@
-"""Whether an access token in doubt is still valid, by introspection, which spends nothing.
+"""A check by introspection, which spends nothing, whether an access token in doubt is still valid.
 
 It is unknown whether an old access token remains valid after a refresh. The stored token may therefore be invalid
 before it expires: after a refresh with an unknown outcome; during one that takes long, or began before this process; if
-the connection needs its user; while it is frozen, because another host may refresh it; and if its times are impossible.
-A token that AMO rejects is never handed out. One that AMO gives no response about is handed out as stale until it
+the connection needs reauthorization; while it is frozen, because another host may refresh it; and if its times are
+impossible.
+
+A token that AMO rejects is never handed out. If AMO does not respond, the token is handed out as stale until it
 expires.
 """
 
@@ -34,7 +36,7 @@ _UNDER_WAY = 5.0
 """Seconds for which another process's refresh may be in progress before the access token is in doubt."""
 _SETTLED = 600.0
 _UNSETTLED = 5.0
-"""Cache times of a result in seconds: final for a rejection or a connection that needs its user, otherwise short."""
+"""Cache times in seconds: long for rejections and connections that need reauthorization, short for other results."""
 _FROZEN = 60.0
 """Cache time for a frozen connection, which another host may refresh at any time."""
 _REMEMBERED = 10_000
@@ -91,9 +93,9 @@ class AccessTokenCheck:
             self._rejected.popitem(last=False)
 
     async def state_of(self, found: OpenConnection, *, in_doubt: bool = False) -> TokenState:
-        """Return the state of the access token; `UNKNOWN` if AMO could not be asked or has not responded.
+        """Return the state of the access token; `UNKNOWN` if AMO cannot be reached or does not respond.
 
-        A caller with doubts of its own passes `in_doubt`.
+        `in_doubt` forces a check.
         """
         connection, token = found.connection, found.token
         if token is None:

@@ -29,7 +29,7 @@ async def freeze(store: Store, *, why: str) -> Freeze:
     await store.freeze_all(why=why, may_be_copy=True)
     frozen = await store.frozen()
     if frozen is None:
-        raise CommandFailed("it was thawed just now, so nothing is exported")
+        raise CommandFailed("the database has just been thawed, so nothing is exported")
     return frozen
 
 

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _LIFE = timedelta(days=1)
-"""The lifetime of AMO's access tokens today, for tokens without a lifetime."""
+"""AMO's current access-token lifetime, assumed for tokens without one."""
 _MAX_AHEAD = timedelta(days=3650)
 _MOST_VALUES = 20_000_000
-"""Commas and brackets in a file parsed at once, since a value takes up to fifty times its length in memory."""
+"""The maximum number of commas and brackets in a file parsed at once: values take up to fifty times their length."""
 _MEMBER = r'"{}"\s*:\s*"\s*([!#-\[\]-~]+)\s*"'
 """A complete member of a JSON object; a truncated value is not a token."""
 _Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
@@ -128,7 +128,7 @@ class JsonReader:
     async def read_raw(self, name: str, sealed: bytes, *, store: Store, cipher: Cipher) -> ParsedRecord | RecordError:
         """Read a raw answer from the rescue folder; only the pair that follows the stored one is accepted.
 
-        It is searched less strictly than a response, because the operator decides about it. Raises `CommandFailed` if
+        It is searched less strictly than a response, because the operator reviews the result. Raises `CommandFailed` if
         the file cannot be decrypted.
         """
         try:
@@ -242,7 +242,7 @@ def _rfc3339(text: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC) if moment.tzinfo is not None else None
-    except (ValueError, OverflowError):  # outside the calendar
+    except (ValueError, OverflowError):  # out of range
         return None
 
 

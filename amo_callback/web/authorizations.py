@@ -156,7 +156,7 @@ PUBLIC_ROUTES = (
         replies={
             204: PREFETCHED,
             302: TO_APP,
-            303: Reply(about="To AMO's consent page.", headers=("Location",)),
+            303: Reply(about="Redirects to AMO's consent page.", headers=("Location",)),
             **ERROR_PAGES,
         },
     ),

@@ -30,7 +30,7 @@ _FULL = (
 )
 _SLOW = "closed: the client did not send a request or read the response in time"
 _STALLED = 1.0
-"""Seconds within which a client must read the rest of a response; then its connection may be closed for another."""
+"""Seconds within which a client must read the rest of a response; later, its connection may be closed to make room."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class ClientWait:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waits:
     request: ClientWait = ClientWait(reason="incomplete_request", seconds=10.0)
-    """Send the head of a request, and then its body within the same time."""
+    """Send the head of a request within this time, and then its body within the same time again."""
     next_request: ClientWait = ClientWait(reason="idle", seconds=75.0)
     """Begin another request."""
     answer: ClientWait = ClientWait(reason="unread_answer", seconds=30.0)
@@ -126,7 +126,7 @@ class ClientConnections:
             self._removed()
 
     def wait(self, client: Client, wait: ClientWait | None) -> None:
-        """Set the time limit of a client; `None` if its request is complete, since a response may take any time."""
+        """Set the time limit of a client; `None` if its request is complete, because a response may take any time."""
         if wait is None:
             self._waiting.pop(client, None)
         elif client in self._open:
@@ -189,7 +189,7 @@ class Acceptor:
         self._make_client = make_client
         self._listeners = listeners
         for listener in listeners:
-            listener.setblocking(False)  # noqa: FBT003 -- because it takes no names
+            listener.setblocking(False)  # noqa: FBT003 -- takes no keyword arguments
         self._tick()
 
     def stop(self) -> None:

@@ -175,7 +175,7 @@ def _frozen(lifecycle: TokenLifecycle) -> Check:
 def _mass_failure(lifecycle: TokenLifecycle) -> Check:
     problem = (
         "Refreshing is paused until one refresh succeeds: an unusual number of connections failed within 10 minutes. "
-        "Was an old database restored, or is it another integration's secret?"
+        "Check whether an old database was restored, or the secret is another integration's."
     )
     return Check(
         name="mass_failure",

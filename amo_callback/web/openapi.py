@@ -37,7 +37,7 @@ browsers, the app and AMO. Bodies are read as JSON, whatever their Content-Type,
 what the parser cannot read is 400 in plain text. Clients ignore members that they do not know: answers may get more.
 """
 _HEADERS = {
-    "Location": "The address of the redirect.",
+    "Location": "The URL to redirect to.",
     "Retry-After": "Seconds to wait before a retry.",
     "WWW-Authenticate": "`Bearer`, with the parameters of RFC 6750.",
 }

@@ -244,7 +244,7 @@ def without_constraints(*changes: str) -> Craft:
 
 
 REFUSED: dict[str, dict[str, Craft]] = {
-    "is not a database of amo-callback": {
+    "is not an amo-callback database": {
         "schema -1": sql("PRAGMA user_version = -1"),
         "schema 0": sql("PRAGMA user_version = 0"),
         "an endless view": with_table("meta", f"CREATE VIEW meta AS {ENDLESS} SELECT x AS name, x AS value FROM c"),

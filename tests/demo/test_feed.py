@@ -45,7 +45,7 @@ def test_sentence_describes_event_with_times() -> None:
         ({"token_state": TokenState.VALID, "again_at": None}, "Introspection accepts the token: it is kept."),
         (
             {"token_state": TokenState.REJECTED, "again_at": _AT},
-            "Introspection rejects the token, which may have another reason: it is kept, and introspected again.",
+            "Introspection rejects the token, possibly for another reason: it is kept, and introspected again.",
         ),
         (
             {"token_state": TokenState.UNKNOWN, "again_at": _AT},

@@ -112,7 +112,7 @@ def test_check_as_root_finds_installation_ok(machine: Lab) -> None:
     """Root's `amo-callback check` finds unit, sockets, secrets and database OK."""
     told = json.loads(machine.sh(machine.amo_callback, "check", "--json", check=False).out)
     found = {one["check"]: one for one in told["findings"]}
-    assert found["systemd"]["message"] == "amo-callback.service is active, its socket listens"
+    assert found["systemd"]["message"] == "amo-callback.service is active and its socket is listening"
     ours = ("systemd", "service", "secrets", "disk", "store", "keys")
     assert {name: found[name]["severity"] for name in ours} == dict.fromkeys(ours, "ok")
 

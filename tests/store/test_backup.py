@@ -430,10 +430,10 @@ async def test_restore_of_foreign_database_is_refused(database: Path, target: Pa
     await _make(database, 1)
     with closing(sqlite3.connect(target)) as other:
         other.execute("CREATE TABLE theirs (x)")
-    assert "is not a database of amo-callback" in _refused(target, database)
+    assert "is not an amo-callback database" in _refused(target, database)
     theirs = target.rename(target.with_name("theirs"))
     _back_up(database, target)
-    assert _refused(target, theirs) == f"{theirs} is not a database of amo-callback, so it is not replaced"
+    assert _refused(target, theirs) == f"{theirs} is not an amo-callback database, so it is not replaced"
 
 
 async def test_restore_over_newer_schema_keeps_newer_database(database: Path, target: Path) -> None:
@@ -453,7 +453,7 @@ async def test_restore_over_damaged_database_asks_to_move_it(database: Path, tar
     database.write_bytes(b"this was a database" * 999)
     told = _refused(target, database)
     assert told == (
-        f"{database} cannot be kept (SQLITE_NOTADB): move it and its -wal and -journal files away, and restore again"
+        f"{database} cannot be moved aside (SQLITE_NOTADB): move it and its -wal and -journal files away, and retry"
     )
     database.rename(database.with_name("damaged"))
     _restore(target, database)

@@ -148,7 +148,7 @@ async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
     [
         (socket.gaierror(-2, "sekret"), "the host's name cannot be resolved (gaierror)", False),
         (TimeoutError("sekret"), "timeout (TimeoutError)", False),
-        (ssl.SSLCertVerificationError("sekret"), "its certificate is not valid for it", True),
+        (ssl.SSLCertVerificationError("sekret"), "its certificate is not valid for this host", True),
         (ssl.SSLError("sekret"), "the TLS handshake failed (SSLError)", False),
         (OSError("Multiple exceptions: sekret"), "the server cannot be reached (OSError)", False),
         (ValueError("sekret"), "the URL cannot be parsed (ValueError)", True),

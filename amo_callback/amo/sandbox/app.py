@@ -1,4 +1,4 @@
-"""The stand-in over HTTP; each of AMO's hosts is a path prefix (`/{host}/oauth2/access_token`)."""
+"""An HTTP stand-in for AMO; each of AMO's hosts is a path prefix (`/{host}/oauth2/access_token`)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Fault(Enum):
 class Faults:
     coming: deque[Fault] = field(default_factory=deque)
     persistent: Fault | None = None
-    """The fault of every request without a queued one."""
+    """The fault applied to every request that has no queued fault."""
 
     def add(self, *faults: Fault) -> None:
         self.coming.extend(faults)
@@ -66,7 +66,7 @@ class Faults:
 
 
 class Sandbox:
-    """The stand-in as a web application."""
+    """The AMO stand-in, as a web application."""
 
     def __init__(self, fake: FakeAmo, *, clock: Clock, per_second: int | None = None, latency: float = 0.0) -> None:
         self.fake = fake

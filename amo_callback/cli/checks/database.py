@@ -48,7 +48,7 @@ async def check_sqlite(
             async for finding in check_contents(store, f"{file}", context, schema=latest_schema(Engine.SQLITE)):
                 yield finding
     except OtherSchema as error:
-        upgrade = "start this version of the service, which keeps a copy and upgrades"
+        upgrade = "start this version of the service: it copies the database and then upgrades it"
         yield check_schema(f"{file}", error, upgrade=upgrade)
     except ConfigurationError as error:
         reason = str(error).removeprefix("storage.url: ")
@@ -72,7 +72,7 @@ def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
     versions = f"(schema {error.version}, known here: {error.known})"
     if error.is_foreign:
         fix = "correct storage.url: amo-callback needs its own database"
-        return fail("store", f"{name} is not a database of amo-callback", fix=fix)
+        return fail("store", f"{name} is not an amo-callback database", fix=fix)
     if error.version == 0:
         return warn(
             "store",
@@ -166,7 +166,7 @@ async def _check_frozen(store: Store, location: str) -> Finding:
             "frozen",
             "it was last used at another location (machine, folder or server): it will be frozen when the service "
             "starts here",
-            fix=f"run the service where it was; or, once no other host uses these tokens: {_THAW}",
+            fix=f"run the service on its previous host; or, once no other host uses these tokens: {_THAW}",
         )
     return ok("frozen", "not frozen")
 

@@ -33,7 +33,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """The result of one check; never a secret."""
+    """The result of one check; never contains a secret."""
 
     check: str
     severity: Severity

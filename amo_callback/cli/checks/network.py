@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 _MAX_BODY = 256 * 1024
 """The maximum number of bytes read from a response."""
-_CERTIFICATE = "its certificate is not valid for it"
+_CERTIFICATE = "its certificate is not valid for this host"
 _SKEW_WARN, _SKEW_FAIL = 30.0, 300.0
-"""Clock skew to AMO in seconds for a warning and a failure, because expiry is computed by this clock."""
+"""Clock skew in seconds, relative to AMO, that causes a warning and a failure; expiry is computed by this clock."""
 _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
 
 
@@ -98,7 +98,7 @@ async def _probe(
     except aiohttp.ClientConnectorError as error:
         return NoResponse(why=connection_error(error))
     except (aiohttp.ClientError, OSError, ValueError):  # their messages may quote the request or response
-        return NoResponse(why="no HTTP answer")
+        return NoResponse(why="no HTTP response")
 
 
 # --- AMO and the app's servers -------------------------------------------------------------------
@@ -107,8 +107,8 @@ async def _probe(
 async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
     """Check whether AMO responds, and compare the clocks.
 
-    A HEAD request goes to the token endpoint of `amo.default_domain`, otherwise to the consent page, without a code,
-    token or secret.
+    Sends a HEAD request, without a code, token or secret, to the token endpoint of `amo.default_domain`, or to the
+    consent page if that is not set.
     """
     domain = settings.amo.default_domain
     url = settings.amo.authorize_url
@@ -122,7 +122,9 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
             f"{name}: {answer.why}",
             fix="allow https from this machine to AMO: check DNS, firewall and certificates",
         )
-        yield warn("clock", "AMO's time is unknown, and so is the skew of this clock", fix="reach AMO, and check again")
+        yield warn(
+            "clock", "AMO's time is unknown, and so is the clock skew", fix="restore access to AMO, then check again"
+        )
         return
     if answer.status >= 500 or answer.status in {403, 429}:
         yield warn(
@@ -140,7 +142,7 @@ def _clock(answer: ProbeResponse) -> Finding:
         return warn("clock", "AMO sends no time", fix="check this machine's clock: timedatectl")
     if theirs.tzinfo is None:
         theirs = theirs.replace(tzinfo=UTC)
-    ahead = (answer.at - theirs).total_seconds() - 0.5  # a date has whole seconds, half a second late on average
+    ahead = (answer.at - theirs).total_seconds() - 0.5  # a date has whole seconds: half a second behind on average
     message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
     if abs(ahead) >= _SKEW_FAIL:
         return fail("clock", f"{message}: tokens expire unnoticed or are refreshed too early", fix=_SET_CLOCK)
@@ -221,7 +223,7 @@ def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
     return fail(
         "proxy",
         f"something else responds at {name} (status {answer.status})",
-        fix=f"have the proxy pass {settings.server.base_path}/callback on to server.public: README, nginx",
+        fix=f"forward {settings.server.base_path}/callback to server.public: see nginx in the README",
     )
 
 

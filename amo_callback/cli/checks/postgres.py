@@ -112,7 +112,7 @@ def _tls(server: ServerFacts, address: PostgresUrl) -> Finding:
     return warn(
         "server_tls",
         "none: accounts, owners and the password exchange are sent unencrypted",
-        fix="sslmode=verify-full in storage.url, and ssl = on in the server's configuration",
+        fix="set sslmode=verify-full in storage.url, and ssl = on in the server's configuration",
     )
 
 

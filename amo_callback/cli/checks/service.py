@@ -95,7 +95,7 @@ async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, wait_lim
         return
     service = await _show(systemctl, _UNIT, wait_limit=wait_limit)
     if not service:
-        yield ok("systemd", "does not run on this machine")
+        yield ok("systemd", "is not running on this machine")
         return
     socket = await _show(systemctl, units.SOCKETS[0], wait_limit=wait_limit)
     yield read_unit(service, socket)
@@ -127,13 +127,13 @@ def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
         )
     state = service.get("ActiveState")
     if state == "failed":
-        return fail("systemd", f"{_UNIT} has failed ({service.get('Result')})", fix=f"journalctl -u {_UNIT} says why")
+        return fail("systemd", f"{_UNIT} has failed ({service.get('Result')})", fix=f"see journalctl -u {_UNIT}")
     listens = socket.get("ActiveState") == "active"
     if state not in {"active", "reloading"} and not listens:
         return warn("systemd", f"{_UNIT} is {state}", fix=f"systemctl start {_UNIT}")
     if not {service.get("UnitFileState"), socket.get("UnitFileState")} & _STARTED_BY_ITSELF:
         return warn("systemd", f"{_UNIT} is not started with the machine", fix=f"systemctl enable {_UNIT}")
-    return ok("systemd", f"{_UNIT} is {state}{', its socket listens' if listens else ''}")
+    return ok("systemd", f"{_UNIT} is {state}{' and its socket is listening' if listens else ''}")
 
 
 async def _show(systemctl: str, unit: str, *, wait_limit: float) -> Mapping[str, str]:

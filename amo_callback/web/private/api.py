@@ -51,7 +51,7 @@ class Problem(TypedDict):
     """The meaning of the status."""
     code: str
     detail: str
-    """What is wrong, as a text for people; for an invalid request, it begins with the name of the field."""
+    """A human-readable description; for an invalid request, it begins with the name of the field."""
     scope: NotRequired[str]
     """The scope that the API key lacks."""
     reason: NotRequired[str | None]

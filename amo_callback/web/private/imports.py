@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 1000
 _MAX_VALUES = 20 * MAX_CONNECTIONS
-"""The maximum number of values, because their number determines the time of parsing."""
+"""The maximum number of values, because it determines the parsing time."""
 _TOO_MANY = f"at most {MAX_CONNECTIONS:,} connections per request: send the others separately"
 _MAX_PROBLEMS = 20
 
@@ -38,11 +38,11 @@ class ImportBody(Body):
 
     connections: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_CONNECTIONS)] = Field(repr=False)
     replace: bool = False
-    """Whether different tokens of an existing connection are replaced."""
+    """Whether to replace an existing connection's tokens if they differ."""
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """Parse a body; raises `InvalidRequest`, also if parsing or describing its errors would take too long."""
+        """Parse a body; raises `InvalidRequest`, including if parsing or describing its errors would take too long."""
         if sum(map(content.count, (b"{", b"[", b","))) > _MAX_VALUES:
             raise invalid("body", f"more than {_MAX_VALUES:,} values; {_TOO_MANY}")
         try:
@@ -54,7 +54,7 @@ class ImportBody(Body):
                 raise invalid(unknown, cls.wanted)
             connections = value.get("connections")
             if isinstance(connections, list) and len(connections) > MAX_CONNECTIONS:
-                raise invalid("connections", f"{len(connections):,} of them; {_TOO_MANY}")
+                raise invalid("connections", f"{len(connections):,} connections; {_TOO_MANY}")
         return cls.model_validate(value)
 
 
@@ -116,7 +116,7 @@ async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
 
 
 def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:
-    """Raise if a pair to be replaced may be in a refresh, because one of the two new pairs would be lost."""
+    """Raise if a pair to be replaced may currently be refreshing, because one of the two new pairs would be lost."""
     left = max((call.services.lifecycle.leases.remaining(stored) for _, stored in plan.replaced), default=0.0)
     if left:
         raise NotYet(left)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TEXT = ("text/html", "text/plain")
 METHOD_NOT_ALLOWED = "method_not_allowed"
 PREFETCHED = Reply(about="A browser prefetched the URL, so nothing was done.")
-TO_APP = Reply(about="To the app, by its deep link.", headers=("Location",))
+TO_APP = Reply(about="Redirects to the app's deep link.", headers=("Location",))
 ERROR_PAGES = {
     400: Reply(about="The error, for the user, with a way back to the app.", type=str, media=TEXT),
     429: Reply(about="Too many attempts from this address.", type=str, media=TEXT),
@@ -51,7 +51,7 @@ class Success(Generic[Data]):
     success: Literal[True] = True
     data: Data
     message: str
-    """A text for people."""
+    """A human-readable message."""
 
 
 @shape
@@ -61,7 +61,7 @@ class Failure:
     success: Literal[False] = False
     error: str
     message: str
-    """What is wrong, as a text for people."""
+    """A human-readable description of the error."""
 
 
 @shape

@@ -97,7 +97,7 @@ async def _failed(
 
 
 async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:
-    """Return the state for the app: its own if the received state was issued for it."""
+    """Return the state for the app: its own if the service issued the received state for it, otherwise the latter."""
     try:
         return await call.services.oauth.authorizations.app_state(state)
     except AmoCallbackError:
@@ -165,7 +165,7 @@ ROUTES = (
             200: Reply(about="The result as text.", type=str, media=TEXT),
             204: PREFETCHED,
             302: TO_APP,
-            303: Reply(about="To the page that returns the user to the app.", headers=("Location",)),
+            303: Reply(about="Redirects to the page that returns the user to the app.", headers=("Location",)),
             **ERROR_PAGES,
         },
     ),

@@ -91,7 +91,7 @@ async def test_check_sqlite_missing_database_is_not_created(tmp_path: Path, encr
 
 @pytest.mark.parametrize(
     ("version", "message"),
-    [(0, "is not a database of amo-callback"), (99, "was written by a newer amo-callback (schema 99, known here: 1)")],
+    [(0, "is not an amo-callback database"), (99, "was written by a newer amo-callback (schema 99, known here: 1)")],
 )
 async def test_check_sqlite_other_schema_is_one_finding(version: int, message: str, place: CommandContext) -> None:
     """A database with another schema is one finding and is not upgraded."""

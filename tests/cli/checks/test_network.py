@@ -112,7 +112,7 @@ async def test_check_amo_unreachable_fails() -> None:
     async with answering(broken) as address:
         settings = settings_with(AMO__AUTHORIZE_URL=f"http://{address}/oauth")
         assert await _check(check_amo, settings) == [
-            ("amo", Severity.FAIL, f"{address}: no HTTP answer"),
+            ("amo", Severity.FAIL, f"{address}: no HTTP response"),
             ("clock", Severity.WARN, "AMO's time is unknown, and so is the skew of this clock"),
         ]
     [(_, severity, told), _] = await _check(check_amo, settings)

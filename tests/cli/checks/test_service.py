@@ -61,7 +61,7 @@ _SHOWN = 'case "$2" in *.socket) echo ActiveState={socket} UnitFileState={at_boo
     ("service", "socket", "at_boot", "severity", "told"),
     [
         ("loaded active enabled", "inactive", "disabled", Severity.OK, "is active"),
-        ("loaded inactive disabled", "active", "enabled", Severity.OK, "is inactive, its socket listens"),
+        ("loaded inactive disabled", "active", "enabled", Severity.OK, "is inactive and its socket is listening"),
         ("loaded active disabled", "inactive", "disabled", Severity.WARN, "not started with the machine"),
         ("loaded inactive enabled", "inactive", "disabled", Severity.WARN, "is inactive"),
         ("loaded failed enabled", "active", "enabled", Severity.FAIL, "has failed (exit-code)"),
@@ -102,7 +102,7 @@ async def test_check_unit_without_systemd_is_ok(tmp_path: Path) -> None:
     [finding] = [
         each async for each in check_unit(_systemctl(tmp_path, "exit 1"), amo_timeout=15.0, wait_limit=WAIT_LIMIT)
     ]
-    assert (finding.severity, finding.message) == (Severity.OK, "does not run on this machine")
+    assert (finding.severity, finding.message) == (Severity.OK, "is not running on this machine")
 
 
 async def test_check_callbacks_failures_warn_with_reasons(run: Any) -> None:

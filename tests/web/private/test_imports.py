@@ -109,7 +109,7 @@ async def test_import_malformed_body_names_field(app: Running, body: Any, field:
     [
         (
             b'{"connections":[' + b",".join([b"{}"] * 1001) + b"]}",
-            "connections: 1,001 of them; at most 1,000 connections",
+            "connections: 1,001 connections; at most 1,000 connections",
         ),
         (b'{"connections":[' + b",".join([b"{}"] * 349_001) + b"]}", "body: more than 20,000 values; at most 1,000"),
         (b'{"connections":[' + b"0," * 500_000 + b"0]}", "body: more than 20,000 values; at most 1,000"),
