@@ -266,7 +266,7 @@ def _next_steps(paths: InstallPaths, callback: Callback, *, later: bool) -> list
         "",
     ]
     if later and paths.systemd:
-        lines.append(f"Later, write the secret key into {paths.credentials / CLIENT_SECRET}; or run `systemd install`.")
+        lines.append(f"Later, write the secret key into {paths.credentials / CLIENT_SECRET}, or run `systemd install`.")
     elif later:
         lines.append(f"Later, write the secret key into {paths.config}, as client_secret under [amo].")
     found = DEFAULT_PATHS[1] if paths.systemd else DEFAULT_PATHS[0]

@@ -102,7 +102,7 @@ async def test_init_shows_registration_values_before_question_and_at_end(tmp_pat
     for told in (asked, end):
         assert re.search(f"redirect URI +{URI}\n", told)
         assert re.search("hook for disabling +https://admin.example.com/api/amo-crm/hooks/disconnect\n", told)
-    assert "Later: the secret key goes into config.toml, as client_secret below [amo].\n" in end
+    assert "Later: write the secret key into config.toml, as client_secret below [amo].\n" in end
     assert end.endswith("Next:\n  amo-callback check\n  amo-callback serve\n")
     status, out, err = await command("serve", folder=tmp_path)
     assert (status, out) == (78, "")
@@ -244,7 +244,7 @@ async def test_init_for_systemd_keeps_existing_keys(tmp_path: Path) -> None:
     assert status == 0
     assert (folder / "storage.encryption_keys").read_text(encoding="utf-8") == "precious"
     assert f"{folder}/storage.encryption_keys: already existed and was kept\n" in out
-    assert f"the secret key goes into {folder}/amo.client_secret; `systemd install` asks" in out
+    assert f"write the secret key into {folder}/amo.client_secret, or run `systemd install`" in out
 
 
 async def test_init_for_systemd_with_postgresql_sets_rescue_folder(tmp_path: Path) -> None:
