@@ -102,7 +102,7 @@ async def test_init_shows_registration_values_before_question_and_at_end(tmp_pat
     for told in (asked, end):
         assert re.search(f"redirect URI +{URI}\n", told)
         assert re.search("hook for disabling +https://admin.example.com/api/amo-crm/hooks/disconnect\n", told)
-    assert "Later: write the secret key into config.toml, as client_secret below [amo].\n" in end
+    assert "Later, write the secret key into config.toml, as client_secret under [amo].\n" in end
     assert end.endswith("Next:\n  amo-callback check\n  amo-callback serve\n")
     status, out, err = await command("serve", folder=tmp_path)
     assert (status, out) == (78, "")
