@@ -133,7 +133,7 @@ def _executable(python: Interpreter) -> list[str]:
     return [*dict.fromkeys((*ours, *_EXECUTABLE))]
 
 
-def _stream(door: str, address: str) -> str:
+def _stream(name: str, address: str) -> str:
     """Return an address for `ListenStream=`, which does not accept host names."""
     if address.startswith(_UNIX):
         return _plain(Path(address.removeprefix(_UNIX)))
@@ -143,7 +143,7 @@ def _stream(door: str, address: str) -> str:
         numbers = ip_address(host)
     except ValueError:
         raise ConfigurationError(
-            f"server.{door}: {address!r}: systemd requires an IP address, not a host name"
+            f"server.{name}: {address!r}: systemd requires an IP address, not a host name"
         ) from None
     return f"[{numbers}]:{port}" if numbers.version == 6 else f"{numbers}:{port}"
 

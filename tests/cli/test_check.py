@@ -21,7 +21,7 @@ def test_config_check_reports_settings_only(capsys: pytest.CaptureFixture[str], 
     environ = {**environ_with(), "STATE_DIRECTORY": str(tmp_path)}
     assert main(["config", "check", "--json"], environ=environ) == 0
     checks = [finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]]
-    assert checks == ["redirect_uri", "deep_link", "api_keys", "private_door"]
+    assert checks == ["redirect_uri", "deep_link", "api_keys", "private_address"]
     assert list(tmp_path.iterdir()) == []
 
 

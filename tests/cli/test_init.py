@@ -145,7 +145,16 @@ async def test_init_with_options_makes_working_configuration(tmp_path: Path) -> 
         assert (place / "amo-callback.db").is_file()
         status, out, _ = await command("check", "--json", "--timeout", "0.1", folder=tmp_path, environ=environ)
         found = {one["check"]: one["severity"] for one in json.loads(out)["findings"]}
-        ours = ("secrets", "configuration", "redirect_uri", "deep_link", "api_keys", "private_door", "store", "rescue")
+        ours = (
+            "secrets",
+            "configuration",
+            "redirect_uri",
+            "deep_link",
+            "api_keys",
+            "private_address",
+            "store",
+            "rescue",
+        )
         assert {name: found[name] for name in ours} == dict.fromkeys(ours, "ok")
 
 

@@ -71,7 +71,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield _deep_link(settings)
     yield _api_keys(settings)
     yield from _proxies(settings)
-    yield _private_door(settings)
+    yield _private_address(settings)
 
 
 def _redirect_uri(settings: Settings) -> Finding:
@@ -142,7 +142,7 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _private_door(settings: Settings) -> Finding:
+def _private_address(settings: Settings) -> Finding:
     address = settings.server.private
     host = address.rpartition(":")[0].strip("[]")
     try:
@@ -152,11 +152,11 @@ def _private_door(settings: Settings) -> Finding:
         is_open = False
     if is_open:
         return warn(
-            "private_door",
+            "private_address",
             f"{address} can be reached from other machines unless a firewall prevents it, and hands out tokens",
             fix='set server.private to "127.0.0.1:8081", an address of your own network, or "unix:/path"',
         )
-    return ok("private_door", address)
+    return ok("private_address", address)
 
 
 def proxy_variables(environ: Mapping[str, str]) -> Sequence[str]:

@@ -131,5 +131,5 @@ def _room(server: ServerFacts) -> Finding:
     instances = server.allowed // _AN_INSTANCE_TAKES
     message = f"{server.allowed} connections are allowed; an instance uses up to {_AN_INSTANCE_TAKES}"
     if instances == 0:
-        return warn("server_room", message, fix="raise max_connections, or the user's or the database's limit")
-    return ok("server_room", f"{message}: enough for {instances} if nothing else connects")
+        return warn("server_capacity", message, fix="raise max_connections, or the user's or the database's limit")
+    return ok("server_capacity", f"{message}: enough for {instances} if nothing else connects")

@@ -103,7 +103,7 @@ async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, wait_lim
     if stop_timeout is not None and not units.fits_stop_timeout(amo_timeout, stop_timeout):
         yield fail(
             "stop_timeout",
-            f"amo.timeout ({amo_timeout:g} s) is more than TimeoutStopSec ({stop_timeout:g} s) less "
+            f"amo.timeout ({amo_timeout:g} s) exceeds TimeoutStopSec ({stop_timeout:g} s) minus "
             f"{units.STOP_RESERVE:g} s: systemd may kill the service while it waits for a new pair",
             fix="lower amo.timeout, or run amo-callback systemd install and remove your own TimeoutStopSec=",
         )

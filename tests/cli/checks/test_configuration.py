@@ -26,7 +26,7 @@ def test_check_settings_valid_settings_are_ok() -> None:
     """Valid settings are reported as OK, with their meaning and without a secret."""
     found = _found()
     assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
-        ("redirect_uri", "deep_link", "api_keys", "private_door"), Severity.OK
+        ("redirect_uri", "deep_link", "api_keys", "private_address"), Severity.OK
     )
     assert found["deep_link"][1] == "the deep link is foryoure://amo-crm/callback?code=CODE&state=STATE"
     assert found["api_keys"][1] == "backend (read+token)"
@@ -52,11 +52,11 @@ def test_check_settings_valid_settings_are_ok() -> None:
         ("SERVER__TRUSTED_PROXIES", "127.0.0.1,0.0.0.0/0", "trusted_proxies", Severity.WARN),
         ("SERVER__TRUSTED_PROXIES", "::/0", "trusted_proxies", Severity.WARN),
         ("SERVER__TRUSTED_PROXIES", "::ffff:0:0/96", "trusted_proxies", Severity.WARN),
-        ("SERVER__PRIVATE", "0.0.0.0:8081", "private_door", Severity.WARN),
-        ("SERVER__PRIVATE", "[::]:8081", "private_door", Severity.WARN),
-        ("SERVER__PRIVATE", "8.8.8.8:8081", "private_door", Severity.WARN),
-        ("SERVER__PRIVATE", "10.0.0.7:8081", "private_door", Severity.OK),
-        ("SERVER__PRIVATE", "unix:/run/private.sock", "private_door", Severity.OK),
+        ("SERVER__PRIVATE", "0.0.0.0:8081", "private_address", Severity.WARN),
+        ("SERVER__PRIVATE", "[::]:8081", "private_address", Severity.WARN),
+        ("SERVER__PRIVATE", "8.8.8.8:8081", "private_address", Severity.WARN),
+        ("SERVER__PRIVATE", "10.0.0.7:8081", "private_address", Severity.OK),
+        ("SERVER__PRIVATE", "unix:/run/private.sock", "private_address", Severity.OK),
     ],
 )
 def test_check_settings_doubtful_setting_warns_or_fails(

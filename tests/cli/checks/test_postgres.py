@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.postgres import Databases
 
 CONNECTIONS = 3
-SERVER = ("server", "server_tls", "server_clock", "server_room")
+SERVER = ("server", "server_tls", "server_clock", "server_capacity")
 
 
 async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Severity, str]]:
@@ -159,7 +159,7 @@ async def test_check_postgres_clock_difference_warns(served: str, encryption_key
 async def test_check_postgres_connection_limit_warns(served: str, encryption_key: str) -> None:
     """The smallest connection limit, here of the database, is compared with an instance's need."""
     await _run(served, f"ALTER DATABASE {read_postgres(served).database} CONNECTION LIMIT 5")
-    severity, told = (await _check(served, encryption_key))["server_room"]
+    severity, told = (await _check(served, encryption_key))["server_capacity"]
     assert (severity, told) == (Severity.WARN, "5 connections are allowed; an instance uses up to 11")
 
 
@@ -181,7 +181,7 @@ def test_check_server_suitable_server_is_ok() -> None:
         "server": (Severity.OK, "PostgreSQL 12.1, answered in 4 ms"),
         "server_tls": (Severity.OK, "TLSv1.3"),
         "server_clock": (Severity.OK, "within 3 s of ours"),
-        "server_room": (
+        "server_capacity": (
             Severity.OK,
             "22 connections are allowed; an instance uses up to 11: enough for 2 if nothing else connects",
         ),
@@ -205,8 +205,8 @@ def test_check_server_unverified_identity_is_reported() -> None:
         ("server_clock", {"now": START + timedelta(seconds=2)}, Severity.OK),
         ("server_clock", {"now": START + timedelta(seconds=3)}, Severity.WARN),
         ("server_clock", {"now": START - timedelta(seconds=3)}, Severity.WARN),
-        ("server_room", {"allowed": 11}, Severity.OK),
-        ("server_room", {"allowed": 10}, Severity.WARN),
+        ("server_capacity", {"allowed": 11}, Severity.OK),
+        ("server_capacity", {"allowed": 10}, Severity.WARN),
         ("server_encoding", {"encoding": "LATIN1"}, Severity.FAIL),
     ],
 )
