@@ -81,7 +81,7 @@ class Cipher:
         return self._keys[0].encrypt(context.encode() + b"\0" + content)
 
     def open(self, sealed: bytes, *, context: str) -> bytes:
-        """Decrypt what was encrypted for this context; raises `DecryptionFailed`."""
+        """Decrypt a record that was encrypted for this context; raises `DecryptionFailed`."""
         return self._opened(sealed, context)[1]
 
     def key_index(self, sealed: bytes, *, context: str) -> int:

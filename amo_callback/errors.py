@@ -90,7 +90,7 @@ class UserError(AmoCallbackError):
 
 
 class InvalidRequest(UserError):
-    """The query of the callback is malformed, too long, or has a parameter twice."""
+    """The query of the callback is malformed, too long, or repeats a parameter."""
 
     code = deep_link_error = "invalid_request"
     refused = "query"

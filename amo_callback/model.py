@@ -281,7 +281,7 @@ class RefreshTrigger(StrEnum):
     PROBE = "probe"
     """A test whether the reason for pausing all refreshes is over."""
     TRIAL = "trial"
-    """A test of a connection that needs its user, whose token AMO seems to accept."""
+    """A trial of a connection in `needs_reauth` whose token AMO seems to accept."""
 
 
 def connection_id(account: Account, domain: str) -> str:

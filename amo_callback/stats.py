@@ -55,7 +55,7 @@ class ConnectionCounts:
     fresh: int
     """Of these, those with a valid access token."""
     failed: int
-    """Of the others, those that were given up since the time that was asked about."""
+    """Of the others, those that were given up since the given time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -68,7 +68,7 @@ class Integration:
         return f"{self.authorize_url}{'&' if '?' in self.authorize_url else '?'}{query}"
 
     def address(self, domain: str, path: str) -> str:
-        """Return the URL of a request to a host of AMO's; raises `HostNotAllowed`.
+        """Return the URL of a request to an AMO host; raises `HostNotAllowed`.
 
         Every request with a secret gets its URL here.
         """
@@ -272,6 +272,6 @@ def _words(text: object) -> str:
 
 
 def pause_after(response: AmoResponse, *, now: datetime) -> float:
-    """Return the pause in seconds after a 429: what AMO asks for, at most ten minutes, otherwise a minute."""
+    """Return the pause in seconds after a 429: the one AMO requests, up to ten minutes, otherwise a minute."""
     asked = retry_after(response.retry_after, date=response.date, now=now)
     return RETRY_AFTER if asked is None else min(max(asked, 1.0), LONGEST_PAUSE)

@@ -140,7 +140,7 @@ class RateLimiter:
         return asked.kind is not None
 
     async def pause(self, seconds: float) -> None:
-        """Grant no slots for `seconds` in any instance, because AMO has asked for that."""
+        """Grant no slots for `seconds` in any instance, because AMO requested a pause."""
         self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
         with suppress(StoreUnavailable):  # other instances get no slots anyway while it is unreachable
             await self._shared.pause(seconds)

@@ -50,7 +50,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def rows(columns: Sequence[str], found: Sequence[Mapping[str, object]]) -> str:
-    """Return objects as a table of the given members; `false` is shown as a dash, too."""
+    """Return objects as a table of the given members; `false` is also shown as a dash."""
     return table(columns, [[None if one[name] is False else one[name] for name in columns] for one in found])
 
 

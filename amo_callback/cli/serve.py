@@ -65,7 +65,7 @@ def run(
     """Serve until SIGTERM or SIGINT; return the exit status.
 
     `leave` is called with the status once everything is closed and stored. The process ends there, because closing the
-    loop would wait for DNS resolver threads. Benchmarks pass a `run_loop` of their own.
+    loop would wait for DNS resolver threads. Benchmarks pass their own `run_loop`.
     """
     path, context = find_config(config, environ), load_context(config, environ)
     check_stop_timeout(context.settings, environ)

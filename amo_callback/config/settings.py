@@ -128,7 +128,7 @@ class App(_Section):
     @field_validator("jwt_audience", "jwt_issuer", "jwt_user_claim")
     @classmethod
     def _keys_are_there(cls, value: str | None, info: ValidationInfo) -> str | None:
-        # An invalid key is missing from `info.data`, and has an error of its own.
+        # An invalid key is missing from `info.data`, and has its own error.
         verified = any(info.data.get(key, "bad") is not None for key in ("jwt_secret", "jwks_url"))
         default = "sub" if info.field_name == "jwt_user_claim" else None
         if value != default and not verified:
@@ -184,7 +184,7 @@ class Webhook(_Section):
     @field_validator("secret")
     @classmethod
     def _both_or_none(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if "url" not in info.data:  # invalid, with an error of its own
+        if "url" not in info.data:  # invalid, with its own error
             return value
         if info.data["url"] is None and value is not None:
             raise ValueError("has no effect without webhook.url")

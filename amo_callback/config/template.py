@@ -38,7 +38,7 @@ class InitialConfig:
 
 
 def write_config(config: InitialConfig, secrets: InitialSecrets | None) -> str:
-    """Return the text of the file, with the secrets unless they have files of their own."""
+    """Return the text of the file, with the secrets unless they are in separate files."""
     return "\n".join([*_head(config, secrets), *_amo(config, secrets), *_rest(config, secrets), ""])
 
 

@@ -1,4 +1,4 @@
-"""The parts of the OAuth flow, put together."""
+"""The composition of the OAuth flow."""
 
 from __future__ import annotations
 

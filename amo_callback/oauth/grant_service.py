@@ -1,7 +1,7 @@
 """One exchange per authorization code, and the same result for every caller.
 
 Browsers prefetch, reload and go back, and the app calls after the browser, so one code arrives many times. The first
-call claims the code in the store and exchanges it in a task of its own. Other calls wait for that task, or for the
+call claims the code in the store and exchanges it in a separate task. Other calls wait for that task, or for the
 process that runs it; later calls read the stored result. An AMO code works once, so it is also presented only once.
 """
 

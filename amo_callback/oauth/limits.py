@@ -91,7 +91,7 @@ class Reservation:
 class AdmissionQueue:
     """The codes that wait for AMO: at most `capacity` per priority, since more would expire in the queue.
 
-    Each address has a lock of its own, and half of the capacity is for addresses with few waiting codes, so that a
+    Each address has its own lock, and half of the capacity is for addresses with few waiting codes, so that a
     flood from some addresses does not delay all other users.
     """
 

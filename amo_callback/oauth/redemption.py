@@ -64,7 +64,7 @@ class Redeemer:
     async def redeem(self, presented: RedeemRequest) -> Redeemed:
         """Return the result of a grant, and make its user an owner if the proof suffices.
 
-        Raises `PkceMismatch`, `GrantExpired` (also for a ticket), and the errors of `GrantService.complete`.
+        Raises `PkceMismatch`, `GrantExpired` (for tickets, too), and the errors of `GrantService.complete`.
         """
         known = await self._known(fingerprint(presented.code))
         presentation = CodePresentation(

@@ -83,7 +83,7 @@ class Redactor:
         self.also(secrets)
 
     def also(self, secrets: Collection[str]) -> None:
-        """Redact these values, too."""
+        """Add values to redact."""
         self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= _SHORTEST)}, key=len, reverse=True)
         self._hints = (*self._secrets, *_HINTS)
 

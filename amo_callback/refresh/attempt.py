@@ -132,7 +132,7 @@ class RefreshAttempts:
         if pair is None:
             raise await self._failures.record(row, DecryptionFailed(), trigger=trigger)
         # Measured from before the claim: if the process was suspended or the store was slow, the request
-        # could outlive the lease. The slot may have aged, too: when a store recovers from a stall, it
+        # could outlive the lease. The slot may also have expired: when a store recovers from a stall, it
         # completes many claims at once.
         not_after = started + self._core.rules.lease - self._core.amo.timeout
         if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):

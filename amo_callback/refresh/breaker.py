@@ -95,7 +95,7 @@ class Breaker:
         self._adopt(state.refused_credentials)
 
     def _adopt(self, refused: str | None) -> None:
-        """Adopt what is stored, unless this process has found something else that it has not stored yet."""
+        """Adopt the stored state, unless this process has a newer state that it has not stored yet."""
         if not self._unstored and refused != self.refused:
             self.refused = refused
             self._suspects.clear()
@@ -104,7 +104,7 @@ class Breaker:
     def refusal(self, connection_id: str, *, trigger: RefreshTrigger) -> NotYet | None:
         """Return why the connection may not be refreshed now, not even as the probe.
 
-        A caller's forced refresh may be the probe, and so may the trial of a connection that needs its user; each
+        A caller's forced refresh may be the probe, and so may the trial of a connection in `needs_reauth`; each
         connection once per round, so that the next probe is another one.
         """
         refusal = self.address_block.refusal(connection_id, trigger=trigger)

@@ -1,4 +1,4 @@
-"""What a failed refresh means for its connection, and when to try again. Pure functions."""
+"""The consequences of a failed refresh for its connection, and the time of the next try; pure functions."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _SILENCE = timedelta(days=1)
 
 
 class Introspector:
-    """Introspects tokens, each in a rate-limit slot of its own."""
+    """Introspects tokens; each request uses its own rate-limit slot."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Introspector:
     ) -> IntrospectionResult:
         """Introspect the refresh token; with `priority=None`, the caller has already waited for a slot.
 
-        Raises `HostNotAllowed`, also if only the account's own host is not allowed.
+        Raises `HostNotAllowed`, even if only the account's own host is not allowed.
         """
         for host in filter(None, (connection.domain, connection.api_domain)):
             self._core.amo.base_url(host)

@@ -75,7 +75,7 @@ class Leases:
         return connection.attempt is not None and self._ended.get(connection.id) == connection.attempt
 
     def remaining_of(self, name: str, attempt: str, until: datetime | None, *, reported: float | None) -> float:
-        """Return the seconds until an attempt may be taken over; `reported` is what the store's clock says."""
+        """Return the seconds until an attempt may be taken over; `reported` is the time left by the store's clock."""
         if self._store.has_shared_clock:
             left = self.length if reported is None else reported
         else:

@@ -1,7 +1,7 @@
-"""Due introspections of connections that need their user, and of accounts named by AMO's hook.
+"""Due introspections of connections in `needs_reauth`, and of accounts named by AMO's hook.
 
-A connection that needs its user keeps its pair and is introspected once a day, because AMO may accept it again after a
-fault of its own.
+A connection in `needs_reauth` keeps its pair and is introspected once a day, because AMO may accept it again after a
+fault at AMO.
 
 AMO calls a hook when the integration is disabled in an account. The hook's signature never changes, so anyone who has
 seen one call can repeat it. It is therefore only a hint: tokens are erased only if AMO itself rejects them. A hook
@@ -9,7 +9,7 @@ causes one introspection immediately and two later. Further hooks leave a single
 a pause since the last one. The pause grows while AMO accepts the token, so a flood of repeated hooks causes few
 introspections, and the last hook is always followed by one.
 
-A connection that already needs its user is introspected at the first hook since it last worked, and then daily.
+A connection already in `needs_reauth` is introspected at the first hook since its last success, and then daily.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Rechecker:
         ).state
         return first, first if second is TokenState.NOT_CHECKED else second
 
-    # --- connections that need their user ----------------------------------------------------------
+    # --- connections in needs_reauth --------------------------------------------------------------
 
     async def _check_needs_reauth(self, connection: Connection, pair: TokenPair | None) -> None:
         now = self._core.clock.now()
@@ -141,7 +141,7 @@ class Rechecker:
         again = now + recheck_delay(connection.reason, self._core.rules)
         dead = expires is not None and expires <= now
         if dead or pair is None:
-            # Expired by this machine's clock, which may be wrong: AMO is not asked, but the recheck stays scheduled.
+            # Expired by this machine's clock, which may be wrong: nothing is sent to AMO, but it stays scheduled.
             await self._core.store.schedule_recheck(connection, at=again)
             return
         begun = await self._begin(connection)

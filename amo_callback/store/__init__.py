@@ -2,7 +2,7 @@
 
 A further engine needs:
 
-- a subclass of `Store` and one of `engine.Transaction`, in a module of its own;
+- a subclass of `Store` and one of `engine.Transaction`, in their own module;
 - a member of `engine.Engine`, its parameter sign in `engine`, and its own lines in the statements and the schema
   (`--sqlite `, `--postgres `);
 - migrations in `migrate`, and its URL in `config.database_url`, `database_file` and `open_store`;

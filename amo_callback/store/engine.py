@@ -297,7 +297,7 @@ class Database(ABC):
         """Run `work` in a transaction. It may run more than once, and awaits only its transaction."""
 
     async def write(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Execute one statement in a transaction of its own."""
+        """Execute one statement in its own transaction."""
         return await self.transact(lambda transaction: transaction.run(statement, **values))
 
     async def claim_work(self, statement: str, /, **values: object) -> Sequence[Row]:

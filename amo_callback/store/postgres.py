@@ -1,6 +1,6 @@
 """A PostgreSQL database: a pool of connections, and one connection that listens for changes by other instances.
 
-Every write is one transaction on a connection of its own, shielded from cancellation, so that no transaction is left
+Every write is one transaction on its own connection, shielded from cancellation, so that no transaction is left
 open. Rows that a transaction reads and then updates are locked. The database's clock decides about leases, for all
 instances.
 
@@ -214,7 +214,7 @@ class PostgresStore(Store):
 
 
 class _PostgresTransaction(Transaction):
-    """A transaction on a connection of its own."""
+    """A transaction on its own connection."""
 
     def __init__(self, connection: PoolConnectionProxy, store: PostgresStore) -> None:
         super().__init__(store.statements)
@@ -246,7 +246,7 @@ _TIMES = ("free_at", "people_until", "background_until")
 
 
 class PostgresLimits:
-    """The shared rate limit in the table `slots`: instances ask under a row lock, by the database's clock.
+    """The shared rate limit in the table `slots`: instances request slots under a row lock, by the database's clock.
 
     With one row, the whole rate is available to whichever instance has work, and no instance has to know how many there
     are. While the database is unreachable no slot is granted, which is right, because nothing could be claimed.

@@ -210,7 +210,7 @@ class Listener:
                 await self.ping()
             except Exception as error:  # noqa: BLE001 -- retry after any error
                 if self._connection is None:
-                    # A lost connection is reopened immediately. If that fails, too, the database is down, unless the
+                    # A lost connection is reopened immediately. If that also fails, the database is down, unless the
                     # server has merely no free connection.
                     self.down = None if isinstance(error, asyncpg.TooManyConnectionsError) else type(error).__name__
                     await asyncio.sleep(_AGAIN)

@@ -67,7 +67,7 @@ def explain(error: Exception) -> ConfigurationError | StoreUnavailable:
 
     Only types are used, because the library's messages may quote values.
     """
-    if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # the error has no type of its own
+    if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # the error has no separate type
         return _mistake(_NO_TLS, error)
     if isinstance(error, asyncpg.ProtocolViolationError) and _PARAMETERS in str(error):  # PgBouncer's own
         return _mistake("PgBouncer rejects a parameter that the URL names: ignore_startup_parameters", error)
@@ -160,7 +160,7 @@ async def _connected(url: str, wait_limit: float) -> AsyncIterator[asyncpg.Conne
         connection.terminate()
 
 
-# --- what a server says of itself ------------------------------------------------------------------
+# --- the facts of a server -------------------------------------------------------------------------
 
 SETTINGS = {
     "synchronous_commit": ("on", "remote_apply", "remote_write", "local"),

@@ -277,7 +277,7 @@ def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> in
     with progress("copied", sum(counts.values())) as advance:
         done = 0
         for table, columns in tables.items():
-            target.execute(f"DELETE FROM {table}")  # noqa: S608 -- because the name is ours
+            target.execute(f"DELETE FROM {table}")  # noqa: S608 -- the name is a constant
             for copied in _copy_table(source, target, table, columns):
                 done += copied
                 advance(done)
@@ -319,7 +319,7 @@ def _check_table(source: _Source, table: str) -> int:
     [failure] = source.database.execute(f"PRAGMA quick_check({table})").fetchone()
     if failure != "ok":
         raise BackupFailed(f"{source.path} is damaged: use another backup")
-    count = number(source.database, f"SELECT count(*) FROM {table}")  # noqa: S608 -- because the name is ours
+    count = number(source.database, f"SELECT count(*) FROM {table}")  # noqa: S608 -- the name is a constant
     if count > source.limits.rows:
         raise BackupFailed(f"{source.path} has {count:,} rows in {table}, more than {source.limits.rows:,}")
     return count
@@ -327,7 +327,7 @@ def _check_table(source: _Source, table: str) -> int:
 
 def _copy_table(source: _Source, target: sqlite3.Connection, table: str, columns: Sequence[str]) -> Iterator[int]:
     names, places = ", ".join(columns), ", ".join("?" for _ in columns)
-    reading = source.database.execute(f"SELECT {names} FROM {table}")  # noqa: S608 -- because the names are ours
+    reading = source.database.execute(f"SELECT {names} FROM {table}")  # noqa: S608 -- the names are constants
     _bound(source.database, _STEPS_A_PAGE)
     while page := reading.fetchmany(_PAGE):
         target.executemany(f"INSERT INTO {table} ({names}) VALUES ({places})", page)  # noqa: S608 -- the same
@@ -335,7 +335,7 @@ def _copy_table(source: _Source, target: sqlite3.Connection, table: str, columns
         _bound(source.database, _STEPS_A_PAGE)
 
 
-# --- what was built ------------------------------------------------------------------------------
+# --- the new file --------------------------------------------------------------------------------
 
 
 _META: Mapping[str, Callable[[bytes], object]] = {
@@ -387,7 +387,7 @@ _WORDS = {
 
 @contextmanager
 def _explained(path: Path, *, folder: Path) -> Iterator[None]:
-    """Explain what is wrong with the file, or with the disk for the new database."""
+    """Explain an error of the file, or of the disk for the new database."""
     try:
         yield
     except OSError as error:

@@ -237,7 +237,7 @@ def _run_all(
         wal.bound(database)
         return results
     finally:
-        with suppress(sqlite3.Error):  # then the next BEGIN fails, too
+        with suppress(sqlite3.Error):  # then the next BEGIN also fails
             if database.in_transaction:
                 database.execute("ROLLBACK")
 

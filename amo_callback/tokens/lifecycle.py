@@ -1,4 +1,4 @@
-"""The lifecycle of token pairs, put together: who may refresh, when, how it is judged, and what is handed out."""
+"""The composition of refreshing and of access-token hand-out."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TokenLifecycle:
         self.stats_poller = StatsPoller(core)
 
     async def prepare(self) -> None:
-        """Read what the store says of this process, and store what an earlier one has left."""
+        """Read this process's state from the store, and store the pending writes of an earlier process."""
         await self.freeze_switch.begin()
         await self.leases.begin()
         await self.hosts.begin()
@@ -105,7 +105,7 @@ class TokenLifecycle:
             self.scheduler.wake()
 
     async def drain(self) -> None:
-        """Wait until what is in flight is stored, or in its rescue file."""
+        """Wait until all requests in progress are finished and their pairs are stored, or in rescue files."""
         await self.cache.drain()
         await self.access_token_check.drain()
         await self.coordinator.drain()

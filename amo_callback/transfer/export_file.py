@@ -192,7 +192,7 @@ def _hint(key: str) -> str:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file (0600) completely or not at all; raises `CommandFailed`, also if it exists."""
+    """Write a file (0600) completely or not at all; raises `CommandFailed`, including if it exists."""
     try:
         with atomic_file(path) as file:
             yield file

@@ -161,7 +161,7 @@ async def apply(
     source: str,
     advance: Callable[[int], None],
 ) -> Sequence[str]:
-    """Write the plan in batches; return the connections that were left out because they have changed meanwhile."""
+    """Write the plan in batches; return the connections that were skipped because they had changed."""
     replaced = {stored.id: stored for _, stored in plan.replaced}
     left: list[str] = []
     done = 0

@@ -210,7 +210,7 @@ class Alive:
 
 @shape
 class CheckResult:
-    """The result of one check, with a text for people."""
+    """The result of one check, with a human-readable text."""
 
     ok: bool
     detail: str

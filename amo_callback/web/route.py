@@ -130,7 +130,7 @@ class Reply:
     """The possible values of members of the body."""
 
 
-def error_reply(actions: Mapping[str, str], *, member: str, **reply: Any) -> Reply:  # noqa: ANN401 -- because they are `Reply`'s
+def error_reply(actions: Mapping[str, str], *, member: str, **reply: Any) -> Reply:  # noqa: ANN401 -- the fields of `Reply`
     """Return the documentation of errors: what the client should do for each code in a member of the body."""
     codes = sorted(actions)
     about = "\n".join(f"- `{code}`: {actions[code]}" for code in codes)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8
 POLL = 5.0
-"""Seconds between two queries for webhooks, which other processes write, too."""
+"""Seconds between two queries for webhooks, since other processes also store them."""
 LEASE = timedelta(seconds=60)
 """The lease of a webhook: much longer than the timeouts of a request and of the store.
 

@@ -26,7 +26,7 @@ MAX_AGE = timedelta(days=1)
 LEAST_TRIES = 5
 """The minimum number of tries before a webhook is dead-lettered, since the receiver may be restarting."""
 MOST_PATIENCE = 3600.0
-"""The longest pause in seconds that a receiver may ask for; longer outages are left to the back-off."""
+"""The longest pause in seconds that a receiver may request; longer outages are left to the back-off."""
 _OLD = 2 * BACKOFF[-1]
 """Seconds after which a webhook that failed here and was not retried must have ended in another process."""
 _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
@@ -51,7 +51,7 @@ class DeliveryResult:
         return self.why or f"status_{self.status}"
 
     def pause(self, now: datetime) -> float:
-        """Return the pause in seconds that the receiver asks for."""
+        """Return the pause in seconds that the receiver requests."""
         if self.status not in _PAUSES:
             return 0.0
         return min(retry_after(self.retry_after, date=self.date, now=now) or 0.0, MOST_PATIENCE)
@@ -83,7 +83,7 @@ class EndpointHealth:
 
     @property
     def pause_left(self) -> float:
-        """Seconds left of the pause that the receiver asked for."""
+        """Seconds left of the pause that the receiver requested."""
         return max(self._paused_until - self._clock.monotonic(), 0.0)
 
     def forget(self, webhook: QueuedWebhook) -> None:
