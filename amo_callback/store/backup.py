@@ -99,7 +99,7 @@ def back_up_before_migration(database: Path, *, version: int, now: datetime) -> 
 def restore(made: Path, database: Path, *, now: datetime) -> Path | None:
     """Replace a database by one that was rebuilt for it, completely or not at all.
 
-    Returns the file with the replaced database. Raises `BackupFailed`, for example if another process uses the database.
+    Returns the file with the replaced database. Raises `BackupFailed`, for example if another process uses the file.
     The inode stays the same, so a service that starts meanwhile waits and then finds the restored data.
     """
     with explained(str(database)):
