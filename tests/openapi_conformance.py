@@ -60,16 +60,16 @@ class Conformance:
             return
         name = f"{operation['operationId']} {answer.status}"
         assert str(answer.status) in operation["responses"], name
-        told = operation["responses"][str(answer.status)]
-        for header in told.get("headers", ()):
+        result = operation["responses"][str(answer.status)]
+        for header in result.get("headers", ()):
             assert header in answer.headers, f"{name}: {header}"
-        if "content" not in told:
+        if "content" not in result:
             assert answer.text == "", name
             return
         media = answer.headers["Content-Type"].partition(";")[0]
-        assert media in told["content"], f"{name}: {media}"
+        assert media in result["content"], f"{name}: {media}"
         if media.endswith("json"):
-            schema = json.dumps(told["content"][media]["schema"], sort_keys=True)
+            schema = json.dumps(result["content"][media]["schema"], sort_keys=True)
             self.validator(schema).validate(answer.json())
 
     def _validator(self, schema: str) -> jsonschema_rs.Draft202012Validator:

@@ -44,10 +44,10 @@ def test_table_shows_figures_with_bar() -> None:
 def test_table_with_earlier_report_shows_change() -> None:
     """Beside an earlier report each row has its median and the change, and a new figure has neither."""
     earlier = a_report(dataclasses.replace(SPEED, values=[0.5]), quick=True)
-    told = lines(a_report(SPEED, LAG), earlier).splitlines()
-    assert told[1].split()[-3:] == ["0.50", "+30", "%"]
-    assert told[2].split()[-2:] == ["-", "-"]
-    assert "The earlier report is of a quick run." in told
+    result = lines(a_report(SPEED, LAG), earlier).splitlines()
+    assert result[1].split()[-3:] == ["0.50", "+30", "%"]
+    assert result[2].split()[-2:] == ["-", "-"]
+    assert "The earlier report is of a quick run." in result
 
 
 def test_report_marks_quick_run_and_failures() -> None:

@@ -44,13 +44,13 @@ def test_security_document_lists_runtime_dependencies() -> None:
     """The table in `security.md` lists every runtime dependency, including indirect ones."""
     text = (_ROOT / "amo_callback/docs/security.md").read_text(encoding="utf-8").lower()
     rows = re.findall(r"^\| ([^|]+) \| [^|]* \| [^|]* \| [^|]* \|$", text, re.MULTILINE)
-    told = {name for row in rows for name in re.findall(r"[\w-]+", row)}
+    result = {name for row in rows for name in re.findall(r"[\w-]+", row)}
     found: set[str] = set()
     coming = {Requirement("amo-callback[postgres]")}
     while coming:
         found |= {one.name for one in coming}
         coming = {one for known in coming for one in _needed(known) if one.name not in found}
-    assert {name.lower().replace("_", "-") for name in found} - told == {"amo-callback"}
+    assert {name.lower().replace("_", "-") for name in found} - result == {"amo-callback"}
 
 
 def _needed(package: Requirement) -> set[Requirement]:

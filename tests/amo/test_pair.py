@@ -81,10 +81,10 @@ def test_account_of_ignores_invalid_claims(claims: object) -> None:
 
 def test_token_claims_ignores_invalid_claims() -> None:
     """Account, client and expiry are read from the claims, and invalid ones are ignored, because they are hints."""
-    told = token_claims(_token({"account_id": 7, "sub": "9", "aud": "c619", "exp": 1_900_000_000}))
-    assert (told.account.account_id, told.account.user_id, told.client_id) == ("7", "9", "c619")
-    assert told.expires_at == datetime(2030, 3, 17, 17, 46, 40, tzinfo=UTC)
+    result = token_claims(_token({"account_id": 7, "sub": "9", "aud": "c619", "exp": 1_900_000_000}))
+    assert (result.account.account_id, result.account.user_id, result.client_id) == ("7", "9", "c619")
+    assert result.expires_at == datetime(2030, 3, 17, 17, 46, 40, tzinfo=UTC)
     for odd in ({"exp": True}, {"exp": -1}, {"exp": 2**40}, {"exp": "soon"}, {"aud": ["c619"]}, {}):
-        told = token_claims(_token(odd))
-        assert (told.client_id, told.expires_at) == (None, None)
+        result = token_claims(_token(odd))
+        assert (result.client_id, result.expires_at) == (None, None)
     assert token_claims("opaque").expires_at is None

@@ -368,10 +368,10 @@ UNAVAILABLE = StoreUnavailable("away")
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(UNAVAILABLE, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"]
+    ("error", "result"), [(UNAVAILABLE, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"]
 )
 async def test_acquire_while_store_fails_retries_each_second(
-    clock: FakeClock, error: Exception, told: list[str]
+    clock: FakeClock, error: Exception, result: list[str]
 ) -> None:
     """A failed request for a slot is retried each second, and a programming error is logged once."""
     shared, witness = UnreliableLimits(clock), RecordingObserver()
@@ -385,7 +385,7 @@ async def test_acquire_while_store_fails_retries_each_second(
     tasks[0].cancel()
     shared.error = None
     await _settle()
-    assert (queue.served, shared.asked, witness.names()) == (["patient"], 4, told)
+    assert (queue.served, shared.asked, witness.names()) == (["patient"], 4, result)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -172,15 +172,15 @@ class Bench:
         notify = self.folder / "notify"
         notify.unlink(missing_ok=True)
         arguments = python or ("-m", "tests.benchmarks.servers", str(lags), "service")
-        told: dict[str, float] = {}
+        output: dict[str, float] = {}
         started = re.compile(rb'^.*"service.started".*\n', re.MULTILINE)
 
         def is_ready() -> bool:
             """Hear what systemd hears; the log comes later, from a thread."""
             with suppress(BlockingIOError):
                 if listener.recv(4096).startswith(b"READY=1"):
-                    told["ready"] = time.monotonic()
-            return "ready" in told and started.search(out.read_bytes()) is not None
+                    output["ready"] = time.monotonic()
+            return "ready" in output and started.search(out.read_bytes()) is not None
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as listener:
             listener.bind(str(notify))
@@ -199,8 +199,8 @@ class Bench:
                     pid=process.pid,
                     lags=lags,
                     began=began,
-                    ready=told["ready"],
-                    lags_from=told["ready"],
+                    ready=output["ready"],
+                    lags_from=output["ready"],
                 )
 
 

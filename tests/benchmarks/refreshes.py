@@ -89,7 +89,7 @@ async def claims(bench: Bench, *, rows: int = 1_000_000, due: int = 1000) -> Out
     """Measure claims with a thousand connections and with very many, on each engine: the ratio is what matters.
 
     A batch is what the scheduler does: one question for what is due, then a claim of each, one committed write after
-    the other. What was claimed is refreshed between batches, outside of the time that is told, and is due again, as the
+    the other. What was claimed is refreshed between batches, outside of the measured time, and is due again, as the
     last. Databases write as in production (`synchronous=FULL`, `fsync=on`), where the temporary folder is.
     """
     figures: list[Figure] = []

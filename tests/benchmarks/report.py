@@ -87,7 +87,7 @@ def lines(report: Report, earlier: Report | None = None) -> str:
         [name, *_row(one), *(_change(one, before.get((name, one.name))) if earlier else ())]
         for name, one in _figures(report)
     ]
-    told = [
+    result = [
         f"{report.when}, {report.rounds} rounds, "
         + ", ".join(f"{name} {value}" for name, value in report.machine.items()),
         *(f"{name}: {note}" for name, outcome in report.outcomes.items() for note in outcome.notes),
@@ -96,7 +96,7 @@ def lines(report: Report, earlier: Report | None = None) -> str:
         *([QUICK] if report.quick else []),
         *(["The earlier report is of a quick run."] if earlier is not None and earlier.quick else []),
     ]
-    return "\n".join([table(head, rows), "", *told])
+    return "\n".join([table(head, rows), "", *result])
 
 
 def _figures(report: Report) -> Sequence[tuple[str, Figure]]:

@@ -17,10 +17,10 @@ _ALL = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "w
 _CONTRAST = {"type": "rule", "values": ["color-contrast"]}
 _AXE = """async runOnly => {
   const {violations, incomplete, passes} = await axe.run(document, {runOnly});
-  const told = rules => rules.flatMap(rule => rule.nodes.map(node => `${rule.id}: ${node.target} ${
+  const describe = rules => rules.flatMap(rule => rule.nodes.map(node => `${rule.id}: ${node.target} ${
     node.failureSummary ?? ''}`));
   return {
-    violations: told(violations), undecided: told(incomplete),
+    violations: describe(violations), undecided: describe(incomplete),
     contrast: passes.filter(rule => rule.id === 'color-contrast').flatMap(rule => rule.nodes.map(
       node => node.html.match(/^<(\\w+)/)[1])),
   };

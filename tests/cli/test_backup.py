@@ -75,8 +75,8 @@ def _counted(database: Path) -> tuple[int, bool]:
 
 async def test_backup_reports_contents(base: Path, environ: dict[str, str], tmp_path: Path) -> None:
     """The backup is named, counted and frozen; the database is not frozen."""
-    told = await command("backup", "../copy", folder=base, environ=environ)
-    assert told == (0, "../copy holds 2 connections; put back, it starts frozen\n", "")
+    result = await command("backup", "../copy", folder=base, environ=environ)
+    assert result == (0, "../copy holds 2 connections; put back, it starts frozen\n", "")
     assert _counted(tmp_path / "copy") == (2, True)
     assert _counted(base / NAME) == (2, False)
 
@@ -126,16 +126,16 @@ async def test_restore_on_terminal_asks_for_confirmation(
 
 async def test_restore_undecryptable_copy_is_refused(base: Path, environ: dict[str, str], copy: Path) -> None:
     """A backup that no configured key decrypts is refused, and nothing is changed."""
-    told = await command("restore", str(copy), "--yes", folder=base, environ={**environ, KEY: new_key()})
-    assert told == (78, "", f"amo-callback: storage.encryption_keys: none of them decrypts {copy}\n")
+    result = await command("restore", str(copy), "--yes", folder=base, environ={**environ, KEY: new_key()})
+    assert result == (78, "", f"amo-callback: storage.encryption_keys: none of them decrypts {copy}\n")
     assert _counted(base / NAME) == (3, False)
 
 
 async def test_restore_into_missing_folder_names_setting(base: Path, environ: dict[str, str], copy: Path) -> None:
     """The error of a missing folder names the setting."""
     missing = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
-    told = await command("restore", str(copy), "--yes", folder=base, environ=missing)
-    assert told == (78, "", f"amo-callback: storage.url: no such folder: {base / 'nowhere'}\n")
+    result = await command("restore", str(copy), "--yes", folder=base, environ=missing)
+    assert result == (78, "", f"amo-callback: storage.url: no such folder: {base / 'nowhere'}\n")
 
 
 async def test_restore_while_service_runs_is_refused_and_backup_allowed(

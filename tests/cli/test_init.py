@@ -99,9 +99,9 @@ async def test_init_shows_registration_values_before_question_and_at_end(tmp_pat
     )
     assert status == 0
     asked, end = shown.split("Integration ID: ")
-    for told in (asked, end):
-        assert re.search(f"redirect URI +{URI}\n", told)
-        assert re.search("hook for disabling +https://admin.example.com/api/amo-crm/hooks/disconnect\n", told)
+    for result in (asked, end):
+        assert re.search(f"redirect URI +{URI}\n", result)
+        assert re.search("hook for disabling +https://admin.example.com/api/amo-crm/hooks/disconnect\n", result)
     assert "Later, write the secret key into config.toml, as client_secret under [amo].\n" in end
     assert end.endswith("Next:\n  amo-callback check\n  amo-callback serve\n")
     status, out, err = await command("serve", folder=tmp_path)
@@ -238,10 +238,10 @@ async def test_init_for_systemd_prepares_installation(tmp_path: Path, capsys: py
     target = Target(root=tmp_path, real=False)
     assert install(target, interpreter=PYTHON, config=units.CONFIG, agreed=False, terminal=False) == 0
     assert _files(folder) == before
-    told = capsys.readouterr().out
-    assert ("missing" in told, "mend" in told, "lets the command" in told) == (False, False, False)
+    result = capsys.readouterr().out
+    assert ("missing" in result, "mend" in result, "lets the command" in result) == (False, False, False)
     secrets = [content.decode().strip().rpartition(":")[2] for name, content in before.items() if "credentials" in name]
-    assert [secret for secret in secrets if secret in out + told] == []
+    assert [secret for secret in secrets if secret in out + result] == []
 
 
 async def test_init_for_systemd_keeps_existing_keys(tmp_path: Path) -> None:

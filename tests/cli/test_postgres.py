@@ -85,9 +85,9 @@ def test_command_unreachable_server_hides_password(
     """An unreachable server is reported with the reason and without the password."""
     environ[URL] = f"postgresql://u:sekret@/amo?host={tmp_path}"
     assert _run(environ, "connections", "list") == 1
-    told = capsys.readouterr().err
-    assert "the socket, or a certificate, does not exist" in told
-    assert "sekret" not in told
+    result = capsys.readouterr().err
+    assert "the socket, or a certificate, does not exist" in result
+    assert "sekret" not in result
 
 
 async def test_export_and_import_between_servers(

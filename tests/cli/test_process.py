@@ -1,4 +1,4 @@
-"""The deadline of a process that was told to stop."""
+"""The deadline of a process after its stop signal."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ class Place:
         return environ_with(STORAGE__ENCRYPTION_KEYS=keys or f"{self.new}\n{self.old}")
 
     async def rotate(self, *options: str, keys: str | None = None) -> tuple[int, str, str]:
-        told = await command("rotate-keys", *options, folder=self.folder, environ=self.environ(keys))
-        assert [key for key in (self.old, self.new) if key in "".join(map(str, told))] == []
-        return told
+        result = await command("rotate-keys", *options, folder=self.folder, environ=self.environ(keys))
+        assert [key for key in (self.old, self.new) if key in "".join(map(str, result))] == []
+        return result
 
     async def fill(self, count: int) -> None:
         async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:

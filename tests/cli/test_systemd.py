@@ -47,7 +47,7 @@ def _files(root: Path) -> dict[str, tuple[str, int]]:
 def test_install_writes_units_and_secrets(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Units have the configured addresses, keys are created but not shown, and the missing secret is named."""
     assert _install(root) == 0
-    told = capsys.readouterr().out
+    result = capsys.readouterr().out
     folder = root / "etc/amo-callback/credentials"
     made = {path.name: path.read_text(encoding="utf-8").strip() for path in folder.iterdir()}
     assert set(made) == {"storage.encryption_keys", "api.keys"}
@@ -55,9 +55,9 @@ def test_install_writes_units_and_secrets(root: Path, capsys: pytest.CaptureFixt
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert "ListenStream=127.0.0.1:9080\n" in (root / "etc/systemd/system" / units.SOCKETS[0]).read_text()
-    assert f"{folder}/amo.client_secret: is missing" in told
-    assert told.endswith("next: systemctl enable --now amo-callback\n")
-    assert [secret for secret in made.values() if secret.rpartition(":")[2] in told] == []
+    assert f"{folder}/amo.client_secret: is missing" in result
+    assert result.endswith("next: systemctl enable --now amo-callback\n")
+    assert [secret for secret in made.values() if secret.rpartition(":")[2] in result] == []
 
 
 def test_install_repeated_changes_nothing(root: Path) -> None:
@@ -87,9 +87,9 @@ def test_install_changed_unit_is_replaced_only_with_yes(root: Path, capsys: pyte
     assert _files(root) == before
     assert "with --yes" in capsys.readouterr().err
     assert _install(root, agreed=True) == 0
-    told = capsys.readouterr().out
-    assert "\n-WatchdogSec=90\n+WatchdogSec=30\n" in told
-    assert told.endswith(f"next: systemctl restart {' '.join(units.UNITS)}\n")
+    result = capsys.readouterr().out
+    assert "\n-WatchdogSec=90\n+WatchdogSec=30\n" in result
+    assert result.endswith(f"next: systemctl restart {' '.join(units.UNITS)}\n")
     assert unit.read_text(encoding="utf-8") == ours
 
 

@@ -191,14 +191,14 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
     here.file("there.export", "what was there")
     here.file("short", "short\n")
     here.file("junk", "this-is-no-key-but-some-other-secret")
-    told = {
+    result = {
         "cannot be written: File exists": ["there.export", "--passphrase-file", "passphrase"],
         "the passphrase must have at least 12 characters": ["x.export", "--passphrase-file", "short"],
         "junk: does not contain a key from amo-callback keygen": ["x.export", "--to-key-file", "junk"],
         "nowhere: cannot be read: No such file": ["x.export", "--to-key-file", "nowhere"],
         "there is no terminal to ask for the passphrase": ["x.export"],
     }
-    for words, arguments in told.items():
+    for words, arguments in result.items():
         status, out, err = await here.run("export", *arguments)
         assert (status, out) == (1, "")
         assert words in err
@@ -303,9 +303,9 @@ async def test_import_invalid_entry_changes_nothing(there: Host, kind: str) -> N
     before = there.rows()
     content, wanted = JUNK[kind]
     status, out, err = await there.run("import", there.file("junk", content), "--yes", "--replace")
-    told = [line for line in err.splitlines() if "nothing was changed" not in line]
+    result = [line for line in err.splitlines() if "nothing was changed" not in line]
     assert (status, out) == (1, "")
-    assert [line[: len(words)] for line, words in zip(told, wanted, strict=True)] == wanted
+    assert [line[: len(words)] for line, words in zip(result, wanted, strict=True)] == wanted
     assert there.rows() == before
     assert not any(secret in err for secret in ("access-secret", "refresh-token", "evil", a_token()[:20]))
 

@@ -40,7 +40,7 @@ def test_sentence_describes_event_with_times() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "result"),
     [
         ({"token_state": TokenState.VALID, "again_at": None}, "Introspection accepts the token: it is kept."),
         (
@@ -54,9 +54,9 @@ def test_sentence_describes_event_with_times() -> None:
         ({"token_state": TokenState.NOT_CHECKED, "again_at": None}, "Introspection is not possible: it is kept."),
     ],
 )
-def test_sentence_of_unconfirmed_hook_contains_introspection_result(fields: dict[str, object], told: str) -> None:
+def test_sentence_of_unconfirmed_hook_contains_introspection_result(fields: dict[str, object], result: str) -> None:
     """Only a valid introspection result is reported as an accepted token."""
-    assert sentence(Event(name="hook.unconfirmed", fields=fields)) == told
+    assert sentence(Event(name="hook.unconfirmed", fields=fields)) == result
 
 
 def test_sentence_of_other_event_is_given_for_warnings_only() -> None:

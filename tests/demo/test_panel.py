@@ -11,13 +11,13 @@ async def test_panel_snapshot_contains_no_token(show: Walkthrough) -> None:
     """The snapshot has the connection's lifetime and the lines after a number, and no token."""
     one = await show.connect()
     async with show.http.get(f"http://{show.addresses.panel}/snapshot") as response:
-        told = await response.json()
-    assert [seen["id"] for seen in told["connections"]] == [one.id]
-    assert 0 < told["connections"][0]["left"] <= TOKEN_LIFE
-    assert told["not_ready"] == []
-    assert [line["who"] for line in told["lines"]] == ["amoCRM", "service"]
-    assert not re.search("eyJ|def502", str(told))
-    last = told["lines"][-1]["number"]
+        result = await response.json()
+    assert [seen["id"] for seen in result["connections"]] == [one.id]
+    assert 0 < result["connections"][0]["left"] <= TOKEN_LIFE
+    assert result["not_ready"] == []
+    assert [line["who"] for line in result["lines"]] == ["amoCRM", "service"]
+    assert not re.search("eyJ|def502", str(result))
+    last = result["lines"][-1]["number"]
     async with show.http.get(f"http://{show.addresses.panel}/snapshot?after={last}") as response:
         assert (await response.json())["lines"] == []
 

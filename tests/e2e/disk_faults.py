@@ -91,9 +91,9 @@ def remount(disk: SmallDisk, how: str) -> None:
 def _mount(*arguments: str | Path) -> None:
     if shutil.which("mount") is None:
         raise PermissionError("there is no mount here")
-    told = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607 -- the tests' arguments
-    if told.returncode:
-        raise PermissionError(told.stderr.strip())
+    result = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607 -- the tests' arguments
+    if result.returncode:
+        raise PermissionError(result.stderr.strip())
 
 
 @contextmanager

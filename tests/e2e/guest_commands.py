@@ -64,8 +64,8 @@ def _ask(method: str, url: str, *headers: str) -> int:
     except OSError as error:
         print(json.dumps({"status": 0, "text": str(error), "headers": {}}))  # noqa: T201 -- the test parses it
         return 0
-    told = {"status": answer.status, "text": answer.read().decode(), "headers": dict(answer.getheaders())}
-    print(json.dumps(told))  # noqa: T201 -- the test parses it
+    result = {"status": answer.status, "text": answer.read().decode(), "headers": dict(answer.getheaders())}
+    print(json.dumps(result))  # noqa: T201 -- the test parses it
     return 0
 
 
@@ -140,10 +140,10 @@ def _tried(name: str) -> str:
     if not (child := os.fork()):
         try:
             PROBES[name][0]()
-            told = "done"
+            result = "done"
         except OSError as error:
-            told = errno.errorcode.get(error.errno or 0, "unknown")
-        os.write(writer, told.encode())
+            result = errno.errorcode.get(error.errno or 0, "unknown")
+        os.write(writer, result.encode())
         os._exit(0)
     os.waitpid(child, 0)
     os.close(writer)

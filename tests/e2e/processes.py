@@ -196,8 +196,8 @@ class Stage:
         wanted = (not failing, list(failing))
 
         async def is_so() -> bool:
-            ready, told = await self.ready(process)
-            return set(failing) <= set(told) if among else (ready, told) == wanted
+            ready, result = await self.ready(process)
+            return set(failing) <= set(result) if among else (ready, result) == wanted
 
         await eventually(is_so)
 

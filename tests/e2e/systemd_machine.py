@@ -133,13 +133,13 @@ def until(condition: Callable[[], bool]) -> None:
 @contextmanager
 def booted() -> Iterator[Lab]:
     """Boot a machine with the built package under /opt, or skip the test if there is none."""
-    if not (told := os.environ.get(VARIABLE)):
+    if not (result := os.environ.get(VARIABLE)):
         pytest.skip(f"{VARIABLE} names no command that boots a systemd")
     if os.geteuid() != 0 or not Path("/usr/bin/python3").exists():
         pytest.skip("a systemd is booted by root, with /usr/bin/python3")
-    command = shlex.split(told)
+    command = shlex.split(result)
     if _run([*command, "sh", "true"]).status == 0:
-        pytest.skip(f"{told}: is up already, for somebody else")
+        pytest.skip(f"{result}: is up already, for somebody else")
     folder = Path(mkdtemp(prefix="amo-callback-test-", dir="/opt"))
     folder.chmod(0o755)
     try:

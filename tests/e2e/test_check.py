@@ -50,12 +50,12 @@ async def test_check_of_running_service_is_ok(tmp_path: Path, encryption_key: st
         )
         async with stage.connected():
             before = stage.amo.sandbox.requests
-            status, told = await _checked(stage)
+            status, result = await _checked(stage)
             assert stage.amo.sandbox.requests == before
-        not_ok = {one["check"] for one in told["findings"] if one["severity"] != "ok"}
+        not_ok = {one["check"] for one in result["findings"] if one["severity"] != "ok"}
         assert not_ok - {"systemd", "disk"} == {"redirect_uri"}
-        assert (status, told["severity"]) == (0, "warn")
-        by_name = {one["check"]: one["message"] for one in told["findings"]}
+        assert (status, result["severity"]) == (0, "warn")
+        by_name = {one["check"]: one["message"] for one in result["findings"]}
         assert by_name["keys"] == "decrypt all 2 pairs"
         assert "leads to this service" in by_name["proxy"]
 
@@ -70,8 +70,8 @@ async def test_check_without_service_reports_findings(tmp_path: Path, encryption
         assert "> start it: amo-callback serve" in out
         assert out.splitlines()[-1].endswith("0 fail")
         stage.settings["SERVER__BASE_PATH"] = "/elsewhere"
-        status, told = await _checked(stage)
-        assert (status, told["severity"]) == (1, "fail")
+        status, result = await _checked(stage)
+        assert (status, result["severity"]) == (1, "fail")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,12 +93,12 @@ async def test_check_as_root_acts_as_database_owner(folder: Path, encryption_key
         for path in (folder, *folder.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
         before = sorted(folder.rglob("*"))
-        _, told = await _checked(stage)
-        severities = {one["check"]: one["severity"] for one in told["findings"]}
+        _, result = await _checked(stage)
+        severities = {one["check"]: one["severity"] for one in result["findings"]}
         assert (severities["store"], severities["keys"], severities["rescue"]) == ("ok", "ok", "ok")
         assert sorted(folder.rglob("*")) == before
         assert {path.stat().st_uid for path in before} == {NOBODY}
         os.chown(folder / "rescue", 0, 0)
-        status, told = await _checked(stage)
-        [rescue] = [one for one in told["findings"] if one["check"] == "rescue"]
+        status, result = await _checked(stage)
+        [rescue] = [one for one in result["findings"] if one["check"] == "rescue"]
         assert (status, rescue["message"]) == (1, "could not be checked: PermissionError: Permission denied")

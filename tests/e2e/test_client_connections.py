@@ -88,7 +88,7 @@ async def test_low_soft_limit_is_raised_to_hard_limit(tmp_path: Path, encryption
 async def test_serve_with_too_few_descriptors_exits_78(tmp_path: Path, encryption_key: str) -> None:
     """The error names the required number of open files and its setting."""
     async with staged(tmp_path, encryption_key, accounts=0) as stage:
-        status, _, told = await command("serve", folder=tmp_path, environ=stage.environ(), open_files=(128, 128))
+        status, _, result = await command("serve", folder=tmp_path, environ=stage.environ(), open_files=(128, 128))
     assert status == 78
-    assert "the process may open 128 files, and needs 216 at least" in told
-    assert "LimitNOFILE=" in told
+    assert "the process may open 128 files, and needs 216 at least" in result
+    assert "LimitNOFILE=" in result

@@ -47,7 +47,7 @@ async def test_kill_during_refreshes_loses_only_reported_connections(
     tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
 ) -> None:
     """Only a pair issued to a killed process is lost; its token is presented once more and reported as in doubt."""
-    in_flight = lost = told = 0
+    in_flight = lost = result = 0
     claimed: dict[int, Row] = {}
     async with staged(
         tmp_path, encryption_key, accounts=10, every=1,
@@ -70,9 +70,9 @@ async def test_kill_during_refreshes_loses_only_reported_connections(
             reasons = [line["reason"] for line in process.named("connection.needs_reauth")]
             assert reasons == ["in_doubt"] * len(given_up)
             claimed = stage.open_claims()
-            in_flight, lost, told = in_flight + len(claimed), lost + len(given_up), told + len(reasons)
+            in_flight, lost, result = in_flight + len(claimed), lost + len(given_up), result + len(reasons)
             assert {row.account_id for row in stage.lost()} <= set(claimed)
-    figures = {"kills": rounds, "in flight": in_flight, "lost": lost, "told in_doubt": told}
+    figures = {"kills": rounds, "in flight": in_flight, "lost": lost, "result in_doubt": result}
     for name, figure in figures.items():
         record_property(name, figure)
     record_property("presented again", stage.ledger.doubles())

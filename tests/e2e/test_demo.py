@@ -56,15 +56,15 @@ async def _connect(panel: str) -> str:
 
 async def test_demo_connects_account_and_shows_refresh(tmp_path: Path) -> None:
     """Start page, consent, return page and app follow each other, and the output shows the connection and a refresh."""
-    told = ""
+    result = ""
 
     async def until(pattern: str) -> str:
-        nonlocal told
+        nonlocal result
         assert process.stdout is not None
-        while not (found := re.search(pattern, told)):
+        while not (found := re.search(pattern, result)):
             line = await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
-            assert line, told
-            told += line.decode()
+            assert line, result
+            result += line.decode()
         return found[1]
 
     async with _demo(tmp_path, lifetime=6) as process:
@@ -79,7 +79,7 @@ async def test_demo_connects_account_and_shows_refresh(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "nothing of it is left" in rest.decode()
     assert "amo-callback init" in rest.decode()
-    assert "\x1b" not in told + rest.decode()
+    assert "\x1b" not in result + rest.decode()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,8 +103,8 @@ async def test_demo_ends_on_hangup(tmp_path: Path) -> None:
         assert process.stdout is not None
         await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
         process.send_signal(signal.SIGHUP)
-        told, _ = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
-    assert (process.returncode, b"nothing of it is left" in told) == (0, True)
+        result, _ = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
+    assert (process.returncode, b"nothing of it is left" in result) == (0, True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,10 +113,10 @@ async def test_demo_ends_when_output_pipe_is_closed(tmp_path: Path) -> None:
     async with _demo(tmp_path, stderr=asyncio.subprocess.PIPE) as process, aiohttp.ClientSession() as http:
         assert process.stdout is not None
         assert process.stderr is not None
-        told = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), WAIT_LIMIT)
+        result = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), WAIT_LIMIT)
         await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), WAIT_LIMIT)
         process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- nothing else closes it
-        [panel] = re.findall(rb"http://\S+", told)
+        [panel] = re.findall(rb"http://\S+", result)
         async with http.post(f"{panel.decode()}scenarios/away", json={}) as response:
             assert response.status == 204
         problem = without_slow_steps((await asyncio.wait_for(process.stderr.read(), WAIT_LIMIT)).decode())
@@ -136,9 +136,9 @@ async def test_demo_with_used_port_exits_1(tmp_path: Path, streams: str) -> None
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        told, problem = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
+        result, problem = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     [line] = without_slow_steps(problem.decode()).splitlines()
-    assert (process.returncode, str(port) in line, b"Open" in told) == (1, True, False)
+    assert (process.returncode, str(port) in line, b"Open" in result) == (1, True, False)
 
 
 @pytest.mark.parametrize("options", [["--port", "65534"], ["--port", "x"], ["--token-life", "0"]])

@@ -124,9 +124,9 @@ async def test_nginx_accepts_example_without_warning(tmp_path: Path) -> None:
     """`nginx -t` reports neither an error nor a warning."""
     nginx = _nginx()
     await _written(tmp_path, service="127.0.0.1:8080", other="127.0.0.1:3000")
-    status, told = await _run(nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
-    assert status == 0, told
-    assert "warn" not in told
+    status, result = await _run(nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
+    assert status == 0, result
+    assert "warn" not in result
 
 
 async def test_nginx_proxies_service_routes_and_others_to_other_backend(app: Running, tmp_path: Path) -> None:

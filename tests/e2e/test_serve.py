@@ -96,8 +96,8 @@ async def test_serve_hangup_reloads_settings_and_names_unusable_ones(
         keys.write_text("backend:short")
         config.write_text('[log]\n"уровень" = "info"\n', encoding="utf-8")
         process.signal(signal.SIGHUP)
-        told = str((await process.until("reload.failed"))["problems"])
-        assert ("api.keys" in told, "уровень" in told) == (True, True)
+        result = str((await process.until("reload.failed"))["problems"])
+        assert ("api.keys" in result, "уровень" in result) == (True, True)
         assert (await status(API_KEY), await status(new)) == (200, 401)
         await process.until("http.request", times=2)
         keys.write_text(f"backend:{new}")
@@ -131,8 +131,8 @@ async def test_serve_with_journal_prefixes_lines_with_priority(amo: Amo, tmp_pat
             if lines[-1][1]["event"] == "service.started":
                 process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
-    assert {prefix for prefix, told in lines if told["level"] == "info"} == {"<6>"}
-    assert "service.stopped" in [told["event"] for _, told in lines]
+    assert {prefix for prefix, result in lines if result["level"] == "info"} == {"<6>"}
+    assert "service.stopped" in [result["event"] for _, result in lines]
 
 
 async def test_serve_logs_ignored_proxy_variables_once(tmp_path: Path, encryption_key: str) -> None:

@@ -87,9 +87,9 @@ def test_second_installation_changes_nothing(machine: Lab) -> None:
         f"stat -c '%n %i %Y %a %U' /etc/systemd/system/amo* {ETC} {ETC}/credentials {ETC}/credentials/*",
     ]
     before, process = machine.sh(*look).out, machine.show("amo-callback", "MainPID")
-    told = machine.sh(machine.amo_callback, "systemd", "install").out
+    result = machine.sh(machine.amo_callback, "systemd", "install").out
     assert (machine.sh(*look).out, machine.show("amo-callback", "MainPID")) == (before, process)
-    assert told.count(": unchanged") == 4
+    assert result.count(": unchanged") == 4
     secrets = {
         line.rpartition("/")[2].split()[0]: line.split()[3:] for line in before.splitlines() if "credentials" in line
     }
@@ -110,8 +110,8 @@ def test_metrics_include_process_figures(machine: Lab) -> None:
 
 def test_check_as_root_finds_installation_ok(machine: Lab) -> None:
     """Root's `amo-callback check` finds unit, sockets, secrets and database OK."""
-    told = json.loads(machine.sh(machine.amo_callback, "check", "--json", check=False).out)
-    found = {one["check"]: one for one in told["findings"]}
+    result = json.loads(machine.sh(machine.amo_callback, "check", "--json", check=False).out)
+    found = {one["check"]: one for one in result["findings"]}
     assert found["systemd"]["message"] == "amo-callback.service is active and its socket is listening"
     ours = ("systemd", "service", "secrets", "disk", "store", "keys")
     assert {name: found[name]["severity"] for name in ours} == dict.fromkeys(ours, "ok")
@@ -129,8 +129,8 @@ def test_invalid_configuration_is_not_restarted(lab: Lab) -> None:
     lab.write(f"{ETC}/config.toml", CONFIG + "\n[log]\nlevel = 'loud'\n")
     lab.sh("systemctl", "restart", "amo-callback", check=False)
     until(lambda: lab.state() == "failed")
-    told = lab.show("amo-callback", "ExecMainStatus", "NRestarts", "Result")
-    assert told == {"ExecMainStatus": "78", "NRestarts": "0", "Result": "exit-code"}
+    result = lab.show("amo-callback", "ExecMainStatus", "NRestarts", "Result")
+    assert result == {"ExecMainStatus": "78", "NRestarts": "0", "Result": "exit-code"}
     assert "log.level: 'loud'" in lab.journal()
 
 
@@ -159,9 +159,9 @@ def test_stopped_process_is_replaced_by_watchdog(lab: Lab) -> None:
     process = lab.show("amo-callback", "MainPID")["MainPID"]
     lab.sh("kill", "-STOP", process)
     assert lab.ask(TOKEN, lab.key())["status"] == 200
-    told = lab.show("amo-callback", "MainPID", "NRestarts")
-    assert told["NRestarts"] == "1"
-    assert told["MainPID"] != process
+    result = lab.show("amo-callback", "MainPID", "NRestarts")
+    assert result["NRestarts"] == "1"
+    assert result["MainPID"] != process
     assert "Watchdog timeout" in lab.journal()
 
 
@@ -308,10 +308,10 @@ def test_dual_stack_socket_trusts_ipv4_proxy(lab: Lab) -> None:
 def test_uninstall_removes_units_only_on_machine(lab: Lab) -> None:
     """Service and sockets are removed; configuration, secrets and database stay for a new installation."""
     keys = lab.sh("cat", f"{ETC}/credentials/storage.encryption_keys").out
-    told = lab.sh(lab.amo_callback, "systemd", "uninstall").out
+    result = lab.sh(lab.amo_callback, "systemd", "uninstall").out
     assert lab.sh("sh", "-c", "ls /etc/systemd/system | grep amo-callback", check=False).out == ""
     assert lab.ask(f"http://{PUBLIC}/healthz")["status"] == lab.ask(f"http://{PRIVATE}/healthz")["status"] == 0
-    assert "kept" in told
+    assert "kept" in result
     lab.sh(lab.amo_callback, "systemd", "install")
     lab.sh("systemctl", "enable", "--now", "amo-callback")
     assert lab.sh("cat", f"{ETC}/credentials/storage.encryption_keys").out == keys

@@ -62,7 +62,7 @@ def _values(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return codes(json.dumps(value) for value in schema["enum"])
     kind = _FORMATS.get(schema.get("format", ""), _KINDS.get(schema["type"], schema["type"]))
-    bounds = [told.format(schema[bound]) for bound, told in _BOUNDS.items() if bound in schema]
+    bounds = [result.format(schema[bound]) for bound, result in _BOUNDS.items() if bound in schema]
     return ", ".join([kind, *bounds])
 
 

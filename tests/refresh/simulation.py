@@ -808,7 +808,7 @@ class Simulation:
             if row.status is Status.ACTIVE and good:
                 assert row.access_expires_at is not None
                 assert row.access_expires_at > self.clock.now(), "nobody refreshes it any more"
-                assert not row.in_doubt, "an attempt has not told its end"
+                assert not row.in_doubt, "an attempt has no recorded end"
                 assert row.suspended_token is None, "a suspended answer was not applied"
 
     def _is_refreshable(self, account: SandboxAccount, row: Connection) -> bool:

@@ -451,8 +451,8 @@ async def test_restore_over_damaged_database_asks_to_move_it(database: Path, tar
     await _make(database, 1)
     _back_up(database, target)
     database.write_bytes(b"this was a database" * 999)
-    told = _refused(target, database)
-    assert told == (
+    result = _refused(target, database)
+    assert result == (
         f"{database} cannot be moved aside (SQLITE_NOTADB): move it and its -wal and -journal files away, and retry"
     )
     database.rename(database.with_name("damaged"))

@@ -306,15 +306,15 @@ async def test_disabled_hook_repeated_writes_once_per_second(store: Store, clock
     connection = await save(store, a_connection())
     await switch_off(store)
     hooked, events = await now(store, connection), await store.events(connection_id=connection.id, limit=9)
-    told: list[ChangeNotice] = []
-    store.subscribe(told.append)
+    result: list[ChangeNotice] = []
+    store.subscribe(result.append)
     for _ in range(12):
         clock.advance(0.25)
         await switch_off(store)
     after = await now(store, connection)
     assert (after.disabled_hook_at, after.row_version) == (START + 3 * SECOND, hooked.row_version)
     assert await store.events(connection_id=connection.id, limit=9) == events
-    assert len(told) == 3
+    assert len(result) == 3
 
 
 async def test_begin_recheck_concurrent_processes_begin_one(store: Store) -> None:

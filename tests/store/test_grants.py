@@ -254,8 +254,8 @@ async def test_bind_first_only_with_other_owner_is_refused(store: Store) -> None
     assert [one.id for one in await store.page(after="", limit=9, only=ConnectionFilter(owner="42"))] == [stored.id]
     assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", status=Status.NEEDS_REAUTH)) == []
     assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", account_id="7")) == []
-    told = [event.details for event in await store.events(connection_id=stored.id, limit=9)]
-    assert told == [{"owner": "17"}, {"owner": "42"}]
+    result = [event.details for event in await store.events(connection_id=stored.id, limit=9)]
+    assert result == [{"owner": "17"}, {"owner": "42"}]
 
 
 async def test_counter_orders_connections_and_bindings(store: Store) -> None:
@@ -327,8 +327,8 @@ async def test_unbind_disconnects_connections_without_other_owner(store: Store) 
         await store.unbind("42")
     assert len(await store.connections_owned("42")) == 2
     await store.thaw_all(machine=None)
-    told = {(event.connection_id, event.name) for event in await store.unbind("42")}
-    assert told == {(alone.id, "connection.disconnected"), (shared.id, "owner.unbound")}
+    result = {(event.connection_id, event.name) for event in await store.unbind("42")}
+    assert result == {(alone.id, "connection.disconnected"), (shared.id, "owner.unbound")}
     assert [(await now(store, one)).status for one in (alone, shared, foreign)] == ["disconnected", "active", "active"]
     assert await store.owners_of([alone.id, shared.id, foreign.id]) == {
         alone.id: [], shared.id: ["17"], foreign.id: ["17"]

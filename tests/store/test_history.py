@@ -142,18 +142,18 @@ async def test_retry_webhooks_requeues_dead_lettered_and_waiting(store: Store) -
 
 async def test_on_webhook_runs_after_commit_with_webhook(store: Store) -> None:
     """The callback runs after a commit of a webhook and after a retry, and not if nothing was written."""
-    told: list[int] = []
+    result: list[int] = []
     await _write(store, 1)
-    store.on_webhook(lambda: told.append(1))
+    store.on_webhook(lambda: result.append(1))
     stored = await now(store, a_connection(1))
     event = connection_event("connection.moved", stored)
     assert await store.schedule_recheck(stored, at=START, events=[event])
-    assert len(told) == 1
+    assert len(result) == 1
     assert not await store.schedule_recheck(stored, at=START, events=[event])
     await store.record(connection_event("refresh.failed", stored))
-    assert len(told) == 1
+    assert len(result) == 1
     await store.retry_webhooks(None)
-    assert len(told) == 2
+    assert len(result) == 2
 
 
 async def test_forget_webhooks_after_month(store: Store, clock: FakeClock) -> None:
@@ -209,9 +209,9 @@ async def test_event_is_stored_with_its_change(store: Store) -> None:
     assert await store.events(limit=10) == []
     await store.claim(a_claim(stored))
     await store.save_failure(a_failure(stored), events=[event])
-    [told] = await store.events(limit=10)
-    assert (told.name, told.connection_id, told.process) == ("refresh.failed", stored.id, "one")
-    assert told.details == {"status": 503, "at": "2026-11-23T12:00:00Z", "trigger": "schedule"}
+    [result] = await store.events(limit=10)
+    assert (result.name, result.connection_id, result.process) == ("refresh.failed", stored.id, "one")
+    assert result.details == {"status": 503, "at": "2026-11-23T12:00:00Z", "trigger": "schedule"}
 
 
 async def test_events_are_listed_newest_first_by_page(store: Store) -> None:

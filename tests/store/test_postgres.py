@@ -290,7 +290,7 @@ async def test_expiry_warning_concurrent_instances_send_once(url: str) -> None:
     async with opened(url) as one, opened(url, "other") as other:
         for number in range(20):
             await save(one, a_connection(number, refresh_expires_at=START + DAY))
-        told = await asyncio.gather(
+        result = await asyncio.gather(
             *(
                 store.due_expiry_warnings(
                     days=1, before=START + DAY, event=lambda one: connection_event("connection.expiring", one)
@@ -298,7 +298,7 @@ async def test_expiry_warning_concurrent_instances_send_once(url: str) -> None:
                 for store in (one, other)
             )
         )
-        assert sorted(event.connection_id or "" for events in told for event in events) == sorted(
+        assert sorted(event.connection_id or "" for events in result for event in events) == sorted(
             a_connection(number).id for number in range(20)
         )
 

@@ -64,9 +64,9 @@ def _other(postgres: Databases, *, database: str, user: str = "", query: str = "
 @OWN_ACCESS_RULES
 async def test_open_with_wrong_password_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
     """A password that the server rejects is a configuration error."""
-    told = await _configuration_error(_other(postgres, database=ASKING, user="postgres:sekret"), tmp_path)
+    result = await _configuration_error(_other(postgres, database=ASKING, user="postgres:sekret"), tmp_path)
     why = "the server does not accept this user and password (InvalidPasswordError)"
-    assert told == f"storage.url: PostgreSQL cannot be used: {why}"
+    assert result == f"storage.url: PostgreSQL cannot be used: {why}"
 
 
 @OWN_ACCESS_RULES
@@ -99,11 +99,11 @@ async def test_open_without_create_privilege_is_configuration_error(postgres: Da
         try:
             await connection.execute("CREATE ROLE a_guest LOGIN")
             database = urlsplit(url).path[1:]
-            told = await _configuration_error(_other(postgres, database=database, user="a_guest"), tmp_path)
+            result = await _configuration_error(_other(postgres, database=database, user="a_guest"), tmp_path)
         finally:
             await connection.execute("DROP ROLE a_guest")
             await connection.close()
-    assert "the user may not create or use tables" in told
+    assert "the user may not create or use tables" in result
 
 
 async def test_open_unreachable_server_is_unavailable(tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ async def test_open_unreachable_server_is_unavailable(tmp_path: Path) -> None:
 async def test_open_server_without_tls_is_configuration_error(tmp_path: Path) -> None:
     """A server that declines a required TLS is a configuration error, and gets no secret."""
     async with _declining() as (port, heard):
-        told = await _configuration_error(f"postgresql://u:sekret@127.0.0.1:{port}/amo?sslmode=require", tmp_path)
-    assert "the server does not offer TLS, which sslmode requires" in told
+        result = await _configuration_error(f"postgresql://u:sekret@127.0.0.1:{port}/amo?sslmode=require", tmp_path)
+    assert "the server does not offer TLS, which sslmode requires" in result
     assert b"sekret" not in heard
 
 
@@ -157,8 +157,8 @@ async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
 )
 def test_explain_names_error_without_library_text(error: Exception, said: str, *, mistake: bool) -> None:
     """Each error has its own text, without the library's message, which may contain a secret."""
-    told = explain(error)
-    text = str(told) if isinstance(told, ConfigurationError) else told.detail
+    result = explain(error)
+    text = str(result) if isinstance(result, ConfigurationError) else result.detail
     assert said in text
     assert "sekret" not in text
-    assert isinstance(told, ConfigurationError) is mistake
+    assert isinstance(result, ConfigurationError) is mistake

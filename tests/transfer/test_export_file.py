@@ -119,8 +119,8 @@ def test_export_changed_lines_are_reported_by_line() -> None:
         "empty": ("line 3", lambda of: [*of[:2], b"\n", *of[2:]]),
         "header": ("line 2", lambda of: [of[0].replace(b"a file", b"b file"), *of[1:]]),
     }
-    told = {what: _problems(_lines(change)) for what, (_, change) in changes.items()}
-    assert {what: [place for place, _ in problems] for what, problems in told.items()} == {
+    result = {what: _problems(_lines(change)) for what, (_, change) in changes.items()}
+    assert {what: [place for place, _ in problems] for what, problems in result.items()} == {
         what: [place] for what, (place, _) in changes.items()
     }
 

@@ -41,14 +41,14 @@ async def _connect(store: Store, cipher: Cipher, number: int = 1) -> Connection:
 
 
 async def _wait_until_idle(
-    store: Store, clock: FakeClock, told: list[float] | None = None, rescue: MemoryRescue | None = None
+    store: Store, clock: FakeClock, result: list[float] | None = None, rescue: MemoryRescue | None = None
 ) -> None:
     await wait_until_idle(
         store,
         leases=Leases(length=LEASE, store=store, clock=clock),
         clock=clock,
         rescue=rescue or MemoryRescue(),
-        report=(told if told is not None else []).append,
+        report=(result if result is not None else []).append,
     )
 
 
@@ -117,10 +117,10 @@ async def test_export_waits_for_open_refresh(store: Store, cipher: Cipher, clock
     connection = await _connect(store, cipher)
     await store.claim(a_claim(connection))
     await freeze(store, why="a test")
-    told: list[float] = []
-    waiting = asyncio.create_task(_wait_until_idle(store, clock, told))
+    result: list[float] = []
+    waiting = asyncio.create_task(_wait_until_idle(store, clock, result))
     await clock.until_sleeping(1)
-    assert told == [LEASE]
+    assert result == [LEASE]
     pair = TokenPair(access_token="new", refresh_token="new", issued_at=START, expires_at=START + DAY)
     sealed = cipher.seal_pair(pair, connection_id=connection.id)
     assert await store.save_refreshed(a_refreshed(connection, sealed_pair=sealed)) is not None

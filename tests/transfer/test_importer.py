@@ -251,14 +251,14 @@ async def test_import_replaces_expired_attempt(store: Store, cipher: Cipher, clo
     assert claimed is not None
     back = a_record(refresh_token="back", issued_at=START + DAY)
     plan = await _plan(store, cipher, back, rules=REPLACE)
-    told: list[float] = []
+    result: list[float] = []
     leases = Leases(length=2.5, store=store, clock=clock)
-    waiting = asyncio.create_task(wait_for_leases(plan, store=store, leases=leases, clock=clock, report=told.append))
+    waiting = asyncio.create_task(wait_for_leases(plan, store=store, leases=leases, clock=clock, report=result.append))
     for left in (2.5, 1.5, 0.5):
         await clock.until_sleeping(min(left, 1))
         clock.advance(min(left, 1))
     await waiting
-    assert told == [2.5, 1.5, 0.5]
+    assert result == [2.5, 1.5, 0.5]
     assert await written(plan, store, cipher) == []
     after = await _stored(store, back)
     assert (cipher.decrypt_pair(after), after.attempt, after.presented_token) == (back.pair, None, None)

@@ -162,9 +162,9 @@ def test_read_file_notes_owner() -> None:
 )
 def test_read_file_invalid_field_is_named_without_value(entry: dict[str, Any], why: str) -> None:
     """A missing, mistyped or out-of-range field is named without its value."""
-    told = _why(**entry)
-    assert told.startswith(why)
-    assert not any(isinstance(value, str) and len(value) > 3 and value in told for value in entry.values())
+    result = _why(**entry)
+    assert result.startswith(why)
+    assert not any(isinstance(value, str) and len(value) > 3 and value in result for value in entry.values())
 
 
 @pytest.mark.parametrize(

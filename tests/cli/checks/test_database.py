@@ -130,9 +130,9 @@ async def test_check_sqlite_wrong_keys_are_one_finding(place: CommandContext) ->
 async def test_check_sqlite_undecryptable_pairs_are_listed(place: CommandContext) -> None:
     """Pairs that no key decrypts are listed by id, up to a few, and counted."""
     _run(place.folder, "UPDATE connections SET sealed_pair = (SELECT max(sealed_pair) FROM connections)")
-    severity, told = (await _check(place))["keys"]
+    severity, result = (await _check(place))["keys"]
     assert severity is Severity.FAIL
-    assert told.startswith("no key decrypts 2 of 3 pairs: ")
+    assert result.startswith("no key decrypts 2 of 3 pairs: ")
     _run(place.folder, "UPDATE connections SET sealed_pair = NULL")
     assert (await _check(place))["keys"][1].startswith("no key decrypts 3 of 3 pairs: ")
 
@@ -145,17 +145,17 @@ async def test_check_sqlite_disconnected_connection_needs_no_pair(place: Command
 
 async def test_check_sqlite_older_key_in_use_is_reported(place: CommandContext, encryption_key: str) -> None:
     """An older key that pairs still need is reported, so that the operator keeps it."""
-    severity, told = (await _check(context_in(place.folder, new_key(), encryption_key)))["keys"]
-    assert (severity, told) == (Severity.OK, "decrypt all 3 pairs; 3 still need an older key: keep it")
+    severity, result = (await _check(context_in(place.folder, new_key(), encryption_key)))["keys"]
+    assert (severity, result) == (Severity.OK, "decrypt all 3 pairs; 3 still need an older key: keep it")
 
 
 async def test_check_sqlite_moved_database_warns_of_freeze(place: CommandContext) -> None:
     """A database from another machine is a warning, and the check itself does not freeze it."""
     _run(place.folder, "UPDATE meta SET value = CAST('elsewhere' AS BLOB) WHERE name = 'machine'")
     for _ in range(2):
-        severity, told = (await _check(place))["frozen"]
+        severity, result = (await _check(place))["frozen"]
         assert severity is Severity.WARN
-        assert "will be frozen" in told
+        assert "will be frozen" in result
 
 
 def test_check_rescue_counts_pending_files(place: CommandContext) -> None:

@@ -79,9 +79,9 @@ async def test_check_amo_reports_clock_difference(ahead: int, severity: Severity
 
     async with answering(answer) as address:
         settings = settings_with(AMO__AUTHORIZE_URL=f"http://{address}/oauth")
-        _, (name, found, told) = await _check(check_amo, settings)
+        _, (name, found, result) = await _check(check_amo, settings)
     assert (name, found) == ("clock", severity)
-    assert ("behind" in told) is (ahead == -45)
+    assert ("behind" in result) is (ahead == -45)
     assert asked == [("HEAD", "/oauth", "", b"")]
 
 
@@ -115,8 +115,8 @@ async def test_check_amo_unreachable_fails() -> None:
             ("amo", Severity.FAIL, f"{address}: no HTTP response"),
             ("clock", Severity.WARN, "AMO's time is unknown, and so is the skew of this clock"),
         ]
-    [(_, severity, told), _] = await _check(check_amo, settings)
-    assert (severity, told) == (Severity.FAIL, f"{address}: Connection refused")
+    [(_, severity, result), _] = await _check(check_amo, settings)
+    assert (severity, result) == (Severity.FAIL, f"{address}: Connection refused")
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ async def test_check_proxy_with_forwarded_client_is_ok(app: Running, encryption_
             return web.Response(status=answer.status, headers=answer.headers)
 
     async with answering(pass_on) as address:
-        severity, told = await _check_address(address, encryption_key)
-    assert (severity, told) == (Severity.OK, f"{address} leads to this service, which sees this machine as {CLIENT}")
+        severity, result = await _check_address(address, encryption_key)
+    assert (severity, result) == (Severity.OK, f"{address} leads to this service, which sees this machine as {CLIENT}")
     assert [line["event"] for line in app.lines() if line["event"].startswith("grant")] == []
 
 
@@ -202,7 +202,7 @@ async def test_probe_through_untrusted_proxy_shows_proxy_as_client(run: Any, enc
 
 
 @pytest.mark.parametrize(
-    ("seen", "severity", "told"),
+    ("seen", "severity", "result"),
     [
         (
             ObservedClient(peer="172.18.0.1", forwarded=True, client="172.18.0.1"),
@@ -221,7 +221,7 @@ async def test_probe_through_untrusted_proxy_shows_proxy_as_client(run: Any, enc
     ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
 )
 async def test_check_proxy_reports_observed_client(
-    seen: ObservedClient, severity: Severity, told: str, cipher: Cipher
+    seen: ObservedClient, severity: Severity, result: str, cipher: Cipher
 ) -> None:
     """The check reports whether the client's address is forwarded and trusted."""
 
@@ -231,11 +231,11 @@ async def test_check_proxy_reports_observed_client(
 
     [finding] = [each async for each in check_proxy(settings_with(), ask, cipher=cipher, nonce=NONCE)]
     assert finding.severity is severity
-    assert told in finding.message
+    assert result in finding.message
 
 
-@pytest.mark.parametrize(("status", "told"), [(502, "does not reach the service"), (404, "something else responds")])
-async def test_check_proxy_to_other_service_fails(status: int, told: str) -> None:
+@pytest.mark.parametrize(("status", "result"), [(502, "does not reach the service"), (404, "something else responds")])
+async def test_check_proxy_to_other_service_fails(status: int, result: str) -> None:
     """A proxy that reaches no service or another one fails."""
 
     async def answer(_request: web.Request) -> web.Response:
@@ -244,20 +244,20 @@ async def test_check_proxy_to_other_service_fails(status: int, told: str) -> Non
     async with answering(answer) as address:
         severity, found = await _check_address(address, new_key())
     assert severity is Severity.FAIL
-    assert told in found
+    assert result in found
 
 
 async def test_check_proxy_to_other_installation_fails(app: Running) -> None:
     """A service with other encryption keys is recognized as another installation."""
-    severity, told = await _check_address(app.service.public, new_key())
+    severity, result = await _check_address(app.service.public, new_key())
     assert severity is Severity.FAIL
-    assert "but without the keys of this configuration" in told
+    assert "but without the keys of this configuration" in result
 
 
 async def test_check_proxy_unreachable_from_here_warns() -> None:
     """An unreachable address is only a warning, because many networks do not route to themselves."""
-    severity, told = await _check_address("127.0.0.1:1", new_key())
-    assert (severity, told) == (Severity.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
+    severity, result = await _check_address("127.0.0.1:1", new_key())
+    assert (severity, result) == (Severity.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

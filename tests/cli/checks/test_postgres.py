@@ -88,7 +88,7 @@ async def test_check_postgres_valid_database_is_ok(served: str, encryption_key: 
 
 
 @pytest.mark.parametrize(
-    ("settings", "severity", "told"),
+    ("settings", "severity", "result"),
     [
         ({}, Severity.OK, "durable, read committed"),
         ({"synchronous_commit": "local"}, Severity.OK, "durable, read committed"),
@@ -103,12 +103,12 @@ async def test_check_postgres_valid_database_is_ok(served: str, encryption_key: 
     ],
 )
 def test_check_server_settings_names_unexpected_setting(
-    settings: dict[str, str], severity: Severity, told: str
+    settings: dict[str, str], severity: Severity, result: str
 ) -> None:
     """A setting that each session overrides is a note, and any other a warning."""
     good = {name: values[0] for name, values in SETTINGS.items()}
     finding = check_server_settings({**good, **settings})
-    assert (finding.severity, finding.message) == (severity, told)
+    assert (finding.severity, finding.message) == (severity, result)
 
 
 async def test_check_server_settings_includes_user_and_database(empty: str) -> None:
@@ -116,10 +116,10 @@ async def test_check_server_settings_includes_user_and_database(empty: str) -> N
     [[name]] = await _fetch(empty, "SELECT current_database()")
     for setting in ("synchronous_commit = off", "default_transaction_isolation = 'repeatable read'"):
         await _run(empty, f"ALTER DATABASE {name} SET {setting}")
-    _, told = (await _check(empty))["server_settings"]
-    assert "synchronous_commit = off" in told
-    assert "default_transaction_isolation = repeatable read" in told
-    assert "read_only" not in told
+    _, result = (await _check(empty))["server_settings"]
+    assert "synchronous_commit = off" in result
+    assert "default_transaction_isolation = repeatable read" in result
+    assert "read_only" not in result
 
 
 async def test_check_postgres_empty_database_stays_empty(empty: str, encryption_key: str) -> None:
@@ -151,16 +151,16 @@ async def test_check_postgres_clock_difference_warns(served: str, encryption_key
     """A clock difference warns, because leases use the server's clock and expiries the process's."""
     clock = ShiftedClock()
     clock.advance(60)
-    severity, told = (await _check(served, encryption_key, clock=clock))["server_clock"]
+    severity, result = (await _check(served, encryption_key, clock=clock))["server_clock"]
     assert severity is Severity.WARN
-    assert told == "ours is 60 s ahead of the server's"
+    assert result == "ours is 60 s ahead of the server's"
 
 
 async def test_check_postgres_connection_limit_warns(served: str, encryption_key: str) -> None:
     """The smallest connection limit, here of the database, is compared with an instance's need."""
     await _run(served, f"ALTER DATABASE {read_postgres(served).database} CONNECTION LIMIT 5")
-    severity, told = (await _check(served, encryption_key))["server_capacity"]
-    assert (severity, told) == (Severity.WARN, "5 connections are allowed; an instance uses up to 11")
+    severity, result = (await _check(served, encryption_key))["server_capacity"]
+    assert (severity, result) == (Severity.WARN, "5 connections are allowed; an instance uses up to 11")
 
 
 FIT = ServerFacts(
@@ -226,10 +226,10 @@ def test_check_server_unsuitable_server_is_reported(name: str, more: dict[str, A
 )
 async def test_check_postgres_unreachable_server_hides_password(url: str, said: str) -> None:
     """An unreachable server is reported with its address and the reason, without the password."""
-    [(name, (severity, told))] = (await _check(url, new_key())).items()
+    [(name, (severity, result))] = (await _check(url, new_key())).items()
     assert (name, severity) == ("store", Severity.FAIL)
-    assert told.startswith(said)
-    assert "sekret" not in told
+    assert result.startswith(said)
+    assert "sekret" not in result
 
 
 def test_check_command_includes_postgres(

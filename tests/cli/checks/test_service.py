@@ -41,9 +41,9 @@ async def test_check_service_reports_readiness(app: Running) -> None:
 
 async def test_check_service_credentials_are_note_until_first_pair(app: Running) -> None:
     """The credentials are reported as in /readyz: `not proven yet` is a note, not a success."""
-    for severity, told in ((Severity.NOTE, "not proven yet"), (Severity.OK, "accepted")):
+    for severity, result in ((Severity.NOTE, "not proven yet"), (Severity.OK, "accepted")):
         findings = {one.check: one for one in await _service(app.settings, app.service.private)}
-        assert (findings["amo_credentials"].severity, findings["amo_credentials"].message) == (severity, told)
+        assert (findings["amo_credentials"].severity, findings["amo_credentials"].message) == (severity, result)
         await app.connected()
 
 
@@ -58,7 +58,7 @@ _SHOWN = 'case "$2" in *.socket) echo ActiveState={socket} UnitFileState={at_boo
 
 
 @pytest.mark.parametrize(
-    ("service", "socket", "at_boot", "severity", "told"),
+    ("service", "socket", "at_boot", "severity", "result"),
     [
         ("loaded active enabled", "inactive", "disabled", Severity.OK, "is active"),
         ("loaded inactive disabled", "active", "enabled", Severity.OK, "is inactive and its socket is listening"),
@@ -71,7 +71,7 @@ _SHOWN = 'case "$2" in *.socket) echo ActiveState={socket} UnitFileState={at_boo
     ids=["active", "by_its_socket", "not_at_boot", "inactive", "failed", "masked", "not_installed"],
 )
 async def test_check_unit_reports_state_and_start_at_boot(
-    service: str, socket: str, at_boot: str, severity: Severity, told: str, tmp_path: Path
+    service: str, socket: str, at_boot: str, severity: Severity, result: str, tmp_path: Path
 ) -> None:
     """The unit must be installed, running or activated by its socket, and enabled."""
     load, active, unit_file = service.split(" ")
@@ -81,7 +81,7 @@ async def test_check_unit_reports_state_and_start_at_boot(
         each async for each in check_unit(_systemctl(tmp_path, script), amo_timeout=15.0, wait_limit=WAIT_LIMIT)
     ]
     assert finding.severity is severity
-    assert told in finding.message
+    assert result in finding.message
 
 
 @pytest.mark.parametrize(
