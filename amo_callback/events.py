@@ -49,13 +49,13 @@ Observer = Callable[[Event], None]
 def connection_event(
     name: str, connection: Connection, level: Level = Level.INFO, *, fields: Mapping[str, object] | None = None
 ) -> Event:
-    """Return an event of a connection; fields that are `None` are omitted."""
+    """Return an event for a connection; fields that are `None` are omitted."""
     known = {key: value for key, value in (fields or {}).items() if value is not None}
     return Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **known})
 
 
 def failure_event(name: str, error: Exception, *, details: bool = True) -> Event:
-    """Return the event of a failure: the code and `details` of an `AmoCallbackError`, otherwise a bug."""
+    """Return the event for a failure: an `AmoCallbackError` with its code and `details`, or a bug."""
     if isinstance(error, AmoCallbackError):
         return Event(name=name, level=Level.ERROR, fields=error.fields if details else {"error": error.code})
     return Event(name=name, level=Level.ERROR, error=error)
@@ -69,7 +69,7 @@ def report_bug(name: str, task: asyncio.Task[Any], observer: Observer, *, connec
 
 
 class Outage:
-    """Consecutive failures of a loop; `loop` is the first word of its events."""
+    """Consecutive failures of a loop; `loop` is the prefix of its event names."""
 
     def __init__(self, loop: str, *, clock: Clock, observer: Observer) -> None:
         self._loop = loop
@@ -144,14 +144,14 @@ class QueuedWebhook:
     last_error: str | None = None
     """Why the last try failed: a short word, or the receiver's HTTP status."""
     dead_lettered_at: datetime | None = None
-    """When delivery was given up; the webhook is kept and can be retried."""
+    """When the webhook was dead-lettered; it is kept and can be retried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedDelivery:
     id: str
     lease: str
-    """The lease of the try; if another process holds it by now, nothing is changed."""
+    """The lease of the try; nothing changes if another process has since taken it."""
     error: str
     next_try_at: datetime | None
     """`None` if the webhook is dead-lettered."""
@@ -167,4 +167,4 @@ WEBHOOK_EVENTS = frozenset(
         "connection.disconnected",
     }
 )
-"""The events that are delivered by webhooks, each stored in the transaction of its change."""
+"""The events that are delivered by webhooks, each stored in the same transaction as the change that it reports."""

@@ -57,7 +57,7 @@ class AuthorizationRequest:
     asserted_by_backend: bool = False
     """Whether a backend has asserted the user."""
     challenge: str | None = field(default=None, repr=False)
-    """The S256 code challenge (RFC 7636); only the app instance that started has the verifier."""
+    """The S256 code challenge (RFC 7636); only the app instance that made the request has the verifier."""
     state: bytes | None = field(default=None, repr=False)
     """The app's own state, which is returned to it instead of the issued one."""
 
@@ -73,7 +73,7 @@ class IssuedState:
 
     state_hash: str
     sealed: bytes | None = field(repr=False)
-    """The encrypted request; once a code has come, the grant's encrypted secrets."""
+    """The encrypted request; after a code arrives, the grant's encrypted secrets."""
     expires_at: datetime
     code_hash: str | None = None
     """The fingerprint of the code that came with the state."""
@@ -98,7 +98,7 @@ class CodePresentation:
     host: str | None = None
     """The account's host as named by the caller; otherwise that of an earlier presentation, or the default."""
     address: str | None = None
-    """The address whose codes are limited."""
+    """The client address to which the code limit applies."""
     source: CodeSource = CodeSource.BROWSER
     verifier: str | None = field(repr=False, default=None)
 
@@ -161,7 +161,7 @@ class NewConnection:
     grant: Grant
     connection: Connection
     token_iat: int | None
-    """AMO's issue time; of two grants of one connection the later one wins."""
+    """AMO's issue time; if a connection has two grants, the later one is kept."""
     owner: str | None = None
     """A user asserted by a backend, who becomes an owner."""
 
@@ -185,7 +185,7 @@ class GrantResult:
     domain: str
     """The account's host."""
     support: str
-    """A support code for the page and the log, which reveals nothing else."""
+    """A support code for the page and the log, which contains no secret."""
     connection_id: str | None = None
     grant_no: int = 0
     """The store's counter of disconnects when the code was first claimed."""

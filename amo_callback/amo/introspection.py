@@ -1,4 +1,4 @@
-"""Introspection at AMO without I/O: requests about a token that do not spend it, and the meaning of responses.
+"""Introspection requests and response parsing, without I/O; introspection never spends a token.
 
 `GET https://{api_domain}/oauth2/account/current/subdomain` with a refresh token and `GET
 https://www.amocrm.ru/oauth2/account/subdomain` with an access token both return the account's current host. It is

@@ -161,7 +161,7 @@ def _is_lifetime(value: object) -> TypeGuard[int]:
 
 
 def json_object(body: bytes) -> dict[str, object] | None:
-    """Return a JSON object, or `None` for any other bytes."""
+    """Parse a JSON object; return `None` if the body is anything else."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""AMO's token endpoint without I/O: requests, and the meaning of responses.
+"""Request building and response parsing for AMO's token endpoint, without I/O.
 
 The vendor's documentation: https://www.amocrm.ru/developers/content/oauth/oauth (and `/step-by-step`), for Kommo
 https://developers.kommo.com/reference/get-token. Behavior that is only reported by integrations is treated as likely,
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 RESPONSE_LIMIT = 256 * 1024
-"""The maximum number of bytes that are read of a response."""
+"""The maximum number of response bytes to read."""
 TOO_LARGE = "too_large"
-"""The reason why a longer response is cut off."""
+"""The reason recorded for a response truncated at `RESPONSE_LIMIT`."""
 RETRY_AFTER = 60.0
 """Seconds to wait after a 429 without a readable `Retry-After`."""
 
@@ -70,7 +70,7 @@ class Integration:
     def address(self, domain: str, path: str) -> str:
         """Return the URL of a request to an AMO host; raises `HostNotAllowed`.
 
-        Every request with a secret gets its URL here.
+        All requests that carry a secret must get their URL from this method.
         """
         return account_url(self.endpoint, domain, allowed=self.allowed_domains) + path
 
@@ -87,7 +87,7 @@ class AmoRequest:
 
 HEADERS = {
     "Accept": "application/json",
-    "Accept-Encoding": "identity",  # then the size limit also limits the uncompressed response
+    "Accept-Encoding": "identity",  # so that the size limit applies to the uncompressed response
 }
 
 
@@ -119,26 +119,26 @@ def _token_request(integration: Integration, domain: str, **grant: str) -> AmoRe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmoResponse:
-    """A response of AMO, up to `RESPONSE_LIMIT` bytes."""
+    """A response from AMO, truncated to `RESPONSE_LIMIT` bytes."""
 
     status: int
     body: bytes = field(repr=False)
     others: tuple[bytes, ...] = field(default=(), repr=False)
-    """Other readings of the body, in case its headers are wrong."""
+    """Alternative decodings of the body, in case its headers are wrong."""
     broken: str | None = None
     """Why the response is incomplete; `None` if it is complete."""
     retry_after: str | None = None
     date: str | None = None
     request_id: str | None = None
     is_problem: bool = False
-    """Whether it is problem+json, and so AMO's own response and not a proxy's."""
+    """Whether the body is problem+json, which means that AMO and not a proxy responded."""
 
 
 class GrantType(Enum):
     """The kind of presented credential; each has its own refusals."""
 
     CODE = "authorization_code"
-    REFRESH_TOKEN = "refresh_token"  # noqa: S105 -- OAuth's name of the grant type
+    REFRESH_TOKEN = "refresh_token"  # noqa: S105 -- OAuth's name for the grant type
 
 
 _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]], ...]] = {
@@ -155,7 +155,7 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
         (re.compile(r"cannot decrypt the refresh token"), InvalidRefreshToken),
     ),
 }
-"""The refusals that only the user can resolve; no other words are final."""
+"""The refusals that only the user can resolve; no other text is treated as final."""
 
 _REJECTED_CLIENT = re.compile(r"check the `?(?:client_id|client_secret|redirect_uri)`? parameter")
 """AMO's hints for wrong client credentials; a problem+json 401 without a hint means the same."""
@@ -165,7 +165,7 @@ _CLIENT_REFUSALS = re.compile(
     r"|authorization code was not issued to this client"
 )
 _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code was not issued to this client")
-"""In a response to a refresh token, these words concern that token only."""
+"""In a response to a refresh token, these messages refer only to that token, not to the client credentials."""
 
 
 def read_token_response(
@@ -265,7 +265,7 @@ _LONG_WORD = re.compile(r"[^\s]{24,}")
 
 
 def _words(text: object) -> str:
-    """Return text from a response as it may be logged: short, and without anything as long as a secret."""
+    """Return response text that is safe to log: short, and without anything long enough to be a secret."""
     if not isinstance(text, str):
         return ""
     return _LONG_WORD.sub("…", "".join(c if c.isprintable() else " " for c in text[:1000])).strip()[:120]

@@ -114,7 +114,7 @@ def config() -> None:
 @with_context
 @json_option
 def check_file(context: CommandContext, *, as_json: bool) -> int:
-    """Check only the configuration file, without opening or requesting anything else."""
+    """Check only the configuration file; open no other file and send no request."""
     return report(check_settings(context.settings), as_json=as_json)
 
 

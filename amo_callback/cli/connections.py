@@ -60,10 +60,12 @@ connections.add_command(import_)
 
 
 @connections.command("list")
-@click.option("--account-id", metavar="ID", help="Only of this AMO account.")
-@click.option("--owner", metavar="ID", help="Only of this app user.")
-@click.option("--domain", metavar="HOST", help="Only of the account with this host.")
-@click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only with this status.")
+@click.option("--account-id", metavar="ID", help="Only connections of this AMO account.")
+@click.option("--owner", metavar="ID", help="Only connections of this app user.")
+@click.option("--domain", metavar="HOST", help="Only connections of the account with this host.")
+@click.option(
+    "--status", type=click.Choice([str(status) for status in Status]), help="Only connections with this status."
+)
 @api_command(Scope.READ, text=lambda found: output.rows(_COLUMNS, found))
 async def list_(api: ApiClient, /, **only: str | None) -> list[dict[str, Any]]:
     """List connections."""
@@ -157,7 +159,7 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
     frozen = str(checks["frozen"]["detail"])
     if checks["frozen"]["ok"] or _ASKED in frozen or yes:
         return True
-    question = f"{output.printable(frozen)}\nIs it certain that no other host uses these tokens?"
+    question = f"{output.printable(frozen)}\nAre you sure that no other host uses these tokens?"
     try:
         return output.confirm(question, yes=False)
     except CommandFailed as error:

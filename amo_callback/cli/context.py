@@ -41,7 +41,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Give a command an optional argument NAME and --all; its `name` is `None` for all."""
+    """Add an optional NAME argument and an --all option to a command; `name` is `None` with --all."""
 
     def decorate(run: Callable[..., T]) -> Callable[..., T]:
         @click.argument("name", required=False)
@@ -49,7 +49,7 @@ def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], C
         @wraps(run)
         def checked(*args: object, name: str | None, every: bool, **options: object) -> T:
             if (name is not None) == every:
-                raise click.UsageError(f"name one {what}, or --all")
+                raise click.UsageError(f"specify one {what}, or --all")
             return run(*args, name=name, **options)
 
         return checked
@@ -91,7 +91,7 @@ class OpenedStore:
 
 
 def with_context(run: Callable[..., T]) -> Callable[..., T]:
-    """Give a command --config, and the resulting context as its first argument."""
+    """Add --config to a command, and pass the loaded context as its first argument."""
 
     @config_option
     @click.pass_obj
@@ -209,7 +209,7 @@ def acting_as_owner(owned: Path) -> Iterator[None]:
 async def open_as_owner(context: CommandContext, *, create: bool = False) -> AsyncIterator[OpenedStore]:
     """Open the store as the owner of its files.
 
-    Raises `ConfigurationError` if there is no database, unless `create`, and if no key decrypts it.
+    Raises `ConfigurationError` if there is no database and `create` is false, or if no key decrypts it.
     """
     if not create:
         check_database_exists(context)

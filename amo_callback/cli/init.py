@@ -52,7 +52,7 @@ def read_callback(text: str) -> Callback:
         raise ValueError("must be an address of visible ASCII characters, such as https://admin.example.com")
     parts = _parts(given)
     if "?" in given or "#" in given:
-        raise ValueError("must have no ? and no #: AMO adds its own")
+        raise ValueError("must not contain ? or #: AMO appends its own query")
     default = Server().base_path
     if parts.path in {"", "/"}:
         return Callback(redirect_uri=f"{given.removesuffix('/')}{default}{CALLBACK}", base_path=default)
@@ -75,7 +75,7 @@ def read_client_id(text: str) -> str:
 
 
 def read_client_secret(text: str) -> str:
-    """Check the integration's secret key; raises `ValueError`, whose message quotes nothing."""
+    """Check the integration's secret key; raises `ValueError`, whose message does not contain the value."""
     if not _VISIBLE.fullmatch(text):
         raise ValueError('must be only the "Secret key": one line without spaces')
     return text
@@ -93,7 +93,7 @@ def read_deep_link(text: str) -> str:
 
 
 def read_database(text: str) -> str:
-    """Check the database URL, which must have no password; raises `ValueError`, whose message quotes nothing."""
+    """Check the database URL, which must have no password; raises `ValueError` without the value."""
     if not text.isprintable():
         raise ValueError("must consist of visible characters")
     validate_url(text)
@@ -106,7 +106,7 @@ def read_database(text: str) -> str:
 
 
 def _parts(address: str) -> SplitResult:
-    """Return the parts of a URL that is valid in the configuration; raises `ValueError`."""
+    """Split a URL; raises `ValueError` if the configuration would not accept it."""
     try:
         parts = urlsplit(address)
         if not parts.hostname or parts.port == 0:
@@ -190,7 +190,7 @@ def init(
     deep_link: str | None,
     database: str | None,
 ) -> None:
-    """Write a configuration: ask for the required values and generate keys; nothing is written before all are known."""
+    """Write a configuration: ask for the required values and generate keys; nothing is written until all are known."""
     paths = _paths(config, invocation.environ, systemd=systemd)
     database = database or paths.database
     asking = not no_input and sys.stdin.isatty() and sys.stdout.isatty()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EX_USAGE = 2
 """The exit status for an invalid command line."""
 _UNLIMITED = 100_000
-"""Columns of output that is not a terminal."""
+"""The width of tables if the output is not a terminal."""
 
 
 def echo(text: str) -> None:
@@ -77,12 +77,14 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
 
 
 def confirm(question: str, *, yes: bool) -> bool:
-    """Ask, unless `yes`; the end of the input means no. Raises `CommandFailed` without a terminal."""
+    """Ask for confirmation unless `yes`; the end of input means no. Raises `CommandFailed` without a terminal."""
     if yes:
         return True
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask on: confirm with --yes; nothing was changed")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the event loop's handler could not interrupt
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # the loop's handler could not interrupt the prompt
     try:
         return click.confirm(question)
     except click.Abort as abort:

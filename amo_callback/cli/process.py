@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from amo_callback.refresh.pending_writes import PendingWrites
 
 _LONGEST = 600.0
-"""The maximum delay of the shutdown in seconds for a pair that exists only in memory."""
+"""The maximum shutdown delay in seconds while a pair exists only in memory."""
 _REPORT_EVERY = 10.0
 _STEP = 0.1
 _RESERVE = 200

@@ -249,7 +249,7 @@ def _target(root: Path | None) -> Target:
     if root is not None:
         return Target(root=root, real=False)
     if os.geteuid() != 0:
-        raise CommandFailed("only root writes units (or --root FOLDER writes them elsewhere)")
+        raise CommandFailed("only root can write units (use --root FOLDER to write them elsewhere)")
     if not _BOOTED.is_dir():
         raise CommandFailed("systemd does not manage this machine (use --root FOLDER to write the units elsewhere)")
     return Target(root=Path("/"), real=True)

@@ -84,7 +84,7 @@ def export(context: CommandContext, *, file: Path, passphrase_file: Path | None,
 
 async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str]:
     async with open_as_owner(context) as opened:
-        await opened.store.check_machine(context.location)  # report a copy before it is frozen by the export
+        await opened.store.check_machine(context.location)  # detect a copied database before the export freezes it
         store, clock, rescue = opened.store, opened.clock, RescueFolder(context.rescue)
         frozen = await freeze(store, why=_WHY)
         if frozen.why != _WHY:
@@ -207,7 +207,9 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         source = "a raw answer" if options.raw else "plain JSON" if options.cipher is None else "an export"
         status = await _carry_out(plan, opened, source=source)
         if options.raw and status == 0:
-            options.file.unlink(missing_ok=True)  # the service would not notice that its pair was imported
+            options.file.unlink(
+                missing_ok=True
+            )  # this rescue file is done, but the service cannot know that its pair was imported
         return status
 
 
@@ -246,7 +248,7 @@ def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
         "replaced": len(plan.replaced),
         "already stored, skipped": plan.same,
         "kept, because newer tokens are stored": plan.newer,
-        "with an owner: owners are bound when the user connects in the app": plan.owned,
+        "with an owner, which is not imported: users become owners when they connect in the app": plan.owned,
         "without a refresh token: they end with their access token": sum(not one.refresh_token for one in coming),
         "frozen individually: they stay frozen until thawed": sum(one.frozen for one in coming),
     }

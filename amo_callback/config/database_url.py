@@ -60,7 +60,7 @@ def url_secrets(url: str) -> Sequence[str]:
 
 
 def read_postgres(url: str) -> PostgresUrl:
-    """Parse a PostgreSQL URL as asyncpg does; raises `ValueError`, whose message quotes nothing."""
+    """Parse a PostgreSQL URL as asyncpg does; raises `ValueError`, whose message does not contain the value."""
     if "#" in url:
         raise ValueError(f"must not contain a #: {_ESCAPED}")
     try:

@@ -139,7 +139,7 @@ class App(_Section):
 
 
 class LimitsSection(_Section):
-    """`[limits]`: codes per address that AMO has not accepted."""
+    """`[limits]`: the number of rejected codes allowed per address."""
 
     failed_codes: Annotated[int, Field(gt=0)] = 30
     window: Seconds = 60

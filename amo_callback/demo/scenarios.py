@@ -68,7 +68,7 @@ SCENARIOS = (
     Scenario(
         name="away",
         title="amoCRM unreachable / reachable",
-        expect="Valid tokens are still handed out, and refreshing waits. No connection is given up.",
+        expect="Valid tokens are still handed out, and refreshing waits. No connection is lost.",
         one=False,
     ),
 )

@@ -42,7 +42,7 @@ MAX_KEYS = 100
 _MAX_CONTAINERS = 20 * MAX_KEYS
 """The maximum number of objects and lists in a set, which determine the time of parsing."""
 _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
-"""A number in base64url, limited because a much longer one than in real keys would slow down every verification."""
+"""A base64url number, whose length is limited because oversized numbers would slow down every verification."""
 
 
 @asynccontextmanager
@@ -147,7 +147,7 @@ class JwksVerifier:
             self._fetching = None
 
     async def _request(self) -> Sequence[Key]:
-        """Fetch the set; raises `JwksUnavailable`, which quotes nothing from the response."""
+        """Fetch the set; raises `JwksUnavailable`, whose message contains no part of the response."""
         body = bytearray()
         try:
             async with self._session.get(self._url, allow_redirects=False) as response:

@@ -63,7 +63,7 @@ class Notifier:
 
 
 class Watchdog:
-    """The notifications of a process, from readiness to the end.
+    """Sends a process's notifications to systemd, from readiness until exit.
 
     systemd kills a process that stops notifying, and then everything that exists only in its memory is lost. The
     watchdog is therefore notified as long as the process `is_alive`; a blocked event loop sends nothing. At shutdown,

@@ -30,7 +30,7 @@ _EXCHANGE_EVERY = timedelta(seconds=10)
 
 
 class AddressBlock:
-    """The state of the block; during a block, only probes are refreshed."""
+    """The state of the block; during a block, only probes are sent."""
 
     def __init__(self, core: Core) -> None:
         self._core = core

@@ -42,7 +42,7 @@ class FreezeSwitch:
         return self.frozen
 
     async def thaw_all(self) -> None:
-        """Thaw all connections, on this machine from now on."""
+        """Thaw all connections, and record this machine as the store's location."""
         await self._core.store.thaw_all(machine=self._machine)
         await self.watch()
 

@@ -154,7 +154,7 @@ class PendingWrites:
             try:
                 files = await asyncio.to_thread(self._rescue.read)
             except OSError as error:
-                raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
+                raise ConfigurationError(f"storage.rescue: cannot read the folder: {error.strerror}") from None
             self._unreadable &= files.keys()
             self._orphans &= files.keys()
             self._settled &= files.keys()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LAST_DAY = timedelta(days=1)
 _WARNINGS = 100
-"""Connections per transaction for which a warning is recorded."""
+"""The maximum number of warnings recorded per transaction."""
 _SECOND = timedelta(seconds=1)
 _ID = itemgetter("id")
 _STATUSES = {status.value: status for status in Status}
@@ -104,7 +104,7 @@ class Connections(Repository):
         )
 
     async def probe(self, *, exclude: Sequence[str], turn: timedelta) -> Connection | None:
-        """Return an active connection with a refresh token, preferring the most recent success and failed ones last."""
+        """Return an active connection with a refresh token, the most recently successful first and failed ones last."""
         found = await self.claim_work("probe", exclude=json_list(exclude), turn=turn)
         return _first(found)
 

@@ -145,7 +145,7 @@ def arguments(statement: Statement, values: Mapping[str, object]) -> list[object
 
 
 def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- any dataclass instance is accepted
-    """Return the fields of a frozen dataclass instance, which have the names of its statements' parameters."""
+    """Return the fields of a frozen dataclass instance by name, as parameters for a statement."""
     names: tuple[str, ...] = value.__slots__
     return dict(zip(names, attrgetter(*names)(value), strict=True))
 
@@ -281,7 +281,7 @@ class Database(ABC):
 
     def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
         self.clock = clock
-        """The clock by which every stored time is written and compared."""
+        """The clock used for every stored time."""
         self.process = process
         self.statements = statements
         self.failed_at: float | None = None
@@ -294,7 +294,7 @@ class Database(ABC):
 
     @abstractmethod
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `work` in a transaction. It may run more than once, and awaits only its transaction."""
+        """Run `work` in a transaction. It may run more than once, and must await only its transaction."""
 
     async def write(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Execute one statement in its own transaction."""
@@ -305,7 +305,7 @@ class Database(ABC):
         return await self.read(statement, **values)
 
     async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run a transaction that only coordinates instances, which may succeed although other writes fail."""
+        """Run a transaction that only coordinates instances, which may succeed even if other writes fail."""
         return await self.transact(work)
 
     @abstractmethod
@@ -322,7 +322,7 @@ class Database(ABC):
         return machine
 
     async def cleanup(self) -> None:
-        """Delete expired rows that coordinated instances."""
+        """Delete expired rows used to coordinate instances."""
         await self.claim_work("forget_turns")
 
     def subscribe(self, listener: Callable[[ChangeNotice], None]) -> None:
@@ -338,7 +338,7 @@ class Database(ABC):
 def in_transaction(
     method: Callable[Concatenate[S, Transaction, P], Awaitable[T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Run a method in a transaction, its first argument. It may run more than once, and awaits only the transaction."""
+    """Run a method in a transaction, its first argument; it may run more than once, and must await nothing else."""
 
     @wraps(method)
     async def transact(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""A cache of connections by selector, so that most hand-outs read no database.
+"""A cache of connections by selector, so that most hand-outs do not read the database.
 
 An entry is valid for at most `_TTL` seconds, and only until the connection is written:
 

@@ -201,7 +201,7 @@ class Api(ABC):
 
     @abstractmethod
     def render_http_error(self, error: web.HTTPException) -> web.Response:
-        """Render an error of aiohttp."""
+        """Render an HTTP error raised by aiohttp."""
 
     @abstractmethod
     def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:

@@ -269,7 +269,7 @@ async def test_import_of_other_system_shows_plan_and_requires_yes(there: Host) -
     name = there.file("tokens.json", json.dumps({"connections": entries}))
     plan = (
         "        3  new\n"
-        "        1  with an owner: owners are bound when the user connects in the app\n"
+        "        1  with an owner, which is not imported: users become owners when they connect in the app\n"
         "        1  without a refresh token: they end with their access token\n"
         "The system they come from must stop refreshing them: tokens that two systems refresh are lost to both.\n"
     )

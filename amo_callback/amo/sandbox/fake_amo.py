@@ -1,4 +1,4 @@
-"""AMO's rules without I/O: accounts, consent, codes, tokens, introspection and the hook's signature."""
+"""A simulation of AMO without I/O: accounts, consent, codes, tokens, introspection and the hook's signature."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Quirks:
     introspection_accepts_spent: bool = False
     """Whether introspection accepts a spent refresh token."""
     moved_status: int = 404
-    """The status, without a hint, that the old host of a moved account returns."""
+    """The status that a moved account's old host returns, without a hint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +126,7 @@ class FakeAmo:
     def allow(self, account: SandboxAccount) -> str:
         """Allow access as the account's user, and return the authorization code.
 
-        This enables a disabled integration again; earlier tokens stay revoked.
+        This re-enables a disabled integration; earlier tokens stay revoked.
         """
         if account.disabled:
             self._revoke(account)

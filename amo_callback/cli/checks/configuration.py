@@ -127,7 +127,9 @@ def _api_keys(settings: Settings) -> Finding:
         )
     missing = [scope for scope in (Scope.TOKEN, Scope.READ) if key_with(text, scope) is None]
     if missing:
-        return warn("api_keys", f"no key has the scope {missing[0]}", fix=f'add a key with it: "name:{missing[0]}:key"')
+        return warn(
+            "api_keys", f"no key has the scope {missing[0]}", fix=f'add a key with this scope: "name:{missing[0]}:key"'
+        )
     return ok("api_keys", ", ".join(f"{key.name} ({'+'.join(sorted(key.scopes))})" for key in known))
 
 
@@ -154,7 +156,7 @@ def _private_address(settings: Settings) -> Finding:
         return warn(
             "private_address",
             f"{address} can be reached from other machines unless a firewall prevents it, and hands out tokens",
-            fix='set server.private to "127.0.0.1:8081", an address of your own network, or "unix:/path"',
+            fix='set server.private to "127.0.0.1:8081", an address on your private network, or "unix:/path"',
         )
     return ok("private_address", address)
 

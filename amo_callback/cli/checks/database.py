@@ -180,7 +180,7 @@ def check_rescue(context: CommandContext) -> Iterator[Finding]:
         yield warn(
             "rescue",
             f"{len(waiting)} pending writes in {context.rescue}: the database has not committed them",
-            fix="leave them: the service stores them once the disk has room; if they stay, see its log",
+            fix="keep them: the service stores them when the disk has space; if they remain, see its log",
         )
     else:
         yield ok("rescue", f"no pending writes in {context.rescue}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Texts = dict[str, dict[str, str]]
-"""Section, key, text."""
+"""Page texts by section and key."""
 
 _FOLDER = resources.files("amo_callback.web") / "pages" / "texts"
 LANGUAGES = ("en", "uk", "ru")
@@ -82,7 +82,7 @@ def parse_user_agent(*, user_agent: str, accept_language: str) -> UserAgent:
 
 
 def _kind(agent: str) -> Kind:
-    if len(agent) > _MAX_AGENT or "Windows Phone" in agent:  # it also names all other browsers
+    if len(agent) > _MAX_AGENT or "Windows Phone" in agent:  # a Windows Phone also names all other browsers
         return Kind.OTHER
     if _IN_APP.search(agent):
         return Kind.IN_APP

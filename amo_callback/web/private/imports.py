@@ -74,7 +74,7 @@ class ImportResult:
 
 class InvalidConnections(InvalidRequest):
     def __init__(self, problems: Sequence[RecordError]) -> None:
-        super().__init__(f"connections: {len(problems)} of them cannot be imported; nothing was changed")
+        super().__init__(f"connections: {len(problems)} cannot be imported; nothing was changed")
         shown = [{"place": problem.place, "why": problem.why} for problem in problems[:_MAX_PROBLEMS]]
         self.members = {"problems": shown}
 

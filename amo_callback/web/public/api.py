@@ -112,7 +112,7 @@ def error_actions() -> Mapping[str, str]:
     shown = {error: known.action for error, known in DEEP_LINK_ERRORS.items()}
     own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, StoreUnavailable, InternalError)
     own_actions = {error.code: error.action for error in own}
-    return {**shown, **own_actions, METHOD_NOT_ALLOWED: "use a method in `Allow`"}
+    return {**shown, **own_actions, METHOD_NOT_ALLOWED: "use a method listed in the `Allow` header"}
 
 
 class PublicApi(Api):
