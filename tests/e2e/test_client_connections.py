@@ -90,5 +90,5 @@ async def test_serve_with_too_few_descriptors_exits_78(tmp_path: Path, encryptio
     async with staged(tmp_path, encryption_key, accounts=0) as stage:
         status, _, result = await command("serve", folder=tmp_path, environ=stage.environ(), open_files=(128, 128))
     assert status == 78
-    assert "the process may open 128 files, and needs 216 at least" in result
+    assert "the process may open 128 files, but needs at least 216" in result
     assert "LimitNOFILE=" in result
