@@ -113,7 +113,7 @@ async def test_check_amo_unreachable_fails() -> None:
         settings = settings_with(AMO__AUTHORIZE_URL=f"http://{address}/oauth")
         assert await _check(check_amo, settings) == [
             ("amo", Severity.FAIL, f"{address}: no HTTP response"),
-            ("clock", Severity.WARN, "AMO's time is unknown, and so is the skew of this clock"),
+            ("clock", Severity.WARN, "AMO's time is unknown, and so is the clock skew"),
         ]
     [(_, severity, result), _] = await _check(check_amo, settings)
     assert (severity, result) == (Severity.FAIL, f"{address}: Connection refused")
