@@ -1,4 +1,4 @@
-"""The values of the domain, immutable; their reprs contain no secrets."""
+"""Immutable domain objects; their reprs contain no secrets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenPair:
-    """An access token and the single-use refresh token that replaces it."""
+    """An access token, and the single-use refresh token that obtains the next pair."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
@@ -52,7 +52,7 @@ class TokenPair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """The account of a pair, by unverified claims of its access token."""
+    """The account of a pair, according to the unverified claims of its access token."""
 
     account_id: str = ""
     user_id: str = ""
@@ -98,7 +98,7 @@ class Connection:
     pair_version: int
     row_version: int
     attempt: str | None = None
-    """The current refresh attempt: in progress, with an unknown outcome, or of a process that died."""
+    """The current refresh attempt: in progress, with an unknown outcome, or abandoned by a process that died."""
     lease_owner: str | None = None
     lease_until: datetime | None = None
     presented_token: str | None = None
@@ -115,7 +115,7 @@ class Connection:
     grant_iat: int | None = None
     """AMO's issue time of the first pair of the current grant."""
     refused_since: datetime | None = None
-    """Since when AMO has refused it without a hint while introspection rejects its token."""
+    """When AMO began to refuse it without a hint while introspection rejects its token."""
     refusals: int = 0
     """The number of such refusals in a row."""
     suspended_reason: Reason | None = None
@@ -279,7 +279,7 @@ class RefreshTrigger(StrEnum):
     HAND_OUT = "hand_out"
     FORCED = "forced"
     PROBE = "probe"
-    """A test whether the reason for pausing all refreshes is over."""
+    """A test of whether the reason for pausing all refreshes still applies."""
     TRIAL = "trial"
     """A trial of a connection in `needs_reauth` whose token AMO seems to accept."""
 

@@ -16,10 +16,10 @@ REFRESH_TOKEN_LIFETIME = timedelta(days=90)
 """A refresh token expires after three months without use (https://www.amocrm.ru/developers/content/oauth/oauth)."""
 
 TRIES_LEFT = 3
-"""The number of further tries that a back-off leaves before the access token expires."""
+"""The number of retries that must still fit before the access token expires."""
 
 CLOCK_TOLERANCE = timedelta(seconds=60)
-"""How far in the future a stored time may be, because another clock, or this one before a step, has written it."""
+"""How far in the future a stored time may be, since it may be from another clock or from before a clock adjustment."""
 TURN = timedelta(seconds=30)
 """How long due connections stay assigned to one of several instances."""
 
@@ -57,8 +57,8 @@ def retry_at(
 ) -> datetime:
     """Return when to retry after `failures` in a row: exponential back-off with full jitter.
 
-    While the access token is valid, a wait is so short that it leaves `TRIES_LEFT` further tries. It is at least a
-    second, because full jitter may draw zero.
+    While the access token is valid, a wait is short enough to leave `TRIES_LEFT` more tries. It is at least a second,
+    because full jitter may draw zero.
     """
     wait = random() * min(cap, base * 2.0 ** min(failures - 1, 30))
     if expires_at is not None and expires_at > now:

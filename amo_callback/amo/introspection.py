@@ -44,7 +44,7 @@ def refresh_token_request(integration: Integration, *, refresh_token: str, api_d
 
 
 def access_token_request(integration: Integration, *, access_token: str, domain: str) -> AmoRequest | None:
-    """Build the request for an access token, to the vendor's main host for the account's domain.
+    """Build the request for an access token, to the main host (such as amocrm.ru) of the account's host.
 
     Returns `None` if that host is not allowed. Raises `HostNotAllowed` if the account's own host is not allowed.
     """

@@ -171,11 +171,12 @@ _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code wa
 def read_token_response(
     response: AmoResponse, *, grant_type: GrantType, now: datetime, presented: str = "", allowed: Sequence[str] = ()
 ) -> TokenResponse:
-    """Return the pair in a response to a `presented` credential; raises the error that the response means.
+    """Return the pair in a response to a `presented` credential, or raise the corresponding error.
 
-    Each error has the response's status and request id, AMO's words, and whether they reject the client credentials. It
-    is `UnknownOutcome` if the credential may have been spent; otherwise a `UserError`, `RetryableError` or
-    `OperatorError`. Expiry is counted from `now` by this service's clock, so that a constant clock skew has no effect.
+    Each error carries the response's status and request id, AMO's message, and whether AMO rejected the client
+    credentials. It is `UnknownOutcome` if the credential may have been spent; otherwise a `UserError`, `RetryableError`
+    or `OperatorError`. Expiry is counted from `now` by this service's clock, so that a constant clock skew has no
+    effect.
     """
     try:
         return _read(response, grant_type, presented, now, allowed)

@@ -31,10 +31,10 @@ _LISTENERS = 2
 
 
 class Deadline:
-    """Ends the process `seconds` after the stop signal, or as soon as the last pair is stored after that.
+    """Ends the process `seconds` after the stop signal, or later, as soon as the last pair is stored.
 
-    A pair that is neither in the store nor in a rescue file delays the end by up to ten minutes; its connection is
-    logged every ten seconds. Nothing else does, not even an unresponsive resolver, store or client.
+    A pair that is neither in the store nor in a rescue file delays the exit by up to ten minutes; its connection is
+    logged every ten seconds. Nothing else delays the exit, not even an unresponsive resolver, store or client.
     """
 
     def __init__(self, *, seconds: float, clock: Clock, observer: Observer, leave: Callable[[int], None]) -> None:

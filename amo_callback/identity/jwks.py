@@ -40,7 +40,7 @@ MIN_RSA_BITS = 2048
 MAX_KEYS = 100
 """The maximum number of keys in a set, since a token may have to be verified with every key that has its key id."""
 _MAX_CONTAINERS = 20 * MAX_KEYS
-"""The maximum number of objects and lists in a set, which determine the time of parsing."""
+"""The maximum number of objects and lists in a set, which bounds the parsing time."""
 _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
 """A base64url number, whose length is limited because oversized numbers would slow down every verification."""
 

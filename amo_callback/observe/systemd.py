@@ -167,7 +167,7 @@ def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether the journal reads this stream; the variable alone is also set for a redirected process."""
+    """Return whether the journal reads this stream; the variable alone does not show it, as it survives redirection."""
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):  # the stream is closed, or not a file

@@ -124,8 +124,8 @@ class FailureRecorder:
     async def _classify_unauthorized(self, claimed: Connection, error: UnauthorizedWithoutHint) -> AmoCallbackError:
         """Return the error to record for a refusal without a hint.
 
-        If introspection accepts the token, the client credentials are suspect. If it rejects it for a day, the result
-        is `RefreshRefused`.
+        If introspection accepts the token, the client credentials are suspect. If introspection rejects the token for a
+        day, the result is `RefreshRefused`.
         """
         if error.accepted and error.same_host:
             title = error.title or "without a hint"

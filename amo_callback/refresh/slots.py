@@ -1,4 +1,4 @@
-"""Slots of AMO's rate limit for requests of this process, which stop at shutdown."""
+"""Rate-limit slots for this process's requests to AMO; none are granted at shutdown."""
 
 from __future__ import annotations
 

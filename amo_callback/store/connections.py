@@ -31,7 +31,7 @@ _REASONS = {reason.value: reason for reason in Reason}
 _MICROSECOND = timedelta(microseconds=1)
 
 
-# An unknown value was written by hand, and must not break queries for many rows.
+# An unknown value must have been written by hand, and must not break queries that return many rows.
 read_connection = row_reader(
     Connection,
     converters={
@@ -186,7 +186,7 @@ class Connections(Repository):
         )
 
     async def retry_hosts(self, *, now: datetime) -> None:
-        """Make refreshes due now that were postponed because of a stored host."""
+        """Make refreshes that were postponed because of their stored host due now."""
         await self.write("retry_hosts", now=now)
 
     async def reactivate(
@@ -287,7 +287,7 @@ class Connections(Repository):
         pause: timedelta | None = None,
         events: Sequence[Event] = (),
     ) -> bool:
-        """Schedule the next recheck and the pause before it; `False` if the row has changed since."""
+        """Schedule the next recheck and the pause before it; `False` if the row has changed since it was read."""
         return await self._change_read(
             "schedule_recheck", connection, events=events, recheck_at=connection.recheck_at, at=at, pause=pause
         )
@@ -340,7 +340,7 @@ class Connections(Repository):
         await transaction.run_many("import_connections", [{**_row(one), "now": now} for one in ordered])
         found = await transaction.run("connections_by_id", ids=json_list(ids))
         stored = {row["id"]: row["sealed_pair"] for row in found}
-        # Encryption is randomized, so a pair that is stored exactly as given was written here.
+        # Encryption is randomized, so this import wrote a pair that is stored exactly as given.
         done = [one for one in brought if stored[one.connection.id] == one.connection.sealed_pair]
         owners = [
             {"connection_id": one.connection.id, "owner": owner, "bound_no": bound_no}

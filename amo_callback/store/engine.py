@@ -1,6 +1,6 @@
 """The common part of the engines: named statements, conversion of parameters and rows, transactions.
 
-In a statement, `:clock` is the time of the clock that determines leases, in microseconds since 1970.
+In a statement, `:clock` is the current time of the clock that determines leases, in microseconds since 1970.
 """
 
 from __future__ import annotations
@@ -318,7 +318,7 @@ class Database(ABC):
         return 0.0
 
     async def location(self, machine: str) -> str:
-        """Return a name for the database's location; `machine` is this process's name for its own."""
+        """Return a name for the database's location; for a file, `machine`, which names this process's machine."""
         return machine
 
     async def cleanup(self) -> None:

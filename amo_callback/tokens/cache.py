@@ -77,7 +77,7 @@ def open_connection(connection: Connection, core: Core) -> OpenConnection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadMark:
-    """The state of the cache when a read began; the result of the read is no newer."""
+    """The state of the cache when a read began, by which a result that a later write has superseded is recognized."""
 
     at: float
     epoch: int

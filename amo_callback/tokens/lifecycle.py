@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class TokenLifecycle:
-    """The parts that keep the tokens of one process, built and not started; `machine` names where its store is."""
+    """The components that maintain one process's tokens, not started yet; `machine` names the store's location."""
 
     def __init__(self, core: Core, *, rescue: RescueFolder, machine: str) -> None:
         self.core = core
@@ -89,18 +89,18 @@ class TokenLifecycle:
         await self.credentials.watch()
 
     async def watch_shared_state(self) -> None:
-        """Read what any process has found that stops refreshing."""
+        """Read the shared state that pauses refreshing, as recorded by any process."""
         state = await self.core.store.shared_state()
         self.freeze_switch.adopt(state.frozen)
         await self.breaker.watch(state)
 
     def connected(self, connection: Connection) -> None:
-        """Note that AMO has accepted a code: our credentials are good, and the new pair has its own due time."""
+        """Record that AMO accepted a code: the client credentials are valid, and the new pair has its own due time."""
         self.breaker.accepted()
         self.scheduler.wake_if_due_soon(connection.next_refresh_at)
 
     async def switched_off(self, account_id: str) -> None:
-        """Check an account of which AMO's hook says that the integration was switched off there."""
+        """Check an account in which AMO's hook reports the integration as disabled."""
         if await self.rechecker.begin(account_id):
             self.scheduler.wake()
 

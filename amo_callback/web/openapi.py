@@ -72,7 +72,7 @@ _PATH_NAMES = {
 
 
 class OpenApi(TypedDict):
-    """This document."""
+    """An OpenAPI document."""
 
     openapi: str
     info: dict[str, Any]

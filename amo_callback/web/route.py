@@ -155,7 +155,7 @@ class Route:
     answer: Any = None
     """The type that the handler returns; `None` if only `replies` document a body."""
     errors: Sequence[type[AmoCallbackError]] = ()
-    """Errors that the handler may raise in addition to those of all such routes."""
+    """Errors that the handler may raise, in addition to those common to all routes with the same access."""
     replies: Mapping[int, Reply] = field(default_factory=dict)
     """Responses that the handler makes itself."""
     unparsed_query: type[BaseModel] | None = None
@@ -212,7 +212,7 @@ class Api(ABC):
         """Return the documentation of a status: what the client should do for each code."""
 
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
-        """Return the documentation of a route's errors, including those of all such routes."""
+        """Return the documentation of a route's errors, including the common ones."""
         errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
         errors += self.access_errors if route.access is not None else ()
         if route.query is not None or route.body is not None:

@@ -43,7 +43,7 @@ _IN_APP = re.compile(
     r"|; ?wv\)",
     re.IGNORECASE,
 )
-"""Marks of browsers inside other apps; `; wv)` is Android's mark of a WebView,
+"""User-agent markers of browsers inside other apps; `; wv)` marks an Android WebView,
 https://developer.chrome.com/docs/webview/user-agent."""
 _IOS = re.compile(r"\b(?:iPhone|iPad|iPod)\b")
 _ANDROID = re.compile(r"\bAndroid\b.*(?:Chrome|Firefox|Safari|OPR)/")
@@ -72,7 +72,7 @@ class UserAgent:
 
     @property
     def allows_auto_open(self) -> bool:
-        """Whether a page may open the deep link by itself; elsewhere, this may replace the page with an error."""
+        """Whether a page may open the deep link by itself; in other browsers, an error may replace the page."""
         return self.kind in {Kind.IOS, Kind.ANDROID}
 
 
@@ -175,7 +175,7 @@ class Pages:
 
 
 def _note(view: View, agent: UserAgent, texts: Texts) -> str | None:
-    """Return a note next to the button if it may not work, unless the retry button comes first."""
+    """Return the note next to a button that may not work, unless the retry button comes first."""
     if view.link is None or view.retry_url is not None or agent.kind not in _NOTES:
         return None
     return texts["page"][_NOTES[agent.kind]]
