@@ -265,7 +265,7 @@ def quoted(name: str) -> str:
 
 
 def _not_ours(status: int) -> CommandFailed:
-    return CommandFailed(f"server.private: another server listens there (status {status})")
+    return CommandFailed(f"server.private: another server listens there, status {status}")
 
 
 async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:

@@ -65,7 +65,7 @@ async def test_api_client_foreign_answer_is_command_error(
         answering(answer) as address,
         open_api(context_in(tmp_path, encryption_key, SERVER__PRIVATE=address), scope=Scope.READ) as api,
     ):
-        with pytest.raises(CommandFailed, match=f"server.private: another server listens there (status {status})"):
+        with pytest.raises(CommandFailed, match=f"server.private: another server listens there, status {status}"):
             await api.pages("/connections", limit=1)
 
 

@@ -122,7 +122,7 @@ async def test_rotate_keys_reports_records_per_key(here: Place) -> None:
     assert "\nRe-encrypted: 4.\nNo record needs key 2 anymore: remove it from storage.encryption_keys" in out
     assert "Earlier backups, and exports" in out
     status, out, _ = await here.rotate(keys=here.new)
-    assert (status, "There is one key." in out) == (0, True)
+    assert (status, "Only one key is configured." in out) == (0, True)
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["rotate", "dry-run"])

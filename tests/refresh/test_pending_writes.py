@@ -371,7 +371,7 @@ async def test_restore_unreadable_folder_raises_configuration_error(harness: Ref
     def read() -> dict[str, bytes]:
         raise PermissionError(13, "Permission denied")
 
-    with pytest.raises(ConfigurationError, match=r"storage\.rescue: cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"storage\.rescue: cannot read the folder"):
         await harness.make_lifecycle(rescue=Override(harness.rescue, read=read)).pending_writes.restore()
 
 
