@@ -279,6 +279,9 @@ def test_unix_socket_admits_group_members_only(lab: Lab) -> None:
         lab.write(f"{ETC}/config.toml", CONFIG.replace("[server]", f'[server]\nprivate = "unix:{path}"'))
         lab.sh(lab.amo_callback, "systemd", "install", "--yes")
         lab.sh(*restart)
+        opened = lab.show("amo-callback-public.socket", "ActiveEnterTimestampMonotonic")
+        begun = lab.show("amo-callback-private.socket", "InactiveExitTimestampMonotonic")
+        assert int(*begun.values()) >= int(*opened.values())  # at the same time one could find its address in use
         assert lab.sh("stat", "-c", "%a %U %G", path).out.split() == ["660", "root", "amo-callback"]
         refused = lab.sh(*curl, check=False)
         assert refused.status == 7  # curl: failed to connect
