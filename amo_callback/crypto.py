@@ -180,6 +180,6 @@ def _bytes(text: str | None) -> bytes | None:
 
 
 def derive_key(passphrase: str, *, salt: bytes, n: int, r: int, p: int) -> str:
-    """Derive an encryption key by scrypt (RFC 7914); raises `ValueError` if the cost is too high."""
+    """Derive an encryption key by scrypt (RFC 7914); raises `ValueError` if scrypt rejects the parameters."""
     key = hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=_SCRYPT_MEMORY, dklen=32)
     return base64.urlsafe_b64encode(key).decode()

@@ -1,7 +1,7 @@
 """The deep link that returns the user to the app, and its errors.
 
 To add an error, add an entry to `DEEP_LINK_ERRORS`, a section to each file of `web/pages/texts`, and an error class to
-`errors` (or to `amo.redirect`, if the redirect itself reveals it).
+`errors` (or the word to `amo.redirect`, if the redirect itself reveals it).
 
 Values are percent-encoded from the bytes as received, except RFC 3986's unreserved characters. Some parsers read `+` as
 a space, and browsers drop or keep other characters in links with an unknown scheme.

@@ -4,8 +4,8 @@ A class's docstring is the message for operators; its attributes define the erro
 deep link. `deeplink` defines what the app should do about an `error` in the deep link. No message or attribute contains
 a token, code, state, key or secret.
 
-After a refresh, only `UnknownOutcome` leaves it unknown whether this attempt has spent the refresh token; every other
-error means that it has not.
+Of AMO's responses to a refresh, only `UnknownOutcome` leaves it unknown whether the refresh token was spent; any other
+error response means that it was not.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class UserError(AmoCallbackError):
 
     api_code = "invalid_request"
     http_status = 400
-    action = "correct the request (405: its method); `detail` or `message` names the field"
+    action = "correct the request; `detail` or `message` names the field"
 
 
 class InvalidRequest(UserError):
@@ -131,7 +131,7 @@ class CodeExpired(UserError):
 
 
 class GrantExpired(UserError):
-    """The authorization code was first presented more than 20 minutes ago."""
+    """The authorization code is more than 20 minutes old, or its ticket more than 10."""
 
     code = deep_link_error = "code_expired"
     http_status = 410
@@ -202,7 +202,7 @@ class RequestNotSent(RetryableError):
 
 
 class IntrospectionUnavailable(RetryableError):
-    """AMO does not respond to introspection; until it does, a refresh token in doubt is not presented."""
+    """AMO does not respond to introspection: a refresh token in doubt is not presented for now."""
 
     code = "no_answer"
 

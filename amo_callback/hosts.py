@@ -34,9 +34,9 @@ def loggable_host(value: bytes) -> str | None:
 def parse_account_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
     """Return the account's host in lower case; `None` if it must not receive secrets.
 
-    The browser's user controls the `referer` parameter, and the client secret is posted to the host that
-    it names. Accepted hosts are one DNS label before one of AMO's suffixes, and hosts listed by the operator (`host`
-    exactly, `.suffix` with one label before it), with or without a scheme.
+    The browser's user controls the `referer` parameter, and the client secret is posted to the host that it names.
+    Accepted hosts are one DNS label before one of AMO's suffixes, and hosts listed by the operator (`host` exactly,
+    `.suffix` with one label before it), with or without a scheme.
     """
     match = _HOST.fullmatch(value)
     if match is None:

@@ -6,8 +6,9 @@ decrypts are done, so an interrupted rotation can simply start again.
 The canary is re-encrypted last, and only if everything else is done. Until then, a process that has only the newest key
 refuses to start; afterwards, one that has only older keys does.
 
-Rescue files are counted, but not re-encrypted, because the process that holds the same pair in memory removes the file
-once the pair is stored, and a file that another process has rewritten might remain.
+Rescue files with pairs are counted, but not re-encrypted, because the process that holds the same pair in memory
+removes the file once the pair is stored, and a file that another process has rewritten might remain. Raw answers are
+re-encrypted.
 """
 
 from __future__ import annotations

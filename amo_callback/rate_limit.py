@@ -46,7 +46,7 @@ GOOD_FOR = 1.0
 LATE = 0.5
 """Intervals by which a request for a slot may be late without delaying the next slot, because a request takes time."""
 _TICK = 0.01
-"""The same in seconds for a single instance, which only has late timers."""
+"""The same in seconds for a single instance, which can only be late because of its timers."""
 LONGEST_PAUSE = 600.0
 """The longest pause in seconds; a longer remaining pause was stored before the clock was moved back."""
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from amo_callback.core import Core
+from amo_callback.events import Event
 from amo_callback.grant import Grant, GrantStatus, NewConnection
 from amo_callback.model import (
     Account,
@@ -185,3 +186,8 @@ async def save(store: Store, connection: Connection, *, iat: int | None = None, 
     claimed = await store.claim_grant(grant, now=START)
     await store.save_connected(NewConnection(grant=claimed, connection=connection, token_iat=iat))
     return await now(store, connection)
+
+
+def an_event(connection: Connection, name: str = "connection.moved", **fields: object) -> Event:
+    """Return an event of a connection."""
+    return Event(name=name, connection_id=connection.id, fields={"reason": None, **fields})

@@ -38,6 +38,7 @@ API_KEY = "test-api-key-0123456789-0123456789-0123456789"
 READ_KEY = "test-read-key-0123456789-0123456789-012345678"
 ADMIN_KEY = "test-admin-key-0123456789-0123456789-01234567"
 BASE = "/api/amo-crm"
+LINK = "foryoure://amo-crm/callback"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -44,6 +44,7 @@ async def test_outputs_of_whole_flow_contain_no_secret(run: Any, encryption_key:
         "errors": "\n".join(lived.errors),
         "database": "".join(file.read_bytes().decode("latin-1") for file in app.folder.glob("*.db*")),
     }
+    assert all(written[where] for where in ("log", "events", "settings", "database"))
     for where, text in written.items():
         for what, values in kept.items():
             for value in values:

@@ -78,7 +78,7 @@ class AmoClient:
         """Return the account's host; raises `InvalidRequest` if there is none, and `AccountNotAllowed`."""
         named = host or self._integration.default_domain
         if not named:
-            raise InvalidRequest
+            raise InvalidRequest("referer: required, because amo.default_domain is not set")
         domain = parse_account_host(named.encode(errors="replace"), allowed=self._allowed)
         if domain is None:
             raise AccountNotAllowed
@@ -104,7 +104,8 @@ class AmoClient:
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> TokenResponse:
         """Exchange an authorization code; nothing is sent after `not_after`.
 
-        Raises the errors of `protocol.read_answer`, `RequestNotSent`, and `HostNotAllowed` before anything is sent.
+        Raises the errors of `protocol.read_token_response` and `RequestNotSent`; before anything is sent,
+        `HostNotAllowed`.
         """
         request = exchange_request(self._integration, code=code, domain=domain)
         return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
@@ -112,7 +113,8 @@ class AmoClient:
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
         """Spend a refresh token; nothing is sent after `not_after`, which is checked just before the first byte.
 
-        Raises the errors of `protocol.read_answer`, `RequestNotSent`, and `HostNotAllowed` before anything is sent.
+        Raises the errors of `protocol.read_token_response` and `RequestNotSent`; before anything is sent,
+        `HostNotAllowed`.
         """
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _REFRESH_TOKEN = re.compile(r'"refresh_token"')
 _PLACES = 8
-"""The maximum number of refresh-token mentions examined per response, and of opening braces tried before each."""
+"""Responses with more mentions of a refresh token are not searched."""
 _BRACES = 16
+"""The maximum number of opening braces that are tried before each mention."""
 _CONTAINERS = 20_000
 """The maximum number of objects and lists in a response; larger responses are not searched."""
 _DECODER = JSONDecoder()
@@ -40,7 +41,7 @@ class PairFound:
 
 
 def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
-    """Return the pair in the first body that contains exactly one, otherwise `None`.
+    """Return the pair in the first body with any, if it has only one; otherwise `None`.
 
     An object that contains the `presented` refresh token is an echo of the request, not a pair.
     """

@@ -159,13 +159,9 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
 
 _REJECTED_CLIENT = re.compile(r"check the `?(?:client_id|client_secret|redirect_uri)`? parameter")
 """AMO's hints for wrong client credentials; a problem+json 401 without a hint means the same."""
-_CLIENT_REFUSALS = re.compile(
-    r"check the `?(?!refresh_token\b)\w+`? parameter"
-    r"|token is not linked to client"
-    r"|authorization code was not issued to this client"
-)
 _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code was not issued to this client")
 """In a response to a refresh token, these messages refer only to that token, not to the client credentials."""
+_CLIENT_REFUSALS = re.compile(rf"check the `?(?!refresh_token\b)\w+`? parameter|{_OTHER_CLIENT.pattern}")
 
 
 def read_token_response(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _ASK_AGAIN = 1.0
 """Seconds until a slot is requested again after the store was unreachable."""
 _SHARED_GOOD_FOR = 2
-"""Intervals for which a slot of a shared state is valid; in one second, that many requests may exceed the rate."""
+"""Intervals for which a slot of the shared state is valid; at most that many requests can exceed the rate."""
 _LEAST_GOOD_FOR = 0.25
 """The minimum validity of a slot in seconds: at a high rate, a few intervals are shorter than the loop's own delay."""
 _KINDS = {
@@ -127,7 +127,7 @@ class RateLimiter:
         granted = asyncio.get_running_loop().create_future()
         self._waiting[turn, priority].append(granted)
         if self._dispatcher is None or self._dispatcher.done():
-            self._dispatcher = asyncio.create_task(self._dispatch(), name="amo-pace")
+            self._dispatcher = asyncio.create_task(self._dispatch(), name="amo-rate-limiter")
         await granted
 
     async def _acquire_without_queue(self, priority: Priority) -> bool:
@@ -197,7 +197,7 @@ class RateLimiter:
 
     def _log(self, error: Exception) -> None:
         if not self._broken:
-            self._observer(Event(name="pace.bug", level=Level.ERROR, error=error))
+            self._observer(Event(name="rate_limiter.bug", level=Level.ERROR, error=error))
         self._broken = True
 
     async def close(self) -> None:

@@ -105,7 +105,7 @@ async def private_session(address: str, *, wait_limit: float = _TIMEOUT) -> Asyn
 async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: str) -> bool:
     """Return whether the service is listening, which it proves with its encryption keys before it receives an API key.
 
-    Raises `CommandFailed` if something else responds.
+    Raises `CommandFailed` if something else responds with 200; any other status means that no service is running.
     """
     try:
         async with session.head("/healthz", headers={probe.HEADER: probe.seal_nonce(cipher, nonce=nonce)}) as response:

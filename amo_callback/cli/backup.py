@@ -100,7 +100,7 @@ def _file(context: CommandContext) -> Path:
 
 
 def _check_keys(context: CommandContext, found: store_backup.Contents, copy: Path) -> None:
-    """Raise `CommandFailed` if the encryption keys do not decrypt the copy."""
+    """Raise `ConfigurationError` if the encryption keys do not decrypt the copy."""
     try:
         Cipher(context.encryption_keys).check_canary(found.canary)
     except DecryptionFailed:

@@ -236,7 +236,7 @@ def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: se
         settings = load_settings(config, {"CREDENTIALS_DIRECTORY": str(folder)})
     except ConfigurationError as error:
         for problem in error.problems:
-            if not problem.startswith(tuple(missing) or ("\0",)):
+            if not problem.startswith(tuple(missing)):
                 click.echo(f"still to fix: {problem}")
     else:
         if settings.server.secrets is None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 _POSTGRES = ("postgresql://", "postgres://")
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ESCAPED = 'in a user name or password write "@" as %40, "/" as %2F, "?" as %3F, "#" as %23'
 
@@ -33,7 +33,7 @@ class PostgresUrl:
 
     @property
     def is_local(self) -> bool:
-        return all(host.startswith("/") or host in _LOOPBACK for host in self.hosts)
+        return all(host.startswith("/") or host in LOOPBACK for host in self.hosts)
 
 
 def is_postgres(url: str) -> bool:

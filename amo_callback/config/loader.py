@@ -126,7 +126,7 @@ def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, str]) -> Path:
-    """Return the rescue folder: `$STATE_DIRECTORY/rescue`, otherwise next to the database.
+    """Return the rescue folder: `storage.rescue`, otherwise `$STATE_DIRECTORY/rescue`, otherwise next to the database.
 
     Each instance has its own; with PostgreSQL it is next to the configuration file.
     """

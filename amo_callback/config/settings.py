@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from amo_callback.config.database_url import LOOPBACK
 from amo_callback.config.types import (
-    LOOPBACK,
     AccountIds,
     ApiKeyLines,
     BasePath,

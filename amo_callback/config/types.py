@@ -11,13 +11,12 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from amo_callback.config.database_url import validate_url
+from amo_callback.config.database_url import LOOPBACK, validate_url
 from amo_callback.identity import read_api_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _FILE_MODE = re.compile(r"0?[0-7]{3}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")

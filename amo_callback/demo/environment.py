@@ -89,7 +89,7 @@ def _free_port() -> int:
 
 
 def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> Settings:
-    """Return a configuration for tokens with a lifetime of half a minute."""
+    """Return a configuration for the demo's short-lived tokens."""
     known = fake.integration
     values = {
         "SERVER__PUBLIC": "127.0.0.1:0",

@@ -54,7 +54,7 @@ class GrantService:
         self._exchanger = exchanger
         self._authorizations = authorizations
         self._limits = limits
-        self._patience = rules.wait_limit
+        self._wait_limit = rules.wait_limit
         self._grants = GrantRecords(core, rules)
         self._leases = Leases(length=core.rules.lease, store=core.store, clock=core.clock)
         self._exchanges: SingleFlight[GrantResult] = SingleFlight("grant", on_end=self._ended)
@@ -76,7 +76,7 @@ class GrantService:
     async def _completed(self, presented: CodePresentation) -> GrantResult:
         while True:
             task, started = self._exchanges.start(presented.code_hash, lambda: self._run(presented))
-            if not await wait_at_most(task, seconds=self._patience, clock=self._core.clock):
+            if not await wait_at_most(task, seconds=self._wait_limit, clock=self._core.clock):
                 break
             try:
                 return task.result()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LIMIT = 4 * 1024 * 1024
 """The maximum number of characters in the queue."""
 _CHUNK = 4096
-"""The maximum size of a write in bytes, except for longer lines; such writes are atomic if processes share the pipe."""
+"""The maximum number of characters per write, except for longer lines: small writes to a shared pipe are atomic."""
 _GATHER = 0.005
 """Seconds for which lines are collected, because waking the thread for each line would slow down the event loop."""
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")

@@ -210,7 +210,7 @@ class Metrics:
         (self._handed_out.get(outcome) or self._handed_out[OTHER]).inc()
 
     def called_back(self, outcome: str) -> None:
-        """Count a callback by the status of its grant or the deep link's error."""
+        """Count a callback by the deep link's error, otherwise by the status of its grant."""
         (self._called_back.get(outcome) or self._called_back[OTHER]).inc()
 
     def text(self, status: ServiceStatus) -> bytes:

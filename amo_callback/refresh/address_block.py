@@ -5,7 +5,7 @@ connections, without a success in between. Then only one refresh is sent: that o
 last. If it is also answered with 403, the address is blocked.
 
 The block is stored, for all instances and across restarts. While it lasts, one refresh (the probe) is sent per
-`retry_cap`, one code exchange per 10 seconds, and no introspection. Any success ends it.
+`retry_cap`, one code exchange per 10 seconds, and no introspection except of the probe. Any success ends it.
 """
 
 from __future__ import annotations

@@ -76,18 +76,18 @@ class FailureRecorder:
                 error = await self._classify(claimed, error)
                 failure = self._failure(claimed, error)
                 event = _event(claimed, failure, error, made)
-                judged = await self._save(failure, claimed, event)
+                stored = await self._save(failure, claimed, event)
         except StoreUnavailable as failed:
             # The claim stays in the store. The token is in doubt for this process now, for others after the lease.
             self._leases.mark_ended(claimed)
             fields = {"error": error.code, "store": failed.detail}
             self._core.observer(connection_event("refresh.result_not_stored", claimed, Level.ERROR, fields=fields))
             return NeedsReauth(self._failure(claimed, error).reason) if is_terminal(error) else error
-        if judged is None:
+        if stored is None:
             superseded = connection_event("refresh.superseded", claimed, Level.WARNING, fields=made)
             await record_event(superseded, self._core)
             return Superseded()
-        self._leases.remaining(judged)  # the lease of an attempt with an unknown outcome starts here
+        self._leases.remaining(stored)  # the lease of an attempt with an unknown outcome starts here
         return NeedsReauth(failure.reason) if is_terminal(error) else error
 
     async def _save(self, failure: RefreshFailure, claimed: Connection, event: Event) -> Connection | None:

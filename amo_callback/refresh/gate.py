@@ -63,11 +63,11 @@ class Gate:
         return decision
 
     @property
-    def closed_by(self) -> AddressBlock | Breaker | None:
+    def paused_by(self) -> AddressBlock | Breaker | None:
         """The component that currently allows only probes; `None` if there is none."""
-        for closed in (self._address_block, self._breaker):
-            if closed.reason is not None:
-                return closed
+        for pause in (self._address_block, self._breaker):
+            if pause.reason is not None:
+                return pause
         return None
 
     @property
@@ -95,9 +95,9 @@ class Gate:
         """Record that the refresh of a connection has ended."""
         self._address_block.release_probe(connection_id)
 
-    async def end_round(self, closed: AddressBlock | Breaker) -> None:
+    async def end_round(self, pause: AddressBlock | Breaker) -> None:
         """Start the next round of probes, in which every connection may be the probe again."""
-        closed.new_round()
+        pause.new_round()
         await self._address_block.end_without_candidates()
 
     def lease_left(self, row: Connection) -> float:

@@ -2,8 +2,8 @@
 
 Obtaining such a pair spent the previous refresh token, so losing the pair would lose the connection. The pair is kept
 in memory, for access-token hand-out, and in a rescue file. The write is retried until it commits or the store holds a
-newer pair; then the file is removed. After a restart, the process loads the rescue files and resumes. If the connection
-does not exist in the store, the file is kept and `pair.orphaned` is logged.
+newer pair; then the file is removed. After a restart, the process loads the rescue files and resumes. If the
+connection does not exist in the store, or only with an older pair, the file is kept and `pair.orphaned` is logged.
 
 While a write is pending, this process does not refresh the connection: the stored refresh token is already spent.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import wait_or_stop
 from amo_callback.errors import ConfigurationError, DecryptionFailed, ShuttingDown, StoreUnavailable
-from amo_callback.events import Event, Level
+from amo_callback.events import Event, Level, report_bug
 from amo_callback.model import Connection, RefreshedPair, Status
 from amo_callback.refresh.pending_pair import PendingPair, clamped_to, file_name, open_pending, parse_name, seal_pending
 
@@ -195,7 +195,7 @@ class PendingWrites:
         # The process that exchanged the code is gone, so the process that stores the pair reports the connection.
         events = [] if connection is None else [Event(name="connection.connected", connection_id=connection.id)]
         pending = _PendingWrite(pending_pair, connection, rescued=True, events=events, reported=True)
-        task = asyncio.create_task(self._keep(pending), name=f"unsaved:{file_name(pending_pair)}")
+        task = asyncio.create_task(self._keep(pending), name=f"pending_write:{file_name(pending_pair)}")
         self._restoring.add(task)
         task.add_done_callback(self._restored)
         await pending.tried.wait()
@@ -262,14 +262,14 @@ class PendingWrites:
             return None
         pending.rescued = pending.rescued or await self._rescued(pending.pending_pair)
         if not pending.rescued:
-            return StoreUnavailable("its connection is not in this database, and its rescue file cannot be written")
+            return StoreUnavailable("neither this database nor the rescue folder takes the pair")
         if name not in self._orphans:
             self._orphans.add(name)
             self._report(
                 "pair.orphaned",
                 pending.pending_pair,
                 Level.ERROR,
-                text="the connection is not in this database: check storage.url",
+                text="this database has no such connection, or an older pair: check storage.url",
             )
         return None
 
@@ -391,9 +391,7 @@ class PendingWrites:
 
     def _restored(self, task: asyncio.Task[Connection | None]) -> None:
         self._restoring.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, ShuttingDown):
-            self._core.observer(Event(name="pair.bug", level=Level.ERROR, error=error))
+        report_bug("pair.bug", task, self._core.observer)
 
     def _report(self, name: str, pending_pair: PendingPair, level: Level = Level.INFO, **fields: object) -> None:
         self._core.observer(Event(name=name, level=level, connection_id=pending_pair.connection_id, fields=fields))

@@ -17,7 +17,15 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import HostNotAllowed, NeedsReauth, NotYet, RequestNotSent, RetryableError, ShuttingDown
+from amo_callback.errors import (
+    DecryptionFailed,
+    HostNotAllowed,
+    NeedsReauth,
+    NotYet,
+    RequestNotSent,
+    RetryableError,
+    ShuttingDown,
+)
 from amo_callback.events import Level, connection_event
 from amo_callback.model import Connection, Reason, RefreshTrigger, Status, TokenPair, TokenState
 from amo_callback.rate_limit import Priority
@@ -133,7 +141,7 @@ class Rechecker:
                 )
                 await self._core.store.mark_in_doubt(connection, events=[doubted])
             raise NotYet(1.0)  # the row has changed, or the lease has not expired
-        if pair is not None and connection.last_error == "unreadable":
+        if pair is not None and connection.last_error == DecryptionFailed.code:
             recovered = connection_event("connection.recovered", connection)
             await self._core.store.reactivate(connection, next_refresh_at=now, events=[recovered])  # the key is back
             return

@@ -101,19 +101,19 @@ class RefreshScheduler:
     async def _sweep(self) -> float:
         """Start due refreshes and rechecks as far as there are places, and return the seconds until the next round."""
         self._end_back_offs()
-        for hook in self._before_round:
-            await hook()
+        for step in self._before_round:
+            await step()
         self._next.clear()
-        closed = self._gate.closed_by
-        self._more = closed is not None
-        if closed is not None:
-            await self._start_probe(closed)
+        pause = self._gate.paused_by
+        self._more = pause is not None
+        if pause is not None:
+            await self._start_probe(pause)
         next_at = None if self._gate.is_address_blocked else await self._start_due()
         if len(self._running) >= self._concurrency:
             self._more = True
             return self._poll_interval  # the end of a refresh wakes the loop
-        if (closed := self._gate.closed_by) is not None:
-            return min(closed.probe_in or self._poll_interval, self._poll_interval)
+        if (pause := self._gate.paused_by) is not None:
+            return min(pause.probe_in or self._poll_interval, self._poll_interval)
         if next_at is None:
             return self._poll_interval
         return min(max((next_at - self._core.clock.now()).total_seconds(), 0.0), self._poll_interval)
@@ -126,7 +126,7 @@ class RefreshScheduler:
         """
         now = self._core.clock.now()
         while True:
-            places = max(self._concurrency - len(self._running), 0) if self._gate.closed_by is None else 0
+            places = max(self._concurrency - len(self._running), 0) if self._gate.paused_by is None else 0
             limit = places + self._concurrency if places else 0
             rechecks = max(_RECHECKS - len(self._rechecking), 0)
             due = await self._core.store.due(
@@ -152,19 +152,19 @@ class RefreshScheduler:
             if connection.id not in self._running:
                 self._start(connection.id, self._refresh(connection, RefreshTrigger.SCHEDULE))
 
-    async def _start_probe(self, closed: AddressBlock | Breaker) -> None:
+    async def _start_probe(self, pause: AddressBlock | Breaker) -> None:
         """Refresh one connection as the probe while only probes are allowed."""
-        if self._running or closed.probe_in > 0:
+        if self._running or pause.probe_in > 0:
             return
         turn = timedelta(seconds=self._gate.probe_every)
-        while probe := await self._core.store.probe(exclude=(*self._excluded(), *closed.probed), turn=turn):
+        while probe := await self._core.store.probe(exclude=(*self._excluded(), *pause.probed), turn=turn):
             if self._core.stop.is_set():
                 return
             if not self._gate.lease_left(probe):
                 self._start(probe.id, self._refresh(probe, RefreshTrigger.PROBE))
                 return
             self._back_off(probe.id, self._poll_interval)
-        await self._gate.end_round(closed)
+        await self._gate.end_round(pause)
 
     def _excluded(self) -> tuple[str, ...]:
         names = (connection.id for connection in self._next)
@@ -184,10 +184,10 @@ class RefreshScheduler:
 
     def _ended(self, connection_id: str, tasks: dict[str, asyncio.Task[None]]) -> None:
         tasks.pop(connection_id, None)
-        if self._core.stop.is_set() or self._gate.closed_by is not None:
+        if self._core.stop.is_set() or self._gate.paused_by is not None:
             self._next.clear()
         self._start_next()
-        more = not self._next and (self._more or self._gate.closed_by is not None)
+        more = not self._next and (self._more or self._gate.paused_by is not None)
         if more or tasks is self._rechecking:
             self.wake()
 
@@ -205,7 +205,7 @@ class RefreshScheduler:
 
     def _is_done(self, connection: Connection) -> bool:
         """Return whether another process has refreshed a due connection; a probe is never done."""
-        return self._gate.closed_by is None and not self._is_due(connection)
+        return self._gate.paused_by is None and not self._is_due(connection)
 
     def _is_due(self, connection: Connection) -> bool:
         now = self._core.clock.now()

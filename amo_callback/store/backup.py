@@ -229,7 +229,7 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _kept(database: Path) -> Iterator[None]:
-    """Explain why the current database cannot be moved aside, and what to do."""
+    """Explain why the current database cannot be copied, and what to do."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -237,7 +237,7 @@ def _kept(database: Path) -> Iterator[None]:
         if reason.startswith("SQLITE_BUSY"):
             raise BackupFailed(f"{database} is in use: stop the service first") from None
         raise BackupFailed(
-            f"{database} cannot be moved aside ({reason}): move it and its -wal and -journal files away, and retry"
+            f"{database} cannot be copied first ({reason}): move it and its -wal and -journal files away, and retry"
         ) from None
 
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import wraps
+from functools import cache, wraps
 from importlib import resources
 from operator import attrgetter
 from types import MappingProxyType
@@ -81,6 +81,7 @@ _POSTGRES_PHRASES = (
 )
 
 
+@cache
 def load_statements(engine: Engine) -> Mapping[str, Statement]:
     """Return the statements of an engine by name."""
     _, *parts = _NAME.split((SQL_FOLDER / "statements.sql").read_text(encoding="utf-8"))

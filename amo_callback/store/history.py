@@ -178,7 +178,7 @@ class History(Repository):
 
     @in_transaction
     async def forget(self, transaction: Transaction, *, now: datetime) -> bool:
-        """Delete a batch of old events and webhooks; `True` if there are more."""
+        """Delete a batch of old events and webhooks; `True` if there may be more events."""
         gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
         await transaction.run("prune_webhooks", before=now - _KEEP_WEBHOOKS, limit=_STEP)
         await transaction.run("prune_dead_lettered", before=now - _KEEP_WEBHOOKS, limit=_STEP)

@@ -113,7 +113,10 @@ class Meta(Repository):
 
     @in_transaction
     async def freeze_all(self, transaction: Transaction, *, why: str, may_be_copy: bool = False) -> bool:
-        """Freeze all connections; `False` if they were frozen already."""
+        """Freeze all connections; `False` if they were frozen already.
+
+        A freeze of a possible copy replaces a requested one, so that a thaw knows that another host may use the tokens.
+        """
         return await self._freeze_all(transaction, why, may_be_copy=may_be_copy)
 
     @in_transaction
@@ -160,11 +163,13 @@ class Meta(Repository):
     async def _freeze_all(self, transaction: Transaction, why: str, *, may_be_copy: bool) -> bool:
         value = freeze_value(Freeze(at=self.clock.now(), why=why, may_be_copy=may_be_copy))
         await transaction.run("lock_for_freezing")
-        frozen = bool(await transaction.run("add_meta", name="frozen", value=value))
-        if frozen:
-            transaction.changes.append(ANY)
-            await self._save_event(transaction, Event(name="service.frozen", fields={"reason": why}))
-        return frozen
+        before = await transaction.run("get_meta", name="frozen")
+        if before and (not may_be_copy or read_freeze(before[0]["value"]).may_be_copy):
+            return False
+        await transaction.run("put_meta", name="frozen", value=value)
+        transaction.changes.append(ANY)
+        await self._save_event(transaction, Event(name="service.frozen", fields={"reason": why}))
+        return not before
 
     # --- AMO blocks our address ------------------------------------------------------------------
 
@@ -256,9 +261,8 @@ class Meta(Repository):
             await transaction.run("put_meta", name="seen_at", value=str(to_micros(time)).encode())
             if back < _STEPPED:
                 return timedelta(0)
-            by = back // timedelta(microseconds=1)
-            await transaction.run("shift_times", by=by, now=time)
-            await transaction.run("shift_webhooks", by=by, now=time)
+            await transaction.run("shift_times", by=back, now=time)
+            await transaction.run("shift_webhooks", by=back, now=time)
             await self._shift_amo_block(transaction, back=back, now=time)
             fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed because their age is unknown"}
             await self._record(transaction, [Event(name="clock.moved_back", level=Level.WARNING, fields=fields)])
@@ -296,7 +300,7 @@ class Meta(Repository):
             if read.kind is RecordKind.CANARY:
                 statement, named = "change_meta", {"name": read.name, "value": one.content, "before": read.content}
             else:
-                statement = f"reseal_{read.kind}"
+                statement = f"reencrypt_{read.kind}"
                 named = {"id": read.name, "content": one.content, "read": read.content}
             if not await transaction.run(statement, **named):
                 left.append(read)

@@ -141,7 +141,7 @@ def latest_schema(engine: Engine) -> int:
 async def check_sqlite_schema(database: aiosqlite.Connection, known: int) -> None:
     version = await _number(database, _VERSION)
     if version != known:
-        raise OtherSchema(version, known=known, is_foreign=version == 0)
+        raise OtherSchema(version, known=known, is_foreign=version == 0 and bool(await _number(database, _TABLES)))
 
 
 async def check_postgres_schema(database: asyncpg.Connection, known: int) -> None:

@@ -33,7 +33,10 @@ _WAIT_LIMIT = 8.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandOut:
-    """A valid access token. It is `stale` if it is valid for less time than requested; `reason` says why."""
+    """A valid access token.
+
+    It is `stale` if it is valid for less time than requested, or AMO could not confirm it; `reason` says why.
+    """
 
     connection: Connection
     token: AccessToken
@@ -112,7 +115,7 @@ class AccessTokens:
         if rejected is not None:
             if _has_token(chosen, rejected):
                 self._check.mark_rejected(chosen.connection)
-            elif hand_out := await self._without_refresh(chosen):
+            elif (hand_out := await self._without_refresh(chosen)) and not hand_out.stale:
                 return hand_out
         return await self._refreshed(
             chosen.connection.id,

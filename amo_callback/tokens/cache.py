@@ -147,7 +147,7 @@ class ConnectionCache:
         return found.first
 
     def get_stale(self, selector: str) -> StaleEntry | None:
-        """Return the last known entry of a selector; for an id, also an entry of another selector."""
+        """Return the last known entry of a selector; for an id, also one of another selector that it is first in."""
         others = (self._entries[name] for name in self._selectors.get(selector, ()))
         same = (entry for entry in others if entry.first.connection.id == selector)
         entry = self._entries.get(selector) or next(same, None)
@@ -157,22 +157,24 @@ class ConnectionCache:
         """Return the mark for a read that begins now."""
         return ReadMark(at=self._clock.monotonic(), epoch=self._epoch, changes=self._changes)
 
-    def put(self, selector: str, first: OpenConnection, mark: ReadMark, *, others: Sequence[str] = ()) -> None:
+    def put(self, selector: str, first: OpenConnection | None, mark: ReadMark, *, others: Sequence[str] = ()) -> None:
         """Cache the result of a read that began at `mark`, unless a write was reported since.
 
-        `others` are the ids of further connections that the selector names. A write to any of them invalidates the
-        entry.
+        `first` is `None` if the selector names no connection. `others` are the ids of further connections that it
+        names; a write to any of them invalidates the entry.
         """
         if mark.changes != self._changes:
             return
-        self.drop(selector)
+        self._drop(selector)
+        if first is None:
+            return
         ids = (first.connection.id, *others)
         self._entries[selector] = _CacheEntry(first=first, ids=ids, at=mark.at, epoch=mark.epoch)
         for name in ids:
             self._selectors[name] = (*self._selectors.get(name, ()), selector)
         self._size += len(ids)
         while self._size > self._limit:
-            self.drop(next(iter(self._entries)))
+            self._drop(next(iter(self._entries)))
 
     async def drain(self) -> None:
         """Stop polling."""
@@ -181,7 +183,7 @@ class ConnectionCache:
             with suppress(asyncio.CancelledError):
                 await self._polling
 
-    def drop(self, selector: str) -> None:
+    def _drop(self, selector: str) -> None:
         """Remove the entry of a selector."""
         entry = self._entries.pop(selector, None)
         for name in () if entry is None else entry.ids:
@@ -202,7 +204,7 @@ class ConnectionCache:
                 selectors |= {name for name in self._entries if ":" in name}  # selectors of accounts and owners
         for selector in selectors:
             if changed.erased:
-                self.drop(selector)
+                self._drop(selector)
             else:
                 self._entries[selector] = dataclasses.replace(self._entries[selector], changed=True)
 

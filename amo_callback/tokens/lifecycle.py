@@ -99,7 +99,7 @@ class TokenLifecycle:
         self.breaker.accepted()
         self.scheduler.wake_if_due_soon(connection.next_refresh_at)
 
-    async def switched_off(self, account_id: str) -> None:
+    async def integration_disabled(self, account_id: str) -> None:
         """Check an account in which AMO's hook reports the integration as disabled."""
         if await self.rechecker.begin(account_id):
             self.scheduler.wake()

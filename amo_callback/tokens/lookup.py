@@ -94,11 +94,8 @@ class ConnectionLookup:
             connection = await self._core.store.connection(selector)
             stored = [] if connection is None else [connection]
         existing = [one for one in stored if one.status is not Status.DISCONNECTED]
-        if existing:
-            first, *others = existing
-            self._cache.put(selector, open_connection(first, self._core), mark, others=[one.id for one in others])
-        else:
-            self._cache.drop(selector)
+        first = open_connection(existing[0], self._core) if existing else None
+        self._cache.put(selector, first, mark, others=[one.id for one in existing[1:]])
         return existing
 
     def _existing(self, stored: Sequence[Connection]) -> Sequence[Connection]:

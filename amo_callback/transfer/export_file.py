@@ -1,6 +1,6 @@
 """The file of an export: a JSON header, one encrypted record per line, and an encrypted trailer.
 
-Each line is encrypted in the context of its line number and of the file's id, which is the fingerprint of the header.
+Each record is encrypted in the context of its number and of the header's fingerprint.
 Therefore, lines cannot be changed, reordered, repeated, removed or taken from another file, and the header cannot be
 changed. The trailer contains the number of records, which reveals a truncated file.
 """
@@ -139,7 +139,7 @@ class PassphraseCost:
     p: Annotated[int, Field(ge=1, le=4)] = 1
 
     def cipher(self, passphrase: str) -> Cipher:
-        """Return the cipher for the passphrase; raises `ValueError` if the cost is too high."""
+        """Return the cipher for the passphrase; raises `ValueError` if `n` is not a power of two."""
         return Cipher([derive_key(passphrase, salt=self.salt, n=self.n, r=self.r, p=self.p)])
 
 

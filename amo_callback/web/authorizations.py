@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from aiohttp import web
@@ -76,9 +77,9 @@ class AuthorizationBody(Body):
 class AuthorizationStarted:
     """A started authorization request."""
 
-    authorize_url: str
+    authorize_url: str = field(repr=False)
     """AMO's consent page, to be opened in a browser."""
-    state: str
+    state: str = field(repr=False)
     """The state in the deep link: the one in the request, otherwise an issued one."""
     expires_at: Time
 

@@ -152,7 +152,7 @@ def _hosts(lifecycle: TokenLifecycle) -> Check:
 
 def _pending_writes(lifecycle: TokenLifecycle) -> Check:
     pending_writes, unreadable = len(lifecycle.pending_writes.names), lifecycle.raw_answers.count
-    problem = f"{pending_writes} the database does not accept: fix the database or its disk, and keep the rescue folder"
+    problem = f"{pending_writes} not accepted by the database: fix the database or its disk, and keep the rescue folder"
     good = f"none; raw answers in the rescue folder: {unreadable}" if unreadable else "none"
     return Check(
         name="unsaved_pairs",

@@ -31,10 +31,10 @@ Json = dict[str, Any]
 
 _REF = "#/components/schemas/"
 _ABOUT = """\
-The private API is for backends, with an API key whose scopes are named beside each operation; the public API is for
+The private API is for backends, with an API key whose scopes are listed with each operation; the public API is for
 browsers, the app and AMO. Bodies are read as JSON, whatever their Content-Type, up to 64 KiB (an import: 1 MiB and
-1,000 connections). Errors of HTTP itself (405 of another method, 413) are answered by either API as its other errors;
-what the parser cannot read is 400 in plain text. Clients ignore members that they do not know: answers may get more.
+1,000 connections). HTTP errors (405, 413) have the format of the API's other errors; a request that cannot be parsed
+gets 400 in plain text. Clients must ignore unknown members, because responses may gain new ones.
 """
 _HEADERS = {
     "Location": "The URL to redirect to.",
@@ -57,7 +57,8 @@ _PATH_NAMES = {
     "id": {
         "schema": {"type": "string", "minLength": 1},
         "description": (
-            "A connection's id, `account:31920194` or `owner:42`; several matches mean the freshest active one."
+            "A connection's id, `account:31920194` or `owner:42`; several matches mean the freshest active one, or 409 "
+            "for DELETE, freeze and thaw."
         ),
         "example": "account:31920194",
     },

@@ -52,7 +52,7 @@ class Page(Query):
 
 
 class Body(BaseModel):
-    """A JSON body; unknown fields are ignored."""
+    """A JSON body; unknown fields are ignored unless a subclass forbids them."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
@@ -84,7 +84,7 @@ def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
         if name not in known:
             raise invalid(name, f"unknown parameter; known are {', '.join(sorted(known))}")
         if len(request.query.getall(name)) > 1:
-            raise invalid(name, "more than once")
+            raise invalid(name, "given more than once")
     try:
         return model.model_validate(dict(request.query))
     except ValidationError as error:

@@ -65,7 +65,7 @@ async def test_acquire_free_slot_returns_immediately(clock: FakeClock) -> None:
     clock.advance(1)
     await queue.join("second", Priority.ANONYMOUS)
     assert queue.served == ["first", "second"]
-    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-rate-limiter"] == []
 
 
 async def test_acquire_orders_by_priority(clock: FakeClock) -> None:
@@ -331,7 +331,7 @@ async def test_close_ends_dispatcher(clock: FakeClock) -> None:
     for task in waiting:
         task.cancel()
     await rate_limiter.close()
-    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-rate-limiter"] == []
 
 
 # --- shared limits --------------------------------------------------------------------------------
@@ -368,7 +368,7 @@ UNAVAILABLE = StoreUnavailable("away")
 
 
 @pytest.mark.parametrize(
-    ("error", "result"), [(UNAVAILABLE, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"]
+    ("error", "result"), [(UNAVAILABLE, []), (ZeroDivisionError(), ["rate_limiter.bug"])], ids=["away", "a bug"]
 )
 async def test_acquire_while_store_fails_retries_each_second(
     clock: FakeClock, error: Exception, result: list[str]
@@ -399,7 +399,7 @@ async def test_acquire_cancelled_while_store_fails_is_not_retried(clock: FakeClo
     gone.cancel()
     await _pass(clock, 1)
     assert shared.asked == 1
-    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-rate-limiter"] == []
 
 
 async def test_acquire_while_store_fails_allows_token_checks(clock: FakeClock) -> None:

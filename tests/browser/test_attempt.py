@@ -6,9 +6,7 @@ import pytest
 
 from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, WITHOUT_ATTEMPT, Chromium, Device, Tab
 from tests.browser.page_states import STATE, public, returned
-from tests.service import BASE, Running
-
-LINK = "foryoure://amo-crm/callback"
+from tests.service import BASE, LINK, Running
 
 
 def _link(app: Running, *, state: str = STATE) -> str:

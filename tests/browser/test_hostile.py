@@ -15,9 +15,8 @@ from tests.browser.chromium import ANDROID, Chromium, Tab
 from tests.browser.conftest import Lenient
 from tests.browser.hostile import QUERIES, REFERERS, VALUES
 from tests.browser.page_states import public
-from tests.service import BASE, HOST, Running
+from tests.service import BASE, HOST, LINK, Running
 
-LINK = "foryoure://amo-crm/callback"
 PARAMETERS = ("code", "state", "error", "error_description", "client_id")
 _ANY_LINK = re.compile(
     rf"{LINK}\?(?:code=(?:[A-Za-z0-9._~-]|%[0-9A-F]{{2}})+&state=(?:[A-Za-z0-9._~-]|%[0-9A-F]{{2}})*"

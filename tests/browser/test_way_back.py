@@ -12,10 +12,9 @@ from amo_callback.web.pages import read_texts
 from tests.browser.chromium import DESKTOP, IPHONE, Chromium, Device, Tab
 from tests.browser.conftest import Site
 from tests.browser.page_states import public
-from tests.service import BASE, Running
+from tests.service import BASE, LINK, Running
 
 RETURN = re.compile(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}")
-LINK = "foryoure://amo-crm/callback"
 TITLES = {variant: texts["title"] for variant, texts in read_texts("en").items() if "title" in texts}
 
 

@@ -52,7 +52,7 @@ async def test_panel_names_next_commands(show: Walkthrough) -> None:
 
 async def test_panel_serves_listed_files_only(show: Walkthrough) -> None:
     """A file that is not listed is not found."""
-    for name in ("panel.html", "..%2Fstage.py", "phone.txt"):
+    for name in ("panel.html", "phone.html", "..%2Fenvironment.py"):
         async with show.http.get(f"http://{show.addresses.panel}/static/{name}") as response:
             assert response.status == 404
 

@@ -40,7 +40,7 @@ async def test_scenario_lost_answer_needs_reauthorization(show: Walkthrough) -> 
     assert await show.attempt("lost", one.id) == 204
     lifetime = await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
     assert (_only(lifetime).reason, lifetime.again, _only(lifetime).due_in) == ("in_doubt", 1, None)
-    assert "AMO CRM needs you again" in await show.page(f"http://{show.addresses.panel}/phone")
+    assert "Connect AMO CRM again" in await show.page(f"http://{show.addresses.panel}/phone")
     await show.connect()
     await show.until(lambda lifetime: _only(lifetime).status == "active")
 
@@ -69,7 +69,7 @@ async def test_scenario_revoke_erases_connection(show: Walkthrough) -> None:
     one = await show.connect()
     assert await show.attempt("revoke", one.id) == 204
     await show.until(lambda lifetime: not lifetime.connections)
-    assert "AMO CRM is connected no more" in await show.page(f"http://{show.addresses.panel}/phone")
+    assert "AMO CRM is no longer connected" in await show.page(f"http://{show.addresses.panel}/phone")
     again = await show.connect()
     assert (again.id, again.status, again.backend_status) == (one.id, "active", 200)
 

@@ -72,10 +72,10 @@ def limit_files(process: Process, size: int) -> None:
 
 
 @contextmanager
-def small_disk(folder: Path, *, megabytes: int = 8) -> Iterator[SmallDisk]:
+def small_disk(folder: Path) -> Iterator[SmallDisk]:
     """Mount a small file system; raises `PermissionError` if mounting is not permitted."""
     folder.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder)
+    _mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", folder)
     try:
         yield SmallDisk(folder)
     finally:

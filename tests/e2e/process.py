@@ -87,7 +87,6 @@ async def serving(
     folder: Path,
     *,
     listeners: Sequence[socket.socket] = (),
-    names: str = "public:private",
     open_files: tuple[int, int] | None = None,
 ) -> AsyncIterator[Process]:
     """Run `amo-callback serve`, optionally with the listening sockets given, and kill it at the end.
@@ -96,7 +95,7 @@ async def serving(
     """
     descriptors = [listener.fileno() for listener in listeners]
     run = ["-c", _PASS_SOCKETS, *map(str, descriptors)] if listeners else ["-m", "amo_callback.cli.main", "serve"]
-    variables = {"LISTEN_FDNAMES": names} if listeners else {}
+    variables = {"LISTEN_FDNAMES": "public:private"} if listeners else {}
     started = await asyncio.create_subprocess_exec(
         sys.executable, *run, cwd=folder, env=process_environment({**environ, **variables}), pass_fds=descriptors,
         preexec_fn=_limiting(open_files), stdout=asyncio.subprocess.PIPE, limit=2**20,

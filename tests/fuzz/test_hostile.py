@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Iterator
 from typing import Any
 
 import pytest
@@ -91,7 +91,7 @@ def _filled_path(path: str, name: str = "unknown") -> str:
     return re.sub(r"\{\w+\}", lambda _: name, path)
 
 
-def _check(answer: Answer, name: str, *, expected: range = range(400, 500)) -> None:
+def _check(answer: Answer, name: str, *, expected: Container[int] = range(400, 500)) -> None:
     assert answer.status in expected, f"{name}: {answer.status} {answer.text[:200]}"
     for trace in ("Traceback", 'File "', "aiohttp", "pydantic", "Error("):
         assert trace not in answer.text, name
@@ -114,8 +114,9 @@ async def test_malformed_body_is_refused_by_every_operation_that_reads_one(
             continue
         for name, body in BODIES.items():
             answer = await _ask(app, _filled_path(path), api=operation["tags"][0], method=method, data=body)
-            _check(answer, f"{path} with {name}", expected=range(400, 414))
+            _check(answer, f"{path} with {name}", expected={400, 413})
             asked += 1
+    assert asked > 40
     assert app.amo.fake.ledger.entries == []
     _check_log(app)
     record_property("cases", asked)

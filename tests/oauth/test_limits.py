@@ -67,8 +67,9 @@ def test_attempt_limiter_counts_per_ipv4_address_or_ipv6_64(clock: FakeClock, on
 def test_attempt_limiter_without_address_is_unlimited(clock: FakeClock) -> None:
     """Callers on a Unix socket that names no client cannot be distinguished."""
     limiter = _limiter(clock)
-    for _ in range(5):
-        limiter.reserve(None).release()
+    made = [limiter.reserve(None) for _ in range(5)]
+    for reservation in made:
+        reservation.release()
 
 
 def test_attempt_limiter_counts_known_users_separately(clock: FakeClock) -> None:

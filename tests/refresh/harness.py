@@ -22,6 +22,7 @@ from amo_callback.model import Connection, RefreshTrigger, TokenPair, TokenRespo
 from amo_callback.rate_limit import LocalLimits
 from amo_callback.refresh.coordinator import RefreshCoordinator
 from amo_callback.store import Store
+from amo_callback.tokens.access_tokens import HandOut
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
 from tests.fakes import FakeClock, FaultyStore, IdleTracker, MemoryRescue, Override, RecordingObserver
@@ -211,6 +212,16 @@ class RefreshHarness:
         with pytest.raises(error) as raised:
             await self.refresh(connection, **more)
         return raised.value
+
+    def count_requests(self) -> int:
+        """Count the requests of any kind that AMO has received."""
+        return self.amo.sandbox.requests + self.amo.sandbox.introspections
+
+    async def hand_out(self, selector: str) -> HandOut:
+        """Request an access token of any age, and wait for the background work that this starts."""
+        handed_out = await self.lifecycle.access_tokens.token(selector, min_ttl=0)
+        await self.traffic.until_quiet()  # changes by other processes are checked in the background
+        return handed_out
 
     def presented(self) -> list[Entry]:
         """Return the requests that presented a refresh token to AMO."""

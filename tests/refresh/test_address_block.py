@@ -77,11 +77,6 @@ def _unblock_address(harness: RefreshHarness) -> None:
     harness.amo.sandbox.faults.persistent = harness.amo.sandbox.introspection_faults.persistent = None
 
 
-def _count_requests(harness: RefreshHarness) -> int:
-    """Count the requests of any kind that AMO has received."""
-    return harness.amo.sandbox.requests + harness.amo.sandbox.introspections
-
-
 def _presented_numbers(harness: RefreshHarness, connections: list[Connection], since: int) -> list[int]:
     """Return the indexes of the connections whose tokens were presented after the first `since` refreshes."""
     numbers = {harness.pair(connection).refresh_token: number for number, connection in enumerate(connections)}
@@ -94,15 +89,15 @@ async def test_address_block_limits_requests_to_one_probe_per_retry_cap(
     """Of 200 due connections at most 18 are sent before the block is found, then 96 probes in a day."""
     connections = await _connect(harness, 200, next_refresh_at=START)
     _block_address(harness)
-    before = _count_requests(harness)
+    before = harness.count_requests()
     async with harness.running(harness.lifecycle):
         await harness.pass_time(60, step=5)
-        opened = _count_requests(harness) - before
+        opened = harness.count_requests() - before
         await harness.pass_time(DAY, step=300)
     record_property("requests that show the block", opened)
-    record_property("requests in the day after that", _count_requests(harness) - before - opened)
+    record_property("requests in the day after that", harness.count_requests() - before - opened)
     assert opened <= 16 + 2  # one that replaces the first refused refresh, and the confirming refresh
-    assert _count_requests(harness) - before - opened == DAY / _RETRY_CAP
+    assert harness.count_requests() - before - opened == DAY / _RETRY_CAP
     assert harness.amo.sandbox.introspections == 0
     probes = _presented_numbers(harness, connections, opened)
     assert len(set(probes)) == len(probes)
@@ -228,7 +223,7 @@ async def test_address_block_refused_exchange_or_introspection_is_not_counted(ha
 async def test_address_block_callers_get_time_of_next_probe(harness: RefreshHarness) -> None:
     """Callers get the time of the next probe, and the valid token is handed out as stale."""
     connections = await _connect_blocked(harness)
-    sent = _count_requests(harness)
+    sent = harness.count_requests()
     for trigger in (RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED, RefreshTrigger.TRIAL):
         refused = await harness.fail(connections[2], AddressBlocked, trigger=trigger)
         assert _RETRY_CAP - 10 <= refused.retry_after <= _RETRY_CAP
@@ -238,7 +233,7 @@ async def test_address_block_callers_get_time_of_next_probe(harness: RefreshHarn
     harness.clock.advance(DAY)
     with pytest.raises(AddressBlocked):
         await harness.lifecycle.access_tokens.token(connections[2].id, min_ttl=0)
-    assert _count_requests(harness) == sent
+    assert harness.count_requests() == sent
 
 
 @pytest.mark.parametrize("answer", [Fault.BLOCKED, Fault.TEAPOT])
@@ -257,12 +252,12 @@ async def test_address_block_forced_refresh_may_be_probe_once(harness: RefreshHa
     """A forced refresh may be the due probe, but not the same connection twice."""
     connections = await _connect_blocked(harness)
     harness.clock.advance(_RETRY_CAP)
-    sent = _count_requests(harness)
+    sent = harness.count_requests()
     await harness.fail(connections[2], AccountBlocked, trigger=RefreshTrigger.FORCED)
     await harness.fail(connections[1], AddressBlocked, trigger=RefreshTrigger.PROBE)
     harness.clock.advance(_RETRY_CAP)
     await harness.fail(connections[2], AddressBlocked, trigger=RefreshTrigger.FORCED)
-    assert _count_requests(harness) == sent + 1
+    assert harness.count_requests() == sent + 1
 
 
 async def test_address_block_waiting_scheduled_refresh_is_not_probe(harness: RefreshHarness) -> None:
@@ -346,22 +341,22 @@ async def test_address_block_end_not_stored_is_repeated_at_next_success(harness:
 async def test_address_block_after_restart_sends_only_probes(harness: RefreshHarness) -> None:
     """A restarted process reads the block from the store and sends nothing before the next probe."""
     await _connect_blocked(harness, harness.make_lifecycle(), 8, next_refresh_at=START)
-    sent = _count_requests(harness)
+    sent = harness.count_requests()
     for _ in range(3):
         await _run_for(harness, harness.make_lifecycle(), 60, step=5)
-    assert _count_requests(harness) == sent
+    assert harness.count_requests() == sent
     await _run_for(harness, harness.make_lifecycle(), 2 * _RETRY_CAP, step=20)
-    assert _count_requests(harness) == sent + 2
+    assert harness.count_requests() == sent + 2
 
 
 async def test_address_block_probe_is_shared_by_processes(harness: RefreshHarness) -> None:
     """Two processes together send one probe per `retry_cap`."""
     lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2")
     await _connect_blocked(harness, lifecycle, 20, next_refresh_at=START)
-    sent = _count_requests(harness)
+    sent = harness.count_requests()
     async with harness.running(other):
         await _run_for(harness, lifecycle, 8 * _RETRY_CAP, step=25)
-    assert 7 <= _count_requests(harness) - sent <= 8
+    assert 7 <= harness.count_requests() - sent <= 8
 
 
 async def test_address_block_stored_block_prevents_second_confirmation(harness: RefreshHarness) -> None:
@@ -395,8 +390,8 @@ async def test_address_block_confirmation_waiting_for_slot_is_not_sent(
     await queue.asked.wait()
     await _detect_block(harness, lifecycle, connections)
     await other.breaker.watch()
-    sent = _count_requests(harness)
+    sent = harness.count_requests()
     queue.served.set()
     with pytest.raises(AddressBlocked):
         await confirming
-    assert _count_requests(harness) == sent
+    assert harness.count_requests() == sent

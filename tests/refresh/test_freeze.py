@@ -134,7 +134,7 @@ async def test_disable_hook_frozen_connection_is_not_erased(harness: RefreshHarn
     connection = await harness.connect(api_domain=API_DOMAIN)
     await _freeze(harness, connection, everything=everything)
     harness.refresh_elsewhere(connection)
-    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.lifecycle.integration_disabled(connection.account_id)
     await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections > 0
     assert (await harness.now(connection)).status is Status.ACTIVE

@@ -18,7 +18,7 @@ PAUSES = [5, 10, 20, 40, 80, 160, 320, 600, 600]
 
 
 async def _receive_hook(harness: RefreshHarness) -> None:
-    await harness.lifecycle.switched_off(str(harness.amo.account.id))
+    await harness.lifecycle.integration_disabled(str(harness.amo.account.id))
 
 
 async def _seconds_until_recheck(harness: RefreshHarness, connection: Connection) -> float:

@@ -20,7 +20,7 @@ MINUTE = timedelta(minutes=1)
 
 async def _check_hook(harness: RefreshHarness, connection: Connection) -> None:
     """Receive AMO's hook for the connection's account, and run the due introspections."""
-    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.lifecycle.integration_disabled(connection.account_id)
     await harness.run_due_rechecks()
 
 
@@ -44,7 +44,7 @@ async def test_disable_hook_accepted_token_is_introspected_twice_more(harness: R
     """AMO may call before it acts, so an accepted token is introspected after one and ten minutes."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     disabled_hook_at = harness.clock.now()
-    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.lifecycle.integration_disabled(connection.account_id)
     for again in (disabled_hook_at + MINUTE, disabled_hook_at + 10 * MINUTE, None):
         await harness.run_due_rechecks()
         after = await harness.now(connection)
@@ -85,7 +85,7 @@ async def test_disable_hook_rejected_refresh_token_only_erases_nothing(harness: 
     connection = await harness.connect(api_domain=API_DOMAIN)
     refused = answering(IntrospectionResult(state=TokenState.REJECTED))
     lifecycle = harness.make_lifecycle(amo=Override(harness.client, introspect_refresh_token=refused))
-    await lifecycle.switched_off(connection.account_id)
+    await lifecycle.integration_disabled(connection.account_id)
     await harness.run_due_rechecks(lifecycle)
     assert (await harness.now(connection)).sealed_pair == connection.sealed_pair
 
@@ -135,7 +135,7 @@ async def test_disable_hook_grant_after_hook_is_kept(harness: RefreshHarness) ->
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.refresh_elsewhere(connection)
     harness.clock.advance(10)
-    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.lifecycle.integration_disabled(connection.account_id)
     harness.clock.advance(10)
     pending_pair = await harness.grant()
     store = harness.failing_store("save_connected")
@@ -157,7 +157,7 @@ async def test_disable_hook_needs_reauth_connection_is_disconnected(harness: Ref
     """Rejected tokens are erased whether the hook or the failed refresh comes first."""
     connection = await (harness.connect(api_domain=API_DOMAIN) if first == "hook" else harness.connect_revoked())
     harness.amo.account.disabled = True
-    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.lifecycle.integration_disabled(connection.account_id)
     if first == "hook":
         await harness.fail(connection, NeedsReauth)
     await harness.run_due_rechecks()
@@ -170,7 +170,7 @@ async def test_disable_hook_wakes_scheduler(harness: RefreshHarness) -> None:
     harness.amo.account.disabled = True
     async with harness.running(harness.lifecycle):
         await harness.clock.until_sleeping(5)
-        await harness.lifecycle.switched_off(connection.account_id)
+        await harness.lifecycle.integration_disabled(connection.account_id)
         await harness.witness.until("connection.disconnected")
 
 
@@ -370,7 +370,7 @@ async def test_disable_hook_unanswered_introspection_is_repeated(harness: Refres
     """An unanswered introspection erases nothing and is repeated after one minute, then every ten minutes."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.amo.account.disabled = True
-    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.lifecycle.integration_disabled(connection.account_id)
     harness.amo.sandbox.introspection_faults.add(*[Fault.HTTP_500] * 4)
     waits = []
     for _ in range(4):

@@ -79,7 +79,7 @@ async def test_disable_hook_refused_connection_keeps_daily_presentation(harness:
     sent, asked = len(harness.presented()), harness.amo.sandbox.introspections
     harness.amo.sandbox.introspection_faults.persistent = Fault.HTTP_500  # introspection stays unanswered
     harness.clock.advance(3 * 3600)
-    await harness.lifecycle.switched_off(one.account_id)
+    await harness.lifecycle.integration_disabled(one.account_id)
     await harness.run_due_rechecks()
     assert harness.amo.sandbox.introspections > asked
     assert len(harness.presented()) == sent
@@ -336,6 +336,7 @@ async def test_mass_failure_pause_suspended_token_is_not_presented(harness: Refr
     """A suspended token is not presented during the pause, not even as a probe."""
     everyone = await _suspend_failures(harness, 7)
     held = [row for _, one in everyone[:7] if (row := await harness.now(one)).status is Status.ACTIVE]
+    assert len(held) == 2
     sent = len(harness.presented())
     for account, _ in everyone:
         account.disabled = True

@@ -249,7 +249,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _hooked(self, process: Process, account_id: str) -> None:
         with suppress(AmoCallbackError):
-            await process.lifecycle.switched_off(account_id)
+            await process.lifecycle.integration_disabled(account_id)
 
     async def _asked(self, process: Process, name: str, *, forced: bool, min_ttl: int) -> None:
         access_tokens = process.lifecycle.access_tokens

@@ -4,7 +4,6 @@ import sqlite3
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -49,17 +48,6 @@ def tampering(tmp_path: Path) -> Tampering:
     return Tampering(tmp_path / "amo-callback.db")
 
 
-def _count_requests(harness: RefreshHarness) -> int:
-    """Count the requests of any kind that AMO has received."""
-    return harness.amo.sandbox.requests + harness.amo.sandbox.introspections
-
-
-async def _token(harness: RefreshHarness, selector: str) -> Any:
-    handed_out = await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
-    await harness.traffic.until_quiet()
-    return handed_out
-
-
 async def _count_not_allowed(harness: RefreshHarness) -> int:
     now = harness.clock.now()
     return (await harness.store.stats(now=now, late=now)).hosts_not_allowed
@@ -72,10 +60,10 @@ async def test_refresh_host_not_allowed_sends_nothing_and_stays_active(
     """A refresh of a host not on the allow list sends nothing and is retried after `retry_cap`."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=host)
-    before = _count_requests(harness)
+    before = harness.count_requests()
     with pytest.raises(HostNotAllowed) as refused:
         await harness.refresh(connection)
-    assert _count_requests(harness) == before
+    assert harness.count_requests() == before
     assert "amo.allowed_domains" in str(refused.value)
     after = await harness.now(connection)
     assert (after.status, after.last_error, after.attempt) == (Status.ACTIVE, "host_not_allowed", None)
@@ -92,10 +80,10 @@ async def test_refresh_host_not_allowed_repeated_callers_write_nothing(
     """After the first refusal further callers are rejected without a request, a write or a log line."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=FOREIGN_HOST)
-    before = _count_requests(harness)
+    before = harness.count_requests()
     for _ in range(5):
         await harness.fail(connection, HostNotAllowed, trigger=trigger)
-    assert _count_requests(harness) == before
+    assert harness.count_requests() == before
     assert harness.witness.names().count("host.not_allowed") == 1
     assert (await harness.now(connection)).failures == 1
 
@@ -107,10 +95,10 @@ async def test_scheduler_host_not_allowed_is_retried_once_per_retry_cap(
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, domain=FOREIGN_HOST)
     harness.clock.advance(2 * DAY)
-    before = _count_requests(harness)
+    before = harness.count_requests()
     async with harness.running(harness.lifecycle):
         await harness.pass_time(3 * CAP.total_seconds(), step=5)
-    assert _count_requests(harness) == before
+    assert harness.count_requests() == before
     assert harness.witness.names().count("host.not_allowed") == 4
     assert harness.traffic.calls["claim"] == 0
 
@@ -149,16 +137,16 @@ async def test_recheck_host_not_allowed_is_postponed_by_retry_cap(
     """A token in doubt, a hook or a recheck causes no introspection at a host that is not allowed."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
-    await harness.lifecycle.switched_off(connection.account_id)
+    await harness.lifecycle.integration_disabled(connection.account_id)
     tampering.set(connection, domain=FOREIGN_HOST)
     harness.clock.advance(901)
-    before = _count_requests(harness)
+    before = harness.count_requests()
     await harness.fail(connection, HostNotAllowed)
     for status in (Status.ACTIVE, Status.NEEDS_REAUTH):
         tampering.set(connection, status=status, recheck_at=0, attempt=None)
         await harness.run_due_rechecks()
         assert (await harness.now(connection)).recheck_at == harness.clock.now() + CAP
-    assert _count_requests(harness) == before
+    assert harness.count_requests() == before
     assert (await harness.now(connection)).status is Status.NEEDS_REAUTH
 
 
@@ -171,10 +159,10 @@ async def test_introspection_api_domain_not_allowed_is_not_sent(harness: Refresh
     await harness.fail(connection, UnknownOutcome, Fault.NOTHING_AFTER)
     tampering.set(connection, api_domain=FOREIGN_HOST)
     harness.clock.advance(901)
-    before = _count_requests(harness)
+    before = harness.count_requests()
     await harness.fail(connection, HostNotAllowed)
     after = await harness.now(connection)
-    assert _count_requests(harness) == before
+    assert harness.count_requests() == before
     assert (after.status, after.last_error) == (Status.ACTIVE, "host_not_allowed")
 
 
@@ -200,19 +188,19 @@ async def test_host_not_allowed_neither_opens_breaker_nor_is_probed(
 async def test_hand_out_host_not_allowed_is_rejected(harness: RefreshHarness, tampering: Tampering) -> None:
     """No access token is handed out for a host that is not allowed; the first hand-out marks the connection."""
     connection = await harness.connect(api_domain=API_DOMAIN)
-    assert (await _token(harness, connection.id)).base_url == harness.amo.endpoint.replace("{domain}", HOST)
+    assert (await harness.hand_out(connection.id)).base_url == harness.amo.endpoint.replace("{domain}", HOST)
     tampering.set(connection, domain=FOREIGN_HOST)
     harness.clock.advance(2)
-    before = _count_requests(harness)
+    before = harness.count_requests()
     for _ in range(3):
         with pytest.raises(HostNotAllowed):
-            await _token(harness, connection.id)
+            await harness.hand_out(connection.id)
     with pytest.raises(HostNotAllowed):
         await harness.lifecycle.access_tokens.refresh(connection.id)
     harness.clock.advance(0.95 * DAY)
     with pytest.raises(HostNotAllowed):
         await harness.lifecycle.access_tokens.token(connection.id, min_ttl=DAY)
-    assert _count_requests(harness) == before
+    assert harness.count_requests() == before
     assert await _count_not_allowed(harness) == 1
 
 
@@ -223,7 +211,7 @@ async def test_hand_out_long_lived_token_of_host_not_allowed_is_rejected(
     connection = await harness.connect(refresh_expires_at=None, next_refresh_at=None)
     tampering.set(connection, domain=FOREIGN_HOST)
     with pytest.raises(HostNotAllowed):
-        await _token(harness, connection.id)
+        await harness.hand_out(connection.id)
     after = await harness.now(connection)
     assert (after.last_error, after.next_refresh_at) == ("host_not_allowed", None)
     assert (await harness.store.due(now=harness.clock.now() + 9 * CAP, limit=10, exclude=())).refreshes == []
@@ -235,11 +223,11 @@ async def test_refresh_row_with_changed_user_is_unreadable_until_corrected(
     """A row with another user id is unreadable and not presented, and recovers when it is corrected."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     tampering.set(connection, user_id="1")
-    before = _count_requests(harness)
+    before = harness.count_requests()
     await harness.fail(connection, NeedsReauth)
     after = await harness.now(connection)
     assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.UNREADABLE)
-    assert _count_requests(harness) == before
+    assert harness.count_requests() == before
     tampering.set(connection, user_id=connection.user_id)
     harness.clock.advance(CAP.total_seconds())
     await harness.run_due_rechecks()

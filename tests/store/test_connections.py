@@ -18,6 +18,7 @@ from tests.builders import (
     a_failure,
     a_grant,
     a_refreshed,
+    an_event,
     an_extension,
     now,
     present,
@@ -44,10 +45,6 @@ def _is_leased_for(connection: Connection, length: timedelta) -> bool:
     """Check the remaining lease, with a tolerance for the database's own clock."""
     seconds = length.total_seconds()
     return connection.lease_left is not None and seconds - 30 < connection.lease_left <= seconds
-
-
-def _happened(connection: Connection, name: str = "connection.moved", **fields: object) -> Event:
-    return Event(name=name, connection_id=connection.id, fields={"reason": None, **fields})
 
 
 async def test_expire_missing_without_refresh_token_follows_access_expiry(store: Store) -> None:
@@ -373,7 +370,7 @@ async def test_expiry_warning_is_sent_once_per_interval(store: Store) -> None:
 
     async def warned(days: int) -> list[str | None]:
         found = await store.due_expiry_warnings(
-            days=days, before=START + days * DAY, event=lambda each: _happened(each, days=days)
+            days=days, before=START + days * DAY, event=lambda each: an_event(each, days=days)
         )
         return [event.connection_id for event in found]
 

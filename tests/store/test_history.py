@@ -9,7 +9,7 @@ import pytest
 
 from amo_callback.events import WEBHOOK_EVENTS, Event, FailedDelivery, connection_event
 from amo_callback.model import RefreshTrigger
-from tests.builders import DAY, a_claim, a_connection, a_failure, now, present, save
+from tests.builders import DAY, a_claim, a_connection, a_failure, an_event, now, present, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.events import QueuedWebhook, StoredEvent
-    from amo_callback.model import Connection
     from amo_callback.store import Store
     from tests.fakes import FakeClock
 
@@ -197,14 +196,10 @@ async def test_clock_moved_back_keeps_webhook_due(store: Store) -> None:
 # --- events ------------------------------------------------------------
 
 
-def _happened(connection: Connection, name: str = "connection.moved", **fields: object) -> Event:
-    return Event(name=name, connection_id=connection.id, fields={"reason": None, **fields})
-
-
 async def test_event_is_stored_with_its_change(store: Store) -> None:
     """An event is stored in the transaction of its change, and not if nothing has changed."""
     stored = await save(store, a_connection())
-    event = _happened(stored, "refresh.failed", status=503, at=START, trigger=RefreshTrigger.SCHEDULE)
+    event = an_event(stored, "refresh.failed", status=503, at=START, trigger=RefreshTrigger.SCHEDULE)
     assert await store.save_failure(a_failure(stored), events=[event]) is None
     assert await store.events(limit=10) == []
     await store.claim(a_claim(stored))
@@ -218,7 +213,7 @@ async def test_events_are_listed_newest_first_by_page(store: Store) -> None:
     """Events of all connections or of one are listed newest first, page by page."""
     one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
     for number in range(6):
-        await store.record(_happened(other if number % 3 == 0 else one, number=number))
+        await store.record(an_event(other if number % 3 == 0 else one, number=number))
 
     async def pages(connection_id: str | None) -> list[object]:
         found: list[StoredEvent] = []
@@ -235,9 +230,9 @@ async def test_forget_deletes_old_events_in_batches(store: Store, clock: FakeClo
     """Events older than ninety days are deleted, a thousand per call."""
     stored = await save(store, a_connection())
     for number in range(1002):
-        await store.record(_happened(stored, number=number))
+        await store.record(an_event(stored, number=number))
     clock.advance(DAY.total_seconds())
-    await store.record(_happened(stored, number=-1))
+    await store.record(an_event(stored, number=-1))
     for left in (1003, 3, 1, 1):
         assert len(await store.events(limit=2000)) == left
         assert await store.forget(now=START + 90 * DAY + SECOND) is (left == 1003)
@@ -249,8 +244,8 @@ async def test_webhook_is_stored_with_its_change(store: Store, name: str) -> Non
     stored = await save(store, a_connection())
     for _ in range(2):
         stored = await now(store, stored)
-        assert await store.schedule_recheck(stored, at=START, events=[_happened(stored, name, reason="x")])
-        assert not await store.schedule_recheck(stored, at=START, events=[_happened(stored, name)])
+        assert await store.schedule_recheck(stored, at=START, events=[an_event(stored, name, reason="x")])
+        assert not await store.schedule_recheck(stored, at=START, events=[an_event(stored, name)])
     one, other = await store.webhooks(limit=10)
     assert one.id != other.id
     assert (one.type, one.at) == (name, START)

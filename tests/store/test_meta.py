@@ -286,6 +286,17 @@ async def test_freeze_excludes_connections_from_due_probe_and_claim(store: Store
     assert await store.claim(a_claim(await now(store, one))) is not None
 
 
+async def test_freeze_all_of_possible_copy_replaces_requested_freeze(store: Store) -> None:
+    """After an export, a freeze that was requested before remembers that another host may use the tokens."""
+    connection = await save(store, a_connection(1))
+    assert await store.freeze_all(why="requested")
+    assert not await store.freeze_all(why="exported", may_be_copy=True)
+    assert not await store.freeze_all(why="requested again")
+    assert await store.frozen() == Freeze(at=START, why="exported", may_be_copy=True)
+    assert await store.thaw_all(machine="here")
+    assert [one.id for one in (await store.due(now=START, limit=9, exclude=())).refreshes] == [connection.id]
+
+
 async def test_attempts_lists_open_refreshes_and_exchanges(store: Store) -> None:
     """Open refresh attempts and exchanges are listed, so that an operator can wait for them before a move."""
     one, _ = await save(store, a_connection(1)), await save(store, a_connection(2))

@@ -355,6 +355,18 @@ async def test_token_check_doubt_remains_after_temporary_refusal(harness: Refres
         await harness.lifecycle.access_tokens.token(connection.id, min_ttl=0)
 
 
+async def test_forced_refresh_other_token_in_doubt_is_never_stale(harness: RefreshHarness) -> None:
+    """If AMO cannot confirm the stored token, a forced refresh does not return it as stale, but refreshes it."""
+    connection = await harness.connect(api_domain=API_DOMAIN)
+    silent = Override(harness.client, introspect_access_token=answering(ZeroDivisionError()))
+    lifecycle = harness.make_lifecycle(amo=silent)
+    await harness.fail(connection, UnknownOutcome, Fault.RESET, by=lifecycle.coordinator)
+    assert (await lifecycle.access_tokens.token(connection.id, min_ttl=0)).stale
+    harness.clock.advance(60)  # until the attempt may be repeated
+    hand_out = await lifecycle.access_tokens.refresh(connection.id, rejected="an older access token")
+    assert (hand_out.stale, hand_out.connection.pair_version) == (False, connection.pair_version + 1)
+
+
 async def test_token_check_bug_is_reported_and_token_is_stale(harness: RefreshHarness) -> None:
     """An unexpected exception in a token check is reported, and the token is handed out as stale."""
     connection = await _connect_in_doubt(harness)

@@ -11,7 +11,6 @@ from amo_callback.crypto import Cipher
 from amo_callback.errors import NotFound, StoreUnavailable
 from amo_callback.model import Connection, TokenPair
 from amo_callback.store import Store, open_store
-from amo_callback.tokens.access_tokens import HandOut
 from amo_callback.tokens.cache import ConnectionCache, OpenConnection, open_connection
 from tests.builders import a_connection, a_refreshed, now, present, save
 from tests.fakes import FakeClock
@@ -37,16 +36,10 @@ async def other_store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
         yield opened
 
 
-async def _token(harness: RefreshHarness, selector: str) -> HandOut:
-    handed_out = await harness.lifecycle.access_tokens.token(selector, min_ttl=0)
-    await harness.traffic.until_quiet()  # changes by other processes are checked in the background
-    return handed_out
-
-
 async def _fill_cache(harness: RefreshHarness, *selectors: str) -> None:
     for selector in selectors:
         for _ in range(2):
-            await _token(harness, selector)
+            await harness.hand_out(selector)
 
 
 async def _connect_owned(harness: RefreshHarness) -> tuple[Connection, list[str]]:
@@ -71,7 +64,7 @@ async def test_cached_hand_out_neither_reads_nor_decrypts(harness: RefreshHarnes
     for _ in range(10):
         harness.clock.advance(0.5)
         for selector in selectors:
-            assert (await _token(harness, selector)).token.value == harness.pair(connection).access_token
+            assert (await harness.hand_out(selector)).token.value == harness.pair(connection).access_token
     assert (_count_reads(harness), cipher.opened) == (reads, opened)
 
 
@@ -85,7 +78,7 @@ async def test_cache_disconnect_by_this_process_applies_at_once(
     harness.failing.away = {*READS, "data_version"} if away else set()
     for selector in selectors:
         with pytest.raises(error):
-            await _token(harness, selector)
+            await harness.hand_out(selector)
 
 
 async def test_cache_owner_change_by_this_process_applies_at_once(harness: RefreshHarness) -> None:
@@ -96,8 +89,8 @@ async def test_cache_owner_change_by_this_process_applies_at_once(harness: Refre
     harness.clock.advance(0.1)
     await harness.store.unbind("42")
     with pytest.raises(NotFound):
-        await _token(harness, "owner:42")
-    assert (await _token(harness, "owner:43")).connection.id == connection.id
+        await harness.hand_out("owner:42")
+    assert (await harness.hand_out("owner:43")).connection.id == connection.id
 
 
 @pytest.mark.parametrize("everything", [True, False])
@@ -109,7 +102,7 @@ async def test_cache_freeze_by_this_process_applies_at_once(harness: RefreshHarn
     else:
         await harness.store.freeze(connection.id, at=harness.clock.now())
     for selector in selectors:
-        assert (await _token(harness, selector)).connection.frozen
+        assert (await harness.hand_out(selector)).connection.frozen
 
 
 async def test_cache_refresh_or_grant_by_this_process_applies_at_once(harness: RefreshHarness) -> None:
@@ -118,11 +111,11 @@ async def test_cache_refresh_or_grant_by_this_process_applies_at_once(harness: R
     for granted in (False, True):
         brought = await (harness.connect() if granted else harness.refresh(connection))
         for selector in selectors:
-            assert (await _token(harness, selector)).token.value == harness.pair(brought).access_token
+            assert (await harness.hand_out(selector)).token.value == harness.pair(brought).access_token
     harness.amo.account.user_id += 1
     harness.clock.advance(10)
     other = await harness.connect()
-    found = (await _token(harness, f"account:{connection.account_id}")).connection.id
+    found = (await harness.hand_out(f"account:{connection.account_id}")).connection.id
     assert (found == other.id, other.id != connection.id) == (True, True)
 
 
@@ -136,7 +129,7 @@ async def test_cache_refresh_by_another_process_applies_within_a_second(
     refreshed = present(await other_store.save_refreshed(next_pair))
     harness.clock.advance(1)
     for selector in selectors:
-        assert (await _token(harness, selector)).connection.pair_version == refreshed.pair_version
+        assert (await harness.hand_out(selector)).connection.pair_version == refreshed.pair_version
 
 
 async def test_cache_disconnect_by_another_process_applies_within_a_second(
@@ -153,7 +146,7 @@ async def test_cache_disconnect_by_another_process_applies_within_a_second(
     harness.clock.advance(0.5)
     for selector in selectors:
         with pytest.raises(NotFound):
-            await _token(harness, selector)
+            await harness.hand_out(selector)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2])
@@ -163,17 +156,17 @@ async def test_cache_store_outage_hands_out_stale_token(harness: RefreshHarness,
     harness.failing.away = {*READS, "data_version"}
     harness.clock.advance(seconds)
     with pytest.raises(StoreUnavailable):
-        await _token(harness, "account:1")
+        await harness.hand_out("account:1")
     for selector in selectors:
-        handed_out = await _token(harness, selector)
+        handed_out = await harness.hand_out(selector)
         assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, True)
         assert handed_out.reason == StoreUnavailable.code
     harness.failing.away = set()
-    assert not (await _token(harness, connection.id)).stale
+    assert not (await harness.hand_out(connection.id)).stale
     harness.failing.away = {*READS, "data_version"}
     harness.clock.advance(86_400)
     with pytest.raises(StoreUnavailable):
-        await _token(harness, connection.id)
+        await harness.hand_out(connection.id)
 
 
 async def test_cache_changed_entry_in_store_outage_is_introspected(harness: RefreshHarness) -> None:
@@ -183,14 +176,14 @@ async def test_cache_changed_entry_in_store_outage_is_introspected(harness: Refr
     harness.failing.away = {*READS, "data_version"}
     asked = harness.amo.sandbox.introspections
     for selector in selectors:
-        handed_out = await _token(harness, selector)
+        handed_out = await harness.hand_out(selector)
         assert (handed_out.token.value, handed_out.stale) == (harness.pair(connection).access_token, True)
     assert harness.amo.sandbox.introspections == asked + 1
     harness.clock.advance(5)
     harness.refresh_elsewhere(connection)
     for selector in selectors:
         with pytest.raises(StoreUnavailable):
-            await _token(harness, selector)
+            await harness.hand_out(selector)
 
 
 async def test_cache_read_overtaken_by_write_is_not_cached(harness: RefreshHarness) -> None:
@@ -203,7 +196,7 @@ async def test_cache_read_overtaken_by_write_is_not_cached(harness: RefreshHarne
     refreshed = present(await harness.store.save_refreshed(next_pair))
     go_on.set()
     await asking
-    assert (await _token(harness, connection.id)).connection.pair_version == refreshed.pair_version
+    assert (await harness.hand_out(connection.id)).connection.pair_version == refreshed.pair_version
 
 
 async def test_cache_put_with_mark_before_write_is_ignored(harness: RefreshHarness) -> None:
@@ -219,19 +212,23 @@ async def test_cache_put_with_mark_before_write_is_ignored(harness: RefreshHarne
     cache.put(stored.id, _open(harness, await harness.now(stored)), cache.mark())
     stale = present(cache.get_stale(stored.id))
     assert (stale.found.connection.pair_version, stale.changed) == (stored.pair_version + 1, False)
+    cache.put(stored.id, None, mark)
+    assert cache.get_stale(stored.id) == stale
+    cache.put(stored.id, None, cache.mark())
+    assert cache.get_stale(stored.id) is None
 
 
 async def test_cache_account_entry_ends_with_change_of_any_connection(harness: RefreshHarness) -> None:
     """A change of any connection of an account ends the account's entry, whose order may change."""
     first, second = await harness.connect_users(2)
     selector = f"account:{first.account_id}"
-    assert (await _token(harness, selector)).connection.id == second.id
+    assert (await harness.hand_out(selector)).connection.id == second.id
     harness.clock.advance(0.5)
     await harness.refresh(first)
     stale = present(harness.lifecycle.cache.get_stale(selector))
     assert (stale.found.connection.id, stale.changed) == (second.id, True)
     assert harness.lifecycle.cache.get(selector) is None
-    assert (await _token(harness, selector)).connection.id == first.id
+    assert (await harness.hand_out(selector)).connection.id == first.id
 
 
 async def test_cache_above_limit_evicts_oldest_entries(harness: RefreshHarness) -> None:

@@ -10,10 +10,9 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from amo_callback.amo.sandbox.app import Fault
-from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, LINK, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, of, owners
 
-LINK = "foryoure://amo-crm/callback"
 CHALLENGE = challenge_of("v" * 43)
 ISSUED = re.compile(r"ac1\.[A-Za-z0-9_-]{22}")
 

@@ -77,7 +77,7 @@ async def test_service_start_failed_listener_releases_resources(run: Any) -> Non
     with pytest.raises(ConfigurationError, match=r"server\.private"):
         async with run(SERVER__PRIVATE="unix:/nowhere/at/all"):
             pass
-    assert {task.get_name() for task in asyncio.all_tasks()} & {"refresher", "amo-pace"} == set()
+    assert {task.get_name() for task in asyncio.all_tasks()} & {"refresher", "amo-rate-limiter"} == set()
     async with run():
         pass
 

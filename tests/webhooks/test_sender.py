@@ -67,8 +67,10 @@ def test_read_webhook_secrets_accepts_one_secret_per_line() -> None:
     """A secret has the prefix and 24 to 64 bytes in base64."""
     longest, too_long = ("whsec_" + "QUFB" * number for number in (21, 22))
     assert read_webhook_secrets(f"{SECRET}\n\n {longest}\n") == [SECRET, longest]
-    for bad in ("", SECRET.removeprefix("whsec_"), SECRET + "!", SECRET[:-8], too_long):
-        with pytest.raises(ValueError, match="secret"):
+    with pytest.raises(ValueError, match="must contain at least one secret"):
+        read_webhook_secrets("")
+    for bad in (SECRET.removeprefix("whsec_"), SECRET + "!", SECRET[:-8], too_long):
+        with pytest.raises(ValueError, match="line 1 is not a secret"):
             read_webhook_secrets(bad)
 
 

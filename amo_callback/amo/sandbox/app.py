@@ -27,7 +27,7 @@ _BANNED_AFTER = 20
 
 
 class Fault(Enum):
-    """A fault of the token endpoint; those in `_AFTER` happen after the credential was spent."""
+    """A fault of the token endpoint; those not in `_BEFORE` happen after the credential was presented."""
 
     HTTP_500 = "500 before spending"
     HTTP_500_AFTER = "500 after spending"
@@ -231,7 +231,7 @@ def _bearer(request: web.Request) -> str:
 
 
 def _response(reply: SandboxReply) -> web.Response:
-    headers = {**reply.headers, "X-Request-ID": secrets.token_hex(16)}
+    headers = {"X-Request-ID": secrets.token_hex(16)}
     return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=headers)
 
 

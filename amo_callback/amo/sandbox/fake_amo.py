@@ -54,7 +54,6 @@ class SandboxReply:
     status: int
     content: Mapping[str, object]
     content_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def body(self) -> bytes:

@@ -123,7 +123,7 @@ def _clock(server: ServerFacts, at: datetime) -> Finding:
     return warn(
         "server_clock",
         f"ours is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's",
-        fix="set both by NTP: leases use the server's clock, the expiry of tokens ours",
+        fix="set both by NTP: stored times are the server's, but JWTs are checked by this machine's clock",
     )
 
 

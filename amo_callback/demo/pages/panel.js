@@ -9,7 +9,7 @@
     const ready = life.not_ready.length ? "service not ready: " + life.not_ready.join(", ") : "service ready";
     set(at("ready"), ready);
     at("ready").className = life.not_ready.length ? "bad" : "good";
-    set(at("amo"), life.away ? "amoCRM away" : "amoCRM there");
+    set(at("amo"), life.away ? "amoCRM unreachable" : "amoCRM reachable");
     at("amo").className = life.away ? "bad" : "good";
     set(at("rotation"), `refresh tokens: ${life.issued} issued, ${life.spent} spent, ${life.again} presented again`);
   }

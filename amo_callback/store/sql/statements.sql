@@ -1,7 +1,7 @@
 -- Named statements. Notes in parentheses declare changes for caches: `changes connection` (its id is the parameter
 -- `connection_id` or `id`, or else is returned), `changes owners` (an account or owner may have gained it),
 -- `changes all` and `erases connection`; `slow` statements read a whole table. A line that begins with `--sqlite ` or
--- `--postgres ` is for that engine only. Every update of a connection except by a hook increments `row_version`.
+-- `--postgres ` is for that engine only. Every update of a connection except by a hook or at the start of a recheck increments `row_version`.
 -- `pair_version` counts pairs, grants and disconnects; a refreshed pair replaces only the version that it came from.
 
 -- name: get_meta
@@ -27,7 +27,7 @@ DELETE FROM meta WHERE name = :name RETURNING value;
 SELECT {key} AS name, {sealed} AS content FROM {table}
 WHERE {key} > :after AND {sealed} IS NOT NULL{only} ORDER BY {key} LIMIT :limit;
 
--- name: reseal_{kind} (changes {kind})
+-- name: reencrypt_{kind} (changes {kind})
 -- Replaces only the bytes that were read. The pair is the same, so `pair_version` stays; `row_version` tells caches that
 -- its bytes have changed.
 UPDATE {table} SET {sealed} = :content{also} WHERE {key} = :id AND {sealed} = :read RETURNING {key};
@@ -788,10 +788,10 @@ RETURNING *;
 
 -- name: lock_for_spending
 -- A freeze waits for claims in progress, and every later claim sees it.
---postgres SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.amo_callback.presented_token'));
+--postgres SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.amo_callback.spending'));
 
 -- name: lock_for_freezing
---postgres SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.presented_token'));
+--postgres SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.spending'));
 
 -- name: lock_slots
 --postgres SELECT *, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS clock FROM slots

@@ -53,7 +53,7 @@ class HookQuery(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     account_id: Annotated[str, Field(pattern="^[0-9]{1,20}$")]
-    signature: Annotated[str, Field(pattern="^[0-9A-Fa-f]{64}$")]
+    signature: Annotated[str, Field(pattern="^[0-9A-Fa-f]{64}$", repr=False)]
     """HMAC-SHA-256 of the client id and the account id, with the client secret as its key."""
     client_uuid: str = ""
     client_id: str = ""
@@ -135,7 +135,7 @@ async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Respons
     if not call.services.core.amo.is_hook(account_id=hook.account_id, client_id=client_id, signature=hook.signature):
         return failure(*_NOT_AMOS)
     try:
-        await call.services.lifecycle.switched_off(hook.account_id)
+        await call.services.lifecycle.integration_disabled(hook.account_id)
     except StoreUnavailable as error:
         return failure(503, error.code, "Temporarily unavailable: try again.")
     return Success(data=None, message="The account's connections are being checked.")

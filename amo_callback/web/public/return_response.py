@@ -83,10 +83,9 @@ def failed(
     support: str | None = None,
     fields: Mapping[str, object],
 ) -> web.Response:
-    """Log an error that occurred before anything was sent to AMO, and respond with it.
+    """Log an error without a result to show, and respond with it.
 
-    Nothing was stored, so the same URL can be requested again after a temporary error. `fields` are added to the log
-    line.
+    The same URL can be requested again after a temporary error. `fields` are added to the log line.
     """
     support = _log_failure(call, error=error, support=support, fields=fields)
     return _failed(call, kind, error=error, state=state, support=support)

@@ -101,6 +101,13 @@ async def test_check_sqlite_other_schema_is_one_finding(version: int, message: s
         assert database.execute("PRAGMA user_version").fetchone() == (version,)
 
 
+async def test_check_sqlite_empty_file_is_a_warning(tmp_path: Path, encryption_key: str) -> None:
+    """An empty file is not another program's database."""
+    place = context_in(tmp_path, encryption_key)
+    (tmp_path / NAME).touch()
+    assert await _check(place) == {"store": (Severity.WARN, f"{tmp_path / NAME} is empty")}
+
+
 async def test_check_sqlite_other_file_names_error_only(tmp_path: Path, encryption_key: str) -> None:
     """A file that is not a database is reported by the error's name."""
     place = context_in(tmp_path, encryption_key)

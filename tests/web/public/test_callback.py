@@ -10,10 +10,8 @@ import pytest
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.grant import support_code
 from amo_callback.model import fingerprint
-from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, LINK, Answer, Running
 from tests.web.markup import Markup
-
-LINK = "foryoure://amo-crm/callback"
 
 
 async def test_callback_valid_code_stores_pair_and_redirects_to_app(app: Running) -> None:

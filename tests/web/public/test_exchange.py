@@ -11,7 +11,7 @@ from amo_callback.amo.sandbox.app import Fault
 from amo_callback.web.authorizations import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.account import ExchangeBody
-from tests.service import BASE, HOST, Answer, Running
+from tests.service import BASE, HOST, LINK, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, of, owners
 
 PATH = f"{BASE}/exchange-code"
@@ -188,7 +188,6 @@ async def ticket_app(run: Any) -> AsyncIterator[Running]:
         yield running
 
 
-LINK = "foryoure://amo-crm/callback"
 TICKET = re.compile(r"[A-Za-z0-9_-]{22}")
 
 

@@ -7,11 +7,9 @@ import pytest
 
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.web.pages import Kind
-from tests.service import BASE, HOST, Answer, Running
+from tests.service import BASE, HOST, LINK, Answer, Running
 from tests.web.agents import AGENTS, CHROME, DESKTOP, INSTAGRAM, SAFARI
 from tests.web.markup import Markup
-
-LINK = "foryoure://amo-crm/callback"
 
 
 async def _look(app: Running, address: str, agent: str = SAFARI, **headers: str) -> tuple[Answer, Markup]:

@@ -14,7 +14,7 @@ CREATE TABLE meta (
 --sqlite INSERT INTO meta (name, value) VALUES ('serial', CAST('1' AS BLOB));
 --postgres INSERT INTO meta (name, value) VALUES ('serial', convert_to('1', 'UTF8'));
 
--- connections: one per AMO account and AMO user. Every update except by a hook increments row_version; a refreshed pair,
+-- connections: one per AMO account and AMO user. Every update except by a hook or at the start of a recheck increments row_version; a refreshed pair,
 -- a grant and a disconnect increment pair_version.
 CREATE TABLE connections (
     id TEXT PRIMARY KEY,
@@ -87,7 +87,7 @@ CREATE INDEX connections_due_too_late ON connections (id)
     WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at;
 CREATE INDEX connections_by_attempt ON connections (id) WHERE attempt IS NOT NULL;
 CREATE INDEX connections_by_recheck ON connections (recheck_at) WHERE recheck_at IS NOT NULL;
-CREATE INDEX connections_by_death ON connections (needs_reauth_since) WHERE needs_reauth_since IS NOT NULL;
+CREATE INDEX connections_by_needs_reauth ON connections (needs_reauth_since) WHERE needs_reauth_since IS NOT NULL;
 -- The second column lets connections be counted in these indexes only.
 CREATE INDEX connections_by_deadline ON connections (refresh_expires_at, access_expires_at) WHERE status = 'active';
 CREATE INDEX connections_by_status ON connections (status, reason) WHERE status <> 'active';
