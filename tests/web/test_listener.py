@@ -249,7 +249,7 @@ async def test_listener_close_answers_request_in_progress(served: Served) -> Non
 async def test_listener_malformed_request_is_400_without_its_text(
     served: Served, request_line: bytes, *, is_logged: bool
 ) -> None:
-    """A malformed request gets a bare 400, and one log line if it is HTTP; neither has its text, which may be a code."""
+    """A malformed request gets 400, and a log line if it is HTTP; neither quotes it, as it may contain a code."""
     async with served.open("127.0.0.1:0") as opened:
         answer = await _ask(opened.address, request_line + b"\r\nHost: a\r\n\r\n")
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
