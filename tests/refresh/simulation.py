@@ -232,9 +232,7 @@ class _Store:
             process, simulation = self._process, self._process.simulation
             if process.dead:
                 await asyncio.Event().wait()
-            if name == "claim":
-                with simulation.recording_failures():
-                    simulation.count_probe(process)
+            is_probe = name == "claim" and simulation.is_probe(process)
             if name in WRITES:
                 await process.gate(name)
             if process.store_away:
@@ -252,6 +250,9 @@ class _Store:
                     simulation.unheard[result.id] = process
                 self.failed_at = simulation.clock.monotonic()
                 raise StoreUnavailable("SQLITE_IOERR")
+            if is_probe and result:  # a claim that is not stored sends nothing
+                with simulation.recording_failures():
+                    simulation.count_probe(process)
             if name in WRITES or name == "connection":
                 await process.gate(f"{name}, done")
             return result
@@ -693,9 +694,13 @@ class Simulation:
         else:
             self.budget.end()
 
+    def is_probe(self, process: Process) -> bool:
+        """Return whether AMO blocks the address and the process knows it, so that each refresh must be a probe."""
+        return self.blocked and process.knows_block
+
     def count_probe(self, process: Process) -> None:
-        """Count a probe if the process knows of the address block."""
-        if self.blocked and process.knows_block:
+        """Count a probe, unless the block has ended since its claim was requested."""
+        if self.is_probe(process):
             self.budget.probe(self.clock.monotonic())
 
     def _check_failure(self, row: Connection) -> None:
