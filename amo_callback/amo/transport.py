@@ -1,8 +1,9 @@
-"""HTTP to AMO: one request per connection, never repeated, and it is always known whether any of it was sent.
+"""HTTP requests to AMO: one request per connection, never repeated.
 
-No HTTP client library is used, because it may repeat a request, may reject a response for its framing although it
-contains the new pair, and does not report whether a byte was written. Connections are not reused: AMO may close an idle
-connection just when a request is written to it, and then it is unknown whether the token was spent.
+The transport always reports whether any byte of a request may have been sent. HTTP client libraries are not used,
+because they do not report this. They may also repeat a request, or reject a response with invalid framing that contains
+the new pair. Connections are not reused, because AMO may close an idle connection just when a request is written to it.
+It would then be unknown whether the token was spent.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ if TYPE_CHECKING:
     from amo_callback.rate_limit import Priority
 
 _LAST = 0.05
-"""The share of a request's timeout that is reserved for reading the response."""
+"""The fraction of a request's timeout that is reserved for reading the response."""
 _TICK = 0.01
-"""The minimum number of seconds between two checks of a waiting request's timeout."""
+"""The minimum number of seconds between two checks of a request's timeout."""
 _LONGEST_HOLD = 2.0
-"""The maximum number of seconds that a request waits for a slot after its connection is open; then it is not sent."""
+"""The maximum wait for a slot after a connection is open, in seconds; after that, the request is not sent."""
 _NEXT_ADDRESS = 0.25
-"""Seconds until a host's next address is also tried, because IPv6 may not work in a network."""
+"""Seconds until the host's next address is also tried, because IPv6 does not work on some networks."""
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return a TLS context with the machine's certificate authorities, or those of `SSL_CERT_FILE`."""
+    """Return a TLS context that trusts the authorities in `SSL_CERT_FILE`, or the system's if it is not set."""
     tls = ssl.create_default_context()
     tls.set_alpn_protocols(["http/1.1"])
     return tls
 
 
 class Transport:
-    """A sender of requests to AMO, each with a timeout of `timeout` seconds; redirects are never followed.
+    """A sender of requests to AMO; redirects are never followed.
 
-    The time that a request waits for a slot does not count.
+    Each request has a timeout of `timeout` seconds, which does not include the wait for a slot.
     """
 
     def __init__(self, *, tls: ssl.SSLContext, rate_limiter: RateLimiter, clock: Clock, timeout: float) -> None:
@@ -57,9 +58,10 @@ class Transport:
         self.timeout = timeout
 
     async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> AmoResponse:
-        """Send a request, but not after a monotonic time, and return the response, even if it is incomplete.
+        """Send a request and return the response, even if it is incomplete.
 
-        Raises `RequestNotSent`, and `UnknownOutcome` without a response.
+        Nothing is sent after the monotonic time `not_after`. Raises `RequestNotSent` if no byte was sent, and
+        `UnknownOutcome` if the request may have been sent but no status was received.
         """
         hold, connection = _Hold(), _HttpConnection()
 
@@ -75,8 +77,8 @@ class Transport:
             await _within(self.timeout, exchange(), hold=hold)
         except TimeoutError:
             broken = "timeout"
-        except (OSError, UnicodeError):
-            pass  # nothing was sent. The exception's text may quote the request, and is dropped
+        except (OSError, ValueError):
+            pass  # nothing was sent; the exception is dropped, because its text may quote the request
         finally:
             connection.close()
         response = connection.response
@@ -111,7 +113,7 @@ class _HttpConnection(asyncio.Protocol):
         """Whether any byte of the request may have been sent."""
         self._transport: asyncio.Transport | None = None
         self._ended = asyncio.Event()
-        """Set when the response is complete, or nothing more can arrive."""
+        """Set when reading has ended, or when no more bytes can arrive."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -156,7 +158,7 @@ def _answer(response: Response, *, broken: str | None) -> AmoResponse:
 
 
 def _written(request: AmoRequest) -> bytes:
-    """Return the bytes of a request: headers and body in one piece."""
+    """Return the bytes of a request: the request line, the headers and the body."""
     url = urlsplit(request.url)
     body = request.body or b""
     headers = {
@@ -169,7 +171,7 @@ def _written(request: AmoRequest) -> bytes:
     lines = [f"{request.method} {url.path or '/'}{'?' + url.query if url.query else ''} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if not all(line.isascii() and line.isprintable() for line in lines):
-        raise ValueError("invalid character in a request header")
+        raise ValueError("the request line or a header contains a character that is not printable ASCII")
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
@@ -193,10 +195,10 @@ class _Hold:
 
 
 async def _within(seconds: float, work: Coroutine[object, object, None], *, hold: _Hold) -> None:
-    """Run `work` for at most `seconds`, not counting its `hold`; raises `TimeoutError`.
+    """Run `work` for at most `seconds`, not counting the time of `hold`; raises `TimeoutError`.
 
-    When a process continues after a suspension, its timeout is over, but the response may already be in the socket. The
-    last share of the timeout is therefore measured only while the loop runs, so that the response is read.
+    After a suspension of the process, the timeout is over, but the response may already be in the socket's buffer. The
+    last fraction of the timeout therefore starts only when the event loop runs again, so that the response is read.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds * (1 - _LAST)

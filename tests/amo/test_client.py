@@ -26,6 +26,7 @@ from amo_callback.errors import (
     UnknownOutcome,
     VendorRateLimited,
 )
+from amo_callback.model import TokenState
 from amo_callback.rate_limit import LocalLimits, Priority
 from tests.fakes import FakeClock, RecordingObserver
 from tests.service import HOST, Amo, amo_client
@@ -87,6 +88,16 @@ async def test_client_without_connection_raises_request_not_sent(amo: Amo, clock
     async with amo_client(amo, clock) as client:
         with pytest.raises(RequestNotSent):
             await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
+
+
+@pytest.mark.parametrize("access_token", ["line\r\nX: y", "tok\u00e9n"])
+async def test_introspection_token_that_is_no_header_value_is_not_sent(
+    amo: Amo, clock: FakeClock, access_token: str
+) -> None:
+    """A stored access token that could add a header gets no request, and stays unknown."""
+    async with amo_client(amo, clock) as client:
+        result = await client.introspect_access_token(access_token=access_token, domain=HOST, account_id="31920194")
+    assert (result.state, amo.sandbox.introspections) == (TokenState.UNKNOWN, 0)
 
 
 @asynccontextmanager
