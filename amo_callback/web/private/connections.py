@@ -1,4 +1,4 @@
-"""Connections: list, show, disconnect, freeze and thaw; never a token."""
+"""The routes for connections: list, show, disconnect, freeze and thaw. No response contains a token."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 _LAST_EVENTS = 20
 MAX_OWNERS = 10_000
-"""The maximum number of owners on a page, not counting those of its first connection; more owners make it shorter."""
+"""The maximum number of owners on a page. The page is shortened accordingly, but has at least one connection."""
 
 
 class ConnectionsQuery(Page):
-    """Filters of the list."""
+    """The query of the list of connections."""
 
     cursor: Annotated[str, Field(pattern="^[0-9a-f-]{36}$")] | None = None
-    """the next_cursor of the previous page"""
+    """must be the next_cursor of the previous page"""
     account_id: Text | None = None
-    """1 to 256 characters: the id of the AMO account"""
+    """must be the id of an AMO account (1 to 256 characters without control characters)"""
     owner: Text | None = None
-    """1 to 256 characters: an app user"""
+    """must be the id of an app user (1 to 256 characters without control characters)"""
     status: Status | None = None
-    """one of active, needs_reauth, disconnected"""
+    """must be active, needs_reauth or disconnected"""
     domain: Text | None = None
-    """1 to 256 characters: the host of the account"""
+    """must be the host of an account (1 to 256 characters without control characters)"""
 
 
 @shape
 class ShownConnection:
-    """An AMO account connected by an AMO user; never a token."""
+    """A connection of an AMO account and an AMO user, without its tokens."""
 
     id: str
     account_id: str
@@ -55,7 +55,7 @@ class ShownConnection:
     domain: str
     status: Status
     reason: Reason | None
-    """Why the user has to connect again."""
+    """The reason why the user has to connect again."""
     last_error: str | None
     access_expires_at: Time | None
     refresh_expires_at: Time | None
@@ -65,7 +65,7 @@ class ShownConnection:
     """The number of failed refreshes since the last successful one."""
     connected_at: Time
     frozen: bool
-    """Whether it is not refreshed until it is thawed."""
+    """Whether the connection is frozen; it is then not refreshed until it is thawed."""
 
 
 @shape
@@ -86,17 +86,17 @@ class ConnectionsPage:
 
 @shape
 class FreezeState:
-    """Whether all connections are frozen."""
+    """The freeze that applies to all connections."""
 
     frozen: bool
     since: Time | None
     why: str | None
     open_attempts: int
-    """The number of refreshes in progress."""
+    """The number of refresh attempts in progress or without a known result."""
 
 
 async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPage:
-    """List connections in the order of their ids, without tokens."""
+    """List connections without their tokens, ordered by id."""
     query, store = call.query, call.services.store
     only = ConnectionFilter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
     all_frozen = await store.frozen() is not None
@@ -112,22 +112,23 @@ async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPag
 
 
 def _fitting(items: Sequence[Connection], owners: Mapping[str, Sequence[str]]) -> int:
-    """Return how many connections fit on a page, given their numbers of owners."""
+    """Return how many connections fit on a page with at most `MAX_OWNERS` owners; at least 1."""
     totals = accumulate(len(owners[connection.id]) for connection in items)
     return max(sum(total <= MAX_OWNERS for total in totals), 1)
 
 
 async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
-    """Show one connection with its latest events, without tokens."""
+    """Return a connection without its tokens, and its latest events."""
     [connection, *_] = await call.services.lifecycle.lookup.find(call.name)
     events = await call.services.store.events(connection_id=connection.id, limit=_LAST_EVENTS)
     owners = await call.services.store.owners_of([connection.id])
+    frozen = connection.frozen or await call.services.store.frozen() is not None
     recorded = [shaped(RecordedEvent, event) for event in events]
-    return shaped(ConnectionWithEvents, connection, owners=owners[connection.id], events=recorded)
+    return shaped(ConnectionWithEvents, connection, owners=owners[connection.id], frozen=frozen, events=recorded)
 
 
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
-    """Disconnect one connection and erase its tokens; in AMO, the integration remains installed."""
+    """Disconnect a connection and erase its tokens; the integration remains installed in AMO."""
     connection = await call.services.lifecycle.lookup.find_one(call.name)
     return await _shown(
         call, await disconnect(connection.id, reason=f"requested by {call.caller}", store=call.services.store)
@@ -135,24 +136,24 @@ async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
 
 
 async def freeze_connection(call: Call[None, None]) -> ShownConnection:
-    """Freeze one connection: it is not refreshed until it is thawed."""
+    """Freeze a connection; it is not refreshed until it is thawed."""
     return await _set_frozen(call, frozen=True)
 
 
 async def thaw_connection(call: Call[None, None]) -> ShownConnection:
-    """Thaw one connection: it is refreshed again."""
+    """Thaw a connection; it is refreshed again unless all connections are frozen."""
     return await _set_frozen(call, frozen=False)
 
 
 async def freeze_all(call: Call[None, None]) -> FreezeState:
-    """Freeze all connections; `open_attempts` is the number of refreshes still in progress."""
+    """Freeze all connections; `open_attempts` counts refresh attempts in progress or without a known result."""
     await call.services.lifecycle.freeze_switch.freeze_all(why=f"requested by {call.caller}")
     call.services.log.info("freeze.changed", key=call.caller, frozen=True)
     return await _freeze_state(call)
 
 
 async def thaw_all(call: Call[None, None]) -> FreezeState:
-    """Thaw all connections: they are refreshed again, on this machine from now on."""
+    """Thaw all connections that are not frozen individually, and record the store's current location."""
     await call.services.lifecycle.freeze_switch.thaw_all()
     call.services.lifecycle.scheduler.wake()
     call.services.log.info("freeze.changed", key=call.caller, frozen=False)
@@ -180,7 +181,8 @@ async def _freeze_state(call: Call[None, None]) -> FreezeState:
 
 async def _shown(call: Call[None, None], connection: Connection) -> ShownConnection:
     owners = await call.services.store.owners_of([connection.id])
-    return shaped(ShownConnection, connection, owners=owners[connection.id])
+    frozen = connection.frozen or await call.services.store.frozen() is not None
+    return shaped(ShownConnection, connection, owners=owners[connection.id], frozen=frozen)
 
 
 ROUTES = (
