@@ -1,3 +1,3 @@
-"""Brings people back to the mobile app from amoCRM / Kommo OAuth, and keeps their tokens alive."""
+"""A server that returns users from amoCRM (Kommo) OAuth to a mobile app, and stores and refreshes their tokens."""
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ class Clock(Protocol):
         """Return the wall-clock time in UTC."""
 
     def monotonic(self) -> float:
-        """Return the time in seconds of a clock that never jumps."""
+        """Return the time in seconds of a clock that is not affected by clock adjustments."""
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -32,10 +32,10 @@ class SystemClock:
 
 
 class DatabaseClock:
-    """The clock of a database shared by several instances: its last known time plus the elapsed monotonic time.
+    """The clock of a database shared by several instances: its last known time plus the monotonic time since then.
 
-    The clocks of two machines differ. Instances compare times that others have stored, so all of them use the
-    database's clock and never their own wall clock.
+    The clocks of two machines differ, and instances compare times that other instances have stored. All instances
+    therefore use the database's clock, not their own wall clocks.
     """
 
     def __init__(self, machine: Clock) -> None:
@@ -45,7 +45,7 @@ class DatabaseClock:
     def set(self, time: datetime, *, asked_at: float) -> None:
         """Set the time that the database returned for a query sent at `asked_at` (monotonic).
 
-        The clock is ahead of the database's by at most one round trip, because the start of the query is used. Tokens
+        This clock is ahead of the database's by at most one round trip, because the query's start is used. Tokens
         therefore expire early rather than late.
         """
         self._read = time, asked_at
@@ -56,7 +56,7 @@ class DatabaseClock:
         return (self._machine.now() - self.now()).total_seconds()
 
     def now(self) -> datetime:
-        """Return the database's time in UTC; before the first query, the machine's."""
+        """Return the database's time in UTC; before the first query, the machine's time."""
         if self._read is None:
             return self._machine.now()
         time, asked_at = self._read
@@ -70,5 +70,5 @@ class DatabaseClock:
 
 
 def rfc3339(moment: datetime) -> str:
-    """Format a time by RFC 3339, in UTC and whole seconds."""
+    """Format a UTC time according to RFC 3339, in whole seconds."""
     return moment.isoformat()[:19] + "Z"  # ten times as fast as `strftime`

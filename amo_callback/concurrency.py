@@ -1,4 +1,4 @@
-"""Tasks that callers share, work that must not be cancelled, and waits with a limit."""
+"""Shared tasks, work that must not be cancelled, and waits with a time limit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SingleFlight(Generic[T]):
 
 
 async def run_to_completion(work: Awaitable[T]) -> T:
-    """Run `work` to completion even if the caller is cancelled; then raise the cancellation."""
+    """Run `work` to completion even if the caller is cancelled; `CancelledError` is raised after `work` ends."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -64,7 +64,7 @@ async def run_to_completion(work: Awaitable[T]) -> T:
 
 
 async def wait_at_most(task: asyncio.Future[T], *, seconds: float, clock: Clock) -> bool:
-    """Wait for `task` at most `seconds`, and return whether it is done; it is not cancelled."""
+    """Wait for `task` for at most `seconds` without cancelling it; return whether it is done."""
     timer = asyncio.ensure_future(clock.sleep(seconds))
     both: set[asyncio.Future[T] | asyncio.Future[None]] = {task, timer}
     try:
@@ -72,12 +72,12 @@ async def wait_at_most(task: asyncio.Future[T], *, seconds: float, clock: Clock)
     finally:
         timer.cancel()
     if not task.done():
-        timer.result()  # a failing clock must not make the caller spin
+        timer.result()  # raise a clock error; otherwise, the caller may loop without waiting
     return task.done()
 
 
 async def sleep_until_woken(woken: asyncio.Event, *, seconds: float, clock: Clock) -> None:
-    """Wait until `woken` is set, at most `seconds`."""
+    """Wait until `woken` is set, for at most `seconds`."""
     waiting = asyncio.ensure_future(woken.wait())
     try:
         await wait_at_most(waiting, seconds=seconds, clock=clock)
@@ -93,21 +93,21 @@ async def wait_or_stop(
     clock: Clock,
     limit: float | None = None,
 ) -> bool:
-    """Run `work` for at most `limit` seconds, and `grace` seconds once `stop` is set; return whether it is done.
+    """Run `work` for at most `limit` seconds, and for at most `grace` seconds after `stop` is set.
 
-    If it is not, it is cancelled.
+    Returns whether `work` is done; unfinished work is cancelled.
     """
     futures: list[asyncio.Future[object]] = [asyncio.ensure_future(work)]
     task = futures[0]
     try:
         await asyncio.sleep(0)
-        if not task.done():  # usually it is done by now, and needs no timers
+        if not task.done():  # most work is done by now and needs no timers
             futures.append(asyncio.ensure_future(_after(stop, grace, clock)))
             if limit is not None:
                 futures.append(asyncio.ensure_future(clock.sleep(limit)))
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         for ended in [future for future in futures if future.done()]:
-            ended.result()  # a failing clock must not make the caller spin
+            ended.result()  # raise a clock error; otherwise, the caller may loop without waiting
         return task.done()
     finally:
         for future in futures:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Core:
-    """The environment, shared by all components; it contains no component."""
+    """The environment that all components of a process share; it contains no components itself."""
 
     store: Store
     amo: AmoClient
@@ -33,11 +33,11 @@ class Core:
     process: str
     """The name of this process, used in claims and in the history."""
     stop: asyncio.Event
-    """The stop signal: once set, nothing new is sent to AMO; requests in progress are finished."""
+    """The stop signal. After it is set, no new work is started; work in progress is finished."""
 
 
 async def record_event(event: Event, core: Core) -> None:
-    """Store an event in its own write; if the store is unreachable, only report it."""
+    """Store an event in a write of its own; if the store is unavailable, only pass it to the observer."""
     try:
         await core.store.record(event)
     except StoreUnavailable:

@@ -1,7 +1,7 @@
 """Encryption of stored secrets: Fernet with several keys, each record bound to its context.
 
-A record is encrypted together with the name of its context (`connection:ID`), so that a record copied into another row
-by hand is not decrypted there.
+A record is encrypted together with the name of its context (`connection:ID`), so that a record that was manually copied
+into another row cannot be decrypted there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class EncryptedRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReencryptedRecord:
-    """A record encrypted with another key; it replaces exactly the bytes that were read."""
+    """A re-encrypted record; it replaces the stored record only if that is still the one that was read."""
 
     read: EncryptedRecord
     content: bytes = field(repr=False)
@@ -71,7 +71,7 @@ def new_key() -> str:
 
 
 class Cipher:
-    """Encrypts with the newest key, and decrypts with any."""
+    """Encrypts with the newest key, and decrypts with any of the keys."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [Fernet(key) for key in keys]
@@ -85,11 +85,11 @@ class Cipher:
         return self._opened(sealed, context)[1]
 
     def key_index(self, sealed: bytes, *, context: str) -> int:
-        """Return the index of the key that decrypts this, 0 for the newest; raises `DecryptionFailed`."""
+        """Return the index of the key that decrypts a record (0 for the newest); raises `DecryptionFailed`."""
         return self._opened(sealed, context)[0]
 
     def reencrypt(self, sealed: bytes, *, context: str) -> bytes:
-        """Encrypt the same content with the newest key; raises `DecryptionFailed`."""
+        """Encrypt the content of a record with the newest key; raises `DecryptionFailed`."""
         return self.seal(self.open(sealed, context=context), context=context)
 
     def _opened(self, sealed: bytes, context: str) -> tuple[int, bytes]:
@@ -114,10 +114,10 @@ class Cipher:
         return content["access_token"], content["refresh_token"]
 
     def decrypt_pair(self, connection: Connection) -> TokenPair | None:
-        """Return a connection's token pair, with the times of its row; `None` if no key decrypts it.
+        """Return a connection's token pair, with its times from the row; `None` if the pair cannot be decrypted.
 
         The pair is encrypted for the connection's id, which is derived from account and user. In a row with another
-        account or user it is not decrypted.
+        account or user, it cannot be decrypted.
         """
         if not has_own_id(connection):
             return None
@@ -155,16 +155,16 @@ class Cipher:
         return _request(json.loads(self.open(sealed, context=context_of(RecordKind.STATE, state_hash))))
 
     def seal_canary(self) -> bytes:
-        """Return the record that shows at start whether the keys decrypt the store."""
+        """Return the canary, a record that shows at startup whether the keys can decrypt the store."""
         return self.seal(_CANARY, context=context_of(RecordKind.CANARY, ""))
 
     def check_canary(self, sealed: bytes) -> None:
-        """Raise `DecryptionFailed` if none of the keys wrote this store."""
+        """Raise `DecryptionFailed` if no key decrypts the canary."""
         self.open(sealed, context=context_of(RecordKind.CANARY, ""))
 
 
 def _json(record: GrantSecrets | AuthorizationRequest) -> bytes:
-    """Encode a record as JSON, its bytes in base64."""
+    """Encode a record as JSON, with bytes in base64."""
     return json.dumps(dataclasses.asdict(record), default=lambda value: base64.b64encode(value).decode()).encode()
 
 
@@ -180,6 +180,6 @@ def _bytes(text: str | None) -> bytes | None:
 
 
 def derive_key(passphrase: str, *, salt: bytes, n: int, r: int, p: int) -> str:
-    """Derive an encryption key by scrypt (RFC 7914); raises `ValueError` if scrypt rejects the parameters."""
+    """Derive an encryption key with scrypt (RFC 7914); raises `ValueError` if scrypt rejects the parameters."""
     key = hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=_SCRYPT_MEMORY, dklen=32)
     return base64.urlsafe_b64encode(key).decode()

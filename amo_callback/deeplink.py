@@ -1,10 +1,10 @@
 """The deep link that returns the user to the app, and its errors.
 
 To add an error, add an entry to `DEEP_LINK_ERRORS`, a section to each file of `web/pages/texts`, and an error class to
-`errors` (or the word to `amo.redirect`, if the redirect itself reveals it).
+`errors` (or, if the redirect itself reveals the error, the error's code to `amo.redirect`).
 
-Values are percent-encoded from the bytes as received, except RFC 3986's unreserved characters. Some parsers read `+` as
-a space, and browsers drop or keep other characters in links with an unknown scheme.
+Values are percent-encoded byte by byte as received, except for RFC 3986's unreserved characters. Some parsers read `+`
+as a space, and browsers differ in the other characters that they accept in links with an unknown scheme.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ HandBack = Literal["code", "ticket", "none"]
 
 
 class DeepLinkError(NamedTuple):
-    """An `error` of the link: its meaning for the app, and its form in the public API."""
+    """An `error` value of the deep link: its meaning for the app, and its form in the public API."""
 
     meaning: str
     action: str
-    """What the app should do."""
+    """The recommended action of the app."""
     status: int = 400
     message: str = "amoCRM does not accept the code: connect again."
-    """For the user of the app."""
+    """The message for the user of the app."""
 
 
 DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
     {
         "missing_code": DeepLinkError("the redirect contains neither a code nor an error", "start again"),
-        "access_denied": DeepLinkError("the user declined", "nothing, or offer to try again"),
+        "access_denied": DeepLinkError("the user declined access", "do nothing, or offer to try again"),
         "invalid_state": DeepLinkError(
-            "the link belongs to another attempt, or is older than half an hour",
+            "the state belongs to another authorization request, was already used, or is older than half an hour",
             "start again",
             message="The link belongs to another attempt: connect again.",
         ),
         "invalid_request": DeepLinkError("the redirect was damaged in transit", "start again"),
         "account_not_allowed": DeepLinkError(
-            "not amoCRM's host, or an account that is not in `amo.allowed_accounts`",
+            "the host is not amoCRM's, or the account is not in `amo.allowed_accounts`",
             "choose another account",
             message="This amoCRM account cannot be connected here.",
         ),
@@ -49,7 +49,9 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
             "the code is older than 20 minutes", "start again", message="The code has expired: connect again."
         ),
         "code_used": DeepLinkError(
-            "the code was spent elsewhere", "start again", message="The code was already used elsewhere: connect again."
+            "the code was already spent elsewhere",
+            "start again",
+            message="The code was already used elsewhere: connect again.",
         ),
         "amo_unavailable": DeepLinkError(
             "amoCRM or this service is unavailable or slow",
@@ -59,34 +61,35 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
         ),
         "rate_limited": DeepLinkError(
             "too many invalid codes from one address",
-            "wait a minute",
+            "try again in a minute",
             status=429,
-            message="Too many attempts: wait a minute.",
+            message="Too many attempts: try again in a minute.",
         ),
         "auth_failed": DeepLinkError("amoCRM did not accept the code", "start again"),
     }
 )
-"""Every `error` that the link may have."""
+"""All `error` values of the deep link."""
 OURS_OR_AMOS = ("amo_unavailable", "auth_failed")
-"""Errors that may be the fault of this service or AMO, not of the user or the sender of the link."""
+"""Errors that this service or AMO may have caused, rather than the user or the sender of the link."""
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:
-    """Return the link after a success; it always contains `state`, because the app expects it."""
+    """Return the deep link after a success; it always contains `state`, because the app expects it."""
     value = b"true" if hand_back == "none" else code
     return _link(base, "success" if hand_back == "none" else "code", value, state or b"")
 
 
 def failure_link(base: str, *, error: str, state: bytes | None) -> str:
-    """Return the link after a failure; `error` is a code of this service, never text from AMO."""
+    """Return the deep link after a failure; `error` is a code of this service, never text from AMO."""
     return _link(base, "error", error.encode(), state)
 
 
 def intent_link(link: str, *, package: str) -> str:
-    """Return the same link as Android's `intent:`, which opens only that app.
+    """Return a deep link as an Android `intent:` URL, which opens only the app `package`.
 
-    Nothing from the user follows `#Intent;`, because Android interprets it. There is no `browser_fallback_url`, because
-    with one, Chrome does not ask whether to open the app. Source: https://developer.chrome.com/docs/android/intents
+    The part after `#Intent;` contains no user input, because Android interprets it. The URL has no
+    `browser_fallback_url`; with one, Chrome would not ask whether to open the app. Source:
+    https://developer.chrome.com/docs/android/intents
     """
     scheme, _, rest = link.partition(":")
     return f"intent:{rest}#Intent;scheme={scheme.lower()};package={package};end"

@@ -1,11 +1,11 @@
-"""The errors of the service, grouped by who must act.
+"""The errors of the service, grouped by the party that must act.
 
 A class's docstring is the message for operators; its attributes define the error in both APIs, on the pages and in the
 deep link. `deeplink` defines what the app should do about an `error` in the deep link. No message or attribute contains
-a token, code, state, key or secret.
+a token, code, state, key or secret, except `UnknownOutcome.body`.
 
-Of AMO's responses to a refresh, only `UnknownOutcome` leaves it unknown whether the refresh token was spent; any other
-error response means that it was not.
+After a request for a refresh, only `UnknownOutcome` leaves it unknown whether that request spent the refresh token.
+Any other error means that it did not.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ _WAIT = "try again after `Retry-After` seconds"
 
 
 class AmoCallbackError(Exception):
-    """amo-callback failed for a reason without its own error."""
+    """amo-callback failed for an unspecified reason."""
 
     code: ClassVar[str] = "internal_error"
     """The error's name in the log, in events and in metrics."""
     deep_link_error: ClassVar[str] = "auth_failed"
-    """The `error` of the deep link, and of the public API unless there is an `app_message`."""
+    """The `error` in the deep link, and in the public API unless there is an `app_message`."""
     app_message: ClassVar[str | None] = None
-    """The public API's message, if it answers with `http_status` and `code` instead of the deep link's error."""
+    """The message in the public API, if the API returns `http_status` and `code` instead of the deep link's error."""
     api_code: str = "internal_error"
     """The `code` in the private API."""
     http_status: int = 500
-    action: str = "try again later: a bug, logged as `http.bug`"
+    action: str = "internal error, logged as `http.bug`: try again later"
     """What the caller should do."""
     retry_after: float | None = 5.0
-    """Seconds until a retry, if `http_status` is 502 or 503; `None` stands for `refresh.retry_cap`."""
+    """The seconds until a retry, if `http_status` is 502 or 503; `None` means `refresh.retry_cap`."""
     members: Mapping[str, object] = MappingProxyType({})
     """Additional members of the private API's problem details."""
 
     status: int | None = None
     """The HTTP status of AMO's response, if it caused the error."""
     request_id: str | None = None
-    """The request id in AMO's response, for AMO's support."""
+    """The request id in AMO's response, which AMO's support can look up."""
     title: str | None = None
     hint: str | None = None
-    """Parts of AMO's response that may be logged."""
+    """The hint in AMO's response. The title and the hint may be logged."""
     rejects_client: bool = False
-    """Whether the response rejects the client id, secret or redirect URI, and not the presented credential."""
+    """Whether the response rejects the client id, secret or redirect URI instead of the presented credential."""
     refused: str | None = None
-    """The kind of callback parameter that was refused."""
+    """The kind of item that was refused in a callback, such as `state`."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or self.code))
@@ -73,7 +73,7 @@ def error_classes(root: type[AmoCallbackError] = AmoCallbackError) -> Iterator[t
 
 
 class InternalError(AmoCallbackError):
-    """A bug in amo-callback: see the log."""
+    """An internal error occurred: see the log."""
 
     app_message = "Internal error. Please try again."
 
@@ -97,14 +97,14 @@ class InvalidRequest(UserError):
 
 
 class InvalidState(UserError):
-    """The state was not issued here, is older than half an hour, or was used with another code."""
+    """The state was not issued by this service, is older than half an hour, or was used with another code."""
 
     code = deep_link_error = "invalid_state"
     refused = "state"
 
 
 class AccountNotAllowed(UserError):
-    """The account, or the host in the callback, is not allowed to connect."""
+    """The account, or the host in the callback, is not allowed."""
 
     code = deep_link_error = "account_not_allowed"
     refused = "host"
@@ -116,7 +116,7 @@ class AccountNotAllowed(UserError):
 
 
 class TooManyAttempts(UserError):
-    """One address has sent more rejected codes than [limits] allows."""
+    """More codes from one address or user were rejected than [limits] allows."""
 
     code = deep_link_error = "rate_limited"
     http_status = 429
@@ -131,7 +131,7 @@ class CodeExpired(UserError):
 
 
 class GrantExpired(UserError):
-    """The authorization code is more than 20 minutes old, or its ticket more than 10."""
+    """The authorization code is older than 20 minutes, or its ticket is older than 10 minutes."""
 
     code = deep_link_error = "code_expired"
     http_status = 410
@@ -140,14 +140,14 @@ class GrantExpired(UserError):
 
 
 class CodeUsed(UserError):
-    """The authorization code was already spent elsewhere."""
+    """The authorization code has already been spent."""
 
     code = deep_link_error = "code_used"
     refused = "code"
 
 
 class AuthFailed(UserError):
-    """AMO cannot read the authorization code, or refuses it without a reason."""
+    """AMO cannot decrypt the authorization code, or rejects it without a reason."""
 
     code = deep_link_error = "auth_failed"
     refused = "code"
@@ -162,11 +162,11 @@ class InvalidRefreshToken(UserError):
         super().__init__()
         self.expired = expired
         self.undecodable = undecodable
-        """Whether AMO could not decode the token, which is also the response of a moved account's former host."""
+        """Whether AMO could not decode the token. The former host of a moved account returns the same response."""
 
 
 class RefreshRefused(UserError):
-    """AMO has refused the connection for a day and rejects its token: the user has to connect the account again."""
+    """AMO has refused the refresh token for a day, and introspection rejects it: the user has to connect again."""
 
     code = "refused"
 
@@ -192,47 +192,47 @@ class UnknownOutcome(RetryableError):
         super().__init__()
         self.detail = detail
         self.body = body
-        """The body of a successful response without a readable pair. It may contain one, and is a secret."""
+        """The body of a successful response in which no pair was found. It may contain a pair, so it is secret."""
 
 
 class RequestNotSent(RetryableError):
-    """AMO could not be reached: nothing was sent."""
+    """AMO could not be reached, and no request was sent."""
 
     code = "not_sent"
 
 
 class IntrospectionUnavailable(RetryableError):
-    """AMO does not respond to introspection: a refresh token in doubt is not presented for now."""
+    """AMO does not respond to introspection: until it does, a refresh token in doubt is not presented."""
 
     code = "no_answer"
 
 
 class AccountBlocked(RetryableError):
-    """AMO refuses the account for now: it is unpaid (402) or blocked (403)."""
+    """AMO temporarily refuses the account, because it is unpaid (402) or blocked (403)."""
 
     code = "account_refused"
     api_code = "amo_refused"
     http_status = 502
-    action = "the account is unpaid or blocked: its owner has to resolve that with amoCRM"
+    action = "the account is unpaid or blocked: the account holder has to resolve this with amoCRM"
     retry_after = None
 
     def __init__(self, status: int, *, is_problem: bool = False) -> None:
         super().__init__()
         self.status = status
         self.is_problem = is_problem
-        """Whether the response is AMO's problem+json; a blocked server address is answered with nginx's HTML."""
+        """Whether the response is AMO's problem+json. If AMO blocks this server, the response is nginx's HTML."""
 
 
 class Frozen(RetryableError):
-    """Refreshing is frozen: thaw it with `amo-callback connections thaw`."""
+    """The connection is frozen: run `amo-callback connections thaw`."""
 
     code = api_code = "frozen"
-    action = f"{_WAIT}; an administrator has to thaw it: see `/readyz`"
+    action = f"{_WAIT}; an administrator has to thaw the connection: see `/readyz`"
     retry_after = None
 
 
 class VendorRateLimited(RetryableError):
-    """AMO answers this integration with 429 (too many requests)."""
+    """AMO rejects requests of this integration with status 429 (too many requests)."""
 
     code = "amo_rate_limited"
     retry_after: float
@@ -243,7 +243,7 @@ class VendorRateLimited(RetryableError):
 
 
 class UnrecognizedError(RetryableError):
-    """AMO refuses with an unlisted error, which is never final."""
+    """AMO returned an unknown error, which is treated as temporary."""
 
     code = "unknown_refusal"
     deep_link_error = "auth_failed"
@@ -256,7 +256,7 @@ class UnrecognizedError(RetryableError):
 
 
 class UnauthorizedWithoutHint(RetryableError):
-    """AMO answers 401 or 404 without a hint: the client credentials are wrong, or the account has moved."""
+    """AMO responded with 401 or 404, without a hint: the client credentials are wrong, or the account has moved."""
 
     code = "unexplained_refusal"
 
@@ -266,7 +266,7 @@ class UnauthorizedWithoutHint(RetryableError):
         self.accepted: bool | None = None
         """Whether introspection accepts the token; `None` if that is unknown."""
         self.same_host = False
-        """Whether introspection returns the host that refused."""
+        """Whether introspection returns the host that refused the token."""
 
 
 class NotYet(RetryableError):
@@ -279,7 +279,7 @@ class NotYet(RetryableError):
         super().__init__()
         self.retry_after = retry_after
         self.cause_code = cause_code
-        """The code of the error behind the wait, which callers receive with this wait."""
+        """The code of the error that caused the wait. Callers receive that error, with this wait."""
         cause = next((kind for kind in error_classes() if kind.code == cause_code), RetryableError)
         if issubclass(cause, RetryableError | OperatorError):
             self.api_code, self.http_status, self.action = cause.api_code, cause.http_status, cause.action
@@ -305,11 +305,11 @@ class MassFailureSuspected(RetryableError):
     def __init__(self, answer: AmoCallbackError | None = None) -> None:
         super().__init__()
         self.answer = answer
-        """The suspended terminal failure, if there is one."""
+        """The suspended terminal failure; `None` if there is none."""
 
 
 class Superseded(RetryableError):
-    """Another attempt has replaced this one."""
+    """Another refresh attempt has replaced this attempt."""
 
     code = "superseded"
 
@@ -331,7 +331,7 @@ class StoreUnavailable(RetryableError):
 
 
 class JwksUnavailable(RetryableError):
-    """The key set at app.jwks_url cannot be fetched: JWTs of the app cannot be verified until it can."""
+    """The key set at app.jwks_url cannot be fetched: JWTs cannot be verified until the service can fetch it."""
 
     code = "key_set_unavailable"
 
@@ -375,29 +375,29 @@ class InvalidClient(OperatorError):
 
 
 class ClientMismatch(OperatorError):
-    """The pair was granted to another client_id than the configured one: only that client may present it."""
+    """The token pair was issued to a client id other than amo.client_id: only that client can refresh it."""
 
     code = "client_mismatch"
 
 
 class HostNotAllowed(OperatorError):
-    """A stored host is neither AMO's nor in amo.allowed_domains: nothing is sent to it."""
+    """A stored host is neither a host of AMO nor in amo.allowed_domains: nothing is sent to it."""
 
     code = api_code = "host_not_allowed"
     action = (
-        f"{_WAIT}; an administrator has to allow the account's host, which `detail` names, or the account has to "
+        f"{_WAIT}; an administrator has to allow the account's host, which `detail` names, or the user has to "
         "connect again"
     )
 
     def __init__(self, host: str | None = None) -> None:
         super().__init__(
-            f"The stored host {host or '(not a host name)'} is neither AMO's nor in amo.allowed_domains: "
-            "nothing is sent to it. Add it to amo.allowed_domains and restart, or have the account connect again."
+            f"The stored host {host or '(not a host name)'} is neither a host of AMO nor in amo.allowed_domains: "
+            "nothing is sent to it. Add it to amo.allowed_domains and restart, or have the user connect again."
         )
 
 
 class DecryptionFailed(OperatorError):
-    """No encryption key decrypts this record, or it was encrypted as another record."""
+    """No encryption key decrypts this record, or the record contains a copy of another record."""
 
     code = "unreadable"
 
@@ -415,15 +415,15 @@ class NotFound(AmoCallbackError):
 
 
 class Ambiguous(AmoCallbackError):
-    """Several connections match: use an id."""
+    """Several connections match: use the id of a connection."""
 
     code = api_code = "ambiguous"
     http_status = 409
-    action = "use an id: several connections match"
+    action = "use the id of a connection: several connections match"
 
 
 class UnknownApiKey(AmoCallbackError):
-    """Send a known API key: Authorization: Bearer KEY."""
+    """The API key is missing or unknown; send a key in the header `Authorization: Bearer KEY`."""
 
     code = api_code = "unauthorized"
     http_status = 401
@@ -432,15 +432,15 @@ class UnknownApiKey(AmoCallbackError):
     def __init__(self, *, presented: bool) -> None:
         super().__init__()
         self.presented = presented
-        """Whether the request had a key."""
+        """Whether the request contained a key."""
 
 
 class Forbidden(AmoCallbackError):
-    """The API key lacks the scope."""
+    """The API key does not have the required scope."""
 
     code = api_code = "forbidden"
     http_status = 403
-    action = "send a key that has the `scope`"
+    action = "send a key that has the required `scope`"
 
     def __init__(self, scope: str) -> None:
         super().__init__()
@@ -453,17 +453,17 @@ class Unauthorized(AmoCallbackError):
 
     code = api_code = "unauthorized"
     http_status = 401
-    app_message = "Send the user's JWT: Authorization: Bearer JWT."
-    action = "send a JWT of the user that has not expired"
+    app_message = "Send the user's JWT in the header Authorization: Bearer JWT."
+    action = "send an unexpired JWT of the user"
 
     def __init__(self, detail: str) -> None:
         super().__init__()
         self.detail = detail
-        """The check that failed, which distinguishes a wrong app.jwt_audience from a forgery."""
+        """The failed check, which distinguishes a wrong app.jwt_audience from a forged JWT."""
 
     @property
     def presented(self) -> bool:
-        """Whether the request had a JWT."""
+        """Whether the request contained a JWT."""
         return self.detail not in {"missing", "header"}
 
 
@@ -477,11 +477,11 @@ class PkceMismatch(AmoCallbackError):
 
 
 class NeedsReauth(AmoCallbackError):
-    """The connection has no valid access token, and only its user can change that."""
+    """The connection has no valid access token: the user has to connect again."""
 
     code = api_code = "needs_reauth"
     http_status = 409
-    action = "the user has to connect again, at `reconnect_url`; `reason` says why"
+    action = "the user has to connect again, at `reconnect_url`, because of `reason`"
 
     def __init__(self, reason: str | None) -> None:
         super().__init__()
@@ -502,6 +502,6 @@ class BackupFailed(AmoCallbackError):
 
 
 class TaskDied(AmoCallbackError):
-    """A background task that must run as long as the process has ended."""
+    """A background task ended unexpectedly."""
 
     code = "task_died"

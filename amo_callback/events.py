@@ -1,4 +1,4 @@
-"""Events in the form in which they are logged, stored and delivered by webhooks."""
+"""Events, as they are logged, stored and delivered by webhooks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Event:
     connection_id: str | None = None
     fields: Mapping[str, object] = field(default_factory=dict)
     error: BaseException | None = None
-    """A bug whose traceback is logged."""
+    """The exception of a bug; its traceback is logged."""
 
 
 Observer = Callable[[Event], None]
@@ -55,21 +55,24 @@ def connection_event(
 
 
 def failure_event(name: str, error: Exception, *, details: bool = True) -> Event:
-    """Return the event for a failure: an `AmoCallbackError` with its code and `details`, or a bug."""
+    """Return the event for a failure; an exception other than `AmoCallbackError` is reported as a bug.
+
+    The event of an `AmoCallbackError` contains the error's fields or, if `details` is false, only its code.
+    """
     if isinstance(error, AmoCallbackError):
         return Event(name=name, level=Level.ERROR, fields=error.fields if details else {"error": error.code})
     return Event(name=name, level=Level.ERROR, error=error)
 
 
 def report_bug(name: str, task: asyncio.Task[Any], observer: Observer, *, connection_id: str | None = None) -> None:
-    """Report the exception of a task unless it is an `AmoCallbackError`; its callers may be gone."""
+    """Report a task's exception unless it is an `AmoCallbackError`; the task may have no callers left."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, AmoCallbackError):
         observer(Event(name=name, level=Level.ERROR, connection_id=connection_id, error=error))
 
 
 class Outage:
-    """Consecutive failures of a loop; `loop` is the prefix of its event names."""
+    """A record of a loop's consecutive failed rounds; `loop` is the prefix of the event names."""
 
     def __init__(self, loop: str, *, clock: Clock, observer: Observer) -> None:
         self._loop = loop
@@ -133,7 +136,7 @@ class QueuedWebhook:
     """A row of the table `webhooks`: an event to deliver."""
 
     number: int
-    """Its position in the queue."""
+    """The webhook's position in the queue."""
     id: str
     at: datetime
     type: str
@@ -142,7 +145,7 @@ class QueuedWebhook:
     tries: int = 0
     next_try_at: datetime
     last_error: str | None = None
-    """Why the last try failed: a short word, or the receiver's HTTP status."""
+    """The reason why the last delivery failed: a short code, or the receiver's HTTP status."""
     dead_lettered_at: datetime | None = None
     """When the webhook was dead-lettered; it is kept and can be retried."""
 
@@ -151,10 +154,10 @@ class QueuedWebhook:
 class FailedDelivery:
     id: str
     lease: str
-    """The lease of the try; nothing changes if another process has since taken it."""
+    """The lease of the delivery; nothing changes if the webhook now has another lease."""
     error: str
     next_try_at: datetime | None
-    """`None` if the webhook is dead-lettered."""
+    """The time of the next delivery; `None` if the webhook is dead-lettered."""
 
 
 WEBHOOK_EVENTS = frozenset(

@@ -1,4 +1,4 @@
-"""Files: opened without blocking, read up to a limit, written atomically."""
+"""Functions to open files without blocking, read them up to a size limit, and write them atomically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MACHINE_ID = Path("/etc/machine-id")
 
 
 def check_regular(path: Path, *, follow: bool = True) -> None:
-    """Raise `OSError` if the path is something other than a regular file, such as a pipe or device."""
+    """Raise `OSError` if the path exists but is not a regular file (for example, a pipe or a device)."""
     try:
         mode = path.stat(follow_symlinks=follow).st_mode
     except FileNotFoundError:
@@ -32,14 +32,14 @@ def check_regular(path: Path, *, follow: bool = True) -> None:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file, or create it (0600) if `flags` say so; raises `OSError`.
+    """Open a regular file, or create it (mode 0600) if `flags` include `O_CREAT`; raises `OSError`.
 
-    Opening a pipe may block forever, and opening a device may have effects, so neither is opened.
+    Opening a pipe may block forever, and opening a device may have side effects, so neither is opened.
     """
     follow = not flags & os.O_NOFOLLOW
     check_regular(path, follow=follow)
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it was replaced after the check
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # the file was replaced after the check
         os.close(descriptor)
         raise OSError(errno.EINVAL, "Not a regular file")
     return descriptor
@@ -55,13 +55,13 @@ def read_regular(path: Path, *, limit: int, flags: int = os.O_RDONLY) -> bytes:
 
 
 def read_text(path: Path, error: Callable[[str], Exception]) -> str:
-    """Return the text of a small file; raises `error` with the path and the reason."""
+    """Return the text of a small UTF-8 file; raises `error` with a message that contains the path and the reason."""
     try:
         return read_regular(path, limit=MAX_TEXT).decode()
     except OSError as refused:
-        raise error(f"{path}: cannot be read: {refused.strerror}") from None
+        raise error(f"cannot read {path}: {refused.strerror}") from None
     except UnicodeDecodeError:
-        raise error(f"{path}: is not UTF-8 text") from None
+        raise error(f"{path}: not valid UTF-8") from None
 
 
 def sync(path: Path) -> None:
@@ -75,9 +75,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o600, replace: bool = False) -> Iterator[IO[bytes]]:
-    """Write a file completely or not at all, even if the power fails, with permissions of at most `mode`.
+    """Open a file that is written completely or not at all, even if the power fails, with the permissions `mode`.
 
-    Raises `OSError`, and `FileExistsError` unless `replace` is set, even if the file was created meanwhile.
+    Raises `OSError`. Unless `replace` is true, raises `FileExistsError` if the file exists, even if it was created
+    during the write.
     """
     if not replace and os.path.lexists(path):  # fail before the content is produced
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -104,10 +105,10 @@ def write_file(path: Path, text: str, *, mode: int, replace: bool = False) -> No
 
 
 def location_id(database: Path | None, *, machine_id: Path = MACHINE_ID) -> str:
-    """Return an opaque id for the location of a database file; PostgreSQL has its own.
+    """Return an opaque id for the location of a database file; empty for PostgreSQL, which has its own ids.
 
-    The machine id must not be disclosed (machine-id(5)), so it is hashed. If there is none, as in some containers, only
-    the path is used.
+    The machine id must not be disclosed (machine-id(5)), so it is hashed. Some containers have no machine id; the
+    location id then depends only on the path.
     """
     if database is None:
         return ""

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
 
 MAX_CODE = 4096
-"""Maximum decoded length in bytes of an authorization code."""
+"""The maximum decoded length of an authorization code, in bytes."""
 MAX_STATE = 2048
-"""Maximum decoded length in bytes of a state."""
+"""The maximum decoded length of a state, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,44 +26,44 @@ class CallbackParams:
     code: bytes | None = field(default=None, repr=False)
     state: bytes | None = field(default=None, repr=False)
     domain: str | None = None
-    """The account's host, already checked."""
+    """The account's validated host."""
     error: str | None = None
-    """The deep link's error, if a parameter is wrong."""
+    """The error for the deep link, if AMO reports one or a parameter is invalid."""
     refused: str | None = None
     refused_host: str | None = None
     """The refused host, if it may be logged."""
     support: str | None = None
     from_server: bool = False
-    """Sent by AMO's own server, without a browser and a user."""
+    """Whether AMO's own server sent the request, without a browser or user."""
     from_widget: bool = False
-    """Installed inside AMO, possibly without a browser."""
+    """Whether the integration was installed inside AMO, possibly without a browser."""
 
 
 STATE_PREFIX = "ac1."
-"""The prefix of states issued here, followed by 128 random bits."""
+"""The prefix of issued states, before 128 random bits."""
 
 
 def is_our_state(state: bytes | None) -> bool:
-    """Return whether a state has the form of those issued here."""
+    """Return whether a state has the form of an issued state."""
     return state is not None and state.startswith(STATE_PREFIX.encode())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuthorizationRequest:
-    """An authorization request that was started here."""
+    """An authorization request that this service started."""
 
     user: str | None = None
     """The app user; `None` for a plain link."""
     asserted_by_backend: bool = False
     """Whether a backend has asserted the user."""
     challenge: str | None = field(default=None, repr=False)
-    """The S256 code challenge (RFC 7636); only the app instance that made the request has the verifier."""
+    """The S256 code challenge (RFC 7636); only the app instance that started the request has the verifier."""
     state: bytes | None = field(default=None, repr=False)
-    """The app's own state, which is returned to it instead of the issued one."""
+    """The app's own state, which the app receives instead of the issued state."""
 
     @property
     def asserted_owner(self) -> str | None:
-        """The user who becomes an owner when the grant succeeds; with a challenge, its verifier is required first."""
+        """The backend-asserted user, who becomes an owner when the grant succeeds; `None` if a verifier is required."""
         return self.user if self.asserted_by_backend and self.challenge is None else None
 
 
@@ -84,9 +84,9 @@ class CodeSource(Enum):
 
     BROWSER = "browser"
     VENDOR = "vendor"
-    """AMO's own server, or an installation inside AMO: possibly without a state."""
+    """AMO's own server, or an installation inside AMO; the state may be missing."""
     APP = "app"
-    """The app, after the deep link, without a state."""
+    """The app, which received the code in the deep link; no state is presented."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +96,7 @@ class CodePresentation:
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False, default=None)
     host: str | None = None
-    """The account's host as named by the caller; otherwise that of an earlier presentation, or the default."""
+    """The account's host, if the caller names one; otherwise, an earlier presentation's or the default host is used."""
     address: str | None = None
     """The client address to which the code limit applies."""
     source: CodeSource = CodeSource.BROWSER
@@ -115,7 +115,7 @@ class GrantStatus(StrEnum):
     CONNECTED = "connected"
     REFUSED = "refused"
     FAILED = "failed"
-    """Failed temporarily: the same code may be tried again."""
+    """A temporary failure: the same code can be tried again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +131,7 @@ class Grant:
     attempt: str
     lease_until: datetime
     lease_left: float | None = field(default=None, compare=False)
-    """Seconds left of the lease by the store's clock when the row was read."""
+    """The remaining seconds of the lease, by the store's clock, when the row was read."""
     possibly_spent: bool = False
     """Whether an exchange with an unknown outcome may have spent the code."""
     expires_at: datetime
@@ -150,20 +150,20 @@ class GrantSecrets:
     state: bytes | None = field(repr=False)
     domain: str
     ticket: str = field(default="", repr=False)
-    """A replacement for AMO's code in the deep link."""
+    """The replacement for AMO's code in the deep link."""
     request: AuthorizationRequest | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewConnection:
-    """The pair of a successful grant, encrypted in its connection, stored together with the finished grant."""
+    """The connection and encrypted pair of a successful grant, stored together with the finished grant."""
 
     grant: Grant
     connection: Connection
     token_iat: int | None
-    """AMO's issue time; if a connection has two grants, the later one is kept."""
+    """AMO's issue time of the pair; if a connection has two grants, the later one is kept."""
     owner: str | None = None
-    """A user asserted by a backend, who becomes an owner."""
+    """The backend-asserted user, who becomes an owner."""
 
     @property
     def connection_id(self) -> str:
@@ -185,17 +185,17 @@ class GrantResult:
     domain: str
     """The account's host."""
     support: str
-    """A support code for the page and the log, which contains no secret."""
+    """A support code for the page and the log; it contains no secret."""
     connection_id: str | None = None
     grant_no: int = 0
     """The store's counter of disconnects when the code was first claimed."""
 
     @property
     def app_state(self) -> bytes | None:
-        """The state for the app: its own, if it provided one."""
+        """The state for the app: the app's own state if the request has one, otherwise the received state."""
         return self.state if self.request is None or self.request.state is None else self.request.state
 
 
 def support_code(code_hash: str) -> str:
-    """Return the support code, shown on the page and in the log."""
+    """Return the support code of a grant, which appears on the page and in the log."""
     return code_hash[:8]

@@ -23,9 +23,9 @@ _LONGEST_LOGGED = 64
 
 
 def loggable_host(value: bytes) -> str | None:
-    """Return the host in a refused value; `None` if the value may be something secret, such as a token.
+    """Return the host in a refused value; `None` if the value may be a secret, such as a token.
 
-    The last label has at most 20 letters, so no value with 128 random bits or more is returned.
+    The last label has at most 20 letters, so a bare secret of 128 random bits or more does not match.
     """
     match = _LOGGABLE.fullmatch(value)
     return match[1].decode("ascii").lower() if match is not None and len(match[1]) <= _LONGEST_LOGGED else None
@@ -35,8 +35,8 @@ def parse_account_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | No
     """Return the account's host in lower case; `None` if it must not receive secrets.
 
     The browser's user controls the `referer` parameter, and the client secret is posted to the host that it names.
-    Accepted hosts are one DNS label before one of AMO's suffixes, and hosts listed by the operator (`host` exactly,
-    `.suffix` with one label before it), with or without a scheme.
+    Accepted hosts are one DNS label before one of AMO's suffixes, and hosts listed by the operator (`host` exactly, or
+    `.suffix` with one label before it). The value may have a scheme.
     """
     match = _HOST.fullmatch(value)
     if match is None:
@@ -52,9 +52,10 @@ def parse_account_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | No
 
 
 def account_url(endpoint: str, host: str, *, allowed: Sequence[str] = ()) -> str:
-    """Return the URL of AMO's API at a host, which replaces `{domain}` in `endpoint`; raises `HostNotAllowed`.
+    """Return an endpoint's URL, with `{domain}` replaced by `host`; raises `HostNotAllowed`.
 
-    A stored host is checked each time it is used: a write to the database must not decide where secrets are sent.
+    A stored host is checked each time it is used, because a write to the database must not determine where secrets are
+    sent.
     """
     value = host.encode(errors="replace")
     if parse_account_host(value, allowed=allowed) != host:

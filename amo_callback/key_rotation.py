@@ -1,14 +1,13 @@
-"""Key rotation: re-encrypt the records of older keys with the newest key, while the service runs.
+"""Key rotation: re-encrypt records from older keys with the newest key while the service runs.
 
 A record is replaced only if it is unchanged since it was read. No progress is stored: records that the newest key
-decrypts are done, so an interrupted rotation can simply start again.
+decrypts need no work, so an interrupted rotation can be started again.
 
-The canary is re-encrypted last, and only if everything else is done. Until then, a process that has only the newest key
-refuses to start; afterwards, one that has only older keys does.
+The canary is re-encrypted last, and only after all other records. Until then, a process that has only the newest key
+does not start. Afterwards, a process that has only older keys does not start.
 
-Rescue files with pairs are counted, but not re-encrypted, because the process that holds the same pair in memory
-removes the file once the pair is stored, and a file that another process has rewritten might remain. Raw answers are
-re-encrypted.
+Rescue files with pairs are counted but not re-encrypted. The process that holds the same pair in memory removes the
+file once the pair is stored; a file that another process has rewritten might remain. Raw answers are re-encrypted.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 BATCH = 100
 """Records per transaction."""
 _REST = 0.02
-"""Minimum seconds between two transactions, so that other processes get SQLite's lock."""
+"""The minimum number of seconds between two transactions, so that other processes can acquire SQLite's lock."""
 _STORED = (RecordKind.CONNECTION, RecordKind.GRANT, RecordKind.STATE)
 
 
@@ -42,7 +41,7 @@ class KeyUsage:
     """The number of records that each key decrypts."""
 
     keys: list[Counter[RecordKind]]
-    """For each key, the newest first, the number of records by kind."""
+    """The number of records by kind for each key, starting with the newest key."""
     unreadable: list[EncryptedRecord] = field(default_factory=list)
     reencrypted: int = 0
     outdated: int = 0
@@ -50,7 +49,7 @@ class KeyUsage:
 
     @property
     def unused_keys(self) -> Sequence[int]:
-        """The indexes of older keys without records."""
+        """The indexes of older keys that decrypt no record."""
         return [number for number, found in enumerate(self.keys) if number > 0 and not found.total()]
 
 
@@ -59,11 +58,11 @@ class RotationResult:
     reencrypted: int
     after: KeyUsage
     old_key_still_in_use: bool
-    """Another process encrypts with an older key, because it does not have the newest one."""
+    """Whether another process encrypts with an older key, because the newest key is not first in its configuration."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the newest key decrypts every record, and no process encrypts with another one."""
+        """Whether the newest key decrypts every record, and no process encrypts with an older key."""
         return (
             not self.old_key_still_in_use
             and not self.after.unreadable
@@ -82,13 +81,13 @@ class Rotation:
         self._clock = clock
 
     async def dry_run(self, advance: Callable[[int], None]) -> KeyUsage:
-        """Count the records that each key decrypts, without changes."""
+        """Count the records that each key decrypts; change nothing."""
         return await self._scan((*_STORED, RecordKind.CANARY), advance, reencrypt=False)
 
     async def run(self, advance: Callable[[int], None]) -> RotationResult:
-        """Re-encrypt the records of older keys.
+        """Re-encrypt records from older keys.
 
-        A second pass finds records that another process wrote with an older key during the first.
+        A second pass finds records that another process wrote with an older key during the first pass.
         """
         usage = await self._scan(_STORED, advance, reencrypt=True)
         reencrypted, old_key_still_in_use = usage.reencrypted, False
@@ -106,10 +105,10 @@ class Rotation:
     async def _scan(self, kinds: Sequence[RecordKind], advance: Callable[[int], None], *, reencrypt: bool) -> KeyUsage:
         usage = KeyUsage(keys=[Counter() for _ in range(self._keys)])
         try:
-            self._count_rescued(usage)  # first: a pair that is stored in the meantime is still counted, in the store
+            self._count_rescued(usage)  # first, so that a pair that is stored in the meantime is counted in the store
             self._reencrypt_raw_answers(usage, reencrypt=reencrypt)
         except OSError as error:
-            raise CommandFailed(f"the rescue folder: {error.strerror}") from None
+            raise CommandFailed(f"cannot read or write the rescue folder: {error.strerror}") from None
         done = 0
         for kind in kinds:
             after = ""
@@ -125,7 +124,7 @@ class Rotation:
         return usage
 
     async def _reencrypt_page(self, page: Sequence[EncryptedRecord], usage: KeyUsage, *, reencrypt: bool) -> int:
-        """Count a page of records, re-encrypt those that use older keys, and return the number of those."""
+        """Count a page of records, re-encrypt those that use older keys, and return the number re-encrypted."""
         outdated = []
         for one in page:
             number = self._count(one, usage)
@@ -140,7 +139,7 @@ class Rotation:
         ]
         left = {one.name for one in await self._store.reencrypt(reencrypted)}
         for one, number in outdated:
-            usage.keys[number][one.kind] -= 1  # the second pass counts a record that has changed
+            usage.keys[number][one.kind] -= 1  # a record that has changed is counted by the second pass
             usage.keys[0][one.kind] += one.name not in left
         return len(outdated) - len(left)
 
@@ -154,7 +153,7 @@ class Rotation:
         return number
 
     def _count_rescued(self, usage: KeyUsage) -> None:
-        """Count each rescue file by the oldest key that it, or a record in it, needs."""
+        """Count each rescue file under the oldest key that is needed for the file or for a record in it."""
         for name, content in self._rescue.read().items():
             file = EncryptedRecord(kind=RecordKind.RESCUE, name=name, content=content or b"")
             try:

@@ -18,7 +18,7 @@ _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
 
 
 class Status(StrEnum):
-    """The status of a connection: only an active one is refreshed."""
+    """The status of a connection; only active connections are refreshed."""
 
     ACTIVE = "active"
     NEEDS_REAUTH = "needs_reauth"
@@ -98,7 +98,7 @@ class Connection:
     pair_version: int
     row_version: int
     attempt: str | None = None
-    """The current refresh attempt: in progress, with an unknown outcome, or abandoned by a process that died."""
+    """The current refresh attempt: in progress, with an unknown outcome, or abandoned by a process that exited."""
     lease_owner: str | None = None
     lease_until: datetime | None = None
     presented_token: str | None = None
@@ -106,7 +106,7 @@ class Connection:
     possibly_spent_token: str | None = None
     """The fingerprint of a refresh token that an attempt with an unknown outcome may have spent."""
     recheck_at: datetime | None = None
-    """When its tokens are introspected next."""
+    """When the connection's tokens are introspected next."""
     disabled_hook_at: datetime | None = None
     """When AMO's hook last reported the integration as disabled in the account."""
     rechecked_at: datetime | None = None
@@ -115,36 +115,36 @@ class Connection:
     grant_iat: int | None = None
     """AMO's issue time of the first pair of the current grant."""
     refused_since: datetime | None = None
-    """When AMO began to refuse it without a hint while introspection rejects its token."""
+    """When AMO began to refuse refreshes without a hint, while introspection also rejected the token."""
     refusals: int = 0
-    """The number of such refusals in a row."""
+    """The number of consecutive refusals without a hint."""
     suspended_reason: Reason | None = None
-    """The reason of a terminal failure that a mass failure has suspended."""
+    """The reason of a terminal failure that is suspended because of a mass failure."""
     suspended_token: str | None = None
     """The fingerprint of the refresh token whose failure is suspended."""
     connected_no: int = field(default=0, compare=False)
-    """The value of the store's counter when it was last connected."""
+    """The value of the store's counter when the account was last connected."""
     frozen: bool = False
-    """Whether it, or every connection, is frozen."""
+    """Whether this connection, or every connection, is frozen."""
     lease_left: float | None = field(default=None, compare=False)
-    """Seconds left of the attempt's lease by the store's clock when the row was read."""
+    """The remaining seconds of the attempt's lease, by the store's clock, when the row was read."""
     reactivated: bool = field(default=False, compare=False)
-    """Whether the write that returned this row has reactivated the connection."""
+    """Whether the write that returned this row reactivated the connection."""
 
     @property
     def has_refresh_token(self) -> bool:
-        """Whether it can be refreshed; an imported long-lived access token has no refresh token."""
+        """Whether the connection can be refreshed; an imported long-lived access token has no refresh token."""
         return self.refresh_expires_at is not None
 
     @property
     def in_doubt(self) -> bool:
-        """Whether its refresh token may have been spent; meaningful only after the lease has expired."""
+        """Whether the refresh token may have been spent; meaningful only after the lease has expired."""
         return self.attempt is not None or self.possibly_spent_token is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """The claim of a row, which permits its attempt to spend the refresh token once."""
+    """The claim of a connection's row, which permits an attempt to spend the refresh token once."""
 
     connection_id: str
     row_version: int
@@ -152,28 +152,28 @@ class Claim:
     attempt: str
     owner: str
     lease: timedelta
-    """How long other processes wait for the attempt, from the commit."""
+    """How long other processes wait for the attempt, counted from the commit."""
     fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaseExtension:
-    """A lease extension for a second request, to the host to which the account has moved."""
+    """The extension of a lease for a second request, which is sent to the moved account's new host."""
 
     connection_id: str
     attempt: str
     lease: timedelta
-    """Counted from the commit."""
+    """The length of the lease, counted from the commit."""
     domain: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshedPair:
-    """An encrypted refreshed pair to be stored."""
+    """A refreshed and encrypted pair that is to be stored."""
 
     connection_id: str
     pair_version: int
-    """The version of the pair that it replaces; it replaces no other."""
+    """The version of the stored pair to replace; no other version is replaced."""
     sealed_pair: bytes = field(repr=False)
     api_domain: str | None
     issued_at: datetime
@@ -181,12 +181,12 @@ class RefreshedPair:
     refresh_expires_at: datetime
     next_refresh_at: datetime
     grant_iat: int | None = None
-    """Identifies the grant, because a restored backup may have the same versions for another grant."""
+    """AMO's issue time of the grant, to identify it: after a restore, another grant may have the same pair versions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshRules:
-    """When to refresh, and when to retry: the settings in `[refresh]`."""
+    """The settings of `[refresh]`: when to refresh, and when to retry."""
 
     at: float = 0.5
     jitter: float = 0.1
@@ -210,7 +210,7 @@ class RefreshFailure:
     needs_reauth_since: datetime | None = None
     recheck_at: datetime | None = None
     refused_at: datetime | None = None
-    """The current time if AMO refuses without a hint and introspection rejects the token."""
+    """The current time, if AMO refuses without a hint and introspection rejects the token; otherwise `None`."""
     suspended_reason: Reason | None = None
     """The reason of a suspended terminal failure."""
 
@@ -222,7 +222,7 @@ class Freeze:
     at: datetime
     why: str
     may_be_copy: bool = False
-    """Whether the store is a copy or was moved, so that another host may have refreshed its tokens."""
+    """Whether the store may be a copy or may have been moved; another host may then have refreshed its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +233,7 @@ class AmoBlock:
     probe_at: datetime
     exchange_at: datetime
     probed: tuple[str, ...] = ()
-    """The ids of connections that have been the probe in this round."""
+    """The ids of the connections that have been used as the probe in this round."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,16 +241,16 @@ class ChangeNotice:
     """A notice of a write by any process, for caches of connections."""
 
     connections: frozenset[str] | None
-    """The ids of changed connections; `None` for any."""
+    """The ids of changed connections; `None` if any connection may have changed."""
     membership_changed: bool
     """Whether an account or owner may have gained a connection."""
     erased: bool = False
-    """Whether tokens were erased, which must then not be handed out even as stale."""
+    """Whether tokens were erased; erased tokens must not be handed out, not even as stale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionFilter:
-    """A filter for lists of connections; `None` matches everything."""
+    """A filter for lists of connections; a field that is `None` matches every connection."""
 
     account_id: str | None = None
     owner: str | None = None
@@ -271,7 +271,7 @@ class TokenState(StrEnum):
 class IntrospectionResult:
     state: TokenState
     domain: str | None = None
-    """The account's current host, which is allowed."""
+    """The account's current host, which is on the allow list."""
 
 
 class RefreshTrigger(StrEnum):
@@ -281,14 +281,14 @@ class RefreshTrigger(StrEnum):
     PROBE = "probe"
     """A test of whether the reason for pausing all refreshes still applies."""
     TRIAL = "trial"
-    """A trial of a connection in `needs_reauth` whose token AMO seems to accept."""
+    """A refresh of a connection in `needs_reauth`, because AMO seems to accept its token."""
 
 
 def connection_id(account: Account, domain: str) -> str:
     """Return the id of the connection of an AMO account and AMO user.
 
-    It is a name-based UUID, so that the store need not be read to name a connection or to encrypt its pair. If AMO's
-    token does not name the account, its domain is used instead.
+    The id is a name-based UUID, so that the store need not be read to name a connection or to encrypt its pair. If the
+    access token does not name the account, the account's host is used instead.
     """
     return str(uuid.uuid5(_CONNECTIONS, f"{account.account_id or '@' + domain}/{account.user_id}"))
 
@@ -296,15 +296,15 @@ def connection_id(account: Account, domain: str) -> str:
 def has_own_id(connection: Connection) -> bool:
     """Return whether a connection's id is derived from its account and user.
 
-    If AMO did not name the account, the id is derived from the host at which it connected, which may have changed
-    since.
+    Returns true if AMO did not name the account. The id is then derived from the account's host at that time, and the
+    host may have changed since.
     """
     account = Account(account_id=connection.account_id, user_id=connection.user_id)
     return not connection.account_id or connection.id == connection_id(account, connection.domain)
 
 
 def abbreviated(print_: str) -> str:
-    """Abbreviate a fingerprint, for logs and the history."""
+    """Abbreviate a fingerprint for logs and the history."""
     return print_[:16]
 
 
@@ -319,6 +319,6 @@ class ImportedConnection:
 
     connection: Connection
     replaces: Connection | None
-    """The stored connection that it replaces, as it was read; a changed one is not replaced."""
+    """The stored connection to replace, as it was read; it is not replaced if it has changed since."""
     owners: Mapping[str, int] = field(default_factory=dict)
     """Owners to add, each with a value of the store's counter."""

@@ -1,8 +1,8 @@
-"""A request header by which the command recognizes the service; only holders of the encryption keys can use it.
+"""A request header by which `amo-callback` commands recognize the service; it requires the encryption keys.
 
-`amo-callback check` sends it to the public address, to find out whether requests there reach this service and whether
-the proxy forwards the client's address. The command also sends it to the private API before its API key, because
-another process may be listening there while the service is down. Headers from anyone else are ignored.
+`amo-callback check` sends the header to the public address, to find out whether requests reach this service and whether
+the proxy forwards the client's address. Commands also send the header to the private API before they send their API
+key, because another process may be listening there while the service is down. Headers from other clients are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HEADER = "X-Amo-Callback-Probe"
 """The name of the request header and of the response header."""
 _LIMIT = 512
-"""The maximum number of characters; longer headers are ignored."""
+"""The maximum length of the header in characters; longer headers are ignored."""
 _QUESTION, _ANSWER = "probe", "probe:answer"
 
 
@@ -36,12 +36,12 @@ class ObservedClient:
 
 
 def seal_nonce(cipher: Cipher, *, nonce: str) -> str:
-    """Return the header for a request."""
+    """Return the value of the header for a request with a nonce."""
     return cipher.seal(nonce.encode(), context=_QUESTION).decode()
 
 
 def reply_to(cipher: Cipher, question: str, *, seen: ObservedClient) -> str | None:
-    """Return the header for the response; `None` if the request was not made with these keys."""
+    """Return the value of the header for the response; `None` if these keys do not decrypt the request's header."""
     nonce = _opened(cipher, question, context=_QUESTION)
     if nonce is None:
         return None
@@ -50,7 +50,7 @@ def reply_to(cipher: Cipher, question: str, *, seen: ObservedClient) -> str | No
 
 
 def read_reply(cipher: Cipher, header: str, *, nonce: str) -> ObservedClient | None:
-    """Return the client as the service saw it; `None` if this is not a response to `nonce`."""
+    """Return the client as the service saw it; `None` if the header is not a response to `nonce`."""
     content = _opened(cipher, header, context=_ANSWER)
     if content is None:
         return None

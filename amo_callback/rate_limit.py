@@ -1,7 +1,8 @@
-"""Slots of the rate limit for requests to AMO: evenly spaced, users first, but every other slot for waiting refreshes.
+"""Rate-limit slots for requests to AMO.
 
-AMO allows an integration 7 requests a second, responds with 429 beyond that, and bans clients that continue. All
-instances share one state, so these rules apply to all of them together.
+Slots are evenly spaced. Users come first, but waiting refreshes get every other slot. AMO allows an integration 7
+requests per second, responds with 429 to further ones, and bans clients that continue. All instances share one
+`RateState`, so the limit applies to all of them together.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Priority(IntEnum):
-    """The order of requests: users first (known users before anonymous ones), checks for hooks last."""
+    """The order of requests: users first (known users before anonymous ones), hook checks last."""
 
     KNOWN_USER = 0
-    """A code from a known user whose authorization began here."""
+    """A code whose authorization request this service started for a known user."""
     OUR_LINK = 1
-    """A code from an authorization that began here with a plain link."""
+    """A code whose authorization request this service started from a plain link."""
     ANONYMOUS = 2
     """Any other code."""
     TOKEN_CHECK = 3
@@ -40,20 +41,20 @@ class WaiterKind(StrEnum):
 
 _NEVER = float("-inf")
 _REMEMBERED = 2
-"""The number of intervals for which an instance counts as waiting after its request; it repeats it every interval."""
+"""The number of intervals for which an instance counts as waiting after a request, which it repeats every interval."""
 GOOD_FOR = 1.0
-"""Seconds within which a granted slot must be used; a later request acquires another one."""
+"""Seconds within which a granted slot must be used; afterwards, another slot must be acquired."""
 LATE = 0.5
-"""Intervals by which a request for a slot may be late without delaying the next slot, because a request takes time."""
+"""The number of intervals by which a slot request, which takes time, can be late without delaying the next slot."""
 _TICK = 0.01
-"""The same in seconds for a single instance, which can only be late because of its timers."""
+"""Seconds by which a single instance can be late without delaying the next slot; only its timers cause delays."""
 LONGEST_PAUSE = 600.0
-"""The longest pause in seconds; a longer remaining pause was stored before the clock was moved back."""
+"""The longest pause in seconds; if a stored pause is longer, the clock has been moved back since."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateState:
-    """When the next slot is free, which kind had the last one, and until when each kind counts as waiting."""
+    """The time of the next free slot, the kind that had the last slot, and the time until which each kind waits."""
 
     free_at: float = _NEVER
     last: WaiterKind = WaiterKind.BACKGROUND
@@ -63,7 +64,7 @@ class RateState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotDecision:
-    """The result of a request for a slot: the `kind` that received it, if any, and seconds until the next request."""
+    """The result of a slot request: the `kind` that received a slot, if any, and the seconds until the next request."""
 
     slots: RateState
     kind: WaiterKind | None = None
@@ -73,10 +74,10 @@ class SlotDecision:
 def request_slot(
     slots: RateState, *, now: float, interval: float, waiting: Collection[WaiterKind], alone: bool = False
 ) -> SlotDecision:
-    """Request a slot for one of the kinds that are `waiting` here; `alone` if there is no other instance.
+    """Request a slot for one of the kinds that are `waiting` in this instance; set `alone` if it is the only instance.
 
-    A user waits in front of a screen, so users come first. But anyone can send codes: while refreshes wait, here or in
-    another instance, users get only every other slot, so that junk codes cannot starve refreshes.
+    A user waits in front of a screen, so users come first. But anyone can send codes. While refreshes wait, in this or
+    another instance, users therefore get only every other slot, so that invalid codes cannot starve refreshes.
     """
     until = now + _REMEMBERED * interval
     if alone:
@@ -105,7 +106,7 @@ def request_slot(
 
 
 def pause(slots: RateState, *, now: float, seconds: float) -> RateState:
-    """Grant no slots for `seconds`."""
+    """Return the rate state in which no slot is granted for `seconds`."""
     return dataclasses.replace(slots, free_at=max(slots.free_at, now + seconds))
 
 
@@ -118,13 +119,13 @@ class SharedLimits(Protocol):
     """The rate limit for requests to AMO, shared by all instances; its methods raise `StoreUnavailable`."""
 
     is_local: bool
-    """Whether a request for a slot takes no time, so that nothing else can run in between."""
+    """Whether a request for a slot takes no time, so that no other task can run in between."""
 
     async def request_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
-        """Request a slot, `interval` seconds after the last one."""
+        """Request a slot that is at least `interval` seconds after the last slot."""
 
     async def pause(self, seconds: float) -> None:
-        """Grant no slots for `seconds`."""
+        """Stop granting slots for `seconds`."""
 
 
 class LocalLimits:

@@ -1,4 +1,4 @@
-"""When a connection is due, and when to retry. Pure functions of the times passed in."""
+"""The schedule of refreshes and retries, and the freshness of tokens, as pure functions of the times passed in."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TURN = timedelta(seconds=30)
 """How long due connections stay assigned to one of several instances."""
 
 FRESH_FRACTION = 1 / 20
-"""A pair is fresh, whatever time to live is requested, for this fraction of its lifetime."""
+"""The first fraction of a pair's lifetime, in which it is fresh regardless of the requested time to live."""
 
 
 class Lifetime(Protocol):
-    """Something that is valid for a period."""
+    """A token or token pair that is valid for a period."""
 
     @property
     def issued_at(self) -> datetime: ...
@@ -38,7 +38,7 @@ class Lifetime(Protocol):
 
 
 def refresh_due(pair: TokenPair, *, at: float, jitter: float, random: Callable[[], float]) -> datetime:
-    """Return when a pair should be refreshed: after `at` of its lifetime, plus or minus `jitter` of that.
+    """Return when to refresh a pair: after the fraction `at` of its lifetime, varied by up to the fraction `jitter`.
 
     The jitter keeps accounts that were connected at the same time from being due at the same time forever.
     """
@@ -57,8 +57,8 @@ def retry_at(
 ) -> datetime:
     """Return when to retry after `failures` in a row: exponential back-off with full jitter.
 
-    While the access token is valid, a wait is short enough to leave `TRIES_LEFT` more tries. It is at least a second,
-    because full jitter may draw zero.
+    While the access token is valid, the wait is short enough to leave `TRIES_LEFT` more tries. The wait is at least one
+    second, because full jitter may draw zero.
     """
     wait = random() * min(cap, base * 2.0 ** min(failures - 1, 30))
     if expires_at is not None and expires_at > now:
@@ -94,9 +94,10 @@ def is_unexpired(token: Lifetime, *, now: datetime) -> bool:
 
 
 def is_impossible(connection: Connection, *, now: datetime) -> bool:
-    """Return whether a connection's times are impossible, so that it is due now and its access token in doubt.
+    """Return whether a connection's times are impossible; the connection is then due, and its access token in doubt.
 
-    Its token was issued in the future, or its refresh is due after the token expires (possible only during a back-off).
+    Times are impossible if the token was issued in the future, or if the refresh is due after the token expires (except
+    during a back-off).
     """
     issued, expires, due = connection.access_issued_at, connection.access_expires_at, connection.next_refresh_at
     if issued is not None and issued > now + CLOCK_TOLERANCE:
@@ -105,7 +106,10 @@ def is_impossible(connection: Connection, *, now: datetime) -> bool:
 
 
 def fresh_enough(token: Lifetime, *, now: datetime, min_ttl: float) -> bool:
-    """Return whether the token is valid for another `min_ttl` seconds, or is as fresh as it can be."""
+    """Return whether the token is fresh: valid for another `min_ttl` seconds, or issued recently.
+
+    A token counts as issued recently for the first `FRESH_FRACTION` of its lifetime. An expired token is never fresh.
+    """
     if not is_unexpired(token, now=now) or token.issued_at > now + CLOCK_TOLERANCE:
         return False
     lifetime = token.expires_at - token.issued_at

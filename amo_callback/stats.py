@@ -19,43 +19,44 @@ class StoreStats:
     active: int
     """The number of active connections."""
     fresh: int
-    """Active connections with a valid access token."""
+    """The number of active connections with a valid access token."""
     needs_reauth: Mapping[Reason, int]
     disconnected: int
     mismatched: int
-    """Connections that were granted to another client id."""
+    """The number of connections that were granted to another client id."""
     hosts_not_allowed: int
-    """Active connections whose host is not on the allow list."""
+    """The number of active connections whose host is not on the allow list."""
     expired: int
-    """Active connections that are not frozen and have an expired access token."""
+    """The number of active connections that are not frozen and have an expired access token."""
     due: int
-    """Due refreshes of connections that are not frozen."""
+    """The number of due refreshes of connections that are not frozen."""
     overdue: int
-    """Refreshes that have been due for too long."""
+    """The number of refreshes that have been due for more than five minutes."""
     next_expiry: datetime | None
     """The earliest expiry of an access token among active connections that are not frozen; may be in the past."""
     next_deadline: datetime | None
-    """The earliest expiry of a refresh token among active connections, after which its user has to connect again.
+    """The earliest expiry of a refresh token among active connections, after which a user must connect again.
 
     A connection without a refresh token counts with its access token.
     """
     waiting: int
-    """Webhooks to be delivered."""
+    """The number of webhooks that wait for delivery."""
     waiting_since: datetime | None
-    """When the oldest of them was stored."""
+    """When the oldest waiting webhook was stored."""
     dead_lettered: int
-    """Webhooks whose delivery was given up."""
+    """The number of dead-lettered webhooks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionCounts:
-    """Counts of the connections with a refresh token."""
+    """Counts of connections, for the detection of mass failures."""
 
     active: int
+    """The number of active connections with a refresh token."""
     fresh: int
-    """Of these, those with a valid access token."""
+    """The number of active connections with a refresh token and a valid access token."""
     failed: int
-    """Of the others, those that were given up since the given time."""
+    """The number of connections with a terminal failure since the given time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +64,13 @@ class Successes:
     """Recent successes of all connections: refreshes and grants."""
 
     refreshable: int
-    """Active connections with a refresh token that are not frozen."""
+    """The number of active connections that have a refresh token and are not frozen."""
     latest: datetime | None
-    """The latest success of any connection."""
+    """The time of the latest success of any connection."""
     attempted: int
-    """Connections whose refresh was attempted in the last day."""
+    """The number of connections whose refresh was attempted in the last day."""
     succeeded: int
-    """Of these, those with a success in the last day."""
+    """The number of attempted connections with a success in the last day."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,16 +80,16 @@ class ServiceStatus:
     checks: Mapping[str, bool]
     """The results of the checks of `/readyz`, by name."""
     stats: StoreStats | None
-    """The last statistics of the store; `None` before the first."""
+    """The latest statistics of the store; `None` before the first query."""
     stats_age: float | None
-    """Their age in seconds."""
+    """The age of the statistics in seconds."""
     stats_seconds: float | None
-    """How long the query took."""
+    """The duration of the statistics query in seconds."""
     heartbeat_age: float
-    """Seconds since the scheduler's current round began."""
+    """Seconds since the current round of the refresh scheduler began."""
     in_flight: int
-    """Refreshes in progress in this process."""
+    """The number of refreshes in progress in this process."""
     pending_writes: int
     """The number of pending writes."""
     webhooks_delivered: bool
-    """Whether `webhook.url` is set; without it, waiting webhooks mean nothing."""
+    """Whether `webhook.url` is set; otherwise, the counts of webhooks have no meaning."""

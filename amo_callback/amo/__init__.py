@@ -1,1 +1,1 @@
-"""AMO: its protocol, a client, the rate limiter, and a stand-in for tests and the demo."""
+"""AMO's protocol, a client, a rate limiter, and an AMO stand-in for tests and the demo."""

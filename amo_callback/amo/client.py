@@ -1,4 +1,7 @@
-"""The client of AMO. `protocol` and `introspection` define requests and responses; `transport` carries them."""
+"""A client of AMO's token endpoint and introspection.
+
+`protocol` and `introspection` build requests and parse responses; `transport` sends the requests.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
 
 
 class AmoClient:
-    """A client of AMO: one request per call, never repeated; redirects are never followed."""
+    """A client of AMO.
+
+    Each call sends at most one request, which is never repeated. Redirects are never followed.
+    """
 
     def __init__(
         self,
@@ -75,7 +81,10 @@ class AmoClient:
         return read_redirect(query, default_domain=self._integration.default_domain, allowed_domains=self._allowed)
 
     def check_domain(self, host: str | None) -> str:
-        """Return the account's host; raises `InvalidRequest` if there is none, and `AccountNotAllowed`."""
+        """Return the validated host of an account: `host` if it is set, otherwise `amo.default_domain`.
+
+        Raises `InvalidRequest` if neither is set, and `AccountNotAllowed` if the host is not allowed.
+        """
         named = host or self._integration.default_domain
         if not named:
             raise InvalidRequest("referer: required, because amo.default_domain is not set")
@@ -85,7 +94,7 @@ class AmoClient:
         return domain
 
     def base_url(self, host: str) -> str:
-        """Return the base URL of AMO's API at a stored host; raises `HostNotAllowed`."""
+        """Return the base URL of AMO's API at a stored host; raises `HostNotAllowed` if the host is not allowed."""
         return self._integration.address(host, "")
 
     async def acquire_slot(self, priority: Priority) -> None:
@@ -102,19 +111,19 @@ class AmoClient:
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> TokenResponse:
-        """Exchange an authorization code; nothing is sent after `not_after`.
+        """Exchange an authorization code; nothing is sent after the monotonic time `not_after`.
 
-        Raises the errors of `protocol.read_token_response` and `RequestNotSent`; before anything is sent,
-        `HostNotAllowed`.
+        Raises `RequestNotSent` and the errors of `protocol.read_token_response`. `HostNotAllowed` is raised before
+        anything is sent.
         """
         request = exchange_request(self._integration, code=code, domain=domain)
         return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
-        """Spend a refresh token; nothing is sent after `not_after`, which is checked just before the first byte.
+        """Spend a refresh token; nothing is sent after the monotonic time `not_after`.
 
-        Raises the errors of `protocol.read_token_response` and `RequestNotSent`; before anything is sent,
-        `HostNotAllowed`.
+        `not_after` is checked just before the first byte is sent. Raises `RequestNotSent` and the errors of
+        `protocol.read_token_response`. `HostNotAllowed` is raised before anything is sent.
         """
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)

@@ -1,9 +1,12 @@
-"""Introspection requests and response parsing, without I/O; introspection never spends a token.
+"""Introspection requests and response parsing, without I/O.
 
-`GET https://{api_domain}/oauth2/account/current/subdomain` with a refresh token and `GET
-https://www.amocrm.ru/oauth2/account/subdomain` with an access token both return the account's current host. It is
-unknown whether the first rejects a spent refresh token. It is therefore used before a token in doubt is presented
-again, but its result is never final.
+Introspection never spends a token. AMO has two introspection endpoints, which both return the account's current host:
+
+- for a refresh token, `GET https://{api_domain}/oauth2/account/current/subdomain`;
+- for an access token, `GET https://www.amocrm.ru/oauth2/account/subdomain`.
+
+A refresh token in doubt is introspected before it is presented again. It is unknown whether AMO's introspection rejects
+spent refresh tokens, so the result is never final by itself.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ NOT_CHECKED = IntrospectionResult(state=TokenState.NOT_CHECKED)
 
 
 def refresh_token_request(integration: Integration, *, refresh_token: str, api_domain: str | None) -> AmoRequest | None:
-    """Build the request for a refresh token; `None` without an `api_domain` (a pair from before 2024-08-21).
+    """Build the introspection request for a refresh token.
 
-    Raises `HostNotAllowed`.
+    Returns `None` without an `api_domain`, which pairs issued before 2024-08-21 do not contain. Raises `HostNotAllowed`
+    if `api_domain` is not allowed.
     """
     if not api_domain:
         return None
@@ -44,9 +48,10 @@ def refresh_token_request(integration: Integration, *, refresh_token: str, api_d
 
 
 def access_token_request(integration: Integration, *, access_token: str, domain: str) -> AmoRequest | None:
-    """Build the request for an access token, to the main host (such as amocrm.ru) of the account's host.
+    """Build the introspection request for an access token of the account at the host `domain`.
 
-    Returns `None` if that host is not allowed. Raises `HostNotAllowed` if the account's own host is not allowed.
+    The request goes to the `www` host of the same domain family, such as www.amocrm.ru. Returns `None` if the `www`
+    host is not allowed. Raises `HostNotAllowed` if `domain` is not allowed.
     """
     integration.address(domain, "")
     host = parse_account_host(f"www.{domain.partition('.')[2]}".encode(), allowed=integration.allowed_domains)
@@ -62,9 +67,10 @@ def access_token_request(integration: Integration, *, access_token: str, domain:
 def read_introspection(
     response: AmoResponse, *, account_id: str, refusals: frozenset[int], allowed: Sequence[str] = ()
 ) -> IntrospectionResult:
-    """Return the result of an introspection; unknown if the response is for another account or not in AMO's format.
+    """Return the result of an introspection.
 
-    A status in `refusals` counts only with a JSON body, because a bare 401 or 404 may be a proxy's.
+    The token's state is unknown if the response is for another account or not in AMO's format. A status in `refusals`
+    counts as a rejection only if the body is a JSON object, because a proxy may also respond with 401 or 404.
     """
     content = None if response.broken else json_object(response.body)
     if response.status in refusals and content is not None:
@@ -82,7 +88,8 @@ def read_introspection(
 def is_hook(integration: Integration, *, account_id: str, client_id: str, signature: str) -> bool:
     """Return whether AMO signed the hook that reports the integration as disabled in an account.
 
-    An account's signature never changes, so the call may be a replay: it is verified by introspection.
+    The signature for an account never changes, so a signed call may be a replay. The caller must confirm it by
+    introspection.
     """
     signed = f"{integration.client_id}|{account_id}".encode()
     good = hmac.new(integration.client_secret.encode(), signed, hashlib.sha256).hexdigest()

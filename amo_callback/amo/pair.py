@@ -1,7 +1,8 @@
-"""Extraction of the token pair from AMO's response, and the claims of its access token.
+"""Extraction of token pairs from AMO's responses, and of claims from access tokens.
 
-Losing the pair would lose the connection, so the whole response is searched for it. Claims are unverified hints that
-AMO sent over TLS. AMO publishes no key and documents no claims, so missing or malformed claims are ignored.
+A lost pair means a lost connection, so the whole response is searched for the pair. Claims are only hints: the token
+was received over TLS, but its signature cannot be verified, because AMO publishes no key. AMO does not document the
+claims, so missing or malformed claims are ignored.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 _REFRESH_TOKEN = re.compile(r'"refresh_token"')
 _PLACES = 8
-"""Responses with more mentions of a refresh token are not searched."""
+"""The maximum number of mentions of `refresh_token` in a response; a response with more is not searched."""
 _BRACES = 16
-"""The maximum number of opening braces that are tried before each mention."""
+"""The maximum number of opening braces before a mention that are tried as the start of its object."""
 _CONTAINERS = 20_000
-"""The maximum number of objects and lists in a response; larger responses are not searched."""
+"""The maximum number of objects and lists in a response; a response with more is not searched."""
 _DECODER = JSONDecoder()
 
 
@@ -37,13 +38,14 @@ class PairFound:
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
     expires_in: object = field(compare=False, repr=False)
-    """As received, unchecked."""
+    """The unchecked value from the response."""
 
 
 def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
-    """Return the pair in the first body with any, if it has only one; otherwise `None`.
+    """Return the token pair from the first body that contains a pair.
 
-    An object that contains the `presented` refresh token is an echo of the request, not a pair.
+    Returns `None` if no body contains a pair, or if the first body with a pair contains several different pairs. An
+    object with the `presented` refresh token is an echo of the request, not a pair.
     """
     for body in bodies:
         text = body.decode(detect_encoding(body), errors="replace")
@@ -54,9 +56,9 @@ def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
 
 
 def _objects(text: str) -> Iterator[object]:
-    """Yield the objects around each mention of a refresh token, the innermost first.
+    """Yield the JSON objects that begin before each mention of `refresh_token`, the nearest first.
 
-    At most twice the text's length is parsed in total.
+    Parsing stops after more than twice the text's length has been parsed in total.
     """
     mentions = [mention.start() for mention in _REFRESH_TOKEN.finditer(text)]
     if len(mentions) > _PLACES or text.count("{") + text.count("[") > _CONTAINERS:
@@ -83,7 +85,7 @@ def _objects(text: str) -> Iterator[object]:
 
 
 def _pair(found: object) -> PairFound | None:
-    """Return the pair in an object, with whitespace stripped from its tokens."""
+    """Return the pair in an object, with whitespace stripped from both tokens; `None` if the object has no pair."""
     if not isinstance(found, dict):
         return None
     access, refresh = (_token(found.get(name)) for name in ("access_token", "refresh_token"))
@@ -101,11 +103,11 @@ def _token(value: object) -> str:
 
 _MAX_LIFETIME = timedelta(days=3650)
 UNKNOWN_LIFETIME = timedelta(minutes=15)
-"""The assumed lifetime of an access token if neither the response nor the token contains one."""
+"""The assumed lifetime of an access token if neither the response nor the token contains a valid one."""
 
 
 def read_claims(access_token: str) -> dict[str, object]:
-    """Return the claims of an access token; empty if it is not a JWT."""
+    """Return the claims of an access token; an empty dict if the token is not a JWT."""
     parts = access_token.split(".")
     if len(parts) != 3:
         return {}
@@ -117,7 +119,7 @@ def read_claims(access_token: str) -> dict[str, object]:
 
 
 def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Account:
-    """Return the account in a token's claims; it has an `api_domain` only if secrets may be sent there."""
+    """Return the account in a token's claims; its `api_domain` is set only if secrets may be sent to that host."""
     api_domain = claims.get("api_domain")
     issued = claims.get("iat")
     host = api_domain.encode(errors="replace") if isinstance(api_domain, str) else b""
@@ -130,7 +132,7 @@ def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Acc
 
 
 def token_claims(access_token: str, *, allowed: Sequence[str] = ()) -> TokenClaims:
-    """Return the relevant claims."""
+    """Return the account, client id and expiry in the claims of an access token."""
     claims = read_claims(access_token)
     audience, expires = claims.get("aud"), claims.get("exp")
     return TokenClaims(
@@ -148,7 +150,8 @@ def _identifier(value: object) -> str:
 def lifetime_of(expires_in: object, claims: dict[str, object]) -> timedelta:
     """Return the lifetime of an access token.
 
-    A pair is kept even if the response lacks everything else, because it replaces a spent one.
+    The lifetime is `expires_in` from the response, otherwise the time between the claims `iat` and `exp`, otherwise
+    `UNKNOWN_LIFETIME`. A pair without a valid lifetime must still be stored, because it replaces a spent credential.
     """
     issued, expires = claims.get("iat"), claims.get("exp")
     seconds = expires_in

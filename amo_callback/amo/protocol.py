@@ -1,8 +1,9 @@
 """Request building and response parsing for AMO's token endpoint, without I/O.
 
-The vendor's documentation: https://www.amocrm.ru/developers/content/oauth/oauth (and `/step-by-step`), for Kommo
-https://developers.kommo.com/reference/get-token. Behavior that is only reported by integrations is treated as likely,
-never as guaranteed: an unexpected response must never lose a credential.
+AMO documents the endpoint at https://www.amocrm.ru/developers/content/oauth/oauth and
+https://www.amocrm.ru/developers/content/oauth/step-by-step, and for Kommo at
+https://developers.kommo.com/reference/get-token. The authors of other integrations report further behavior, which is
+treated as likely but never as guaranteed. An unexpected response must never cause the loss of a credential.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ RESPONSE_LIMIT = 256 * 1024
 TOO_LARGE = "too_large"
 """The reason recorded for a response truncated at `RESPONSE_LIMIT`."""
 RETRY_AFTER = 60.0
-"""Seconds to wait after a 429 without a readable `Retry-After`."""
+"""Seconds to wait after a 429 response without a valid `Retry-After` header."""
 
 # --- requests ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Integration:
-    """The integration registered in AMO. `redirect_uri` is part of every token request, exactly as registered."""
+    """The integration as registered in AMO; every token request must contain `redirect_uri` exactly as registered."""
 
     client_id: str
     client_secret: str = field(repr=False)
@@ -58,12 +59,15 @@ class Integration:
     endpoint: str = "https://{domain}"
     authorize_url: str = "https://www.amocrm.ru/oauth"
     allowed_domains: Sequence[str] = ()
-    """Hosts other than AMO's own to which requests may be sent."""
+    """Hosts, and suffixes of hosts, to which requests may be sent in addition to AMO's own."""
     default_domain: str | None = None
-    """The account's host if a request names none."""
+    """The account's host if the callback or the API request does not name a host."""
 
     def consent_url(self, state: str) -> str:
-        """Return the URL of the consent page; the scope is defined by the integration."""
+        """Return the URL of AMO's consent page.
+
+        The URL contains no scope, because the integration's registration in AMO defines the scope.
+        """
         query = urlencode({"client_id": self.client_id, "state": state, "mode": "popup"})
         return f"{self.authorize_url}{'&' if '?' in self.authorize_url else '?'}{query}"
 
@@ -77,7 +81,7 @@ class Integration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmoRequest:
-    """A complete request."""
+    """A complete HTTP request to AMO."""
 
     method: str
     url: str
@@ -119,23 +123,23 @@ def _token_request(integration: Integration, domain: str, **grant: str) -> AmoRe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmoResponse:
-    """A response from AMO, truncated to `RESPONSE_LIMIT` bytes."""
+    """A response from AMO, whose body is truncated to `RESPONSE_LIMIT` bytes."""
 
     status: int
     body: bytes = field(repr=False)
     others: tuple[bytes, ...] = field(default=(), repr=False)
-    """Alternative decodings of the body, in case its headers are wrong."""
+    """Alternative decodings of the body, in case the response's headers are wrong."""
     broken: str | None = None
-    """Why the response is incomplete; `None` if it is complete."""
+    """The reason why the response is incomplete; `None` if it is complete."""
     retry_after: str | None = None
     date: str | None = None
     request_id: str | None = None
     is_problem: bool = False
-    """Whether the body is problem+json, which means that AMO and not a proxy responded."""
+    """Whether the content type is problem+json, which means that the response came from AMO and not from a proxy."""
 
 
 class GrantType(Enum):
-    """The kind of presented credential; each has its own refusals."""
+    """The kind of credential that is presented; AMO refuses each kind with different hints."""
 
     CODE = "authorization_code"
     REFRESH_TOKEN = "refresh_token"  # noqa: S105 -- OAuth's name for the grant type
@@ -155,12 +159,12 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
         (re.compile(r"cannot decrypt the refresh token"), InvalidRefreshToken),
     ),
 }
-"""The refusals that only the user can resolve; no other text is treated as final."""
+"""AMO's hints for refusals that only the user can resolve; no other hint is treated as final."""
 
 _REJECTED_CLIENT = re.compile(r"check the `?(?:client_id|client_secret|redirect_uri)`? parameter")
-"""AMO's hints for wrong client credentials; a problem+json 401 without a hint means the same."""
+"""AMO's hints for wrong client credentials, which are also indicated by a problem+json 401 without a hint."""
 _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code was not issued to this client")
-"""In a response to a refresh token, these messages refer only to that token, not to the client credentials."""
+"""In a response to a refresh token, these hints refer only to that token, not to the client credentials."""
 _CLIENT_REFUSALS = re.compile(rf"check the `?(?!refresh_token\b)\w+`? parameter|{_OTHER_CLIENT.pattern}")
 
 
@@ -169,10 +173,10 @@ def read_token_response(
 ) -> TokenResponse:
     """Return the pair in a response to a `presented` credential, or raise the corresponding error.
 
-    Each error carries the response's status and request id, AMO's message, and whether AMO rejected the client
-    credentials. It is `UnknownOutcome` if the credential may have been spent; otherwise a `UserError`, `RetryableError`
-    or `OperatorError`. Expiry is counted from `now` by this service's clock, so that a constant clock skew has no
-    effect.
+    Each error carries the response's status and request id, AMO's title and hint, and whether AMO rejected the client
+    credentials. The error is `UnknownOutcome` if the credential may have been spent; otherwise it is a `UserError`,
+    `RetryableError` or `OperatorError`. Expiry is computed from `now`, the time of this service's clock, so a constant
+    clock skew to AMO has no effect.
     """
     try:
         return _read(response, grant_type, presented, now, allowed)
@@ -182,7 +186,7 @@ def read_token_response(
 
 
 def _describe(error: AmoCallbackError, response: AmoResponse) -> None:
-    """Add the details of the response that the log and the operator need."""
+    """Add the details of the response to an error, for the log and the operator."""
     problem = json_object(response.body)
     title, hint = (_words((problem or {}).get(name)) for name in ("title", "hint"))
     error.status, error.request_id = response.status, _request_id(response)
@@ -205,7 +209,7 @@ def _read(
     if response.status in {402, 403}:
         raise AccountBlocked(response.status, is_problem=response.is_problem)
     if response.status not in {400, 401, 404}:
-        raise UnknownOutcome(f"http_{response.status}")  # any other status leaves open whether it was spent
+        raise UnknownOutcome(f"http_{response.status}")  # the credential may have been spent
     raise _refusal(response, grant_type)
 
 
@@ -246,14 +250,14 @@ def _refusal(response: AmoResponse, grant_type: GrantType) -> AmoCallbackError:
         if _CLIENT_REFUSALS.match(known):
             return InvalidClient(hint)
     if not hint and response.status == 404 and grant_type is GrantType.CODE:
-        return AuthFailed()  # the host named by the browser has no account
+        return AuthFailed()  # AMO has no account at the host that the browser named
     if not hint and response.status in {401, 404}:
         return UnauthorizedWithoutHint(response.status)
     return UnrecognizedError(status=response.status, hint=hint or _words(problem.get("title")))
 
 
 def _request_id(response: AmoResponse) -> str | None:
-    """Return AMO's request id if it may be logged."""
+    """Return AMO's request id; `None` if it is missing or unsafe to log."""
     name = response.request_id or ""
     return name if re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", name) else None
 
@@ -262,13 +266,17 @@ _LONG_WORD = re.compile(r"[^\s]{24,}")
 
 
 def _words(text: object) -> str:
-    """Return response text that is safe to log: short, and without anything long enough to be a secret."""
+    """Return response text that is safe to log: shortened, with any word long enough to be a secret replaced by `…`."""
     if not isinstance(text, str):
         return ""
     return _LONG_WORD.sub("…", "".join(c if c.isprintable() else " " for c in text[:1000])).strip()[:120]
 
 
 def pause_after(response: AmoResponse, *, now: datetime) -> float:
-    """Return the pause in seconds after a 429: the one AMO requests, up to ten minutes, otherwise a minute."""
+    """Return the pause in seconds after a 429 response.
+
+    The pause is AMO's `Retry-After`, but at least a second and at most ten minutes. Without a valid `Retry-After`, the
+    pause is one minute.
+    """
     asked = retry_after(response.retry_after, date=response.date, now=now)
     return RETRY_AFTER if asked is None else min(max(asked, 1.0), LONGEST_PAUSE)

@@ -1,7 +1,8 @@
-"""The rate limiter for requests to AMO: slots at a fixed rate, users first.
+"""The rate limiter for requests to AMO, which grants slots at a fixed rate and serves users first.
 
-The rules are in `rate_limit`. A slot is acquired before a claim, because a claim must not age in a queue. Since much
-time may pass in between, the rate is enforced again when a request is sent.
+`rate_limit` contains the rules. A caller must acquire a slot before it claims a row, so that the lease of the claim
+does not expire in the queue. Much time may pass between the grant of a slot and the request, so the rate is enforced
+again when the request is sent.
 """
 
 from __future__ import annotations
@@ -26,22 +27,25 @@ if TYPE_CHECKING:
     from amo_callback.rate_limit import SharedLimits
 
 _ASK_AGAIN = 1.0
-"""Seconds until a slot is requested again after the store was unreachable."""
+"""Seconds until the next request for a slot after a failed one."""
 _SHARED_GOOD_FOR = 2
-"""Intervals for which a slot of the shared state is valid; at most that many requests can exceed the rate."""
+"""The validity of a slot from the shared rate limit, in intervals.
+
+This is also the maximum number of requests that can exceed the rate.
+"""
 _LEAST_GOOD_FOR = 0.25
-"""The minimum validity of a slot in seconds: at a high rate, a few intervals are shorter than the loop's own delay."""
+"""The minimum validity of a slot in seconds, because at a high rate the event loop's delay exceeds a few intervals."""
 _KINDS = {
     priority: WaiterKind.PEOPLE if priority < Priority.TOKEN_CHECK else WaiterKind.BACKGROUND for priority in Priority
 }
 _AGAIN, _FIRST = 0, 1
-"""A request that needs another slot comes before those that wait for their first, because it may hold a claim."""
+"""The queue order: requests for another slot precede requests for a first slot, because they may hold a claim."""
 _ONE_IN = {Priority.TOKEN_CHECK: 4, Priority.HOOK_CHECK: 10}
-"""The maximum share of slots for a priority, as one in this number, counted in this process."""
+"""The maximum rate of a priority in this process, as a divisor of the total rate."""
 
 
 class _Share:
-    """A limited share of the slots: one waiter at a time, and a pause after each slot."""
+    """The limit for one priority: one waiter at a time, with a pause after each slot."""
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
@@ -49,7 +53,7 @@ class _Share:
 
 
 class RateLimiter:
-    """A queue for slots, by priority."""
+    """A queue of requests that wait for slots, ordered by priority."""
 
     def __init__(self, *, per_second: float, shared: SharedLimits, clock: Clock, observer: Observer) -> None:
         self._interval = 1.0 / per_second
@@ -67,13 +71,13 @@ class RateLimiter:
         self._dispatcher: asyncio.Task[None] | None = None
         self._broken = False
         self._unused: deque[float] = deque(maxlen=math.ceil(GOOD_FOR * per_second) + 1)
-        """When each unused slot was granted; older slots than these have expired."""
+        """The times at which unused slots were granted, oldest first; a full queue drops only expired slots."""
         self._granted_at = -math.inf
         self._exit = asyncio.Lock()
         self._exit_free_at = -math.inf
 
     async def acquire(self, priority: Priority) -> None:
-        """Wait for a slot; a cancelled waiter uses neither a slot nor a share."""
+        """Wait for a slot; a cancelled call uses no slot, and does not count towards its priority's limit."""
         share = self._shares.get(priority)
         if share is None:
             await self._slot(priority)
@@ -85,10 +89,10 @@ class RateLimiter:
             share.free_at = self._clock.monotonic() + _ONE_IN[priority] * self._interval
 
     async def wait_to_send(self, priority: Priority, *, limit: float) -> bool:
-        """Wait at most `limit` seconds until a request may be sent, and return whether it may.
+        """Wait at most `limit` seconds for permission to send a request; return whether permission was given.
 
-        Call this in the sending task, just before the first byte. Requests are sent in the order of these calls, one
-        interval apart, and each uses a slot. An expired slot is replaced by a new one.
+        The sending task must call this method just before it writes the first byte. Requests are sent in the order of
+        the calls, one interval apart, and each request uses a slot. If no valid slot is left, another one is acquired.
         """
         until = self._clock.monotonic() + limit
         while True:
@@ -110,7 +114,7 @@ class RateLimiter:
                 taking.cancel()
 
     def _use_slot(self) -> bool:
-        """Use the oldest valid slot, and return whether there is one."""
+        """Use the oldest valid slot, and return whether there was one."""
         oldest = self._clock.monotonic() - self._good_for
         while self._unused:
             if self._unused.popleft() >= oldest:
@@ -131,7 +135,10 @@ class RateLimiter:
         await granted
 
     async def _acquire_without_queue(self, priority: Priority) -> bool:
-        """Acquire a slot without queueing, if no other request waits; return whether there is one."""
+        """Request a slot without queueing, and return whether it was granted.
+
+        Must be called only if no other request is waiting.
+        """
         if self._clock.monotonic() < self._free_at:
             return False
         asked = await self._shared.request_slot(interval=self._interval, waiting=(_KINDS[priority],))
@@ -140,9 +147,11 @@ class RateLimiter:
         return asked.kind is not None
 
     async def pause(self, seconds: float) -> None:
-        """Grant no slots for `seconds` in any instance, because AMO requested a pause."""
+        """Stop granting slots in all instances for `seconds`, because AMO requested a pause."""
         self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
-        with suppress(StoreUnavailable):  # other instances get no slots anyway while it is unreachable
+        with suppress(
+            StoreUnavailable
+        ):  # while the store is unreachable, an instance grants one token check per second
             await self._shared.pause(seconds)
 
     async def _dispatch(self) -> None:
@@ -154,24 +163,27 @@ class RateLimiter:
                 await self._clock.sleep(wait)
 
     async def _ask(self, waiting: Collection[WaiterKind]) -> float:
-        """Request a slot and grant it to the first waiter of its kind; return the seconds until the next request."""
+        """Request a slot and grant it to a waiter; return the seconds until the next slot request.
+
+        Waiters of the kind for which the slot was granted come first, then other waiters.
+        """
         try:
             asked = await self._shared.request_slot(interval=self._interval, waiting=waiting)
         except StoreUnavailable:
             return self._ask_without_store()
-        except Exception as error:  # noqa: BLE001 -- a bug must not make a waiter wait forever
+        except Exception as error:  # noqa: BLE001 -- a bug must not leave callers waiting forever
             self._log(error)
             return _ASK_AGAIN
         self._broken = False
-        if asked.kind is not None and self._clock.monotonic() >= self._free_at:  # not paused meanwhile
+        if asked.kind is not None and self._clock.monotonic() >= self._free_at:  # no pause began during the request
             self._grant_first(sorted(self._waiting, key=lambda name: (_KINDS[name[1]] is not asked.kind, name)))
         return asked.wait
 
     def _ask_without_store(self) -> float:
-        """Grant one token check per second while the store is unreachable; return the seconds until the next.
+        """Grant one token check per second while the store is unreachable; return the seconds until the next one.
 
-        A token check spends nothing, and access tokens are still handed out. Other requests need a claim, which is
-        impossible.
+        A token check spends no token, and access tokens are handed out even without the store. All other requests
+        require a claim, which cannot be made without the store.
         """
         wait = self._granted_at + _ASK_AGAIN - self._clock.monotonic()
         if wait > 0:
@@ -180,7 +192,7 @@ class RateLimiter:
         return _ASK_AGAIN
 
     def _grant_first(self, queues: Iterable[tuple[int, Priority]]) -> None:
-        """Grant a slot to the first waiter of the first queue that has one."""
+        """Grant a slot to the first waiter of the first queue that has a waiter."""
         for queue in (self._waiting[name] for name in queues):
             while queue:
                 granted = queue.popleft()
@@ -192,7 +204,7 @@ class RateLimiter:
     def _waiting_kinds(self) -> Collection[WaiterKind]:
         for queue in self._waiting.values():
             while queue and queue[0].done():
-                del queue[0]  # was cancelled
+                del queue[0]  # the waiter was cancelled
         return {_KINDS[priority] for (_, priority), queue in self._waiting.items() if queue}
 
     def _log(self, error: Exception) -> None:
@@ -201,7 +213,7 @@ class RateLimiter:
         self._broken = True
 
     async def close(self) -> None:
-        """Cancel the dispatcher; its waiters are already cancelled."""
+        """Cancel the dispatcher; all waiting calls must have been cancelled before."""
         if self._dispatcher is not None:
             self._dispatcher.cancel()
             await asyncio.wait({self._dispatcher})

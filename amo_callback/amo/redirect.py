@@ -1,4 +1,4 @@
-"""AMO's redirect to the callback, parsed from the raw bytes of its query; no I/O."""
+"""Parsing of AMO's redirect to the callback, from the raw bytes of its query, without I/O."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: Sequence[str]) -> CallbackParams:
     """Parse the raw query of AMO's redirect.
 
-    The query is split as bytes, because `code` and `state` may contain any bytes and are returned to the app unchanged.
-    Never raises: an error is reported in `error`, along with any values that can be trusted (a `state` only if it
-    occurs once, is complete, and is not too long).
+    The query is parsed as bytes, because `code` and `state` may contain any bytes, and the app must receive them
+    unchanged. The function never raises. It reports errors in `error`, along with any values that can be trusted. A
+    `state` can be trusted only if it occurs once, has no malformed percent-encoding, and is not too long.
     """
     found, broken = _parameters(query)
     state = found.get(b"state")
@@ -55,12 +55,18 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
         host = None if referer in {code, state} else loggable_host(referer)
         return refused(error="account_not_allowed", refused="host", refused_host=host)
     if not _is_utf8(code):
-        return refused(error="auth_failed", refused="code")  # JSON cannot contain it, so AMO cannot have issued it
+        return refused(
+            error="auth_failed", refused="code"
+        )  # JSON cannot contain this code, so AMO cannot have issued it
     return dataclasses.replace(redirect, code=code, domain=domain)
 
 
 def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
-    """Return the decoded known parameters, and whether the query is malformed, too long, or repeats a parameter."""
+    """Return the known parameters, decoded, and whether the query is invalid.
+
+    A query is invalid if it has too many parameters, or if a known parameter is malformed or repeated. An invalid
+    parameter is not returned.
+    """
     parts = query.split(b"&")
     if len(parts) > MAX_PARAMETERS:
         return {}, True
@@ -71,7 +77,9 @@ def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
         name = _unquote(raw_name)
         if name.partition(b"[")[0] not in _OURS:
             continue
-        if b"[" in name or name in found:  # `code[]=…` is a list to some frameworks, and never valid here
+        if (
+            b"[" in name or name in found
+        ):  # some frameworks parse `code[]=…` as a list; it is never valid in the callback
             spoiled.add(name.partition(b"[")[0])
         elif _BROKEN_ESCAPE.search(raw_value):
             spoiled.add(name)

@@ -1,8 +1,8 @@
-"""An HTTP/1.1 response, parsed as leniently as possible while its bytes arrive.
+"""Incremental and lenient parsing of an HTTP/1.1 response.
 
-No library's parser accepts everything that a proxy in front of AMO may do to a response (a megabyte of headers, two
-lengths, a space in a header name), and a response that is rejected for its framing may contain the only copy of a pair.
-Nothing here raises: what cannot be parsed is skipped, and the bytes are kept.
+A proxy in front of AMO may send a megabyte of headers, two content lengths, or a space in a header name. No library's
+parser accepts all of that, but a response with invalid framing may contain the only copy of a token pair. This parser
+never raises: it skips malformed parts of a response, and keeps the received bytes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import suppress
 from http import HTTPStatus
 
 HEAD_LIMIT = 1024 * 1024
-"""The maximum number of bytes of headers that are kept; the rest is skipped."""
+"""The maximum number of header bytes to keep; further header bytes are skipped."""
 _ENDLESS = 16 * HEAD_LIMIT
-"""The number of bytes of headers after which reading the response is aborted."""
+"""The number of header bytes after which the response is no longer read."""
 _STATUS_LINE = re.compile(rb"HTTP/[0-9.]+[ \t]+([1-9][0-9]{2})(?![0-9])")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _LONGEST_END = 3
-"""The maximum number of bytes of the end of the headers that may have arrived before its last byte."""
+"""The maximum length of an incomplete end of the headers (CR LF CR LF without its last byte)."""
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _LONGEST_CHUNK_LINE = 4096
 _WITHOUT_CONTENT = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
@@ -27,29 +27,29 @@ _GZIP = b"\x1f\x8b"
 
 
 class Response:
-    """A response that is being received; up to `limit` bytes after its headers are kept."""
+    """A response that is being received; at most `limit` bytes after the headers are kept."""
 
     def __init__(self, *, limit: int) -> None:
         self.status = 0
-        """0 until a status line has arrived."""
+        """The status code; 0 until the headers of the final response are complete."""
         self.headers: dict[str, str] = {}
-        """Headers by lower-case name; the first value of a repeated one."""
+        """Headers by lower-case name; if a header is repeated, its first value."""
         self.is_complete = False
-        """Whether nothing more is to be read."""
+        """Whether reading has ended, because the response is complete, too large, or unparsable."""
         self.is_too_large = False
-        """Whether more has arrived than is kept."""
+        """Whether more than `limit` bytes have arrived after the headers."""
         self._limit = limit
         self._head = bytearray()
         self._head_size = 0
         self._received = bytearray()
         """The bytes after the headers, as received."""
         self._content = bytearray()
-        """The same bytes without chunk framing."""
+        """The bytes after the headers, without chunk framing."""
         self._chunked = False
         self._line = bytearray()
-        """The beginning of a chunk's size line."""
+        """The bytes of a chunked body that are not parsed yet, such as an incomplete size line."""
         self._left: int | None = None
-        """Bytes left of the chunk or the content; `None` if it ends with the connection."""
+        """The number of bytes left in the current chunk or in the content; `None` if it is unknown."""
 
     def feed(self, data: bytes) -> None:
         rest = data if self.status else self._read_head(data)
@@ -66,12 +66,15 @@ class Response:
         self.is_complete = self.is_complete or self.is_too_large
 
     def end(self) -> None:
-        """Record that the peer has closed the connection; without a length, that is the end of the response."""
+        """Record that the peer has closed the connection, which completes a response without a length or chunks."""
         self.is_complete = self.is_complete or (bool(self.status) and self._left is None and not self._chunked)
 
     @property
     def bodies(self) -> tuple[bytes, ...]:
-        """Possible bodies, the most likely first: decompressed as the headers say, and as received."""
+        """Possible bodies, the most likely first.
+
+        The decompressed bodies come before the received bytes, and those without chunk framing before those with it.
+        """
         content, received = bytes(self._content), bytes(self._received)
         encoding = self.headers.get("content-encoding", "").strip().lower()
         unpacked = (_unpacked(body, encoding, limit=self._limit) for body in (content, received))
@@ -101,7 +104,7 @@ class Response:
         return b""
 
     def _read_lines(self, head: bytes) -> None:
-        """Parse the status and the headers; interim responses (100, 102, 103) are skipped."""
+        """Parse the status line and the headers; skip interim responses, which have a 1xx status other than 101."""
         lines = head.strip().splitlines()
         if not lines:
             return
@@ -118,7 +121,7 @@ class Response:
             if colon:
                 key, text = name.strip().lower().decode("latin-1"), value.strip().decode("latin-1")
                 if key == "content-length" and self.headers.setdefault(key, text) != text:
-                    self.headers[key] = ""  # two different lengths: neither is used
+                    self.headers[key] = ""  # the lengths differ, so neither is used
                 self.headers.setdefault(key, text)
 
     def _begin_content(self) -> None:
@@ -133,7 +136,7 @@ class Response:
     # --- content ---------------------------------------------------------------------------------
 
     def _read_chunks(self, data: bytes) -> None:
-        """Remove chunk framing; without any, the bytes are the content."""
+        """Remove chunk framing; bytes without valid framing become content unchanged."""
         self._line += data
         while self._line:
             if self._left:
@@ -160,12 +163,12 @@ class Response:
 
 
 def _unpacked(body: bytes, encoding: str, *, limit: int) -> bytes:
-    """Decompress a body to at most `limit` bytes; return it unchanged if it is not compressed."""
+    """Decompress a body to at most `limit` bytes; return it unchanged if it cannot be decompressed."""
     windows: tuple[int, ...] = ()
     if body.startswith(_GZIP):
         windows = (zlib.MAX_WBITS | 16,)
     elif encoding == "deflate":
-        windows = (zlib.MAX_WBITS, -zlib.MAX_WBITS)  # with zlib's header, as specified, and without, as is common
+        windows = (zlib.MAX_WBITS, -zlib.MAX_WBITS)  # the zlib header is required, but often omitted
     for window in windows:
         with suppress(zlib.error):
             return zlib.decompressobj(window).decompress(body, limit)

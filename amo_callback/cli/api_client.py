@@ -1,4 +1,7 @@
-"""A client of the private API: that of the running service, or of an application that uses the store directly."""
+"""A client of the private API.
+
+The running service serves the API. If no service is running, the command serves the API itself, from the store.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import json
 import os
 import secrets
+import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -37,16 +41,17 @@ if TYPE_CHECKING:
     Work = Callable[..., Awaitable[object]]
 
 MAX_ITEMS = 10_000
-"""The maximum number of items that are listed."""
+"""The maximum number of listed items."""
 _TIMEOUT = 30.0
 _UNIX = "unix:"
-_NO_REFRESH = "only a running service refreshes tokens: start it and try again"
+_NO_REFRESH = "only a running service refreshes tokens: start the service, then try again"
 
 
 def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> Callable[[Work], Callable[..., int]]:
-    """Return a decorator that makes a command from a coroutine that calls the private API with a key of this scope.
+    """Return a decorator that turns a coroutine function into a command.
 
-    The result is printed as JSON or by `text`; `None` means that the user declined.
+    The function receives a client whose API key has the given scope. Its result is printed as JSON, or as text that
+    `text` formats; `None` means that the operator declined.
     """
 
     def decorate(work: Work) -> Callable[..., int]:
@@ -74,9 +79,10 @@ def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> C
 
 @asynccontextmanager
 async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[ApiClient]:
-    """Open the private API of the running service; without a service or a key with the scope, use the store directly.
+    """Open a client of the private API.
 
-    Both engines allow a second process, and a user who can read the configuration may use the store anyway.
+    If no service is running, or no configured API key has the scope, this process serves the API from the store. Both
+    engines allow a second process, and a user who can read the configuration can access the store anyway.
     """
     api_key = key_with(context.settings.api.keys.get_secret_value(), scope)
     if api_key is not None:
@@ -103,9 +109,10 @@ async def private_session(address: str, *, wait_limit: float = _TIMEOUT) -> Asyn
 
 
 async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: str) -> bool:
-    """Return whether the service is listening, which it proves with its encryption keys before it receives an API key.
+    """Return whether the service is listening.
 
-    Raises `CommandFailed` if something else responds with 200; any other status means that no service is running.
+    The service must prove that it has the encryption keys before the client sends an API key. Any status other than 200
+    means that no service is running. Raises `CommandFailed` if another server responds with status 200.
     """
     try:
         async with session.head("/healthz", headers={probe.HEADER: probe.seal_nonce(cipher, nonce=nonce)}) as response:
@@ -116,8 +123,8 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
         return False
     if probe.read_reply(cipher, answer, nonce=nonce) is None:
         raise CommandFailed(
-            "server.private: the process there did not prove that it has the keys of this configuration, so no API key "
-            "was sent: restart the service if it was upgraded or its keys were changed"
+            "server.private: the listening process did not prove that it has the configured encryption keys, so no API "
+            "key was sent; if the service was upgraded or its keys were changed, restart it"
         )
     return True
 
@@ -131,7 +138,7 @@ class ReadinessCheck:
 async def read_readiness(address: str, *, wait_limit: float) -> Mapping[str, ReadinessCheck]:
     """Return the checks of `/readyz`, which requires no key.
 
-    Raises `NotRunning` if nothing responds, and `CommandFailed` if something else does.
+    Raises `NotRunning` if no server responds, and `CommandFailed` if the server is not amo-callback.
     """
     try:
         async with (
@@ -141,14 +148,14 @@ async def read_readiness(address: str, *, wait_limit: float) -> Mapping[str, Rea
         ):
             status, content = response.status, await json_object(response)
     except TimeoutError:
-        raise NotRunning(f"{address}: no answer within {wait_limit:g} s") from None
+        raise NotRunning(f"no response from {address} within {wait_limit:g} s") from None
     except aiohttp.ClientConnectorError as error:
-        raise NotRunning(f"{address}: {connection_error(error)}") from None
+        raise NotRunning(f"cannot connect to {address}: {connection_error(error)}") from None
     except (aiohttp.ClientError, OSError):
-        raise NotRunning(f"{address}: the connection was lost") from None
+        raise NotRunning(f"the connection to {address} was lost") from None
     checks = content.get("checks")
     if status not in {200, 503} or not isinstance(checks, dict) or not checks:
-        raise CommandFailed(f"{address}: status {status} and no list of checks: something else listens there")
+        raise CommandFailed(f"another server is listening at {address} (HTTP {status}, no readiness checks)")
     return {
         str(name): ReadinessCheck(ok=check.get("ok") is True, detail=str(check.get("detail", "")))
         for name, check in checks.items()
@@ -164,7 +171,7 @@ class ApiClient:
         self._session = session
         self._headers = {"Authorization": f"Bearer {key}"}
         self._is_idle = is_idle
-        """Whether no service is running, so that nothing is refreshed."""
+        """Whether no service is running; then no token is refreshed."""
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         return await self._request("GET", path, query)
@@ -176,12 +183,12 @@ class ApiClient:
         return await self._request("DELETE", path, {})
 
     async def get_checks(self) -> dict[str, Any]:
-        """Return the checks of `/readyz`, which responds with 503 if one of them fails."""
+        """Return the checks of `/readyz`, which responds with 503 if a check fails."""
         checks: dict[str, Any] = (await self._send("GET", "/readyz", {}))[1].get("checks", {})
         return checks
 
     async def token(self, name: str) -> dict[str, Any]:
-        """Return an access token; without a running service, any token that has not expired."""
+        """Return an access token; without a running service, return it even if it expires soon."""
         path = f"{await self.path_of(name)}/token"
         if not self._is_idle:
             return await self.get(path)
@@ -189,7 +196,7 @@ class ApiClient:
             return await self.get(path, min_ttl="0")
         except ApiError as error:
             if error.api_code == "amo_unavailable":  # nothing is sent to AMO without a running service
-                raise CommandFailed(f"it has no valid access token, and {_NO_REFRESH}") from None
+                raise CommandFailed(f"the connection has no valid access token, and {_NO_REFRESH}") from None
             raise
 
     async def refresh(self, name: str) -> dict[str, Any]:
@@ -211,20 +218,20 @@ class ApiClient:
         return items[:limit]
 
     async def path_of(self, name: str) -> str:
-        """Return the path of a connection, given its id, `account:ID`, `owner:ID`, account id or host."""
+        """Return the path of a connection; `name` is its id, `account:ID`, `owner:ID`, or its account's id or host."""
         return f"/connections/{quoted(await self.selector_of(name))}"
 
     async def selector_of(self, name: str) -> str:
-        """Return the API's selector for a connection, given its id, a selector, account id or host."""
+        """Return the API's selector for a connection; `name` has the same forms as in `path_of`."""
         if name.isdecimal():
             return f"account:{name}"
         if "." not in name or ":" in name or not name.isascii():
             return name
         found = (await self.get("/connections", domain=name, limit="2"))["items"]
         if not found:
-            raise NotFound(f"There is no connection with the host {name}.")
+            raise NotFound(f"no connection has the host {name}: see `amo-callback connections list`")
         if len(found) > 1:
-            raise CommandFailed(f"several connections have the host {name}: use an id")
+            raise CommandFailed(f"several connections have the host {name}: specify the id of one of them")
         return str(found[0]["id"])
 
     async def _request(self, method: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
@@ -242,7 +249,7 @@ class ApiClient:
             ) as response:
                 return response.status, await json_object(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
+            raise CommandFailed(f"the service did not respond: {type(error).__name__}") from None
 
 
 class NotRunning(CommandFailed):
@@ -250,7 +257,7 @@ class NotRunning(CommandFailed):
 
 
 class ApiError(CommandFailed):
-    """The private API returned a problem."""
+    """The private API returned an error response."""
 
     def __init__(self, api_code: str, detail: str) -> None:
         super().__init__(f"{api_code}: {detail}")
@@ -259,17 +266,17 @@ class ApiError(CommandFailed):
 
 def quoted(name: str) -> str:
     """Encode a name as one path segment."""
-    if name in {"", ".", ".."}:  # the path would address all connections
+    if name in {"", ".", ".."}:  # such a path segment would address another resource
         raise NotFound
     return quote(name, safe="")
 
 
 def _not_ours(status: int) -> CommandFailed:
-    return CommandFailed(f"server.private: another server listens there, status {status}")
+    return CommandFailed(f"server.private: another server is listening there (HTTP {status})")
 
 
 async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return the JSON object in a response; an empty one if there is none."""
+    """Return the JSON object in a response; return an empty object if the body is anything else."""
     try:
         content = await response.json(content_type=None)
     except ValueError:
@@ -278,6 +285,8 @@ async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 def connection_error(error: aiohttp.ClientConnectorError) -> str:
-    """Return why connecting failed, without the message of aiohttp, which contains the address."""
+    """Return the reason for a connection failure, without aiohttp's message, which contains the address."""
     number = error.os_error.errno
-    return os.strerror(number) if number else "nothing listens there"
+    if isinstance(error.os_error, socket.gaierror):  # its numbers are not those of `os.strerror`
+        return error.os_error.strerror or "the host name has no address"
+    return os.strerror(number) if number else "no server is listening"

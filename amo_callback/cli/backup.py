@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 
 _THAW = "amo-callback connections thaw --all"
 _OF_POSTGRES = """\
-this command is only for SQLite. For PostgreSQL, use pg_dump and pg_restore, or an archive of its log.
-A dump restored into a new database or on another server starts frozen. A dump restored into the same database, or the
-whole server restored from an archive or a snapshot, does not: stop all instances first, run
-`amo-callback connections freeze --all` before starting any of them, and thaw once no other host uses these tokens."""
+this command supports only SQLite: for PostgreSQL, use pg_dump and pg_restore, or WAL archiving.
+A dump that is restored into a new database or on another server starts frozen. A dump that is restored into the same
+database does not start frozen, and neither does a server that is restored from an archive or a snapshot. In these two
+cases, stop all instances before the restore, run `amo-callback connections freeze --all` before you start any of them,
+and thaw once no other host uses these tokens."""
 _ASK = """\
 {copy} contains {connections} connections, as they were {made_at}.
-It replaces {database}, which is kept next to it, and starts frozen: no token is refreshed until
-`{thaw}`. Users of connections that were refreshed after the backup have to connect again."""
+It replaces {database}; a copy of the replaced database is kept in the same folder.
+The restored database is frozen: no token is refreshed until you run
+`{thaw}`. Users of connections that were refreshed after the backup have to
+connect again."""
 
 _FOREIGN = """\
-amo-callback: {copy} has {number} tables, indexes, triggers or views that do not belong to amo-callback.
+amo-callback: {copy} contains {number} tables, indexes, triggers or views that do not belong to amo-callback.
 They are not restored."""
 
 
@@ -41,7 +44,7 @@ They are not restored."""
 @with_context
 @click.argument("file", type=PATH)
 def backup(context: CommandContext, *, file: Path) -> None:
-    """Copy the database into FILE; the service may be running."""
+    """Copy the SQLite database to FILE; the service may be running."""
     database = _file(context)
     check_database_exists(context)
     output.sigterm_as_interrupt()
@@ -49,9 +52,8 @@ def backup(context: CommandContext, *, file: Path) -> None:
         with acting_as_owner(database):
             snapshot = stack.enter_context(store_backup.open_snapshot(database))
         store_backup.back_up(snapshot, file, now=SystemClock().now())
-        click.echo(
-            f"{file} holds {store_backup.contents(snapshot).connections} connections; put back, it starts frozen"
-        )
+        number = store_backup.contents(snapshot).connections
+        click.echo(f"{file} contains {number} connections; a database restored from it starts frozen")
 
 
 @click.command()
@@ -59,19 +61,20 @@ def backup(context: CommandContext, *, file: Path) -> None:
 @yes_option
 @click.argument("file", type=PATH)
 def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
-    """Replace the database with the content of the backup FILE, and freeze it."""
+    """Replace the SQLite database with the backup FILE, and freeze the restored database."""
     database = _file(context)
     if not database.parent.is_dir():
-        raise ConfigurationError(f"storage.url: no such folder: {database.parent}")
+        raise ConfigurationError(
+            f"storage.url: the folder {database.parent} does not exist; create it, or correct the path"
+        )
     if not (yes or sys.stdin.isatty()):
-        click.echo("amo-callback: restore asks before it replaces the database: confirm with --yes", err=True)
+        click.echo("amo-callback: cannot ask for confirmation without a terminal: use --yes", err=True)
         return output.EX_USAGE
     output.sigterm_as_interrupt()
     now = SystemClock().now()
     with ExitStack() as stack:
-        given = stack.enter_context(
-            open_given(file)
-        )  # as root, because the database's owner may not be able to read it
+        # Root opens the file, because the database's owner may not be able to read it.
+        given = stack.enter_context(open_given(file))
         stack.enter_context(acting_as_owner(database))
         made = stack.enter_context(rebuild(given, database, now=now, progress=output.progress))
         found = made.contents
@@ -87,9 +90,9 @@ def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
             click.echo("nothing was changed")
             return 1
         kept = store_backup.restore(made.file, database, now=SystemClock().now())
-    click.echo(f"{found.connections} connections are restored; no token is refreshed until `{_THAW}`")
+    click.echo(f"restored {found.connections} connections; no token is refreshed until you run `{_THAW}`")
     if kept:
-        click.echo(f"the previous database was kept as {kept}")
+        click.echo(f"the previous database is kept as {kept}")
     return 0
 
 
@@ -100,8 +103,10 @@ def _file(context: CommandContext) -> Path:
 
 
 def _check_keys(context: CommandContext, found: store_backup.Contents, copy: Path) -> None:
-    """Raise `ConfigurationError` if the encryption keys do not decrypt the copy."""
+    """Raise `ConfigurationError` if no encryption key decrypts the copy."""
     try:
         Cipher(context.encryption_keys).check_canary(found.canary)
     except DecryptionFailed:
-        raise ConfigurationError(f"storage.encryption_keys: none of them decrypts {copy}") from None
+        raise ConfigurationError(
+            f"storage.encryption_keys: no configured key decrypts {copy}; configure the keys that encrypted it"
+        ) from None

@@ -1,4 +1,4 @@
-"""`amo-callback check` and `config …`: checks with their results and fixes."""
+"""`amo-callback check` and `amo-callback config`."""
 
 from __future__ import annotations
 
@@ -38,29 +38,33 @@ _SECONDS = click.FloatRange(min=0, min_open=True, max=86400)
 @click.command()
 @config_option
 @json_option
-@click.option("--timeout", type=_SECONDS, default=10.0, metavar="SECONDS", help="For each answer.")
+@click.option("--timeout", type=_SECONDS, default=10.0, metavar="SECONDS", help="The time limit for each response.")
 @click.pass_obj
 def check(invocation: Invocation, *, config: str | None, as_json: bool, timeout: float) -> int:
-    """Check everything, and print what is wrong and how to fix it."""
+    """Check the installation; print each finding, and a fix for each problem."""
     findings = _findings(config, invocation.environ, SystemClock(), wait_limit=timeout)
     return report(findings, as_json=as_json)
 
 
 def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, wait_limit: float) -> Iterator[Finding]:
-    """Run the checks in order; without a valid configuration, only those that do not need one."""
+    """Run the checks in order; without a valid configuration, run only the checks that do not require one."""
     path = find_config(config, environ)
     yield from run_check("secrets", check_secrets(path, environ))
     try:
         context = load_context(config, environ)
     except ConfigurationError as error:
         for problem in error.problems:
-            yield fail("configuration", problem, fix="fix it; config.example.toml lists every setting")
+            yield fail(
+                "configuration",
+                problem,
+                fix="correct the configuration; `amo-callback config example` lists all settings",
+            )
         return
-    yield ok("configuration", f"{path or 'the environment'} can be used")
+    yield ok("configuration", f"the configuration is valid ({path or 'environment variables'})")
     yield from run_check("configuration", check_settings(context.settings))
     yield from run_check("outgoing_proxy", check_outgoing(environ))
-    # Run as the owner of the database, because the service could not open files created by root. Modules are imported
-    # beforehand, because the owner may not be able to read them.
+    # These checks run as the owner of the database, because the service could not open files created by root. Their
+    # modules are imported first, because the owner may not be able to read them.
     database = _check_database(context, clock, wait_limit=wait_limit)
     with acting_as_owner(context.owned):
         yield from run_check("disk", check_disk(context))
@@ -82,13 +86,13 @@ def _check_database(context: CommandContext, clock: Clock, *, wait_limit: float)
 
 
 async def _miss_postgres() -> AsyncIterator[Finding]:
-    yield fail("store", "PostgreSQL requires another package", fix="pip install 'amo-callback[postgres]'")
+    yield fail("store", "the PostgreSQL driver is not installed", fix="run: pip install 'amo-callback[postgres]'")
 
 
 async def _check_others(
     context: CommandContext, environ: Mapping[str, str], *, clock: Clock, wait_limit: float
 ) -> list[Finding]:
-    """Concurrently run the checks that access other servers."""
+    """Run the checks of the running service and of other servers concurrently."""
     settings, cipher = context.settings, Cipher(context.encryption_keys)
     async with open_probe(clock=clock, wait_limit=wait_limit) as http:
         found = await asyncio.gather(
@@ -107,20 +111,20 @@ async def _check_others(
 
 @click.group()
 def config() -> None:
-    """Check the configuration file; print the reference, or a JSON Schema."""
+    """Check the configuration, or print its reference or JSON Schema."""
 
 
 @config.command("check")
 @with_context
 @json_option
 def check_file(context: CommandContext, *, as_json: bool) -> int:
-    """Check only the configuration file; open no other file and send no request."""
+    """Check only the configuration and its secret files; open no database and send no request."""
     return report(check_settings(context.settings), as_json=as_json)
 
 
 @config.command("example")
 def example() -> None:
-    """Print the reference: every setting with its default and its effect."""
+    """Print the configuration reference: every setting, with its default and effect."""
     click.echo(packaged_text("config.example.toml"), nl=False)
 
 

@@ -1,4 +1,4 @@
-"""`amo-callback connections …`, `token`, `events`, `webhooks` and `status`: calls of the private API."""
+"""`amo-callback connections`, `token`, `events`, `webhooks` and `status`, which call the private API."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
 _WEBHOOK_COLUMNS = ("id", "type", "at", "connection_id", "status", "tries", "last_error", "next_try_at")
 _OWN_COLUMNS = {"domain", "token", "next_token", "reason", "error"}
-"""Details of an event that are shown elsewhere in its row."""
+"""Event details that the `more` column omits."""
 _WAIT_LIMIT = 10.0
 _EVERY = 2.0
-"""Seconds between two updates of the status."""
+"""Seconds between two status updates."""
 _ASKED = ": requested by "
-"""How `/readyz` shows a freeze by `connections freeze --all`, after which no other host uses the tokens."""
+"""The text in `/readyz` that marks a freeze requested through the API, which can be thawed without confirmation."""
 
 
 def _history(events: list[dict[str, Any]]) -> str:
-    """Return events as a table; the presented token and the next one are shown as fingerprints."""
+    """Format events as a table; the presented and the next token are shown as fingerprints."""
     rows = []
     for event in events:
         details = event["details"]
@@ -49,9 +49,9 @@ def _history(events: list[dict[str, Any]]) -> str:
 
 @click.group()
 def connections() -> None:
-    """List, show, refresh, freeze, export and import connections.
+    """List, show, refresh, disconnect, freeze, thaw, export and import connections.
 
-    NAME is a connection's id, its account's id or host, account:ID, or owner:ID.
+    NAME is a connection id, an account id, an account's host, account:ID, or owner:ID.
     """
 
 
@@ -84,9 +84,9 @@ async def show(api: ApiClient, *, name: str) -> dict[str, Any]:
 @click.argument("name")
 @api_command(Scope.TOKEN)
 async def refresh(api: ApiClient, *, name: str) -> dict[str, Any]:
-    """Refresh the token pair of NAME now."""
+    """Refresh the connection NAME now."""
     found = await api.refresh(name)
-    return {key: value for key, value in found.items() if key != "access_token"}  # printed by `token` only
+    return {key: value for key, value in found.items() if key != "access_token"}  # only `amo-callback token` prints it
 
 
 @connections.command("disconnect")
@@ -94,8 +94,9 @@ async def refresh(api: ApiClient, *, name: str) -> dict[str, Any]:
 @click.argument("name")
 @api_command(Scope.ADMIN)
 async def disconnect(api: ApiClient, *, yes: bool, name: str) -> dict[str, Any] | None:
-    """Disconnect NAME and erase its tokens permanently."""
-    if not output.confirm(f"Erase the tokens of {output.printable(name)}? Its user has to connect again", yes=yes):
+    """Disconnect the connection NAME, and erase its tokens permanently."""
+    question = f"The user of {output.printable(name)} will have to connect again. Erase the tokens?"
+    if not output.confirm(question, yes=yes):
         return None
     return await api.delete(await api.path_of(name))
 
@@ -104,7 +105,7 @@ async def disconnect(api: ApiClient, *, yes: bool, name: str) -> dict[str, Any] 
 @one_or_all("connection", help_of_all="All connections.")
 @api_command(Scope.ADMIN)
 async def freeze(api: ApiClient, *, name: str | None) -> dict[str, Any]:
-    """Freeze NAME or all connections: they are not refreshed until they are thawed."""
+    """Freeze the connection NAME or all connections; a frozen connection is not refreshed until it is thawed."""
     return await api.post("/freeze" if name is None else f"{await api.path_of(name)}/freeze")
 
 
@@ -113,7 +114,7 @@ async def freeze(api: ApiClient, *, name: str | None) -> dict[str, Any]:
 @one_or_all("connection", help_of_all="All connections.")
 @api_command(Scope.ADMIN)
 async def thaw(api: ApiClient, *, yes: bool, name: str | None) -> dict[str, Any] | None:
-    """Thaw NAME or all connections: they are refreshed again, on this host from now on."""
+    """Thaw the connection NAME or all connections, so that this host refreshes them again."""
     if name is not None:
         return await api.post(f"{await api.path_of(name)}/thaw")
     return await api.post("/thaw") if _may_thaw(await api.get_checks(), yes=yes) else None
@@ -123,7 +124,7 @@ async def thaw(api: ApiClient, *, yes: bool, name: str | None) -> dict[str, Any]
 @click.argument("name")
 @api_command(Scope.TOKEN, text=lambda found: str(found["access_token"]))
 async def token(api: ApiClient, *, name: str) -> dict[str, Any]:
-    """Print an access token of NAME, refreshed first if it expires soon."""
+    """Print an access token of the connection NAME; refresh it first if it expires soon."""
     return await api.token(name)
 
 
@@ -132,7 +133,10 @@ async def token(api: ApiClient, *, name: str) -> dict[str, Any]:
 @click.option("--limit", type=click.IntRange(min=1, clamp=True), default=50, help="Maximum number of events.")
 @api_command(Scope.READ, text=_history)
 async def events(api: ApiClient, *, name: str | None, limit: int) -> list[dict[str, Any]]:
-    """Show the history of NAME or of all connections: which token was presented, when, and why."""
+    """Show the event history of the connection NAME or of all connections.
+
+    Presented tokens are shown as fingerprints.
+    """
     query = {} if name is None else {"connection": await api.selector_of(name)}
     return await api.pages("/events", query, limit=min(limit, MAX_ITEMS))
 
@@ -140,22 +144,25 @@ async def events(api: ApiClient, *, name: str | None, limit: int) -> list[dict[s
 @click.group(invoke_without_command=True)
 @api_command(Scope.READ, text=lambda found: output.rows(_WEBHOOK_COLUMNS, found))
 async def webhooks(api: ApiClient) -> list[dict[str, Any]]:
-    """List undelivered webhooks; `retry` sends them again."""
+    """List undelivered webhooks; the subcommand `retry` sends them again."""
     return await api.pages("/webhooks", limit=MAX_ITEMS)
 
 
 @webhooks.command("retry")
 @one_or_all("webhook", help_of_all="All dead-lettered webhooks.")
-@api_command(Scope.ADMIN, text=lambda found: f"{len(found['retried'])} will be sent again")
+@api_command(Scope.ADMIN, text=lambda found: f"webhooks to be sent again: {len(found['retried'])}")
 async def retry(api: ApiClient, *, name: str | None) -> dict[str, Any]:
-    """Send the webhook with the id NAME now, or all dead-lettered webhooks."""
+    """Retry the webhook with the id NAME, or all dead-lettered webhooks, now."""
     if api.settings.webhook.url is None:
-        raise CommandFailed("webhook.url is not set: no webhooks are sent")
+        raise CommandFailed("no webhooks are sent: set webhook.url, then try again")
     return await api.post("/webhooks/retry" if name is None else f"/webhooks/{quoted(name)}/retry")
 
 
 def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
-    """Ask for confirmation if another host may use the tokens: after an export or a restore, or for a copy."""
+    """Return whether to thaw all connections.
+
+    Confirmation is required if another host may use the tokens: after an export, a restore or a copy of the database.
+    """
     frozen = str(checks["frozen"]["detail"])
     if checks["frozen"]["ok"] or _ASKED in frozen or yes:
         return True
@@ -169,11 +176,11 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
 @click.command()
 @with_context
 @json_option
-@click.option("--watch", is_flag=True, help="Refresh the output every two seconds until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Update the output every two seconds until Ctrl-C.")
 def status(context: CommandContext, *, as_json: bool, watch: bool) -> int:
-    """Show the result of each readiness check of the running service; exit with 1 if one fails."""
+    """Show the readiness checks of the running service; the exit status is 1 if a check fails."""
     if watch and as_json:
-        raise click.UsageError("--watch or --json, not both")
+        raise click.UsageError("--watch and --json cannot be combined")
     address = context.settings.server.private
     if watch:
         _watch(address)
@@ -186,11 +193,11 @@ def status(context: CommandContext, *, as_json: bool, watch: bool) -> int:
 
 def _checks_text(checks: Mapping[str, ReadinessCheck]) -> str:
     rows = [(name, "ok" if check.ok else "not ready", check.detail) for name, check in checks.items()]
-    return output.table(("check", "is", "detail"), rows)
+    return output.table(("check", "result", "detail"), rows)
 
 
 def _watch(address: str) -> NoReturn:
-    """Show the status until Ctrl-C."""
+    """Show the readiness checks, and update them, until Ctrl-C."""
     from rich.live import Live  # noqa: PLC0415 -- its import takes 50 ms
     from rich.text import Text  # noqa: PLC0415 -- its import takes 50 ms
 

@@ -33,11 +33,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 config_option = click.option(
-    "--config", metavar="FILE", help="Default: $AMO_CALLBACK_CONFIG, ./config.toml, /etc/amo-callback/config.toml."
+    "--config",
+    metavar="FILE",
+    help="The configuration file. Default: $AMO_CALLBACK_CONFIG; if that is not set, the first of ./config.toml and "
+    "/etc/amo-callback/config.toml that exists.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 PATH = click.Path(path_type=Path)
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -49,7 +52,7 @@ def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], C
         @wraps(run)
         def checked(*args: object, name: str | None, every: bool, **options: object) -> T:
             if (name is not None) == every:
-                raise click.UsageError(f"specify one {what}, or --all")
+                raise click.UsageError(f"specify either one {what} or --all")
             return run(*args, name=name, **options)
 
         return checked
@@ -59,7 +62,7 @@ def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], C
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommandContext:
-    """The configuration, and the files it refers to."""
+    """A loaded configuration, and the paths derived from it."""
 
     settings: Settings = field(repr=False)
     folder: Path
@@ -67,22 +70,22 @@ class CommandContext:
     """The database file; `None` for PostgreSQL."""
     rescue: Path
     location: str
-    """The id of the database's location, computed as root, because the owner may not be able to."""
+    """The id of the database's location, computed before root acts as the owner, who may be unable to compute it."""
 
     @property
     def owned(self) -> Path:
-        """A path that belongs to the service's user: the database file, otherwise the rescue folder."""
+        """A path owned by the service's user: the database file, or the rescue folder for PostgreSQL."""
         return self.database or self.rescue
 
     @property
     def encryption_keys(self) -> list[str]:
-        """The encryption keys, the newest first."""
+        """The encryption keys, newest first."""
         return self.settings.storage.encryption_keys.get_secret_value().split()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedStore:
-    """An opened store and its cipher."""
+    """An opened store, with its cipher and clock."""
 
     context: CommandContext
     store: Store
@@ -120,7 +123,7 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
     """Run a coroutine, on uvloop if it is installed."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None
     try:
-        import uvloop  # noqa: PLC0415 -- not available on every platform
+        import uvloop  # noqa: PLC0415 -- uvloop is not available on every platform
     except ImportError:
         factory = None
     else:
@@ -133,7 +136,7 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 
 
 def _user_variables(user: int) -> dict[str, str]:
-    """Return a user's environment variables, because PostgreSQL's library reads files in HOME and the user name."""
+    """Return a user's environment variables; the PostgreSQL client reads the user name, and files in HOME."""
     try:
         known = pwd.getpwuid(user)
     except KeyError:
@@ -142,14 +145,14 @@ def _user_variables(user: int) -> dict[str, str]:
 
 
 _PROGRAM = (__file__, pydantic.__file__, os.__file__)
-"""A file of this program, one of a library, and one of Python itself."""
+"""One file each of this program, of a library, and of Python itself."""
 
 
 @contextmanager
 def _report_unreadable_program(owned: Path) -> Iterator[None]:
     """Raise `CommandFailed`, with a fix, if the effective user cannot read this program.
 
-    Modules are imported on demand, which may be after root has switched to another user.
+    Modules are imported on demand, possibly after root has switched to another user.
     """
     try:
         yield
@@ -161,8 +164,8 @@ def _report_unreadable_program(owned: Path) -> Iterator[None]:
             raise
         name = _user_variables(os.geteuid()).get("USER", str(os.geteuid()))
         raise CommandFailed(
-            f"{owned} belongs to {name}: root acts as that user, who cannot read {file}. Install amo-callback and its "
-            "Python where every user can read them (/opt, not /root), or run the command as that user"
+            f"root acts as {name}, the owner of {owned}, who cannot read {file}: install amo-callback and its "
+            "Python where all users can read them (/opt, not /root)"
         ) from None
 
 
@@ -176,9 +179,10 @@ def _is_readable(file: str) -> bool:
 
 @contextmanager
 def acting_as_owner(owned: Path) -> Iterator[None]:
-    """Act as the owner of the service's files for the block, because root would follow any link in their folder.
+    """If this process runs as root, execute the block as the owner of the service's files.
 
-    The owner is that of `owned`, or of the nearest parent folder if it does not exist or is a link. Raises
+    As root, the block would follow any link that the owner has put into the folder. The owner is that of the path
+    `owned` or, if the path does not exist or is a link, that of its nearest existing parent folder. Raises
     `CommandFailed` if the owner cannot read this program.
     """
     if os.geteuid() != 0:
@@ -209,7 +213,7 @@ def acting_as_owner(owned: Path) -> Iterator[None]:
 async def open_as_owner(context: CommandContext, *, create: bool = False) -> AsyncIterator[OpenedStore]:
     """Open the store as the owner of its files.
 
-    Raises `ConfigurationError` if there is no database and `create` is false, or if no key decrypts it.
+    Raises `ConfigurationError` if the database does not exist and `create` is false, or if no key decrypts it.
     """
     if not create:
         check_database_exists(context)
@@ -223,11 +227,16 @@ async def open_as_owner(context: CommandContext, *, create: bool = False) -> Asy
             try:
                 cipher.check_canary(await store.canary(cipher.seal_canary()))
             except DecryptionFailed:
-                raise ConfigurationError("storage.encryption_keys: none of them decrypts this database") from None
+                raise ConfigurationError(
+                    "storage.encryption_keys: no configured key decrypts this database; configure the keys that "
+                    "encrypted it"
+                ) from None
             yield OpenedStore(context=context, store=store, cipher=cipher, clock=store.clock)
 
 
 def check_database_exists(context: CommandContext) -> None:
-    """Raise `ConfigurationError` if there is no database file, because opening the store would create one."""
+    """Raise `ConfigurationError` if the SQLite file does not exist, because opening the store would create it."""
     if context.database is not None and not context.database.exists():
-        raise ConfigurationError(f"storage.url: there is no database {context.database}")
+        raise ConfigurationError(
+            f"storage.url: {context.database} does not exist; correct the path, or start the service to create the file"
+        )

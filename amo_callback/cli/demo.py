@@ -22,20 +22,21 @@ if TYPE_CHECKING:
     from amo_callback.demo.feed import FeedEntry
 
 _WELCOME = """\
-The whole flow on this machine: the service, a stand-in for amoCRM, a phone with the app, a backend.
+This demo runs the whole flow on this machine: the service, a stand-in for amoCRM, a phone with
+the app, and a backend.
 
-  Open        http://{panel}/
-  A token     {curl}
+  Open          http://{panel}/
+  Get a token   {curl}
 
-An access token is valid for {life} seconds here. Ctrl-C ends it.
+In the demo, an access token is valid for {life} seconds. Press Ctrl-C to end the demo.
 
 """
 _FAREWELL = """
-The demo has ended and left nothing on this machine. Next steps:
+The demo has ended, and all its files are deleted. Next steps:
 
-  amo-callback init       asks a few questions, generates keys, writes config.toml, shows what to register in amoCRM
-  amo-callback check      shows what is still wrong
-  amo-callback serve      runs it here; on a server: amo-callback systemd install
+  amo-callback init       write config.toml with new keys, and show the URLs to register in amoCRM
+  amo-callback check      check the installation, and show how to fix problems
+  amo-callback serve      run the service here; on a server, use: amo-callback systemd install
 """
 
 
@@ -47,7 +48,7 @@ The demo has ended and left nothing on this machine. Next steps:
     "--port", type=click.IntRange(1, 65533), help="The first of three consecutive ports. Default: free ports."
 )
 def demo(*, token_life: int, port: int | None) -> int:
-    """Try the whole flow on this machine, until Ctrl-C; there is nothing to configure."""
+    """Run the whole flow on this machine until Ctrl-C; no configuration is required."""
     return run_loop(_demo(choose_addresses(port), token_life=token_life))
 
 
@@ -73,12 +74,12 @@ async def _demo(addresses: Addresses, *, token_life: int) -> int:
 
 
 def line_of(line: FeedEntry) -> str:
-    """Return an entry of the event feed as a line without control characters."""
+    """Format an entry of the event feed as a line without control characters."""
     return printable(f"{line.at:%H:%M:%S}  {line.who:<8} {line.domain:<24} {line.text}")
 
 
 class Output:
-    """A text stream whose first write error is kept and reported once instead of raised for each write."""
+    """A text stream that keeps its first write error instead of raising it, and discards all later output."""
 
     def __init__(self, stream: TextIO, *, on_error: Callable[[], None]) -> None:
         self._stream = stream
@@ -86,7 +87,7 @@ class Output:
         self.error: OSError | None = None
 
     def write(self, text: str) -> None:
-        """Write and flush; do nothing after an error."""
+        """Write the text and flush the stream; do nothing after an error."""
         if self.error is not None:
             return
         try:
@@ -98,10 +99,10 @@ class Output:
 
 
 def _report_closed_output(error: OSError) -> int:
-    """Report on stderr that stdout is closed, and keep Python from flushing it again at exit."""
+    """Report the error on stderr, and replace stdout with the null device, because Python flushes it at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
-    text = f"amo-callback: the output can no longer be written, so the demo has ended: {error.strerror}"
+    text = f"amo-callback: the demo has ended, because its output could not be written: {error.strerror}"
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 import amo_callback
 
 _MANUAL = "manual"
-"""The name of the README in the installed package."""
+"""The name under which `docs` lists the README."""
 
 
 @click.command()
@@ -26,18 +26,18 @@ def version() -> None:
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script for SHELL.
 
-    For bash: amo-callback completion bash > /etc/bash_completion.d/amo-callback
+    For bash, run: amo-callback completion bash > /etc/bash_completion.d/amo-callback
     """
     found = get_completion_class(shell)
     if found is None:
-        raise click.UsageError(f"{shell}: unknown shell")
+        raise click.UsageError(f"unknown shell {shell}: choose bash, zsh or fish")
     click.echo(found(ctx.find_root().command, {}, "amo-callback", "_AMO_CALLBACK_COMPLETE").source())
 
 
 @click.command()
 @click.argument("name", required=False)
 def docs(name: str | None) -> None:
-    """Print the document NAME; without NAME, all names."""
+    """Print the document NAME; without NAME, list all documents."""
     folder = resources.files("amo_callback") / "docs"
     names = sorted(
         {_MANUAL, *(file.name.removesuffix(".md") for file in folder.iterdir() if file.name.endswith(".md"))}
@@ -45,7 +45,7 @@ def docs(name: str | None) -> None:
     if name is None:
         click.echo("\n".join(names))
     elif name not in names:
-        raise click.UsageError(f"{name}: unknown document: choose one of {', '.join(names)}")
+        raise click.UsageError(f"unknown document {name}: choose one of {', '.join(names)}")
     elif name == _MANUAL:
         click.echo_via_pager(packaged_text("README.md"))
     else:
@@ -53,7 +53,7 @@ def docs(name: str | None) -> None:
 
 
 def packaged_text(name: str) -> str:
-    """Return a file from the root of the repository, which the installed package contains in `root/`."""
+    """Return the text of a file in the repository's root; the installed package contains a copy in `root/`."""
     installed = resources.files("amo_callback") / "root" / name
     if installed.is_file():
         return installed.read_text(encoding="utf-8")

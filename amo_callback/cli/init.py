@@ -1,4 +1,4 @@
-"""`amo-callback init`: write a configuration from a few answers or options."""
+"""`amo-callback init`, which writes a configuration file from options and prompts."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def read_callback(text: str) -> Callback:
-    """Parse the redirect URI, or the service's base URL; raises `ValueError`."""
+    """Parse a redirect URI or a base URL of the service; raises `ValueError`."""
     given = text if "://" in text else f"https://{text}"
     if not _VISIBLE.fullmatch(given):
-        raise ValueError("must be an address of visible ASCII characters, such as https://admin.example.com")
+        raise ValueError("must be a URL of printable ASCII characters, such as https://admin.example.com")
     parts = _parts(given)
     if "?" in given or "#" in given:
         raise ValueError("must not contain ? or #: AMO appends its own query")
@@ -57,50 +57,53 @@ def read_callback(text: str) -> Callback:
     if parts.path in {"", "/"}:
         return Callback(redirect_uri=f"{given.removesuffix('/')}{default}{CALLBACK}", base_path=default)
     if not parts.path.endswith(CALLBACK):
-        raise ValueError(f"must have no path, or one that ends in {CALLBACK}, where the service listens")
+        raise ValueError(f"must have no path, or a path that ends in {CALLBACK}")
     if parts.path.endswith(f"{default}{CALLBACK}"):
         return Callback(redirect_uri=given, base_path=default)
     base_path = parts.path.removesuffix(CALLBACK)
     try:
         Server(base_path=base_path)
     except ValidationError:
-        raise ValueError(f"must have a plain path before {CALLBACK}, such as {default}{CALLBACK}") from None
+        raise ValueError(f"must have a valid server.base_path before {CALLBACK}, such as {default}{CALLBACK}") from None
     return Callback(redirect_uri=given, base_path=base_path)
 
 
 def read_client_id(text: str) -> str:
     if not _UUID.fullmatch(text):
-        raise ValueError(f'must be the "Integration ID", 36 characters like {UUID(int=0)}')
+        raise ValueError(f'must be the "Integration ID": 36 characters, such as {UUID(int=0)}')
     return text
 
 
 def read_client_secret(text: str) -> str:
     """Check the integration's secret key; raises `ValueError`, whose message does not contain the value."""
     if not _VISIBLE.fullmatch(text):
-        raise ValueError('must be only the "Secret key": one line without spaces')
+        raise ValueError('must contain only the "Secret key": one line without spaces')
     return text
 
 
 def read_deep_link(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("must consist of visible characters")
+        raise ValueError("must consist of printable characters")
     try:
         return App(deep_link=text).deep_link
     except ValidationError as error:
         if error.errors()[0]["type"] == "string_pattern_mismatch":
-            raise ValueError("must be an address such as foryoure://amo-crm/callback, without ? and #") from None
+            raise ValueError("must be a URL such as foryoure://amo-crm/callback, without ? or #") from None
         raise ValueError(_reason(error)) from None
 
 
 def read_database(text: str) -> str:
-    """Check the database URL, which must have no password; raises `ValueError` without the value."""
+    """Check the database URL, which must not contain a password.
+
+    Raises `ValueError`, whose message does not contain the value.
+    """
     if not text.isprintable():
-        raise ValueError("must consist of visible characters")
+        raise ValueError("must consist of printable characters")
     validate_url(text)
     if url_secrets(text):
         raise ValueError(
-            "contains a password, and other users of this machine can see the command line: omit it, and write the "
-            "complete URL into the configuration afterwards"
+            "contains a password, and other users of this machine can see the command line: omit the password, and add "
+            "it to the URL in the configuration file afterwards"
         )
     return text
 
@@ -112,7 +115,7 @@ def _parts(address: str) -> SplitResult:
         if not parts.hostname or parts.port == 0:
             raise ValueError
     except ValueError:
-        raise ValueError("must be a URL with a numeric port, if any: https://admin.example.com") from None
+        raise ValueError("must be a URL such as https://admin.example.com; a port must be a number") from None
     try:
         TypeAdapter[str](HttpsUrl).validate_python(address)
     except ValidationError as error:
@@ -125,7 +128,7 @@ def _reason(error: ValidationError) -> str:
 
 
 def _checked(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Make a click type from a function that raises `ValueError`."""
+    """Convert a function that raises `ValueError` or `OSError` into a click parameter type."""
 
     def convert(text: str) -> T:
         try:
@@ -142,7 +145,7 @@ def _read_secret_file(file: str) -> str:
     try:
         text = sys.stdin.read(MAX_TEXT) if file == "-" else read_regular(Path(file), limit=MAX_TEXT).decode()
     except UnicodeDecodeError:
-        raise ValueError("cannot be read as text") from None
+        raise ValueError("is not valid UTF-8") from None
     return read_client_secret(text.strip())
 
 
@@ -155,28 +158,37 @@ def _read_secret_file(file: str) -> str:
     "callback",
     type=_checked(read_callback),
     metavar="URL",
-    help="Where AMO sends users: the complete redirect URI, or https:// and the host.",
+    help="The complete redirect URI, or only https:// and the host.",
 )
 @click.option(
     "--client-id",
     type=_checked(read_client_id),
     metavar="ID",
-    help='"Integration ID" on the integration\'s page in AMO.',
+    help='The "Integration ID" from the integration\'s page in AMO.',
 )
 @click.option(
     "--client-secret-file",
     "client_secret",
     type=_checked(_read_secret_file),
     metavar="FILE",
-    help='A file with the "Secret key" from that page; - for standard input.',
+    help='A file with the "Secret key" from the integration\'s page in AMO, or - for standard input.',
 )
 @click.option(
-    "--deep-link", type=_checked(read_deep_link), metavar="URL", help=f"The app's address. Default: {App().deep_link}"
+    "--deep-link",
+    type=_checked(read_deep_link),
+    metavar="URL",
+    help=f"The URL that opens the app. Default: {App().deep_link}",
 )
-@click.option("--database", type=_checked(read_database), metavar="URL", help="Default: an SQLite file.")
-@click.option("--no-input", is_flag=True, help="Ask nothing.")
-@click.option("--systemd", is_flag=True, help="For `systemd install`: each secret is in its own file.")
-@click.option("--config", metavar="FILE", help=f"Default: ./{DEFAULT_PATHS[0]}; with --systemd: {units.CONFIG}")
+@click.option(
+    "--database", type=_checked(read_database), metavar="URL", help="The database URL. Default: a SQLite file."
+)
+@click.option("--no-input", is_flag=True, help="Do not prompt.")
+@click.option("--systemd", is_flag=True, help="Write each secret to its own file, as `systemd install` expects.")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help=f"The configuration file to write. Default: ./{DEFAULT_PATHS[0]}, or {units.CONFIG} with --systemd.",
+)
 @click.pass_obj
 def init(
     invocation: Invocation,
@@ -190,7 +202,10 @@ def init(
     deep_link: str | None,
     database: str | None,
 ) -> None:
-    """Write a configuration: ask for the required values and generate keys; nothing is written until all are known."""
+    """Write a configuration file: ask for the required values and generate keys.
+
+    Nothing is written until all values are known.
+    """
     paths = _paths(config, invocation.environ, systemd=systemd)
     database = database or paths.database
     asking = not no_input and sys.stdin.isatty() and sys.stdout.isatty()
@@ -209,7 +224,7 @@ def init(
                 question, value_proc=secret_or_later, default="", show_default=False, hide_input=True
             )
         if asking and deep_link is None:
-            click.echo("\nWhich address opens your app? Its developers know: it is registered there, not in amoCRM.")
+            click.echo("\nWhich URL opens your app? It is defined in the app, not in amoCRM: ask the app's developers.")
             deep_link = click.prompt("Deep link", value_proc=_checked(read_deep_link), default=App().deep_link)
         decided = paths.decide(callback, client_id=client_id, deep_link=deep_link or App().deep_link, database=database)
         lines = write(paths, decided, client_secret)
@@ -217,7 +232,7 @@ def init(
         if not isinstance(abort.__context__, EOFError):
             raise
         click.echo()
-        raise CommandFailed("the input ended, and nothing was written") from None
+        raise CommandFailed("the input ended before all values were known: nothing was written") from None
     except OSError as error:
         raise CommandFailed(f"{error.filename or paths.config}: {error.strerror}") from None
     later = client_secret is None and not paths.has(CLIENT_SECRET)
@@ -226,8 +241,8 @@ def init(
 
 
 def _ask_callback() -> Callback:
-    click.echo("At which public address do phones reach this service? An address, or the complete redirect URI.")
-    callback: Callback = click.prompt("Address (such as https://admin.example.com)", value_proc=_checked(read_callback))
+    click.echo("At which public URL do phones reach this service? Enter its base URL, or the complete redirect URI.")
+    callback: Callback = click.prompt("URL (such as https://admin.example.com)", value_proc=_checked(read_callback))
     click.echo(f"The redirect URI is {callback.redirect_uri}")
     return callback
 
@@ -236,12 +251,12 @@ def _ask_client_id(callback: Callback) -> str:
     """Print the values to register in AMO, and ask for the integration's id."""
     click.echo("\nCreate the integration in amoCRM, or open it:")
     click.echo("\n".join(_registration(callback)))
-    click.echo('Then "Keys and scopes" on its page shows the following values.')
+    click.echo('The integration\'s page then shows the following values under "Keys and scopes".')
     return str(click.prompt("Integration ID", value_proc=_checked(read_client_id)))
 
 
 def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> InstallPaths:
-    """Return the paths to write to; a configuration at systemd's path implies systemd's paths."""
+    """Return the paths to write; a configuration file at systemd's path implies --systemd."""
     named = config or (None if systemd else environ.get(CONFIG_VARIABLE))
     path = Path(named) if named else units.CONFIG if systemd else DEFAULT_PATHS[0]
     return InstallPaths(config=path, systemd=systemd or path.absolute() == units.CONFIG)
@@ -249,26 +264,27 @@ def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> 
 
 def _registration(callback: Callback) -> list[str]:
     return [
-        '  amoMarket > "..." > Create integration, an external one, with these addresses, byte for byte:',
+        '  amoMarket > "..." > Create integration (external), with exactly these URLs:',
         f"    redirect URI         {callback.redirect_uri}",
-        f"    hook for disabling   {callback.hook}",
+        f"    disable hook         {callback.hook}",
     ]
 
 
 def _next_steps(paths: InstallPaths, callback: Callback, *, later: bool) -> list[str]:
     keys = paths.credentials / ENCRYPTION_KEYS if paths.systemd else paths.config
     lines = [
-        f"Keep a copy of the encryption key (in {keys}), separate from the database's backups:",
-        "without it, the tokens cannot be decrypted.",
+        f"Keep a copy of the encryption key (in {keys}), separate from the database's backups.",
+        "Without the key, the tokens cannot be decrypted.",
         "",
         "In amoCRM:",
         *_registration(callback),
         "",
     ]
     if later and paths.systemd:
-        lines.append(f"Later, write the secret key into {paths.credentials / CLIENT_SECRET}, or run `systemd install`.")
+        lines.append(f"Write the secret key to {paths.credentials / CLIENT_SECRET} later, or enter it when")
+        lines.append("`amo-callback systemd install` asks for it.")
     elif later:
-        lines.append(f"Later, write the secret key into {paths.config}, as client_secret under [amo].")
+        lines.append(f"Later, add the secret key to {paths.config} as client_secret under [amo].")
     found = DEFAULT_PATHS[1] if paths.systemd else DEFAULT_PATHS[0]
     option = "" if paths.config in {found, found.absolute()} else f" --config {shlex.quote(str(paths.config))}"
     steps = ("systemd install", "check") if paths.systemd else ("check", "serve")

@@ -1,4 +1,4 @@
-"""The files of a new configuration: a single file, or for systemd one file per secret."""
+"""The files of a new configuration: one file with all settings or, with --systemd, also one file per secret."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STATE = "/var/lib/amo-callback"
-"""The only folder that the service may write to under systemd."""
+"""The only folder to which the service can write under systemd."""
 CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- the setting's name
 ENCRYPTION_KEYS = "storage.encryption_keys"
 CALLBACK = "/callback"
@@ -30,7 +30,7 @@ _FOLDER = "credentials"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Callback:
-    """The redirect URI, and the base path of the service."""
+    """The redirect URI and the base path of the service."""
 
     redirect_uri: str
     base_path: str
@@ -43,7 +43,7 @@ class Callback:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstallPaths:
-    """The paths that `init` writes to: one file, or systemd's folders."""
+    """The paths that `init` writes: the configuration file and, with --systemd, a folder of secrets."""
 
     config: Path
     systemd: bool
@@ -57,7 +57,7 @@ class InstallPaths:
         return f"{SQLITE}{STATE}/amo-callback.db" if self.systemd else f"{SQLITE}amo-callback.db"
 
     def has(self, name: str) -> bool:
-        """Return whether a secret's file exists; an encryption key may be the only copy."""
+        """Return whether a secret has a file of its own that is not empty."""
         file = self.credentials / name
         return self.systemd and file.is_file() and file.stat().st_size > 0
 
@@ -74,27 +74,30 @@ class InstallPaths:
 
 
 def preflight(paths: InstallPaths, database: str) -> None:
-    """Check that `init` can write, before anything is asked or written.
+    """Check the paths before `init` asks for values.
 
-    Raises `click.UsageError` if the service could not write there under systemd, and `CommandFailed` if a file exists.
+    Raises `click.UsageError` if the service could not write to the database under systemd, and `CommandFailed` if the
+    configuration file cannot be created, or a database exists for which there is no key.
     """
     below = f"{SQLITE}{STATE}/"
     if paths.systemd and not is_postgres(database) and not database.startswith(below):
-        raise click.UsageError(f"--database: must begin with {below}, where the service may write under systemd")
+        raise click.UsageError(f"--database must begin with {below}: under systemd, the service can write only there")
     config = paths.config
     if config.exists() or config.is_symlink():
         raise CommandFailed(
-            f"{config} exists and was kept, because it may contain the only copy of an encryption key: "
-            "edit it, move it, or choose another file with --config"
+            f"{config} already exists and may contain the only copy of an encryption key: edit it, move it away, or "
+            "choose another file with --config"
         )
     folder = next(folder for folder in config.absolute().parents if folder.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise CommandFailed(f"{folder}: this user cannot create files there")
+        raise CommandFailed(
+            f"{folder} is not writable: run the command as another user, or choose another file with --config"
+        )
     there = database_file(database, folder=config.parent)
     if there is not None and there.exists() and not paths.has(ENCRYPTION_KEYS):
         raise CommandFailed(
-            f"{there} exists, and a new encryption key does not decrypt it: restore the configuration with its "
-            "key, or choose another database with --database"
+            f"{there} already exists, and a new encryption key cannot decrypt it: restore the configuration that "
+            "contains its key, or choose another database with --database"
         )
 
 
@@ -103,7 +106,7 @@ def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None
     if not paths.config.parent.exists():
         paths.config.parent.mkdir(parents=True)
         if paths.systemd:
-            paths.config.parent.chmod(0o755)  # the service's user must be able to enter it
+            paths.config.parent.chmod(0o755)  # the service's user must be able to open files in it
     if paths.systemd:
         made = _write_secrets(paths, client_secret)
         write_file(paths.config, write_config(decided, None), mode=0o644)
@@ -117,7 +120,7 @@ def _write_secrets(paths: InstallPaths, client_secret: str | None) -> Sequence[s
     folder = paths.credentials
     make_private(folder)
     kept = [name for name in _MADE if paths.has(name)]
-    lines = [*(f"{folder / name}: already existed and was kept" for name in kept), *make_keys(folder, given=kept)]
+    lines = [*(f"{folder / name}: kept, because it already existed" for name in kept), *make_keys(folder, given=kept)]
     if client_secret is not None:
         lines.append(f"{folder / CLIENT_SECRET}: {'replaced' if paths.has(CLIENT_SECRET) else 'written'}")
         keep_secret(folder, CLIENT_SECRET, client_secret)
@@ -135,7 +138,7 @@ _MADE = {
 
 
 def make_keys(folder: Path, *, given: Container[str]) -> Iterator[str]:
-    """Generate a file for each key that is not configured elsewhere; yield a message for each file."""
+    """Generate each key that is not in `given`, write it to a file, and yield a message about the file."""
     for name, (make, what) in _MADE.items():
         if name not in given:
             keep_secret(folder, name, make())
@@ -143,12 +146,12 @@ def make_keys(folder: Path, *, given: Container[str]) -> Iterator[str]:
 
 
 def keep_secret(folder: Path, name: str, value: str) -> None:
-    """Write a secret to a file that only root can read."""
+    """Write a secret to a file that only this process's user can read."""
     write_file(folder / name, f"{value}\n", mode=0o600, replace=True)
 
 
 def make_private(folder: Path) -> None:
-    """Create a folder that only this process's user can read, and restrict its files."""
+    """Make a folder and its files readable only by this process's user; create the folder if it does not exist."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path, mode in [(folder, 0o700), *((file, 0o600) for file in folder.iterdir() if file.is_file())]:
         if not path.is_symlink():

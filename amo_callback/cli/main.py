@@ -1,4 +1,4 @@
-"""The command `amo-callback`."""
+"""The `amo-callback` command: its subcommands and exit statuses."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ if TYPE_CHECKING:
 EX_CONFIG = 78
 """The exit status for a configuration error (sysexits.h)."""
 STATUSES = {
-    0: "done",
-    1: "failure, or `check` found a failure",
+    0: "success",
+    1: "an error, a failed check, or a declined confirmation",
     2: "invalid command line",
-    EX_CONFIG: "the configuration cannot be used",
+    EX_CONFIG: "unusable configuration",
     130: "interrupted",
 }
 """The meaning of each exit status."""
 COMMANDS = {
     "serve": ("serve", "Run the service."),
-    "demo": ("demo", "Try the whole flow on this machine; nothing to configure."),
-    "init": ("init", "Write a configuration: ask for required values, generate keys."),
+    "demo": ("demo", "Run the whole flow on this machine; no configuration is required."),
+    "init": ("init", "Write a configuration file: ask for the required values and generate keys."),
     "status": ("connections", "Show the readiness checks of the running service."),
-    "check": ("check", "Check everything, and print what is wrong and how to fix it."),
-    "config": ("check", "Check the configuration file; print the reference, or a JSON Schema."),
-    "connections": ("connections", "List, show, refresh, freeze, export and import connections."),
-    "token": ("connections", "Print an access token, refreshed first if it expires soon."),
-    "events": ("connections", "Show the history: which token was presented, when, and why."),
-    "webhooks": ("connections", "List undelivered webhooks; send them again."),
-    "rotate-keys": ("rotate_keys", "Encrypt everything with the newest key; the service may be running."),
+    "check": ("check", "Check the installation; print each finding, and a fix for each problem."),
+    "config": ("check", "Check the configuration, or print its reference or JSON Schema."),
+    "connections": ("connections", "List, show, refresh, disconnect, freeze, thaw, export and import connections."),
+    "token": ("connections", "Print an access token; refresh it first if it expires soon."),
+    "events": ("connections", "Show the event history, with fingerprints of the presented tokens."),
+    "webhooks": ("connections", "List undelivered webhooks, or retry them."),
+    "rotate-keys": ("rotate_keys", "Re-encrypt stored records with the newest key; the service may be running."),
     "keygen": ("rotate_keys", "Print a new encryption key."),
-    "backup": ("backup", "Copy the database into one file; the service may be running."),
-    "restore": ("backup", "Replace the database with a backup, frozen."),
-    "systemd": ("systemd", "Install as a systemd service; print its units and examples."),
-    "docs": ("info", "Print the manual, or another document."),
-    "completion": ("info", "Print the shell's completion script."),
+    "backup": ("backup", "Copy the SQLite database to a file; the service may be running."),
+    "restore": ("backup", "Replace the SQLite database with a backup, and freeze it."),
+    "systemd": ("systemd", "Install or uninstall the systemd service, or print its files."),
+    "docs": ("info", "Print the manual or another document."),
+    "completion": ("info", "Print a shell completion script."),
     "version": ("info", "Print the version."),
 }
 """The module and summary of each command.
 
-A module is imported only when one of its commands runs, because most take longer to import than to run.
+A module is imported only when one of its commands is used, because importing all modules would slow down every command.
 """
 _LAST_STANDARD = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Invocation:
-    """The environment in which a command runs."""
+    """The environment variables and the exit function of a command."""
 
     environ: Mapping[str, str]
     leave: Callable[[int], object]
-    """Called by `serve` with the exit status once everything is closed."""
+    """Called by `serve` with the exit status, to end the process."""
 
 
 class _LazyGroup(click.Group):
-    """The commands of `COMMANDS`."""
+    """A group that imports each command of `COMMANDS` on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
         return list(COMMANDS)
@@ -73,10 +73,10 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             if not ctx.resilient_parsing:
-                ctx.fail(f"{cmd_name}: unknown command: choose one of {', '.join(COMMANDS)}")
+                ctx.fail(f"unknown command {cmd_name}: choose one of {', '.join(COMMANDS)}")
             return None
         module, summary = COMMANDS[cmd_name]
-        gc.disable()  # imports create hardly any garbage, and collecting it takes longer than the import
+        gc.disable()  # imports create little garbage, and collecting it would take longer than the import
         try:
             found: click.Command = getattr(import_module(f"amo_callback.cli.{module}"), cmd_name.replace("-", "_"))
         finally:
@@ -98,7 +98,7 @@ class _LazyGroup(click.Group):
 
 @click.group(
     cls=_LazyGroup,
-    help="Return users to the mobile app after amoCRM / Kommo OAuth, and keep their tokens fresh.",
+    help="Return users to the mobile app after amoCRM / Kommo OAuth, and store and refresh their tokens.",
     epilog="Exit status: " + "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items()) + ".",
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
@@ -107,7 +107,7 @@ def cli() -> None: ...
 
 
 def command() -> int:
-    """Run the command as the main function of the process; `serve` exits without waiting for its threads."""
+    """Run the command as the entry point of the process; `serve` ends the process without waiting for its threads."""
     return main(leave=os._exit)
 
 
@@ -138,7 +138,7 @@ def main(
 
 
 def _open_standard_streams() -> None:
-    """Open the null device for each closed standard stream; otherwise the next opened file would get its descriptor."""
+    """Open the null device for each closed standard stream; otherwise, another file would get the same descriptor."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
         os.set_inheritable(number, True)  # noqa: FBT003 -- takes no keyword arguments
     os.close(number)

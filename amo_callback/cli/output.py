@@ -1,4 +1,7 @@
-"""Terminal output: tables, progress bars and questions. rich is imported only when needed."""
+"""Terminal output: tables, progress bars and confirmation prompts.
+
+rich is imported only when it is needed, because its import takes 50 ms.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,22 @@ if TYPE_CHECKING:
 EX_USAGE = 2
 """The exit status for an invalid command line."""
 _UNLIMITED = 100_000
-"""The width of tables if the output is not a terminal."""
+"""The table width, in columns, if the output is not a terminal."""
 
 
 def echo(text: str) -> None:
-    """Print a line and flush."""
+    """Print a line and flush the output."""
     click.echo(text)
     sys.stdout.flush()
 
 
 def printable(text: str) -> str:
-    """Replace control characters, so that a value cannot move the cursor."""
+    """Replace non-printable characters with `?`, so that a value cannot control the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows as a table; a missing value is a dash."""
+    """Format rows as a table; missing and empty values are shown as dashes."""
     from rich.console import Console  # noqa: PLC0415 -- its import takes 50 ms
     from rich.table import Table  # noqa: PLC0415 -- its import takes 50 ms
     from rich.text import Text  # noqa: PLC0415 -- its import takes 50 ms
@@ -50,19 +53,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def rows(columns: Sequence[str], found: Sequence[Mapping[str, object]]) -> str:
-    """Return objects as a table of the given members; `false` is also shown as a dash."""
+    """Format the given members of objects as a table; `false` is also shown as a dash."""
     return table(columns, [[None if one[name] is False else one[name] for name in columns] for one in found])
 
 
 def facts(found: Mapping[str, object], *, but: str = "") -> str:
-    """Return an object as a table with two columns, omitting one of its members."""
+    """Format an object as a table of names and values, without its member `but`."""
     values = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
     return table(("name", "value"), [(name, value) for name, value in values.items() if name != but])
 
 
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show progress on a terminal; yield a function that takes the number of finished items."""
+    """Show a progress bar if stderr is a terminal; yield a function that takes the number of finished items."""
     if not sys.stderr.isatty():
         yield lambda _done: None
         return
@@ -77,14 +80,16 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
 
 
 def confirm(question: str, *, yes: bool) -> bool:
-    """Ask for confirmation unless `yes`; the end of input means no. Raises `CommandFailed` without a terminal."""
+    """Ask for confirmation unless `yes` is true; end of input counts as no.
+
+    Raises `CommandFailed` if stdin is not a terminal.
+    """
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise CommandFailed("there is no terminal to ask on: confirm with --yes; nothing was changed")
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # the loop's handler could not interrupt the prompt
+        raise CommandFailed("cannot ask for confirmation without a terminal: use --yes; nothing was changed")
+    # The event loop's handler could not interrupt the prompt.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return click.confirm(question)
     except click.Abort as abort:
@@ -96,18 +101,18 @@ def confirm(question: str, *, yes: bool) -> bool:
 
 
 def waiting_reporter() -> Callable[[float], None]:
-    """Return a function that prints, once, that the command waits for refreshes in progress."""
+    """Return a function whose first call prints that the command waits for refreshes in progress."""
     said = False
 
     def report(left: float) -> None:
         nonlocal said
         if not said:
-            echo(f"Waiting for refreshes in progress, at most {left:.0f} s.")
+            echo(f"Waiting up to {left:.0f} s for refreshes in progress.")
         said = True
 
     return report
 
 
 def sigterm_as_interrupt() -> None:
-    """Treat SIGTERM like Ctrl-C: partial files are removed, and the state is printed."""
+    """Treat SIGTERM like Ctrl-C, so that a terminated command still removes partial files and prints its result."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

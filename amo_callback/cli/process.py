@@ -1,4 +1,4 @@
-"""Limits of the serving process: its shutdown time and its open files."""
+"""Limits of the serving process: shutdown time and open files."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ if TYPE_CHECKING:
     from amo_callback.refresh.pending_writes import PendingWrites
 
 _LONGEST = 600.0
-"""The maximum shutdown delay in seconds while a pair exists only in memory."""
+"""The maximum shutdown delay, in seconds, while a pair may exist only in memory."""
 _REPORT_EVERY = 10.0
 _STEP = 0.1
 _RESERVE = 200
-"""Descriptors reserved for everything other than clients: requests to AMO, the database, rescue files, the log."""
+"""File descriptors reserved for everything other than clients: requests to AMO, the database, rescue files, the log."""
+_UNSAFE = "the pair exists only in memory, so the process has not exited: make the database or rescue folder writable"
 _FEWEST = 8
 _LISTENERS = 2
 
 
 class Deadline:
-    """Ends the process `seconds` after the stop signal, or later, as soon as the last pair is stored.
+    """A shutdown deadline, which ends the process `seconds` after `begin`.
 
-    A pair that is neither in the store nor in a rescue file delays the exit by up to ten minutes; its connection is
-    logged every ten seconds. Nothing else delays the exit, not even an unresponsive resolver, store or client.
+    A pair that may exist only in memory delays the exit until it is in the store or in a rescue file, for at most ten
+    minutes. The connection of a pair held only in memory is logged every ten seconds. Nothing else delays the exit, not
+    even an unresponsive resolver, store or client.
     """
 
     def __init__(self, *, seconds: float, clock: Clock, observer: Observer, leave: Callable[[int], None]) -> None:
@@ -44,14 +46,14 @@ class Deadline:
         self._leave = leave
         self._waiting: asyncio.Task[None] | None = None
         self.pending_writes: PendingWrites | None = None
-        """The pairs that may exist only in memory; `None` before the service has started."""
+        """The service's pending writes; `None` until the service has started."""
 
     def begin(self, status: int) -> None:
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._wait(status), name="deadline")
 
     def end(self) -> None:
-        """Cancel the deadline, because everything is closed."""
+        """Cancel the deadline; called once everything is closed."""
         if self._waiting is not None:
             self._waiting.cancel()
 
@@ -59,14 +61,16 @@ class Deadline:
         began = reported = self._clock.monotonic()
         while (passed := self._clock.monotonic() - began) < self._seconds or self._at_risk():
             if passed > _LONGEST:
-                self._report("pair.lost", "it was neither stored nor written to its rescue file: connect again")
+                self._report(
+                    "pair.lost", "the pair was neither stored nor written to a rescue file: connect the account again"
+                )
                 status = 1
                 break
             if self._clock.monotonic() - reported >= _REPORT_EVERY:
                 reported = self._clock.monotonic()
-                self._report("pair.unsafe", "the process waits: free disk space for the database or the rescue folder")
+                self._report("pair.unsafe", _UNSAFE)
             await self._clock.sleep(_STEP)
-        fields = {"status": status, "text": "something did not close in time"}
+        fields = {"status": status, "text": "some resources were not closed in time"}
         self._observer(Event(name="service.stopped", level=Level.WARNING, fields=fields))
         self._leave(status)
 
@@ -82,14 +86,14 @@ class Deadline:
 
 
 def fit_connections(wanted: int, log: FilteringBoundLogger) -> int:
-    """Return the maximum number of clients per listener; raise the limit of open files if necessary and possible.
+    """Return the maximum number of clients per listener; raise the limit on open files if necessary and possible.
 
-    Raises `ConfigurationError` if hardly any client could connect.
+    Raises `ConfigurationError` if the limit allows fewer clients than `wanted`, and fewer than eight.
     """
     needed = _LISTENERS * wanted + _RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _number(soft) < needed and soft != hard:
-        with suppress(OSError, ValueError):  # some systems allow less than their hard limit
+        with suppress(OSError, ValueError):  # some systems do not allow the hard limit itself
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     before, limit = _number(soft), _number(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if limit > before:
@@ -97,16 +101,16 @@ def fit_connections(wanted: int, log: FilteringBoundLogger) -> int:
     fitting = min(wanted, (limit - _RESERVE) // _LISTENERS)
     if fitting < min(wanted, _FEWEST):
         raise ConfigurationError(
-            f"the process may open {limit} files, but needs at least {_RESERVE + _LISTENERS * _FEWEST}: raise the "
-            "limit (LimitNOFILE= of the unit, ulimit -n)"
+            f"the limit on open files is {limit}, but the service requires at least "
+            f"{_RESERVE + _LISTENERS * min(wanted, _FEWEST)}: raise LimitNOFILE= in the unit, or `ulimit -n`"
         )
     if fitting < wanted:
         log.warning(
             "descriptors.low",
             limit=limit,
             max_connections=fitting,
-            text=f"the process may open too few files for server.max_connections = {wanted} on each listener, and "
-            f"{_RESERVE} more: raise the limit to {needed} (LimitNOFILE= of the unit, ulimit -n), or lower the setting",
+            text=f"the limit on open files is too low for server.max_connections = {wanted} on each listener: raise "
+            f"LimitNOFILE= in the unit, or `ulimit -n`, to {needed}, or lower the setting",
         )
     return fitting
 

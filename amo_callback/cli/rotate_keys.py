@@ -27,15 +27,16 @@ _HEADS = {
     RecordKind.RESCUE: "rescue files",
 }
 _SHOWN = 20
-"""The maximum number of connections that are printed; the JSON output contains all."""
+"""The maximum number of unreadable records printed by name; the JSON output names all of them."""
 _NAMED = {RecordKind.CONNECTION, RecordKind.RESCUE}
-"""Kinds of records that are printed with their names."""
+"""The kinds of unreadable records that are printed by name."""
 _OVERTAKEN = """\
-While this command ran, a process encrypted with an older key, because it does not have the newest key first. Restart
-all processes with it, and run this command again. Until then, every key is needed."""
+While this command ran, a process encrypted data with an older key, because the newest key is not first in its
+configuration. Restart all processes with the newest key as the first key, then run this command again. Until then, keep
+every key."""
 _IDLE = """\
-No record needs {keys} anymore: remove it from storage.encryption_keys, and restart. Earlier backups, and exports that
-were encrypted with it, still need it: keep a separate copy for them."""
+Keys that no record needs anymore: {keys}. Remove them from storage.encryption_keys, and restart all processes. Keep a
+separate copy of each removed key: earlier backups, and exports encrypted with the key, still need it."""
 
 
 @click.command()
@@ -47,9 +48,9 @@ def keygen() -> None:
 @click.command()
 @with_context
 @json_option
-@click.option("--dry-run", is_flag=True, help="Count what is encrypted with which key, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Count the records that each key decrypts, and change nothing.")
 def rotate_keys(context: CommandContext, *, as_json: bool, dry_run: bool) -> int:
-    """Encrypt everything with the newest encryption key; the service may be running."""
+    """Re-encrypt stored records with the newest encryption key; the service may be running."""
     return run_loop(_rotate(context, as_json=as_json, dry_run=dry_run))
 
 
@@ -95,7 +96,7 @@ def _usage_text(usage: KeyUsage) -> str:
         (f"{number}{', the newest' if number == 1 else ''}", found) for number, found in enumerate(usage.keys, start=1)
     ]
     if usage.unreadable:
-        counts.append(("none of them", Counter(one.kind for one in usage.unreadable)))
+        counts.append(("none", Counter(one.kind for one in usage.unreadable)))
     rows = [(name, *(f"{found[kind]:,}" for kind in RecordKind)) for name, found in counts]
     text = output.table(("key", *_HEADS.values()), rows)
     if not usage.unreadable:
@@ -113,9 +114,9 @@ def _names(usage: KeyUsage) -> list[str]:
 def _result_lines(result: RotationResult) -> Iterator[str]:
     """Yield the result and the next step; keys are numbered from 1."""
     usage = result.after
-    yield from (_usage_text(usage), "", f"Re-encrypted: {result.reencrypted:,}.")
+    yield from (_usage_text(usage), "", f"Re-encrypted records: {result.reencrypted:,}.")
     if len(usage.keys) == 1:
-        yield "Only one key is configured. To replace it, add a new key on the line above it: see the README."
+        yield 'Only one key is configured. To replace it, see "Changing keys and secrets" in the README.'
     elif result.old_key_still_in_use:
         yield _OVERTAKEN
         return
@@ -123,4 +124,5 @@ def _result_lines(result: RotationResult) -> Iterator[str]:
         yield _IDLE.format(keys=", ".join(f"key {place + 1}" for place in usage.unused_keys))
     needed = [f"key {place + 1}" for place in range(1, len(usage.keys)) if place not in usage.unused_keys]
     if needed:
-        yield (f"Still needed: {', '.join(needed)}. Run this again once the pairs in the rescue folder are stored.")
+        text = "Run this command again once the pairs in the rescue folder are stored."
+        yield f"Still needed: {', '.join(needed)}. {text}"

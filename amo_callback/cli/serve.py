@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from amo_callback.events import Observer
 
 _LAST_LINES = 1.0
-"""Seconds to wait until the last log lines are written."""
+"""The maximum number of seconds to wait for the last log lines to be written."""
 _GRACE = 3.5
-"""Seconds beyond `amo.timeout` after which the process ends even if something does not close."""
+"""Seconds in addition to `amo.timeout` after which the process ends, even if not everything is closed."""
 
 
 @click.command()
@@ -64,8 +64,9 @@ def run(
 ) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status.
 
-    `leave` is called with the status once everything is closed and stored. The process ends there, because closing the
-    loop would wait for DNS resolver threads. Benchmarks pass their own `run_loop`.
+    `leave` is called with the status once everything is closed, or when the shutdown deadline expires. The command
+    passes `os._exit`, because closing the event loop would wait for DNS resolver threads. Benchmarks pass their own
+    `run_loop`.
     """
     path, context = find_config(config, environ), load_context(config, environ)
     check_stop_timeout(context.settings, environ)
@@ -75,7 +76,7 @@ def run(
         writer.finish(seconds=_LAST_LINES)
         leave(status)
 
-    gc.freeze()  # imported modules stay, and examining them repeatedly would block the loop
+    gc.freeze()  # otherwise, examining imported modules would block the event loop
     try:
         return run_loop(_serve(context, path, environ, writer, finish))
     finally:
@@ -83,12 +84,12 @@ def run(
 
 
 def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Raise `ConfigurationError` if systemd would kill the process during a request to AMO."""
+    """Raise `ConfigurationError` if systemd could kill the process during a request to AMO."""
     limit, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
     if limit.isdecimal() and not units.fits_stop_timeout(timeout, int(limit)):
         raise ConfigurationError(
-            f"amo.timeout: {timeout:g} s exceeds the unit's TimeoutStopSec={limit} minus {units.STOP_RESERVE:g} s: "
-            "lower it, or run `amo-callback systemd install`, which writes a matching unit"
+            f"amo.timeout: {timeout:g} s exceeds the unit's TimeoutStopSec={limit} minus {units.STOP_RESERVE:g} s; "
+            "lower amo.timeout, or run `amo-callback systemd install`, which writes a matching unit"
         )
 
 
@@ -150,14 +151,14 @@ async def _serve(
 
 
 async def until_end(service: Service, signalled: asyncio.Future[None]) -> int:
-    """Wait for a signal, or for a task that fails; return the exit status."""
+    """Wait for a signal or for the failure of a background task, begin the shutdown, and return the exit status."""
     await asyncio.wait({signalled, service.died}, return_when=asyncio.FIRST_COMPLETED)
     service.stop()
     return 1 if service.died.done() else 0
 
 
 def on_signal(observer: Observer) -> asyncio.Future[None]:
-    """Return a future that completes with the first SIGTERM or SIGINT."""
+    """Return a future that completes on the first SIGTERM or SIGINT; SIGHUP is logged and ignored."""
     loop = asyncio.get_running_loop()
     signalled: asyncio.Future[None] = loop.create_future()
 
@@ -171,7 +172,9 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
         signal.SIGHUP,
         lambda: observer(
             Event(
-                name="reload.ignored", level=Level.WARNING, fields={"text": "it has not started, or is not reloading"}
+                name="reload.ignored",
+                level=Level.WARNING,
+                fields={"text": "the service is still starting: send SIGHUP again once it is ready"},
             )
         ),
     )
@@ -179,7 +182,7 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
 
 
 def _reload(apply: Callable[[Settings], Sequence[str]], read_again: Callable[[], Settings], observer: Observer) -> None:
-    """Apply the current configuration; if it is invalid, nothing changes."""
+    """Reload the configuration and apply it; if it is invalid, keep the previous one."""
     try:
         needs_restart = apply(read_again())
     except ConfigurationError as error:
@@ -207,9 +210,9 @@ def secrets_of(settings: Settings) -> list[str]:
 
 @asynccontextmanager
 async def serve_store(context: CommandContext) -> AsyncIterator[tuple[str, str]]:
-    """Serve the private API on the store; yield its address and an API key with all scopes.
+    """Serve the private API from the store; yield its address and an API key with all scopes.
 
-    No task is started, and nothing is sent to AMO. Only this process can reach the Unix socket.
+    No background task is started, and no request is sent to AMO. Only processes of this user can reach the Unix socket.
     """
     key = secrets.token_urlsafe(32)
     api = context.settings.api.model_copy(update={"keys": SecretStr(f"command:{'+'.join(Scope)}:{key}")})
@@ -217,7 +220,7 @@ async def serve_store(context: CommandContext) -> AsyncIterator[tuple[str, str]]
     paths = DataPaths(folder=context.folder, rescue=context.rescue, machine=context.location)
     log = make_logger(level="error", style="console", stream=sys.stderr)
     idle = open_services(settings, paths=paths, clock=SystemClock(), log=log, observer=lambda _: None, idle=True)
-    with tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # of mode 0700
+    with tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # has mode 0700
         async with idle as services:
             runner = web.AppRunner(make_apis(services)[1].make_app(), access_log=None, handle_signals=False)
             await runner.setup()

@@ -1,4 +1,4 @@
-"""`amo-callback systemd …`."""
+"""`amo-callback systemd`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RESTART = f"systemctl restart {' '.join(units.UNITS)}"
 _UNIT_FOLDER = Path("etc/systemd/system")
 _SYSUSERS_FILE = Path("etc/sysusers.d/amo-callback.conf")
 _BOOTED = Path("/run/systemd/system")
-"""Exists if systemd manages the machine: sd_booted(3)."""
+"""A folder that exists only if systemd manages the machine; see sd_booted(3)."""
 
 
 class Change(StrEnum):
@@ -68,7 +68,7 @@ def _planned(installation: units.Installation, *, root: Path) -> Sequence[UnitFi
 
 
 def _write(files: Iterable[UnitFile]) -> None:
-    """Write the files that have changed, each atomically, because systemd may read them at any moment."""
+    """Write each changed file, atomically, because systemd may read it at any time."""
     for file in files:
         if file.change is Change.NONE:
             continue
@@ -87,13 +87,13 @@ class Target:
     real: bool
 
     def below(self, path: Path) -> Path:
-        """Map an absolute path of the machine into the target."""
+        """Map a path of the machine into the target."""
         return self.root / path.relative_to("/") if path.is_absolute() else self.root / path
 
     def run(self, *command: str, check: bool = True) -> None:
         """Run a systemd command if the target is this machine; raises `CommandFailed`.
 
-        Without `check`, failures are ignored and print nothing.
+        Without `check`, the exit status is ignored, and stderr is discarded.
         """
         if not self.real:
             return
@@ -101,31 +101,35 @@ class Target:
             quiet = None if check else subprocess.DEVNULL
             done = subprocess.run(command, check=False, stderr=quiet)  # noqa: S603 -- no argument comes from external input
         except OSError as error:
-            raise CommandFailed(f"{command[0]} cannot be run: {error.strerror}") from None
+            raise CommandFailed(f"cannot run {command[0]}: {error.strerror}") from None
         if check and done.returncode:
-            raise CommandFailed(f"`{' '.join(command)}` failed ({done.returncode})")
+            raise CommandFailed(f"`{' '.join(command)}` failed with exit status {done.returncode}")
 
 
-_config_option = click.option("--config", type=PATH, default=units.CONFIG, metavar="FILE", help="The configuration.")
-_root_option = click.option("--root", type=PATH, metavar="FOLDER", help="Write below this folder, and run no commands.")
+_config_option = click.option(
+    "--config", type=PATH, default=units.CONFIG, metavar="FILE", help="The configuration file."
+)
+_root_option = click.option(
+    "--root", type=PATH, metavar="FOLDER", help="Use this folder instead of /, and run no systemd commands."
+)
 
 
 @click.group()
 def systemd() -> None:
-    """Install as a systemd service; print its units and examples."""
+    """Install or uninstall the systemd service, or print its files."""
 
 
 @systemd.command("print")
 @_config_option
 @click.argument("name", required=False)
 def print_(*, config: Path, name: str | None) -> None:
-    """Print the unit or example NAME with this installation's values; without NAME, print all names."""
+    """Print the unit or example NAME with this installation's values; without NAME, list all names."""
     if name is None:
         click.echo("\n".join(units.names()))
         return
     found = units.find(name)
     if found is None:
-        raise click.UsageError(f"{name}: must be one of {', '.join(units.names())}")
+        raise click.UsageError(f"unknown file {name}: choose one of {', '.join(units.names())}")
     config = config.absolute()
     there = config if config.is_file() else None
     click.echo(units.render(found, _installation(this_interpreter(), config=config, there=there)), nl=False)
@@ -136,7 +140,10 @@ def print_(*, config: Path, name: str | None) -> None:
 @_root_option
 @yes_option
 def install_(*, config: Path, root: Path | None, yes: bool) -> int:
-    """Write the units and any missing secrets, as root."""
+    """Write the systemd units and any missing secrets.
+
+    Requires root, unless --root is given.
+    """
     return install(
         _target(root),
         interpreter=this_interpreter(),
@@ -149,7 +156,10 @@ def install_(*, config: Path, root: Path | None, yes: bool) -> int:
 @systemd.command("uninstall")
 @_root_option
 def uninstall(*, root: Path | None) -> None:
-    """Stop the service and remove its units, as root; everything else stays."""
+    """Stop the service and remove its systemd units; keep all other files.
+
+    Requires root, unless --root is given.
+    """
     target = _target(root)
     there = [path for name in units.UNITS if (path := target.root / _UNIT_FOLDER / name).is_file()]
     if there:
@@ -159,9 +169,7 @@ def uninstall(*, root: Path | None) -> None:
         path.unlink()
         click.echo(f"{path}: removed")
     target.run("systemctl", "daemon-reload")
-    click.echo(
-        "The configuration, the secrets, the user amo-callback and its database in /var/lib/amo-callback are kept."
-    )
+    click.echo("The configuration, the secrets, the user amo-callback and the data in /var/lib/amo-callback are kept.")
 
 
 def this_interpreter() -> units.Interpreter:
@@ -171,20 +179,20 @@ def this_interpreter() -> units.Interpreter:
 
 
 def install(target: Target, *, interpreter: units.Interpreter, config: Path, agreed: bool, terminal: bool) -> int:
-    """Write what is missing, ask before replacing anything, and print the next step."""
+    """Write missing secrets and units, replace changed units after confirmation, and print the next step."""
     there = target.below(config)
     if not there.is_file():
-        raise ConfigurationError(f"{there}: is missing: `amo-callback init --systemd --config {there}` writes it")
+        raise ConfigurationError(f"{there} is missing: run `amo-callback init --systemd --config {there}`")
     installation = _installation(interpreter, config=config, there=there)
     units.check_places(installation)
     files = _planned(installation, root=target.root)
     replaced = [file for file in files if file.change is Change.REPLACED]
     if replaced and not agreed and not terminal:
-        click.echo("amo-callback: existing units differ; confirm their replacement with --yes", err=True)
+        click.echo("amo-callback: existing units differ from the new ones: use --yes to replace them", err=True)
         return EX_USAGE
     for file in replaced:
         click.echo(file.diff(), nl=False)
-    question = "Your own changes are better kept with `systemctl edit`. Replace them?"
+    question = "To keep your own changes, move them to a drop-in with `systemctl edit` first. Replace these files?"
     if replaced and not confirm(question, yes=agreed):
         click.echo("nothing was changed")
         return 1
@@ -201,7 +209,11 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
 
 
 def _installation(interpreter: units.Interpreter, *, config: Path, there: Path | None) -> units.Installation:
-    """Return the values for the units; the configuration will be at `config`, and is read from `there` if it exists."""
+    """Return the values for the units.
+
+    `config` is the configuration's path in the units. The configuration is read from `there`; if `there` is `None`, the
+    defaults are used.
+    """
     server, amo_timeout = load_unit_settings(there)
     return units.Installation(
         interpreter=interpreter,
@@ -215,7 +227,7 @@ def _installation(interpreter: units.Interpreter, *, config: Path, there: Path |
 
 
 def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Sequence[str]:
-    """Generate missing secrets if possible, ask for the others, and return the names of those still missing."""
+    """Generate missing keys, ask for a missing client secret, and return the names of secrets still missing."""
     for line in make_keys(folder, given=given):
         click.echo(line)
     if CLIENT_SECRET in given:
@@ -231,16 +243,18 @@ def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Seq
 
 def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: set[Change]) -> None:
     for name in missing:
-        click.echo(f'{folder}/{name}: is missing: write the integration\'s "Secret key" into it')
+        click.echo(f'{folder}/{name} is missing: create it with the integration\'s "Secret key"')
     try:
         settings = load_settings(config, {"CREDENTIALS_DIRECTORY": str(folder)})
     except ConfigurationError as error:
         for problem in error.problems:
             if not problem.startswith(tuple(missing)):
-                click.echo(f"still to fix: {problem}")
+                click.echo(f"before you start the service, fix {problem}")
     else:
         if settings.server.secrets is None:
-            click.echo(f'{config}: [server] secrets = "{folder.name}" lets the command find the secrets, too')
+            click.echo(
+                f'{config}: set secrets = "{folder.name}" under [server], so that commands can read the secrets, too'
+            )
     click.echo(f"next: {_RESTART if Change.REPLACED in changes else _START}")
 
 
@@ -249,7 +263,7 @@ def _target(root: Path | None) -> Target:
     if root is not None:
         return Target(root=root, real=False)
     if os.geteuid() != 0:
-        raise CommandFailed("only root can write units (use --root FOLDER to write them elsewhere)")
+        raise CommandFailed("only root can change systemd units: run the command as root, or use --root FOLDER")
     if not _BOOTED.is_dir():
-        raise CommandFailed("systemd does not manage this machine (use --root FOLDER to write the units elsewhere)")
+        raise CommandFailed("systemd does not manage this machine: use --root FOLDER to select another root folder")
     return Target(root=Path("/"), real=True)

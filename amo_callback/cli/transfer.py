@@ -1,4 +1,4 @@
-"""`amo-callback connections export` and `import`."""
+"""`amo-callback connections export` and `amo-callback connections import`."""
 
 from __future__ import annotations
 
@@ -45,16 +45,21 @@ if TYPE_CHECKING:
 
 _MIN_PASSPHRASE = 12
 _MAX_SEALED = 1024**3
+"""The maximum size of an export, in bytes: about 400,000 connections."""
 _MAX_PLAIN = 256 * 1024**2
-"""The maximum size of a file in bytes: about 400,000 connections of an export, 100,000 of another system."""
+"""The maximum size of a JSON file from another system, in bytes: about 100,000 connections."""
 _MAX_PROBLEMS = 100
 """The maximum number of printed errors."""
-_WHY = "exported to another host, which refreshes these tokens now"
+_WHY = "exported to another host, which may now refresh these tokens"
+_INCOMPLETE = (
+    "the export is incomplete, and the database is still frozen: export again, or run `amo-callback connections "
+    "thaw --all`"
+)
 _passphrase_option = click.option(
     "--passphrase-file",
     metavar="FILE",
     type=PATH,
-    help="A file whose first line is the passphrase; otherwise prompted.",
+    help="A file whose first line is the passphrase. Default: prompt for the passphrase.",
 )
 
 
@@ -62,24 +67,31 @@ _passphrase_option = click.option(
 @with_context
 @click.argument("file", type=PATH)
 @_passphrase_option
-@click.option("--to-key-file", metavar="FILE", type=PATH, help="Use the other host's encryption key instead.")
+@click.option(
+    "--to-key-file",
+    metavar="FILE",
+    type=PATH,
+    help="Encrypt with the other host's encryption key from this file instead of a passphrase.",
+)
 def export(context: CommandContext, *, file: Path, passphrase_file: Path | None, to_key_file: Path | None) -> None:
-    """Write all connections to an encrypted FILE.
+    """Export all connections to an encrypted FILE, for another host or database.
 
-    The export is for another host or database, so the connections are frozen here.
+    This database is frozen, because the other host will refresh the tokens. Disconnected connections are not exported.
     """
     if passphrase_file and to_key_file:
-        raise click.UsageError("--passphrase-file or --to-key-file, not both")
+        raise click.UsageError("--passphrase-file and --to-key-file cannot be combined")
     output.sigterm_as_interrupt()
     with new_file(file) as opened:
         key = _new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
         writer = ExportWriter(opened, key, file_id=secrets.token_hex(16))
         unreadable = run_loop(_export(context, writer))
-    output.echo(f"{file}: {writer.count:,} connections, encrypted. From now on this database refreshes nothing.")
+    output.echo(
+        f"Exported {writer.count:,} connections to {file}. This database is frozen: its tokens are not refreshed."
+    )
     if unreadable:
-        output.echo(f"Not exported, because no key decrypts their pairs: {', '.join(unreadable)}")
-    output.echo(f"Next, on the other host: amo-callback connections import {file.name}")
-    output.echo("Do not thaw here after the import there: tokens that two hosts refresh are lost to both.")
+        output.echo(f"Connections not exported, because no key decrypts their token pairs: {', '.join(unreadable)}")
+    output.echo(f"Next, run on the other host: amo-callback connections import {file.name}")
+    output.echo("After that import, do not thaw this database: if two hosts refresh the same tokens, both lose them.")
 
 
 async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str]:
@@ -88,7 +100,7 @@ async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str
         store, clock, rescue = opened.store, opened.clock, RescueFolder(context.rescue)
         frozen = await freeze(store, why=_WHY)
         if frozen.why != _WHY:
-            output.echo(f"Was frozen already: {frozen.why}")
+            output.echo(f"The database was already frozen: {frozen.why}")
         leases = Leases(length=context.settings.refresh.lease, store=store, clock=clock)
         try:
             await wait_until_idle(store, leases=leases, clock=clock, rescue=rescue, report=output.waiting_reporter())
@@ -97,18 +109,20 @@ async def _export(context: CommandContext, writer: ExportWriter) -> Sequence[str
                     store, frozen=frozen, cipher=opened.cipher, rescue=rescue, writer=writer, advance=advance
                 )
         except BaseException:
-            click.echo("amo-callback: still frozen; export again, or run amo-callback connections thaw --all", err=True)
+            click.echo(f"amo-callback: {_INCOMPLETE}", err=True)
             raise
 
 
 def _new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> FileKey:
-    """Return the key of a new export from a file or a passphrase; raises `CommandFailed`."""
+    """Return the key for a new export, from a key file or a passphrase; raises `CommandFailed`."""
     if key_file is None:
         return key_from_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
     try:
         return key_of_host(read_text(key_file, CommandFailed).split()[0])
     except (IndexError, ValueError):
-        raise CommandFailed(f"{key_file}: does not contain a key from amo-callback keygen") from None
+        raise CommandFailed(
+            f"{key_file} does not contain an encryption key: use a key from `amo-callback keygen`"
+        ) from None
 
 
 def _known_passphrase(file: Path | None) -> str:
@@ -116,7 +130,7 @@ def _known_passphrase(file: Path | None) -> str:
     if file is not None:
         return read_text(file, CommandFailed).split("\n", 1)[0].rstrip("\r")
     if not sys.stdin.isatty():
-        raise CommandFailed("there is no terminal to ask for the passphrase: name a --passphrase-file")
+        raise CommandFailed("cannot ask for the passphrase without a terminal: use --passphrase-file")
     return _ask("Passphrase")
 
 
@@ -124,7 +138,7 @@ def _new_passphrase(file: Path | None) -> str:
     passphrase = _known_passphrase(file)
     if len(passphrase) < _MIN_PASSPHRASE:
         raise CommandFailed(f"the passphrase must have at least {_MIN_PASSPHRASE} characters")
-    if file is None and _ask("Repeat it") != passphrase:
+    if file is None and _ask("Repeat the passphrase") != passphrase:
         raise CommandFailed("the two passphrases differ")
     return passphrase
 
@@ -140,7 +154,7 @@ def _ask(question: str) -> str:
 class _Options:
     file: Path
     cipher: Cipher | None
-    """Decrypts an export; `None` for any other file."""
+    """The cipher that decrypts an export; `None` for any other file."""
     raw: bool
     replace: bool
     dry_run: bool
@@ -151,12 +165,12 @@ class _Options:
 @with_context
 @yes_option
 @click.argument("file", type=PATH)
-@click.option("--raw", is_flag=True, help="FILE is an unreadable response of AMO from the rescue folder.")
+@click.option("--raw", is_flag=True, help="FILE is an unreadable AMO response from the rescue folder.")
 @_passphrase_option
-@click.option("--replace", is_flag=True, help="Also replace different tokens of the same connection.")
-@click.option("--dry-run", is_flag=True, help="Print the effect, and change nothing.")
+@click.option("--replace", is_flag=True, help="Replace the tokens of stored connections if they differ.")
+@click.option("--dry-run", is_flag=True, help="Print the planned changes, and change nothing.")
 def import_(context: CommandContext, /, *, file: Path, passphrase_file: Path | None, **options: bool) -> int:
-    """Import connections from FILE: an export of another host or database, or tokens of another system as JSON."""
+    """Import connections from FILE: an export from another host or database, or another system's tokens as JSON."""
     raw = options["raw"]
     with _opened(file) as opened:
         _check_size(file, opened, MAX_FILE if raw else _MAX_SEALED)
@@ -175,12 +189,12 @@ def _opened(path: Path) -> IO[bytes]:
     try:
         return os.fdopen(open_regular(path), "rb")
     except OSError as error:
-        raise CommandFailed(f"{path}: cannot be read: {error.strerror}") from None
+        raise CommandFailed(f"cannot read {path}: {error.strerror}") from None
 
 
 def _check_size(path: Path, file: IO[bytes], limit: int) -> None:
     if os.fstat(file.fileno()).st_size > limit:
-        raise CommandFailed(f"{path}: is larger than {limit // 1024**2} MiB")
+        raise CommandFailed(f"cannot import {path}: larger than {limit // 1024**2} MiB")
 
 
 async def _import(context: CommandContext, file: IO[bytes], options: _Options) -> int:
@@ -201,15 +215,14 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         _show_plan(plan, is_plain=options.cipher is None and not options.raw)
         if options.dry_run or not (plan.new or plan.replaced):
             return 0
-        if not output.confirm("Import them?", yes=options.yes):
+        if not output.confirm("Import these connections?", yes=options.yes):
             output.echo("Nothing was changed.")
             return 1
         source = "a raw answer" if options.raw else "plain JSON" if options.cipher is None else "an export"
         status = await _carry_out(plan, opened, source=source)
         if options.raw and status == 0:
-            options.file.unlink(
-                missing_ok=True
-            )  # this rescue file is done, but the service cannot know that its pair was imported
+            # Delete the rescue file, because the service does not detect that its pair was imported.
+            options.file.unlink(missing_ok=True)
         return status
 
 
@@ -238,7 +251,7 @@ def _refuse(problems: Sequence[RecordError]) -> None:
         click.echo(f"{problem.place}: {problem.why}", err=True)
     if len(problems) > _MAX_PROBLEMS:
         click.echo("…", err=True)
-    click.echo(f"amo-callback: {len(problems):,} problems; nothing was changed", err=True)
+    click.echo(f"amo-callback: nothing was changed; problems found in the file: {len(problems):,}", err=True)
 
 
 def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
@@ -248,8 +261,10 @@ def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
         "replaced": len(plan.replaced),
         "already stored, skipped": plan.same,
         "kept, because newer tokens are stored": plan.newer,
-        "with an owner, which is not imported: users become owners when they connect in the app": plan.owned,
-        "without a refresh token: they end with their access token": sum(not one.refresh_token for one in coming),
+        "with an owner, which is not imported: a user becomes an owner by connecting in the app": plan.owned,
+        "without a refresh token: usable only until the access token expires": sum(
+            not one.refresh_token for one in coming
+        ),
         "frozen individually: they stay frozen until thawed": sum(one.frozen for one in coming),
     }
     for what, number in lines.items():
@@ -257,7 +272,7 @@ def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
             output.echo(f"{number:>9,}  {what}")
     if is_plain and coming:
         output.echo(
-            "The system they come from must stop refreshing them: tokens that two systems refresh are lost to both."
+            "The other system must stop refreshing these tokens: if two systems refresh one token, both lose it."
         )
 
 
@@ -278,7 +293,8 @@ async def _carry_out(plan: ImportPlan, opened: OpenedStore, *, source: str) -> i
         )
     output.echo(f"Imported {total - len(left):,} connections.")
     if frozen := await store.frozen():
-        output.echo(f"This database is frozen, so they are not refreshed yet: {frozen.why}")
+        output.echo(f"This database is frozen ({frozen.why}), so the imported connections are not refreshed yet.")
+        output.echo("Once no other host uses these tokens, run `amo-callback connections thaw --all`.")
     for name in left:
-        click.echo(f"{name}: changed during the import, or being refreshed; not replaced", err=True)
+        click.echo(f"{name}: not replaced, because it changed during the import or is being refreshed", err=True)
     return 1 if left else 0

@@ -1,4 +1,4 @@
-"""The database URL: parsing, validation, and the passwords in it."""
+"""Parsing and validation of the database URL, and extraction of its passwords."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SQLITE = "sqlite:///"
 _POSTGRES = ("postgresql://", "postgres://")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_ESCAPED = 'in a user name or password write "@" as %40, "/" as %2F, "?" as %3F, "#" as %23'
+_ESCAPED = 'in a user name or password, write "@" as %40, "/" as %2F, "?" as %3F, "#" as %23'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,12 +21,12 @@ class PostgresUrl:
     """A parsed PostgreSQL URL; only `secrets` contains passwords."""
 
     hosts: Sequence[str]
-    """Host names, addresses or folders of Unix sockets."""
+    """Host names, IP addresses, or folders of Unix sockets."""
     database: str
     is_verified: bool
-    """Whether the server's certificate is verified."""
+    """Whether the server's certificate and host name are verified."""
     secrets: Sequence[str] = field(repr=False)
-    """Passwords, as written and decoded."""
+    """The passwords, each as written in the URL and decoded."""
 
     def __str__(self) -> str:
         return f"PostgreSQL database {self.database} at {', '.join(self.hosts)}"
@@ -41,45 +41,45 @@ def is_postgres(url: str) -> bool:
 
 
 def validate_url(url: str) -> None:
-    """Raise `ValueError` if `url` is not a database URL; the message quotes nothing."""
+    """Raise `ValueError` if `url` is not a valid database URL; the message does not contain the URL."""
     if is_postgres(url):
         read_postgres(url)
     elif not url.startswith(SQLITE) or url == SQLITE:
         raise ValueError(
-            f"must begin with {SQLITE} and name a file (an absolute path has four slashes), or be "
+            f"must begin with {SQLITE} and name a file (with four slashes for an absolute path), or be "
             "postgresql://USER:PASSWORD@HOST/DATABASE"
         )
 
 
 def url_secrets(url: str) -> Sequence[str]:
-    """Return the passwords in a valid or invalid `url`, as written and decoded."""
+    """Return the passwords in `url`, as written and decoded; return all of the URL if it is invalid."""
     try:
         return read_postgres(url).secrets if is_postgres(url) else ()
-    except ValueError:  # the end of the password is ambiguous
+    except ValueError:  # an invalid URL may contain the password anywhere
         return (url,)
 
 
 def read_postgres(url: str) -> PostgresUrl:
-    """Parse a PostgreSQL URL as asyncpg does; raises `ValueError`, whose message does not contain the value."""
+    """Parse a PostgreSQL URL as asyncpg does; raises `ValueError`, whose message does not contain the URL."""
     if "#" in url:
-        raise ValueError(f"must not contain a #: {_ESCAPED}")
+        raise ValueError(f'must not contain "#"; {_ESCAPED}')
     try:
         parts = urlsplit(url)
         found = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
     except ValueError:  # its message may quote the URL
-        raise ValueError(f"is not a URL, or its query is not name=value, joined by &: {_ESCAPED}") from None
+        raise ValueError(f'must be a URL whose query, if any, is name=value pairs joined by "&"; {_ESCAPED}') from None
     query = {name: values[-1] for name, values in found.items()}
     user, _, place = parts.netloc.rpartition("@")
-    if "@" in user:  # asyncpg would take the part after the first @ for the host
-        raise ValueError(f"has more than one @: {_ESCAPED}")
+    if "@" in user:  # asyncpg would use the part after the first @ as the host
+        raise ValueError(f'must not contain more than one "@"; {_ESCAPED}')
     hosts = list(_hosts(place)) or list(_hosts(query.get("host", "")))
     if not hosts:
         raise ValueError(
-            "must name a host, or the folder of a Unix socket: postgresql://USER@/DATABASE?host=/run/postgresql"
+            "must name a host or the folder of a Unix socket, as in postgresql://USER@/DATABASE?host=/run/postgresql"
         )
     database = unquote(parts.path.removeprefix("/")) or query.get("dbname") or query.get("database")
     if not database:
-        raise ValueError("must name a database: postgresql://USER:PASSWORD@HOST/DATABASE")
+        raise ValueError("must name a database, as in postgresql://USER:PASSWORD@HOST/DATABASE")
     mode = query.get("sslmode", "prefer")
     if mode not in _MODES:
         raise ValueError(f"sslmode must be one of {', '.join(_MODES)}")
@@ -92,7 +92,7 @@ def read_postgres(url: str) -> PostgresUrl:
 
 
 def _hosts(text: str) -> Iterator[str]:
-    """Return the hosts in a list, without ports."""
+    """Yield the hosts in a comma-separated list, without ports; raises `ValueError` for an invalid port."""
     for one in text.split(",") if text else ():
         if one.startswith("/"):
             yield one
@@ -100,7 +100,7 @@ def _hosts(text: str) -> Iterator[str]:
         bracketed, closed, rest = one.partition("]")
         host, _, port = (bracketed[1:], "", rest.removeprefix(":")) if closed else one.partition(":")
         if port and not port.isdecimal():
-            raise ValueError(f"has an invalid port: {_ESCAPED}")
+            raise ValueError(f"must not contain an invalid port; {_ESCAPED}")
         if host:
             yield unquote(host)
 

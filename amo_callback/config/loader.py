@@ -1,7 +1,7 @@
 """Loading of the configuration from TOML, secret files and the environment into one immutable value.
 
-Precedence: environment `AMO_CALLBACK_SECTION__KEY`, then files `SECTION.KEY` in `$CREDENTIALS_DIRECTORY` (systemd),
-then in `server.secrets`, then TOML, then defaults.
+Sources, in order of precedence: the environment (`AMO_CALLBACK_SECTION__KEY`), files named `SECTION.KEY` in
+`$CREDENTIALS_DIRECTORY` (systemd), files named `SECTION.KEY` in `server.secrets`, the TOML file, the defaults.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 CONFIG_VARIABLE = "AMO_CALLBACK_CONFIG"
 CREDENTIALS_PREFIX = "amo-callback_"
-"""The prefix of files that systemd loads from a folder: `LoadCredential=amo-callback:/folder`."""
+"""The prefix that systemd adds to the names of files loaded with `LoadCredential=amo-callback:/folder`."""
 DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
 SECRETS = frozenset(
     {"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "storage.url", "api.keys", "webhook.secret"}
 )
-"""Settings that are secret or may contain a secret; each may be a file of that name."""
+"""Settings that are, or may contain, a secret. A file with the name of the setting can contain its value."""
 
 
 def find_config(given: str | None, environ: Mapping[str, str]) -> Path | None:
-    """Return the configuration file: as given, from the environment, or the first default that exists."""
+    """Return the path given on the command line or in the environment, otherwise the first default path that exists."""
     named = given or environ.get(CONFIG_VARIABLE)
     if named:
         return Path(named)
@@ -48,13 +48,13 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if path is None and not any(name.upper().startswith((PREFIX, "CREDENTIALS_DIRECTORY")) for name in environ):
         places = " nor ".join(map(str, DEFAULT_PATHS))
         raise ConfigurationError(
-            f"there is no configuration file: neither {places} exists; `amo-callback init` writes one"
+            f"no configuration file: neither {places} exists; run `amo-callback init` to create one"
         )
     toml = _read_toml(path)
     folders = _secret_folders(path, toml, environ)
 
     class Loaded(Settings):
-        """Settings with the given sources."""
+        """The settings, as read from these sources."""
 
         @classmethod
         def settings_customise_sources(
@@ -72,7 +72,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     problems = _unknown_sections(environ)
     try:
         settings = Loaded()
-    except SettingsError as error:  # a variable is named like a section, but is not JSON
+    except SettingsError as error:  # the variable of a section does not contain JSON
         raise ConfigurationError(*(problems or [str(error)])) from None
     except ValidationError as error:
         raise ConfigurationError(*problems, *_explain(error)) from None
@@ -82,12 +82,12 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 
 def secret_folders(path: Path | None, environ: Mapping[str, str]) -> Sequence[Path]:
-    """Return the folders of secret files; raises `ConfigurationError`."""
+    """Return the folders that contain secret files; raises `ConfigurationError`."""
     return _secret_folders(path, _read_toml(path), environ)
 
 
 def secrets_in(path: Path) -> Sequence[str]:
-    """Return the names of secrets in a configuration file itself; raises `ConfigurationError`."""
+    """Return the names of the secrets in the configuration file itself; raises `ConfigurationError`."""
     toml = _read_toml(path)
     held = {name: value for name in SECRETS if (value := _value(toml, *name.split("."))) is not None}
     if not url_secrets(str(held.get("storage.url", ""))):
@@ -107,7 +107,7 @@ def load_unit_settings(path: Path | None) -> tuple[Server, float]:
 
 
 def configured_keys(path: Path, secrets: Path) -> frozenset[str]:
-    """Return the keys in the file and the secret files as `section.key`; raises `ConfigurationError`."""
+    """Return the names of the settings with a value in the file or in a secret file; raises `ConfigurationError`."""
     sources = [_read_toml(path), _read_secrets(secrets) if secrets.is_dir() else {}]
     return frozenset(
         f"{section}.{key}"
@@ -126,9 +126,10 @@ def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, str]) -> Path:
-    """Return the rescue folder: `storage.rescue`, otherwise `$STATE_DIRECTORY/rescue`, otherwise next to the database.
+    """Return `storage.rescue`, otherwise `$STATE_DIRECTORY/rescue`, otherwise `rescue` next to the database.
 
-    Each instance has its own; with PostgreSQL it is next to the configuration file.
+    Each instance must have its own rescue folder. With PostgreSQL, the last default is a folder next to the
+    configuration file.
     """
     folder = storage_folder(path, environ)
     if settings.storage.rescue is not None:
@@ -140,7 +141,7 @@ def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, s
 
 
 class _Environment(EnvSettingsSource):
-    """The environment that was passed in, not the process's own."""
+    """A source that reads the given environment instead of the process's environment."""
 
     def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -157,26 +158,26 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: is not valid TOML: {_place(error)}") from None
+        raise ConfigurationError(f"{path}: invalid TOML {_place(error)}") from None
     except ValueError:
         raise ConfigurationError(f"{path}: a number has too many digits") from None
     except RecursionError:
-        raise ConfigurationError(f"{path}: is not valid TOML: nested too deeply") from None
+        raise ConfigurationError(f"{path}: invalid TOML (nested too deeply)") from None
 
 
 def _place(error: tomllib.TOMLDecodeError) -> str:
-    """Return the position of a syntax error without the line, which may contain a secret."""
+    """Return the position of a syntax error, without the text of the line, which may contain a secret."""
     place = re.search(r"\(at (?:line \d+, column \d+|end of document)\)", str(error))
-    return place[0] if place else "(somewhere)"
+    return place[0] if place else "(at an unknown position)"
 
 
 def _read_secrets(folder: Path) -> dict[str, Any]:
-    """Read the files `SECTION.KEY` in a folder."""
+    """Return the contents of the files named `SECTION.KEY` in a folder, by section and key."""
     found: dict[str, Any] = {}
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
-        raise ConfigurationError(f"{folder}: the secrets cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"cannot read the secrets in {folder}: {error.strerror}") from None
     for file in files:
         section, dot, key = file.name.removeprefix(CREDENTIALS_PREFIX).partition(".")
         if dot and section in Settings.model_fields and key and file.is_file():
@@ -185,7 +186,7 @@ def _read_secrets(folder: Path) -> dict[str, Any]:
 
 
 def beside(path: Path | None, other: Path) -> Path:
-    """Return a path from the configuration file, where relative paths start at its folder."""
+    """Resolve a path in the configuration file; a relative path starts at the file's folder."""
     return ((path.parent if path else Path()) / other).resolve()
 
 
@@ -205,20 +206,20 @@ def _value(toml: dict[str, Any], section: str, key: str) -> object:
 def _unknown_sections(environ: Mapping[str, str]) -> list[str]:
     names = [name for name in environ if name.upper().startswith(PREFIX) and name.upper() != CONFIG_VARIABLE]
     return [
-        f"{name}: unknown variable: use {PREFIX}SECTION__KEY with a section of {', '.join(Settings.model_fields)}"
+        f"{name}: unknown variable; use {PREFIX}SECTION__KEY with a section of {', '.join(Settings.model_fields)}"
         for name in names
         if name[len(PREFIX) :].lower().partition("__")[0] not in Settings.model_fields or "__" not in name
     ]
 
 
 def _explain(error: ValidationError, *, section: str | None = None) -> list[str]:
-    """Return one line per problem: the key, the value (never a secret) and what is expected."""
+    """Return one line per problem, with the setting, its value (unless that may be a secret) and the reason."""
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in ((section,) if section else ()) + problem["loc"])
         text = str(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "missing":
-            lines.append(f"{key}: required: {_how_to_set(key)}")
+            lines.append(f"{key} is required: {_how_to_set(key)}")
         elif problem["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown setting ({_nearest(key)})")
         elif not key:
@@ -231,7 +232,7 @@ def _explain(error: ValidationError, *, section: str | None = None) -> list[str]
 
 
 def _nearest(key: str) -> str:
-    """Return a hint with the most similar known setting."""
+    """Return a hint that contains the most similar known setting."""
     section, _, name = key.partition(".")
     field = Settings.model_fields.get(section)
     if field is None:
@@ -240,14 +241,14 @@ def _nearest(key: str) -> str:
         found = [f"{section}.{one}" for one in get_close_matches(name, field.annotation.model_fields, n=1)]
     else:
         found = []
-    return f"did you mean {found[0]}?" if found else "see: amo-callback config example"
+    return f"did you mean {found[0]}?" if found else "see `amo-callback config example`"
 
 
 def _how_to_set(key: str) -> str:
     variable = PREFIX + key.upper().replace(".", "__")
     if "." not in key:
-        return f"give the section [{key}], or {variable}__…"
-    return f"set it in the configuration file, as a secret file {key}, or as {variable}"
+        return f"add the section [{key}] to the configuration file, or set {variable}__…"
+    return f"set it in the configuration file, in a secret file named {key}, or in the variable {variable}"
 
 
 def _is_secret(key: str) -> bool:

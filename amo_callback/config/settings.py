@@ -1,4 +1,4 @@
-"""The configuration as an immutable value; `config.example.toml` is the reference."""
+"""The configuration as an immutable value; `config.example.toml` documents each setting."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Amo(_Section):
     def _default_is_allowed(self) -> Self:
         default = self.default_domain
         if default is not None and parse_account_host(default.encode(), allowed=self.allowed_domains) is None:
-            raise ValueError(f"default_domain: {default!r} is neither AMO's nor in allowed_domains")
+            raise ValueError(f"default_domain {default!r} is neither a host of AMO nor in allowed_domains")
         return self
 
 
@@ -115,31 +115,31 @@ class App(_Section):
         if value.partition(":")[0].lower() in {"javascript", "data", "vbscript", "file", "blob", "about"}:
             raise ValueError("must be a URL with the app's own scheme")
         if value.lower().startswith("http:") and urlsplit(value).hostname not in LOOPBACK:
-            raise ValueError("http is not encrypted: use the app's own scheme, or https")
+            raise ValueError("must not use http, which is not encrypted; use the app's own scheme, or https")
         return value
 
     @field_validator("jwks_url")
     @classmethod
     def _one_kind_of_key(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("jwt_secret", "bad") is not None:
-            raise ValueError("cannot be combined with app.jwt_secret: JWTs are verified with one of them")
+            raise ValueError("cannot be combined with app.jwt_secret; set only one of them")
         return value
 
     @field_validator("jwt_audience", "jwt_issuer", "jwt_user_claim")
     @classmethod
     def _keys_are_there(cls, value: str | None, info: ValidationInfo) -> str | None:
-        # An invalid key is missing from `info.data`, and has its own error.
+        # An invalid key is not in `info.data`, and is reported by an error of its own.
         verified = any(info.data.get(key, "bad") is not None for key in ("jwt_secret", "jwks_url"))
         default = "sub" if info.field_name == "jwt_user_claim" else None
         if value != default and not verified:
             raise ValueError("has no effect without app.jwt_secret or app.jwks_url")
         if info.field_name == "jwt_audience" and value is None and verified:
-            raise ValueError("is required with app.jwt_secret and with app.jwks_url: it must be in each JWT's aud")
+            raise ValueError("required with app.jwt_secret or app.jwks_url; the aud of each JWT must contain it")
         return value
 
 
 class LimitsSection(_Section):
-    """`[limits]`: the number of rejected codes allowed per address."""
+    """`[limits]`: the number of rejected codes allowed per address or user."""
 
     failed_codes: Annotated[int, Field(gt=0)] = 30
     window: Seconds = 60
@@ -184,12 +184,12 @@ class Webhook(_Section):
     @field_validator("secret")
     @classmethod
     def _both_or_none(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if "url" not in info.data:  # invalid, with its own error
+        if "url" not in info.data:  # the URL is invalid, which is reported by an error of its own
             return value
         if info.data["url"] is None and value is not None:
             raise ValueError("has no effect without webhook.url")
         if info.data["url"] is not None and value is None:
-            raise ValueError("is required with webhook.url: the receiver verifies webhooks with it")
+            raise ValueError("required with webhook.url; the receiver verifies webhooks with it")
         return value
 
 
@@ -224,7 +224,7 @@ class Settings(BaseSettings):
     def _leases_outlast_requests(self) -> Self:
         if self.refresh.lease <= self.amo.timeout:
             raise ValueError(
-                "refresh.lease: must be greater than amo.timeout, so that no lease expires during a request"
+                "refresh.lease must be greater than amo.timeout, so that no lease expires during a request"
             )
         return self
 
@@ -232,5 +232,5 @@ class Settings(BaseSettings):
     def _callback_is_ours(self) -> Self:
         path = urlsplit(self.amo.redirect_uri).path
         if not path.endswith("/callback"):
-            raise ValueError("amo.redirect_uri: its path must end in /callback, where the service listens")
+            raise ValueError("the path of amo.redirect_uri must end in /callback, where the service receives callbacks")
         return self

@@ -37,15 +37,15 @@ def _listen_address(value: str) -> str:
 
 
 def read_webhook_secrets(text: str) -> Sequence[str]:
-    """Parse webhook secrets, one per line, newest first; raises `ValueError`, which contains the line number."""
+    """Parse webhook secrets, one per line, newest first; raises `ValueError` with the number of the invalid line."""
     lines = text.split()
     if not lines:
         raise ValueError("must contain at least one secret")
     for number, line in enumerate(lines, start=1):
         if not _is_webhook_secret(line):
             raise ValueError(
-                f"line {number} is not a secret: {_WEBHOOK_PREFIX} and {_SECRET_LEAST} to {_SECRET_MOST} bytes in "
-                f'base64, as printed by echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)"'
+                f"line {number} must be {_WEBHOOK_PREFIX} and {_SECRET_LEAST} to {_SECRET_MOST} bytes in base64, as "
+                f'printed by echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)"'
             )
     return lines
 
@@ -70,18 +70,18 @@ def _https_url(value: str) -> str:
         raise ValueError("must not contain white space or control characters")
     parts = urlsplit(value)
     if parts.fragment or parts.port == 0:  # `parts.port` itself rejects ports above 65535
-        raise ValueError("must have no fragment (#), and a port between 1 and 65535")
+        raise ValueError("must have no fragment (#), and its port, if any, must be between 1 and 65535")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")
     if parts.scheme == "https" and parts.hostname:
         return value
     if parts.scheme == "http" and parts.hostname in LOOPBACK:
         return value
-    raise ValueError("must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)")
+    raise ValueError("must begin with https:// (or with http:// for 127.0.0.1, ::1 and localhost)")
 
 
 def _secret(check: Callable[[str], object]) -> AfterValidator:
-    """Make a validator of a secret from a function that raises `ValueError`."""
+    """Return a validator that calls `check` with the secret; `check` raises `ValueError` if the secret is invalid."""
 
     def validate(value: SecretStr) -> SecretStr:
         check(value.get_secret_value())
@@ -93,14 +93,14 @@ def _secret(check: Callable[[str], object]) -> AfterValidator:
 def _check_encryption_keys(text: str) -> None:
     lines = text.split()
     if not lines:
-        raise ValueError("must contain at least one key: amo-callback keygen generates one")
+        raise ValueError("must contain at least one key; `amo-callback keygen` generates one")
     for number, line in enumerate(lines, start=1):
         try:
             good = len(base64.urlsafe_b64decode(line)) == 32
         except ValueError:
             good = False
         if not good:
-            raise ValueError(f"line {number} is not a key: amo-callback keygen generates one")
+            raise ValueError(f"line {number} is not a key; `amo-callback keygen` generates one")
 
 
 def _check_jwt_secret(text: str) -> None:
@@ -110,7 +110,7 @@ def _check_jwt_secret(text: str) -> None:
 
 
 def _split(value: object) -> object:
-    """Parse a list from the environment or a secret file, separated by commas or white space."""
+    """Split text from the environment or a secret file at commas and white space; return other values unchanged."""
     return tuple(re.findall(r"[^\s,]+", value)) if isinstance(value, str) else value
 
 
@@ -118,16 +118,16 @@ _NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}"
 
 
 def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Accept hosts, and suffixes of at least two labels, because `.com` would send the client secret to any site."""
+    """Accept hosts, and suffixes with at least two labels: with `.com`, any site could receive the client secret."""
     lowered = tuple(value.lower() for value in values)
     for value in lowered:
         if not _NAME.fullmatch(value.removeprefix(".")):
-            raise ValueError(f'{value!r} is neither "host" nor ".suffix" with at least two labels')
+            raise ValueError(f'{value!r} must be "host" or ".suffix", with at least two labels')
     return lowered
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Accept addresses and networks; an IPv4-mapped IPv6 network becomes the IPv4 one."""
+    """Accept IP addresses and networks; convert an IPv4-mapped IPv6 network to an IPv4 network."""
     return tuple(_network(value) for value in values)
 
 
@@ -140,7 +140,7 @@ def _network(value: str) -> str:
 def _base_path(value: str) -> str:
     first, *segments = value.split("/")
     if first or not segments or not all(_SEGMENT.fullmatch(segment) and segment.strip(".") for segment in segments):
-        raise ValueError('must be a path such as "/api/amo-crm", without empty or dotted segments')
+        raise ValueError('must be a path such as "/api/amo-crm", without segments that are empty or consist of dots')
     return value
 
 
@@ -155,7 +155,7 @@ Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
 Domains = Annotated[StrTuple, AfterValidator(_domains)]
 Networks = Annotated[StrTuple, AfterValidator(_networks)]
 DatabaseUrl = Annotated[SecretStr, _secret(validate_url)]
-"""A secret, because it may contain a password."""
+"""A database URL; secret, because it may contain a password."""
 EncryptionKeys = Annotated[SecretStr, _secret(_check_encryption_keys)]
 ApiKeyLines = Annotated[SecretStr, _secret(read_api_keys)]
 JwtSecret = Annotated[SecretStr, _secret(_check_jwt_secret)]

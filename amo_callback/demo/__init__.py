@@ -1,1 +1,1 @@
-"""The demo: the whole service with a stand-in for AMO, a phone, a backend, and a panel that shows all events."""
+"""The demo: the real service, a stand-in for AMO, a phone page, a backend, and a panel with an event feed."""

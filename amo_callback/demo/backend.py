@@ -1,4 +1,4 @@
-"""A backend that uses the private API, and the state of the demo from its responses and AMO's ledger."""
+"""A backend that uses the private API, and a poller that takes snapshots of the demo's state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOOK_EVERY = 0.5
 """Seconds between two polls."""
 _FRESH = 1
-"""The `min_ttl` of its requests, which is low because tokens in the demo are valid for only half a minute."""
+"""The `min_ttl` of token requests; low, because access tokens in the demo are valid for half a minute by default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class ApiAnswer:
     @property
     def words(self) -> str:
         if self.status == 200 and "expires_in" in self.content:
-            left = f"a token with {self.content['expires_in']} s left"
+            left = f"an access token valid for {self.content['expires_in']} s"
             return f"{left}, stale: {self.content['reason']}" if self.content.get("stale") else left
         return f"{self.content.get('code', '')} {self.content.get('reason') or ''}".strip()
 
@@ -42,7 +42,7 @@ class Backend:
         self._headers = {"Authorization": f"Bearer {key}"}
 
     async def connections(self) -> Sequence[Mapping[str, Any]]:
-        """Return the connections that are not disconnected, by account."""
+        """Return the connections that are not disconnected, sorted by account id."""
         answer = await self._ask("GET", "/connections")
         living = [item for item in answer.content.get("items", ()) if item["status"] != "disconnected"]
         return sorted(living, key=lambda item: str(item["account_id"]))
@@ -51,12 +51,15 @@ class Backend:
         return await self._ask("GET", f"/connections/{connection}/token?min_ttl={_FRESH}")
 
     async def refresh(self, connection: str) -> ApiAnswer:
-        """Force a refresh of the token pair."""
+        """Force a refresh by reporting the current access token as rejected."""
         [answer] = await self.reject(connection, times=1)
         return answer
 
     async def reject(self, connection: str, *, times: int) -> Sequence[ApiAnswer]:
-        """Report the current token as rejected, in concurrent requests."""
+        """Report the current access token as rejected, in `times` concurrent requests, and return the responses.
+
+        If no access token is available, return only the response to the token request.
+        """
         token = await self.token(connection)
         if token.status != 200:
             return [token]
@@ -65,7 +68,7 @@ class Backend:
         return await asyncio.gather(*asked)
 
     async def not_ready(self) -> Sequence[str]:
-        """Return the failed checks of `/readyz`."""
+        """Return the names of the failed checks of `/readyz`."""
         answer = await self._ask("GET", "/readyz")
         return [name for name, check in answer.content["checks"].items() if not check["ok"]]
 
@@ -74,7 +77,7 @@ class Backend:
             return ApiAnswer(status=response.status, content=await response.json(content_type=None))
 
 
-# --- the state ----------------------------------------------------------------------------------
+# --- snapshots ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,30 +88,30 @@ class ConnectionSnapshot:
     status: str
     reason: str
     pairs: int
-    """The number of pairs that AMO has issued to this account."""
+    """The number of token pairs that AMO has issued for this account."""
     left: float
     """Seconds until the access token expires."""
     lifetime: float
-    """The lifetime of an access token in seconds."""
+    """The lifetime of an access token, in seconds."""
     due_in: float | None
-    """Seconds until the next refresh; `None` if there is none."""
+    """Seconds until the next refresh; `None` if no refresh is scheduled."""
     backend_status: int
     backend_words: str
-    """The response to a backend that requests a token."""
+    """A summary of the response to a backend's token request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
     connections: Sequence[ConnectionSnapshot] = ()
     not_ready: Sequence[str] = ()
-    """The failed checks of `/readyz`."""
+    """The names of the failed checks of `/readyz`."""
     away: bool = False
     """Whether AMO is unreachable."""
     issued: int = 0
     """The number of refresh tokens that AMO has issued."""
     spent: int = 0
     again: int = 0
-    """The number of presentations of spent tokens, which occur after a lost response."""
+    """How often a spent credential was presented again; expected only after a lost response."""
 
 
 class Poller:
@@ -119,7 +122,7 @@ class Poller:
         self.snapshot = Snapshot()
 
     async def run(self) -> None:
-        """Poll until cancelled; while the service does not respond, keep the last snapshot."""
+        """Poll until cancelled; keep the last snapshot while the service does not respond."""
         while True:
             with suppress(aiohttp.ClientError, TimeoutError):
                 self.snapshot = await self._look()

@@ -1,4 +1,4 @@
-"""The environment of the demo: the service, its reverse proxy, AMO's stand-in and the panel."""
+"""The demo's environment: the service, its reverse proxy, the stand-in for AMO, and the panel."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3
-"""The number of sites: the panel, AMO and the proxy."""
+"""The number of ports to choose: for the panel, the stand-in for AMO, and the proxy."""
 _NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
-"""Headers that apply to a single connection (RFC 9110, section 7.6.1)."""
+"""Headers that the proxy does not forward: those of one connection (RFC 9110, section 7.6.1), and `Content-Length`."""
 _POLICY = "Content-Security-Policy"
-_AWAY = "The service does not respond yet.\n"
+_AWAY = "The service does not respond: reload the page in a few seconds.\n"
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Addresses:
-    """Listen addresses: `host:port`."""
+    """Listen addresses, in the form `host:port`."""
 
     panel: str
     amo: str
@@ -74,9 +74,9 @@ class Demo:
 
 
 def choose_addresses(first: int | None) -> Addresses:
-    """Choose the addresses: consecutive ports from `first`, otherwise free ports.
+    """Choose consecutive ports that start at `first`, or free ports if `first` is `None`.
 
-    The ports are chosen before anything listens, because the redirect URI contains one.
+    The ports are chosen before the listeners open, because the redirect URI contains the proxy's port.
     """
     ports = [_free_port() for _ in range(_SITES)] if first is None else range(first, first + _SITES)
     panel, amo, proxy = (f"127.0.0.1:{port}" for port in ports)
@@ -89,7 +89,7 @@ def _free_port() -> int:
 
 
 def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> Settings:
-    """Return a configuration for the demo's short-lived tokens."""
+    """Return the service's settings, with short intervals that suit the demo's short-lived tokens."""
     known = fake.integration
     values = {
         "SERVER__PUBLIC": "127.0.0.1:0",
@@ -116,15 +116,15 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
 class Proxy:
     """A reverse proxy in front of the public API.
 
-    It allows the panel to show the service's pages in a frame, for the phone. The service itself forbids that
-    (`frame-ancestors 'none'`), and other proxies should not allow it.
+    It allows the panel to show the service's pages in the phone's frame. The service itself forbids framing
+    (`frame-ancestors 'none'`), and a proxy in production must not allow it.
     """
 
     def __init__(self, http: aiohttp.ClientSession, *, panel: str) -> None:
         self._http = http
         self._panel = panel
         self.public: str | None = None
-        """The public API's address, once it is listening."""
+        """The public API's address; `None` until the API listens."""
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1024**2)
@@ -135,10 +135,12 @@ class Proxy:
         if self.public is None:
             return web.Response(status=502, text=_AWAY)
         if not request.raw_path.startswith("/"):
-            return web.Response(status=400, text="This is not a proxy for other hosts.\n")
+            return web.Response(
+                status=400, text="The proxy serves only this host: request a path, not a complete URL.\n"
+            )
         address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
         headers = CIMultiDict(_end_to_end(request.headers.items()))
-        headers["X-Forwarded-For"] = request.remote or ""  # replaces what the client claims
+        headers["X-Forwarded-For"] = request.remote or ""  # replaces the client's value, which may be forged
         try:
             async with self._http.request(
                 request.method, address, headers=headers, data=await request.read(), allow_redirects=False
@@ -171,7 +173,7 @@ async def open_demo(
     clock: Clock,
     on_entry: Callable[[FeedEntry], None],
 ) -> AsyncIterator[Demo]:
-    """Open the demo; on exit, all its files are removed."""
+    """Run the demo; remove all its files on exit."""
     made = DemoSecrets()
     fake = FakeAmo(
         integration=SandboxIntegration(redirect_uri=f"http://{addresses.proxy}/api/amo-crm/callback"),

@@ -1,4 +1,4 @@
-"""The event feed: actions of the service, AMO and the user, as sentences."""
+"""The event feed: sentences about the actions of the service, AMO and the user."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 SERVICE, AMO, YOU = "service", "amoCRM", "you"
 _KEPT = 200
-"""The maximum number of entries."""
+"""The maximum number of entries kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedEntry:
-    """A sentence and its source."""
+    """One sentence of the feed, with its time and its source."""
 
     number: int
     at: datetime
@@ -37,7 +37,7 @@ class FeedEntry:
 
 
 class Feed:
-    """The entries so far, from the service's events and AMO's ledger."""
+    """The latest entries: the service's events, the entries of AMO's ledger, and the user's actions."""
 
     def __init__(self, *, clock: Clock, ledger: Ledger, on_entry: Callable[[FeedEntry], None]) -> None:
         self._clock = clock
@@ -52,7 +52,7 @@ class Feed:
         return tuple(self._lines)
 
     def __call__(self, event: Event) -> None:
-        """Add an event, after new entries of AMO's ledger."""
+        """Add the new entries of AMO's ledger, then the event."""
         self.catch_up()
         text = sentence(event)
         if text is not None:
@@ -79,7 +79,7 @@ class Feed:
 
 
 class LogStream(io.StringIO):
-    """A stream that turns the service's log lines into entries."""
+    """A text stream that adds each of the service's log lines to the feed."""
 
     def __init__(self, feed: Feed) -> None:
         super().__init__()
@@ -95,17 +95,20 @@ def noted_as(entry: Entry | LookUp) -> str:
     """Return a sentence about an entry in AMO's ledger: a presented credential or an introspection."""
     if isinstance(entry, LookUp):
         what = "a refresh token" if entry.kind == "refresh_token" else "an access token"
-        return f"Introspected {what}, which spends nothing: it is {'valid' if entry.status == 200 else 'invalid'}."
+        return f"Introspection, which spends nothing, {'accepts' if entry.status == 200 else 'rejects'} {what}."
     what = "An authorization code" if entry.kind == "authorization_code" else "A refresh token"
     if entry.spent:
         return f"{what} is presented and spent: a new pair is issued."
     if entry.status is None:
-        return f"{what} is received, but not examined."
-    return f"{what} is presented: {entry.status}{f', {entry.hint}' if entry.hint else ''}."
+        return f"{what} is received but not examined."
+    return f"{what} is presented; the response is {entry.status}{f' ({entry.hint})' if entry.hint else ''}."
 
 
 def sentence(event: Event) -> str | None:
-    """Return a sentence for an event; `None` if it is not interesting."""
+    """Return a sentence for an event; `None` if the feed omits it.
+
+    A warning or error without a sentence is shown by its name and fields.
+    """
     make = _SENTENCES.get(event.name)
     if make is not None:
         return make(event.fields)
@@ -117,25 +120,25 @@ def sentence(event: Event) -> str | None:
 
 def _at(fields: Mapping[str, object]) -> str:
     due = fields.get("next_refresh_at")
-    return f"at {due:%H:%M:%S}" if isinstance(due, datetime) else "when it is due"
+    return f"at {due:%H:%M:%S}" if isinstance(due, datetime) else "when due"
 
 
 def _unconfirmed(fields: Mapping[str, object]) -> str:
     seen = _SEEN.get(str(fields.get("token_state")), "Introspection is not possible")
-    return f"{seen}: it is kept{', and introspected again' if fields.get('again_at') else ''}."
+    return f"{seen}: the tokens are kept{' and introspected again' if fields.get('again_at') else ''}."
 
 
 _SEEN: Mapping[str, str] = {
     TokenState.VALID: "Introspection accepts the token",
     TokenState.REJECTED: "Introspection rejects the token, possibly for another reason",
-    TokenState.UNKNOWN: "amoCRM does not answer",
+    TokenState.UNKNOWN: "amoCRM does not respond",
 }
 _WHY = {
     "outcome_open": "No response: the refresh token may be spent, so it is introspected before it is sent again.",
     "unavailable": "amoCRM is unreachable. Nothing was spent.",
     "no_answer": "amoCRM does not respond.",
     "not_sent": "amoCRM cannot be reached. Nothing was sent.",
-    "unexplained_refusal": "amoCRM refuses without a reason, which is never final.",
+    "unexplained_refusal": "amoCRM refuses the refresh without a reason, which does not end the connection.",
 }
 _REASONS = {
     "revoked": "amoCRM rejects the refresh token",
@@ -146,24 +149,27 @@ _REASONS = {
 _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "connection.connected": lambda _: "Connected: the code is exchanged, and the pair is encrypted and stored.",
     "refresh.succeeded": lambda fields: (
-        f"Refreshed, and stored before any caller receives it. Next refresh {_at(fields)}."
+        f"Refreshed: the new pair is stored before any caller receives it. Next refresh {_at(fields)}."
     ),
     "refresh.failed": lambda fields: (
-        f"{_WHY.get(str(fields.get('error')), 'This refresh brought no pair.')} Next try {_at(fields)}."
+        f"{_WHY.get(str(fields.get('error')), 'This refresh yielded no pair.')} Next try {_at(fields)}."
     ),
-    "refresh.postponed": lambda fields: f"Introspection is not possible now. Next try {_at(fields)}.",
+    "refresh.postponed": lambda fields: f"Introspection is not possible at the moment. Next try {_at(fields)}.",
     "refresh.taken_over": lambda _: "A refresh ended without a response, so its token is introspected.",
-    "connection.in_doubt": lambda _: "Its refresh token may be spent, so it is introspected before it is used.",
+    "connection.in_doubt": lambda _: (
+        "The refresh token may be spent, so it is introspected before it is presented again."
+    ),
     "connection.needs_reauth": lambda fields: (
         f"The user has to connect again: {_REASONS.get(str(fields.get('reason')), str(fields.get('reason')))}."
     ),
-    "connection.recovered": lambda _: "It works again.",
+    "connection.recovered": lambda _: "The connection works again.",
     "connection.moved": lambda fields: (
         f"The account has moved; from now on, the service uses {fields.get('moved_to')}."
     ),
     "connection.disconnected": lambda _: "Disconnected: the tokens are erased.",
     "hook.received": lambda _: (
-        "amoCRM says that the integration was disabled. This may be a replay, so it is verified first."
+        "amoCRM's hook reports that the integration was disabled. The hook may be a replay, so the service introspects "
+        "the tokens first."
     ),
     "hook.unconfirmed": _unconfirmed,
     "grant.failed": lambda fields: f"No account was connected: error={fields.get('word')}.",

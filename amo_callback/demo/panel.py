@@ -32,7 +32,7 @@ _STATIC = {
 
 
 class Renderer:
-    """Renders the panel and the phone; `phone_sites` are the addresses that the phone's browser visits."""
+    """Renders the panel and the phone page; the phone's frame may also show the addresses in `phone_sites`."""
 
     def __init__(self, *, phone_sites: Sequence[str]) -> None:
         self._environment = Environment(
@@ -67,13 +67,15 @@ class Renderer:
 
 @web.middleware
 async def loopback_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Reject requests whose `Host` is not a loopback address of this machine.
+    """Reject requests whose `Host` header is not `localhost` or a loopback address.
 
-    Otherwise, a website could resolve its own name to 127.0.0.1 and read the API key.
+    Without this check, a website whose name resolves to 127.0.0.1 could read the API key from the panel.
     """
     named = request.headers.getall("Host", [])
     if len(named) != 1 or not _is_loopback(named[0]):
-        return web.Response(status=421, text="The panel is only available at 127.0.0.1 and localhost.\n")
+        return web.Response(
+            status=421, text="The panel does not accept this host name: open it at 127.0.0.1 or localhost.\n"
+        )
     return await handler(request)
 
 
@@ -102,7 +104,7 @@ def panel_routes(
         return web.json_response({**asdict(poller.snapshot), "lines": lines}, headers={"Cache-Control": "no-store"})
 
     async def run_scenario(request: web.Request) -> web.Response:
-        if request.content_type != "application/json":  # pages of other origins cannot send it without a preflight
+        if request.content_type != "application/json":  # other origins cannot send JSON without a preflight
             return web.Response(status=415)
         connection = request.query.get("connection", "")
         found = next((one for one in poller.snapshot.connections if one.id == connection), None)

@@ -1,4 +1,4 @@
-"""The mobile app as a page: it starts the flow, handles the deep link, and calls `exchange-code` and `status`."""
+"""The mobile app, simulated by a web page that starts the flow, handles the deep link, and calls the public API."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 USER = "42"
 AUDIENCE = "demo"
 _SHOWN = 10
-"""The number of displayed characters of a code."""
+"""The maximum number of characters shown of a code or state."""
 _STARTS = 20
-"""The maximum number of remembered flows."""
+"""The maximum number of flows whose PKCE verifiers are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ class Screen:
     connected: bool = False
     text: str = ""
     link: str = ""
-    """The deep link, as a phone would receive it."""
+    """The deep link that a phone would receive, with shortened values."""
     request: str = ""
     answer: str = ""
 
@@ -45,7 +45,7 @@ class Screen:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AppConfig:
     base: str
-    """The address of the public API."""
+    """The base URL of the public API."""
     deep_link: str
     jwt_secret: str = field(repr=False)
 
@@ -101,11 +101,11 @@ class Phone:
         return _to(started["data"]["authorize_url"])
 
     async def _return(self, request: web.Request) -> web.Response:
-        """Handle a deep link as the app does: compare the state, handle each link once, and call the API."""
+        """Handle a deep link as an app must: compare the state, handle each link only once, and exchange the code."""
         code, state = request.query.get("code"), request.query.get("state", "")
         verifier = self._verifiers.pop(state, None)
         if verifier is None:
-            return _to("/phone")  # already handled, or not from this app
+            return _to("/phone")  # the link was already handled, or this app did not start the flow
         link = f"{self._app.deep_link}?{shortened(request.query)}"
         if code is None:
             word = request.query.get("error", "")
@@ -115,7 +115,7 @@ class Phone:
         self._screen = Screen(
             title="Back in the app" if answer.get("success") else "Not connected",
             connected=bool(answer.get("success")),
-            text="The state matches the one that the app generated.",
+            text="The state matches the one that the service issued.",
             link=link,
             request=f'POST /exchange-code {{"code": "{code[:_SHOWN]}…", "code_verifier": "…"}}',
             answer=_json(answer),
@@ -125,7 +125,7 @@ class Phone:
     async def _disconnect(self, _request: web.Request) -> web.Response:
         answer = await self._ask("POST", "/disconnect")
         if answer.get("success"):
-            self._report("The app user disconnects: the service has erased the tokens.")
+            self._report("The app user disconnected: the service erased the tokens.")
         self._screen = Screen(title="Disconnected", request="POST /disconnect", answer=_json(answer))
         return _to("/phone")
 
@@ -139,7 +139,7 @@ class Phone:
 
 
 def shortened(query: Mapping[str, str]) -> str:
-    """Return a deep link's query with abbreviated values."""
+    """Return a deep link's query with shortened values."""
     return "&".join(f"{name}={value[:_SHOWN]}{'…' * (len(value) > _SHOWN)}" for name, value in query.items())
 
 

@@ -1,4 +1,4 @@
-"""Scenarios: faults of AMO and of backends, and their effects."""
+"""Scenarios: actions and faults that the user triggers, and their expected results."""
 
 from __future__ import annotations
 
@@ -26,53 +26,54 @@ class Scenario:
     name: str
     title: str
     expect: str
-    """What the user should see."""
+    """The expected result, as shown to the user."""
     one: bool = True
-    """Whether it requires a connection."""
+    """Whether the scenario requires a connection."""
 
 
 SCENARIOS = (
     Scenario(
         name="refresh",
         title="Refresh now",
-        expect="A new pair. The previous refresh token is spent and not presented again.",
+        expect="The service gets a new token pair. The old refresh token is spent and is not presented again.",
     ),
     Scenario(
         name="rejected",
         title=f"{_BACKENDS} backends get a 401",
-        expect="All request a new token at once: one refresh serves them all.",
+        expect="All of them request a new token at the same time. One refresh serves them all.",
     ),
     Scenario(
         name="cut",
         title="Lose a request",
-        expect="The connection closes before amoCRM examines the request. The service introspects the token, which is "
-        "valid, and refreshes. Meanwhile it hands out the valid access token.",
+        expect="The connection closes before amoCRM examines the request. The service introspects the refresh token, "
+        "which is valid, and refreshes again. Until then, it hands out the valid access token.",
     ),
     Scenario(
         name="lost",
         title="Lose a response",
-        expect="amoCRM spends the refresh token, and its response is lost. The service introspects the token, presents "
+        expect="amoCRM spends the refresh token, and the response is lost. The service introspects the token, presents "
         "it again, and reports that the user has to connect again. The access token is handed out until it expires.",
     ),
     Scenario(
         name="move",
         title="Move the account",
-        expect="The old host rejects the token. The service introspects it to find the new host, and uses that.",
+        expect="The old host rejects the refresh token. The service introspects the token to find the new host, and "
+        "refreshes there.",
     ),
     Scenario(
         name="revoke",
         title="Revoke access",
-        expect="The integration is disabled, and amoCRM calls the hook. The service verifies it and erases the tokens. "
-        "Connect again on the phone.",
+        expect="The integration is disabled, and amoCRM calls the hook. The service introspects the tokens, which are "
+        "rejected, and erases them. To continue, connect again on the phone.",
     ),
     Scenario(
         name="away",
         title="amoCRM unreachable / reachable",
-        expect="Valid tokens are still handed out, and refreshing waits. No connection is lost.",
+        expect="The service still hands out valid access tokens, and retries refreshes later. No connection is lost.",
         one=False,
     ),
 )
-"""The scenarios, in the order of the panel."""
+"""The scenarios, in the order in which the panel shows them."""
 
 
 class Scenarios:
@@ -91,7 +92,7 @@ class Scenarios:
         }
 
     async def run(self, name: str, connection: ConnectionSnapshot | None) -> bool:
-        """Run a scenario; return whether it exists and has the connection that it requires."""
+        """Run a scenario; return `False` if the scenario or the connection that it requires does not exist."""
         if name == "away":
             self._away()
             return True
@@ -122,17 +123,22 @@ class Scenarios:
         answers = await self._backend.reject(connection.id, times=_BACKENDS)
         asked = len(self._sandbox.fake.ledger.refreshes()) - before
         tokens = {answer.content["access_token"] for answer in answers if answer.status == 200}
-        times = "once" if asked == 1 else f"{asked} times"
-        text = f"{len(answers)} responses with {len(tokens)} new token in total; requests to amoCRM: {times}."
+        text = (
+            f"Responses: {len(answers)}; different access tokens: {len(tokens)}; refresh requests to amoCRM: {asked}."
+        )
         if not tokens:
-            text = f"The responses: {answers[0].status}, {answers[0].words}."
+            text = f"No access token was returned. The first response: {answers[0].status}, {answers[0].words}."
         self._feed.add(YOU, text, domain=account.host)
 
     async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        """Lose a request or response of this connection; remove the fault if no request was sent."""
+        """Refresh the connection, and lose the request or its response; remove the fault if no request was sent."""
         faults = self._sandbox.faults
         if faults.persistent is not None:
-            self._feed.add(YOU, "amoCRM is unreachable, so no token can be lost.", domain=account.host)
+            self._feed.add(
+                YOU,
+                "amoCRM is unreachable: make it reachable before you lose a request or response.",
+                domain=account.host,
+            )
             return
         self._feed.add(YOU, text, domain=account.host)
         faults.add(fault)
@@ -159,6 +165,6 @@ class Scenarios:
 
 
 def moved(host: str) -> str:
-    """Return the account's next host: a new name at first, and then its original name."""
+    """Return the host after a move: a new name, or the original name if `host` is the new one."""
     label, _, rest = host.partition(".")
     return f"{label.removesuffix('-new')}.{rest}" if label.endswith("-new") else f"{label}-new.{rest}"

@@ -1,1 +1,1 @@
-"""Files of an installation: systemd units, an nginx example, Prometheus rules."""
+"""Files of an installation: systemd units, an example configuration of nginx, and Prometheus rules."""

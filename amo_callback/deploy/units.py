@@ -1,4 +1,4 @@
-"""The files in this folder, with the values of an installation filled in; pure functions."""
+"""Pure functions that fill the files in this folder with the values of an installation."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SYSUSERS = "amo-callback.sysusers"
 CONFIG = Path("/etc/amo-callback/config.toml")
 
 STOP_TIMEOUT = "TIMEOUT_STOP_SEC"
-"""The environment variable for the unit's `TimeoutStopSec=`, which systemd itself does not pass to the service."""
+"""The environment variable that contains the unit's `TimeoutStopSec=`, which systemd does not pass to the service."""
 STOP_RESERVE = 10.0
-"""Seconds between `amo.timeout` and `TimeoutStopSec=`, in which a request is finished and its pair is stored."""
+"""The seconds by which `TimeoutStopSec=` must exceed `amo.timeout`, so that a pair is still stored at shutdown."""
 _LEAST_STOP_TIMEOUT = 60
 _UNIX = "unix:"
 _PREFIX = "amo-callback-"
-_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- hidden by the unit
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- the unit hides these folders
 """Folders that the unit hides from the service."""
 _EXECUTABLE = ("/usr/lib", "-/usr/lib64", "-/lib", "-/lib64", "/bin/kill")
 _PLAIN = re.compile(r"/[A-Za-z0-9._/+@~-]*")
-"""A path without characters that are special in a unit file."""
+"""An absolute path without characters that have a special meaning in a unit file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +42,9 @@ class Interpreter:
 
     venv: Path
     base: Path
-    """The base of the virtual environment (`sys.base_prefix`)."""
+    """The installation on which the virtual environment is based (`sys.base_prefix`)."""
     executable: Path
-    """The binary, with links resolved."""
+    """The path of the binary, with symbolic links resolved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,13 +59,13 @@ class Installation:
 
 
 def names() -> list[str]:
-    """Return the names of the files that can be printed."""
+    """Return the names of the files in this folder, except Python modules."""
     files = (entry.name for entry in resources.files(__package__).iterdir() if entry.is_file())
     return sorted(name for name in files if not name.endswith(".py"))
 
 
 def find(name: str) -> str | None:
-    """Return the file with this name; the suffix and `amo-callback-` may be omitted if that is unambiguous."""
+    """Return a file's full name; `name` can lack the suffix, or the prefix `amo-callback-`, if the file is unique."""
     known = names()
     fitting = [one for one in known if one == name] or [
         one for one in known if name in {one.rpartition(".")[0], one.removeprefix(_PREFIX)}
@@ -79,7 +79,7 @@ def text_of(name: str) -> str:
 
 
 def render(name: str, installation: Installation) -> str:
-    """Return a file with values filled in; raises `ConfigurationError` for values that a unit file cannot contain."""
+    """Return a file with the values filled in; raises `ConfigurationError` for values that a unit cannot contain."""
     text = text_of(name)
     return text.format_map(_values(installation)) if name in {*UNITS, BACKUP_SERVICE} else text
 
@@ -94,17 +94,17 @@ def check_places(installation: Installation) -> None:
     ]
     if python.venv == python.base:
         problems.append(
-            f"{python.venv}: is not a virtual environment, so the unit would have to allow executing all of it: "
-            "create one under /opt with /usr/bin/python3"
+            f"{python.venv} is not a virtual environment, so the unit would have to allow executing everything in it: "
+            "create a virtual environment under /opt with /usr/bin/python3"
         )
     if hidden := _hidden(installation.config):
-        problems.append(f"{installation.config}: is hidden from the service ({hidden}): put it into {CONFIG.parent}")
+        problems.append(f"{installation.config} is hidden from the service ({hidden}): move it to {CONFIG.parent}")
     if problems:
         raise ConfigurationError(*problems)
 
 
 def fits_stop_timeout(amo_timeout: float, stop_timeout: float) -> bool:
-    """Return whether the service stops before systemd would kill it."""
+    """Return whether the service has enough time to stop before systemd kills it."""
     return amo_timeout <= stop_timeout - STOP_RESERVE
 
 
@@ -126,7 +126,7 @@ def _values(installation: Installation) -> Mapping[str, str]:
 
 
 def _executable(python: Interpreter) -> list[str]:
-    """Return the paths for `ExecPaths=`, without which `NoExecPaths=/` would prevent the service from starting."""
+    """Return the paths for `ExecPaths=`, which are exempt from `NoExecPaths=/`."""
     ours = [_plain(python.venv), _plain(python.executable)]
     if python.base != Path("/usr"):
         ours.append(f"{_plain(python.base)}/lib")
@@ -143,7 +143,7 @@ def _stream(name: str, address: str) -> str:
         numbers = ip_address(host)
     except ValueError:
         raise ConfigurationError(
-            f"server.{name}: {address!r}: systemd requires an IP address, not a host name"
+            f"server.{name}: {address!r} contains a host name, but systemd requires an IP address"
         ) from None
     return f"[{numbers}]:{port}" if numbers.version == 6 else f"{numbers}:{port}"
 
@@ -151,6 +151,6 @@ def _stream(name: str, address: str) -> str:
 def _plain(path: Path) -> str:
     if not _PLAIN.fullmatch(str(path)):
         raise ConfigurationError(
-            f"{str(path)!r}: a unit needs absolute paths that consist of letters, digits and . _ / + @ ~ -"
+            f"{str(path)!r} cannot be used in a unit: use absolute paths with only letters, digits and . _ / + @ ~ -"
         )
     return str(path)

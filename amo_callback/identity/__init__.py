@@ -1,4 +1,4 @@
-"""Authentication: backends by API keys (here), app users by JWTs."""
+"""Authentication of backends by API keys; `jwt` and `jwks` authenticate app users."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Scope(StrEnum):
 
 
 DEFAULT_SCOPES = frozenset({Scope.READ, Scope.TOKEN})
-"""The scopes of a key without explicit scopes: only what a backend needs."""
+"""The scopes of a key without explicit scopes; these scopes are sufficient for a backend."""
 
 MIN_KEY_LENGTH = 32
 MAX_USER = 255
@@ -46,7 +46,7 @@ class ApiKeys:
         self._keys = tuple(keys)
 
     def find(self, presented: str) -> ApiKey | None:
-        """Return the matching key; every key is compared, each in constant time."""
+        """Return the matching key, or `None`; every key is compared, each in constant time."""
         digest = _digest(presented)
         found = None
         for key in self._keys:
@@ -56,18 +56,22 @@ class ApiKeys:
 
 
 def read_api_keys(text: str) -> Sequence[ApiKey]:
-    """Parse lines `name:key` or `name:scope+scope:key`; raises `ValueError`, which contains the line number."""
+    """Parse API keys, one per line: `name:key` or `name:scope+scope:key`.
+
+    Empty lines and lines that begin with `#` are ignored. Raises `ValueError` if a line is invalid, or if two lines
+    have the same name or key.
+    """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
     keys = [_read_line(number, line) for number, line in lines if line and not line.startswith("#")]
     if len({key.name for key in keys}) < len(keys):
-        raise ValueError("two lines have the same name")
+        raise ValueError("two lines have the same name; use a different name for each key")
     if len({key.digest for key in keys}) < len(keys):
-        raise ValueError("two lines have the same key: one of them would be ignored")
+        raise ValueError("two lines have the same key; use a different key for each name")
     return keys
 
 
 def key_with(text: str, scope: Scope) -> str | None:
-    """Return a key with this scope, for a command that may read the configuration."""
+    """Return the first key with this scope, or `None`; commands use the key to call the private API."""
     for line in text.splitlines():
         match = _LINE.fullmatch(line.strip())
         if match is not None and scope in _scopes_of(match):
@@ -84,7 +88,7 @@ def _read_line(number: int, line: str) -> ApiKey:
     try:
         scopes = frozenset(map(Scope, _scopes_of(match)))
     except ValueError:
-        raise ValueError(f"line {number} names a scope that is not one of {', '.join(Scope)}") from None
+        raise ValueError(f"line {number} contains an unknown scope; the scopes are {', '.join(Scope)}") from None
     return ApiKey(name=match["name"], scopes=scopes, digest=_digest(match["key"]))
 
 

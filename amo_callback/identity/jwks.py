@@ -1,4 +1,7 @@
-"""JWT verification with the issuer's published keys (JWKS, https://www.rfc-editor.org/rfc/rfc7517): RS256, ES256."""
+"""Verification of RS256 and ES256 JWTs with the issuer's published key set.
+
+The key set is a JWK Set (JWKS, https://www.rfc-editor.org/rfc/rfc7517).
+"""
 
 from __future__ import annotations
 
@@ -26,30 +29,30 @@ if TYPE_CHECKING:
     from amo_callback.identity.jwt import JwtRules
 
 TIMEOUT = 5.0
-"""The timeout of a request in seconds; a caller waits for it."""
+"""The timeout of a request for the key set, in seconds; callers wait for the request."""
 MAX_ANSWER = 256 * 1024
 TTL = 600.0
 """Seconds after which a key set is fetched again."""
 STALE_TTL = 86400.0
-"""Seconds for which an old key set is used if no newer one can be fetched."""
+"""Seconds for which a key set is used if no newer key set can be fetched."""
 MIN_REFETCH = 60.0
-"""Minimum seconds between fetches for unknown key ids, because any client can send one."""
+"""The minimum interval in seconds between fetches for unknown key ids, which any client can send."""
 RETRY_BASE, RETRY_CAP = 5.0, 60.0
-"""Seconds between failed requests: the first, doubled each time up to the second."""
+"""Seconds to wait after failed requests: `RETRY_BASE` after the first, then doubled each time up to `RETRY_CAP`."""
 MIN_RSA_BITS = 2048
 MAX_KEYS = 100
-"""The maximum number of keys in a set, since a token may have to be verified with every key that has its key id."""
+"""The maximum number of keys in a key set; a token may have to be verified with each key that has the token's `kid`."""
 _MAX_CONTAINERS = 20 * MAX_KEYS
-"""The maximum number of objects and lists in a set, which bounds the parsing time."""
+"""The maximum number of objects and lists in a key set, which limits the parsing time."""
 _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
-"""A base64url number, whose length is limited because oversized numbers would slow down every verification."""
+"""A base64url number. Its length is limited, because oversized numbers would slow down every verification."""
 
 
 @asynccontextmanager
 async def open_jwks(
     url: str, *, rules: JwtRules, clock: Clock, observer: Observer, wait_limit: float = TIMEOUT
 ) -> AsyncIterator[JwksVerifier]:
-    """Open a verifier with the key set at `url`, which is fetched on first use."""
+    """Open a verifier that uses the key set at `url`; the key set is fetched on first use."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -70,9 +73,9 @@ async def open_jwks(
 
 
 class JwksVerifier:
-    """A verifier with the issuer's published keys.
+    """A verifier of JWTs that uses the issuer's published keys.
 
-    The key set is fetched rarely and by one request at a time, regardless of the number and content of tokens.
+    The key set is fetched rarely, by one request at a time, regardless of the number and content of presented tokens.
     """
 
     def __init__(
@@ -87,19 +90,19 @@ class JwksVerifier:
         self._fetched_at = -math.inf
         self._tried_at = -math.inf
         self._wait = 0.0
-        """Seconds to wait after a failed request."""
+        """Seconds to wait until the next request after a failed one; 0 after a successful request."""
         self._why = "not_asked"
         self._fetching: asyncio.Task[None] | None = None
 
     async def verify(self, token: str) -> str:
-        """Return the user id in a token; raises `Unauthorized` and `JwksUnavailable`."""
-        read_key_id(token)  # fetch nothing unless this is a JWT
+        """Verify a token and return its user id; raises `Unauthorized` and `JwksUnavailable`."""
+        read_key_id(token)  # fetch no keys for a token that is not a JWT
         user = verify_with_any(await self._current(), token, rules=self._rules)
         if user is None and self._since(self._tried_at) >= MIN_REFETCH:
             await self._fetch()
             user = verify_with_any(self._usable(), token, rules=self._rules)
         if user is None:
-            if self._wait:  # the set could not be fetched, so the key may be a new one
+            if self._wait:  # the last fetch failed, so the token's key may be a new one
                 raise JwksUnavailable(self._why)
             raise Unauthorized("key")
         return user
@@ -110,7 +113,10 @@ class JwksVerifier:
             await asyncio.wait({self._fetching})
 
     async def _current(self) -> Sequence[Key]:
-        """Return the keys; fetch them again if they are old and the last failure was long enough ago."""
+        """Return the keys of the current key set.
+
+        A key set that is older than `TTL` is fetched again first, unless the last failure was too recent.
+        """
         if self._since(self._fetched_at) >= TTL and self._since(self._tried_at) >= self._wait:
             await self._fetch()
         return self._usable()
@@ -124,7 +130,7 @@ class JwksVerifier:
         return self._clock.monotonic() - moment
 
     async def _fetch(self) -> None:
-        """Fetch the set once for all callers; cancelling a caller does not cancel the request."""
+        """Fetch the key set once for all waiting callers; the cancellation of a caller does not cancel the request."""
         if self._fetching is None:
             self._fetching = asyncio.create_task(self._fetch_now(), name="jwks")
         await asyncio.shield(self._fetching)
@@ -147,7 +153,7 @@ class JwksVerifier:
             self._fetching = None
 
     async def _request(self) -> Sequence[Key]:
-        """Fetch the set; raises `JwksUnavailable`, whose message contains no part of the response."""
+        """Request the key set; raises `JwksUnavailable`, whose message contains no part of the response."""
         body = bytearray()
         try:
             async with self._session.get(self._url, allow_redirects=False) as response:
@@ -167,25 +173,28 @@ class JwksVerifier:
 
 
 def read_jwks(content: bytes) -> Sequence[Key]:
-    """Return the usable keys of a set; raises `ValueError` if there are none or too many."""
+    """Return the usable keys of a key set.
+
+    Raises `ValueError` if the key set is invalid or too large, or if no key is usable.
+    """
     if content.count(b"{") + content.count(b"[") > _MAX_CONTAINERS:
-        raise ValueError("contains too many values")
+        raise ValueError("the key set contains too many values")
     try:
         found = json.loads(content)
     except RecursionError:
-        raise ValueError("is nested too deeply") from None
+        raise ValueError("the key set is nested too deeply") from None
     listed = found.get("keys") if isinstance(found, dict) else None
     if isinstance(listed, list) and len(listed) > MAX_KEYS:
-        raise ValueError("contains too many keys")
+        raise ValueError("the key set contains too many keys")
     keys = [key for key in map(_read_key, listed if isinstance(listed, list) else []) if key is not None]
     if not keys:
-        raise ValueError("has no usable key")
+        raise ValueError("the key set has no usable key")
     return keys
 
 
 def _read_key(jwk: object) -> Key | None:
-    """Return a public signature key of a supported type, otherwise `None`."""
-    if not isinstance(jwk, dict) or "d" in jwk:  # a published private key proves nothing
+    """Parse a public signature key; return `None` if it is not valid or not supported."""
+    if not isinstance(jwk, dict) or "d" in jwk:  # anyone can sign with a published private key
         return None
     kid = jwk.get("kid")
     if kid is not None and not isinstance(kid, str):
@@ -215,5 +224,5 @@ def _is_for_signatures(key: Key, jwk: Mapping[str, object]) -> bool:
 
 
 def _numbers(jwk: Mapping[str, object], *names: str) -> dict[str, str]:
-    """Return the valid numbers; PyJWT rejects a key if one is missing."""
+    """Return the valid numbers by name; PyJWT rejects a key if a number is missing."""
     return {name: value for name in names if isinstance(value := jwk.get(name), str) and _NUMBER.fullmatch(value)}

@@ -1,4 +1,4 @@
-"""Verification of the app's JWTs, as https://www.rfc-editor.org/rfc/rfc8725 (best current practices) recommends."""
+"""Verification of the app's JWTs according to JWT Best Current Practices (https://www.rfc-editor.org/rfc/rfc8725)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 MAX_TOKEN = 8 * 1024
 """The maximum size of a token in bytes."""
 LEEWAY = 60.0
-"""Tolerated clock skew between issuer and service in seconds."""
+"""The tolerated clock skew between issuer and service, in seconds."""
 MIN_SECRET = 32
-"""The minimum size of an HS256 secret in bytes: https://www.rfc-editor.org/rfc/rfc7518#section-3.2."""
+"""The minimum size of an HS256 secret in bytes (https://www.rfc-editor.org/rfc/rfc7518#section-3.2)."""
 _LAST_SECOND = 253402300799
-"""The last second of the year 9999; a later `exp` is in milliseconds by mistake."""
+"""The last second of the year 9999, as a Unix time; a later `exp` is assumed to be in milliseconds by mistake."""
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){2}")
 _UNSUPPORTED_HEADERS = frozenset({"b64", "crit", "enc", "zip"})
-"""Headers that change the meaning of the token."""
+"""Unsupported header parameters, which change the meaning of a token."""
 _FAILED_CHECKS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
     (jwt.InvalidSignatureError, "signature"),
     (jwt.InvalidAlgorithmError, "signature"),
@@ -42,12 +42,12 @@ _FAILED_CHECKS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
 
 class JwtVerifier(Protocol):
     async def verify(self, token: str) -> str:
-        """Return the user id in a token; raises `Unauthorized` and `JwksUnavailable`."""
+        """Verify a token and return its user id; raises `Unauthorized` and `JwksUnavailable`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JwtRules:
-    """The claims that a token must have."""
+    """The claims that a token must contain."""
 
     audience: str
     issuer: str | None = None
@@ -56,7 +56,7 @@ class JwtRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """A key with its algorithm, which the token cannot choose."""
+    """A key and its algorithm; the token does not determine the algorithm."""
 
     algorithm: Literal["HS256", "RS256", "ES256"]
     material: AllowedPublicKeys | bytes = field(repr=False)
@@ -64,7 +64,7 @@ class Key:
 
 
 class Hs256Verifier:
-    """A verifier of HS256 tokens, with a secret shared with the app's backend."""
+    """A verifier of HS256 tokens, whose secret is shared with the app's backend."""
 
     def __init__(self, secret: str, *, rules: JwtRules) -> None:
         self._key = Key(algorithm="HS256", material=read_secret(secret))
@@ -76,18 +76,20 @@ class Hs256Verifier:
 
 
 def read_secret(text: str) -> bytes:
-    """Return the secret's bytes; raises `ValueError` if it is too short or a public key."""
+    """Return the bytes of a shared secret; raises `ValueError` if it is too short, or another kind of key."""
     secret = text.encode()
     if len(secret) < MIN_SECRET:
-        raise ValueError(f"must have {MIN_SECRET} bytes or more")
+        raise ValueError(f"must have at least {MIN_SECRET} bytes")
     try:
         return HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
     except jwt.InvalidKeyError:
-        raise ValueError("is another kind of key (PEM, SSH, JWK): HS256 requires a shared secret") from None
+        raise ValueError(
+            "must be a shared secret, not a PEM, SSH or JWK key; for public keys, set app.jwks_url"
+        ) from None
 
 
 def read_key_id(token: str) -> str | None:
-    """Return the `kid` of a token, unverified; raises `Unauthorized` if it is not a JWT."""
+    """Return the unverified `kid` of a token, or `None`; raises `Unauthorized` if the token is not a supported JWT."""
     if len(token) > MAX_TOKEN or not _COMPACT.fullmatch(token):
         raise Unauthorized("form")
     try:
@@ -101,7 +103,10 @@ def read_key_id(token: str) -> str | None:
 
 
 def verify_with(key: Key, token: str, *, rules: JwtRules) -> str:
-    """Return the user id in a token; raises `Unauthorized` if another key signed it, or a claim is wrong."""
+    """Verify a token with a key, and return its user id.
+
+    Raises `Unauthorized` if the key did not sign the token, or if a claim is missing or wrong.
+    """
     required = ["exp", "aud", *(["iss"] if rules.issuer is not None else [])]
     try:
         claims = jwt.decode(
@@ -123,9 +128,11 @@ def verify_with(key: Key, token: str, *, rules: JwtRules) -> str:
 
 
 def verify_with_any(keys: Sequence[Key], token: str, *, rules: JwtRules) -> str | None:
-    """Return the user id in a token whose `kid` is one of these keys, otherwise `None`.
+    """Verify a token with the keys that have its `kid`, and return its user id.
 
-    Raises `Unauthorized` if that key did not sign the token, or a claim is wrong.
+    A token without a `kid` is verified only if there is exactly one key. Returns `None` if no key has the `kid`, or if
+    the signature of a token without a `kid` cannot be verified, because another key may have signed the token. Raises
+    `Unauthorized` if none of the keys with the `kid` signed the token, or if a claim is missing or wrong.
     """
     kid = read_key_id(token)
     named = [key for key in keys if key.kid == kid] if kid is not None else keys if len(keys) == 1 else []

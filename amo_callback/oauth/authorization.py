@@ -1,4 +1,4 @@
-"""Authorization requests, and the rules by which a code is accepted."""
+"""Authorization requests, and the rules for accepting codes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 STATE_LIFETIME = timedelta(minutes=30)
 _NO_STATE = (None, b"", b"false")
-"""AMO sends `false` where it was given none."""
+"""The values of a missing state: AMO sends `false` if its consent page was opened without a state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartedAuthorization:
-    """AMO's consent page for the user, and the state that the app will receive."""
+    """A started authorization: the URL of AMO's consent page, and the state that the app will receive."""
 
     authorize_url: str = field(repr=False)
     state: bytes = field(repr=False)
-    """The state that the deep link will carry: the app's own, otherwise the issued one."""
+    """The state in the deep link: the app's own state if the request has one, otherwise the issued state."""
     expires_at: datetime
 
 
@@ -47,10 +47,10 @@ class Authorizations:
         self._starts = starts
 
     async def start(self, request: AuthorizationRequest, *, address: str | None = None) -> StartedAuthorization:
-        """Issue a state that is valid for half an hour and one code.
+        """Start an authorization request: issue a state that is valid for 30 minutes and for a single code.
 
-        `address` is the caller's, if no user is known. Raises `TooManyAttempts`, and `QueueFull` if too many requests
-        are started at once.
+        `address` is the client's address; it is used only for requests without a user. Raises `TooManyAttempts` for a
+        user or an address, and `QueueFull` if all clients together start too many requests.
         """
         state = STATE_PREFIX + self._rules.new_secret()
         state_hash = fingerprint(state)
@@ -68,11 +68,11 @@ class Authorizations:
         )
 
     async def admit(self, presented: CodePresentation) -> AuthorizationRequest | None:
-        """Return the authorization request of a new code's state; `None` for a state of the app's own.
+        """Return the authorization request of a new code; `None` for an accepted code without an issued state.
 
-        If only issued states are accepted, a code without a state must come from AMO itself, for an allowed account
-        (which is checked after the exchange). Raises `InvalidState`, `NotFound` for a code that only the app presents,
-        and `PkceMismatch` for a verifier without a known challenge.
+        If only issued states are accepted, a new code from the app raises `NotFound`, and a code without a state is
+        accepted only from AMO itself and only if `amo.allowed_accounts` is set. The account is checked after the
+        exchange. Raises `InvalidState`, and `PkceMismatch` for a verifier without a known challenge.
         """
         if presented.state is not None and is_our_state(presented.state):
             return await self._unused(presented.state)
@@ -95,8 +95,9 @@ class Authorizations:
     def check(self, presented: CodePresentation, *, state: bytes | None, request: AuthorizationRequest | None) -> None:
         """Check that the caller may see the result of a known code.
 
-        A browser must present the state that came with the code: an issued state is a secret of that browser. Raises
-        `InvalidState`. The app presents the verifier instead; raises `PkceMismatch`.
+        If the code came with an issued state, or if only issued states are accepted, a browser must present the state
+        that came with the code, because an issued state is known only to one browser. The app must present the verifier
+        instead. Raises `InvalidState` or `PkceMismatch`.
         """
         if presented.source is CodeSource.APP:
             check_verifier(request, presented.verifier)
@@ -106,7 +107,7 @@ class Authorizations:
             raise InvalidState
 
     async def app_state(self, state: bytes | None) -> bytes | None:
-        """Return the state for the app: its own, if it gave one."""
+        """Return the app's own state if `state` was issued for a request that has one, otherwise `state`."""
         if state is None or not is_our_state(state):
             return state
         issued = await self._store.issued_state(fingerprint(state))

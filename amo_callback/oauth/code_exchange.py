@@ -1,4 +1,4 @@
-"""One code exchange, from a claimed grant to a stored pair: the only module that spends an authorization code."""
+"""One code exchange, from a claimed grant to a stored pair. No other module spends authorization codes."""
 
 from __future__ import annotations
 
@@ -40,43 +40,43 @@ if TYPE_CHECKING:
     from amo_callback.refresh.raw_answers import RawAnswers
 
 _LAST_SLOT = 1.0
-"""Seconds that an exchange may wait for its slot at shutdown.
+"""The maximum number of seconds for which an exchange waits for its rate-limit slot at shutdown.
 
-The rest of the exchange has its own limits; together they fit into the time that systemd allows.
+The other steps of an exchange have their own limits. The sum of all limits is within systemd's stop timeout.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExchangeParts:
-    """The parts of the token lifecycle that an exchange uses."""
+    """The components of the token lifecycle that an exchange uses."""
 
     pending_writes: PendingWrites
     raw_answers: RawAnswers
     credentials: Credentials
     address_block: AddressBlock
     connected: Callable[[Connection], None]
-    """Called when AMO has accepted a code and its pair is stored."""
+    """Called after AMO has accepted a code and its pair has been stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeExchange:
-    """An authorization code that is about to be spent."""
+    """An authorization code that is about to be exchanged."""
 
     code: bytes = field(repr=False)
     domain: str
-    """The account's host, already checked."""
+    """The account's validated host."""
     request: AuthorizationRequest | None
-    """The authorization request if the flow started here."""
+    """The authorization request, if this service started the flow."""
     started: float
-    """The monotonic time before the grant was claimed."""
+    """The monotonic time from which the lease is counted, taken before the grant was claimed."""
     reservation: Reservation
     """The caller's rate-limit reservation."""
     turn: asyncio.Lock = field(compare=False, repr=False)
-    """The lock of the caller's address, held while the code waits for the rate limit."""
+    """The lock of the caller's user or address, held while the code waits for a rate-limit slot."""
 
 
 class Exchanger:
-    """Exchanges authorization codes."""
+    """Exchanges the codes of claimed grants, and stores the new pairs."""
 
     def __init__(self, core: Core, rules: GrantRules, parts: ExchangeParts) -> None:
         self._core = core
@@ -90,8 +90,8 @@ class Exchanger:
     async def exchange(self, grant: Grant, exchange: CodeExchange) -> Grant:
         """Exchange the code of a claimed grant, store the pair, and return the finished grant.
 
-        Raises `StoreUnavailable` if a refusal cannot be stored. A pair is kept until it is stored; at shutdown,
-        `ShuttingDown` is raised once the pair has a rescue file.
+        Raises `StoreUnavailable` if a refusal cannot be stored. A pair is kept in memory until it is stored. At
+        shutdown, `ShuttingDown` is raised as soon as an unsaved pair is in a rescue file.
         """
         try:
             issued = await self._spend(exchange)
@@ -111,7 +111,10 @@ class Exchanger:
         return await self._save(grant, exchange, issued)
 
     async def _spend(self, exchange: CodeExchange) -> TokenResponse:
-        """Present the code; raises its refusal, or `AccountNotAllowed`, and then discards the pair."""
+        """Present the code and return AMO's response; raises the corresponding error if AMO refuses the code.
+
+        Raises `AccountNotAllowed`, and discards the pair, if AMO accepts the code for an account that is not allowed.
+        """
         await self._slot(exchange)
         not_after = exchange.started + self._core.rules.lease - self._core.amo.timeout
         with self._pending_writes.expecting():
@@ -124,7 +127,7 @@ class Exchanger:
         return issued
 
     async def _save(self, grant: Grant, exchange: CodeExchange, issued: TokenResponse) -> Grant:
-        """Store the new pair before anything else."""
+        """Store the new pair before doing anything else, and return the finished grant."""
         connection = self._granted(issued, exchange.domain)
         ended = dataclasses.replace(
             grant,
@@ -153,14 +156,15 @@ class Exchanger:
             else:
                 self._connected(connection)
         finally:
-            exchange.reservation.release()  # only now, because nothing may delay storing the pair
+            exchange.reservation.release()  # last, because nothing may delay storing the pair
         await self._address_block.succeeded()
         return ended
 
     async def _slot(self, exchange: CodeExchange) -> None:
-        """Wait for a rate-limit slot until a request could no longer finish within the claim's lease.
+        """Wait for a rate-limit slot, as long as a request can still finish within the claim's lease.
 
-        After that, another process may hold the claim. A code that stops waiting uses no slot.
+        After the lease, another process may hold the claim. A code that stops waiting uses no slot. Raises `NotYet` if
+        it is too late to send the request, and `ShuttingDown` at shutdown.
         """
         slot = self._turn(exchange)
         left = self._left(exchange.started)
@@ -224,7 +228,7 @@ def _connected(connection: Connection) -> Event:
 def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
     """Return the grant as failed, or as refused if the same code must not be tried again."""
     if isinstance(error, CodeUsed) and grant.possibly_spent:
-        # An exchange of this service with an unknown outcome most likely spent the code.
+        # Most likely, an earlier exchange by this service, with an unknown outcome, has spent the code.
         error = CodeExpired()
     final = isinstance(error, UserError)
     return dataclasses.replace(

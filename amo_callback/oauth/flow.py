@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class OAuth:
-    """The OAuth flow of one process, built and not started."""
+    """The components of the OAuth flow in one process."""
 
     def __init__(self, core: Core, settings: Settings, lifecycle: TokenLifecycle) -> None:
         amo = settings.amo

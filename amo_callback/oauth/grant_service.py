@@ -1,8 +1,9 @@
 """One exchange per authorization code, and the same result for every caller.
 
-Browsers prefetch, reload and go back, and the app calls after the browser, so one code arrives many times. The first
-call claims the code in the store and exchanges it in a separate task. Other calls wait for that task, or for the
-process that runs it; later calls read the stored result. An AMO code works once, so it is also presented only once.
+Browsers prefetch, reload and go back, and the app calls after the browser, so one code may arrive many times. The first
+call claims the grant in the store and exchanges the code in a separate task. Concurrent calls wait for that task, or
+for the process that runs it; later calls read the stored result. AMO accepts a code only once, so concurrent
+calls must not present it twice.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _POLL_EVERY = 0.25
 
 
 class GrantService:
-    """Completes grants."""
+    """Exchanges presented codes, and returns the results of grants."""
 
     def __init__(
         self, core: Core, rules: GrantRules, *, exchanger: Exchanger, authorizations: Authorizations, limits: Limits
@@ -59,15 +60,16 @@ class GrantService:
         self._leases = Leases(length=core.rules.lease, store=core.store, clock=core.clock)
         self._exchanges: SingleFlight[GrantResult] = SingleFlight("grant", on_end=self._ended)
         self._pending: dict[str, GrantResult] = {}
-        """The current results of claimed grants whose codes are being exchanged."""
+        """The current results of grants whose codes are being exchanged, in this process or another one."""
         self._claimed: set[str] = set()
 
     async def complete(self, presented: CodePresentation) -> GrantResult:
-        """Return the result of a code, exchanging it first if necessary; `EXCHANGING` after `wait_limit` seconds.
+        """Exchange a code if necessary, and return the result of its grant.
 
-        The host of the first caller is used, and checked before anything is sent to AMO. Cancelling a caller does not
-        cancel the exchange. Raises `UserError` if the code is not sent to AMO, `NotFound`, `QueueFull`,
-        `StoreUnavailable` and `ShuttingDown`.
+        If the exchange takes longer than `wait_limit` seconds, the status of the result is `EXCHANGING`. The host named
+        by the first caller is used; it is checked before anything is sent to AMO. Cancelling a caller does not cancel
+        the exchange. Raises `UserError` if this service rejects the code without sending it to AMO; also raises
+        `NotFound`, `PkceMismatch`, `QueueFull`, `StoreUnavailable` and `ShuttingDown`.
         """
         result = await self._completed(presented)
         self._authorizations.check(presented, state=result.state, request=result.request)
@@ -83,13 +85,13 @@ class GrantService:
             except (UserError, NotFound, PkceMismatch, QueueFull):
                 if started:
                     raise
-                # The failure of another caller (no host, no state, no place) need not apply to this one.
+                # Another caller's error, such as a missing host or state, need not apply to this caller.
         if presented.code_hash not in self._pending:
             raise StoreUnavailable("late")
         return self._pending[presented.code_hash]
 
     async def result(self, handle: str) -> GrantResult:
-        """Return the result for a return handle; raises `NotFound` if it is unknown or expired."""
+        """Return the result for a return handle; raises `NotFound` if the handle is unknown or expired."""
         return self._grants.to_result(await self._by_handle(handle))
 
     async def retry(self, handle: str, *, address: str | None = None) -> GrantResult:
@@ -106,15 +108,15 @@ class GrantService:
         return grant
 
     async def connection_of(self, result: GrantResult) -> Connection | None:
-        """Return the current connection of a grant."""
+        """Return the connection of a grant as it is now stored, if there is one."""
         return await self._core.store.connection(result.connection_id) if result.connection_id else None
 
     async def drain(self) -> None:
-        """Start no more exchanges, and wait until every claimed code is exchanged and stored."""
+        """Stop starting exchanges, and wait until those of claimed grants are finished and stored."""
         self._core.stop.set()
         for code_hash, task in self._exchanges:
             if code_hash not in self._claimed:
-                task.cancel()  # its code is not claimed yet
+                task.cancel()  # the grant is not claimed yet
         await self._exchanges.drain()
 
     def _ended(self, code_hash: str, task: asyncio.Task[GrantResult]) -> None:
@@ -134,14 +136,14 @@ class GrantService:
                 if secrets is not None:
                     return self._grants.to_result(grant, secrets)
                 if grant.status is GrantStatus.FAILED:
-                    continue  # another caller claimed it first and failed, so the code is known now
+                    continue  # another caller claimed the grant first and failed; read the grant again
             if grant.status is not GrantStatus.EXCHANGING or self._core.stop.is_set():
                 return self._grants.to_result(grant)
             self._pending[presented.code_hash] = self._grants.to_result(grant)
             await self._core.clock.sleep(_POLL_EVERY)
 
     async def _attempt(self, presented: CodePresentation, before: Grant | None) -> tuple[Grant, GrantSecrets | None]:
-        """Claim the code and exchange it; return the grant, and its secrets if this call claimed it."""
+        """Claim the grant and exchange its code; return the grant, and its secrets if this call claimed it."""
         started = self._core.clock.monotonic()
         known = None if before is None else self._grants.secrets_of(before)
         if known is None:
@@ -149,7 +151,7 @@ class GrantService:
         else:
             self._authorizations.check(presented, state=known.state, request=known.request)
             request = known.request
-        # Without a host, the host of an earlier call is used, or else the default.
+        # If the caller names no host, the host of an earlier call is used, otherwise the default host.
         domain = self._core.amo.check_domain(presented.host or (known.domain if known else None))
         fresh, secrets = self._grants.begin(presented, domain=domain, request=request)
         priority = priority_of(request)
@@ -172,7 +174,7 @@ class GrantService:
                 reservation.release()
                 raise
             if grant.attempt != fresh.attempt:
-                reservation.release()  # another caller claimed it first
+                reservation.release()  # another caller claimed the grant first
                 return grant, None
             secrets = known or secrets  # a retried code keeps its return handle and ticket
             self._claimed.add(presented.code_hash)
@@ -183,7 +185,7 @@ class GrantService:
             return await self._exchanger.exchange(grant, exchange), secrets
 
     async def _unclaim(self, fresh: Grant) -> None:
-        """Release a claim that was committed although its task was cancelled, since nothing was sent."""
+        """Release a claim that was committed although its task was cancelled; nothing was sent to AMO."""
         grant = await self._core.store.grant(fresh.code_hash)
         if grant is not None and grant.attempt == fresh.attempt:
             await self._core.store.finish_grant(
@@ -191,7 +193,7 @@ class GrantService:
             )
 
     def _is_abandoned(self, grant: Grant) -> bool:
-        """Return whether the exchanging process has died: its lease has expired since this process first saw it."""
+        """Return whether the exchange is unfinished and its lease has expired, so that its process must have exited."""
         if grant.status is not GrantStatus.EXCHANGING:
             self._leases.forget(grant.code_hash)
             return False

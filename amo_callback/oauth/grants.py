@@ -1,4 +1,4 @@
-"""Stored grants, their encrypted secrets, and the rules for them."""
+"""Stored grants with their encrypted secrets, and the rules for accepting grants."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 
 CODE_LIFETIME = timedelta(minutes=20)
-"""The lifetime of AMO's codes, and of grants in the store."""
+"""The lifetime of AMO's authorization codes, and of grants in the store."""
 
 
 def _new_secret() -> str:
-    """Return 128 random bits as `[A-Za-z0-9_-]`, which need no escaping in links."""
+    """Return 128 random bits in URL-safe base64, which needs no escaping in links."""
     return randomness.token_urlsafe(16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrantRules:
-    """Which grants are accepted, and how long a request waits for an exchange."""
+    """Rules for accepting grants, and the time limit of waiting requests."""
 
     issued_only: bool = False
-    """Whether only states issued here are accepted."""
+    """Whether only states issued by this service are accepted."""
     allowed_accounts: Collection[str] = ()
     default_domain: str | None = None
     wait_limit: float = 8.0
-    """Seconds after which the user sees a waiting page; the exchange continues."""
+    """Seconds after which the user sees a waiting page while the exchange continues."""
     new_secret: Callable[[], str] = _new_secret
 
 
 class GrantRecords:
-    """Creates and reads grants."""
+    """Creates grants, and decrypts stored ones."""
 
     def __init__(self, core: Core, rules: GrantRules) -> None:
         self._cipher = core.cipher
@@ -53,7 +53,7 @@ class GrantRecords:
     def begin(
         self, presented: CodePresentation, *, domain: str, request: AuthorizationRequest | None
     ) -> tuple[Grant, GrantSecrets]:
-        """Return a new grant with a return handle and a ticket, and its secrets."""
+        """Return a new grant and its secrets, which include a new return handle and a new ticket."""
         secrets = GrantSecrets(
             handle=self._new_secret(),
             code=presented.code,
@@ -76,15 +76,15 @@ class GrantRecords:
         return grant, secrets
 
     def secrets_of(self, grant: Grant) -> GrantSecrets:
-        """Decrypt the secrets of a grant; raises `DecryptionFailed`, including if they were erased."""
+        """Decrypt the secrets of a grant; raises `DecryptionFailed`, including if the secrets were erased."""
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
     def to_result(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
-        """Return the current result of a grant; its `secrets` are decrypted unless they are given."""
+        """Return the current result of a grant; the secrets are decrypted unless they are passed in."""
         secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error
         if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
-            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # the exchanging process has died
+            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # the process of the exchange has exited
         return GrantResult(
             status=status,
             error=error,

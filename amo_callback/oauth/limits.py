@@ -19,23 +19,26 @@ if TYPE_CHECKING:
     from amo_callback.grant import AuthorizationRequest
 
 _ADDRESSES = 50_000
-"""The maximum number of remembered addresses; the least recent ones are dropped."""
+"""The maximum number of remembered addresses; beyond it, the least recently used ones are dropped."""
 _ALL = "all links"
 _FEW = 3
-"""Codes per address that may wait while the queue is at least half full."""
+"""The maximum number of waiting codes per address while the queue is at least half full."""
 _WRITTEN_AT_ONCE = 4
-"""Concurrent writes per priority: one batch of the store, and less than half of its connections."""
+"""The maximum number of concurrent writes per priority.
+
+They fit into one batch of SQLite jobs, and use less than half of the PostgreSQL connection pool.
+"""
 
 
 def priority_of(request: AuthorizationRequest | None) -> Priority:
-    """Return the priority of a caller: known users come before plain links, which anyone can follow."""
+    """Return the priority of a request or its code: known users before plain links, which anyone can follow."""
     if request is None:
         return Priority.ANONYMOUS
     return Priority.OUR_LINK if request.user is None else Priority.KNOWN_USER
 
 
 class AttemptLimiter:
-    """A limit on attempts per address and window; each process counts separately."""
+    """A limit on attempts per address in a time window; each process counts separately."""
 
     def __init__(self, *, attempts: int, window: float, clock: Clock) -> None:
         self.attempts = attempts
@@ -75,24 +78,24 @@ class AttemptLimiter:
 
 
 class Reservation:
-    """An attempt that counts against its address until its window has passed or it is released."""
+    """An attempt that counts against its address until the window has passed or the reservation is released."""
 
     def __init__(self, *, among: deque[float] | None = None, at: float = 0.0) -> None:
         self._among = among
         self._at = at
 
     def release(self) -> None:
-        """Stop counting the attempt, because AMO accepted the code or nothing was sent."""
+        """Stop counting the attempt, for example because AMO accepted the code or nothing was sent."""
         among, self._among = self._among, None
-        if among is not None and self._at in among:  # otherwise its window has passed
+        if among is not None and self._at in among:  # absent if its window has passed
             among.remove(self._at)
 
 
 class AdmissionQueue:
-    """The codes that wait for AMO: at most `capacity` per priority, since more would expire in the queue.
+    """A queue of codes that wait for AMO: at most `capacity` per priority, because more would expire in the queue.
 
-    Each address has its own lock, and half of the capacity is for addresses with few waiting codes, so that a
-    flood from some addresses does not delay all other users.
+    Each address has its own lock, and half of the capacity is reserved for addresses with few waiting codes. A flood
+    from some addresses therefore does not delay all other users.
     """
 
     def __init__(self, *, capacity: int) -> None:
@@ -103,9 +106,9 @@ class AdmissionQueue:
 
     @contextmanager
     def enter(self, priority: Priority, address: str | None) -> Iterator[asyncio.Lock]:
-        """Count a code as waiting, and yield the lock of its address, to be held while waiting for the rate limit.
+        """Count a code as waiting, and yield the lock of its address; raises `QueueFull`.
 
-        Raises `QueueFull`.
+        The caller must hold the lock while the code waits for a rate-limit slot.
         """
         waiting = self._waiting[priority]
         name = "" if address is None else _network(address)
@@ -130,7 +133,7 @@ class AdmissionQueue:
 class StartLimiter:
     """Limits on authorization requests: per user, per address, and in total for plain links.
 
-    Anyone can follow a plain link, from any number of addresses, and each one costs a write to the store.
+    Anyone can follow a plain link, from any number of addresses, and each request costs a write to the store.
     """
 
     def __init__(self, *, each: AttemptLimiter, links: AttemptLimiter, queue: AdmissionQueue) -> None:
@@ -140,7 +143,7 @@ class StartLimiter:
 
     @asynccontextmanager
     async def turn(self, request: AuthorizationRequest, *, address: str | None) -> AsyncIterator[None]:
-        """Hold a place among the concurrent writes; raises `TooManyAttempts`, `QueueFull` and `StoreUnavailable`."""
+        """Apply the limits, and hold a slot for a concurrent write; raises `TooManyAttempts` and `QueueFull`."""
         priority = priority_of(request)
         who = f"user {request.user}" if request.user is not None else address
         with self._queue.enter(priority, who):
@@ -152,14 +155,14 @@ class StartLimiter:
                 yield
 
     def _reserve_link(self, address: str | None, priority: Priority) -> None:
-        """Reserve a plain link from the total; its second half is reserved for addresses that have none yet."""
+        """Reserve one of the plain links allowed in total; the second half is for addresses without an earlier link."""
         half_is_used = 2 * self._links.count(_ALL) >= self._links.attempts
         if half_is_used and address is not None and self._each.count(address, among=priority) > 1:
             raise QueueFull
         try:
             self._links.reserve(_ALL)
         except TooManyAttempts:
-            raise QueueFull from None  # all addresses together have sent too many, not this one
+            raise QueueFull from None  # the limit is the total of all addresses, not that of this address
 
 
 class Limits:
@@ -177,7 +180,7 @@ class Limits:
         self.starts = StartLimiter(each=self._each, links=self._links, queue=AdmissionQueue(capacity=capacity))
 
     def change(self, *, attempts: int, window: float) -> None:
-        """Replace the limits."""
+        """Replace the limits; existing reservations remain."""
         for limiter in (self.codes, self._each):
             limiter.change(attempts=attempts, window=window)
         self._links.change(attempts=self._links_in(window), window=window)
@@ -185,18 +188,18 @@ class Limits:
     def _links_in(self, window: float) -> int:
         """Return the number of plain links allowed in a window: half of the codes that can be exchanged in it.
 
-        The other half is reserved for codes that were requested elsewhere.
+        The other half is reserved for codes whose authorization did not start with this service.
         """
         return capacity_for(per_second=self._requests_per_second / 2, seconds=window)
 
 
 def capacity_for(*, per_second: float, seconds: float) -> int:
-    """Return the number of codes that can be sent in that time if refreshes use every other slot."""
+    """Return the number of codes that can be sent in `seconds` if refreshes use every other slot; at least 1."""
     return max(1, int(per_second / 2 * seconds))
 
 
 def _network(address: str) -> str:
-    """Return the network of one subscriber: an IPv4 address, or the /64 of an IPv6 address."""
+    """Return one subscriber's network, an IPv4 address or the /64 of an IPv6 address; other text is unchanged."""
     try:
         parsed = ip_address(address)
     except ValueError:

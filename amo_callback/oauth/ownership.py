@@ -1,22 +1,23 @@
 """The rules by which an app user becomes an owner of a connection.
 
-Anyone can be tricked into following a link, or into opening a deep link. Neither a link nor a code therefore makes a
-user an owner; that takes the user's JWT and a proof that the flow began in the user's own app:
+Anyone can be tricked into following a link or opening a deep link. Therefore, neither a link nor a code makes a user an
+owner. Ownership requires the user's JWT and a proof that the flow began in that user's own app, unless a backend
+asserts the user:
 
 | flow started by | proof when the app presents the code | JWT | new owner |
 | --- | --- | --- | --- |
-| a user, with a challenge | the matching verifier | that user's | that user, in addition |
+| a user, with a challenge | the matching verifier | that user's | that user, as another owner |
 | | | another user's | none |
 | a backend, for a user | the backend asserts the user | not needed | that user, when AMO has accepted the code |
-| a backend, for a user, with a challenge | the matching verifier | that user's, or none | that user, in addition |
+| a backend, for a user, with a challenge | the matching verifier | that user's or none | that user, as another owner |
 | | | another user's | none |
 | anyone who opened `/connect` with a challenge | the matching verifier | any user's | that user, if there is no owner |
 | the app, with its own state (mode `app`) | the state names the user | that user's | that user, if there is no owner |
 | | the state names another user, or none | any user's | none |
-| a user, a plain link, AMO itself: no challenge, and an issued state or none | none | any user's | none |
+| a user, a plain link or AMO, without a challenge; the state is issued or missing | none | any user's | none |
 
-A wrong, missing or unexpected verifier is `PkceMismatch`, and the result is not returned either. Anyone who knows a
-user's id can make a state that names it; the app has to compare its own state.
+A wrong, missing or unexpected verifier raises `PkceMismatch`, and no result is returned. Anyone who knows a user's id
+can make a state that names that user. The app must therefore compare the returned state with its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
 def check_verifier(request: AuthorizationRequest | None, verifier: str | None) -> None:
-    """Raise `PkceMismatch` unless the verifier matches the challenge of the authorization request.
+    """Raise `PkceMismatch` unless the verifier matches the challenge of the request, or both are missing.
 
     A verifier without a challenge does not match, because an attacker may have removed the challenge (RFC 9700, 4.8.2).
     """
@@ -56,19 +57,19 @@ def check_verifier(request: AuthorizationRequest | None, verifier: str | None) -
 
 
 class Binding(Enum):
-    """Whether a user becomes an owner."""
+    """Whether a user becomes an owner of a connection."""
 
     OWNER = "owner"
-    """In addition to other owners."""
+    """The user becomes an owner in addition to any other owners."""
     FIRST_OWNER = "first owner"
-    """Only if there is no owner."""
+    """The user becomes an owner only if there is no owner yet."""
     NONE = "none"
 
 
 def binding_of(
     request: AuthorizationRequest | None, *, user: str, state: bytes | None, takes_app_states: bool
 ) -> Binding:
-    """Return whether the user of a JWT becomes an owner by a grant whose verifier was checked."""
+    """Return whether the user of a JWT becomes an owner through a grant; its verifier must have been checked."""
     if request is not None and request.user not in {None, user}:
         return Binding.NONE
     if request is not None and request.challenge is not None:
@@ -77,7 +78,7 @@ def binding_of(
 
 
 def _user_named_in(state: bytes | None) -> str | None:
-    """Return the `userId` of a state that is base64 of a JSON object, the format of the existing app."""
+    """Return the `userId` in a state that is a base64-encoded JSON object, as the existing app makes it."""
     try:
         decoded = base64.b64decode(_padded(state or b""), altchars=b"-_", validate=True)
         content = json.loads(decoded)
@@ -90,7 +91,7 @@ def _user_named_in(state: bytes | None) -> str | None:
 def _padded(state: bytes) -> bytes:
     """Convert base64 of either alphabet to padded URL-safe base64.
 
-    The state may have been percent-encoded once too often or not at all; in the latter case a `+` arrives as a space.
+    The state may have been percent-encoded once too often or not at all; in the latter case, a `+` arrives as a space.
     """
     plain = unquote_to_bytes(state).rstrip(b"=").replace(b" ", b"-").replace(b"+", b"-").replace(b"/", b"_")
     return plain + b"=" * (-len(plain) % 4)

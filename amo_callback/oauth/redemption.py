@@ -1,4 +1,4 @@
-"""Redemption: the app presents the code or ticket of its deep link, and its user becomes an owner."""
+"""Redemption: the app presents the code or ticket of its deep link, which may make the app's user an owner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.oauth.limits import AttemptLimiter, Reservation
 
 TICKET_LIFETIME = timedelta(minutes=10)
-"""The lifetime of a ticket, from AMO's acceptance of the code."""
+"""The lifetime of a ticket, counted from AMO's acceptance of the code."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,25 +33,25 @@ class RedeemRequest:
     """AMO's authorization code, or a ticket."""
     verifier: str | None = field(repr=False, default=None)
     user: str | None = None
-    """The user of the JWT in the request."""
+    """The user named by the JWT in the request, if there is one."""
     host: str | None = None
-    """The account's host, for a code that is not known yet."""
+    """The account's host, which is used if the code has not been exchanged yet."""
     address: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Redeemed:
-    """The result of a grant for the caller that presented its code."""
+    """The result of a grant for the caller that presented its code or ticket."""
 
     result: GrantResult
     connection: Connection | None
-    """The current connection."""
+    """The connection as it is now stored, if the grant succeeded."""
     is_owner: bool = True
-    """Whether the calling user is an owner; true without a JWT."""
+    """Whether the user of the JWT, or the user asserted by a backend, is an owner; true if there is neither."""
 
 
 class Redeemer:
-    """Returns the result of a grant, any number of times, to callers that have its verifier."""
+    """Returns the result of a grant, repeatedly if requested, to callers with its code or ticket and its verifier."""
 
     def __init__(self, core: Core, rules: GrantRules, *, service: GrantService, attempts: AttemptLimiter) -> None:
         self._store = core.store
@@ -62,9 +62,10 @@ class Redeemer:
         self._attempts = attempts
 
     async def redeem(self, presented: RedeemRequest) -> Redeemed:
-        """Return the result of a grant, and make its user an owner if the proof suffices.
+        """Return the result of a grant, and make the calling user an owner if the proof suffices.
 
-        Raises `PkceMismatch`, `GrantExpired` (for tickets, too), and the errors of `GrantService.complete`.
+        Raises `PkceMismatch`, `GrantExpired` (also for an expired ticket), `TooManyAttempts`, and the other errors of
+        `GrantService.complete`.
         """
         known = await self._known(fingerprint(presented.code))
         presentation = CodePresentation(
@@ -78,7 +79,7 @@ class Redeemer:
         try:
             result = await self._service.complete(presentation)
         except PkceMismatch:
-            raise  # the reservation stays, which limits guessing
+            raise  # the reservation remains, which limits guesses of the verifier
         except BaseException:
             reservation.release()
             raise
@@ -89,7 +90,7 @@ class Redeemer:
         return Redeemed(result=result, connection=await self._service.connection_of(result), is_owner=is_owner)
 
     async def _known(self, name: str) -> GrantSecrets | None:
-        """Return the secrets of the grant with this ticket or code, the ticket first."""
+        """Return the secrets of the grant whose ticket, or otherwise whose code, has the fingerprint `name`."""
         grant = await self._store.grant_by_ticket(name)
         if grant is not None and self._is_over(grant):
             raise GrantExpired
@@ -103,7 +104,7 @@ class Redeemer:
         return grant.expires_at <= now or grant.accepted_at is None or grant.accepted_at + TICKET_LIFETIME <= now
 
     def _reserve(self, presented: RedeemRequest, known: GrantSecrets | None) -> Reservation:
-        """Reserve an attempt for a verifier that may be wrong."""
+        """Reserve an attempt if a verifier is presented or required, because the verifier may be a guess."""
         asked = known is not None and known.request is not None and known.request.challenge is not None
         if presented.verifier is None and not asked:
             return self._attempts.reserve(None)
@@ -112,7 +113,7 @@ class Redeemer:
         return self._attempts.reserve(f"user {presented.user}", among=Priority.KNOWN_USER)
 
     async def _bind(self, result: GrantResult, connection_id: str, user: str | None) -> bool:
-        """Make the user an owner if the proof suffices, and return whether the calling user is one."""
+        """Make the user an owner if the proof suffices, and return whether the user is now an owner."""
         request, first_only = result.request, False
         if user is not None:
             binding = binding_of(request, user=user, state=result.app_state, takes_app_states=not self._issued_only)

@@ -1,7 +1,7 @@
-"""The state of the service at the time of a scrape, as Prometheus gauges.
+"""The status of the service at the time of a scrape, as Prometheus gauges.
 
 Unknown values have no sample, because a zero would be wrong. Ages are measured by the monotonic clock, so that a wrong
-wall clock raises no alarm. Deadlines are timestamps, because they are weeks away and come closer even while the store
+wall clock raises no alarm. Deadlines are timestamps, because they are weeks away and keep approaching while the store
 is unreachable.
 """
 
@@ -24,12 +24,12 @@ Label = TypeVar("Label", bound=str)
 
 
 _FAILED_CHECKS = (
-    ("frozen", "frozen", "Whether refreshing is frozen, for all connections."),
+    ("frozen", "frozen", "Whether all connections are frozen."),
     ("amo_credentials_refused", "amo_credentials", "Whether AMO rejects the client id, secret or redirect URI."),
-    ("amo_blocked", "amo_blocked", "Whether AMO blocks the address of this server."),
+    ("amo_blocked", "amo_blocked", "Whether AMO blocks the IP address of this server."),
     ("mass_failure", "mass_failure", "Whether refreshing is paused because too many connections failed at once."),
 )
-"""Gauges that are 1 if a check of /readyz fails."""
+"""Gauges that are 1 if a check of `/readyz` fails, each with its name, check and help text."""
 
 
 class Gauges:
@@ -40,17 +40,19 @@ class Gauges:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         now, stats = self._status, self._status.stats
-        yield _each("check_ok", "Whether a check of /readyz succeeds.", "check", now.checks)
-        yield _one("refresher_beat_age_seconds", "Seconds since the refresher's last heartbeat.", now.heartbeat_age)
-        yield _one("refreshes_in_flight", "Refreshes in progress in this process.", now.in_flight)
+        yield _each("check_ok", "Whether a check of /readyz succeeds, by check.", "check", now.checks)
         yield _one(
-            "unsaved_pairs", "Pending writes: token pairs that the database has not committed.", now.pending_writes
+            "refresher_beat_age_seconds", "Seconds since the refresh scheduler's last heartbeat.", now.heartbeat_age
         )
+        yield _one("refreshes_in_flight", "Refreshes in progress in this process.", now.in_flight)
+        yield _one("unsaved_pairs", "Pending writes: token pairs that the database has not stored.", now.pending_writes)
         for name, check, about in _FAILED_CHECKS:
             yield _one(name, about, None if check not in now.checks else not now.checks[check])
         if stats is not None:
-            yield _one("stats_age_seconds", "Seconds since the last poll of the database.", now.stats_age)
-            yield _one("stats_duration_seconds", "How long that poll took.", now.stats_seconds)
+            yield _one("stats_age_seconds", "Seconds since the last query of the database statistics.", now.stats_age)
+            yield _one(
+                "stats_duration_seconds", "Duration of the last query of the database statistics.", now.stats_seconds
+            )
             yield from _connections(stats)
             if now.webhooks_delivered:
                 yield from _webhooks(stats)
@@ -65,7 +67,7 @@ def _connections(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
     yield _each("connections", "Connections by status.", "status", statuses)
     yield _each(
         "connections_needing_reauth",
-        "Connections whose user must connect again, by reason.",
+        "Connections that need reauthorization, by reason.",
         "reason",
         stats.needs_reauth,
     )
@@ -83,7 +85,7 @@ def _connections(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
     )
     yield _at(
         "refresh_token_next_expiry_timestamp_seconds",
-        "The earliest expiry of a refresh token (without one, of the access token) among active connections.",
+        "The earliest expiry of a refresh token (or of an access token without one) among active connections.",
         stats.next_deadline,
     )
 
@@ -98,7 +100,7 @@ def _webhooks(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
     )
     yield _at(
         "webhooks_oldest_timestamp_seconds",
-        "When the oldest waiting webhook was stored, if webhook.url is set.",
+        "The time at which the oldest waiting webhook was stored, if webhook.url is set.",
         stats.waiting_since,
     )
 

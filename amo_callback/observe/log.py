@@ -1,6 +1,6 @@
 """Log lines in JSON or for the console, with secrets redacted.
 
-The service logs no secrets itself; redaction is for text from elsewhere.
+The service itself logs no secrets; redaction is for text from other sources, such as exceptions.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ _SHAPES = re.compile(
     r"|\b(?P<name>code|state|client_secret|(?:access_|refresh_)?token)=[^&\s\"']+"
 )
 _HINTS = ("eyJ", "def502", "=")
-"""Every match of `_SHAPES` contains one of these, or `bearer `."""
+"""Every match of `_SHAPES` contains one of these texts or, in upper or lower case, `bearer `."""
 _PLAIN = frozenset({int, float, bool, type(None)})
 _GONE = "[redacted]"
 _SHORTEST = 6
-"""Shorter secrets are not searched for, because they occur in ordinary words."""
+"""The minimum length of a configured secret that is redacted; shorter ones occur in ordinary words."""
 
 
 class LevelFilter:
-    """The minimum level of log lines, changeable at any time; a structlog processor."""
+    """A structlog processor that drops log lines below a minimum level, which can be changed at any time."""
 
     def __init__(self, level: str) -> None:
         self.set(level)
@@ -75,7 +75,7 @@ class LevelFilter:
 
 
 class Redactor:
-    """Redacts secrets in log lines by field name, by shape, and by the values of configured ones."""
+    """Redacts secrets in log lines: by field name, by shape, and by the values of configured secrets."""
 
     def __init__(self, secrets: Collection[str] = ()) -> None:
         self._secrets: list[str] = []
@@ -98,7 +98,7 @@ class Redactor:
         return _SHAPES.sub(lambda found: f"{found['name']}={_GONE}" if found["name"] else _GONE, text)
 
     def _is_clean(self, line: Mapping[str, Any]) -> bool:
-        """Return whether a line certainly contains nothing to redact, which is the usual case."""
+        """Return whether a line certainly contains nothing to redact, as most lines do."""
         if not _SECRET_FIELDS.isdisjoint(line):
             return False
         texts = []
@@ -132,9 +132,9 @@ def make_logger(
     redactor: Redactor | None = None,
     journal: bool = False,
 ) -> FilteringBoundLogger:
-    """Make the process's logger; `style` is `json`, `console` or `auto` (console on a terminal).
+    """Return the process's logger; `style` is `json`, `console` or `auto` (console on a terminal, otherwise JSON).
 
-    With `journal`, each JSON line has a priority prefix for the journal.
+    If `journal` is true, each JSON line begins with a priority prefix for the journal.
     """
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
@@ -155,14 +155,16 @@ def make_logger(
     return structlog.wrap_logger(  # type: ignore[no-any-return]  # reason: structlog types it as Any
         _Sink(stream, prefixes=prefixes),
         processors=[*processors, render],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # `LevelFilter` decides
-    ).bind()  # bind now; otherwise structlog makes a logger for every line
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.DEBUG
+        ),  # `LevelFilter` applies the configured level
+    ).bind()  # without `bind`, structlog makes a logger for every line
 
 
 def _add_context(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if (request_id := REQUEST_ID.get()) is not None:
         line["request_id"] = request_id
-    line["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"  # three times as fast as structlog's
+    line["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"  # three times as fast as structlog's `TimeStamper`
     return line
 
 
@@ -180,7 +182,7 @@ def _describe_loss(render: Processor, prefix: str, lines: int) -> str:
 
 
 class _Sink:
-    """The output of the log; a full disk or closed pipe only loses lines."""
+    """The output of the log; on a full disk or a closed pipe, lines are lost but no error is raised."""
 
     def __init__(self, stream: TextIO | LogWriter, *, prefixes: Mapping[str, str]) -> None:
         self._stream = stream
@@ -220,7 +222,7 @@ _NUMBERS = {
 
 
 class LibraryLog(logging.Handler):
-    """Writes the warnings and errors of libraries as log lines."""
+    """A logging handler that writes the warnings and errors of libraries to the service's log."""
 
     def __init__(self, logger: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)
@@ -229,13 +231,13 @@ class LibraryLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
-        except Exception:  # noqa: BLE001 -- a library's malformed log call must not break its work
+        except Exception:  # noqa: BLE001 -- a malformed log call must not raise in the library
             text = str(record.msg)
         self._logger.log(record.levelno, "library.log", library=record.name, text=text, exc_info=record.exc_info)
 
 
 def take_over_library_logs(logger: FilteringBoundLogger) -> None:
-    """Send the logs of all libraries to `logger` only, because writing to stderr may block."""
+    """Send the logs of all libraries only to `logger`, because writing to stderr may block."""
     logging.basicConfig(handlers=[LibraryLog(logger)], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
     observe = LogObserver(logger)

@@ -1,7 +1,7 @@
-"""A thread that writes the log, so that a blocked reader causes nothing worse than lost lines.
+"""A thread that writes the log: if the log is not read, lines are lost, but the service does not block.
 
-A pipe that is not read holds 64 KiB; the next write blocks forever. The event loop therefore only appends to a bounded
-queue, and only this thread writes.
+A pipe holds 64 KiB; if it is not read, the next write blocks forever. The event loop therefore only appends to a
+bounded queue, and only this thread writes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 LIMIT = 4 * 1024 * 1024
 """The maximum number of characters in the queue."""
 _CHUNK = 4096
-"""The maximum number of characters per write, except for longer lines: small writes to a shared pipe are atomic."""
+"""The maximum number of characters per write, unless a line is longer; small writes to a shared pipe are atomic."""
 _GATHER = 0.005
-"""Seconds for which lines are collected, because waking the thread for each line would slow down the event loop."""
+"""Seconds for which lines are collected; waking the thread for each line would slow down the event loop."""
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class LogWriter:
     """Writes to the descriptor of `stream` in a daemon thread, which never keeps the process from exiting.
 
-    Lines are also lost if the disk is full or the pipe is closed.
+    Lines are lost if the queue or the disk is full, or if the pipe is closed.
     """
 
     def __init__(self, stream: TextIO, *, limit: int = LIMIT) -> None:
@@ -38,7 +38,7 @@ class LogWriter:
         self._encoding = stream.encoding or "utf-8"
         self._terminal = stream.isatty()
         self._limit = limit
-        self._lock = threading.RLock()  # the garbage collector may log during a write
+        self._lock = threading.RLock()  # reentrant, because the garbage collector may log during a write
         self._lines: deque[str] = deque()
         self._size = 0
         self._full = False
@@ -47,7 +47,7 @@ class LogWriter:
         self._idle = threading.Event()
         self._idle.set()
         self._wake = threading.Event()
-        self.describe_loss: Callable[[int], str] = "{} log lines are lost\n".format
+        self.describe_loss: Callable[[int], str] = "{} log lines were lost\n".format
         """Return the line that reports the number of lost lines."""
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
@@ -59,7 +59,7 @@ class LogWriter:
         return self._terminal
 
     def write(self, line: str) -> None:
-        """Queue a complete line; if the queue is full, lines are lost until half of it is written."""
+        """Queue a complete line; if the queue is full, lines are lost until half of the queue is written."""
         with self._lock:
             if self._full and self._size > self._limit // 2:
                 self._count_lost(1)
@@ -81,7 +81,7 @@ class LogWriter:
         """Do nothing, because the thread writes every line."""
 
     def finish(self, *, seconds: float) -> None:
-        """Wait at most `seconds` until all lines are written."""
+        """Wait until all lines are written, for at most `seconds`."""
         self._idle.wait(seconds)
 
     def _append(self, line: str) -> None:
@@ -105,7 +105,7 @@ class LogWriter:
                         self._count_lost(len(lines))
 
     def _next(self) -> list[str]:
-        """Return the lines of the next write; empty at the end."""
+        """Return the lines of the next write; an empty list if the queue is empty."""
         lines: list[str] = []
         size = 0
         with self._lock:
@@ -118,13 +118,13 @@ class LogWriter:
         return lines
 
     def _deliver(self, text: str) -> bool:
-        """Write to the descriptor, however long that takes; return whether it succeeded."""
+        """Write all of `text`, blocking for as long as necessary; return whether the write succeeded."""
         left = memoryview(_encode(text, self._encoding))
         try:
             while left:
                 try:
                     left = left[os.write(self._descriptor, left) :]
-                except BlockingIOError:  # another process has made it non-blocking
+                except BlockingIOError:  # another process has made the descriptor non-blocking
                     select.select((), (self._descriptor,), ())
         except (OSError, ValueError):
             return False
@@ -132,7 +132,7 @@ class LogWriter:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Encode a text, escaping unsupported characters as JSON does."""
+    """Encode a text; if the encoding lacks a character, escape all non-ASCII characters as in JSON."""
     try:
         return text.encode(encoding)
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""The counters of the service, in their own Prometheus registry; no label grows with the number of accounts.
+"""The counters of the service, in their own Prometheus registry.
 
-The values of every label are listed here, so that each series exists from the start, at zero. Other values are counted
-as `other`.
+The values of every label are listed here; no value depends on accounts. Each series therefore exists from the start, at
+zero. Any other value is counted as `other`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _REFRESHES = {
     "failed": _FAILURES,
     "given_up": (*Reason, OTHER),
 }
-"""The reasons for each outcome."""
+"""The reasons for each outcome of a refresh."""
 _OUTCOMES = {
     "refresh.succeeded": "succeeded",
     "refresh.superseded": "superseded",
@@ -93,7 +93,7 @@ _OUTCOMES = {
     "refresh.result_not_stored": "failed",
     "connection.needs_reauth": "given_up",
 }
-"""The events that end an attempt."""
+"""The outcome of a refresh attempt, by the event that ends the attempt."""
 _KINDS = ("exchange", "refresh", "introspection", OTHER)
 _STATUSES = ("2xx", "3xx", "4xx", "429", "5xx", "not_sent", "no_answer", OTHER)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
@@ -105,7 +105,9 @@ class Metrics:
     def __init__(self, *, lost_lines: Callable[[], int] = lambda: 0) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        Info("amo_callback_build", "The running version.", registry=registry).info({"version": __version__})
+        Info("amo_callback_build", "The running version of amo-callback.", registry=registry).info(
+            {"version": __version__}
+        )
 
         def counter(name: str, about: str, *labels: str) -> Counter:
             return Counter(f"amo_callback_{name}", about, labels, registry=registry)
@@ -117,40 +119,41 @@ class Metrics:
 
         self._refreshes = counter(
             "refreshes",
-            "Finished refresh attempts: succeeded; failed (retried) or given_up (the user must connect again), with "
-            "the reason; superseded by a newer pair.",
+            "Finished refresh attempts by outcome: succeeded, superseded (by a newer pair), failed (retried) or "
+            "given_up (the user must connect again). The outcomes failed and given_up have a reason.",
             "outcome",
             "reason",
         )
         self._refresh_seconds = duration("refresh", "Duration of refresh attempts.")
         self._asked = counter(
             "amo_requests",
-            "Requests to AMO by kind and response: 2xx to 5xx (429 separately), not_sent, no_answer.",
+            "Requests to AMO by kind and status: 2xx to 5xx (429 is counted separately), not_sent or no_answer.",
             "kind",
             "status",
         )
         self._asked_seconds = duration("amo_request", "Duration of requests to AMO, including failed ones.", "kind")
         self._callbacks = counter(
             "callbacks",
-            "Callbacks by result: connected, still exchanging, or the deep link's error.",
+            "Callbacks by result: connected, exchanging (not finished yet) or the error in the deep link.",
             "outcome",
         )
         self._hand_outs = counter(
             "hand_outs",
-            "Requests for access tokens by result: fresh, stale, or the error's code.",
+            "Requests for access tokens by result: fresh, stale or an error code.",
             "outcome",
         )
-        self._refused = counter("api_keys_refused", "Requests without an API key, or with an unknown one.")
+        self._refused = counter("api_keys_refused", "Requests with a missing or unknown API key.")
         self._clients = Gauge(
             "amo_callback_client_connections",
-            "Connected clients by listener.",
+            "Open client connections by listener.",
             ["listener"],
             registry=registry,
         )
         self._clients_closed = counter(
             "client_connections_closed",
-            "Connections closed because of a limit: too many clients (max_connections), no complete request "
-            "(incomplete_request), no next request (idle), or a response that was not read.",
+            "Client connections closed because of a limit: max_connections (too many connections), "
+            "incomplete_request (no complete request in time), idle (no next request in time) or unread_answer "
+            "(response not read in time).",
             "listener",
             "reason",
         )
@@ -158,7 +161,7 @@ class Metrics:
         self._begin()
 
     def _begin(self) -> None:
-        """Initialize every series at zero, so that its first event is an increase."""
+        """Create every series at zero, so that its first event appears as an increase."""
         for outcome, reasons in _REFRESHES.items():
             for reason in reasons:
                 self._refreshes.labels(outcome, reason)
@@ -210,7 +213,7 @@ class Metrics:
         (self._handed_out.get(outcome) or self._handed_out[OTHER]).inc()
 
     def called_back(self, outcome: str) -> None:
-        """Count a callback by the deep link's error, otherwise by the status of its grant."""
+        """Count a callback by the error in its deep link or, without an error, by the status of its grant."""
         (self._called_back.get(outcome) or self._called_back[OTHER]).inc()
 
     def text(self, status: ServiceStatus) -> bytes:
@@ -229,7 +232,7 @@ class _LostLines:
 
 
 class _Exposed(CollectorRegistry):
-    """The content of a scrape, without the creation times of counters, which would double its size."""
+    """The metrics of a scrape, without the creation times of counters, which would double its size."""
 
     def __init__(self, *collectors: Collector) -> None:
         super().__init__()
@@ -247,7 +250,7 @@ def _among(values: Iterable[str], value: str) -> str:
 
 
 def _class_of(status: object, error: str) -> str:
-    """Return the class of a status (429 separately); without a response, whether the request was sent."""
+    """Return the class of an HTTP status, or `429`; without a response, `not_sent` or `no_answer`."""
     if not isinstance(status, int):
         return {RequestNotSent.code: "not_sent", UnknownOutcome.code: "no_answer"}.get(error, OTHER)
     return "429" if status == 429 else _among(_STATUSES, f"{status // 100}xx")

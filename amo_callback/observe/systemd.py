@@ -1,7 +1,8 @@
 """Notifications to systemd, its watchdog, inherited sockets, and the journal.
 
-The protocols are stable and need no library (https://systemd.io/PORTABILITY_AND_STABILITY/): sd_notify(3),
-sd_watchdog_enabled(3), sd_listen_fds(3), sd-daemon(3) for the prefixes, systemd.exec(5) for `JOURNAL_STREAM`.
+The protocols are stable (https://systemd.io/PORTABILITY_AND_STABILITY/) and need no library. They are documented in
+sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), sd-daemon(3) (the prefixes) and systemd.exec(5)
+(`JOURNAL_STREAM`).
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
 
 PREFIXES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", "critical": "<2>"}
-"""The journal's priority prefixes."""
+"""The journal's priority prefix of each log level."""
 _FIRST = 3
 """The first inherited file descriptor."""
 _KEPT = 64
-"""Messages that are kept while systemd's queue is full; beyond that, the oldest are dropped."""
+"""The maximum number of messages kept while systemd's queue is full; beyond it, the oldest ones are dropped."""
 
 _STATUS_INTERVAL = 60.0
 _EXTENSION = 30.0
-"""Seconds of additional time that are requested repeatedly at shutdown while a pair exists only in memory."""
+"""Seconds of additional time in each request at shutdown.
+
+Requests are repeated while a pair exists only in memory.
+"""
 _INTERVAL = 10.0
-"""Seconds between two notifications, unless the watchdog requires more."""
+"""The maximum number of seconds between two notifications; the watchdog may require a shorter interval."""
 
 
 class Notifier:
-    """Sends notifications to systemd, if it expects any."""
+    """Sends notifications to systemd, if systemd expects any."""
 
     def __init__(self, environ: Mapping[str, str], *, pid: int) -> None:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
@@ -48,7 +52,7 @@ class Notifier:
         return self._address is not None
 
     def __call__(self, *assignments: str) -> None:
-        """Send assignments in one message without blocking; while systemd's queue is full they are kept."""
+        """Send assignments in one message without blocking; while systemd's queue is full, messages are kept."""
         if self._address is None:
             return
         message = "\n".join(assignments).encode()
@@ -65,9 +69,9 @@ class Notifier:
 class Watchdog:
     """Sends a process's notifications to systemd, from readiness until exit.
 
-    systemd kills a process that stops notifying, and then everything that exists only in its memory is lost. The
-    watchdog is therefore notified as long as the process `is_alive`; a blocked event loop sends nothing. At shutdown,
-    additional time is requested while a pair is `at_risk`.
+    systemd kills a process that stops sending notifications, and data that exists only in memory is then lost. The
+    watchdog is therefore notified as long as `is_alive` returns true; a blocked event loop sends nothing. At shutdown,
+    additional time is requested while `at_risk` returns true.
     """
 
     def __init__(
@@ -96,12 +100,12 @@ class Watchdog:
 
     def stop(self) -> None:
         if not self._stopping:
-            self._notify("STOPPING=1", "STATUS=shutting down: requests in progress are finished and stored")
+            self._notify("STOPPING=1", "STATUS=shutting down: finishing requests in progress and storing their results")
         self._stopping = True
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Notify in the background, if systemd expects it."""
+        """Send notifications in the background, if systemd expects any."""
         task = asyncio.create_task(self._run(), name="watchdog") if self._notify.enabled else None
         try:
             yield
@@ -111,7 +115,7 @@ class Watchdog:
                 await asyncio.wait({task})
 
     async def _run(self) -> None:
-        await self._ready.wait()  # until then, systemd waits only for readiness
+        await self._ready.wait()  # before readiness, systemd expects no other notification
         while True:
             if self._stopping:
                 if self._at_risk():
@@ -133,7 +137,7 @@ def inherited_sockets(
 ) -> Mapping[str, Sequence[socket.socket]]:
     """Return the listening sockets that systemd has opened, by name.
 
-    Raises `ConfigurationError` for a name that is not in `names`, because no API would answer there.
+    Raises `ConfigurationError` for a name that is not in `names`, because no API listens on that socket.
     """
     if environ.get("LISTEN_PID") != str(pid):
         return {}
@@ -141,8 +145,8 @@ def inherited_sockets(
     given += [""] * (count - len(given))
     if unknown := set(given[:count]) - set(names):
         raise ConfigurationError(
-            f"systemd hands over a socket named {min(unknown) or 'nothing'!r}: name it {' or '.join(names)}, with "
-            "FileDescriptorName= in its .socket unit"
+            f"systemd passes a socket with the unknown name {min(unknown)!r}: set FileDescriptorName= to "
+            f"{' or '.join(names)} in its .socket unit"
         )
     found: dict[str, list[socket.socket]] = {}
     for number, name in enumerate(given[:count]):
@@ -156,7 +160,7 @@ def _address(text: str) -> str | None:
     if not text:
         return None
     if text[0] not in "/@":
-        raise ConfigurationError("NOTIFY_SOCKET: must be a path or an abstract socket name")
+        raise ConfigurationError("NOTIFY_SOCKET must be a path or an abstract socket name")
     return "\0" + text[1:] if text[0] == "@" else text
 
 
@@ -167,7 +171,10 @@ def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether the journal reads this stream; the variable alone does not show it, as it survives redirection."""
+    """Return whether the journal reads `stream`.
+
+    `JOURNAL_STREAM` is also set if the stream is redirected, so the variable must match the stream.
+    """
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):  # the stream is closed, or not a file

@@ -1,11 +1,12 @@
-"""A block of this server's IP address: AMO answers every refresh with 403.
+"""A block of this server's IP address, during which AMO answers every refresh with 403.
 
 A block is suspected after 403 responses without problem+json from two hosts, or any 403 responses for three
-connections, without a success in between. Then only one refresh is sent: that of the connection that was refreshed
-last. If it is also answered with 403, the address is blocked.
+connections, without a success in between. During a suspicion, only one refresh is sent, the probe; the scheduler
+prefers the connection with the most recent success. If AMO answers the probe with 403, too, the address is blocked.
 
-The block is stored, for all instances and across restarts. While it lasts, one refresh (the probe) is sent per
-`retry_cap`, one code exchange per 10 seconds, and no introspection except of the probe. Any success ends it.
+The block is stored in the database, where all instances read it, and survives restarts. During a block, one probe is
+sent per `retry_cap` seconds, and one code exchange per 10 seconds. Only the probe's refresh token is introspected. The
+block ends when AMO issues a pair, or when no connection can be the probe.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ _EXCHANGE_EVERY = timedelta(seconds=10)
 
 
 class AddressBlock:
-    """The state of the block; during a block, only probes are sent."""
+    """The state of the block; during a block or a suspicion, probes are the only refreshes."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._probe_every = timedelta(seconds=core.rules.retry_cap)
         self._hosts: set[str] = set()
-        """The hosts that answered 403 without problem+json since the last success."""
+        """The hosts that have answered with 403, without problem+json, since the last success."""
         self._connections: set[str] = set()
-        """The connections that were answered with 403 since the last success."""
+        """The connections whose refresh AMO has answered with 403 since the last success."""
         self._suspected = False
         self._probing: str | None = None
         self.probed: set[str] = set()
-        """The connections that were the probe in this round."""
+        """The connections that have been the probe in this round."""
         self.block: AmoBlock | None = None
-        """The block as last read from the store."""
+        """The block as last read from the store; `None` without a block."""
 
     @property
     def reason(self) -> str | None:
-        """The code of the error that allows only probes; `None` without a block."""
+        """The code of the error that limits refreshes to probes; `None` without a block or a suspicion."""
         return AddressBlocked.code if self._suspected or self.block is not None else None
 
     @property
@@ -57,11 +58,11 @@ class AddressBlock:
         return 0.0 if self.block is None else max((self.block.probe_at - self._core.clock.now()).total_seconds(), 0.0)
 
     async def watch(self) -> None:
-        """Read the state that this or another process has stored."""
+        """Read the block from the store, where any process may have started or ended it."""
         self.adopt(await self._core.store.amo_block())
 
     def adopt(self, block: AmoBlock | None) -> None:
-        """Adopt the state from the store."""
+        """Adopt the block that was read from the store, and report its start or end."""
         before, self.block = self.block, block
         if self.block is None:
             if before is not None:
@@ -72,14 +73,14 @@ class AddressBlock:
         if before is None or before.probed != self.block.probed:
             self.probed = set(self.block.probed)
         if before is None:
-            self._probing = None  # the probe of a suspicion; probes of a block are reserved in the store
+            self._probing = None  # was the probe of a suspicion; the probes of a block are reserved in the store
             fields = {"since": self.block.since, "next_probe_at": self.block.probe_at}
             self._core.observer(Event(name="amo_blocked.started", level=Level.ERROR, fields=fields))
 
     # --- requests to AMO ---------------------------------------------------------------------------
 
     def refusal(self, connection_id: str, *, trigger: RefreshTrigger) -> NotYet | None:
-        """Return why the connection may not be refreshed now, not even as the probe."""
+        """Return an error if the connection must not be refreshed now, not even as the probe; otherwise `None`."""
         if self.reason is None or connection_id == self._probing:
             return None
         may_probe = trigger is RefreshTrigger.PROBE or (trigger is RefreshTrigger.FORCED and self.block is not None)
@@ -88,12 +89,12 @@ class AddressBlock:
         return self._wait()
 
     def check_introspection(self, connection_id: str | None = None) -> None:
-        """Raise `AddressBlocked` if introspection is not allowed; the probe's refresh token may be introspected."""
+        """Raise `AddressBlocked` during a block, unless `connection_id` is the probe."""
         if self.block is not None and (connection_id is None or connection_id != self._probing):
             raise self._wait()
 
     async def reserve_probe(self, connection_id: str, *, trigger: RefreshTrigger) -> None:
-        """Reserve the probe for a connection before its token is presented; raises `NotYet`."""
+        """During a block or a suspicion, make a connection the probe; raises `NotYet` if it cannot be the probe."""
         if self.reason is None or connection_id == self._probing:
             return
         if refusal := self.refusal(connection_id, trigger=trigger):
@@ -107,24 +108,24 @@ class AddressBlock:
         self._probing = connection_id
 
     def release_probe(self, connection_id: str) -> None:
-        """Record that the refresh of a connection has ended."""
+        """Release the probe if it is reserved for this connection, whose refresh has ended."""
         if connection_id == self._probing:
             self._probing = None
 
     def new_round(self) -> None:
-        """Allow every connection to be the probe again, and drop a suspicion that no connection could confirm."""
+        """Start a round in which every connection may be the probe again, and drop an unconfirmed suspicion."""
         self.probed.clear()
         if self.block is None:
             self._forget_refusals()
 
     async def end_without_candidates(self) -> None:
-        """End a block if no connection can be the probe, because nothing else could end it."""
+        """End a block if no connection can be the probe, because then no refresh could end it."""
         if self.block is not None and not (await self._core.store.successes(now=self._core.clock.now())).refreshable:
             await self._core.store.end_amo_block()
             await self.watch()
 
     async def exchange_turn(self) -> None:
-        """Wait until a code exchange may be sent."""
+        """Wait until a code exchange may be sent; returns immediately without a block."""
         while self.block is not None and not await self._core.store.take_amo_exchange(every=_EXCHANGE_EVERY):
             await self.watch()
             if self.block is not None:
@@ -134,7 +135,7 @@ class AddressBlock:
     # --- responses of AMO --------------------------------------------------------------------------
 
     async def failed(self, claimed: Connection, error: AmoCallbackError) -> None:
-        """Record a failed refresh."""
+        """Record a failed refresh, which may start, confirm or refute a suspicion."""
         if self.block is not None:
             return
         refused = error if isinstance(error, AccountBlocked) and error.status == HTTPStatus.FORBIDDEN else None
@@ -143,7 +144,7 @@ class AddressBlock:
                 await self._core.store.begin_amo_block(claimed.id, probe_every=self._probe_every)
                 await self.watch()
             elif error.status is not None or isinstance(error, UnknownOutcome):
-                self._forget_refusals()  # any other response, or none, refutes the suspicion
+                self._forget_refusals()  # a different, missing or unusable response refutes the suspicion
             return
         if refused is not None:
             self._connections.add(claimed.id)
@@ -154,10 +155,10 @@ class AddressBlock:
                 self.probed.clear()
 
     async def succeeded(self) -> None:
-        """End the block: AMO has issued a pair."""
+        """End a block or a suspicion, because AMO has issued a pair."""
         self._forget_refusals()
         if self.block is not None:
-            with suppress(StoreUnavailable):  # the next success ends the block
+            with suppress(StoreUnavailable):  # retried after the next success
                 await self._core.store.end_amo_block()
                 await self.watch()
 

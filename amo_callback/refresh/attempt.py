@@ -1,17 +1,17 @@
-"""One refresh attempt, from claim to stored pair: the only module that spends a refresh token.
+"""Refresh attempts, from the claim to the stored pair; no other module spends refresh tokens.
 
-An AMO refresh token works once. If it is presented twice, or the response is lost, the connection is lost and its user
-has to connect again. An attempt therefore has three steps, each committed before the next:
+An AMO refresh token works once. If the token is presented twice, or the response is lost, the user may have to
+connect again. An attempt therefore has three steps, each completed before the next begins:
 
-1. **Claim.** One UPDATE sets a lease, a new attempt id and the fingerprint of the token. It also proves that the store
-   can be written: a full disk fails here, while the token is unspent.
-2. **Present.** One POST, immediately, in a task that neither a disconnecting caller nor a shutdown cancels. If the
-   account has moved, its old host refuses without spending the token, and a second POST to the new host follows on an
-   extended lease, but not at shutdown.
-3. **Store.** Only if the row still has the pair that was presented. A late pair replaces a recorded failure, but never
-   a newer grant or a disconnect.
+1. **Claim.** One UPDATE commits a lease, a new attempt id and the fingerprint of the token. The UPDATE also proves that
+   the store can be written: if the disk is full, the attempt fails before the token is spent.
+2. **Present.** One POST request follows immediately, in a task that neither a disconnecting caller nor a shutdown
+   cancels. If the account has moved, its old host refuses the token without spending it. A second POST request to the
+   new host then follows under an extended lease, unless the process is shutting down.
+3. **Store.** The new pair is stored only if the row still has the presented pair. A late pair replaces a recorded
+   failure, but never a newer grant or a disconnect.
 
-The coordinator decides whether an attempt may be made. `failure_recorder` records attempts that yield no pair;
+The coordinator decides whether an attempt begins. `failure_recorder` records attempts that yield no pair, and
 `pending_writes` keeps pairs that the store has not committed.
 """
 
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Claimed:
-    """A claimed connection: permission to present `pair` once, until the monotonic time `not_after`."""
+    """A claimed connection, whose `pair` may be presented once, until the monotonic time `not_after`."""
 
     row: Connection
     pair: TokenPair = field(repr=False)
@@ -77,8 +77,6 @@ class _Claimed:
 
 
 class RefreshAttempts:
-    """Runs refresh attempts."""
-
     def __init__(
         self,
         core: Core,
@@ -95,10 +93,10 @@ class RefreshAttempts:
         self._pending_writes = pending_writes
 
     async def run(self, connection: Connection, *, trigger: RefreshTrigger, slot_at: float) -> Connection | None:
-        """Refresh `connection` and return the stored row; `None` if the row has changed since it was read.
+        """Refresh `connection` and return the stored row; `None` if the claim is rejected or the attempt superseded.
 
-        `slot_at` is the monotonic time at which its rate-limit slot was granted. If the refresh fails, records the
-        error and raises it.
+        `slot_at` is the monotonic time at which the rate-limit slot was granted. If the attempt fails, records the
+        failure and raises the resulting error.
         """
         try:
             claimed = await self._claim(connection, trigger, slot_at)
@@ -110,7 +108,7 @@ class RefreshAttempts:
         return await self._save(claimed, issued)
 
     async def _claim(self, connection: Connection, trigger: RefreshTrigger, slot_at: float) -> _Claimed | None:
-        """Claim the row; `None` if another process has changed it."""
+        """Claim the row; `None` if the row has changed, is frozen, or is leased by another attempt."""
         started = self._core.clock.monotonic()
         pair = self._core.cipher.decrypt_pair(connection)
         claim = Claim(
@@ -124,16 +122,16 @@ class RefreshAttempts:
         try:
             row = await self._core.store.claim(claim, events=_takeover_events(connection))
         except StoreUnavailable:
-            with suppress(StoreUnavailable):  # the claim may have been committed anyway; no token is presented
+            with suppress(StoreUnavailable):  # the claim may have been committed; its token is not presented
                 await self._core.store.release(connection_id=claim.connection_id, attempt=claim.attempt)
             raise
         if row is None:
             return None
         if pair is None:
             raise await self._failures.record(row, DecryptionFailed(), trigger=trigger)
-        # Measured from before the claim: if the process was suspended or the store was slow, the request
-        # could outlive the lease. The slot may also have expired: when a store recovers from a stall, it
-        # completes many claims at once.
+        # The deadline counts from before the claim, because the process may have been suspended or the store
+        # slow, and the request must end before the lease. The slot may have expired, too: a store that recovers
+        # from a stall completes many claims at the same time.
         not_after = started + self._core.rules.lease - self._core.amo.timeout
         if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
             await self._release(row)
@@ -144,7 +142,7 @@ class RefreshAttempts:
         await self._core.store.release(connection_id=row.id, attempt=row.attempt or "")
 
     async def _spend(self, claimed: _Claimed) -> TokenResponse:
-        """Present the refresh token; if AMO refuses it, record the failure and raise its error."""
+        """Present the refresh token; if that fails, record the failure and raise the resulting error."""
         try:
             return await self._present(claimed)
         except ShuttingDown:
@@ -166,7 +164,7 @@ class RefreshAttempts:
     async def _present(self, claimed: _Claimed) -> TokenResponse:
         row, token = claimed.row, claimed.pair.refresh_token
         if row.client_id != self._core.amo.client_id:
-            raise ClientMismatch  # AMO would take it for a stolen token
+            raise ClientMismatch  # AMO would treat the token as stolen
         try:
             with self._pending_writes.expecting():
                 return await self._core.amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
@@ -185,11 +183,14 @@ class RefreshAttempts:
             raise
 
     async def _locate_account(self, claimed: _Claimed, refused: AmoCallbackError) -> tuple[IntrospectionResult, float]:
-        """Return the account's new host and the deadline for a second request; raise if it has not moved."""
+        """Return the introspection result with the account's new host, and the deadline for a second request.
+
+        Raises `refused` if the account has not moved, and other errors if no second request may be sent.
+        """
         row = claimed.row
         introspection = await self._introspector.locate_account(row, claimed.pair)
         if introspection.state is TokenState.UNKNOWN and isinstance(refused, InvalidRefreshToken):
-            raise IntrospectionUnavailable from refused  # the account may have moved to a host that knows the token
+            raise IntrospectionUnavailable from refused  # the account may have moved to a host that accepts the token
         if introspection.domain in {None, row.domain}:
             if isinstance(refused, UnauthorizedWithoutHint):
                 _explain(refused, introspection, domain=row.domain)
@@ -205,7 +206,7 @@ class RefreshAttempts:
         not_after = started + self._core.rules.lease - self._core.amo.timeout
         moved = connection_event("connection.moved", row, fields={"moved_to": extension.domain})
         if not await self._core.store.extend(extension, events=[moved]):
-            raise refused  # another attempt has replaced this one; recording the failure detects it
+            raise refused  # another attempt has replaced this one, which is detected when the failure is recorded
         if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
             raise ShuttingDown if self._core.stop.is_set() else RequestNotSent
         return introspection, not_after
@@ -213,7 +214,10 @@ class RefreshAttempts:
     # --- store -----------------------------------------------------------------------------------
 
     async def _save(self, claimed: _Claimed, issued: TokenResponse) -> Connection:
-        """Store the new pair before anything else; retry until it is stored."""
+        """Store the new pair, retrying as necessary, and return the stored connection.
+
+        This method must not await anything before it passes the pair to `save`.
+        """
         row, pair = claimed.row, issued.pair
         refreshed = RefreshedPair(
             connection_id=row.id,
@@ -249,7 +253,7 @@ class RefreshAttempts:
         return round(self._core.clock.monotonic() - claimed.started, 3)
 
     async def _current(self, connection_id: str) -> Connection:
-        """Return the connection as stored by another attempt or grant."""
+        """Return the connection as another attempt or grant has stored it; raises `NotFound` if it is disconnected."""
         connection = await self._core.store.connection(connection_id)
         if connection is None or connection.status is Status.DISCONNECTED:
             raise NotFound
@@ -257,13 +261,13 @@ class RefreshAttempts:
 
 
 def _explain(refused: UnauthorizedWithoutHint, introspection: IntrospectionResult, *, domain: str) -> None:
-    """Add the introspection result to a refusal without a hint from the host at `domain`."""
+    """Add the introspection result to a refusal without a hint, which came from the host `domain`."""
     refused.accepted = {TokenState.VALID: True, TokenState.REJECTED: False}.get(introspection.state)
     refused.same_host = introspection.domain == domain
 
 
 def _takeover_events(connection: Connection) -> list[Event]:
-    """Return the event of a claim that replaces an attempt with an unknown outcome, whose token is now in doubt."""
+    """Return the event for a claim if it replaces an unfinished attempt, whose token may have been spent."""
     if connection.attempt is None:
         return []
     presented_token = abbreviated(connection.presented_token) if connection.presented_token else None

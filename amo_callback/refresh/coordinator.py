@@ -1,12 +1,13 @@
-"""When a connection is refreshed, and how concurrent callers share one refresh.
+"""Coordination of refreshes: one at a time per connection, shared by concurrent callers.
 
-A caller joins a refresh of the connection that is running in this process, and waits for the lease of one that is
-running in another process. A refresh first waits for a place among the concurrent refreshes and for a slot of the rate
-limit, because a claim must not age in a queue. A refresh token in doubt is introspected before it is presented.
+If this process is already refreshing the connection, a caller joins that refresh. If another process is, the caller
+waits until that attempt ends or its lease expires. Before its claim, a refresh waits for a place among the concurrent
+refreshes and for a rate-limit slot, because the lease must not expire in a queue. A refresh token in doubt is
+introspected before it is presented.
 
-Because the wait may be long, the decision is made before and after it. If the second decision is not to present the
-token, the refresh begins again with the current row. Nothing is awaited between the second decision and the claim, and
-the claim succeeds only if the row is unchanged since that decision.
+The wait may be long, so the decision is made twice, before and after it. If the second decision is not to present the
+token, the refresh starts again with the current row. Nothing is awaited between the second decision and the claim, and
+the claim succeeds only if the row is unchanged since it was read.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class RefreshCoordinator:
-    """Refreshes connections, each at most once at a time."""
+    """Refreshes connections, with at most one refresh per connection at a time."""
 
     def __init__(
         self,
@@ -66,9 +67,9 @@ class RefreshCoordinator:
     ) -> Connection:
         """Refresh a connection and return it as stored; concurrent callers share one refresh.
 
-        A connection for which `is_fresh_enough` returns true, because another caller or process has refreshed it, is
-        returned unchanged. A caller that has just read the connection passes its `row`. Cancelling a caller does not
-        cancel the refresh. Raises `AmoCallbackError` if the connection could not be refreshed.
+        If `is_fresh_enough` returns true for the stored connection, because another caller or process has refreshed it,
+        the connection is returned unchanged. A caller that has just read the connection can pass it as `row`. The
+        cancellation of a caller does not cancel the refresh. Raises `AmoCallbackError` if the refresh fails.
         """
         while True:
             task, started = self._refreshes.start(
@@ -79,12 +80,12 @@ class RefreshCoordinator:
             except NotYet:
                 if started:
                     raise
-                continue  # what delays the other caller's refresh may not delay this one's
+                continue  # the reason for the other caller's delay may not apply to this caller
             if started or is_fresh_enough is None or is_fresh_enough(connection):
                 return connection
 
     async def drain(self) -> None:
-        """Wait until the result of every refresh is in the store or in a rescue file."""
+        """Wait until every refresh has ended, and its new pair, if any, is in the store or in a rescue file."""
         await self._refreshes.drain()
         await self._pending_writes.drain()
 
@@ -127,7 +128,7 @@ class RefreshCoordinator:
             row = await self._core.store.connection(connection_id)
 
     async def _prepare_attempt(self, decision: Present | Introspect, trigger: RefreshTrigger) -> float:
-        """Introspect if necessary, wait for a slot, and return the monotonic time at which it was granted."""
+        """Introspect the token if necessary, acquire a slot, and return the monotonic time at which it was granted."""
         row = decision.row
         if isinstance(decision, Introspect):
             await self._gate.reserve_probe(row.id, trigger)

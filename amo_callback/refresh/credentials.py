@@ -1,7 +1,7 @@
-"""The client id, secret and redirect URI, until a first token pair proves them.
+"""The client credentials (client id, secret and redirect URI) before the first token pair proves them.
 
-Before the first pair no refresh can show that they are wrong, so rejected code exchanges have to. Afterwards the
-circuit breaker decides.
+Before the first pair, only rejected code exchanges can show that the client credentials are wrong, because there is
+nothing to refresh. After the first pair, the circuit breaker detects wrong credentials from refreshes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from amo_callback.errors import AmoCallbackError
 
 _HOSTS = 2
-"""A single host may reject them for its own reasons."""
+"""The number of hosts that must reject the client credentials, since a single host may have its own reasons."""
 _REFUSED_FOR = 3600.0
 """Seconds after the last rejection during which readiness fails."""
 
 
 class Credentials:
-    """The knowledge whether AMO accepts the client credentials. It only reports; it holds nothing back."""
+    """A record of whether AMO rejects the client credentials, for reporting only; it pauses no requests."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -33,17 +33,17 @@ class Credentials:
         self._words = ""
         self._reported = False
         self.proven = False
-        """Whether a token pair was ever obtained with this client id."""
+        """Whether a token pair has ever been obtained with this client id."""
 
     @property
     def refused(self) -> str | None:
-        """AMO's words if it rejects the client credentials, otherwise `None`."""
+        """AMO's status and message if it has rejected the client credentials recently, otherwise `None`."""
         if self._refused_at is None or not self._expected or len(self._hosts) < _HOSTS:
             return None
         return self._words if self._core.clock.monotonic() - self._refused_at < _REFUSED_FOR else None
 
     async def watch(self) -> None:
-        """Check whether any process has obtained a pair, until one has."""
+        """Check whether any process has obtained a pair, unless one is known; report the end of a rejection."""
         if not self.proven and await self._core.store.pair_obtained(self._core.amo.client_id):
             self.accept()
         if self._reported and self.refused is None:
@@ -59,10 +59,10 @@ class Credentials:
             self._core.observer(Event(name="amo_credentials.accepted"))
 
     async def note_refusal(self, error: AmoCallbackError, *, host: str, expected: bool) -> None:
-        """Record a code exchange that AMO rejected at `host`.
+        """Record a code exchange at `host` in which AMO rejected client credentials that no pair has proven.
 
-        `expected` is true if the authorization request was started here or the host is the configured one. Any other
-        host comes from the browser, and so possibly from an attacker.
+        `expected` is true if this service started the authorization request, or if `host` is the configured host. In
+        all other cases, `host` comes from the browser, and possibly from an attacker.
         """
         if not error.rejects_client or await self._is_proven():
             return

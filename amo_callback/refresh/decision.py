@@ -1,4 +1,4 @@
-"""The rules that decide whether a connection may be refreshed now, as pure functions of its row and `Facts`."""
+"""The rules for refreshing a connection now: pure functions of its row and `Facts`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _POLL_EVERY = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What this process knows beyond the row."""
+    """Facts for a decision that are not in the connection's row."""
 
     now: datetime
     is_fresh_enough: bool = False
@@ -36,50 +36,50 @@ class Facts:
     stopping: bool = False
     """Whether the process is shutting down."""
     has_pending_write: bool = False
-    """Whether the stored refresh token was spent for a pair that is still being written."""
+    """Whether a pending write prevents refreshing the connection."""
     refusal: NotYet | None = None
-    """The error of the circuit breaker or the address block, if one of them excludes this connection."""
+    """The error if the circuit breaker or the address block forbids refreshing this connection now."""
     lease_left: float = 0.0
-    """Seconds until an attempt in progress may be taken over."""
+    """Seconds until the connection's attempt may be taken over; 0 without an attempt."""
     host_error: HostNotAllowed | None = None
-    """The error if the stored host is not allowed."""
+    """The error if the connection's stored host is not allowed."""
     terminal_suspended: bool = False
-    """Whether terminal failures are suspended because of a mass failure."""
+    """Whether a mass failure has suspended terminal failures."""
     introspected: bool = False
-    """Whether the refresh token was already introspected for its current doubt (`doubt_key`)."""
+    """Whether the refresh token has already been introspected because of its current doubt (see `doubt_key`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """Present the refresh token."""
+    """The decision to present the refresh token."""
 
     row: Connection
 
 
 @dataclass(frozen=True, slots=True)
 class Introspect:
-    """Introspect the refresh token first."""
+    """The decision to introspect the refresh token before it is presented."""
 
     row: Connection
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait and read the row again."""
+    """The decision to wait and then read the row again."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Return the stored connection."""
+    """The decision to return the stored connection unchanged."""
 
     row: Connection
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Raise an error and present nothing."""
+    """The decision to raise an error instead of presenting the refresh token."""
 
     error: AmoCallbackError
 
@@ -114,7 +114,7 @@ def _obstacle(row: Connection, trigger: RefreshTrigger, facts: Facts) -> AmoCall
     if row.frozen:
         return Frozen()
     if facts.has_pending_write:
-        return StoreUnavailable("a newer pair is a pending write")
+        return StoreUnavailable("the connection has a pending write: its newer pair is not stored yet")
     return facts.refusal or _back_off(row, trigger, facts.now)
 
 
@@ -125,14 +125,14 @@ def _back_off(row: Connection, trigger: RefreshTrigger, now: datetime) -> NotYet
     if trigger is RefreshTrigger.FORCED and row.last_error == RequestNotSent.code:
         return None  # the last request did not reach AMO
     if row.last_error == HostNotAllowed.code:
-        return None  # nothing was sent, and the stored host is checked next
+        return None  # nothing was sent, and `decide` checks the stored host again
     return NotYet((due - now).total_seconds(), cause_code=row.last_error)
 
 
 def doubt_key(row: Connection) -> Hashable:
-    """Return a key for the doubt about a refresh token, which is introspected once per key.
+    """Return a key that identifies the doubt about a refresh token; the token is introspected once per key.
 
-    It includes `failures`, so that a token is introspected again if its terminal failure is suspended again.
+    The key includes `failures`, so that a token is introspected again if its terminal failure is suspended again.
     """
     doubt = row.attempt, row.lease_until, row.possibly_spent_token, row.suspended_token
     return row.pair_version, row.failures, *doubt

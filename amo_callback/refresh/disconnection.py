@@ -1,4 +1,4 @@
-"""Disconnecting: erasing the tokens of a connection on request."""
+"""Disconnecting a connection on request, which erases its tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _TRIES = 20
-"""How often a changed row is read again; a refresh changes it twice."""
+"""The maximum number of tries, each with a fresh read of the row; a refresh changes the row twice."""
 
 
 async def disconnect(connection_id: str, *, reason: str, store: Store) -> Connection:
-    """Erase a connection's tokens, even if its row changes meanwhile, and return the erased connection.
+    """Erase a connection's tokens, with retries if its row changes, and return the disconnected connection.
 
-    A pair that a refresh in progress obtains is discarded. Raises `NotFound` if the connection is already disconnected,
-    and `Frozen` because a copy of the database may use the tokens.
+    If a refresh is in progress, its new pair is discarded. Raises `NotFound` if the connection does not exist or is
+    already disconnected, and `Frozen` if it is frozen, because a copy of the database may use its tokens.
     """
     for _ in range(_TRIES):
         stored = await _connected(connection_id, store)
@@ -31,7 +31,7 @@ async def disconnect(connection_id: str, *, reason: str, store: Store) -> Connec
         gone = connection_event("connection.disconnected", stored, fields={"reason": reason})
         if await store.disconnect(stored, on_request=True, events=[gone]):
             return await _connected(connection_id, store)
-    raise StoreUnavailable("the row changes repeatedly")
+    raise StoreUnavailable("the connection's row keeps changing")
 
 
 async def _connected(connection_id: str, store: Store) -> Connection:

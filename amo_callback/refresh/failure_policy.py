@@ -1,4 +1,4 @@
-"""The consequences of a failed refresh for its connection, and the time of the next try; pure functions."""
+"""Pure functions for the consequences of a failed refresh, such as the time of the next try."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 RECHECK_EVERY = timedelta(days=1)
-"""How often the tokens of a connection that needs reauthorization are introspected: AMO may accept them again."""
+"""The interval at which a connection that needs reauthorization is introspected, since AMO may accept it again."""
 _REFUSED_FOR = timedelta(days=1)
 _REFUSED_ALONE_FOR = timedelta(days=3)
 _REFUSALS = 8
@@ -62,17 +62,19 @@ def failure_for(
 
 
 def recheck_delay(reason: Reason | None, rules: RefreshRules) -> timedelta:
-    """Return the time until a connection that needs reauthorization is checked again.
+    """Return the time until the next check of a connection that needs reauthorization.
 
-    A check for a missing key sends no request to AMO, so it can be frequent.
+    The check for a missing key can be frequent, because it sends no request to AMO.
     """
     return timedelta(seconds=rules.retry_cap) if reason is Reason.UNREADABLE else RECHECK_EVERY
 
 
 def _after_trial(failure: RefreshFailure, claimed: Connection, now: datetime) -> RefreshFailure:
-    """If the connection already needed reauthorization before this trial, keep its reason unless AMO gave a new one.
+    """Return the failure of a trial, after which the connection still needs reauthorization.
 
-    A connection without a reason from AMO (`refused`) is not tried a third time.
+    The reason becomes `in_doubt` if this service may have spent the token. Otherwise the reason changes only from
+    `refused` to the reason of a terminal failure. If the reason was not `refused`, the next recheck after a terminal
+    failure is scheduled for the refresh token's expiry.
     """
     explained = failure.reason is not None and claimed.reason is Reason.REFUSED
     refused = failure.status is Status.NEEDS_REAUTH and not explained
@@ -88,7 +90,7 @@ def _after_trial(failure: RefreshFailure, claimed: Connection, now: datetime) ->
 
 
 def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
-    """Return whether the connection was refused for at least a day, and now for the eighth time in a row."""
+    """Return whether AMO has refused the connection for at least a day and, including this refusal, eight times."""
     since = claimed.refused_since
     return since is not None and now - since >= _REFUSED_FOR and claimed.refusals + 1 >= _REFUSALS
 
@@ -96,7 +98,7 @@ def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
 def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime, rules: RefreshRules) -> bool:
     """Return whether AMO refuses this connection while it accepts others.
 
-    If it is the only connection, it must have been refused for three days.
+    If there is no other connection to refresh, AMO must have refused it for three days.
     """
     since, latest = claimed.refused_since or now, successes.latest
     if successes.refreshable <= 1:
@@ -107,24 +109,24 @@ def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime
 
 
 def last_error_of(reason: Reason | None) -> str:
-    """Return the code of the error that caused a suspended failure."""
+    """Return the error code to store when a failure that was suspended with `reason` is applied."""
     return RefreshRefused.code if reason is Reason.REFUSED else InvalidRefreshToken.code
 
 
 def is_terminal(error: AmoCallbackError) -> bool:
-    """Return whether only reauthorization helps: after a listed refusal, a day of other refusals, or without a key."""
+    """Return whether the error is terminal: a listed refusal, a day of other refusals, or a failed decryption."""
     return isinstance(error, InvalidRefreshToken | RefreshRefused | DecryptionFailed)
 
 
 def _suspended(error: AmoCallbackError, claimed: Connection) -> Reason | None:
-    """Return the reason that a suspended failure would have; `None` if no token was presented."""
+    """Return the reason of a suspended failure; `None` if no failure was suspended, or no token was presented."""
     if not isinstance(error, MassFailureSuspected) or error.answer is None or not claimed.presented_token:
         return None
     return _reason(error.answer, claimed)
 
 
 def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
-    """Return why the user has to connect again; `None` if the failure may be temporary."""
+    """Return the reason for reauthorization; `None` if the failure may be temporary."""
     if not is_terminal(error):
         return None
     if isinstance(error, RefreshRefused):
@@ -154,6 +156,6 @@ def _again(
         random=random,
     )
     if isinstance(error, UnknownOutcome):
-        # AMO may still be processing the request: wait for the length of a lease.
+        # AMO may still be processing the request, so the next try waits for the length of a lease.
         return max(retry, now + timedelta(seconds=rules.lease))
     return retry

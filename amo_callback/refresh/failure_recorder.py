@@ -1,8 +1,9 @@
-"""Records refresh attempts without a pair, and their consequences for the connection.
+"""Recording of refresh attempts that yield no pair, and of their consequences for the connection.
 
-A connection needs reauthorization only if AMO says so with one of its documented hints, if AMO refuses it for a day
-while others succeed, or if no key decrypts its pair. If that happens to many connections at once, the failure is
-suspended: it is recorded, but not applied until the mass failure is over.
+A failed attempt is terminal, and the connection then needs reauthorization, in three cases: AMO rejects the refresh
+token with a documented hint; AMO refuses the connection for a day while it accepts others (for three days, if there is
+no other connection); no key decrypts the pair. During a mass failure, terminal failures are suspended: they are
+recorded, but not applied until the mass failure ends.
 """
 
 from __future__ import annotations
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
 
 class FailureRecorder:
-    """Records failed refresh attempts."""
-
     def __init__(self, core: Core, *, breaker: Breaker, leases: Leases, raw_answers: RawAnswers) -> None:
         self._core = core
         self._breaker = breaker
@@ -58,9 +57,10 @@ class FailureRecorder:
     async def record(
         self, claimed: Connection, error: AmoCallbackError, *, trigger: RefreshTrigger, seconds: float | None = None
     ) -> AmoCallbackError:
-        """Record a failed attempt, release its claim, and return the error for the caller.
+        """Record a failed attempt, and return the error for the caller.
 
-        `trigger` and `seconds` are the attempt's trigger and duration.
+        The claim ends, unless the outcome is unknown or the store cannot be written. `trigger` and `seconds` are the
+        trigger and duration of the attempt.
         """
         await self._raw_answers.keep(
             file_name(claimed), error, domain=claimed.domain, presented=claimed.presented_token or ""
@@ -72,13 +72,14 @@ class FailureRecorder:
             **error.fields,
         }
         try:
-            async with self._lock:  # serialize, so that mass failures are counted correctly
+            async with self._lock:  # one failure at a time, so that a mass failure is counted correctly
                 error = await self._classify(claimed, error)
                 failure = self._failure(claimed, error)
                 event = _event(claimed, failure, error, made)
                 stored = await self._save(failure, claimed, event)
         except StoreUnavailable as failed:
-            # The claim stays in the store. The token is in doubt for this process now, for others after the lease.
+            # The claim stays in the store. This process treats the token as in doubt immediately, other processes after
+            # the lease has expired.
             self._leases.mark_ended(claimed)
             fields = {"error": error.code, "store": failed.detail}
             self._core.observer(connection_event("refresh.result_not_stored", claimed, Level.ERROR, fields=fields))
@@ -87,11 +88,14 @@ class FailureRecorder:
             superseded = connection_event("refresh.superseded", claimed, Level.WARNING, fields=made)
             await record_event(superseded, self._core)
             return Superseded()
-        self._leases.remaining(stored)  # the lease of an attempt with an unknown outcome starts here
+        self._leases.remaining(stored)  # if the outcome is unknown, this starts timing the renewed lease
         return NeedsReauth(failure.reason) if is_terminal(error) else error
 
     async def _save(self, failure: RefreshFailure, claimed: Connection, event: Event) -> Connection | None:
-        """Store a failure and return the row; if the COMMIT response was lost, read whether it was stored."""
+        """Store a failure and return the row; `None` if another attempt has replaced this one.
+
+        If the COMMIT response was lost, read the row to find out whether the failure was stored.
+        """
         try:
             return await self._core.store.save_failure(failure, events=[event])
         except StoreUnavailable:
@@ -100,7 +104,7 @@ class FailureRecorder:
                 raise
             if stored.pair_version != claimed.pair_version:
                 return None
-            self._core.observer(event)  # it was committed
+            self._core.observer(event)  # the failure was committed
             return stored
 
     def _failure(self, claimed: Connection, error: AmoCallbackError) -> RefreshFailure:
@@ -109,7 +113,7 @@ class FailureRecorder:
         )
 
     async def _classify(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
-        """Return the error to record: a terminal failure during a mass failure becomes `MassFailureSuspected`."""
+        """Return the error to record: `MassFailureSuspected` for a terminal error during a mass failure."""
         await self._breaker.address_block.failed(claimed, error)
         if claimed.status is not Status.ACTIVE:
             return error
@@ -124,12 +128,13 @@ class FailureRecorder:
     async def _classify_unauthorized(self, claimed: Connection, error: UnauthorizedWithoutHint) -> AmoCallbackError:
         """Return the error to record for a refusal without a hint.
 
-        If introspection accepts the token, the client credentials are suspect. If introspection rejects the token for a
-        day, the result is `RefreshRefused`.
+        If introspection accepts the token and returns the same host, the connection becomes a suspect for the circuit
+        breaker. If introspection has rejected the token for a day while AMO accepts other connections, the result is
+        `RefreshRefused`.
         """
         if error.accepted and error.same_host:
             title = error.title or "without a hint"
-            words = f"AMO answers {error.status} {title}, although introspection accepts the tokens"
+            words = f"AMO answers {error.status} {title}, although introspection accepts the token"
             await self._breaker.suspect(claimed.id, words)
         now = self._core.clock.now()
         if error.accepted is not False or not is_refused_long(claimed, now=now):
@@ -154,24 +159,25 @@ class FailureRecorder:
                 connection, last_error=error, now=now, recheck_at=now + RECHECK_EVERY, events=[event]
             )
         if not applied:
-            return NotYet(1.0)  # the row has changed, and is read again
+            return NotYet(1.0)  # the row has changed: the caller has to retry
         return NeedsReauth(reason)
 
 
 _SPENT_BY = {
-    Reason.REVOKED: "not used by this database before; possible causes: another system used it, an older backup was "
-    "restored, or access was revoked",
-    Reason.EXPIRED: "it was not used for three months",
+    Reason.REVOKED: "no earlier use of the token is recorded in this database; possible causes: another system used "
+    "it, an older backup was restored, or access was revoked",
+    Reason.EXPIRED: "not spent: the token expired after three months without use",
     Reason.IN_DOUBT: "possibly a refresh attempt of this service with an unknown outcome: see the earlier events",
-    Reason.REFUSED: "unknown: AMO refused the connection for a day without a hint, and rejected its token",
-    Reason.UNREADABLE: "nothing: no encryption key decrypts the pair, or it belongs to another account or user than "
-    "the row",
+    Reason.REFUSED: "unknown: AMO refused the connection for a day without a hint, and introspection rejected its "
+    "token",
+    Reason.UNREADABLE: "not spent: no encryption key decrypts the pair, or the account or user in the row does not "
+    "match the connection's id",
 }
-"""Possible causes of a spent token, as shown to the operator."""
+"""The possible causes of a spent token by reason, as shown to the operator."""
 
 
 def _event(claimed: Connection, failure: RefreshFailure, error: AmoCallbackError, made: Mapping[str, object]) -> Event:
-    """Return the history event of a failed attempt."""
+    """Return the event for a failed attempt."""
     if is_terminal(error) and claimed.status is not failure.status and failure.reason is not None:
         fields = {**made, "reason": failure.reason, "error": error.code, "spent_by": _SPENT_BY[failure.reason]}
         name, level = "connection.needs_reauth", Level.WARNING

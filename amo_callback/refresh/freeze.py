@@ -1,10 +1,10 @@
-"""Freeze and thaw: a frozen connection is not refreshed, and no connection is refreshed while all are frozen.
+"""Freeze and thaw of single connections, or of all; a frozen connection is not refreshed.
 
 A copy of the database on another host contains tokens that introspection accepts, but refreshing them there would break
-the original's connections. A store that detects another machine, another folder or a restored backup is therefore
-frozen until an operator thaws it, because only a person knows whether the original is still in use. Valid access tokens
-are still handed out, and pending writes are still stored. The claim's SQL statement enforces the freeze, so no process
-can miss it.
+the original's connections. A store is therefore frozen when another location (machine, folder or server) or a restored
+backup is detected. It stays frozen until an operator thaws it, because only a person knows whether the original is
+still in use. During a freeze, valid access tokens are handed out, and pending writes are stored. The SQL statement of
+the claim enforces the freeze for all processes.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 class FreezeSwitch:
-    """Freezes and thaws. `machine` names the store's location; thawing all connections records it."""
+    """Freezes and thaws connections; `machine` names the location of a local database."""
 
     def __init__(self, core: Core, *, machine: str) -> None:
         self._core = core
         self._machine = machine
         self.frozen: Freeze | None = None
-        """When and why all connections were frozen, as last read; `None` if they are not."""
+        """The freeze of all connections, as last read from the store; `None` if they are not frozen."""
 
     async def begin(self) -> None:
-        """Compare the store's location with its last one, and freeze all connections if it differs."""
+        """Freeze all connections if the store was last used at another location."""
         self.adopt(await self._core.store.check_machine(self._machine))
 
     async def watch(self) -> None:
-        """Read what another process or the command has frozen or thawed."""
+        """Read whether all connections are frozen, since another process may have frozen or thawed them."""
         self.adopt(await self._core.store.frozen())
 
     async def freeze_all(self, *, why: str) -> Freeze | None:
-        """Freeze all connections; refreshes in progress are finished."""
+        """Freeze all connections, and return the freeze; refreshes in progress run to completion."""
         await self._core.store.freeze_all(why=why)
         await self.watch()
         return self.frozen
 
     async def thaw_all(self) -> None:
-        """Thaw all connections, and record this machine as the store's location."""
+        """Thaw all connections, and record the store's current location."""
         await self._core.store.thaw_all(machine=self._machine)
         await self.watch()
 
@@ -52,14 +52,15 @@ class FreezeSwitch:
         await self._core.store.freeze(connection.id, at=self._core.clock.now(), events=[frozen])
 
     async def thaw(self, connection: Connection) -> None:
-        """Thaw one connection; it is still not refreshed while all connections are frozen."""
+        """Thaw one connection; a freeze of all connections continues to apply to it."""
         thawed = connection_event("connection.thawed", connection)
         await self._core.store.freeze(connection.id, at=None, events=[thawed])
 
     def adopt(self, frozen: Freeze | None) -> None:
-        """Adopt the state from the store."""
+        """Adopt the freeze that was read from the store, and report its start or end."""
         if frozen is not None and self.frozen is None:
-            fields = {"since": frozen.at, "why": frozen.why, "text": "amo-callback connections thaw --all"}
+            text = "once no other host uses these tokens, run `amo-callback connections thaw --all`"
+            fields = {"since": frozen.at, "why": frozen.why, "text": text}
             self._core.observer(Event(name="service.frozen", level=Level.ERROR, fields=fields))
         elif frozen is None and self.frozen is not None:
             self._core.observer(Event(name="service.thawed"))

@@ -1,4 +1,4 @@
-"""The facts that decide whether a connection may be refreshed now; `decision` has the rules."""
+"""Collection of the facts for a refresh decision; `decision` contains the rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """One interface to the circuit breaker, the address block, leases, pending writes and stored hosts."""
+    """A common interface to the circuit breaker, address block, leases, pending writes and stored hosts."""
 
     def __init__(
         self, core: Core, *, breaker: Breaker, leases: Leases, pending_writes: PendingWrites, hosts: StoredHosts
@@ -42,7 +42,7 @@ class Gate:
     ) -> Decision:
         """Return the next step for a connection.
 
-        If its stored host is not allowed, the refresh is also postponed in the store.
+        If the decision is to raise `HostNotAllowed`, the refresh is also postponed in the store.
         """
         if row is None:
             return decide(None, trigger, Facts(now=self._core.clock.now()))
@@ -64,7 +64,7 @@ class Gate:
 
     @property
     def paused_by(self) -> AddressBlock | Breaker | None:
-        """The component that currently allows only probes; `None` if there is none."""
+        """The component that currently limits refreshes to probes; `None` if neither does."""
         for pause in (self._address_block, self._breaker):
             if pause.reason is not None:
                 return pause
@@ -72,7 +72,7 @@ class Gate:
 
     @property
     def is_address_blocked(self) -> bool:
-        """Whether AMO blocks this server's address, or is suspected to."""
+        """Whether AMO blocks this server's address, or is suspected of blocking it."""
         return self._address_block.reason is not None
 
     @property
@@ -81,22 +81,25 @@ class Gate:
         return self._breaker.probe_every
 
     async def reserve_probe(self, connection_id: str, trigger: RefreshTrigger) -> None:
-        """Reserve the probe for this connection while AMO blocks the address.
+        """If the address is blocked, or suspected to be, make a connection the probe.
 
         Raises `NotYet` if the connection cannot be the probe.
         """
         await self._address_block.reserve_probe(connection_id, trigger=trigger)
 
     def note_probe(self, connection_id: str) -> None:
-        """Record that a connection's token is about to be presented; while the breaker is open, it is the probe."""
+        """Record that a connection's token is about to be presented; if the breaker is open, this is a probe."""
         self._breaker.mark_probe(connection_id)
 
     def release_probe(self, connection_id: str) -> None:
-        """Record that the refresh of a connection has ended."""
+        """Record that the refresh of a connection has ended, so that another connection may be the probe."""
         self._address_block.release_probe(connection_id)
 
     async def end_round(self, pause: AddressBlock | Breaker) -> None:
-        """Start the next round of probes, in which every connection may be the probe again."""
+        """Start the next round of probes, in which every connection may be the probe again.
+
+        If no connection can be the probe, an address block ends.
+        """
         pause.new_round()
         await self._address_block.end_without_candidates()
 
@@ -107,7 +110,7 @@ class Gate:
     def may_erase(self, row: Connection) -> bool:
         """Return whether a token that AMO rejects may be erased.
 
-        It may not while the token may have been spent by this service or by a copy of its database.
+        A token must be kept while this service or another host may have spent it, and while the breaker is open.
         """
-        doubted = row.in_doubt or row.frozen  # another host may use it
+        doubted = row.in_doubt or row.frozen  # another host may use a frozen connection
         return not (doubted or self._pending_writes.blocks(row) or self._breaker.reason is not None)

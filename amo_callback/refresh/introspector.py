@@ -1,4 +1,4 @@
-"""Introspection at AMO, which spends nothing: whether AMO accepts a token, and which host its account has."""
+"""Introspection, which shows whether AMO accepts a token, and its account's host, without spending the token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _SILENCE = timedelta(days=1)
-"""How long after its access token has expired a connection in doubt waits for an introspection response."""
+"""The time after access-token expiry for which a missing introspection response delays a refresh."""
 
 
 class Introspector:
@@ -54,16 +54,17 @@ class Introspector:
         self._raw_answers = raw_answers
 
     async def before_refresh(self, connection: Connection) -> None:
-        """Introspect a refresh token in doubt; raise if it must not be presented now.
+        """Introspect a refresh token in doubt; raise an error if it must not be presented now.
 
-        A rejected token is still presented once, because only the token endpoint's response is final (it is unknown
-        whether introspection recognizes spent tokens). Exceptions: a mass failure, and a raw answer that may contain
-        the next pair while the access token is valid. A token whose terminal failure was suspended is presented again
-        only if AMO accepts it; otherwise the failure is applied.
+        Only the token endpoint's response is final, because it is unknown whether introspection recognizes spent
+        tokens. A token that introspection rejects is therefore still presented once, but not during a mass failure, and
+        not while the access token is valid and a raw answer may contain the next pair. A token whose terminal failure
+        was suspended is presented again only if introspection accepts it; otherwise the failure is applied once the
+        mass failure has ended.
         """
         pair = self._core.cipher.decrypt_pair(connection)
         if pair is None:
-            return  # the attempt records that it cannot be decrypted
+            return  # the attempt records that the pair cannot be decrypted
         try:
             introspection = await self.introspect_refresh_token(connection, pair)
         except HostNotAllowed as error:
@@ -101,8 +102,8 @@ class Introspector:
     async def _is_accepted(self, connection: Connection, pair: TokenPair, introspection: IntrospectionResult) -> bool:
         """Return whether a token whose terminal failure was suspended may be presented again.
 
-        AMO may accept spent tokens in introspection. For a token that this service may have spent, a rejected access
-        token decides.
+        Introspection may accept a spent refresh token. If this service may have spent the token, an unexpired access
+        token is therefore introspected, too, and must not be rejected.
         """
         if introspection.state is not TokenState.VALID:
             return False
@@ -111,7 +112,7 @@ class Introspector:
         return (await self.introspect_access_token(connection, pair.access_token)).state is not TokenState.REJECTED
 
     async def _put_off(self, connection: Connection, error: AmoCallbackError, *, again: datetime) -> NoReturn:
-        """Postpone the refresh and raise `error`; while only probes are allowed, this counts as the probe."""
+        """Postpone the refresh and raise `error`; while the breaker is open, the connection counts as the probe."""
         self._breaker.mark_probe(connection.id)
         postponed = connection_event(
             "refresh.postponed", connection, fields={"error": error.code, "next_refresh_at": again}
@@ -122,9 +123,10 @@ class Introspector:
     async def introspect_refresh_token(
         self, connection: Connection, pair: TokenPair, *, priority: Priority | None = Priority.BACKGROUND
     ) -> IntrospectionResult:
-        """Introspect the refresh token; with `priority=None`, the caller has already waited for a slot.
+        """Introspect the refresh token; with `priority=None`, the caller must already have acquired a slot.
 
-        Raises `HostNotAllowed`, even if only the account's own host is not allowed.
+        Raises `HostNotAllowed` if the account's host or the API host is not allowed, although only the API host is
+        contacted.
         """
         for host in filter(None, (connection.domain, connection.api_domain)):
             self._core.amo.base_url(host)
@@ -145,7 +147,11 @@ class Introspector:
         priority: Priority = Priority.BACKGROUND,
         limit: float | None = None,
     ) -> IntrospectionResult:
-        """Introspect the access token; raises `NotYet` without a slot after `limit` seconds, and `HostNotAllowed`."""
+        """Introspect the access token.
+
+        Raises `NotYet` if no slot is granted within `limit` seconds, and `HostNotAllowed` if the account's host is not
+        allowed.
+        """
         self._hosts.base_url(connection)
         await acquire_slot(self._core, priority, limit=limit)
         self._breaker.address_block.check_introspection()
@@ -154,10 +160,10 @@ class Introspector:
         )
 
     async def locate_account(self, connection: Connection, pair: TokenPair) -> IntrospectionResult:
-        """Find the account's host by its refresh token, otherwise by an access token that should still be valid.
+        """Find the account's host by introspecting the refresh token, and if necessary an unexpired access token.
 
-        A rejected refresh token stays rejected, whichever host the account has. If neither token can be introspected,
-        an expired access token counts as rejected.
+        If AMO rejects the refresh token, the result is `REJECTED`, even if the access token yields the host. The result
+        is also `REJECTED` if the refresh token cannot be introspected and the access token has expired.
         """
         first = await self.introspect_refresh_token(connection, pair)
         if first.state is TokenState.VALID:
@@ -173,17 +179,17 @@ class Introspector:
         return second
 
     async def _note(self, connection: Connection, introspection: IntrospectionResult) -> None:
-        """Clear recorded refusals if AMO accepts the token; a suspended failure is handled before the refresh."""
+        """Clear recorded refusals if introspection accepts the token and no terminal failure is suspended."""
         counted = connection.refused_since is not None and connection.suspended_token is None
         if counted and introspection.state is TokenState.VALID:
             await self._forget_answers(connection)
 
     async def _forget_answers(self, connection: Connection) -> None:
-        with suppress(StoreUnavailable):  # the next accepted introspection clears them
+        with suppress(StoreUnavailable):  # retried at the next introspection that accepts the token
             await self._core.store.accept_token(connection)
 
 
 def _is_long_expired(connection: Connection, now: datetime) -> bool:
-    """Return whether the access token expired so long ago that a missing response is no reason to wait."""
+    """Return whether a missing introspection response no longer delays the refresh."""
     expires = connection.access_expires_at
     return expires is None or now - expires > _SILENCE

@@ -1,15 +1,15 @@
-"""Remaining lease time of refresh attempts in progress.
+"""The remaining lease time of refresh attempts in progress.
 
 With PostgreSQL, all instances use the database clock. The database sets each lease, returns its remaining time with
 each read, and rejects a claim until the lease has expired. Clock skew between instances has no effect.
 
-With SQLite, leases are stored in wall-clock time. A clock step must neither end a lease early nor extend it by days, so
-each process times a lease with its own monotonic clock, starting when it first reads the attempt or its latest
-extension. A newly started process times every lease from its first read.
+With SQLite, leases are stored in wall-clock time. A clock step must neither end a lease early nor extend it by days.
+Each process therefore times a lease with its own monotonic clock, starting when it first reads the attempt or its
+latest extension; a process that has just started begins every lease at its full length.
 
 While the store is unreachable, the process that holds a lease may also hold a token pair that it cannot write. Every
-lease therefore restarts at full length when an outage ends. With PostgreSQL, a process cannot know of outages before
-its start, and treats its start as one.
+lease therefore restarts at its full length when an outage ends. With PostgreSQL, a process cannot know of outages
+before its start, so it treats its start as the end of an outage.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Leases:
-    """A record of the attempts that this process has seen, and since when."""
+    """A record of the attempts that this process has read, and of the time of each first read."""
 
     def __init__(self, *, length: float, store: Store, clock: Clock) -> None:
         self.length = length
-        """Seconds."""
+        """The length of a lease in seconds."""
         self._store = store
         self._clock = clock
         self._seen: dict[str, tuple[str, datetime | None, float]] = {}
@@ -47,35 +47,41 @@ class Leases:
         )
 
     async def begin(self) -> None:
-        """Read the attempts that were in progress before this process started; their age is unknown."""
+        """Read the attempts that began before this process started and whose age is therefore unknown."""
         self._inherited = frozenset(connection.attempt for connection in await self._store.attempts())
 
     def age(self, connection: Connection) -> float:
-        """Return a lower bound for the seconds since the connection's attempt began; 0 without an attempt."""
+        """Return the seconds since the connection's attempt began, as far as this process knows; 0 without an attempt.
+
+        The age of an attempt that began before this process is infinite.
+        """
         if connection.attempt is None:
             return 0.0
         if connection.attempt in self._inherited:
             return math.inf
         age = self._seen_for(connection.id, connection.attempt, connection.lease_until)
-        if connection.lease_until is not None:  # by the wall clock, which may have been stepped
+        if connection.lease_until is not None:  # the wall clock may have been stepped, so the greater age counts
             age = max(age, self.length - (connection.lease_until - self._clock.now()).total_seconds())
         return age
 
     def forget(self, name: str) -> None:
-        """Forget a finished attempt."""
+        """Forget an attempt that has ended."""
         self._seen.pop(name, None)
         self._ended.pop(name, None)
 
     def mark_ended(self, connection: Connection) -> None:
-        """Record that an attempt of this process has finished without a pair, but could not be closed in the store."""
+        """Record that this process's attempt has ended without a pair, although the store could not be updated."""
         self._ended[connection.id] = connection.attempt or ""
 
     def has_ended(self, connection: Connection) -> bool:
-        """Return whether the connection's attempt was recorded by `mark_ended`."""
+        """Return whether `mark_ended` has recorded the connection's current attempt."""
         return connection.attempt is not None and self._ended.get(connection.id) == connection.attempt
 
     def remaining_of(self, name: str, attempt: str, until: datetime | None, *, reported: float | None) -> float:
-        """Return the seconds until an attempt may be taken over; `reported` is the time left by the store's clock."""
+        """Return the seconds until an attempt may be taken over.
+
+        `reported` is the remaining lease time by the database's clock.
+        """
         if self._store.has_shared_clock:
             left = self.length if reported is None else reported
         else:

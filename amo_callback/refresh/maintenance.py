@@ -1,9 +1,9 @@
 """Periodic maintenance: clock-step detection, expiry warnings and cleanup of expired rows.
 
-Each refresh returns a new refresh token, valid for three months, so only a connection that cannot be refreshed
-approaches expiry: it is frozen, its account is unpaid, or AMO rejects the client credentials. A warning is logged 30, 7
-and 1 days before. Long-lived access tokens without a refresh token get the same warnings; after one expires, the user
-has to connect again.
+Each refresh returns a new refresh token, which is valid for three months. Only a connection that cannot be refreshed
+approaches expiry, because it is frozen, its account is unpaid, or AMO rejects the client credentials. A warning is
+logged 30, 7 and 1 days before expiry. The same warnings are logged for a long-lived access token without a refresh
+token; once the access token has expired, the user has to connect again.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
 
 WARN_DAYS = (1, 7, 30)
-"""Days before expiry; the nearest comes first, so that a late warning is logged once and not three times."""
+"""Days before expiry at which a warning is logged, in ascending order so that a late warning is logged once."""
 _LOOK_EVERY = 60.0
 _KEEP = 86400.0
-"""Seconds for which an expired code is still distinguished from an unknown one."""
+"""Seconds for which an expired grant is kept, so that its code is not reported as unknown."""
 _WARN_EVERY = 3600.0
 _STEPS = 20
-"""The maximum number of batches of old history that are deleted per run."""
+"""The maximum number of batches of old history that are deleted per run, in addition to the first."""
 _STEPPED = 60.0
-"""The difference in seconds between wall clock and monotonic clock that counts as a step."""
+"""The minimum difference, in seconds, between elapsed wall-clock and monotonic time that is a clock step."""
 _STEADY = 3600.0
-"""Seconds without a clock step before warnings are logged.
+"""Seconds after the start and after each clock step before warnings are logged and old history is deleted.
 
-After the clock was moved forward by months, and after a long outage, everything looks overdue until it is refreshed.
+After a clock step of months or a long outage, every connection appears to be close to expiry until it is refreshed.
 """
 
 
@@ -47,7 +47,7 @@ class Maintenance:
         self._prune_outage = Outage("cleanup", clock=core.clock, observer=core.observer)
 
     async def watch(self) -> None:
-        """Detect clock steps; once a minute, and after each step, run what depends on the clock."""
+        """Delete expired rows once a minute; run the other tasks once a minute and after each clock step."""
         await self._prune()
         stepped = self._stepped()
         if not stepped and self._core.clock.monotonic() < self._look_at:
@@ -76,25 +76,26 @@ class Maintenance:
         self._prune_at = self._core.clock.monotonic() + _LOOK_EVERY
         try:
             await self._core.store.prune(now=self._core.clock.now(), keep=_KEEP)
-        except StoreUnavailable as error:  # this must not stop refreshes
+        except StoreUnavailable as error:  # a failed cleanup must not stop refreshes
             self._prune_outage.failed(error, details=False)
         else:
             self._prune_outage.worked()
 
     def _log_clock_skew(self) -> None:
-        """Log once if this process's clock and the store's differ: one of them is wrong."""
+        """Log an error once when the clocks of this host and of the store begin to differ."""
         ahead = self._core.store.clock_skew
         agrees = abs(ahead) <= CLOCK_TOLERANCE.total_seconds()
         if not agrees and self._agrees:
             text = (
-                "expiry of app JWTs is checked by a wrong clock: synchronize this host and the database server by NTP"
+                "the clocks of this host and the database server differ, and this host's clock determines the expiry "
+                "of app JWTs: synchronize both hosts by NTP"
             )
             fields = {"seconds_ahead": round(ahead), "text": text}
             self._core.observer(Event(name="clock.differs", level=Level.ERROR, fields=fields))
         self._agrees = agrees
 
     def _stepped(self) -> bool:
-        """Return whether the wall clock was stepped since the last call, by comparison with the monotonic clock."""
+        """Return whether the wall clock has jumped relative to the monotonic clock since the last call."""
         now, ticks = self._core.clock.now(), self._core.clock.monotonic()
         last, self._last = self._last, (now, ticks)
         return last is not None and abs((now - last[0]).total_seconds() - (ticks - last[1])) >= _STEPPED
@@ -118,7 +119,7 @@ class Maintenance:
 
 
 def _expired(connection: Connection) -> Event:
-    """Return the event of a connection without a refresh token whose access token has expired, or is valid again."""
+    """Return the event for a connection whose long-lived access token has expired, or has become valid again."""
     if connection.status is Status.ACTIVE:
         return connection_event("connection.recovered", connection)
     fields = {"reason": connection.reason, "access_expires_at": connection.access_expires_at}

@@ -19,26 +19,27 @@ if TYPE_CHECKING:
     from amo_callback.crypto import Cipher
 
 PendingPair = RefreshedPair | NewConnection
-"""A pair whose previous refresh token, or authorization code, has been spent."""
+"""A pair for which a refresh token or an authorization code has been spent."""
 
 
 def file_name(pending_pair: PendingPair) -> str:
-    """Return the name of the rescue file: `{connection}-{pair_version}`, for a grant `{connection}-g{attempt}`."""
+    """Return the name of a rescue file: `{id}-{pair_version}` for a refreshed pair, `{id}-g{attempt}` for a grant."""
     if isinstance(pending_pair, RefreshedPair):
         return f"{pending_pair.connection_id}-{pending_pair.pair_version}"
     return f"{pending_pair.connection_id}-g{pending_pair.grant.attempt}"
 
 
 def parse_name(name: str) -> tuple[str, int | None]:
-    """Return a file's connection id, and the pair version that its pair replaces; `None` for any version."""
+    """Return the connection id and the replaced pair version from a file name; the version is `None` for a grant."""
     connection_id, _, version = name.rpartition("-")
     return connection_id, int(version) if version.isdecimal() else None
 
 
 def clamped_to(pending_pair: PendingPair, now: datetime) -> PendingPair:
-    """Return the pair with future times moved back to `now`, since the clock was moved back after they were recorded.
+    """Return a pair, with its times moved back if it was issued after `now`, so that its issue time is `now`.
 
-    The pair's age is then unknown, but it must not count as fresh until the clock catches up.
+    The clock was then moved back after the pair was issued. The pair's age is unknown, but with its original times, the
+    pair would appear valid for longer than its lifetime.
     """
     issued_at = (
         pending_pair.issued_at if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.connected_at
@@ -53,7 +54,7 @@ def clamped_to(pending_pair: PendingPair, now: datetime) -> PendingPair:
 
 
 def _earlier(value: RefreshedPair | Connection, ahead: timedelta) -> dict[str, Any]:
-    """Return the times of a pair, moved back, except `connected_at`, which orders grants."""
+    """Return the times of a pair, moved back by `ahead`, without `connected_at`, which determines grant order."""
     times = {name: at for name, at in _fields(value).items() if isinstance(at, datetime) and name != "connected_at"}
     return {name: at - ahead for name, at in times.items()}
 
@@ -75,7 +76,7 @@ def seal_pending(pending_pair: PendingPair, cipher: Cipher) -> bytes:
 
 
 def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
-    """Decrypt the content of a rescue file; raises `DecryptionFailed`, including for a file from another source."""
+    """Decrypt the content of a rescue file; raises `DecryptionFailed`, also for a file in an unknown format."""
     content = json.loads(cipher.open(sealed, context=context_of(RecordKind.RESCUE, name)), object_hook=_decode)
     try:
         if "refreshed" in content:
@@ -92,7 +93,7 @@ def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
 
 
 def sealed_in(pending_pair: PendingPair) -> Sequence[EncryptedRecord]:
-    """Return the encrypted records in the pair, which are stored unchanged."""
+    """Return the encrypted records in a pair, which are stored without re-encryption."""
     if isinstance(pending_pair, RefreshedPair):
         return [
             EncryptedRecord(

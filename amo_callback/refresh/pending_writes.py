@@ -1,11 +1,13 @@
 """Pending writes: token pairs that the store has not committed.
 
-Obtaining such a pair spent the previous refresh token, so losing the pair would lose the connection. The pair is kept
-in memory, for access-token hand-out, and in a rescue file. The write is retried until it commits or the store holds a
-newer pair; then the file is removed. After a restart, the process loads the rescue files and resumes. If the
-connection does not exist in the store, or only with an older pair, the file is kept and `pair.orphaned` is logged.
+Obtaining a pair spends the previous refresh token, so if the pair were lost, the user would have to connect again. The
+pair is kept in memory, for access-token hand-out, and in a rescue file. The write is retried until it commits or the
+store contains a newer pair; then the file is removed. After a restart, the process loads the rescue files and resumes
+the writes. If the store does not contain the connection, or only an older pair of it, the file is kept and
+`pair.orphaned` is logged.
 
-While a write is pending, this process does not refresh the connection: the stored refresh token is already spent.
+While a write is pending, this process does not refresh the connection, because the stored refresh token is already
+spent.
 """
 
 from __future__ import annotations
@@ -28,31 +30,29 @@ if TYPE_CHECKING:
     from amo_callback.refresh.rescue import RescueFolder
 
 _RETRY_EVERY = 1.0
-"""Seconds between two tries."""
+"""Seconds between two tries of a write."""
 _RESTORE_EVERY = 60.0
 _STORE_GRACE = 2.0
-"""Seconds that the store has for a write at shutdown before the pair is left in its rescue file."""
+"""The time limit, in seconds, for a write at shutdown; after it, the pair is left in its rescue file."""
 _HISTORY = 100
-"""The number of recent events in which a refresh by this service is looked up."""
+"""The number of recent events that are searched for the refresh that obtained a pair."""
 
 
 @dataclasses.dataclass(slots=True)
 class _PendingWrite:
-    """One pending write."""
-
     pending_pair: PendingPair
     connection: Connection | None
-    """The connection with this pair; `None` if it has not been read yet."""
+    """The connection with the pair; `None` for a refreshed pair that was loaded from a rescue file."""
     rescued: bool
     events: Sequence[Event] = ()
-    """The events that are committed with it."""
+    """The events to commit with the pair."""
     reported: bool = False
     saved: Connection | None = None
     tried: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
 
 class PendingWrites:
-    """Stores token pairs, and keeps those that the store does not accept."""
+    """Stores token pairs, and keeps each pair until the store has committed it."""
 
     def __init__(self, core: Core, *, rescue: RescueFolder) -> None:
         self._core = core
@@ -62,7 +62,7 @@ class PendingWrites:
         self._orphans: set[str] = set()
         self._expected = 0
         self._settled: set[str] = set()
-        """Files that could not be removed after their pair was stored or superseded."""
+        """Rescue files that could not be removed after their pair was stored or superseded."""
         self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
         self._restore_lock = asyncio.Lock()
@@ -73,7 +73,7 @@ class PendingWrites:
 
     @property
     def names(self) -> list[str]:
-        """The pending writes, by the names of their rescue files."""
+        """The rescue-file names of failed writes, unreadable files and orphaned pairs."""
         return sorted(
             {*(file_name(pending.pending_pair) for pending in self._refused()), *self._unreadable, *self._orphans}
         )
@@ -90,7 +90,10 @@ class PendingWrites:
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """Count a request to AMO that may return a pair, which must then be passed to `save` without another await."""
+        """Count an operation that may yield a pair, so that `at_risk` is true.
+
+        A pair must be passed to `save` without awaiting anything else in between.
+        """
         self._expected += 1
         try:
             yield
@@ -98,22 +101,23 @@ class PendingWrites:
             self._expected -= 1
 
     def blocks(self, connection: Connection) -> bool:
-        """Return whether the connection's stored refresh token was already spent for a pending write."""
+        """Return whether a pending write prevents refreshing the connection."""
         for owner, version in map(parse_name, self._unreadable | self._orphans):
-            # A refresh spent the stored refresh token, and those of older pairs; a grant spends none.
+            # A refresh has spent the refresh token of the pair that it replaces, and those of older pairs. A grant
+            # spends no refresh token.
             if owner == connection.id and version is not None and connection.pair_version <= version:
                 return True
         return any(self._replaces(name, connection) for name in self._pending)
 
     def overlay(self, stored: Connection) -> Connection:
-        """Return the connection with its pending write, if there is one."""
+        """Return the connection with the pair of its pending write, if there is one."""
         for pending in self._refused():
             if self._replaces(file_name(pending.pending_pair), stored) and stored.status is not Status.DISCONNECTED:
                 return _with_pair(stored, pending.pending_pair)
         return stored
 
     def find(self, *, connection_id: str = "", account_id: str = "") -> Connection | None:
-        """Return a connection with its pending write, for use while the store is unreachable."""
+        """Return a connection with the pair of its pending write, for use while the store is unreachable."""
         for pending in self._refused():
             found = pending.connection
             if found is not None and (found.id == connection_id or (account_id and found.account_id == account_id)):
@@ -121,7 +125,7 @@ class PendingWrites:
         return None
 
     def _refused(self) -> list[_PendingWrite]:
-        """Return the writes that the store has refused at least once; others are still being tried."""
+        """Return the writes that have failed at least once, and those loaded from rescue files."""
         return [pending for pending in self._pending.values() if pending.reported]
 
     @staticmethod
@@ -134,10 +138,10 @@ class PendingWrites:
     async def save(
         self, pending_pair: PendingPair, *, connection: Connection, events: Sequence[Event] = ()
     ) -> Connection | None:
-        """Store a pair, however long that takes, and return the connection; `None` if a newer pair was stored.
+        """Store a pair, without a time limit, and return the connection; `None` if the pair is superseded or orphaned.
 
-        `connection` is the row as it was read; `events` are committed with the pair. At shutdown, a pair with a rescue
-        file is left there, and `ShuttingDown` is raised.
+        `connection` is the row as it was read; `events` are committed with the pair. At shutdown, a pair that has a
+        rescue file remains in that file, and `ShuttingDown` is raised.
         """
         return await self._keep(
             _PendingWrite(pending_pair, _with_pair(connection, pending_pair), rescued=False, events=events)
@@ -146,11 +150,11 @@ class PendingWrites:
     async def restore(self) -> None:
         """Load every rescue file that is not loaded yet, and try to store its pair.
 
-        Runs at start and once a minute, because another process on the same folder may have left files. Concurrent
-        calls run one after the other. Raises `ConfigurationError` if the folder cannot be read.
+        This method is called at start and once a minute, because another process that uses the folder may have left
+        files. Concurrent calls run one after the other. Raises `ConfigurationError` if the folder cannot be read.
         """
         async with self._restore_lock:
-            pending = set(self._pending)  # a file may still be listed although its pair was stored meanwhile
+            pending = set(self._pending)  # read first, because a pair may be stored during the listing
             try:
                 files = await asyncio.to_thread(self._rescue.read)
             except OSError as error:
@@ -165,16 +169,16 @@ class PendingWrites:
                     await self._load(name, files[name])
 
     async def restore_for(self, connection: Connection) -> None:
-        """Load new rescue files: a process that died during this connection's attempt may have left the next pair."""
+        """Load new rescue files, since a process that exited during the connection's attempt may have left a pair."""
         try:
             await self.restore()
         except ConfigurationError:
             raise StoreUnavailable(
-                f"the rescue folder cannot be read, and may contain the next pair of {connection.id}"
+                f"the rescue folder cannot be read, and may contain the next pair of connection {connection.id}"
             ) from None
 
     async def watch(self) -> None:
-        """Retry every pending write, and once a minute load new rescue files."""
+        """Retry every pending write, and load new rescue files once a minute."""
         if self._core.clock.monotonic() >= self._restore_at:
             self._restore_at = self._core.clock.monotonic() + _RESTORE_EVERY
             await self.restore()
@@ -185,14 +189,14 @@ class PendingWrites:
             pending_pair = open_pending(name, content or b"", self._core.cipher)
         except DecryptionFailed:
             self._unreadable.add(name)
-            fields = {"file": name, "text": "restore the encryption key or the owner of the file, then restart"}
+            fields = {"file": name, "text": "restore the encryption key or the file's owner, then restart the service"}
             self._core.observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
         else:
             await self._adopt(pending_pair)
 
     async def _adopt(self, pending_pair: PendingPair) -> None:
         connection = pending_pair.connection if not isinstance(pending_pair, RefreshedPair) else None
-        # The process that exchanged the code is gone, so the process that stores the pair reports the connection.
+        # The process that exchanged the code may have exited, so the process that stores the pair reports the event.
         events = [] if connection is None else [Event(name="connection.connected", connection_id=connection.id)]
         pending = _PendingWrite(pending_pair, connection, rescued=True, events=events, reported=True)
         task = asyncio.create_task(self._keep(pending), name=f"pending_write:{file_name(pending_pair)}")
@@ -212,7 +216,7 @@ class PendingWrites:
         await asyncio.gather(*(pending.tried.wait() for pending in waiting))
 
     async def drain(self) -> None:
-        """Wait until every pair is in the store or in a rescue file."""
+        """Wait until every pair that was loaded from a rescue file is in the store, or left in its file at shutdown."""
         if self._restoring:
             await asyncio.wait(self._restoring)
 
@@ -238,7 +242,7 @@ class PendingWrites:
             pending.tried.set()
 
     async def _try_store_in_time(self, pending: _PendingWrite) -> Exception | None:
-        """Try to store a pair; at shutdown, a store that takes longer than `_STORE_GRACE` counts as a failure."""
+        """Try to store a pair; at shutdown, a try that takes longer than `_STORE_GRACE` counts as failed."""
         refusals: list[Exception | None] = []
 
         async def offer() -> None:
@@ -249,7 +253,7 @@ class PendingWrites:
         return StoreUnavailable("timeout")
 
     async def _try_store(self, pending: _PendingWrite) -> Exception | None:
-        """Try to store a pair; return the error unless it is stored, superseded or orphaned with a rescue file."""
+        """Try to store a pair; return an error, unless the pair is stored, superseded, or orphaned in a rescue file."""
         name = file_name(pending.pending_pair)
         if refusal := await self._store_pair(pending):
             return refusal
@@ -262,19 +266,19 @@ class PendingWrites:
             return None
         pending.rescued = pending.rescued or await self._rescued(pending.pending_pair)
         if not pending.rescued:
-            return StoreUnavailable("neither this database nor the rescue folder takes the pair")
+            return StoreUnavailable("the database has refused the pair, and the rescue file cannot be written")
         if name not in self._orphans:
             self._orphans.add(name)
             self._report(
                 "pair.orphaned",
                 pending.pending_pair,
                 Level.ERROR,
-                text="this database has no such connection, or an older pair: check storage.url",
+                text="the database does not contain the connection, or only an older pair of it: check storage.url",
             )
         return None
 
     async def _store_pair(self, pending: _PendingWrite) -> Exception | None:
-        """Try to store a pair; return the error, or `None` if it was stored or a newer one is."""
+        """Try to store a pair; return an error, or `None` if the store has committed or refused the pair."""
         saved = Event(
             name="pair.write_completed", connection_id=pending.pending_pair.connection_id, fields={"superseded": False}
         )
@@ -295,7 +299,7 @@ class PendingWrites:
         return None
 
     async def _was_committed(self, pending: _PendingWrite, events: Sequence[Event]) -> bool:
-        """Return whether this pair was committed although the response was lost; then report its events."""
+        """Return whether a pair was committed although the response was lost; if it was, report its events."""
         pending.saved = await self._stored(pending)
         if pending.saved is not None:
             for event in events:
@@ -303,7 +307,7 @@ class PendingWrites:
         return pending.saved is not None
 
     async def _stored(self, pending: _PendingWrite) -> Connection | None:
-        """Return the connection if it has, or had, exactly this pair."""
+        """Return the stored connection if it has, or has had, exactly this pair; otherwise `None`."""
         pending_pair = pending.pending_pair
         sealed = (
             pending_pair.sealed_pair if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.sealed_pair
@@ -319,7 +323,7 @@ class PendingWrites:
     async def _is_recorded(self, pending: _PendingWrite) -> bool:
         """Return whether the history contains the refresh that obtained the pair.
 
-        The row may have changed since: another process may have refreshed or re-encrypted the pair.
+        The row alone does not show this, because another process may have refreshed or re-encrypted the pair since.
         """
         tokens = {event.fields["next_token"] for event in pending.events if "next_token" in event.fields}
         if not tokens:
@@ -330,9 +334,9 @@ class PendingWrites:
         )
 
     async def _is_superseded(self, pending_pair: PendingPair) -> bool:
-        """Return whether the store holds something newer than a pair that it refused.
+        """Return whether the store refused a pair because of a newer pair, a newer grant or a disconnect.
 
-        If not, this is another database or a restored backup, and the pair may be all that remains of its connection.
+        If not, the store is another database or a restored backup, and may not have a valid pair for the connection.
         """
         if not isinstance(pending_pair, RefreshedPair):
             return True  # the store refuses a grant only because of a later grant or a disconnect
@@ -360,7 +364,7 @@ class PendingWrites:
             self._core.observer(bug)
 
     async def _wait(self, pending: _PendingWrite) -> None:
-        """Wait for the next try; at shutdown, raise if the pair has a rescue file."""
+        """Wait for the next try; at shutdown, raise `ShuttingDown` if the pair has a rescue file."""
         if self._core.stop.is_set() and pending.rescued:
             raise ShuttingDown
         stop = self._core.stop if pending.rescued else asyncio.Event()
@@ -370,7 +374,7 @@ class PendingWrites:
         """Write the rescue file and return whether that succeeded."""
         sealed = seal_pending(pending_pair, self._core.cipher)
         self._settled.discard(file_name(pending_pair))
-        self._reserved = False  # this may have used the reserved space
+        self._reserved = False  # the write may use the reserved space
         try:
             await asyncio.to_thread(self._rescue.write, file_name(pending_pair), sealed)
         except OSError:
@@ -378,7 +382,7 @@ class PendingWrites:
         return True
 
     async def _forget(self, name: str) -> None:
-        """Remove the rescue file after the commit; log once if that fails, and retry later."""
+        """Remove a rescue file that is no longer needed; if that fails, log it once and retry later."""
         try:
             await asyncio.to_thread(self._rescue.remove, name)
         except OSError as error:
@@ -398,7 +402,7 @@ class PendingWrites:
 
 
 def _with_pair(connection: Connection, pending_pair: PendingPair) -> Connection:
-    """Return the connection as it will be once the pair is stored."""
+    """Return the connection as it will be after the pair has been stored."""
     if not isinstance(pending_pair, RefreshedPair):
         return pending_pair.connection
     return dataclasses.replace(

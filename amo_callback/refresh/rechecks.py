@@ -1,15 +1,15 @@
-"""Due introspections of connections in `needs_reauth`, and of accounts named by AMO's hook.
+"""Rechecks: scheduled introspections of connections in `needs_reauth`, and of accounts named by AMO's hook.
 
-A connection in `needs_reauth` keeps its pair and is introspected once a day, because AMO may accept it again after a
-fault at AMO.
+A connection in `needs_reauth` keeps its pair and is introspected once a day, because AMO may accept the pair again if a
+fault at AMO caused the rejection.
 
 AMO calls a hook when the integration is disabled in an account. The hook's signature never changes, so anyone who has
-seen one call can repeat it. It is therefore only a hint: tokens are erased only if AMO itself rejects them. A hook
-causes one introspection immediately and two later. Further hooks leave a single introspection pending, which runs after
-a pause since the last one. The pause grows while AMO accepts the token, so a flood of repeated hooks causes few
-introspections, and the last hook is always followed by one.
+seen one call can repeat it. A call is therefore only a hint: tokens are erased only if introspection rejects them. One
+call causes an introspection immediately, and two more later. Further calls leave one introspection pending, which runs
+after a pause since the previous introspection. The pause doubles with each response, up to 10 minutes, so a flood of
+repeated calls causes few introspections. The last call is always followed by an introspection.
 
-A connection already in `needs_reauth` is introspected at the first hook since its last success, and then daily.
+A connection already in `needs_reauth` is introspected at the first call since its last success, and then daily.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from amo_callback.refresh.introspector import Introspector
 
 _AFTER_HOOK = (timedelta(minutes=1), timedelta(minutes=10))
-"""When an account that the hook named, and whose tokens AMO accepted, is introspected again."""
+"""The times after a hook at which the account is introspected again, unless its tokens have been erased."""
 _SHORTEST, _LONGEST = timedelta(seconds=5), timedelta(minutes=10)
-"""The pause after an introspection before a further hook may cause another."""
+"""The limits of the pause between an introspection and the next one that a hook may cause."""
 _QUIET = timedelta(hours=1)
-"""The time without a hook after which the pause is the shortest again."""
+"""The time without a hook after which the pause is reset to the shortest."""
 
 
 class Rechecker:
-    """Runs due introspections."""
+    """Runs the introspections that are due."""
 
     def __init__(self, core: Core, *, gate: Gate, introspector: Introspector, coordinator: RefreshCoordinator) -> None:
         self._core = core
@@ -59,14 +59,14 @@ class Rechecker:
         self._coordinator = coordinator
 
     async def begin(self, account_id: str) -> Sequence[str]:
-        """Schedule introspections of an account's connections because AMO's hook says that the integration is disabled.
+        """Schedule introspections of an account's connections after AMO's hook has reported a disabled integration.
 
-        Returns the ids of connections that had none pending.
+        Returns the ids of the connections for which an introspection was scheduled.
         """
         return await self._core.store.record_disabled_hook(account_id, shortest=_SHORTEST, quiet=_QUIET)
 
     async def check(self, connection_id: str) -> None:
-        """Introspect a connection if that is due; raises `RetryableError` if it cannot be done now."""
+        """Introspect a connection if its recheck is due; raises `RetryableError` if this is not possible now."""
         connection = await self._core.store.connection(connection_id)
         if connection is None or connection.recheck_at is None or connection.recheck_at > self._core.clock.now():
             return
@@ -80,9 +80,10 @@ class Rechecker:
             await self._recheck_soon(connection_id, status=connection.status)
 
     async def _begin(self, connection: Connection) -> Connection | None:
-        """Wait for a slot, then begin the introspection, so that it covers hooks that arrived during the wait.
+        """Wait for a slot, then record that the introspection begins, and return the connection.
 
-        Returns `None` if the row has changed, or another process has begun the introspection.
+        In this order, the introspection also covers hooks that arrive during the wait. Returns `None` if the row has
+        changed, or another process has begun the introspection.
         """
         await acquire_slot(self._core, _priority(connection))
         again_in = (connection.recheck_pause or _SHORTEST) + timedelta(seconds=self._core.rules.lease)
@@ -113,9 +114,10 @@ class Rechecker:
         await self._core.store.disconnect(connection, on_request=False, events=[erased])
 
     async def _introspect(self, connection: Connection, pair: TokenPair | None) -> tuple[TokenState, TokenState]:
-        """Introspect the refresh token and, if AMO does not accept it, an access token that should be valid.
+        """Introspect the refresh token and, if it is rejected or cannot be introspected, an unexpired access token.
 
-        Returns the state of the refresh token and that of both: tokens may be erased only if AMO rejects both.
+        Returns the state of the refresh token, and a state for the pair, which is `REJECTED` only if AMO rejects every
+        introspected token.
         """
         if pair is None:
             return TokenState.NOT_CHECKED, TokenState.NOT_CHECKED
@@ -143,13 +145,15 @@ class Rechecker:
             raise NotYet(1.0)  # the row has changed, or the lease has not expired
         if pair is not None and connection.last_error == DecryptionFailed.code:
             recovered = connection_event("connection.recovered", connection)
-            await self._core.store.reactivate(connection, next_refresh_at=now, events=[recovered])  # the key is back
+            # The key is available again.
+            await self._core.store.reactivate(connection, next_refresh_at=now, events=[recovered])
             return
         expires = connection.refresh_expires_at
         again = now + recheck_delay(connection.reason, self._core.rules)
         dead = expires is not None and expires <= now
         if dead or pair is None:
-            # Expired by this machine's clock, which may be wrong: nothing is sent to AMO, but it stays scheduled.
+            # No key decrypts the pair, or it has expired by a clock that may be wrong. Nothing is sent to AMO, but the
+            # recheck stays scheduled.
             await self._core.store.schedule_recheck(connection, at=again)
             return
         begun = await self._begin(connection)
@@ -159,7 +163,8 @@ class Rechecker:
         if both is TokenState.REJECTED and _is_named(begun) and self._gate.may_erase(begun):
             await self._erase(begun)
             return
-        # A refresh token that AMO rejects is not presented again, even if the access token is still accepted.
+        # A rejected refresh token does not count as accepted, even if AMO accepts the access token. It is presented
+        # again only for the reason `refused`, once a day.
         accepted = both is TokenState.VALID and refresh_token is not TokenState.REJECTED
         tried = accepted or (begun.reason is Reason.REFUSED and not _is_early(connection, now))
         again = (begun.rechecked_at or now) + RECHECK_EVERY
@@ -167,17 +172,17 @@ class Rechecker:
             await self._try(begun)
 
     async def _try(self, connection: Connection) -> None:
-        """Present a token that AMO seems to accept again; if it is rejected, it is not tried again."""
+        """Try to refresh a connection in `needs_reauth` whose token AMO may accept again."""
         try:
             await self._coordinator.refresh(connection.id, trigger=RefreshTrigger.TRIAL, is_fresh_enough=_is_active)
         except (NotYet, RequestNotSent, ShuttingDown):
-            # It was not presented, for example because another connection was the probe.
+            # The token was not presented, for example because another connection was the probe.
             await self._recheck_soon(connection.id, status=Status.NEEDS_REAUTH)
         except (NeedsReauth, RetryableError):
-            return  # it was recorded with the attempt
+            return  # the attempt has recorded the failure
 
     async def _recheck_soon(self, connection_id: str, *, status: Status) -> None:
-        """Postpone the introspection by `retry_cap`, unless the connection's status has changed."""
+        """Schedule the introspection in `retry_cap` seconds, unless the connection's status has changed."""
         connection = await self._core.store.connection(connection_id)
         if connection is not None and connection.status is status:
             soon = self._core.clock.now() + timedelta(seconds=self._core.rules.retry_cap)
@@ -185,38 +190,38 @@ class Rechecker:
 
 
 def _is_active(connection: Connection) -> bool:
-    """Return whether the user has connected again."""
+    """Return whether the connection is active again, so that no trial is necessary."""
     return connection.status is Status.ACTIVE
 
 
 def _is_early(connection: Connection, now: datetime) -> bool:
-    """Return whether a hook caused this introspection, and not the daily schedule."""
+    """Return whether this introspection was caused by a hook and not by the daily schedule."""
     rechecked_at = connection.rechecked_at
     return rechecked_at is not None and now < rechecked_at + RECHECK_EVERY - CLOCK_TOLERANCE
 
 
 def _is_named(connection: Connection) -> bool:
-    """Return whether AMO's hook has named the account since it last worked."""
+    """Return whether AMO's hook has named the account since the connection's last success."""
     alive_at = connection.refreshed_at or connection.connected_at
     return connection.disabled_hook_at is not None and connection.disabled_hook_at >= alive_at
 
 
 def _priority(connection: Connection) -> Priority:
-    """Return the introspection's priority; an active connection is introspected only because of a hook."""
+    """Return the priority of an introspection; rechecks of active connections are always caused by a hook."""
     hooked = connection.status is Status.ACTIVE or _is_named(connection)
     return Priority.HOOK_CHECK if hooked else Priority.BACKGROUND
 
 
 def _next_pause(pause: timedelta | None, state: TokenState) -> timedelta:
-    """Return the pause after an introspection: twice the last one, unless AMO gave no response."""
+    """Return the next pause: the last pause, doubled up to a limit if AMO has responded."""
     if pause is None or state is TokenState.UNKNOWN:
         return pause or _SHORTEST
     return min(2 * pause, _LONGEST)
 
 
 def _next_recheck(connection: Connection, state: TokenState, *, began: datetime, pause: timedelta) -> datetime | None:
-    """Return when a connection named by a hook is introspected again if there is no further hook."""
+    """Return the time of the next introspection if no further hook arrives; `None` if no introspection follows."""
     disabled_hook_at = connection.disabled_hook_at or began
-    silent = began + _AFTER_HOOK[-1] if state is TokenState.UNKNOWN else None  # until AMO gives an answer
+    silent = began + _AFTER_HOOK[-1] if state is TokenState.UNKNOWN else None  # repeated until AMO responds
     again = next((disabled_hook_at + after for after in _AFTER_HOOK if disabled_hook_at + after > began), silent)
     return None if again is None else max(again, began + pause)

@@ -1,7 +1,7 @@
 """The rescue folder: encrypted files with token pairs that the store has not committed, and with raw answers.
 
-Files are written atomically: to a temporary file, fsynced, renamed, and the folder fsynced. Some disk space is reserved
-from the start, and released for the files when the disk is full.
+Each file is written atomically: a temporary file is written, synced to disk and renamed, and the folder is synced. Disk
+space is reserved when the service starts, and released if it is needed for a file.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 RAW = ".raw"
 """The suffix of files with raw answers."""
 RESERVE = 4 * 1024 * 1024
-"""Bytes of reserved disk space: enough for about a thousand pairs."""
+"""Bytes of disk space to reserve, enough for about a thousand pairs."""
 MAX_FILE = 1024 * 1024
-"""Bytes read from a file; the longest pair that AMO could issue takes 350,000, encrypted."""
+"""The maximum number of bytes read from a file; the longest possible pair takes 350,000 bytes when encrypted."""
 _RESERVE = ".reserve"
 _UNFINISHED = ".unfinished"
 _TRIAL = "trial"
 _LONG_AGO = 3600.0
-"""Age in seconds from which a temporary file is abandoned."""
+"""The age in seconds from which a temporary file counts as abandoned."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class RescueFolder:
-    """A folder of files that only their owner can read. Its methods block, and raise `OSError`."""
+    """A folder of files that only their owner can read. The methods block, and may raise `OSError`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def open(self) -> None:
-        """Create the folder and reserve disk space; raises `ConfigurationError` if nothing can be written there.
+        """Create the folder and reserve disk space; raises `ConfigurationError` if the folder cannot be written.
 
-        A full disk does not prevent the start: there may be space when a pair needs it.
+        A full disk is not an error, because space may be available by the time a pair has to be written.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class RescueFolder:
         self.reserve()
 
     def _clean(self) -> None:
-        """Remove abandoned temporary files; recent ones may belong to another process."""
+        """Remove abandoned temporary files; recent files may belong to another process."""
         now = self._now()
         for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
             with suppress(FileNotFoundError):
@@ -62,14 +62,14 @@ class RescueFolder:
                     unfinished.unlink()
 
     def _now(self) -> float:
-        """Return the current time of the file system."""
+        """Return the current time by the file system's clock."""
         trial = self._begin(_TRIAL, b"")
         now = trial.stat().st_mtime
         trial.unlink()
         return now
 
     def reserve(self) -> bool:
-        """Reserve disk space if possible, and return whether it is reserved."""
+        """Reserve disk space if possible, and return whether the space is reserved."""
         reserved = self._folder / _RESERVE
         try:
             descriptor = open_regular(reserved, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
@@ -79,12 +79,15 @@ class RescueFolder:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        except (OSError, AttributeError):  # the disk is full, or the system does not support it
+        except (OSError, AttributeError):  # the disk is full, or the system cannot reserve space
             return False
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file; if the disk is full, release the reserve; if the folder was removed, recreate it."""
+        """Write a file.
+
+        If that fails, create the folder if it is missing, release the reserved space, and try once more.
+        """
         try:
             self._write(name, content)
         except OSError:
@@ -93,7 +96,7 @@ class RescueFolder:
             self._write(name, content)
 
     def remove(self, name: str) -> None:
-        """Remove a file, durably."""
+        """Remove a file, and sync the folder to disk."""
         (self._folder / name).unlink(missing_ok=True)
         sync(self._folder)
 
@@ -111,7 +114,7 @@ class RescueFolder:
             try:
                 found[file.name] = read_regular(file, limit=MAX_FILE, flags=os.O_RDONLY | os.O_NOFOLLOW)
             except FileNotFoundError:
-                continue  # another process has stored its pair
+                continue  # another process has stored the pair and removed its file
             except OSError:
                 found[file.name] = None
         return found
@@ -132,7 +135,7 @@ class RescueFolder:
     def _files(self, *, raw: bool) -> Sequence[Path]:
         if not self._folder.exists():
             return []
-        # Pipes and links are listed but not read, so that the operator learns of them.
+        # Pipes and links are listed, although they are not read, so that they are reported to the operator.
         whole = (file for file in self._folder.iterdir() if not file.name.startswith(".") and not file.is_dir())
         return sorted(file for file in whole if (file.suffix == RAW) is raw)
 
@@ -141,7 +144,7 @@ class RescueFolder:
         sync(self._folder)
 
     def _begin(self, name: str, content: bytes) -> Path:
-        """Write a temporary file that only its owner can read."""
+        """Write a temporary file that only its owner can read, and return its path."""
         descriptor, path = tempfile.mkstemp(prefix=f".{name}.", suffix=_UNFINISHED, dir=self._folder)
         try:
             written = 0

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from amo_callback.refresh.rechecks import Rechecker
 
 _AHEAD = 8
-"""One refresh in `_AHEAD` is started early, so that it waits ready for a free place."""
+"""For every `_AHEAD` concurrent refreshes, one more is started, which waits for a free place."""
 _RECHECKS = 2
 """The maximum number of concurrent rechecks; refreshes come first."""
 
 
 class RefreshScheduler:
-    """Refreshes due connections as long as the process runs."""
+    """Refreshes due connections until shutdown."""
 
     def __init__(
         self,
@@ -47,15 +47,15 @@ class RefreshScheduler:
         self._coordinator = coordinator
         self._rechecker = rechecker
         self._before_round = before_round
-        """Called one after the other at the start of each round."""
+        """The functions to call, in order, at the start of each round."""
         self._concurrency = core.rules.concurrency + core.rules.concurrency // _AHEAD
         self._poll_interval = core.rules.poll_interval
-        # Connections assigned to an instance that died are free when its leases expire, not later.
+        # Shorter than a lease, so that the connections of a failed instance are reassigned before its leases expire.
         self._turn = min(TURN, timedelta(seconds=core.rules.lease / 2))
         self._running: dict[str, asyncio.Task[None]] = {}
         self._next: deque[Connection] = deque()
         self._more = False
-        """Whether more may be due than the last query returned, so that the end of a refresh wakes the loop."""
+        """Whether more connections may be due than the last query returned; then, each ended refresh wakes the loop."""
         self._rechecking: dict[str, asyncio.Task[None]] = {}
         self._backed_off: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -74,7 +74,7 @@ class RefreshScheduler:
         return self._outage.failed_for
 
     def wake(self) -> None:
-        """Start the next round immediately."""
+        """Start the next round immediately, or as soon as the current round has ended."""
         self._wake.set()
 
     def wake_if_due_soon(self, due_at: datetime | None) -> None:
@@ -99,7 +99,7 @@ class RefreshScheduler:
         await asyncio.gather(*self._running.values(), *self._rechecking.values())
 
     async def _sweep(self) -> float:
-        """Start due refreshes and rechecks as far as there are places, and return the seconds until the next round."""
+        """Start due refreshes and rechecks in the free places, and return the seconds until the next round."""
         self._end_back_offs()
         for step in self._before_round:
             await step()
@@ -119,10 +119,10 @@ class RefreshScheduler:
         return min(max((next_at - self._core.clock.now()).total_seconds(), 0.0), self._poll_interval)
 
     async def _start_due(self) -> datetime | None:
-        """Start due refreshes, earliest first, except those leased by another process; return the next due time.
+        """Start due refreshes and rechecks, and return the next due time.
 
-        The query returns more rows than there are places, and each of them takes the place of a refresh that ends, so a
-        backlog does not cause one query per refresh.
+        Connections with an attempt in progress are skipped. The query returns more rows than there are free places. The
+        additional refreshes start as running ones end, so that a backlog does not cause one query per refresh.
         """
         now = self._core.clock.now()
         while True:
@@ -139,21 +139,21 @@ class RefreshScheduler:
                     self._next.append(connection)
             self._start_next()
             for name in due.rechecks:
-                # Its refresh may have been started since the query.
+                # The connection's refresh may have been started since the query.
                 if not self._core.stop.is_set() and name not in self._excluded():
                     self._start(name, self._recheck(name), among=self._rechecking)
             if self._core.stop.is_set() or len(due.refreshes) < max(limit, 1):
                 return due.next_at
 
     def _start_next(self) -> None:
-        """Start refreshes from the last query as far as there are places."""
+        """Start refreshes from the last query while there are free places."""
         while self._next and len(self._running) < self._concurrency and not self._core.stop.is_set():
             connection = self._next.popleft()
             if connection.id not in self._running:
                 self._start(connection.id, self._refresh(connection, RefreshTrigger.SCHEDULE))
 
     async def _start_probe(self, pause: AddressBlock | Breaker) -> None:
-        """Refresh one connection as the probe while only probes are allowed."""
+        """Start the refresh of one connection as the probe, if none is running and a probe is due."""
         if self._running or pause.probe_in > 0:
             return
         turn = timedelta(seconds=self._gate.probe_every)
@@ -204,7 +204,7 @@ class RefreshScheduler:
             raise
 
     def _is_done(self, connection: Connection) -> bool:
-        """Return whether another process has refreshed a due connection; a probe is never done."""
+        """Return whether a connection is no longer due; always false while only probes are allowed."""
         return self._gate.paused_by is None and not self._is_due(connection)
 
     def _is_due(self, connection: Connection) -> bool:
@@ -213,13 +213,13 @@ class RefreshScheduler:
         return is_over or is_impossible(connection, now=now)
 
     async def _guard(self, connection_id: str, work: Coroutine[object, object, object]) -> None:
-        """Run work for one connection; its errors are already logged, and must not affect other connections."""
+        """Run the work for one connection; errors are logged elsewhere and must not affect other connections."""
         try:
             await work
         except (StoreUnavailable, NotYet):
-            self._back_off(connection_id, self._poll_interval)  # the row is unchanged, and so still due
+            self._back_off(connection_id, self._poll_interval)  # the row is unchanged and therefore still due
         except AmoCallbackError:
-            pass  # recorded with the time of the next try, or there is nothing to do
+            pass  # the time of the next try is stored, or no try is necessary
         except Exception:  # noqa: BLE001 -- a bug in one refresh must not stop the others; it is logged already
             self._back_off(connection_id, self._core.rules.retry_base)
 
@@ -227,7 +227,7 @@ class RefreshScheduler:
         self._backed_off[connection_id] = self._core.clock.monotonic() + seconds
 
     def _log_store_state(self) -> None:
-        """Log once that the store cannot be written, and once that it can be written again."""
+        """Log once when writes to the store begin to fail, and once when they succeed again."""
         failing = self._core.store.last_write_error
         if (failing is None) is self._store_works:
             return

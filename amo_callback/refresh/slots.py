@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 async def acquire_slot(core: Core, priority: Priority = Priority.BACKGROUND, *, limit: float | None = None) -> float:
     """Wait for a slot and return the monotonic time at which it was granted.
 
-    Raises `ShuttingDown` at shutdown, and `NotYet` after `limit` seconds.
+    Raises `ShuttingDown` at shutdown, and `NotYet` if no slot is granted within `limit` seconds.
     """
     slot = core.amo.acquire_slot(priority)
     granted = await wait_or_stop(slot, stop=core.stop, grace=0, clock=core.clock, limit=limit)
@@ -27,9 +27,9 @@ async def acquire_slot(core: Core, priority: Priority = Priority.BACKGROUND, *, 
 
 
 async def ensure_slot(core: Core, *, granted_at: float, not_after: float) -> bool:
-    """Acquire another slot if the one granted at `granted_at` is too old, and return whether to send the request.
+    """Acquire another slot if the slot granted at `granted_at` is too old; return whether the request may be sent.
 
-    Returns false after `not_after` and at shutdown. Both parameters are monotonic times.
+    Returns `False` if `not_after` has passed or the process is shutting down. Both parameters are monotonic times.
     """
     now = core.clock.monotonic()
     if now - granted_at > GOOD_FOR and now <= not_after:

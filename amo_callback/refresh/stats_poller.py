@@ -1,4 +1,4 @@
-"""Statistics about all connections, polled every few seconds, so that monitoring never waits for the store."""
+"""Polling of statistics about all connections, so that monitoring never waits for the store."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 _EVERY = 10.0
 _WAIT_LIMIT = 2.0
-"""Seconds after which a slow store is reported; its result is still used when it arrives."""
+"""Seconds after which a query is reported as slow; its result is used when it arrives."""
 _OLDEST = 3 * _EVERY
 _LATE = timedelta(minutes=5)
-"""How long a refresh may be due before it counts as overdue; longer than any postponement."""
+"""The time after which a due refresh counts as overdue; longer than a refresh usually waits to start."""
 
 
 class StatsPoller:
-    """A poller of `StoreStats`."""
+    """Polls the store for `StoreStats`."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -33,24 +33,24 @@ class StatsPoller:
         self._problem: str | None = "not polled yet"
         self._seen_at: float | None = None
         self.last: StoreStats | None = None
-        """The last result."""
+        """The last statistics; `None` before the first."""
         self.seconds: float | None = None
-        """How long the last query took."""
+        """The duration of the last successful query, in seconds; `None` before the first."""
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last result was queried; `None` before the first."""
+        """Seconds since the query for the last statistics began; `None` before the first."""
         return None if self._seen_at is None else self._core.clock.monotonic() - self._seen_at
 
     @property
     def problem(self) -> str | None:
-        """Why the last result is outdated or missing; `None` if it is current."""
+        """The reason why the last statistics are outdated or missing; `None` if they are current."""
         if self._problem is None and self.age is not None and self.age > _OLDEST:
             return f"last polled {self.age:.0f} s ago"
         return self._problem
 
     async def run(self) -> None:
-        """Poll until shutdown; the caller has made the first poll."""
+        """Poll until shutdown; the caller must make the first poll."""
         try:
             while not self._core.stop.is_set():
                 await sleep_until_woken(self._core.stop, seconds=_EVERY, clock=self._core.clock)
@@ -76,7 +76,9 @@ class StatsPoller:
         except StoreUnavailable as error:
             self._problem = error.code  # the store logs its own failures
         except Exception as error:  # noqa: BLE001 -- the loop must survive any bug in one round
-            self._problem = error.code if isinstance(error, AmoCallbackError) else "a bug"
+            self._problem = (
+                error.code if isinstance(error, AmoCallbackError) else "internal error (see stats.failed in the log)"
+            )
             self._outage.failed(error)
         else:
             self._outage.worked()

@@ -1,8 +1,8 @@
 """The stored hosts of connections, checked against the current allow list.
 
-A stored host is untrusted input: no encryption key is needed to edit a row, or a backup before it is restored. The AMO
-client sends nothing to a host that is not allowed. This module postpones the refresh of such a connection by
-`retry_cap` and otherwise leaves it active, so it works as soon as the host is allowed.
+A stored host is untrusted input, because no encryption key is needed to edit it in a row or a backup. The AMO client
+sends nothing to a host that is not allowed. This module postpones the refresh of a connection with such a host by
+`retry_cap` and leaves the connection active, so that it can be refreshed as soon as the host is allowed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StoredHosts:
         self._retry_cap = timedelta(seconds=core.rules.retry_cap)
 
     async def begin(self) -> None:
-        """Make refreshes due that were postponed because of their host, since the allow list may have changed."""
+        """Reschedule refreshes that were postponed because of a host to now, since the allow list may have changed."""
         await self._core.store.retry_hosts(now=self._core.clock.now())
 
     def base_url(self, connection: Connection) -> str:
@@ -32,7 +32,7 @@ class StoredHosts:
         return self._core.amo.base_url(connection.domain)
 
     def error(self, connection: Connection) -> HostNotAllowed | None:
-        """Return the error if nothing may be sent to the connection's host."""
+        """Return an error if the connection's host is not allowed; otherwise `None`."""
         try:
             self.base_url(connection)
         except HostNotAllowed as error:
@@ -40,7 +40,10 @@ class StoredHosts:
         return None
 
     async def check(self, connection: Connection) -> str:
-        """Return the base URL of the account's API; raises `HostNotAllowed` and postpones the refresh."""
+        """Return the base URL of the account's API.
+
+        If the host is not allowed, postpones the refresh and raises `HostNotAllowed`.
+        """
         try:
             return self.base_url(connection)
         except HostNotAllowed as refused:
@@ -48,7 +51,7 @@ class StoredHosts:
             raise
 
     async def put_off(self, connection: Connection, refused: HostNotAllowed) -> None:
-        """Postpone the refresh by `retry_cap`, unless it is postponed already."""
+        """Postpone the refresh by `retry_cap`, unless it is already postponed or the connection is not active."""
         now, due = self._core.clock.now(), connection.next_refresh_at
         is_put_off = connection.last_error == refused.code and (due is None or due > now)
         if is_put_off or connection.status is not Status.ACTIVE:

@@ -1,12 +1,14 @@
 """The store, on SQLite or PostgreSQL.
 
-A further engine needs:
+Another engine requires:
 
-- a subclass of `Store` and one of `engine.Transaction`, in their own module;
-- a member of `engine.Engine`, its parameter sign in `engine`, and its own lines in the statements and the schema
-  (`--sqlite `, `--postgres `);
-- migrations in `migrate`, and its URL in `config.database_url`, `database_file` and `open_store`;
-- a check in `cli.checks`. Backups (`backup`, `rebuild`) are for SQLite only.
+- a module with subclasses of `Store` and `engine.Transaction`;
+- a member of `engine.Engine`, its parameter sign in `engine`, and lines with its prefix (like `--sqlite `) in the
+  statements and the schema;
+- migrations in `migrate`, and support for its URL in `config.database_url`, `database_file` and `open_store`;
+- a check in `cli.checks`.
+
+Backups (`backup`, `rebuild`) support SQLite only.
 """
 
 from __future__ import annotations
@@ -28,25 +30,26 @@ if TYPE_CHECKING:
 
 
 class Store(Meta, Connections, Grants, History):
-    """All persistent data. Every method raises `StoreUnavailable` if the database cannot be used."""
+    """The store of all persistent data. Every method raises `StoreUnavailable` if the database cannot be used."""
 
 
 def database_file(url: str, *, folder: Path) -> Path | None:
-    """Return the file of a SQLite URL, `None` for PostgreSQL; raises `ConfigurationError`."""
+    """Return the file of a SQLite URL, or `None` for a PostgreSQL URL; raises `ConfigurationError` for other URLs."""
     if is_postgres(url):
         return None
     if not url.startswith(SQLITE):
-        raise ConfigurationError(f"storage.url: must begin with {SQLITE}")
+        raise ConfigurationError(f"storage.url must begin with {SQLITE} or postgresql://")
     return folder / url.removeprefix(SQLITE)
 
 
 def open_store(
     url: str, *, folder: Path, clock: Clock, process: str = "amo-callback", read_only: bool = False
 ) -> AbstractAsyncContextManager[Store]:
-    """Open the store at `url` and upgrade its schema; relative paths start at `folder`.
+    """Open the store at `url` and upgrade its schema; relative paths are resolved against `folder`.
 
-    `process` is this process's name in the history. With `read_only`, nothing is created, upgraded or written. Raises
-    `ConfigurationError` if it cannot be opened, and `OtherSchema` if a read-only store would have to be upgraded.
+    `process` is the name of this process in the history. With `read_only`, nothing is created, upgraded or written.
+    Raises `ConfigurationError` if the store cannot be opened (`OtherSchema` if its schema belongs to another version),
+    and `StoreUnavailable` if the failure may be temporary.
     """
     file = database_file(url, folder=folder)
     if file is None:
@@ -54,7 +57,7 @@ def open_store(
             from amo_callback.store.postgres import open_postgres  # noqa: PLC0415 -- asyncpg is an optional dependency
         except ModuleNotFoundError:
             raise ConfigurationError(
-                "storage.url: PostgreSQL requires another package: pip install 'amo-callback[postgres]'"
+                "storage.url: PostgreSQL requires another package; run pip install 'amo-callback[postgres]'"
             ) from None
         return open_postgres(url, clock=clock, process=process, read_only=read_only)
     from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- only the engine in use is loaded

@@ -1,7 +1,7 @@
-"""Backups of a SQLite database: one file each, complete or absent, readable only by its owner, and frozen.
+"""Backups of a SQLite database: each is a single file, complete or absent, with mode 0600, and frozen.
 
-A backup contains single-use refresh tokens, and the original database may still be in use when it is restored, by
-`restore` or by hand. It is therefore frozen until an operator thaws it.
+A backup contains single-use refresh tokens, and the original database may still be in use when the backup is restored,
+with `restore` or by hand. A backup is therefore frozen until an operator thaws it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-_WHY = "the database is a copy: once no other host uses its tokens, run `amo-callback connections thaw --all`"
+_WHY = "the database is a copy, and another host may still use its tokens"
 UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """A summary of a database, shown before it is restored."""
+    """A summary of a database's content, shown to the operator."""
 
     connections: int
     made_at: datetime | None
@@ -40,7 +40,10 @@ class Contents:
 
 
 def check_files(database: Path) -> None:
-    """Raise `OSError` if a database file exists and is not a regular file, because SQLite would block on a pipe."""
+    """Raise `OSError` if the database or one of its journal files exists but is not a regular file.
+
+    SQLite would block when opening a named pipe.
+    """
     check_regular(database)
     for suffix in ("-wal", "-shm", "-journal"):
         beside = database.with_name(database.name + suffix)
@@ -52,10 +55,13 @@ def check_files(database: Path) -> None:
 
 @contextmanager
 def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a consistent snapshot of a database while others write; raises `BackupFailed` if it is damaged or newer."""
+    """Open a consistent snapshot of a database to which other processes may be writing.
+
+    Raises `BackupFailed`, for example if the database is damaged or has a newer schema.
+    """
     with explained(str(path)):
         check_files(path)
-        path.stat()  # its error is clearer than SQLite's "cannot open"
+        path.stat()  # raises a clearer error than SQLite's "cannot open"
         snapshot = connect(path)
     with closing(snapshot):
         with explained(str(path)):
@@ -65,7 +71,7 @@ def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def contents(snapshot: sqlite3.Connection) -> Contents:
-    """Return a summary of a snapshot and its age: when the service last ran, or when the copy was made."""
+    """Summarize a snapshot; `made_at` is the later of its freeze and the last time that the service recorded."""
     canary, frozen, seen = (read_meta(snapshot, name) for name in ("canary", "frozen", "seen_at"))
     times = [read_freeze(frozen).at] if frozen else []
     times += [from_micros(int(seen))] if seen else []
@@ -75,15 +81,15 @@ def contents(snapshot: sqlite3.Connection) -> Contents:
 
 
 def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> None:
-    """Write a snapshot to a new file; raises `BackupFailed`."""
+    """Write a frozen copy of a snapshot to a new file; raises `BackupFailed`, for example if the file exists."""
     with explained(str(target)):
         _write_new(snapshot, target, now=now)
 
 
 def back_up_before_migration(database: Path, *, version: int, now: datetime) -> None:
-    """Back up a database before its schema is upgraded; the caller holds its write lock.
+    """Back up a database before its schema is upgraded; the caller must hold the database's write lock.
 
-    Raises `BackupFailed`. Files of an earlier try are replaced.
+    The files of an earlier try are replaced. Raises `BackupFailed`.
     """
     target = database.with_name(f"{database.name}.schema-{version}")
     with (
@@ -97,10 +103,11 @@ def back_up_before_migration(database: Path, *, version: int, now: datetime) -> 
 
 
 def restore(made: Path, database: Path, *, now: datetime) -> Path | None:
-    """Replace a database by one that was rebuilt for it, completely or not at all.
+    """Replace a database with a rebuilt one, completely or not at all.
 
-    Returns the file with the replaced database. Raises `BackupFailed`, for example if another process uses the file.
-    The inode stays the same, so a service that starts meanwhile waits and then finds the restored data.
+    Returns the file to which the previous database was copied, or `None` if there was no previous database. Raises
+    `BackupFailed`, for example if another process uses the database. The database's inode does not change, so a
+    service that starts during the restore waits, and then reads the restored data.
     """
     with explained(str(database)):
         check_files(database)
@@ -115,9 +122,9 @@ def restore(made: Path, database: Path, *, now: datetime) -> Path | None:
 
 
 def _lock(present: sqlite3.Connection) -> None:
-    """Become the only user of a database, and merge or discard its journal files."""
+    """Acquire exclusive access to a database, and apply or discard its journal files."""
     present.execute("PRAGMA locking_mode = EXCLUSIVE")
-    present.execute("PRAGMA journal_mode = DELETE")  # fails while another connection is open
+    present.execute("PRAGMA journal_mode = DELETE")  # fails if another connection is open
     present.execute("BEGIN EXCLUSIVE")
     present.execute("COMMIT")
 
@@ -126,7 +133,7 @@ def _keep_present(present: sqlite3.Connection, database: Path, *, now: datetime)
     if not number(present, "SELECT count(*) FROM sqlite_master"):
         return None
     if not number(present, "PRAGMA user_version"):
-        raise BackupFailed(f"{database} is not an amo-callback database, so it is not replaced")
+        raise BackupFailed(f"{database} is not an amo-callback database and was not replaced: check storage.url")
     kept = database.with_name(f"{database.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
     _write_new(present, kept, now=now)
     return kept
@@ -138,32 +145,32 @@ def _replace(present: sqlite3.Connection, made: Path, *, kept: Path | None) -> N
             copy.backup(present)
     except sqlite3.Error:
         if kept:
-            kept.unlink()  # nothing was replaced
+            kept.unlink()  # the previous database is still in place
         raise
 
 
 def _write_new(source: sqlite3.Connection, target: Path, *, now: datetime) -> None:
     with _copied(source, target, now=now) as made:
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # replace no existing file
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # fails if the file exists
         _publish(made, target)
 
 
 @contextmanager
 def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Iterator[Path]:
-    """Make a frozen copy on the disk of `target`, in a temporary folder."""
+    """Make a frozen copy in a temporary folder on the same disk as `target`."""
     with TemporaryDirectory(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent) as folder:
         made = Path(folder) / target.name
         os.close(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600))
         with closing(connect(made)) as copy:
-            source.backup(copy)  # in one step, so that writers cannot make it restart forever
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file
+            source.backup(copy)  # in one step, because a write between steps restarts the copying
+            copy.execute("PRAGMA journal_mode = DELETE")  # so that the copy is a single file
             freeze(copy, now)
         sync(made)
         yield made
 
 
 def freeze(copy: sqlite3.Connection, now: datetime) -> None:
-    """Freeze a copy, even if the original is frozen, and verify it; raises `BackupFailed`."""
+    """Freeze a copy, even if the original is frozen; raises `BackupFailed` if the copy is not frozen afterwards."""
     run(copy, "drop_meta", name="frozen")
     run(copy, "save_event", at=now, connection_id=None, name="service.copied", process="copy", details="{}")
     run(copy, "add_meta", name="frozen", value=freeze_value(Freeze(at=now, why=_WHY, may_be_copy=True)))
@@ -171,10 +178,10 @@ def freeze(copy: sqlite3.Connection, now: datetime) -> None:
 
 
 def check_frozen(database: sqlite3.Connection) -> None:
-    """Verify that the service would treat a database as frozen; raises `BackupFailed`."""
+    """Raise `BackupFailed` unless the service would treat a database as a frozen copy."""
     frozen = read_meta(database, "frozen")
     if frozen is None or not read_freeze(frozen).may_be_copy:
-        raise BackupFailed("the copy could not be frozen and must not be used: something in it reverts the freeze")
+        raise BackupFailed("the copy could not be frozen and must not be used: check the database for triggers")
 
 
 def _publish(made: Path, target: Path) -> None:
@@ -183,12 +190,15 @@ def _publish(made: Path, target: Path) -> None:
 
 
 def schema_of(database: sqlite3.Connection, path: Path, *, known: int) -> int:
-    """Return a file's schema version; raises `BackupFailed` if it is not amo-callback's, or newer."""
+    """Return a database's schema version.
+
+    Raises `BackupFailed` if it is not an amo-callback database, or if its schema is newer than `known`.
+    """
     version = number(database, "PRAGMA user_version")
     if version <= 0:
         raise BackupFailed(f"{path} is not an amo-callback database")
     if version > known:
-        raise BackupFailed(f"{path} was made by {another_version(version, known=known)}: install that version")
+        raise BackupFailed(f"{path} was written by {another_version(version, known=known)}: install that version")
     return version
 
 
@@ -196,7 +206,7 @@ def _check(snapshot: sqlite3.Connection, path: Path) -> None:
     schema_of(snapshot, path, known=latest_schema(Engine.SQLITE))
     [result] = snapshot.execute("PRAGMA quick_check(1)").fetchone()
     if result != "ok":
-        raise BackupFailed(f"{path} is damaged")
+        raise BackupFailed(f"{path} is damaged: stop the service, and restore a backup with `amo-callback restore`")
 
 
 def connect(path: Path, *, timeout: float = 5.0) -> sqlite3.Connection:
@@ -220,7 +230,7 @@ def number(database: sqlite3.Connection, query: str) -> int:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Convert errors of files and SQLite to `BackupFailed`."""
+    """Convert file and SQLite errors to `BackupFailed`; the message begins with `what`."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -229,7 +239,7 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _kept(database: Path) -> Iterator[None]:
-    """Explain why the current database cannot be copied, and what to do."""
+    """Convert errors in copying the current database to `BackupFailed` with a fix."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -237,15 +247,16 @@ def _kept(database: Path) -> Iterator[None]:
         if reason.startswith("SQLITE_BUSY"):
             raise BackupFailed(f"{database} is in use: stop the service first") from None
         raise BackupFailed(
-            f"{database} cannot be copied first ({reason}): move it and its -wal and -journal files away, and retry"
+            f"{database} cannot be copied before it is replaced ({reason}): move it and its -wal and -journal "
+            "files away, and run the command again"
         ) from None
 
 
 def error_name(error: BaseException) -> str:
-    """Return the name of an error, without SQLite's message, which may quote values."""
+    """Return an error's name. SQLite's message is omitted, because it may quote values."""
     return str(getattr(error, "sqlite_errorname", type(error).__name__))
 
 
 def reason_of(error: Exception) -> str:
-    """Return the name of an error of SQLite or of a file."""
+    """Return SQLite's error name, the system's text for a file error, or the exception's type."""
     return str(getattr(error, "sqlite_errorname", None) or getattr(error, "strerror", None) or type(error).__name__)

@@ -1,4 +1,4 @@
-"""The table `connections`."""
+"""Queries and updates of the table `connections`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LAST_DAY = timedelta(days=1)
 _WARNINGS = 100
-"""The maximum number of warnings recorded per transaction."""
+"""The maximum number of connections that one statement for expiry warnings or expiries changes."""
 _SECOND = timedelta(seconds=1)
 _ID = itemgetter("id")
 _STATUSES = {status.value: status for status in Status}
@@ -31,7 +31,7 @@ _REASONS = {reason.value: reason for reason in Reason}
 _MICROSECOND = timedelta(microseconds=1)
 
 
-# An unknown value must have been written by hand, and must not break queries that return many rows.
+# An unknown status or reason can only have been written by hand. It must not break queries that return many rows.
 read_connection = row_reader(
     Connection,
     converters={
@@ -53,25 +53,32 @@ _read_successes = row_reader(Successes)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Due:
     refreshes: Sequence[Connection]
-    """Including rows with an attempt in progress; rows with impossible times first, then the earliest due."""
+    """The connections due for a refresh, including those with an attempt in progress.
+
+    Connections with impossible times (issued in the future, or due after expiry) come first. The others are ordered by
+    due time.
+    """
     rechecks: Sequence[str]
     """The ids of connections whose tokens are due for introspection."""
     next_at: datetime | None
-    """The next due time of a connection without an attempt in progress."""
+    """The earliest future due time among the connections without an attempt in progress."""
 
 
 class Connections(Repository):
-    """The table `connections`."""
+    """The store's methods for the table `connections`."""
 
     async def connection(self, connection_id: str) -> Connection | None:
         return _first(await self.read("connection", id=connection_id))
 
     async def connections_of(self, account_id: str) -> Sequence[Connection]:
-        """Return an AMO account's connections, the freshest active one first."""
+        """Return an AMO account's connections, except disconnected ones.
+
+        They are ordered by status, active first, and then by expiry, latest first.
+        """
         return [read_connection(row) for row in await self.read("connections_of", account_id=account_id)]
 
     async def page(self, *, after: str, limit: int, only: ConnectionFilter) -> Sequence[Connection]:
-        """Return connections in the order of their ids, starting after `after`."""
+        """Return up to `limit` connections that match `only`, in the order of their ids, starting after `after`."""
         statement = "page" if only.account_id is None else "page_of_account"
         if only.owner is not None:
             statement = "page_of_owner"
@@ -104,17 +111,25 @@ class Connections(Repository):
         )
 
     async def probe(self, *, exclude: Sequence[str], turn: timedelta) -> Connection | None:
-        """Return an active connection with a refresh token, the most recently successful first and failed ones last."""
+        """Return an active connection to probe, or `None`.
+
+        The connection with the most recent success is preferred. A connection with an attempt after its last success is
+        returned only if there is no other. Connections without a refresh token, or whose host is not allowed, are never
+        returned.
+        """
         found = await self.claim_work("probe", exclude=json_list(exclude), turn=turn)
         return _first(found)
 
     async def connection_counts(self, *, now: datetime, since: datetime) -> ConnectionCounts:
-        """Count active connections, those with a valid access token, and terminal failures since `since`."""
+        """Count active connections, those with a valid access token, and terminal failures since `since`.
+
+        Active connections without a refresh token are not counted.
+        """
         [row] = await self.read("connection_counts", now=now, since=since)
         return _read_counts(row)
 
     async def successes(self, *, now: datetime) -> Successes:
-        """Return recent successes of all connections: refreshes and grants."""
+        """Return statistics of recent successful refreshes and grants, for all connections."""
         [row] = await self.read("successes", now=now, since=now - _LAST_DAY)
         return _read_successes(row)
 
@@ -122,7 +137,7 @@ class Connections(Repository):
 
     @in_transaction
     async def claim(self, transaction: Transaction, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
-        """Commit a claim; `None` if the row has changed since it was read, or is frozen."""
+        """Commit a claim of a connection; `None` if the connection is frozen or has changed since it was read."""
         await transaction.run("lock_for_spending")
         return await self._run_and_record(transaction, "claim", events, values_of(claim))
 
@@ -134,9 +149,9 @@ class Connections(Repository):
     async def save_refreshed(
         self, transaction: Transaction, refreshed: RefreshedPair, *, events: Sequence[Event] = ()
     ) -> Connection | None:
-        """Commit a refreshed pair and end its claim; `None` if its version was superseded.
+        """Commit a refreshed pair and end its claim; `None` if the pair that was refreshed is no longer stored.
 
-        If the connection needed reauthorization, it becomes active again (`reactivated`).
+        If the connection needed reauthorization, it becomes active, and `reactivated` is set in the result.
         """
         await transaction.run("lock_connection", id=refreshed.connection_id)
         before = await transaction.run("connection", id=refreshed.connection_id)
@@ -150,7 +165,7 @@ class Connections(Repository):
         return dataclasses.replace(saved, reactivated=reactivated)
 
     async def save_failure(self, failure: RefreshFailure, *, events: Sequence[Event] = ()) -> Connection | None:
-        """Commit the result of an attempt without a pair; `None` if another attempt has replaced this one."""
+        """Commit the result of an attempt that yielded no pair; `None` if another attempt has replaced this one."""
         return await self._change("save_failure", events=events, **values_of(failure))
 
     async def give_up(
@@ -168,7 +183,7 @@ class Connections(Repository):
         )
 
     async def accept_token(self, connection: Connection) -> None:
-        """Clear refusals and a suspended failure, because introspection accepts the refresh token of this pair."""
+        """Clear the refusals and the suspended failure of a pair whose refresh token introspection accepts."""
         await self.write("accept_token", id=connection.id, pair_version=connection.pair_version)
 
     async def release(self, *, connection_id: str, attempt: str) -> None:
@@ -180,13 +195,13 @@ class Connections(Repository):
     async def postpone(
         self, connection: Connection, *, last_error: str, next_refresh_at: datetime | None, events: Sequence[Event] = ()
     ) -> bool:
-        """Postpone a refresh that was not begun; `False` if the row has changed since it was read."""
+        """Postpone a refresh that was not started; `False` if the row has changed since it was read."""
         return await self._change_read(
             "postpone", connection, events=events, last_error=last_error, next_refresh_at=next_refresh_at
         )
 
     async def retry_hosts(self, *, now: datetime) -> None:
-        """Make refreshes that were postponed because of their stored host due now."""
+        """Reschedule for `now` all refreshes that were postponed because the stored host was not allowed."""
         await self.write("retry_hosts", now=now)
 
     async def reactivate(
@@ -196,7 +211,10 @@ class Connections(Repository):
         return await self._change_read("reactivate", connection, events=events, next_refresh_at=next_refresh_at)
 
     async def mark_in_doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
-        """Record that the token of a connection in `needs_reauth` may be spent; `False` if the row has changed."""
+        """Set the reason of a connection to `in_doubt`, because its token may have been spent.
+
+        Returns `False` if the row has changed since it was read.
+        """
         return await self._change_read("mark_in_doubt", connection, events=events)
 
     @in_transaction
@@ -205,7 +223,8 @@ class Connections(Repository):
     ) -> bool:
         """Erase a connection's tokens and owners; `False` if the row has changed since it was read.
 
-        With `on_request`, a grant claimed before the disconnect can no longer store its pair; otherwise it can.
+        With `on_request`, a grant claimed before the disconnect can no longer store its pair.
+        Without it, the grant can still store its pair.
         """
         serial = await self._next_serial(transaction)
         await transaction.run("lock_connection", id=connection.id)
@@ -229,7 +248,7 @@ class Connections(Repository):
     async def due_expiry_warnings(
         self, transaction: Transaction, *, days: int, before: datetime, event: Callable[[Connection], Event]
     ) -> Sequence[Event]:
-        """Record expiry warnings, once per value of `days`, for active connections that expire before `before`.
+        """Record a warning for active connections whose tokens expire by `before`, once per value of `days`.
 
         Returns the events.
         """
@@ -237,7 +256,10 @@ class Connections(Repository):
         return await self._record_each(transaction, found, event)
 
     async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
-        """Set connections without a refresh token to `needs_reauth` (`missing`) once their access token has expired."""
+        """Set connections without a refresh token to `needs_reauth` (`missing`) if their access token has expired.
+
+        Connections that were marked as expired by a wrong clock become active again. Returns the events.
+        """
         if not await self.read("missing_changes", now=now):
             return []
 
@@ -262,7 +284,7 @@ class Connections(Repository):
     async def record_disabled_hook(
         self, transaction: Transaction, account_id: str, *, shortest: timedelta, quiet: timedelta
     ) -> Sequence[str]:
-        """Record AMO's hook; return the ids of connections whose recheck it has scheduled."""
+        """Record AMO's hook for an account; return the ids of the connections for which a recheck was scheduled."""
         found = await transaction.run("record_disabled_hook", account_id=account_id, shortest=shortest, quiet=quiet)
         await transaction.run("repeat_disabled_hook", account_id=account_id, second=_SECOND)
         names = [row["id"] for row in found]
@@ -270,7 +292,10 @@ class Connections(Repository):
         return names
 
     async def begin_recheck(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
-        """Record that a recheck begins; `None` if the row has changed, or another process has begun it."""
+        """Record that a recheck begins.
+
+        Returns `None` if the row has changed since it was read, or if another process has begun the recheck.
+        """
         return await self._change(
             "begin_recheck",
             id=connection.id,
@@ -287,7 +312,10 @@ class Connections(Repository):
         pause: timedelta | None = None,
         events: Sequence[Event] = (),
     ) -> bool:
-        """Schedule the next recheck and the pause before it; `False` if the row has changed since it was read."""
+        """Schedule the next recheck; `False` if the row has changed since it was read.
+
+        `pause` is the minimum time between the last recheck and one caused by a further hook.
+        """
         return await self._change_read(
             "schedule_recheck", connection, events=events, recheck_at=connection.recheck_at, at=at, pause=pause
         )
@@ -295,7 +323,7 @@ class Connections(Repository):
     async def _change_read(
         self, name: str, connection: Connection, *, events: Sequence[Event] = (), **values: object
     ) -> bool:
-        """Update a row only if it is unchanged since it was read."""
+        """Update a connection's row; `False` if the row has changed since it was read."""
         changed = await self._change(
             name, events=events, id=connection.id, row_version=connection.row_version, **values
         )
@@ -326,21 +354,21 @@ class Connections(Repository):
         return [read_connection(row) for row in found]
 
     async def reserve_serials(self, count: int) -> int:
-        """Reserve `count` values of the store's counter, and return the value before them."""
+        """Reserve `count` values of the store's counter, and return the value before the first of them."""
         return await self.transact(lambda transaction: self._next_serial(transaction, count=count)) - count
 
     @in_transaction
     async def import_connections(
         self, transaction: Transaction, brought: Sequence[ImportedConnection], *, events: Sequence[Event] = ()
     ) -> Sequence[str]:
-        """Import connections with their events in one transaction; return the ids of those not imported."""
+        """Import connections with their events in one transaction; return the ids of those that were not imported."""
         now, ids = self.clock.now(), [one.connection.id for one in brought]
         # Sorted, so that two imports of the same connections cannot deadlock.
         ordered = sorted(brought, key=lambda one: one.connection.id)
         await transaction.run_many("import_connections", [{**_row(one), "now": now} for one in ordered])
         found = await transaction.run("connections_by_id", ids=json_list(ids))
         stored = {row["id"]: row["sealed_pair"] for row in found}
-        # Encryption is randomized, so this import wrote a pair that is stored exactly as given.
+        # Encryption is randomized: if the stored pair equals the given one exactly, this import wrote it.
         done = [one for one in brought if stored[one.connection.id] == one.connection.sealed_pair]
         owners = [
             {"connection_id": one.connection.id, "owner": owner, "bound_no": bound_no}
@@ -362,7 +390,7 @@ def _first(found: Sequence[Row]) -> Connection | None:
 
 
 def _change_of_status(brought: ImportedConnection) -> Event | None:
-    """Return the event for a connection whose status the import has changed."""
+    """Return the event for a status that the import changed, or `None` if the status is new or unchanged."""
     over, now = brought.replaces, brought.connection
     if over is None or over.status is now.status:
         return None

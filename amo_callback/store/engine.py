@@ -1,4 +1,4 @@
-"""The common part of the engines: named statements, conversion of parameters and rows, transactions.
+"""Code that the engines share: named statements, the conversion of parameters and rows, and transactions.
 
 In a statement, `:clock` is the current time of the clock that determines leases, in microseconds since 1970.
 """
@@ -43,11 +43,11 @@ class Statement:
     """A statement for one engine, with numbered parameters."""
 
     text: str
-    """Empty if this engine has nothing to execute."""
+    """The SQL; empty if this engine has nothing to execute."""
     parameters: tuple[str, ...]
     """The names of the parameters in the order of their numbers."""
     notes: frozenset[str] = frozenset()
-    """The notes on the name line: which rows the statement changes, and whether it is slow."""
+    """The notes after the statement's name: the rows that it changes, and `slow` if it reads a whole table."""
 
 
 SQL_FOLDER = resources.files("amo_callback.store") / "sql"
@@ -72,7 +72,7 @@ _SEALED: Sequence[Mapping[str, str]] = (
         "also": "",
     },
 )
-"""The tables with encrypted columns; a statement with `{kind}` in its name exists once for each of them."""
+"""The kinds of encrypted records. A statement with `{kind}` in its name is expanded once for each kind."""
 _POSTGRES_PHRASES = (
     (re.compile(r"json_each\((:\w+)\)"), r"jsonb_array_elements_text(CAST(\1 AS JSONB)) AS value"),
     (re.compile(r"CAST\(value AS INTEGER\)"), "CAST(convert_from(value, 'UTF8') AS BIGINT)"),
@@ -83,14 +83,14 @@ _POSTGRES_PHRASES = (
 
 @cache
 def load_statements(engine: Engine) -> Mapping[str, Statement]:
-    """Return the statements of an engine by name."""
+    """Return an engine's statements, by name."""
     _, *parts = _NAME.split((SQL_FOLDER / "statements.sql").read_text(encoding="utf-8"))
     statements: dict[str, Statement] = {}
     for name, notes, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
         for words in _SEALED if "{kind}" in name else ({},):
             filled = [part.format(**words) if words else part for part in (name, notes or "", text)]
             if filled[0] in statements:
-                raise ValueError(f"{filled[0]}: written twice")
+                raise ValueError(f"the statement {filled[0]} is defined twice")
             statements[filled[0]] = _numbered(filled[2], engine, frozenset(filter(None, filled[1].split(", "))))
     return statements
 
@@ -103,7 +103,7 @@ def own_lines(text: str, engine: Engine) -> str:
 
 
 def _numbered(text: str, engine: Engine, notes: frozenset[str]) -> Statement:
-    """Return a statement for an engine, its named parameters replaced by numbers."""
+    """Translate a statement for an engine, and replace its named parameters with numbered ones."""
     text = own_lines(text, engine)
     if engine is Engine.POSTGRES:
         for phrase, other in _POSTGRES_PHRASES:
@@ -123,17 +123,17 @@ _LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 def to_micros(time: datetime) -> int:
-    """Return a time as it is stored: microseconds since 1970."""
+    """Convert a time to its stored form: microseconds since 1970."""
     return (time - _EPOCH) // _MICROSECOND
 
 
 def from_micros(value: int) -> datetime:
-    """Return a stored time; a value outside the calendar becomes the nearest valid time."""
+    """Convert a stored time; a value out of range for `datetime` becomes the nearest valid time."""
     return _EPOCH + min(max(value, _EARLIEST), _LATEST) * _MICROSECOND
 
 
 def arguments(statement: Statement, values: Mapping[str, object]) -> list[object]:
-    """Return a statement's arguments in order, times and durations as numbers."""
+    """Return a statement's arguments in order, with times and durations in microseconds."""
     found: list[object] = []
     for name in statement.parameters:
         value = values[name]
@@ -152,14 +152,14 @@ def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- any dataclass in
 
 
 def json_list(names: Sequence[str]) -> str:
-    """Encode names as a list parameter."""
+    """Encode names as a JSON array, the form in which statements accept lists."""
     return json.dumps(list(names))
 
 
 class Row(Protocol):
-    """A row, as returned by both database libraries."""
+    """The common interface of the rows of both database libraries."""
 
-    def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401 -- a column may have any type
+    def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401 -- columns have various types
         ...
 
     def __iter__(self) -> Iterator[Any]: ...
@@ -176,8 +176,9 @@ def row_reader(
 ) -> Callable[[Row], T]:
     """Return a function that builds a frozen dataclass instance from a row.
 
-    Each field is read from the column with its name: times are converted, and fields in `converters` by their
-    converter. Fields in `computed` are computed from the whole row; fields in `leave` have no column.
+    Each field is read from the column of the same name. Times are converted to `datetime`, and fields in `converters`
+    with the given functions. Fields in `computed` are computed from the whole row. Fields in `leave` have no column and
+    keep their default values.
     """
     plan = tuple(
         (field.name, from_micros if str(field.type).startswith("datetime") else converters.get(field.name))
@@ -192,7 +193,7 @@ def row_reader(
         for name, convert in plan:
             value = columns[name]
             if value is not None and convert is not None:
-                if convert is from_micros:  # inlined, because calls would double the time of reading a row
+                if convert is from_micros:  # inlined, because a call would double the reading time
                     value = _EPOCH + min(max(value, _EARLIEST), _LATEST) * _MICROSECOND
                 else:
                     value = convert(value)
@@ -205,13 +206,13 @@ def row_reader(
 
 
 def lease_left(columns: Mapping[str, Any]) -> float | None:
-    """Return the seconds that were left of a lease when the row was read, if the statement also read the clock."""
+    """Return the seconds left of a lease when its row was read; `None` without a lease or a column `clock`."""
     until, clock = columns["lease_until"], columns.get("clock")
     return None if until is None or clock is None else float((until - clock) / 1e6)
 
 
 def json_object(text: str | bytes) -> Mapping[str, Any]:
-    """Return a stored JSON object; an empty one if it is damaged."""
+    """Parse a stored JSON object; a malformed value becomes an empty object."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -224,11 +225,11 @@ def json_object(text: str | bytes) -> Mapping[str, Any]:
 ANY = ChangeNotice(connections=None, membership_changed=True)
 """A change that may concern any connection."""
 CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
-"""Notes for statements that change connections or owners."""
+"""The notes that mark statements as changing connections or owners."""
 
 
 class Transaction(ABC):
-    """A transaction: the changes so far, and the functions to call after the commit."""
+    """A transaction that collects its changes and the functions to call after the commit."""
 
     def __init__(self, statements: Mapping[str, Statement]) -> None:
         self._statements = statements
@@ -243,7 +244,7 @@ class Transaction(ABC):
         return found
 
     async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
-        """Execute a statement once for each row of values, which is faster than single statements."""
+        """Execute a statement once for each row of values; this is faster than separate calls of `run`."""
         sql = self._statements[statement]
         await self._execute_many(sql, rows)
         if sql.notes & CHANGES:
@@ -257,7 +258,7 @@ class Transaction(ABC):
     async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None: ...
 
     def _note(self, statement: Statement, values: Mapping[str, object], found: Sequence[Row] | None) -> None:
-        """Record a change that the statement declares; `found` contains its rows, or is `None` if they are unknown."""
+        """Record the change that a statement declares; `found` is the result, or `None` if the result is unknown."""
         if "changes all" in statement.notes:
             self.changes.append(ANY)
             return
@@ -273,12 +274,12 @@ class Transaction(ABC):
 
 
 class Database(ABC):
-    """A database, whose methods raise `StoreUnavailable`; it records when it was last unreachable."""
+    """An open database. Its methods raise `StoreUnavailable`, and `failed_at` records the last outage."""
 
     has_shared_clock: bool
     """Whether the database's clock determines leases for all instances."""
     shared: SharedLimits | None = None
-    """The rate limit shared by all instances, if there may be several."""
+    """The rate limit that all instances share; `None` if there is only one instance."""
 
     def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
         self.clock = clock
@@ -295,31 +296,31 @@ class Database(ABC):
 
     @abstractmethod
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `work` in a transaction. It may run more than once, and must await only its transaction."""
+        """Run `work` in a transaction. `work` may run more than once, and must await nothing but the transaction."""
 
     async def write(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Execute one statement in its own transaction."""
         return await self.transact(lambda transaction: transaction.run(statement, **values))
 
     async def claim_work(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Execute a statement that assigns work to this instance; with a single instance, it only reads."""
+        """Execute a statement that assigns work to this instance; with a single instance, the statement only reads."""
         return await self.read(statement, **values)
 
     async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run a transaction that only coordinates instances, which may succeed even if other writes fail."""
+        """Run a transaction that only coordinates instances; it may succeed even if other writes fail."""
         return await self.transact(work)
 
     @abstractmethod
     async def data_version(self) -> int:
-        """Return a number that changes when another process has committed a change without a notice."""
+        """Return a number that changes if another process commits a change without sending a notification."""
 
     @property
     def clock_skew(self) -> float:
-        """Seconds by which this process's clock is ahead of the clock that determines leases."""
+        """The time in seconds by which this process's clock is ahead of the clock that determines leases."""
         return 0.0
 
     async def location(self, machine: str) -> str:
-        """Return a name for the database's location; for a file, `machine`, which names this process's machine."""
+        """Return a name for the database's location; for a file, return `machine`, the name of this machine."""
         return machine
 
     async def cleanup(self) -> None:
@@ -327,7 +328,7 @@ class Database(ABC):
         await self.claim_work("forget_turns")
 
     def subscribe(self, listener: Callable[[ChangeNotice], None]) -> None:
-        """Call `listener` with every committed change of connections or owners."""
+        """Call `listener` with every change of connections or owners that was, or may have been, committed."""
         self._subscribers.append(listener)
 
     def _notify(self, changes: Iterable[ChangeNotice]) -> None:
@@ -339,7 +340,10 @@ class Database(ABC):
 def in_transaction(
     method: Callable[Concatenate[S, Transaction, P], Awaitable[T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Run a method in a transaction, its first argument; it may run more than once, and must await nothing else."""
+    """Run a method in a transaction, which the method receives as its first argument.
+
+    The method may run more than once, and must not await anything but the transaction.
+    """
 
     @wraps(method)
     async def transact(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:

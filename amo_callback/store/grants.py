@@ -45,7 +45,7 @@ class Grants(Repository):
         return _first(await self.read("grant_by_handle", handle_hash=handle_hash))
 
     async def exchanging(self, *, now: datetime) -> Sequence[Grant]:
-        """Return the grants whose code is being exchanged, including those of processes that died."""
+        """Return the grants whose code is being exchanged, including those abandoned by processes that exited."""
         return [_read_grant(row) for row in await self.read("exchanging", now=now)]
 
     @in_transaction
@@ -58,10 +58,11 @@ class Grants(Repository):
         over: str | None = None,
         state_hash: str | None = None,
     ) -> Grant:
-        """Claim a code, or retry it `over` the attempt that was read: a failed one, or one with an expired lease.
+        """Claim a code for its first exchange, or for a retry that replaces the attempt `over`.
 
-        The first claim also uses the issued state. `attempt` of the result identifies the claim that holds. Raises
-        `Frozen`, and `InvalidState` if the state was used with another code or has expired.
+        The caller must have read that `over` has failed or that its lease has expired. The first claim uses up the
+        state `state_hash`. The `attempt` of the result identifies the claim in effect, which may be another process's.
+        Raises `Frozen`, and `InvalidState` if the state has expired or was used with another code.
         """
         statement = "claim_grant" if state_hash is None or over is not None else "claim_started_grant"
         await transaction.run("lock_for_spending")
@@ -75,17 +76,18 @@ class Grants(Repository):
         return _read_grant(found[0])
 
     async def finish_grant(self, grant: Grant) -> bool:
-        """Commit the end of a grant; `False` if another attempt has replaced this one."""
+        """Commit the result of a grant; `False` if another attempt has replaced this one."""
         return bool(await self.write("finish_grant", **values_of(grant)))
 
     @in_transaction
     async def save_connected(
         self, transaction: Transaction, granted: NewConnection, *, events: Sequence[Event] = ()
     ) -> Connection | None:
-        """Commit the pair of a grant and its end together; `None` if the pair of a later grant was kept.
+        """Commit a grant's pair and result in one transaction; `None` if this call stores no pair.
 
-        A grant whose pair is already stored, by a process that found its rescue file, changes nothing, because that
-        pair may have been spent since.
+        The pair is not stored if a later grant or a later disconnect on request takes precedence. If another process
+        has already stored the pair from its rescue file, nothing changes, because the refresh token may have been spent
+        since.
         """
         grant, serial = granted.grant, await self._next_serial(transaction)
         values = {
@@ -113,7 +115,7 @@ class Grants(Repository):
 
     @staticmethod
     async def _is_connected(transaction: Transaction, grant: Grant) -> bool:
-        """Return whether this grant's pair is already stored, regardless of times, because clocks may be stepped."""
+        """Return whether this grant's pair is already stored; times are ignored, because clocks may be adjusted."""
         found = await transaction.run("grant", code_hash=grant.code_hash)
         return bool(found) and (found[0]["status"], found[0]["attempt"]) == (GrantStatus.CONNECTED, grant.attempt)
 
@@ -129,21 +131,24 @@ class Grants(Repository):
         return {name: list(bound) for name, bound in (await self.bindings_of(ids)).items()}
 
     async def bindings_of(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
-        """Return the owners of each of these connections, with the counter's value when they became owners."""
+        """Return the owners of each of these connections, with the counter's value at which they became owners."""
         bindings: dict[str, dict[str, int]] = {name: {} for name in ids}
         for row in await self.read("owners_of", ids=json_list(ids)):
             bindings[row["connection_id"]][row["owner"]] = row["bound_no"]
         return bindings
 
     async def connections_owned(self, owner: str) -> Sequence[Connection]:
-        """Return an owner's connections, the freshest active one first."""
+        """Return an owner's connections, except disconnected ones.
+
+        They are ordered by status, active first, and then by expiry, latest first.
+        """
         return [read_connection(row) for row in await self.read("connections_owned", owner=owner)]
 
     async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
-        """Make a user an owner through a grant with this number.
+        """Make a user an owner of a connection, through the grant with the number `grant_no`.
 
-        Returns `False` if the connection is gone, its owners were removed or the user has left since the grant, or it
-        has another owner and `first_only` is true.
+        Returns `False` if the connection does not exist or is disconnected, if its owners were removed or the user left
+        after the grant was claimed, or if `first_only` is true and the connection has another owner.
         """
         if owner in (await self.owners_of([connection_id]))[connection_id]:
             return True  # a repeated request writes nothing
@@ -163,7 +168,7 @@ class Grants(Repository):
         return await self.transact(work)
 
     async def unbind(self, owner: str) -> Sequence[Event]:
-        """Remove a user from all their connections; a connection without an owner is disconnected.
+        """Remove a user from all their connections, and disconnect connections of which they were the only owner.
 
         Returns the events. Raises `Frozen` if one of the connections is frozen, because another host may use its
         tokens.
@@ -201,7 +206,7 @@ class Grants(Repository):
     async def _bind(
         self, transaction: Transaction, *, connection_id: str, owner: str, grant_no: int, serial: int
     ) -> bool:
-        """Make a user an owner within a transaction; `False` if that is not allowed, or the user is one already."""
+        """Make a user an owner within a transaction; `False` if the user is one already or is not allowed to be one."""
         bound = await transaction.run(
             "bind_owner", connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
         )

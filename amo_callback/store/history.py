@@ -1,4 +1,4 @@
-"""The tables `events` and `webhooks`, written in the transactions of the changes that they describe."""
+"""The tables `events` and `webhooks`. Each row is written in the transaction of the change that it reports."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from amo_callback.store.engine import Statement, Transaction
 
 _KEEP_EVENTS = timedelta(days=90)
-"""The lifetime of a refresh token, whose history may matter as long."""
+"""The retention of events: the lifetime of a refresh token, because its history may be needed that long."""
 _KEEP_WEBHOOKS = timedelta(days=30)
 _STEP = 1000
-"""Rows per deleting transaction."""
+"""The maximum number of rows that one transaction deletes from a table."""
 _LAST = 2**62
 _EVENTS = {
     None: "events",
@@ -40,17 +40,17 @@ _EVENTS = {
     "owner": "events_of_owner",
     "connection_id": "events_of",
 }
-"""The statement that finds events, by filter."""
+"""The names of the statements that return events, by filter field; `None` means no filter."""
 _read_event = row_reader(StoredEvent, converters={"details": json_object})
 _read_webhook = row_reader(QueuedWebhook, converters={"data": json_object})
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 class Repository(Database):
-    """Access to some tables; changes are recorded in the history in the same transaction."""
+    """The base of the store's classes. It records changes in the history, in the transaction of each change."""
 
     stores_webhooks = True
-    """Whether webhooks are stored: only if a receiver is configured."""
+    """Whether webhooks are stored; false if no receiver is configured."""
 
     def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
         super().__init__(clock=clock, statements=statements, process=process)
@@ -59,17 +59,20 @@ class Repository(Database):
         self._proven_clients: set[str] = set()
 
     def observe(self, observer: Observer) -> None:
-        """Report every event to `observer` after its commit."""
+        """Call `observer` with every event after the event is committed."""
         self._observer = observer
 
     def on_webhook(self, call: Callable[[], None]) -> None:
-        """Call `call` after each commit of new webhooks."""
+        """Call `call` after each commit that adds webhooks or makes them due."""
         self._on_webhook = call
 
     async def _record(
         self, transaction: Transaction, events: Sequence[Event], connection: Connection | None = None
     ) -> None:
-        """Write events, and a webhook for each event in `WEBHOOK_EVENTS` if a receiver is configured."""
+        """Write events, and report them after the commit.
+
+        If a receiver is configured, also write a webhook for each event of `connection` in `WEBHOOK_EVENTS`.
+        """
         now = self.clock.now()
         for event in events:
             await self._save_event(transaction, event)
@@ -86,7 +89,7 @@ class Repository(Database):
                 self._wake_on_commit(transaction)
 
     async def _save_event(self, transaction: Transaction, event: Event) -> None:
-        """Write an event that each process reports itself when it reads the changed state."""
+        """Write an event without reporting it; each process reports the event when it reads the changed state."""
         await transaction.run("save_event", **self._event_row(event, self.clock.now()))
 
     def _wake_on_commit(self, transaction: Transaction) -> None:
@@ -109,7 +112,10 @@ class Repository(Database):
             transaction.on_commit.append(partial(self._proven_clients.add, client_id))
 
     async def _next_serial(self, transaction: Transaction, *, count: int = 1) -> int:
-        """Increment the store's counter by `count` and return it; must precede any other lock of the transaction."""
+        """Increment the store's counter by `count`, and return the new value.
+
+        A transaction must call this method before it acquires any other lock.
+        """
         [[serial]] = await transaction.run("next_serial", count=count)
         return int(serial)
 
@@ -122,7 +128,7 @@ def pair_obtained_key(client_id: str) -> str:
 
 
 def event_details(fields: Mapping[str, object]) -> str:
-    """Encode an event's fields as JSON, times in RFC 3339, `None` omitted."""
+    """Encode an event's fields as JSON. Times are written in RFC 3339; fields that are `None` are omitted."""
     plain: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, datetime):
@@ -145,7 +151,7 @@ def _webhook_data(event: Event, connection: Connection) -> str:
 
 
 class History(Repository):
-    """The tables `events` and `webhooks`."""
+    """The store's methods for the tables `events` and `webhooks`."""
 
     async def record(self, event: Event) -> None:
         await self.transact(lambda transaction: self._record(transaction, [event]))
@@ -159,7 +165,10 @@ class History(Repository):
         before: int | None = None,
         limit: int,
     ) -> Sequence[StoredEvent]:
-        """Return events, newest first, with ids below `before`, optionally of one connection, account or owner."""
+        """Return up to `limit` events with ids below `before`, newest first.
+
+        At most one of `connection_id`, `account_id` and `owner` may be given, to filter the events.
+        """
         given = {"account_id": account_id, "owner": owner, "connection_id": connection_id}
         named = {name: value for name, value in given.items() if value is not None}
         whose = next(iter(named), None)
@@ -168,7 +177,7 @@ class History(Repository):
         return [_read_event(row) for row in found]
 
     async def prune(self, *, now: datetime, keep: float) -> None:
-        """Erase the secrets of expired grants, and delete the grants `keep` seconds later, in steps."""
+        """Erase the secrets of expired grants, delete grants `keep` seconds after they expire, and run `cleanup`."""
         before = now - timedelta(seconds=keep)
         while len(await self.write("erase_grants", now=now, limit=_STEP)) == _STEP:
             continue
@@ -178,7 +187,7 @@ class History(Repository):
 
     @in_transaction
     async def forget(self, transaction: Transaction, *, now: datetime) -> bool:
-        """Delete a batch of old events and webhooks; `True` if there may be more events."""
+        """Delete a batch of old events and webhooks; return whether more old events may be left."""
         gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
         await transaction.run("prune_webhooks", before=now - _KEEP_WEBHOOKS, limit=_STEP)
         await transaction.run("prune_dead_lettered", before=now - _KEEP_WEBHOOKS, limit=_STEP)
@@ -187,29 +196,29 @@ class History(Repository):
     # --- webhooks --------------------------------------------------------------------------------
 
     async def webhooks(self, *, limit: int, after: int = 0) -> Sequence[QueuedWebhook]:
-        """Return waiting and dead-lettered webhooks in order, starting after a number."""
+        """Return up to `limit` waiting and dead-lettered webhooks in order, starting after the number `after`."""
         return [_read_webhook(row) for row in await self.read("webhooks", after=after, limit=limit)]
 
     async def next_webhook(self, *, now: datetime, length: timedelta, exclude: Sequence[str] = ()) -> datetime | None:
-        """Return when the next delivery is due, for leases of `length`."""
+        """Return when the next delivery is due, or `None` if there is none; `length` is the duration of a lease."""
         [row] = await self.read("next_webhook", now=now, length=length, exclude=json_list(exclude))
         return None if row["at"] is None else from_micros(row["at"])
 
     async def claim_webhooks(
         self, *, now: datetime, length: timedelta, lease: str, limit: int, exclude: Sequence[str] = ()
     ) -> Sequence[QueuedWebhook]:
-        """Lease due webhooks: for each connection, the first that is not dead-lettered."""
+        """Lease due webhooks: for each connection, only the first webhook that is not dead-lettered."""
         found = await self.write(
             "claim_webhooks", now=now, length=length, lease=lease, limit=limit, exclude=json_list(exclude)
         )
         return [_read_webhook(row) for row in found]
 
     async def webhook_delivered(self, webhook_id: str, *, events: Sequence[Event] = ()) -> bool:
-        """Delete a delivered webhook; `False` if it is gone already."""
+        """Delete a delivered webhook; `False` if the webhook has already been deleted."""
         return await self._end_webhook("webhook_delivered", events, id=webhook_id)
 
     async def webhook_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
-        """Commit the next try, or that the webhook is dead-lettered; `False` if another process holds the lease."""
+        """Schedule the next try, or dead-letter the webhook; `False` if this process no longer holds the lease."""
         return await self._end_webhook("webhook_failed", events, **values_of(failed), now=self.clock.now())
 
     @in_transaction
@@ -222,7 +231,7 @@ class History(Repository):
 
     @in_transaction
     async def retry_webhooks(self, transaction: Transaction, webhook_id: str | None) -> Sequence[str]:
-        """Make a webhook, or all dead-lettered ones, due now; return their ids."""
+        """Make one webhook due now, or all dead-lettered webhooks if `webhook_id` is `None`; return their ids."""
         found = await transaction.run("retry_webhooks", id=webhook_id, now=self.clock.now())
         self._wake_on_commit(transaction)
         return [row["id"] for row in found]

@@ -1,4 +1,4 @@
-"""The table `meta`: canary, location, last time, freeze, mass failure and address block; also statistics."""
+"""The table `meta` (canary, location, last time, freeze, mass failure, address block), statistics and re-encryption."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from amo_callback.store.engine import Transaction
 
 _STEPPED = timedelta(seconds=60)
-"""The minimum backward step of the clock after which stored times are corrected; smaller steps are harmless."""
+"""The minimum backward step of the clock that causes stored times to be corrected; smaller steps are harmless."""
 _BLOCK_TIMES = ("since", "probe_at", "exchange_at")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedState:
-    """Conditions that may stop refreshing in all processes."""
+    """The stored conditions that can pause refreshing in all processes."""
 
     frozen: Freeze | None
     terminal_suspended: bool
@@ -50,7 +50,7 @@ _read_stats = row_reader(
 
 
 class Meta(Repository):
-    """The table `meta`."""
+    """The store's methods for the table `meta`, for statistics, and for re-encryption."""
 
     async def shared_state(self) -> SharedState:
         found = {row["name"]: bytes(row["value"]) for row in await self.read("shared_state")}
@@ -64,7 +64,7 @@ class Meta(Repository):
 
     @in_transaction
     async def canary(self, transaction: Transaction, fresh: bytes) -> bytes:
-        """Return the store's canary; a new store stores `fresh`."""
+        """Return the store's canary; if there is none yet, store and return `fresh`."""
         await transaction.run("add_meta", name="canary", value=fresh)
         [row] = await transaction.run("get_meta", name="canary")
         return bytes(row["value"])
@@ -74,15 +74,15 @@ class Meta(Repository):
         return await self._get("canary")
 
     async def is_whole(self) -> bool:
-        """Return whether SQLite finds the file undamaged; always true for PostgreSQL."""
+        """Return whether SQLite's `quick_check` finds no damage; always true for PostgreSQL."""
         return [row["quick_check"] for row in await self.read("quick_check")] in ([], ["ok"])
 
     async def suspend_terminal(self, *, now: datetime) -> None:
-        """Suspend further terminal failures, even after a restart."""
+        """Suspend further terminal failures until `resume_terminal` is called, even after a restart."""
         await self.write("add_meta", name="terminal_suspended", value=now.isoformat().encode())
 
     async def resume_terminal(self) -> None:
-        """Apply terminal failures again, without counting earlier ones."""
+        """End the suspension of terminal failures. Earlier failures no longer count towards a mass failure."""
 
         async def work(transaction: Transaction) -> None:
             await transaction.run("drop_meta", name="terminal_suspended")
@@ -104,10 +104,10 @@ class Meta(Repository):
         found = await self.read("get_meta", name=name)
         return bytes(found[0]["value"]) if found else None
 
-    # --- frozen ----------------------------------------------------------------------------------
+    # --- the freeze ------------------------------------------------------------------------------
 
     async def frozen(self) -> Freeze | None:
-        """Return when and why all connections were frozen."""
+        """Return the freeze of all connections; `None` if they are not frozen."""
         value = await self._get("frozen")
         return None if value is None else read_freeze(value)
 
@@ -115,16 +115,17 @@ class Meta(Repository):
     async def freeze_all(self, transaction: Transaction, *, why: str, may_be_copy: bool = False) -> bool:
         """Freeze all connections; `False` if they were frozen already.
 
-        A freeze of a possible copy replaces a requested one, so that a thaw knows that another host may use the tokens.
+        A freeze with `may_be_copy` replaces a freeze without it, so that the thaw takes into account that another host
+        may have refreshed the tokens.
         """
         return await self._freeze_all(transaction, why, may_be_copy=may_be_copy)
 
     @in_transaction
     async def thaw_all(self, transaction: Transaction, *, machine: str | None) -> bool:
-        """Thaw all connections and store this machine as the store's location; `False` if they were not frozen.
+        """Thaw all connections, and record the store's current location; `False` if they were not frozen.
 
-        If another host may have refreshed their tokens, all connections become due, so that invalid tokens are found
-        soon.
+        `machine` is the name of this machine. If it is `None`, the recorded location does not change. If another host
+        may have refreshed the tokens, all active connections become due, so that spent tokens are detected soon.
         """
         await transaction.run("lock_for_freezing")
         found = await transaction.run("drop_meta", name="frozen")
@@ -140,7 +141,7 @@ class Meta(Repository):
 
     @in_transaction
     async def check_machine(self, transaction: Transaction, machine: str) -> Freeze | None:
-        """Return the freeze as `frozen` does, after freezing a store that was last used at another location."""
+        """Freeze all connections if the store was last used at another location; return the freeze, or `None`."""
         here = await self.location(machine)
         found = await transaction.run("get_meta", name="machine")
         if not found:
@@ -148,8 +149,8 @@ class Meta(Repository):
         elif found[0]["value"] != here.encode():
             await self._freeze_all(
                 transaction,
-                "the database was last used at another location (machine, folder or server): if it is still in use "
-                "there, this copy must not refresh anything",
+                "the database was last used at another location (machine, folder or server), and may still be in use "
+                "there",
                 may_be_copy=True,
             )
         frozen = await transaction.run("get_meta", name="frozen")
@@ -171,15 +172,18 @@ class Meta(Repository):
         await self._save_event(transaction, Event(name="service.frozen", fields={"reason": why}))
         return not before
 
-    # --- AMO blocks our address ------------------------------------------------------------------
+    # --- the address block -----------------------------------------------------------------------
 
     async def amo_block(self) -> AmoBlock | None:
-        """Return the block of this server's address that any process has found."""
+        """Return AMO's block of this server's address, as recorded by any process; `None` without a block."""
         value = await self._get("amo_block")
         return None if value is None else read_amo_block(value)
 
     async def begin_amo_block(self, probed: str, *, probe_every: timedelta) -> None:
-        """Store a block of this server's address, unless there is one; `probed` is the connection that confirmed it."""
+        """Record that AMO blocks this server's address, unless a block is recorded already.
+
+        `probed` is the id of the connection whose refresh confirmed the block.
+        """
 
         async def work(transaction: Transaction) -> None:
             [row] = await transaction.run("amo_block")
@@ -199,19 +203,19 @@ class Meta(Repository):
         await self.transact(work)
 
     async def take_amo_probe(self, connection_id: str, *, every: timedelta) -> bool:
-        """Reserve the next probe for a connection; `False` if it is not due yet by the store's clock."""
+        """Reserve the next probe for a connection; `False` if no probe is due yet by the store's clock."""
 
         def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
             if now < block.probe_at:
                 return None
-            round_over = connection_id in block.probed  # all other connections have already been the probe
+            round_over = connection_id in block.probed  # every other connection has already been the probe
             probed = (connection_id,) if round_over else (*block.probed, connection_id)
             return dataclasses.replace(block, probe_at=now + every, probed=probed)
 
         return await self._take_at_block(taken)
 
     async def take_amo_exchange(self, *, every: timedelta) -> bool:
-        """Reserve the next code exchange; `False` if it is not due yet by the store's clock."""
+        """Reserve the next code exchange; `False` if no exchange is allowed yet by the store's clock."""
 
         def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
             return dataclasses.replace(block, exchange_at=now + every) if now >= block.exchange_at else None
@@ -245,17 +249,17 @@ class Meta(Repository):
     # --- time ------------------------------------------------------------------------------------
 
     async def record_time(self, *, now: Callable[[], datetime]) -> timedelta:
-        """Store the current time; if it is before the last one, move all stored times back by the difference.
+        """Store the current time; if the clock was moved back, also correct stored times that lie in the future.
 
-        Returns the difference, or zero if the clock was not moved back. With several instances nothing is moved: one
-        wrong clock must not shift the times of others.
+        Returns the backward step, or zero if the step is less than a minute. If several instances can share the store,
+        nothing is corrected and the result is zero, because one wrong clock must not change the times of others.
         """
         if self.has_shared_clock:
             await self.write("put_meta", name="seen_at", value=str(to_micros(now())).encode())
             return timedelta(0)
 
         async def work(transaction: Transaction) -> timedelta:
-            time = now()  # read under the lock, because another process may have stored a later time meanwhile
+            time = now()  # read under the lock, because another process may store a later time until then
             found = await transaction.run("get_meta", name="seen_at")
             back = from_micros(int(found[0]["value"])) - time if found else timedelta(0)
             await transaction.run("put_meta", name="seen_at", value=str(to_micros(time)).encode())
@@ -264,7 +268,7 @@ class Meta(Repository):
             await transaction.run("shift_times", by=back, now=time)
             await transaction.run("shift_webhooks", by=back, now=time)
             await self._shift_amo_block(transaction, back=back, now=time)
-            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed because their age is unknown"}
+            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed, because their age is unknown"}
             await self._record(transaction, [Event(name="clock.moved_back", level=Level.WARNING, fields=fields)])
             return back
 
@@ -282,7 +286,7 @@ class Meta(Repository):
         return int(number)
 
     async def sealed(self, kind: RecordKind, *, after: str, limit: int) -> Sequence[EncryptedRecord]:
-        """Return encrypted records of one kind in the order of their names, starting after `after`."""
+        """Return up to `limit` encrypted records of one kind in the order of their names, starting after `after`."""
         if kind is RecordKind.CANARY:
             canary = await self._get("canary") if after < "canary" else None
             return [] if canary is None else [EncryptedRecord(kind=kind, name="canary", content=canary)]
@@ -293,7 +297,7 @@ class Meta(Repository):
     async def reencrypt(
         self, transaction: Transaction, reencrypted: Sequence[ReencryptedRecord]
     ) -> Sequence[EncryptedRecord]:
-        """Commit re-encrypted records together; return records that had changed and were not replaced."""
+        """Commit re-encrypted records in one transaction; return those that had changed and were not replaced."""
         left = []
         for one in reencrypted:
             read = one.read
@@ -308,7 +312,7 @@ class Meta(Repository):
 
 
 def read_freeze(value: bytes) -> Freeze:
-    """Parse the value `frozen`; a malformed value keeps the store frozen until it is thawed."""
+    """Parse a stored freeze; with a malformed value, the store stays frozen until it is thawed."""
     content = json_object(value)
     try:
         at, why = from_micros(int(str(content["at"]))), str(content["why"])
@@ -322,7 +326,7 @@ def freeze_value(freeze: Freeze) -> bytes:
 
 
 def read_amo_block(value: bytes) -> AmoBlock:
-    """Parse the value `amo_block`; a malformed value becomes a new block, which begins with a probe."""
+    """Parse a stored address block; a malformed value becomes a new block, whose first probe is due immediately."""
     content = json_object(value)
     try:
         times = {name: from_micros(int(content[name])) for name in _BLOCK_TIMES}

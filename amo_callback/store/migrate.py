@@ -1,4 +1,4 @@
-"""Schema migrations, numbered and applied at start, and the schema version of a database."""
+"""Numbered schema migrations, which are applied at startup, and the schema version of a database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 _WAIT_LIMIT = 86400.0
-"""The timeout of a step in seconds; the pool's default is meant for statements that a caller waits for."""
+"""The timeout, in seconds, for the migration lock and for each statement of a migration."""
 ENCODINGS = ("UTF8", "SQL_ASCII")
 """Encodings that can store any text."""
 _VERSION = "PRAGMA user_version"
@@ -49,10 +49,10 @@ def load_migrations(engine: Engine) -> Sequence[Sequence[str]]:
 async def migrate_sqlite(
     database: aiosqlite.Connection, migrations: Sequence[Sequence[str]], *, back_up: Callable[[int], None]
 ) -> None:
-    """Apply missing migrations, each completely or not at all; raises `ConfigurationError`.
+    """Apply missing migrations in one transaction; raises `OtherSchema` for a newer or foreign schema.
 
-    If none is missing, nothing is written, so a full disk does not prevent the start. An existing database is backed up
-    first; if `back_up` raises `BackupFailed`, nothing is changed.
+    If no migration is missing, nothing is written, so that a full disk does not prevent startup. An existing database
+    is backed up first; if `back_up` raises `BackupFailed`, nothing is changed.
     """
     if await _number(database, _VERSION) == len(migrations):
         return
@@ -69,7 +69,7 @@ async def migrate_sqlite(
         await database.execute(f"PRAGMA user_version = {len(migrations)}")
         await database.execute("COMMIT")
     except (ConfigurationError, BackupFailed, sqlite3.Error):
-        if database.in_transaction:  # with a full disk, SQLite has already rolled back
+        if database.in_transaction:  # if the disk is full, SQLite has already rolled back
             await database.execute("ROLLBACK")
         raise
 
@@ -77,17 +77,21 @@ async def migrate_sqlite(
 async def migrate_postgres(
     database: PoolConnectionProxy | asyncpg.Connection, migrations: Sequence[Sequence[str]]
 ) -> None:
-    """Apply missing migrations in one transaction, even while other instances start; raises `ConfigurationError`."""
+    """Apply missing migrations in one transaction, under a lock that other starting instances wait for.
+
+    Raises `ConfigurationError`, for example for a newer or foreign schema.
+    """
     encoding = await database.fetchval("SHOW server_encoding")
     if encoding not in ENCODINGS:
         # If the encoding cannot represent an owner's name, a pair whose code is already spent could not be stored.
         raise ConfigurationError(
-            f"storage.url: the database's encoding is {encoding}: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+            f"storage.url: the database's encoding is {encoding}; create a database with ENCODING 'UTF8' "
+            "TEMPLATE template0"
         )
     if await _schema(database) == len(migrations):
         return
     async with database.transaction():
-        await database.execute("SET LOCAL statement_timeout = 0")  # indexing a large table can take long
+        await database.execute("SET LOCAL statement_timeout = 0")  # indexing a large table can take a long time
         await database.execute("SET LOCAL lock_timeout = 0")
         await database.execute(
             "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.schema'))", timeout=_WAIT_LIMIT
@@ -105,32 +109,35 @@ async def migrate_postgres(
 
 
 async def _schema(database: PoolConnectionProxy | asyncpg.Connection) -> int:
-    """Return the schema version; 0 without a schema."""
-    # From the catalog, because `to_regclass` may return a negative result cached before the lock was acquired.
+    """Return the schema version, or 0 if there is no schema."""
+    # Read from the catalog, because `to_regclass` may return a negative result cached before the lock was acquired.
     if not await database.fetchval(_IS_THERE, ["schema_version"]):
         return 0
     return int(await database.fetchval("SELECT version FROM schema_version"))
 
 
 def another_version(version: int, *, known: int) -> str:
-    """Describe the version that made a database; schemas before 1.0 were numbered differently."""
-    return f"another version of amo-callback (schema {version}, known here: {known})"
+    """Describe the version of amo-callback that wrote a database.
+
+    The text does not call that version older or newer, because schemas before 1.0 were numbered differently.
+    """
+    return f"another version of amo-callback (schema {version}; this version uses schema {known})"
 
 
 class OtherSchema(ConfigurationError):
-    """The database has the schema of another version of amo-callback; version 0 means empty or foreign."""
+    """The database does not have the schema of this version; version 0 means that it is empty or foreign."""
 
     def __init__(self, version: int, *, known: int, is_foreign: bool = False) -> None:
         what = (
-            f"was written by {another_version(version, known=known)}: install that version, or restore an older backup"
+            f"was written by {another_version(version, known=known)}; install that version, or restore an older backup"
         )
         if version == 0:
-            what = "contains something else: use a separate database" if is_foreign else "is empty"
+            what = "contains other tables; use a separate database" if is_foreign else "is empty"
         super().__init__(f"storage.url: the database {what}")
         self.version = version
         self.known = known
         self.is_foreign = is_foreign
-        """Whether it has tables, but none of amo-callback."""
+        """Whether the database has tables, but no amo-callback schema."""
 
 
 def latest_schema(engine: Engine) -> int:

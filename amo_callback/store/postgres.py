@@ -1,10 +1,10 @@
 """A PostgreSQL database: a pool of connections, and one connection that listens for changes by other instances.
 
-Every write is one transaction on its own connection, shielded from cancellation, so that no transaction is left
-open. Rows that a transaction reads and then updates are locked. The database's clock decides about leases, for all
+Every write is one transaction on a connection of its own. Writes are shielded from cancellation, so that no transaction
+is left open. Rows that a transaction reads and then updates are locked. The database's clock determines leases for all
 instances.
 
-While the database is unreachable, callers fail immediately; the listening connection detects when it is back.
+While the database is unreachable, calls fail immediately. The listening connection detects the end of the outage.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SLOW = 600.0
-"""The timeout in seconds of a statement that is declared slow: it reads a whole table, and is rare."""
+"""The timeout, in seconds, of a statement noted as `slow`. It reads a whole table and runs rarely."""
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
-"""Errors for text that the database cannot store, such as NUL; no row can match it."""
+"""Errors for text that the database cannot store, such as a NUL character. Reads with such text return no rows."""
 _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError, asyncpg.UniqueViolationError)
 """Errors after which a transaction is retried.
 
-Two transactions were deadlocked; a table was altered by another version of amo-callback since the statement was
-prepared; or another instance has inserted the same row.
+The causes are a deadlock, a table that another version of amo-callback altered after a statement was prepared, or a row
+that another instance inserted at the same time.
 """
 _AGAIN = 2
 _LOST = (
@@ -61,12 +61,12 @@ _FAILING = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
-    OSError,  # and a timeout
+    OSError,  # includes timeouts
 )
-"""Errors of a repeated write that count as an outage.
+"""Errors of a write that count as an outage if the previous write failed, too.
 
-A single statement that times out, or a pool that is briefly exhausted, does not keep a process from storing a pair. Any
-other error concerns a single statement.
+A single timeout, or a briefly exhausted pool, does not prevent a process from storing a pair. All other errors concern
+a single statement.
 """
 
 
@@ -76,8 +76,9 @@ async def open_postgres(
 ) -> AsyncIterator[PostgresStore]:
     """Open the database at `url` and upgrade its schema.
 
-    With `read_only`, the server refuses every write and nothing is upgraded; raises `OtherSchema` if that would be
-    necessary. Raises `ConfigurationError`, and `StoreUnavailable` if the server is unreachable.
+    With `read_only`, the server rejects every write, and the schema is not upgraded; raises `OtherSchema` if an upgrade
+    would be necessary. Raises `ConfigurationError` for errors that a restart does not fix, and `StoreUnavailable` for
+    others.
     """
     async with open_pool(url, read_only=read_only) as pool:
         own = DatabaseClock(clock)
@@ -93,7 +94,10 @@ async def open_postgres(
 
 
 async def _prepare(url: str, clock: DatabaseClock, *, read_only: bool) -> str:
-    """Upgrade the schema, however long that takes, and set the clock; return the database's location."""
+    """Prepare the schema and the clock, and return the database's location.
+
+    The schema is upgraded, without the usual statement timeout; with `read_only`, it is only checked.
+    """
     connection, known = await connect(url, wait_limit=None, read_only=read_only), load_migrations(Engine.POSTGRES)
     try:
         if read_only:
@@ -124,8 +128,8 @@ class PostgresStore(Store):
         self._listener = listener
         self._location = location
         self.shared = PostgresLimits(self)
-        # Until now, perhaps no process could write, so another instance may hold a pair that it could not store,
-        # although its lease has expired by the database's clock.
+        # The database may have been unavailable until now. Another instance may therefore hold a pair that it could not
+        # store, although its lease has expired by the database's clock.
         self.failed_at = clock.monotonic()
         listener.on_change(lambda changed: self._notify([changed]))
 
@@ -142,11 +146,11 @@ class PostgresStore(Store):
         return await run_to_completion(self._try(work, lasts=True))
 
     async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run a transaction that only coordinates instances, which may succeed although the disk is full."""
+        """Run a transaction that only coordinates instances; it may succeed even if the disk is full."""
         return await run_to_completion(self._try(work, lasts=False))
 
     async def data_version(self) -> int:
-        """Receive the pending notifications of other instances; always returns 0."""
+        """Receive the pending notifications of other instances, which report all changes; always return 0."""
         try:
             await self._listener.ping()
         except ERRORS as error:
@@ -154,7 +158,7 @@ class PostgresStore(Store):
         return 0
 
     async def claim_work(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Execute a statement that assigns work to this instance and to no other."""
+        """Execute a statement that assigns work to this instance only."""
         return await self.coordinate(lambda transaction: transaction.run(statement, **values))
 
     @property
@@ -162,7 +166,7 @@ class PostgresStore(Store):
         return self.clock.ahead
 
     async def location(self, machine: str) -> str:
-        """Return the database's location, which does not depend on this process."""
+        """Return a name for the database's location, which does not depend on `machine`."""
         del machine
         return self._location
 
@@ -195,7 +199,7 @@ class PostgresStore(Store):
                 self.last_write_error = type(error).__name__
             raise failed from None
         finally:
-            self._notify(changes)  # a COMMIT that reports an error may have been executed
+            self._notify(changes)  # even after an error, the COMMIT may have been executed
         if lasts:
             self.last_write_error = None
         for call in transaction.on_commit:
@@ -203,18 +207,23 @@ class PostgresStore(Store):
         return result
 
     def _failed(self, error: BaseException, *, again: bool = False) -> StoreUnavailable:
-        """Return the error for callers, with its type only, because its text may quote values."""
+        """Return the error for the caller, and record an outage if there is one.
+
+        Only the type of `error` is included, because its message may quote values.
+        """
         if isinstance(error, _FAILING if again else _LOST):
             self.failed_at = self.clock.monotonic()
         if isinstance(error, _UNDONE):
             return _Undone(type(error).__name__)
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-            self._expiring = asyncio.ensure_future(self._pool.expire_connections())  # after a failover to another host
+            self._expiring = asyncio.ensure_future(
+                self._pool.expire_connections()
+            )  # a failover may have moved the primary
         return StoreUnavailable(type(error).__name__)
 
 
 class _PostgresTransaction(Transaction):
-    """A transaction on its own connection."""
+    """A transaction on a connection of its own."""
 
     def __init__(self, connection: PoolConnectionProxy, store: PostgresStore) -> None:
         super().__init__(store.statements)
@@ -241,15 +250,16 @@ class _PostgresTransaction(Transaction):
 # --- the rate limit --------------------------------------------------------------------------------
 
 _SECOND = 1e6
-"""Microseconds."""
+"""One second in microseconds."""
 _TIMES = ("free_at", "people_until", "background_until")
 
 
 class PostgresLimits:
-    """The shared rate limit in the table `slots`: instances request slots under a row lock, by the database's clock.
+    """The rate limit in the table `slots`, which all instances share.
 
-    With one row, the whole rate is available to whichever instance has work, and no instance has to know how many there
-    are. While the database is unreachable no slot is granted, which is right, because nothing could be claimed.
+    Instances request slots under a row lock, by the database's clock. Because they share a single row, one busy
+    instance can use the whole rate, and no instance needs to know the number of instances. While the database is
+    unreachable, no slot is granted; connections could not be claimed then, either.
     """
 
     is_local = False

@@ -1,7 +1,8 @@
-"""Connections to a PostgreSQL server: those of the pool, and one that listens for changes by other instances.
+"""Connections to a PostgreSQL server: a pool, and one connection that listens for changes by other instances.
 
-The listening connection also detects outages. Each commit notifies a channel within its transaction. Notifications are
-lost while this process is not listening, and a pooler may drop all of them, so caches are valid only briefly.
+The listening connection also detects outages. Each transaction sends a notification of its changes when it commits.
+Notifications are lost while this process is not listening, and a pooler may drop all of them. Cache entries are
+therefore valid only briefly.
 """
 
 from __future__ import annotations
@@ -28,32 +29,33 @@ if TYPE_CHECKING:
 
 
 ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
-"""Everything that asyncpg raises; a timeout is an `OSError`."""
+"""The exceptions that asyncpg raises; a timeout is an `OSError`."""
 CONNECTIONS = 10
-"""The pool size of one instance, without the listening connection."""
+"""The pool size of one instance, excluding the listening connection."""
 WAIT_LIMIT = 5.0
-"""The timeout in seconds for connecting, for a free connection of the pool, and for a statement."""
+"""The timeout, in seconds, for connecting, for acquiring a pooled connection, and for a statement."""
 _APPLICATION = {"application_name": "amo-callback"}
 _SESSION = {
     "statement_timeout": "'5s'",
     "lock_timeout": "'3s'",
     # Releases the locks of a process that was suspended during a transaction.
     "idle_in_transaction_session_timeout": "'5s'",
-    # Each statement sees what was committed before it, so a row is read after its lock was acquired.
+    # Each statement sees all earlier commits, so a row that is read under its lock is current.
     "default_transaction_isolation": "'read committed'",
-    # A successful COMMIT must be on the server's disk: with `off`, a crash loses pairs whose refresh tokens are spent.
-    # All other values flush to the local disk and stay. `local` does not wait for a standby, `remote_write` waits until
-    # it has received the change, `on` until it has flushed it, `remote_apply` until it has applied it.
+    # A successful COMMIT must be on the server's disk: with `off`, a crash loses pairs whose old token is spent.
+    # All other values flush to the server's disk and are left unchanged. `local` does not wait for a standby.
+    # `remote_write` waits until the standby has received the change, `on` until the standby has flushed it, and
+    # `remote_apply` until the standby has applied it.
     "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
     " ELSE current_setting('synchronous_commit') END",
 }
-"""Session parameters, as SQL expressions, unless the URL sets them.
+"""The session parameters that the store sets, as SQL expressions; parameters in the URL take precedence.
 
-They are set after connecting, because PgBouncer rejects such parameters at connect. `default_transaction_read_only` is
-not changed: an operator who has set it wants no writes.
+They are set after connecting, because PgBouncer rejects them in a connection request. `default_transaction_read_only`
+is never set to `off`, because an operator who has set it to `on` wants no writes.
 """
 _STATEMENTS = 100
-"""Prepared statements per connection; asyncpg's default."""
+"""The maximum number of prepared statements cached per connection; asyncpg's default."""
 _ATTRIBUTES = "target_session_attrs"
 _LOCATION = "SELECT concat_ws('/', oid, datname, current_schema()) FROM pg_database WHERE datname = current_database()"
 _CLUSTER = "SELECT system_identifier FROM pg_control_system()"
@@ -61,7 +63,7 @@ _CLUSTER = "SELECT system_identifier FROM pg_control_system()"
 
 @asynccontextmanager
 async def open_pool(url: str, *, read_only: bool = False) -> AsyncIterator[asyncpg.Pool]:
-    """Open a pool without connecting yet; closing it does not wait for an unresponsive server."""
+    """Open a pool without connecting yet; closing the pool waits for the server for at most `WAIT_LIMIT` seconds."""
     pool = await asyncpg.create_pool(
         url,
         min_size=0,
@@ -84,7 +86,7 @@ async def open_pool(url: str, *, read_only: bool = False) -> AsyncIterator[async
 
 
 async def connect(url: str, *, wait_limit: float | None = WAIT_LIMIT, read_only: bool = False) -> asyncpg.Connection:
-    """Connect; `wait_limit` is the timeout of statements in seconds, `None` for no timeout."""
+    """Open a connection; `wait_limit` is the timeout of each statement in seconds, or `None` for no timeout."""
     connection = await connect_bare(url, wait_limit=wait_limit)
     try:
         await _session(url, read_only=read_only)(connection)
@@ -108,9 +110,9 @@ async def connect_bare(
 
 
 async def location_of(connection: asyncpg.Connection) -> str:
-    """Return a name for the database's location, by which a copy that was restored elsewhere is detected."""
+    """Return a name for the database's location; a copy that is restored elsewhere has another name."""
     database, cluster = await connection.fetchval(_LOCATION), ""
-    with suppress(asyncpg.InsufficientPrivilegeError):  # some hosting providers do not allow it
+    with suppress(asyncpg.InsufficientPrivilegeError):  # some hosting providers do not allow this query
         cluster = await connection.fetchval(_CLUSTER)
     return f"postgresql:{cluster}/{database}"
 
@@ -132,7 +134,7 @@ def _session(
 
 
 def _attributes(url: str) -> SessionAttribute | None:
-    """Prefer the writable host if the URL names several, unless it says otherwise, because a standby may lag."""
+    """Return `read_write` if the URL names several hosts and no `target_session_attrs`, because a standby may lag."""
     return SessionAttribute.read_write if len(read_postgres(url).hosts) > 1 and _ATTRIBUTES not in _named(url) else None
 
 
@@ -141,20 +143,23 @@ def _named(url: str) -> frozenset[str]:
 
 
 async def _keep_session(_connection: object) -> None:
-    """Skip the reset between uses, which takes a round trip; the service leaves no state in a session."""
+    """Skip asyncpg's reset between uses, because it costs a round trip and the service leaves no session state."""
 
 
 # --- the connection that listens -------------------------------------------------------------------
 
 _CHANNEL = "amo_callback"
 _BEAT = 1.0
-"""Seconds between two checks of the connection."""
+"""The interval between checks of the connection, in seconds."""
 _AGAIN = 0.5
-"""Seconds between attempts to connect."""
+"""The delay before the next try to connect, in seconds."""
 _ANSWER_WITHIN = 2.0
 """The timeout of a check in seconds."""
 _MOST = 100
-"""The maximum number of connections in one notification (8,000 bytes); beyond that, it means any connection."""
+"""The maximum number of connection ids in a notification, which PostgreSQL limits to 8,000 bytes.
+
+If more connections have changed, the notification names none and means any connection.
+"""
 
 
 class Listener:
@@ -168,15 +173,15 @@ class Listener:
         self._asking = asyncio.Lock()
         self._listeners: list[Callable[[ChangeNotice], None]] = []
         self.down: str | None = None
-        """The error if the database is unreachable; `None` as long as it seems reachable."""
+        """The type of the error while the database is unreachable; otherwise `None`."""
 
     def on_change(self, call: Callable[[ChangeNotice], None]) -> None:
         self._listeners.append(call)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Listen for the duration of the context."""
-        with suppress(Exception):  # retried in the background
+        """Listen for notifications until the context ends."""
+        with suppress(Exception):  # the background task tries again
             await self._begin()
         task = asyncio.create_task(self._live(), name="store:listen")
         try:
@@ -193,7 +198,7 @@ class Listener:
             await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, f"{self._name} {message}")
 
     async def ping(self) -> None:
-        """Receive all pending notifications, which arrive before the response to a later query."""
+        """Send a query. All pending notifications have been received when its response arrives."""
         async with self._asking, asyncio.timeout(_ANSWER_WITHIN):
             if self._connection is None:
                 raise ConnectionError
@@ -210,8 +215,8 @@ class Listener:
                 await self.ping()
             except Exception as error:  # noqa: BLE001 -- retry after any error
                 if self._connection is None:
-                    # A lost connection is reopened immediately. If that also fails, the database is down, unless the
-                    # server has merely no free connection.
+                    # A lost connection is reopened immediately. If reopening fails, too, the database counts as
+                    # unreachable, unless the server merely has no free connection.
                     self.down = None if isinstance(error, asyncpg.TooManyConnectionsError) else type(error).__name__
                     await asyncio.sleep(_AGAIN)
                 self._end()
@@ -243,7 +248,7 @@ class Listener:
 
 
 def _message(changes: list[ChangeNotice]) -> str:
-    """Encode changes as one line; empty if no connection was changed."""
+    """Encode changes as one line, or as an empty string if there are none."""
     if not changes:
         return ""
     names = sorted({name for changed in changes for name in changed.connections or ()})

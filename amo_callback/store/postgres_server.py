@@ -1,8 +1,9 @@
-"""Facts about a PostgreSQL server, error messages, and detection of a pooler in between.
+"""Error messages for a PostgreSQL server, facts about the server, and detection of a connection pooler.
 
-The store needs sessions: it listens, holds advisory locks, prepares statements and sets parameters. A pooler such as
-PgBouncer in transaction mode (`pool_mode = transaction`) breaks all of that, and passes session parameters on to other
-clients. It is therefore detected before any of that is sent.
+The store needs sessions: it listens for notifications, holds advisory locks, prepares statements and sets session
+parameters. These features do not work with a pooler in transaction mode, such as PgBouncer with
+`pool_mode = transaction`, which also passes session parameters on to other clients. A pooler is therefore detected
+before the store uses any of these features.
 """
 
 from __future__ import annotations
@@ -31,46 +32,49 @@ _MISCONFIGURED: Sequence[tuple[type[Exception], str]] = (
     (asyncpg.InvalidPasswordError, "the server does not accept this user and password"),
     (
         asyncpg.InvalidAuthorizationSpecificationError,
-        "the server does not accept this user from this machine: check pg_hba.conf, the user name, and sslmode",
+        "the server does not accept this user from this machine; check pg_hba.conf, the user name, and sslmode",
     ),
-    (asyncpg.InvalidCatalogNameError, "the server has no database of that name: CREATE DATABASE"),
-    (asyncpg.InvalidSchemaNameError, "the user has no schema for tables: set search_path"),
-    (asyncpg.InsufficientPrivilegeError, "the user may not create or use tables: make it the database's owner"),
+    (asyncpg.InvalidCatalogNameError, "the server has no database of that name; create it with CREATE DATABASE"),
+    (asyncpg.InvalidSchemaNameError, "the user has no schema in which to create tables; set search_path"),
+    (asyncpg.InsufficientPrivilegeError, "the user may not create or use tables; make this user the database's owner"),
     (asyncpg.ClientConfigurationError, "the URL's options conflict, or a certificate is missing"),
     (asyncpg.UndefinedObjectError, "the URL names a parameter that the server does not know"),
     (asyncpg.CantChangeRuntimeParamError, "the URL names a parameter that cannot be set for a session"),
-    (asyncpg.InvalidParameterValueError, "the URL gives a parameter a value that the server does not accept"),
-    (ssl.SSLCertVerificationError, "its certificate is not valid for this host: check sslrootcert and the host's name"),
+    (asyncpg.InvalidParameterValueError, "the URL sets a parameter to a value that the server does not accept"),
+    (ssl.SSLCertVerificationError, "the server's certificate cannot be verified; check sslrootcert and the host name"),
     (ValueError, "the URL cannot be parsed"),
 )
 """Errors that a restart does not fix; the first match is reported."""
 _TRANSIENT: Sequence[tuple[type[Exception], str]] = (
-    (asyncpg.TooManyConnectionsError, "no connection is free: raise max_connections, or the user's limit"),
+    (
+        asyncpg.TooManyConnectionsError,
+        "the server has no free connection; raise max_connections, or the user's connection limit",
+    ),
     (asyncpg.CannotConnectNowError, "the server is starting or stopping"),
     (asyncpg.ReadOnlySQLTransactionError, "the server is read-only; it may be a standby"),
-    (asyncpg.TargetServerAttributeNotMatched, "no host is of the kind that target_session_attrs requires"),
+    (asyncpg.TargetServerAttributeNotMatched, "no host meets the requirement of target_session_attrs"),
     (socket.gaierror, "the host's name cannot be resolved"),
-    (TimeoutError, "timeout"),
+    (TimeoutError, "the server did not respond in time"),
     (ConnectionRefusedError, "connection refused"),
     (FileNotFoundError, "the socket, or a certificate, does not exist"),
     (PermissionError, "no permission to open the socket or a certificate"),
     (ssl.SSLError, "the TLS handshake failed"),
     (OSError, "the server cannot be reached"),
 )
-MISTAKEN = "storage.url: PostgreSQL cannot be used: "
+MISTAKEN = "storage.url: "
 _PARAMETERS = "unsupported startup parameter"
 _NO_TLS = "the server does not offer TLS, which sslmode requires"
 
 
 def explain(error: Exception) -> ConfigurationError | StoreUnavailable:
-    """Return why the service cannot start: a configuration error, or an error that may pass.
+    """Return the error to raise: `ConfigurationError`, or `StoreUnavailable` if `error` may be temporary.
 
-    Only types are used, because the library's messages may quote values.
+    Only the type of `error` is included, because asyncpg's messages may quote values.
     """
-    if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # the error has no separate type
+    if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # asyncpg raises no more specific type
         return _mistake(_NO_TLS, error)
-    if isinstance(error, asyncpg.ProtocolViolationError) and _PARAMETERS in str(error):  # PgBouncer's own
-        return _mistake("PgBouncer rejects a parameter that the URL names: ignore_startup_parameters", error)
+    if isinstance(error, asyncpg.ProtocolViolationError) and _PARAMETERS in str(error):  # PgBouncer's message
+        return _mistake("PgBouncer rejects a parameter in the URL; add it to ignore_startup_parameters", error)
     for kind, why in _MISCONFIGURED:
         if isinstance(error, kind):
             return _mistake(why, error)
@@ -82,29 +86,29 @@ def _mistake(why: str, error: Exception) -> ConfigurationError:
     return ConfigurationError(f"{MISTAKEN}{why} ({type(error).__name__})")
 
 
-# --- a pooler in between ---------------------------------------------------------------------------
+# --- connection poolers -----------------------------------------------------------------------------
 
 _NEEDS_SESSIONS = (
-    "PgBouncer, or another pooler in between, assigns a connection per transaction (pool_mode = transaction "
-    "or statement), and the service needs sessions"
+    "PgBouncer, or another pooler, assigns a server connection per transaction or statement, but the service needs "
+    "sessions"
 )
-USE_SESSIONS = "set pool_mode = session for this database there, or connect to the server directly"
+USE_SESSIONS = "set pool_mode = session for this database in the pooler, or connect to the server directly"
 _OTHERS = 3
-"""The number of further clients in a transaction while the first one is checked.
+"""The number of other clients that hold a transaction open while the first client is checked.
 
-A pooler with several free server connections need not give the same one to the next client.
+One is not enough: a pooler with several free server connections can assign any of them to the next client.
 """
 _PROCESS = "SELECT pg_backend_pid()"
 _NO_TRANSACTIONS = "pooling mode"
-"""PgBouncer's error at the beginning of a transaction in statement mode."""
+"""A part of the error that PgBouncer in statement mode returns at the beginning of a transaction."""
 
 
 class Pooling(StrEnum):
-    """How server connections are shared with other clients.
+    """The way in which a pooler shares server connections among clients.
 
-    A pooler is recognized by its process id: the one reported at connect differs from that of the server process. Its
-    mode shows when two clients use it at the same time: in session mode, no other client gets the server process of a
-    connected client, which also keeps its own.
+    Behind a pooler, the process id reported at connect differs from that of the server process. The mode is determined
+    with several clients at the same time: in session mode, a connected client keeps its server process, and no other
+    client uses that process.
     """
 
     NONE = "none"
@@ -113,7 +117,7 @@ class Pooling(StrEnum):
 
 
 async def find_pooling(url: str, *, wait_limit: float = WAIT_LIMIT) -> Pooling:
-    """Return the mode of a pooler in between; raises asyncpg's errors."""
+    """Return the mode of the pooler between this process and the server, if any; raises asyncpg's errors."""
     async with _connected(url, wait_limit) as first:
         try:
             process = await _process_id(first)
@@ -127,15 +131,15 @@ async def find_pooling(url: str, *, wait_limit: float = WAIT_LIMIT) -> Pooling:
 
 
 async def check_pooling(url: str, *, wait_limit: float = WAIT_LIMIT) -> None:
-    """Raise `ConfigurationError` if a pooler in between does not provide sessions."""
+    """Raise `ConfigurationError` if the server is behind a pooler that does not provide sessions."""
     if await find_pooling(url, wait_limit=wait_limit) is Pooling.TRANSACTION:
         raise ConfigurationError(f"{MISTAKEN}{_NEEDS_SESSIONS}: {USE_SESSIONS}")
 
 
 async def _is_shared(first: asyncpg.Connection, process: int, url: str, wait_limit: float) -> bool:
-    """Return whether a connected client's server process is given to other clients, or changes."""
+    """Return whether a connected client's server process changes, or is also assigned to another client."""
     async with AsyncExitStack() as stack:
-        with suppress(*ERRORS):  # too many clients, which does not rule out session mode
+        with suppress(*ERRORS):  # for example too many clients, which is possible in any mode
             for _ in range(_OTHERS):
                 other = await stack.enter_async_context(_connected(url, wait_limit))
                 await stack.enter_async_context(other.transaction())
@@ -145,14 +149,17 @@ async def _is_shared(first: asyncpg.Connection, process: int, url: str, wait_lim
 
 
 async def _process_id(connection: asyncpg.Connection) -> int:
-    """Return the id of the server process; in a transaction, so that both steps of asyncpg reach the same one."""
+    """Return the id of the server process.
+
+    asyncpg prepares and executes the query in two steps; a transaction ensures that both reach the same process.
+    """
     async with connection.transaction():
         return int(await connection.fetchval(_PROCESS))
 
 
 @asynccontextmanager
 async def _connected(url: str, wait_limit: float) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection without session parameters and prepared statements."""
+    """Open a connection without session parameters or cached prepared statements."""
     connection = await connect_bare(url, wait_limit=wait_limit, statement_cache_size=0)
     try:
         yield connection
@@ -160,7 +167,7 @@ async def _connected(url: str, wait_limit: float) -> AsyncIterator[asyncpg.Conne
         connection.terminate()
 
 
-# --- the facts of a server -------------------------------------------------------------------------
+# --- facts about a server --------------------------------------------------------------------------
 
 SETTINGS = {
     "synchronous_commit": ("on", "remote_apply", "remote_write", "local"),
@@ -169,7 +176,7 @@ SETTINGS = {
     "fsync": ("on",),
     "full_page_writes": ("on",),
 }
-"""Server settings that the store relies on, with acceptable values. The service sets the first two itself."""
+"""Server settings that the store relies on, with acceptable values; the service sets the first two in its sessions."""
 _SETTINGS = "SELECT name, reset_val AS value FROM pg_settings WHERE name = ANY($1)"
 _SERVER = """
 SELECT
@@ -201,11 +208,11 @@ class ServerFacts:
     allowed: int
     """The maximum number of connections of this user to this database."""
     settings: Mapping[str, str]
-    """The settings in `SETTINGS` for this user and database, without session parameters."""
+    """The values of `SETTINGS` for this user and database, before the service sets its session parameters."""
 
 
 async def read_server(url: str, *, wait_limit: float, clock: Clock) -> tuple[ServerFacts, datetime]:
-    """Query a server for facts about itself; return them, and `clock`'s time of the response.
+    """Return facts about a server, and the time by `clock` at which the server reported its own time.
 
     Raises `ConfigurationError`, and `StoreUnavailable` if the server is unreachable.
     """

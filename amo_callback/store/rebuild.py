@@ -1,11 +1,11 @@
-"""A database rebuilt from the rows of an untrusted file.
+"""The rebuilding of a database from the rows of an untrusted file.
 
-Only rows are copied, never the schema, because a trigger or view would run inside the service. The file itself is not
-opened as a database, because SQLite would follow paths in its journal. A private copy of its bytes is read, with limits
-on the size of values and on the work per read.
+Only rows are copied, never the schema, because the file's triggers and views would run inside the service. The file
+itself is not opened as a database, because SQLite would follow paths in its journal. Instead, a private copy of its
+bytes is opened, with limits on the size of values and on the work per read.
 
-A file with an earlier schema is read with that schema, created by the migrations, and the new database is then
-migrated, so that migrations run on trusted tables only.
+If the file has an earlier schema, the migrations first create empty tables with that schema. The rows are copied into
+these tables, and the remaining migrations follow. Migrations therefore run on trusted tables only.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-    """A progress bar: called with a label and a total."""
+    """A function that shows a progress bar with a label and a total."""
 
 _MIB = 1024 * 1024
 _CHUNK = _MIB
 _PAGE = 500
-"""Rows per read."""
+"""The number of rows per read."""
 _MAGIC = b"SQLite format 3\0"
 _STEPS = 1000
-"""SQLite instructions between two checks of the limit."""
+"""The number of SQLite instructions between checks of the instruction limit."""
 _STEPS_A_PAGE = 1_000_000
-"""The limit per read; a plain page of rows takes about thirty thousand."""
+"""The maximum number of instructions per read; an ordinary page of rows takes about 30,000."""
 _STEPS_A_BYTE = 16
-"""The limit for checking a table, per byte of the file; the smallest rows take about five."""
+"""The additional instructions allowed per byte of the file to check a table; the smallest rows take about five."""
 _MAX_SCHEMA = 1000
 """The maximum number of tables, indexes, triggers and views."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreLimits:
-    """Limits on a file to restore."""
+    """The limits on a file to restore."""
 
     file: int = 64 * 1024 * _MIB
-    """Bytes of the database and its write-ahead log."""
+    """The maximum size of the database and its write-ahead log together, in bytes."""
     rows: int = 50_000_000
-    """Rows per table."""
+    """The maximum number of rows per table."""
     value: int = _MIB
-    """Bytes per value and per row; the longest pair that AMO could issue takes 350,000, encrypted."""
+    """The maximum size of a value or row, in bytes; the longest pair that AMO could issue takes 350,000, encrypted."""
 
 
 _LIMITS = RestoreLimits()
@@ -85,22 +85,22 @@ class Given:
     path: Path
     files: Sequence[IO[bytes]]
     states: Sequence[tuple[int, int]]
-    """Sizes and modification times when the files were opened."""
+    """The size and modification time of each file when it was opened."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rebuilt:
-    """A rebuilt database: frozen, verified, and not yet in its place."""
+    """A rebuilt database, which is frozen and verified but has not replaced the current database yet."""
 
     file: Path
     contents: Contents
     foreign: int
-    """The number of foreign tables, indexes, triggers and views that were left out."""
+    """The number of tables, indexes, triggers and views that do not belong to amo-callback and were not copied."""
 
 
 @contextmanager
 def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given]:
-    """Open a file to restore, without blocking; raises `BackupFailed`."""
+    """Open a file to restore, without blocking on a named pipe; raises `BackupFailed`."""
     with ExitStack() as stack:
         with explained(str(path)):
             database = stack.enter_context(os.fdopen(open_regular(path), "rb"))
@@ -109,10 +109,14 @@ def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given
             if _has_content(log := _beside(path, "-wal")):
                 files.append(stack.enter_context(os.fdopen(open_regular(log), "rb")))
             if _has_content(_beside(path, "-journal")):
-                raise BackupFailed(f"{path} has an unfinished transaction (-journal file): make a `backup` of it first")
+                raise BackupFailed(
+                    f"{path} has an unfinished transaction (-journal file): use a backup made by `amo-callback backup`"
+                )
             states = _states(files)
             if sum(size for size, _ in states) > limits.file:
-                raise BackupFailed(f"{path} is larger than {limits.file // _MIB:,} MiB, and so not a backup")
+                raise BackupFailed(
+                    f"{path} is larger than {limits.file // _MIB:,} MiB, the maximum for a backup: use another backup"
+                )
             if database.read(len(_MAGIC)) != _MAGIC:
                 raise BackupFailed(f"{path} is not an amo-callback database")
         yield Given(path=path, files=files, states=states)
@@ -141,13 +145,13 @@ def rebuild(
 ) -> Iterator[Rebuilt]:
     """Rebuild a frozen database from a file's rows, in a temporary folder on the disk of `database`.
 
-    Raises `BackupFailed` if the file is damaged, newer, or contains a row that the service could not read.
+    Raises `BackupFailed` if the file is damaged, has a newer schema, or contains a row that the service could not read.
     """
     known = load_migrations(Engine.SQLITE) if migrations is None else migrations
     with ExitStack() as stack:
         with explained(str(database.parent)):
             if _is_same(given, database):
-                raise BackupFailed(f"{given.path} is the database itself: name a backup")
+                raise BackupFailed(f"{given.path} is the current database: specify a backup")
             unfinished = TemporaryDirectory(prefix=f".{database.name}.", suffix=UNFINISHED, dir=database.parent)
             folder = Path(stack.enter_context(unfinished))
         copy, made = folder / "given", folder / database.name
@@ -188,7 +192,7 @@ def _copy_bytes(given: Given, copy: Path) -> None:
                 target.write(chunk)
                 left -= len(chunk)
     if _states(given.files) != given.states:
-        raise BackupFailed(f"{given.path} changed while it was read: make a `backup` of it first")
+        raise BackupFailed(f"{given.path} changed while it was read: use a backup made by `amo-callback backup`")
 
 
 def _states(files: Sequence[IO[bytes]]) -> list[tuple[int, int]]:
@@ -197,7 +201,7 @@ def _states(files: Sequence[IO[bytes]]) -> list[tuple[int, int]]:
 
 
 def _open_untrusted(path: Path, limits: RestoreLimits) -> sqlite3.Connection:
-    """Open a database as https://sqlite.org/security.html recommends for untrusted files."""
+    """Open a database with the restrictions that https://sqlite.org/security.html recommends for untrusted files."""
     database = connect(path)
     for limit, most in (
         (sqlite3.SQLITE_LIMIT_LENGTH, limits.value),
@@ -213,7 +217,7 @@ def _open_untrusted(path: Path, limits: RestoreLimits) -> sqlite3.Connection:
     for pragma in (
         "trusted_schema = OFF",
         "cell_size_check = ON",
-        "ignore_check_constraints = ON",  # otherwise `quick_check` would evaluate the file's own constraints
+        "ignore_check_constraints = ON",  # if OFF, `quick_check` would evaluate the file's own constraints
         "mmap_size = 0",
         "query_only = ON",
     ):
@@ -235,7 +239,7 @@ _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_TRANSACTION})
 
 
 def _authorize(action: int, one: str | None, other: str | None, _schema: str | None, inner: str | None) -> int:
-    """Allow only reads of known tables, and none through a view or trigger."""
+    """Allow only direct reads of known tables, `count` and some pragmas; deny reads through views and triggers."""
     is_read = action == sqlite3.SQLITE_READ and inner is None and one in _READ
     is_pragma = action == sqlite3.SQLITE_PRAGMA and one in _PRAGMAS
     is_count = action == sqlite3.SQLITE_FUNCTION and other == "count"
@@ -243,8 +247,8 @@ def _authorize(action: int, one: str | None, other: str | None, _schema: str | N
 
 
 def _bound(database: sqlite3.Connection, steps: int) -> None:
-    """Limit the SQLite instructions of further reads."""
-    # A built-in function, because Ctrl-C would be lost in a Python function.
+    """Limit the number of SQLite instructions that the next reads may execute."""
+    # The handler is a built-in function, because a KeyboardInterrupt in a Python function would be lost.
     turns = chain(repeat(0, steps // _STEPS), repeat(1))
     database.set_progress_handler(partial(next, turns), _STEPS)
 
@@ -262,8 +266,8 @@ class _Source:
 
 
 def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> int:
-    """Copy the rows of every table of the file's schema version, and migrate; return the number of foreign objects."""
-    target.execute("PRAGMA journal_mode = OFF")  # an incomplete file is removed anyway
+    """Copy the rows of all known tables, and migrate the new database; return the number of foreign schema objects."""
+    target.execute("PRAGMA journal_mode = OFF")  # an incomplete database is deleted anyway
     target.execute("PRAGMA synchronous = OFF")
     _bound(source.database, _STEPS_A_PAGE)
     source.database.execute("BEGIN")
@@ -299,17 +303,17 @@ def _columns(database: sqlite3.Connection) -> Mapping[str, Sequence[str]]:
 
 
 def _check_schema(source: _Source, target: sqlite3.Connection, tables: Mapping[str, Sequence[str]]) -> int:
-    """Check that the known tables exist; return the number of foreign tables, indexes, triggers and views."""
+    """Check that all known tables and columns exist; return the number of foreign schema objects."""
     found = source.database.execute("SELECT type, name, rootpage FROM sqlite_master").fetchmany(_MAX_SCHEMA + 1)
     if len(found) > _MAX_SCHEMA:
         raise BackupFailed(f"{source.path} is not an amo-callback database")
-    real = {name for kind, name, rootpage in found if kind == "table" and rootpage}  # virtual tables have no page
+    real = {name for kind, name, rootpage in found if kind == "table" and rootpage}  # virtual tables have no root page
     for table, columns in tables.items():
-        # A generated (hidden) column would evaluate an expression of the file for each row.
+        # Generated (hidden) columns are excluded, because reading one evaluates an expression from the file.
         rows_of = source.database.execute(f"PRAGMA table_xinfo({table})") if table in real else []
         plain = {row[1] for row in rows_of if row[6] == 0}
         if missing := [column for column in columns if column not in plain]:
-            raise BackupFailed(f"{source.path} has no {table}.{missing[0]}: it is not an amo-callback database")
+            raise BackupFailed(f"{source.path} is not an amo-callback database: {table}.{missing[0]} is missing")
     ours = {name for (name,) in target.execute("SELECT name FROM sqlite_master")}
     return sum(not str(name).startswith("sqlite_") and name not in ours for _, name, _ in found)
 
@@ -321,7 +325,10 @@ def _check_table(source: _Source, table: str) -> int:
         raise BackupFailed(f"{source.path} is damaged: use another backup")
     count = number(source.database, f"SELECT count(*) FROM {table}")  # noqa: S608 -- the name is a constant
     if count > source.limits.rows:
-        raise BackupFailed(f"{source.path} has {count:,} rows in {table}, more than {source.limits.rows:,}")
+        raise BackupFailed(
+            f"{source.path} has {count:,} rows in {table}, more than the maximum of {source.limits.rows:,}: "
+            "use another backup"
+        )
     return count
 
 
@@ -330,7 +337,7 @@ def _copy_table(source: _Source, target: sqlite3.Connection, table: str, columns
     reading = source.database.execute(f"SELECT {names} FROM {table}")  # noqa: S608 -- the names are constants
     _bound(source.database, _STEPS_A_PAGE)
     while page := reading.fetchmany(_PAGE):
-        target.executemany(f"INSERT INTO {table} ({names}) VALUES ({places})", page)  # noqa: S608 -- the same
+        target.executemany(f"INSERT INTO {table} ({names}) VALUES ({places})", page)  # noqa: S608 -- as above
         yield len(page)
         _bound(source.database, _STEPS_A_PAGE)
 
@@ -350,17 +357,17 @@ _UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeErr
 
 
 def _check_meta(target: sqlite3.Connection, path: Path) -> None:
-    """Check that the service can read the rows of `meta`; a malformed one would stop it."""
+    """Check that the service can read the rows of `meta`; a malformed row would stop the service."""
     found = dict(target.execute("SELECT name, value FROM meta"))
     for name, value in found.items():
         try:
             _META.get(name, bytes)(value)
         except _UNREADABLE:
             raise BackupFailed(
-                f"{path} contains a row in meta that the service could not read: use another backup"
+                f"{path} contains a row in the table meta that the service could not read: use another backup"
             ) from None
     if "serial" not in found:
-        raise BackupFailed(f"{path} has no counter: it is not an amo-callback database")
+        raise BackupFailed(f"{path} is not an amo-callback database: the counter is missing from the table meta")
 
 
 def _check_made(made: Path) -> None:
@@ -368,7 +375,7 @@ def _check_made(made: Path) -> None:
     with closing(connect(made)) as opened:
         [failure] = opened.execute("PRAGMA integrity_check(1)").fetchone()
         if failure != "ok":
-            raise BackupFailed(f"{made.parent.parent}: the written database is damaged: check the disk")
+            raise BackupFailed(f"the database written to {made.parent.parent} is damaged: check the disk")
         check_frozen(opened)
 
 
@@ -378,21 +385,21 @@ _WORDS = {
     sqlite3.SQLITE_NOTADB: "is not an amo-callback database",
     sqlite3.SQLITE_AUTH: "is not an amo-callback database",
     sqlite3.SQLITE_CORRUPT: "is damaged: use another backup",
-    sqlite3.SQLITE_TOOBIG: "contains a value longer than any of amo-callback's, and so is not a backup",
-    sqlite3.SQLITE_INTERRUPT: "takes more work to read than any database of its size, and so is not a backup",
+    sqlite3.SQLITE_TOOBIG: "contains a value longer than amo-callback could store: use another backup",
+    sqlite3.SQLITE_INTERRUPT: "takes more work to read than any amo-callback database of its size: use another backup",
     sqlite3.SQLITE_CONSTRAINT: "contains a row that the service could not read: use another backup",
-    None: "contains a text that the service could not read: use another backup",  # not UTF-8
+    None: "contains text that the service could not read: use another backup",  # not UTF-8
 }
 
 
 @contextmanager
 def _explained(path: Path, *, folder: Path) -> Iterator[None]:
-    """Explain an error of the file, or of the disk for the new database."""
+    """Convert errors in the file, or on the disk of the new database, to `BackupFailed`."""
     try:
         yield
     except OSError as error:
         raise BackupFailed(f"{folder}: {reason_of(error)}") from None
-    except UnicodeDecodeError:  # in the names of its schema
+    except UnicodeDecodeError:  # the file's schema contains names that are not UTF-8
         raise BackupFailed(f"{path} {_WORDS[None]}") from None
     except sqlite3.Error as error:
         extended = getattr(error, "sqlite_errorcode", None)

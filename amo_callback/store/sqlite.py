@@ -1,11 +1,11 @@
 """A SQLite file with one connection for writes and one for reads.
 
-Every write is part of a transaction, `BEGIN IMMEDIATE … COMMIT`, shielded from cancellation, one at a time. Otherwise,
-two tasks on one connection would roll back each other's writes, and a cancelled task would leave its transaction open.
-With `synchronous=FULL`, a committed write has been fsynced.
+Every write is part of a transaction (`BEGIN IMMEDIATE … COMMIT`). Transactions run one at a time, because two tasks on
+one connection would roll back each other's writes. They are shielded from cancellation, because a cancelled task would
+leave its transaction open. With `synchronous=FULL`, a committed write has been fsynced.
 
 A transaction runs to completion on the writer's thread. Waiting transactions are committed together. If one of them
-fails, none is committed, and each is retried separately.
+fails, none of them is committed, and each is retried separately.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Read = tuple[str, Sequence[object]]
 _Job = Callable[[Transaction], Awaitable[Any]]
 
 _MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
-"""Errors that a restart does not fix; others (busy, full) may be temporary."""
+"""Errors that a restart does not fix; other errors (busy, full) may be temporary."""
 _LOST = (
     "SQLITE_IOERR",
     "SQLITE_READONLY",
@@ -48,7 +48,7 @@ _LOST = (
     "ValueError",  # raised by a closed connection
 )
 _UNWRITABLE = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
-"""Errors of a write that any other process would also have had, since all writers share one lock.
+"""Errors of a write that other processes would also get, because all writers share one lock and one file.
 
 Any other error concerns a single statement.
 """
@@ -63,20 +63,20 @@ async def open_sqlite(
     migrations: Sequence[Sequence[str]] | None = None,
     read_only: bool = False,
 ) -> AsyncIterator[SqliteStore]:
-    """Open a database file, creating it (0600) if necessary, and upgrade its schema.
+    """Open a database file, creating it with mode 0600 if necessary, and upgrade its schema.
 
-    With `read_only`, nothing is created, upgraded or written; raises `OtherSchema` if that would be necessary.
+    With `read_only`, nothing is created, upgraded or written; raises `OtherSchema` if an upgrade would be necessary.
     """
     known = load_migrations(Engine.SQLITE) if migrations is None else migrations
-    # An unclosed connection's thread keeps the process alive, so each is entered as soon as it is opened.
+    # The thread of an unclosed connection prevents the process from exiting, so the stack closes every connection.
     async with AsyncExitStack() as stack:
         with _explained(path):
             check_files(path)
-            # 0600: the write-ahead log gets the same mode
+            # A new file gets mode 0600, which SQLite also uses for the write-ahead log.
             os.close(open_regular(path, os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT))
             if read_only:
                 # Without a running service, a read-only connection would create the files of the write-ahead log and
-                # could not remove them; a connection that may write removes them on close, even without a write.
+                # could not remove them. A writable connection removes them on close, even if it wrote nothing.
                 mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
                 writer = reader = await stack.enter_async_context(SqliteConnection(path, mode=mode))
                 await check_sqlite_schema(reader, len(known))
@@ -97,7 +97,7 @@ async def open_sqlite(
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raise an error that says whether a restart may help."""
+    """Raise `ConfigurationError` for an error that a restart does not fix, otherwise `StoreUnavailable`."""
     try:
         yield
     except OSError as error:
@@ -141,9 +141,10 @@ class SqliteStore(Store):
         return result
 
     async def data_version(self) -> int:
-        """Return SQLite's `data_version`, which changes when another connection writes.
+        """Return SQLite's `data_version`, which changes if another connection writes.
 
-        It is read from the writer, so that only writes of other processes count (https://sqlite.org/pragma.html).
+        The value is read on the connection for writes, so that only writes of other processes change it
+        (https://sqlite.org/pragma.html#pragma_data_version).
         """
         try:
             [[version]] = await self._writer.execute_fetchall("PRAGMA data_version")
@@ -160,9 +161,9 @@ class SqliteStore(Store):
         return results
 
     async def _commit_together(self, jobs: Sequence[_Job]) -> list[Any] | None:
-        """Commit jobs in one transaction; return the result and the transaction of each, or its error.
+        """Commit jobs in one transaction; return, for each job, its result and transaction, or an error.
 
-        Returns `None` if one of several failed and nothing was committed.
+        Returns `None` if one of several jobs failed, in which case nothing was committed.
         """
         transactions: list[_SqliteTransaction] = []  # one for each job that was started
         begin = partial(_SqliteTransaction, self.statements, self.clock)
@@ -170,10 +171,11 @@ class SqliteStore(Store):
             results = await self._writer.run(_run_all, jobs, begin, transactions, self._wal)
         except (sqlite3.Error, ValueError) as error:
             self.last_write_error = error_name(error)
-            return [self._failed(error, write=True) for _ in jobs]  # one per caller: raising adds a traceback
-        except Exception as error:  # noqa: BLE001 -- passed to its caller
+            # Each caller gets its own error, because raising an error adds a traceback to it.
+            return [self._failed(error, write=True) for _ in jobs]
+        except Exception as error:  # noqa: BLE001 -- passed to the caller
             return [error] * len(jobs)
-        finally:  # a COMMIT that reports an error may have been executed
+        finally:  # even after an error, the COMMIT may have been executed
             for transaction in transactions:
                 self._notify(transaction.changes)
         if results is None:
@@ -188,7 +190,7 @@ class SqliteStore(Store):
 
 
 class _SqliteTransaction(Transaction):
-    """A part of a transaction on the writer's thread; a statement is complete when `run` returns."""
+    """One job's part of a transaction on the writer's thread. Statements run synchronously, so `run` never suspends."""
 
     def __init__(self, statements: Mapping[str, Statement], clock: Clock, database: sqlite3.Connection) -> None:
         super().__init__(statements)
@@ -204,12 +206,12 @@ class _SqliteTransaction(Transaction):
 
 
 def _read_all(database: sqlite3.Connection, reads: Sequence[_Read]) -> list[Any]:
-    """Execute statements on the reader's thread; return the rows or the exception of each."""
+    """Execute statements on the reader's thread; return the rows or the exception of each statement."""
     results: list[Any] = []
     for text, given in reads:
         try:
             results.append(database.execute(text, given).fetchall())
-        except Exception as error:  # noqa: BLE001 -- passed to its caller
+        except Exception as error:  # noqa: BLE001 -- passed to the caller
             results.append(error)
     return results
 
@@ -221,7 +223,7 @@ def _run_all(
     transactions: list[_SqliteTransaction],
     wal: WriteAheadLog,
 ) -> list[Any] | None:
-    """Run jobs on the writer's thread and commit them together; return `None` if one of several failed."""
+    """Run jobs on the writer's thread and commit them together; return `None` if one of several jobs failed."""
     results = []
     database.execute("BEGIN IMMEDIATE")
     try:
@@ -237,7 +239,7 @@ def _run_all(
         wal.bound(database)
         return results
     finally:
-        with suppress(sqlite3.Error):  # then the next BEGIN also fails
+        with suppress(sqlite3.Error):  # if the rollback fails, so does the next BEGIN
             if database.in_transaction:
                 database.execute("ROLLBACK")
 
@@ -251,4 +253,4 @@ def _run_sync(work: Awaitable[T]) -> T:
         result: T = ended.value
         return result
     running.close()
-    raise RuntimeError("the work of a transaction must await only its transaction")
+    raise RuntimeError("the work of a transaction must not await anything but the transaction")

@@ -1,8 +1,8 @@
 """Connections to a SQLite file, the size limit of its write-ahead log, and batches of jobs for a connection's thread.
 
 Passing a job and its result between threads costs more than most statements, and an fsync costs the same for one
-transaction as for fifty. Jobs submitted while a batch runs are therefore executed together in the next batch; a single
-job is executed immediately.
+transaction as for fifty. Jobs submitted while a batch runs are therefore executed together in the next batch. A job
+submitted while no batch runs is executed immediately.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ T = TypeVar("T")
 J = TypeVar("J")
 
 WAL_LIMIT = 4 * 1024 * 1024
-"""The size in bytes to which the write-ahead log is truncated: about what SQLite writes between two checkpoints."""
+"""The size limit of the write-ahead log in bytes: about the amount that SQLite writes between two checkpoints."""
 _CHECKPOINT_WAIT = 0.1
-"""Seconds that a checkpoint waits for readers; meanwhile no commit is possible."""
+"""The time in seconds that a checkpoint waits for readers; no commit is possible during the wait."""
 BUSY_TIMEOUT = 5.0
-"""Seconds that a statement waits for another process's lock."""
+"""The time in seconds that a statement waits for another process's lock."""
 _RETRY = 0.02
 _LARGEST = 64
-"""The maximum number of jobs in a batch, so that its first job does not wait long."""
+"""The maximum number of jobs in a batch; in a larger batch, the first job would wait too long for its result."""
 
 
 class SqliteConnection(aiosqlite.Connection):
@@ -48,8 +48,8 @@ class SqliteConnection(aiosqlite.Connection):
         return self
 
     async def run(self, work: Callable[..., T], *values: object) -> T:
-        """Run `work` with the SQLite connection and `values` on the connection's thread."""
-        result: T = await self._execute(work, self._conn, *values)  # type: ignore[no-untyped-call]  # reason: its own
+        """Call `work` on the connection's thread, with the SQLite connection and `values` as arguments."""
+        result: T = await self._execute(work, self._conn, *values)  # type: ignore[no-untyped-call]  # reason: untyped
         return result
 
 
@@ -67,9 +67,10 @@ async def prepare(database: aiosqlite.Connection, clock: Clock) -> None:
 
 
 async def _enable_wal(database: aiosqlite.Connection, clock: Clock) -> None:
-    """Enable the write-ahead log; wait for another process that is creating the file.
+    """Enable the write-ahead log; if another process is creating the file, wait for it.
 
-    SQLite's busy timeout does not apply: two processes that both lock the file to change its mode would deadlock.
+    SQLite's busy timeout does not apply to the change of the journal mode, because two processes that both hold a lock
+    would deadlock.
     """
     give_up_at = clock.monotonic() + BUSY_TIMEOUT
     while True:
@@ -84,14 +85,15 @@ async def _enable_wal(database: aiosqlite.Connection, clock: Clock) -> None:
 
 
 class WriteAheadLog:
-    """The size limit of a database's write-ahead log; called only on the writer's thread.
+    """The size limit of a database's write-ahead log; used only on the writer's thread.
 
-    SQLite appends each commit to the log and copies it into the database file at a checkpoint, every 1,000 pages. It
-    restarts the log only at a commit that finds everything copied and no reader on the log, and only then does
-    `journal_size_limit` truncate the file. Overlapping readers and a reader that stays therefore keep the log long.
-    Against the first, the writer waits for the readers when the log is too long; readers that begin meanwhile use the
-    database file only, so the wait ends. Against the second nothing helps, so the wait is short and is not repeated for
-    every commit.
+    SQLite appends each commit to the log, and copies the log into the database file at a checkpoint, every 1,000 pages.
+    A commit restarts the log only if everything has been copied and no reader uses the log. `journal_size_limit`
+    truncates the file only then. Overlapping readers, or a single long-running reader, therefore keep the log long.
+
+    If the log is too long, the writer waits for the readers. Readers that begin during the wait use only the database
+    file, so overlapping readers do not prolong the wait. A long-running reader does, so the wait is short and is not
+    repeated after every commit.
     """
 
     def __init__(self, database: Path, *, busy_timeout: float) -> None:
@@ -115,7 +117,10 @@ class WriteAheadLog:
 
 
 class Batcher(Generic[J]):
-    """A queue of jobs. `run` executes a batch: it returns the result or exception of each job, or raises for all."""
+    """A queue of jobs that are executed in batches.
+
+    `run` executes a batch. It returns the result or the exception of each job, or raises an exception for all jobs.
+    """
 
     def __init__(self, run: Callable[[Sequence[J]], Awaitable[Sequence[Any]]], *, name: str) -> None:
         self._run = run
@@ -125,7 +130,7 @@ class Batcher(Generic[J]):
         self._task: asyncio.Task[None] | None = None
 
     def submit(self, job: J) -> asyncio.Future[Any]:
-        """Return the future result of a job, which is executed even if its caller is cancelled."""
+        """Queue a job and return the future of its result; the job is executed even if its caller is cancelled."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, done))
         if self._task is None:
@@ -139,11 +144,11 @@ class Batcher(Generic[J]):
             jobs, futures = zip(*self._batch, strict=True)
             try:
                 results = await self._run(jobs)
-            except Exception as error:  # noqa: BLE001 -- passed on to every caller
+            except Exception as error:  # noqa: BLE001 -- passed to every caller
                 results = [error] * len(jobs)
             for result, done in zip(results, futures, strict=True):
                 if done.done():
-                    continue  # its caller was cancelled
+                    continue  # the caller was cancelled
                 if isinstance(result, BaseException):
                     done.set_exception(result)
                 else:
@@ -151,7 +156,7 @@ class Batcher(Generic[J]):
         self._task = None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Cancel all waiting callers when the event loop ends."""
+        """Cancel the futures of all waiting jobs if the task was cancelled, which happens when the event loop ends."""
         if task.cancelled():
             self._task = None
             for _, done in (*self._batch, *self._waiting):

@@ -1,7 +1,8 @@
 """Access tokens for backends.
 
-- `access_tokens`: access-token hand-out, with a refresh first if necessary.
-- `lookup`: connections by selector. `cache`: connections with decrypted access tokens.
-- `access_token_check`: whether an access token is still valid.
-- `lifecycle`: composition of this package and of refreshing.
+- `access_tokens`: the access-token hand-out, which refreshes a token first if necessary.
+- `lookup`: the look-up of connections by selector.
+- `cache`: a cache of connections with decrypted access tokens.
+- `access_token_check`: checks of access tokens in doubt.
+- `lifecycle`: the composition of the components in this package and in `refresh`.
 """

@@ -1,9 +1,13 @@
-"""A check by introspection, which spends nothing, whether an access token in doubt is still valid.
+"""Checks of access tokens in doubt by introspection, which spends no token.
 
-It is unknown whether an old access token remains valid after a refresh. The stored token may therefore be invalid
-before it expires: after a refresh with an unknown outcome; during one that takes long, or began before this process; if
-the connection needs reauthorization; while it is frozen, because another host may refresh it; and if its times are
-impossible.
+It is unknown whether a refresh invalidates the previous access token. A stored access token that has not expired is
+in doubt in these cases:
+
+- A refresh has an unknown outcome, takes long, or began before this process started.
+- The connection needs reauthorization.
+- The connection is frozen, because another host may refresh it.
+- The stored times of the connection are impossible.
+- A backend reports that AMO rejected the token.
 
 A token that AMO rejects is never handed out. If AMO does not respond, the token is handed out as stale until it
 expires.
@@ -31,14 +35,18 @@ if TYPE_CHECKING:
     from amo_callback.tokens.cache import OpenConnection
 
 _WAIT_LIMIT = 1.0
-"""Seconds that a caller waits for AMO's response."""
+"""The maximum number of seconds that a caller waits for AMO's response."""
 _UNDER_WAY = 5.0
-"""Seconds for which another process's refresh may be in progress before the access token is in doubt."""
+"""Seconds for which a refresh may be in progress before the access token is in doubt."""
 _SETTLED = 600.0
 _UNSETTLED = 5.0
-"""Cache times in seconds: long for rejections and connections that need reauthorization, short for other results."""
+"""Cache times in seconds.
+
+`_SETTLED` applies to rejections, and to known results for connections that need reauthorization; `_UNSETTLED` applies
+to other results.
+"""
 _FROZEN = 60.0
-"""Cache time for a frozen connection, which another host may refresh at any time."""
+"""The cache time in seconds for a frozen connection, which another host may refresh at any time."""
 _REMEMBERED = 10_000
 
 
@@ -56,12 +64,12 @@ def _pair(connection: Connection) -> _Pair:
 
 
 def _key(connection: Connection) -> str:
-    """Return the cache key of a result: the pair, and the last attempt that may have invalidated its access token."""
+    """Return the cache key of a result: the pair, and the attempt that may have invalidated the access token."""
     return f"{connection.id} {connection.pair_version} {connection.attempt}"
 
 
 class AccessTokenCheck:
-    """Checks access tokens, and caches the results."""
+    """A checker of access tokens that caches its results."""
 
     def __init__(self, core: Core, *, introspector: Introspector, leases: Leases) -> None:
         self._core = core
@@ -76,18 +84,18 @@ class AccessTokenCheck:
         if connection.status is Status.NEEDS_REAUTH or connection.possibly_spent_token is not None:
             return True
         if connection.frozen:
-            return True  # another host may have refreshed it
+            return True  # another host may have refreshed the connection
         if _pair(connection) in self._rejected or self._leases.has_ended(connection):
             return True
         if is_impossible(connection, now=self._core.clock.now()):
             return True
-        # A refresh that has just begun casts no doubt, unlike one with an unknown outcome, or one that takes long.
+        # A recent refresh does not put the token in doubt. A long refresh, or an unknown outcome, does.
         return connection.attempt is not None and (
             connection.failures > 0 or self._leases.age(connection) >= _UNDER_WAY
         )
 
     def mark_rejected(self, connection: Connection) -> None:
-        """Record that AMO has rejected the access token for a backend, which is only a hint."""
+        """Record a backend's report that AMO rejected the access token; the report is only a hint."""
         self._rejected[_pair(connection)] = None
         while len(self._rejected) > _REMEMBERED:
             self._rejected.popitem(last=False)
@@ -95,7 +103,7 @@ class AccessTokenCheck:
     async def state_of(self, found: OpenConnection, *, in_doubt: bool = False) -> TokenState:
         """Return the state of the access token; `UNKNOWN` if AMO cannot be reached or does not respond.
 
-        `in_doubt` forces a check.
+        If `in_doubt` is true, the token is checked even if `is_in_doubt` returns false.
         """
         connection, token = found.connection, found.token
         if token is None:
@@ -117,7 +125,7 @@ class AccessTokenCheck:
         report_bug("token_check.bug", asking, self._core.observer)
 
     async def drain(self) -> None:
-        """Cancel all checks."""
+        """Cancel all checks, and wait until they have ended."""
         for _, asking in self._asking:
             asking.cancel()
         await self._asking.drain()

@@ -1,4 +1,8 @@
-"""Access-token hand-out: from the cache, otherwise refreshed first, otherwise stale while the token is valid."""
+"""The access-token hand-out.
+
+A fresh token is handed out immediately. Any other token is refreshed first. If the refresh fails, the stored token is
+handed out as stale while it is valid.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,22 @@ if TYPE_CHECKING:
     from amo_callback.tokens.lookup import ConnectionLookup
 
 _IN_DOUBT = "in_doubt"
-"""The reason of a stale token whose validity AMO could not confirm."""
+"""The `reason` of a token that is stale because AMO could not confirm that it is valid."""
 _NEW = timedelta(seconds=10)
-"""The age of a pair up to which a forced refresh returns it unchanged."""
+"""The maximum age of a pair that a forced refresh returns unchanged."""
 _WAIT_LIMIT = 8.0
-"""Seconds that a hand-out waits for a refresh; a forced refresh waits until AMO responds or times out."""
+"""The maximum number of seconds that a hand-out waits for a refresh.
+
+A forced refresh waits until AMO responds or the request times out, if that takes longer.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandOut:
     """A valid access token.
 
-    It is `stale` if it is valid for less time than requested, or AMO could not confirm it; `reason` says why.
+    The token is `stale` if it expires sooner than requested, if the store is unreachable, or if AMO could not confirm
+    that the token is valid. If the token is stale, `reason` states the cause.
     """
 
     connection: Connection
@@ -46,7 +54,7 @@ class HandOut:
 
 
 class AccessTokens:
-    """Hands out access tokens."""
+    """The hand-out of access tokens."""
 
     def __init__(
         self,
@@ -64,11 +72,12 @@ class AccessTokens:
         self._hosts = hosts
 
     async def token(self, selector: str, *, min_ttl: float) -> HandOut:
-        """Return an access token of the connection that a selector names.
+        """Return an access token of the connection that `selector` names.
 
-        A token that is valid for less than `min_ttl` seconds is refreshed first. If the refresh fails, or the store is
-        unreachable, the last known token is returned as stale while it is valid. Raises `NotFound`, `NeedsReauth`,
-        `RetryableError` and `OperatorError` if there is no valid token, and `HostNotAllowed`.
+        A token that expires within `min_ttl` seconds is refreshed first, unless it was just issued. If the refresh
+        fails, or if the store is unreachable, the last known token is returned as stale while it is valid. Raises
+        `NotFound`, `NeedsReauth`, `RetryableError` or `OperatorError` if there is no valid token, and `HostNotAllowed`
+        if the stored host is not allowed.
         """
         if hand_out := self._cached(selector, min_ttl):
             return hand_out
@@ -87,14 +96,14 @@ class AccessTokens:
         if self._is_fresh(found.token, min_ttl):
             if hand_out := await self._without_refresh(found):
                 return hand_out
-            is_fresh_enough = _newer_than(found.connection)  # AMO rejects it although it has not expired
+            is_fresh_enough = _newer_than(found.connection)  # AMO rejects the token although it has not expired
         name = found.connection.id
         try:
             return await self._refreshed(
                 name, trigger=RefreshTrigger.HAND_OUT, is_fresh_enough=is_fresh_enough, wait_limit=_WAIT_LIMIT
             )
         except (RetryableError, OperatorError, NeedsReauth) as error:
-            result = await self._lookup.get(name, reread=True)  # another process may have refreshed it
+            result = await self._lookup.get(name, reread=True)  # another process may have refreshed the connection
             stale = result.store_error is not None or not self._is_fresh(result.found.token, min_ttl)
             hand_out = await self._without_refresh(result.found, error=error if stale else None)
             if hand_out is None:
@@ -102,11 +111,14 @@ class AccessTokens:
             return hand_out
 
     async def refresh(self, selector: str, *, rejected: str | None = None) -> HandOut:
-        """Refresh now and return the new access token; never return a stale one. Raises as `token` does.
+        """Refresh a connection now, and return its new access token, which is never stale.
 
-        Any pair that is stored after the call and not in doubt is new enough. Without a `rejected` token, so is a pair
-        that is less than ten seconds old, because a caller in a loop must not rotate tokens. A `rejected` access token
-        selects its own connection; if that has another token by now, it is returned without a refresh.
+        Any pair that is stored after the call, and is not in doubt, is new enough. If no access token was `rejected`, a
+        pair that is less than ten seconds old is also new enough, because repeated calls must not rotate tokens
+        endlessly.
+
+        If an access token was `rejected`, its connection is refreshed. If that connection already has another valid
+        token, the other token is returned without a refresh. Raises the same errors as `token`.
         """
         candidates = [open_connection(one, self._core) for one in await self._lookup.find(selector)]
         chosen = self._choose(candidates, rejected)
@@ -125,7 +137,7 @@ class AccessTokens:
         )
 
     def _cached(self, selector: str, min_ttl: float) -> HandOut | None:
-        """Return a cached token that is fresh and not in doubt, which is the usual case."""
+        """Return a cached token if it is fresh and not in doubt, otherwise `None`."""
         found = self._lookup.cached(selector)
         if found is None or found.token is None or found.token.base_url is None:
             return None
@@ -140,7 +152,7 @@ class AccessTokens:
         return is_unexpired(token, now=self._core.clock.now())
 
     def _is_new(self, connection: Connection, token: AccessToken) -> bool:
-        """Return whether the pair is so new that a forced refresh would gain nothing."""
+        """Return whether a forced refresh returns the pair unchanged, because it is new, valid and not in doubt."""
         if not connection.has_refresh_token or not self._is_valid(token):
             return False
         return self._core.clock.now() - token.issued_at < _NEW and not self._check.is_in_doubt(connection)
@@ -153,7 +165,10 @@ class AccessTokens:
         is_fresh_enough: Callable[[Connection], bool],
         wait_limit: float,
     ) -> HandOut:
-        """Refresh and return the new token; after `wait_limit` seconds raise `NotYet`, while the refresh continues."""
+        """Refresh a connection and return its new access token.
+
+        Raises `NotYet` after `wait_limit` seconds; the refresh then continues in the background.
+        """
         refreshing = asyncio.ensure_future(
             self._coordinator.refresh(connection_id, trigger=trigger, is_fresh_enough=is_fresh_enough)
         )
@@ -168,15 +183,16 @@ class AccessTokens:
         if not self._is_valid(refreshed.token):
             raise NotYet(1.0)  # the process was suspended for longer than the token was valid
         if self._check.is_in_doubt(refreshed.connection):
-            raise NotYet(1.0)  # the stored pair is being refreshed again, and may be invalid by now
+            raise NotYet(1.0)  # another refresh may already have invalidated the token
         return await self._hand_out(refreshed.connection, refreshed.token)
 
     async def _without_refresh(
         self, found: OpenConnection, *, error: AmoCallbackError | None = None, changed: bool = False
     ) -> HandOut | None:
-        """Return the known token if it is valid: as stale after an `error` of its refresh, or if it is in doubt.
+        """Return the known token without a refresh, or `None` if it is not valid.
 
-        If the row has `changed` since it was read, the token may have been replaced, and is introspected.
+        The token is stale if `error` is set, or if AMO could not confirm that the token is valid. If the row has
+        `changed` since it was read, the token may have been replaced, so it is introspected.
         """
         token = found.token
         if token is None or not self._is_valid(token):
@@ -192,7 +208,7 @@ class AccessTokens:
         return HandOut(connection=connection, token=token, base_url=base_url, stale=reason is not None, reason=reason)
 
     def _choose(self, candidates: Sequence[OpenConnection], rejected: str | None) -> OpenConnection:
-        """Return the connection to which a rejected token belongs, otherwise the first one."""
+        """Return the connection to which a rejected token belongs, otherwise the first candidate."""
         if rejected is None:
             return candidates[0]
         for candidate in candidates:
@@ -207,7 +223,7 @@ def _has_token(found: OpenConnection, access_token: str) -> bool:
 
 
 def _newer_than(seen: Connection) -> Callable[[Connection], bool]:
-    """Return a predicate that accepts any pair stored after this one."""
+    """Return a predicate that accepts a connection if its pair was stored after the pair of `seen`."""
     return lambda connection: connection.pair_version != seen.pair_version
 
 

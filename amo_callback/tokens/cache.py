@@ -1,17 +1,18 @@
 """A cache of connections by selector, so that most hand-outs do not read the database.
 
-An entry is valid for at most `_TTL` seconds, and only until the connection is written:
+An entry is valid until its connection is written, but for at most `_TTL` seconds after its read or its last renewal:
 
-- The store reports writes of this process immediately, and writes of other processes if it can. The result of a read is
-  not cached if a write was reported during the read.
-- With several instances, a write that was not reported is seen when the entry expires.
-- With a single instance, only other processes on the same database (the command) write without a report. They change
-  the store's `data_version`, which is polled in the background. While it is unchanged, each poll renews all entries. If
-  the poll fails or is late, callers read the store.
-- An entry from before the store was last unreachable is not valid: another instance may hold a newer pair that it could
-  not store.
+- The store reports writes of this process immediately, and writes of other processes if it is notified of them. The
+  result of a read is not cached if a write was reported during the read.
+- With several instances, a write that was not reported takes effect when the entry expires.
+- With a single instance, only an `amo-callback` command on the same database writes without a report. Its writes change
+  the store's `data_version`, which is polled in the background. If `data_version` has not changed, the poll renews all
+  entries. If the poll fails or is late, callers read the store.
+- An entry that was read before the store was last unreachable is not valid, because another instance may hold a newer
+  pair that it could not store.
 
-An expired entry is kept, unless its connection was erased, as the last known one while the store is unreachable.
+An expired entry is kept as the last known connection for when the store is unreachable, unless its connection was
+erased.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 10_000
 _TTL = 1.0
-"""Seconds within which another process's write is seen."""
+"""The validity of an entry in seconds: the longest time until another process's write takes effect."""
 _POLL_EVERY = 0.4
 """Seconds between two polls of the store's `data_version`."""
 
@@ -55,19 +56,19 @@ class AccessToken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenConnection:
-    """The fields of a connection that a hand-out needs: never the encrypted pair or the refresh token."""
+    """The fields of a connection that a hand-out needs, without the encrypted pair and the refresh token."""
 
     connection: Connection
     token: AccessToken | None
-    """`None` if no key decrypts the pair."""
+    """The access token; `None` if no key decrypts the pair."""
 
 
 def open_connection(connection: Connection, core: Core) -> OpenConnection:
-    """Decrypt the access token of a connection."""
+    """Return a connection with its access token decrypted."""
     pair, token = core.cipher.decrypt_pair(connection), None
     if pair is not None:
         base_url = None
-        with suppress(HostNotAllowed):  # the allow list does not change while the process runs
+        with suppress(HostNotAllowed):  # can be cached, because the allow list does not change while the process runs
             base_url = core.amo.base_url(connection.domain)
         token = AccessToken(
             value=pair.access_token, issued_at=pair.issued_at, expires_at=pair.expires_at, base_url=base_url
@@ -77,7 +78,7 @@ def open_connection(connection: Connection, core: Core) -> OpenConnection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadMark:
-    """The state of the cache when a read began, by which a result that a later write has superseded is recognized."""
+    """The cache state when a read began, used to discard a result that a later write has superseded."""
 
     at: float
     epoch: int
@@ -86,7 +87,7 @@ class ReadMark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _CacheEntry:
-    """The first connection that a selector named when it was read, and the ids of all connections that it named."""
+    """The result of a read: the first connection of a selector, and the ids of all its connections."""
 
     first: OpenConnection
     ids: tuple[str, ...]
@@ -97,7 +98,7 @@ class _CacheEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StaleEntry:
-    """The last known connection of a selector, and whether it has `changed` since."""
+    """The last known connection of a selector, and whether the connection has `changed` since it was read."""
 
     found: OpenConnection
     changed: bool
@@ -119,7 +120,7 @@ class ConnectionCache:
         """The number of reported changes."""
         self._version: int | None = None
         self._epoch = 0
-        """The number of polls that found a change."""
+        """The number of polls that found a changed `data_version`."""
         self._polled_at = -math.inf
         self._next_poll_at = -math.inf
         self._polling: asyncio.Task[None] | None = None
@@ -147,7 +148,11 @@ class ConnectionCache:
         return found.first
 
     def get_stale(self, selector: str) -> StaleEntry | None:
-        """Return the last known entry of a selector; for an id, also one of another selector that it is first in."""
+        """Return the last known connection of a selector, or `None`.
+
+        If `selector` is a connection id without an entry, the entry of another selector whose first connection has this
+        id is used.
+        """
         others = (self._entries[name] for name in self._selectors.get(selector, ()))
         same = (entry for entry in others if entry.first.connection.id == selector)
         entry = self._entries.get(selector) or next(same, None)
@@ -158,10 +163,10 @@ class ConnectionCache:
         return ReadMark(at=self._clock.monotonic(), epoch=self._epoch, changes=self._changes)
 
     def put(self, selector: str, first: OpenConnection | None, mark: ReadMark, *, others: Sequence[str] = ()) -> None:
-        """Cache the result of a read that began at `mark`, unless a write was reported since.
+        """Cache the result of a read that began at `mark`, unless a write has been reported since then.
 
-        `first` is `None` if the selector names no connection. `others` are the ids of further connections that it
-        names; a write to any of them invalidates the entry.
+        `first` is `None` if the selector names no connection. `others` are the ids of the other connections that the
+        selector names; a write to any of them also invalidates the entry.
         """
         if mark.changes != self._changes:
             return
@@ -201,7 +206,7 @@ class ConnectionCache:
         else:
             selectors = {name for one in changed.connections for name in self._selectors.get(one, ())}
             if changed.membership_changed:
-                selectors |= {name for name in self._entries if ":" in name}  # selectors of accounts and owners
+                selectors |= {name for name in self._entries if ":" in name}  # account and owner selectors
         for selector in selectors:
             if changed.erased:
                 self._drop(selector)

@@ -1,4 +1,4 @@
-"""The composition of refreshing and of access-token hand-out."""
+"""The composition of the components that refresh connections and hand out access tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 
 class TokenLifecycle:
-    """The components that maintain one process's tokens, not started yet; `machine` names the store's location."""
+    """The components that maintain the tokens in one process.
+
+    The constructor starts no component. `machine` is the name of the store's location.
+    """
 
     def __init__(self, core: Core, *, rescue: RescueFolder, machine: str) -> None:
         self.core = core
@@ -80,7 +83,7 @@ class TokenLifecycle:
         self.stats_poller = StatsPoller(core)
 
     async def prepare(self) -> None:
-        """Read this process's state from the store, and store the pending writes of an earlier process."""
+        """Read this process's state from the store, and store the pairs that earlier processes left in rescue files."""
         await self.freeze_switch.begin()
         await self.leases.begin()
         await self.hosts.begin()
@@ -95,7 +98,10 @@ class TokenLifecycle:
         await self.breaker.watch(state)
 
     def connected(self, connection: Connection) -> None:
-        """Record that AMO accepted a code: the client credentials are valid, and the new pair has its own due time."""
+        """Record that AMO accepted a code for a connection.
+
+        The client credentials are therefore valid. The refresh scheduler wakes up if the new pair is due soon.
+        """
         self.breaker.accepted()
         self.scheduler.wake_if_due_soon(connection.next_refresh_at)
 
@@ -105,7 +111,10 @@ class TokenLifecycle:
             self.scheduler.wake()
 
     async def drain(self) -> None:
-        """Wait until all requests in progress are finished and their pairs are stored, or in rescue files."""
+        """Wait until all refreshes in progress have ended, and their pairs are in the store or in rescue files.
+
+        Access-token checks are cancelled.
+        """
         await self.cache.drain()
         await self.access_token_check.drain()
         await self.coordinator.drain()

@@ -1,4 +1,4 @@
-"""The connections that a selector names: an id, `account:ID` or `owner:ID`."""
+"""The look-up of connections by selector: a connection's id, `account:ID` or `owner:ID`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _ACCOUNT, _OWNER = "account:", "owner:"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookupResult:
-    """The connection that a selector names; after a `store_error`, the one that it named when last read."""
+    """The first connection that a selector names; after a `store_error`, the last known connection."""
 
     found: OpenConnection
     store_error: StoreUnavailable | None = None
     changed: bool = False
-    """Whether the row has changed since, so that its pair may have been replaced."""
+    """Whether the row has changed since it was read, so that its pair may have been replaced."""
 
 
 class ConnectionLookup:
-    """Finds connections, including their pending writes."""
+    """The look-up of connections, including their pending writes."""
 
     def __init__(self, core: Core, *, pending_writes: PendingWrites, cache: ConnectionCache) -> None:
         self._core = core
@@ -38,12 +38,17 @@ class ConnectionLookup:
         self._cache = cache
 
     def cached(self, selector: str) -> OpenConnection | None:
-        """Return the first connection that a selector names if the cache has a valid entry."""
+        """Return the first connection that a selector names if the cache has a valid entry, otherwise `None`."""
         known = self._cache.get(selector)
         return None if known is None else self._newest(known)
 
     async def get(self, selector: str, *, reread: bool = False) -> LookupResult:
-        """Return the first connection that a selector names, from the cache unless `reread` is set."""
+        """Return the first connection that a selector names.
+
+        The connection comes from the cache if it is cached and `reread` is false. If the store is unreachable, the last
+        known connection is returned with the error. Raises `NotFound`, and `StoreUnavailable` if no connection is
+        known.
+        """
         if not reread and (known := self.cached(selector)) is not None:
             return LookupResult(found=known)
         try:
@@ -62,7 +67,10 @@ class ConnectionLookup:
         return stored if newest is stored.connection else open_connection(newest, self._core)
 
     async def find(self, selector: str) -> Sequence[Connection]:
-        """Return the connections that a selector names, the freshest active one first; raises `NotFound`."""
+        """Return the connections that a selector names; raises `NotFound`.
+
+        Active connections come first, then all others. Both groups are sorted by access-token expiry, the latest first.
+        """
         if selector.startswith(_OWNER):
             return self._existing(await self._read(selector))
         account_id = selector.removeprefix(_ACCOUNT) if selector.startswith(_ACCOUNT) else None

@@ -1,5 +1,6 @@
 """Export and import of connections.
 
-A refresh token works once, so only one place may use a pair. An export freezes its source and waits for what is in
-flight; an import changes nothing unless the whole file is valid, and replaces nothing that is newer.
+A refresh token can be used only once, so only one host may use a pair. An export freezes its source database and waits
+for refreshes and code exchanges in progress. An import changes nothing unless the whole file is valid, and never
+replaces newer tokens of an active connection.
 """

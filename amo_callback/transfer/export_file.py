@@ -1,8 +1,8 @@
 """The file of an export: a JSON header, one encrypted record per line, and an encrypted trailer.
 
-Each record is encrypted in the context of its number and of the header's fingerprint.
-Therefore, lines cannot be changed, reordered, repeated, removed or taken from another file, and the header cannot be
-changed. The trailer contains the number of records, which reveals a truncated file.
+The encryption of each record is bound to the record's number and to the header's fingerprint. Changes to the header or
+to lines, reordered, repeated or removed lines, and lines from other files are therefore detected. The encryption of the
+trailer is bound to the number of records, so that a truncated file is detected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FORMAT: Literal["amo-callback export"] = "amo-callback export"
 VERSION: Literal[1] = 1
 MAX_LINE = 512 * 1024
-"""The maximum size of a line in bytes: two of the longest tokens that AMO could issue, encrypted."""
+"""The maximum size of a line in bytes: enough for two encrypted tokens of `MAX_TOKEN` characters."""
 MAX_TOKEN = 128 * 1024
 """The maximum length of a token in characters."""
 _END = b"end"
@@ -66,14 +66,14 @@ class ExportRecord:
     connected_at: AwareDatetime
     grant_iat: int | None = None
     possibly_spent_token: str | None = None
-    """The fingerprint of a refresh token that may have been spent, and is introspected before it is presented."""
+    """The fingerprint of a refresh token that may have been spent; it is introspected before it is presented."""
     recheck_at: AwareDatetime | None = None
     frozen: bool = False
-    """Whether this connection itself is frozen, because another host may use its tokens."""
+    """Whether this connection is frozen individually, because another host may use its tokens."""
     connected_no: int
-    """Its position in the order in which connections were made."""
+    """The connection's position in the order in which connections were made."""
     owners: Mapping[_Owner, int] = dataclasses.field(default_factory=dict)
-    """Owners with their positions in the order in which they became owners."""
+    """The owners, each with a position in the order in which users became owners."""
 
     @property
     def pair(self) -> TokenPair:
@@ -90,7 +90,7 @@ _RECORD = TypeAdapter(ExportRecord)
 
 
 def record_of(connection: Connection, pair: TokenPair, owners: Mapping[str, int]) -> ExportRecord:
-    """Return the record of a connection; the token of an attempt in progress may have been spent."""
+    """Return the record of a connection; the token of an unfinished attempt is recorded as possibly spent."""
     return ExportRecord(
         **{name: getattr(connection, name) for name in OF_CONNECTION},
         **{name: getattr(pair, name) for name in _PAIR},
@@ -106,19 +106,19 @@ class ParsedRecord:
     place: str
     record: ExportRecord
     names_owner: bool = False
-    """Whether the record is from another system and names an owner, which is ignored."""
+    """Whether the entry is from another system and names an owner; the owner is not imported."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecordError:
-    """An error in a file and its position, without any of the file's content."""
+    """An error and its position in a file; the error quotes no content of the file."""
 
     place: str
     why: str
 
 
 def describe(error: ValidationError) -> str:
-    """Return which fields are wrong and why, without their values."""
+    """Return a description that names the invalid fields and the reasons, without the values."""
     found: dict[str, list[str]] = {}
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         text = fault["msg"]
@@ -131,7 +131,10 @@ def describe(error: ValidationError) -> str:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class PassphraseCost:
-    """The salt and cost of scrypt as recommended by OWASP, at most 256 MiB and 4 passes, for untrusted files."""
+    """The salt and the cost parameters of scrypt.
+
+    The defaults are recommended by OWASP. The maximums (256 MiB and 4 passes) limit the cost of an untrusted file.
+    """
 
     salt: Annotated[Base64Bytes, Field(min_length=12, max_length=96)]
     n: Annotated[int, Field(ge=2, le=2**18)] = 2**17
@@ -145,7 +148,7 @@ class PassphraseCost:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class _SealedWith:
-    """How a file is decrypted: with a passphrase or a key."""
+    """The means of decryption: scrypt parameters for a passphrase, or the fingerprint of a key."""
 
     passphrase: PassphraseCost | None = None
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
@@ -153,7 +156,7 @@ class _SealedWith:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class _Header:
-    """The first line."""
+    """The header, which is the first line of the file."""
 
     format: Literal["amo-callback export"] = FORMAT
     version: Literal[1] = VERSION
@@ -166,7 +169,7 @@ _HEADER = TypeAdapter(_Header)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileKey:
-    """The key of a file, and its description for the header."""
+    """The key of a file, and the description of the key in the header."""
 
     described: _SealedWith
     cipher: Cipher = dataclasses.field(repr=False)
@@ -183,7 +186,7 @@ def key_of_host(key: str) -> FileKey:
 
 
 def _hint(key: str) -> str:
-    """Return a fingerprint of the key, which reveals nothing about 256 random bits."""
+    """Return a fingerprint of the key; it reveals nothing about a key of 256 random bits."""
     return abbreviated(fingerprint(key))
 
 
@@ -192,12 +195,15 @@ def _hint(key: str) -> str:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file (0600) completely or not at all; raises `CommandFailed`, including if it exists."""
+    """Open a new file (mode 0600) that is written completely or not at all.
+
+    Raises `CommandFailed`, including if the file exists.
+    """
     try:
         with atomic_file(path) as file:
             yield file
     except OSError as error:
-        raise CommandFailed(f"{path}: cannot be written: {error.strerror}") from None
+        raise CommandFailed(f"cannot write {path}: {error.strerror}") from None
 
 
 class ExportWriter:
@@ -224,7 +230,7 @@ class ExportWriter:
 
 
 def is_export(first_line: bytes) -> bool:
-    """Return whether the first line is that of an export, of any version."""
+    """Return whether a first line is the header of an export of any version."""
     try:
         header = json.loads(first_line)
     except (ValueError, RecursionError):
@@ -233,25 +239,26 @@ def is_export(first_line: bytes) -> bool:
 
 
 def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[], str]) -> Cipher:
-    """Return the cipher of a file, asking for its passphrase if necessary; raises `CommandFailed`."""
+    """Return the cipher of a file; calls `passphrase` if necessary, and raises `CommandFailed`."""
     try:
         sealed_with = _HEADER.validate_json(first_line).sealed_with
     except ValidationError as error:
-        raise CommandFailed(
-            f"line 1: not the header of an export that this version can read: {describe(error)}"
-        ) from None
+        raise CommandFailed(f"line 1: this version cannot read the header of the export ({describe(error)})") from None
     if cost := sealed_with.passphrase:
         try:
             return cost.cipher(passphrase())
         except ValueError:  # n is not a power of two
-            raise CommandFailed("line 1: sealed_with: invalid parameters of scrypt") from None
+            raise CommandFailed("line 1: sealed_with contains invalid scrypt parameters") from None
     if sealed_with.key not in {_hint(key) for key in keys}:
-        raise CommandFailed(f"it is encrypted with the key {sealed_with.key}, which is not in storage.encryption_keys")
+        raise CommandFailed(
+            f"the file's encryption key (fingerprint {sealed_with.key}) is not in storage.encryption_keys: add the "
+            "key, or export again"
+        )
     return Cipher(keys)
 
 
 def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | RecordError]:
-    """Read a file from the beginning; a line that cannot be decrypted yields an error and ends the iteration."""
+    """Yield the records and errors of a file; a line that cannot be decrypted yields an error, and reading ends."""
     name = fingerprint(file.readline(MAX_LINE).rstrip(b"\n"))
     count = 0
     line = file.readline(MAX_LINE)
@@ -270,9 +277,11 @@ def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | R
     try:
         cipher.open(line.rstrip(b"\n"), context=f"{name}:end:{count}")
     except DecryptionFailed:
-        yield RecordError(place=f"line {count + 2}", why=_CUT_OFF if count else f"{_CUT_OFF}; or {_WRONG_KEY}")
+        yield RecordError(
+            place=f"line {count + 2}", why=_CUT_OFF if count else f"{_CUT_OFF}, or the passphrase or key is wrong"
+        )
 
 
-_WRONG_KEY = "the passphrase or key is wrong, or the file was changed"
-_NOT_ITS_PLACE = "was changed, or does not belong there"
-_CUT_OFF = "the end of the file is missing: it was truncated or changed"
+_WRONG_KEY = "the passphrase or key is wrong, or the file was modified"
+_NOT_ITS_PLACE = "the line was modified, or is out of place in this file"
+_CUT_OFF = "the end of the file is missing or was modified"

@@ -1,4 +1,4 @@
-"""Export: freeze the store, wait for refreshes and exchanges in progress, and write every connection."""
+"""Export: freeze the store, wait for refreshes and code exchanges in progress, and write the connections."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ if TYPE_CHECKING:
 
 PAGE = 500
 _POLL_EVERY = 1.0
-"""Seconds."""
+"""Seconds between two checks for refreshes and code exchanges in progress."""
 
 
 async def freeze(store: Store, *, why: str) -> Freeze:
-    """Freeze the store, and return the freeze, which may be an older one."""
+    """Freeze the store and return the freeze; an existing freeze is kept and returned.
+
+    Raises `CommandFailed` if another process has already thawed the store.
+    """
     await store.freeze_all(why=why, may_be_copy=True)
     frozen = await store.frozen()
     if frozen is None:
-        raise CommandFailed("the database has just been thawed, so nothing is exported")
+        raise CommandFailed("the database has just been thawed: nothing was exported")
     return frozen
 
 
 async def wait_until_idle(
     store: Store, *, leases: Leases, clock: Clock, rescue: RescueFolder, report: Callable[[float], None]
 ) -> None:
-    """Wait until no refresh and no code exchange is in progress; `report` is called with the maximum seconds left.
+    """Wait until no refresh or code exchange is in progress.
 
-    Raises `CommandFailed` if there is a pending write.
+    Calls `report` with the maximum number of seconds left. Raises `CommandFailed` if there is a pending write.
     """
     while left := await _left(store, leases, clock):
         report(left)
@@ -56,15 +59,15 @@ async def _left(store: Store, leases: Leases, clock: Clock) -> float:
 
 
 def require_empty_rescue(rescue: RescueFolder) -> None:
-    """Raise `CommandFailed` if there is a pending write."""
+    """Raise `CommandFailed` if the rescue folder contains a pending write or cannot be read."""
     try:
         files = len(rescue.read())
     except OSError as error:
-        raise CommandFailed(f"the rescue folder cannot be read: {error.strerror}") from None
+        raise CommandFailed(f"cannot read the rescue folder: {error.strerror}") from None
     if files:
         raise CommandFailed(
-            f"pairs that are not stored yet are in the rescue folder ({files}): make sure that the service is running "
-            "and ready, then try again"
+            f"the rescue folder contains unsaved token pairs ({files}): make sure that the service is running and "
+            "ready, then try again"
         )
 
 
@@ -77,9 +80,9 @@ async def export(
     writer: ExportWriter,
     advance: Callable[[int], None],
 ) -> Sequence[str]:
-    """Write all but disconnected connections; return the ids of those left out because no key decrypts their pair.
+    """Write all connections except disconnected ones and those that no key decrypts; return the ids of the latter.
 
-    Raises `CommandFailed` if the store was thawed meanwhile.
+    Raises `CommandFailed` if there is a pending write, or if the store was thawed during the export.
     """
     unreadable = []
     after = ""
@@ -99,6 +102,6 @@ async def export(
     require_empty_rescue(rescue)
     if await store.frozen() != frozen:
         raise CommandFailed(
-            "it was thawed meanwhile: tokens may have been refreshed since they were read, so nothing is exported"
+            "the database was thawed during the export: nothing was exported, because the tokens may be outdated"
         )
     return unreadable

@@ -1,4 +1,4 @@
-"""Import: plan the whole file first, then write; if anything is wrong, nothing is written."""
+"""Import: plan the whole import first, then write it; if the file contains an error, nothing is written."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _POLL = 1.0
 BATCH = 500
 """Connections per transaction."""
 TURN = 50
-"""Connections processed before other tasks run: about ten milliseconds."""
+"""Connections that are processed, in about ten milliseconds, before other tasks can run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportRules:
-    """Which connections may be imported: the configuration's `[amo]`, and whether they may replace others."""
+    """Rules for accepting connections: settings of `[amo]`, and whether to replace different stored tokens."""
 
     client_id: str
     allowed_domains: Sequence[str]
@@ -50,9 +50,9 @@ class ImportPlan:
     new: list[ExportRecord] = field(default_factory=list)
     replaced: list[tuple[ExportRecord, Connection]] = field(default_factory=list)
     same: int = 0
-    """Already stored with the same tokens, by an interrupted import."""
+    """The number of connections that are already stored with the same tokens, for example by an interrupted import."""
     newer: int = 0
-    """Already stored with later tokens; the tokens in the file have been spent."""
+    """The number of connections that are already stored with later tokens, which are kept."""
     owned: int = 0
     problems: list[RecordError] = field(default_factory=list)
 
@@ -60,7 +60,7 @@ class ImportPlan:
 async def make_plan(
     parsed: Iterable[ParsedRecord | RecordError], *, store: Store, cipher: Cipher, rules: ImportRules
 ) -> ImportPlan:
-    """Plan the import of a file's records; changes nothing."""
+    """Return the plan for importing the records of a file; write nothing."""
     plan, seen = ImportPlan(), dict[str, str]()
     async for batch in _batches(parsed):
         valid = []
@@ -77,25 +77,25 @@ async def make_plan(
 
 
 def _refusal(parsed: ParsedRecord, rules: ImportRules) -> RecordError | None:
-    """Return why this service does not accept the connection, regardless of the store."""
+    """Return an error if the configuration does not permit the connection."""
     record, why = parsed.record, None
     if record.client_id != rules.client_id:
-        why = "its tokens were granted to another client_id than amo.client_id"
+        why = "the tokens were granted to a client_id other than amo.client_id"
     elif parse_account_host(record.domain.encode(), allowed=rules.allowed_domains) != record.domain:
-        why = "domain: is neither AMO's nor in amo.allowed_domains"
+        why = "domain is neither an AMO host nor in amo.allowed_domains"
     elif record.api_domain and parse_account_host(record.api_domain.encode(), allowed=rules.allowed_domains) is None:
-        why = "api_domain: is neither AMO's nor in amo.allowed_domains"
+        why = "api_domain is neither an AMO host nor in amo.allowed_domains"
     elif rules.allowed_accounts and record.account_id not in rules.allowed_accounts:
-        why = "its account is not in amo.allowed_accounts"
+        why = "the account is not in amo.allowed_accounts"
     return None if why is None else RecordError(place=parsed.place, why=why)
 
 
 def _repetition(parsed: ParsedRecord, seen: dict[str, str]) -> RecordError | None:
-    """Return an error if the file has the connection or its refresh token twice, because it would be spent twice."""
+    """Return an error if the file repeats a connection or a refresh token, which would be spent twice."""
     record = parsed.record
-    names = {record.id: "is the same account and user as"}
+    names = {record.id: "the same account and user as in"}
     if record.refresh_token:
-        names[fingerprint(record.refresh_token)] = "has the same refresh token as"
+        names[fingerprint(record.refresh_token)] = "the same refresh token as in"
     for name, what in names.items():
         place = seen.setdefault(name, parsed.place)
         if place != parsed.place:
@@ -120,14 +120,17 @@ def _plan_one(
     elif replace:
         plan.replaced.append((record, stored))
     else:
-        why = "is already stored with other tokens: --replace replaces them"
+        why = "is already stored with different tokens: use --replace to replace them"
         if stored.status is Status.DISCONNECTED:
-            why = "was disconnected here: --replace connects it again"
+            why = "was disconnected: use --replace to connect it again"
         plan.problems.append(RecordError(place=parsed.place, why=f"{stored.id} {why}"))
 
 
 def _is_newer(stored: Connection, record: ExportRecord, *, replace: bool) -> bool:
-    """Return whether the stored tokens are later, and therefore kept, unless AMO rejects them and `replace` is set."""
+    """Return whether to keep the stored tokens because they are later than those in the record.
+
+    If `replace` is true, later tokens are kept only for an active connection.
+    """
     if stored.access_issued_at is None or stored.access_issued_at <= record.issued_at:
         return False
     return stored.status is Status.ACTIVE or not replace
@@ -139,9 +142,10 @@ def _is_newer(stored: Connection, record: ExportRecord, *, replace: bool) -> boo
 async def wait_for_leases(
     plan: ImportPlan, *, store: Store, leases: Leases, clock: Clock, report: Callable[[float], None]
 ) -> None:
-    """Wait until no process can be refreshing a connection that is replaced: the length of a lease.
+    """Wait until no process can still be refreshing a connection that the import replaces.
 
-    A frozen host keeps the attempts of killed processes. `report` is called with the seconds left.
+    This waits for leases to expire, not for attempts to end, because a frozen store keeps the attempts of killed
+    processes. Calls `report` with the seconds left.
     """
     waiting = [stored for _, stored in plan.replaced]
     while waiting := [stored for stored in waiting if leases.remaining(stored)]:
@@ -161,7 +165,7 @@ async def apply(
     source: str,
     advance: Callable[[int], None],
 ) -> Sequence[str]:
-    """Write the plan in batches; return the connections that were skipped because they had changed."""
+    """Write the plan in batches; return the ids of connections that were skipped because they had changed."""
     replaced = {stored.id: stored for _, stored in plan.replaced}
     left: list[str] = []
     done = 0
@@ -183,7 +187,7 @@ async def apply(
 
 
 def _order(records: Sequence[ExportRecord]) -> dict[tuple[str, str | None], int]:
-    """Return the positions, from 1, of each connection and each of its owners in the order of the file's numbers."""
+    """Return the position (from 1) of each connection and each owner in the order of the numbers in the file."""
     numbers: dict[tuple[str, str | None], int] = {}
     for record in records:
         numbers[record.id, None] = record.connected_no
@@ -232,7 +236,7 @@ async def _batches(items: Iterable[T]) -> AsyncIterator[list[T]]:
 
 
 async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
-    """Yield items, and let other tasks run after every `TURN` of them."""
+    """Yield the items, and let other tasks run after every `TURN` items."""
     for number, item in enumerate(items, start=1):
         yield item
         if number % TURN == 0:

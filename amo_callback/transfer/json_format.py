@@ -1,6 +1,6 @@
-"""Tokens in plain JSON: another system's file, or a raw answer.
+"""Token pairs in plain JSON, from another system's file or a raw answer.
 
-A file is one object, a list, `{"connections": […]}`, or one object per line.
+A file contains one object, a list, `{"connections": […]}`, or one object per line.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ _LIFE = timedelta(days=1)
 """AMO's current access-token lifetime, assumed for tokens without one."""
 _MAX_AHEAD = timedelta(days=3650)
 _MOST_VALUES = 20_000_000
-"""The maximum number of commas and brackets in a file parsed at once: values take up to fifty times their length."""
+"""The maximum number of commas and brackets in a file that is parsed at once.
+
+Parsed values take up to fifty times their length in memory.
+"""
 _MEMBER = r'"{}"\s*:\s*"\s*([!#-\[\]-~]+)\s*"'
-"""A complete member of a JSON object; a truncated value is not a token."""
+"""A pattern for a complete member of a JSON object; a truncated value does not match."""
 _Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
 _Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
 
@@ -66,7 +69,7 @@ _ENTRY = TypeAdapter(_ImportEntry)
 
 
 class _Refused(Exception):
-    """A valid entry that is not imported."""
+    """A valid entry that cannot be imported."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +84,7 @@ class JsonReader:
         return self._parse_each(_entries(content))
 
     def read_values(self, values: Iterable[object]) -> Iterator[ParsedRecord | RecordError]:
-        """Read a list of parsed connections, as `read_file` does."""
+        """Read connections from a list of parsed JSON values."""
         return self._parse_each(_numbered(values))
 
     def _parse_each(self, entries: Iterable[tuple[str, bytes]]) -> Iterator[ParsedRecord | RecordError]:
@@ -128,23 +131,23 @@ class JsonReader:
     async def read_raw(self, name: str, sealed: bytes, *, store: Store, cipher: Cipher) -> ParsedRecord | RecordError:
         """Read a raw answer from the rescue folder; only the pair that follows the stored one is accepted.
 
-        It is searched less strictly than a response, because the operator reviews the result. Raises `CommandFailed` if
-        the file cannot be decrypted.
+        The raw answer is parsed less strictly than a response, because the operator reviews the result. Raises
+        `CommandFailed` if the file cannot be decrypted.
         """
         try:
             answer = open_raw(name, sealed, cipher)
         except DecryptionFailed:
             raise CommandFailed(
-                f"{name}: no configured encryption key decrypts it: was it renamed, or its key removed?"
+                f"no configured encryption key decrypts {name}: restore the file's original name, or the removed key"
             ) from None
         refreshed, stored = refreshed_by(name), None
         if refreshed is not None:
             stored = await store.connection(refreshed[0])
             if stored is None or stored.pair_version != refreshed[1]:
-                return RecordError(place=name, why="its connection has newer tokens, or is not in this database")
+                return RecordError(place=name, why="the connection has newer tokens, or is not in this database")
         pair = _pair_in(answer.body, presented=answer.presented)
         if pair is None:
-            return RecordError(place=name, why="it contains no pair: the user has to connect again")
+            return RecordError(place=name, why="no token pair was found; the user must connect again")
         entry = {**pair, "domain": stored.domain if stored else answer.domain, **_expected_account(stored)}
         parsed = self._parse(name, json.dumps(entry).encode(), 1)
         if isinstance(parsed, RecordError) or stored is None:
@@ -152,7 +155,7 @@ class JsonReader:
         record = dataclasses.replace(
             parsed.record,
             api_domain=parsed.record.api_domain or stored.api_domain,
-            # It was issued after the stored pair, whatever AMO's clock says.
+            # The pair was issued after the stored one, regardless of AMO's clock.
             issued_at=max(parsed.record.issued_at, stored.access_issued_at or parsed.record.issued_at),
         )
         return dataclasses.replace(parsed, record=record)
@@ -186,18 +189,18 @@ def _is_object(line: bytes) -> bool:
 
 def _list(content: bytes) -> list[Any]:
     if sum(map(content.count, (b",", b"{", b"["))) > _MOST_VALUES:
-        raise CommandFailed("is too large for a single JSON value: split it, or write one object per line")
+        raise CommandFailed("the file is too large for a single JSON value: split it, or write one object per line")
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
-        raise CommandFailed(f"line {error.lineno}, column {error.colno}: not JSON") from None
+        raise CommandFailed(f"line {error.lineno}, column {error.colno}: invalid JSON") from None
     except (ValueError, RecursionError):  # not UTF-8, huge numbers, or nested too deeply
-        raise CommandFailed("is not JSON") from None
+        raise CommandFailed("the file is not valid JSON") from None
     if isinstance(value, dict):
         value = value.get("connections", [value])
     if not isinstance(value, list) or not value:
         raise CommandFailed(
-            'contains no connections: expected one object, a list, {"connections": […]}, or one object per line'
+            'the file contains no connections: write one object, a list, {"connections": […]}, or one object per line'
         )
     return value
 
@@ -215,16 +218,16 @@ def _life(claims: TokenClaims) -> timedelta:
 def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime:
     given = _given_expiry(entry, now)
     if given is None and claims.expires_at is None:
-        raise _Refused("expires_in or expires_at: field required, since the access token has no exp")
-    # The token's own claims are more reliable than the entry.
+        raise _Refused("expires_in or expires_at is required, because the access token has no exp claim")
+    # If the two times differ, the earlier one is safe.
     expires_at = min(time for time in (given, claims.expires_at) if time is not None)
     if expires_at > now + _MAX_AHEAD:
-        raise _Refused("access_token: its exp is more than ten years ahead")
+        raise _Refused("access_token: the exp claim is more than ten years in the future")
     return expires_at
 
 
 def _given_expiry(entry: _ImportEntry, now: datetime) -> datetime | None:
-    """Return the expiry in the entry, if there is one."""
+    """Return the expiry in the entry; `None` if there is none."""
     if isinstance(entry.expires_at, str):
         expires_at = _rfc3339(entry.expires_at)
     elif entry.expires_at is not None:
@@ -234,7 +237,9 @@ def _given_expiry(entry: _ImportEntry, now: datetime) -> datetime | None:
     else:
         return None
     if expires_at is None or expires_at > now + _MAX_AHEAD:
-        raise _Refused("expires_at, expires_in: neither seconds nor a plausible time (RFC 3339, with time zone)")
+        raise _Refused(
+            "expires_at or expires_in is neither a plausible number of seconds nor an RFC 3339 time with a time zone"
+        )
     return expires_at
 
 
@@ -249,7 +254,7 @@ def _rfc3339(text: str) -> datetime | None:
 def _identifier(name: str, given: str | int | None, claimed: str) -> str:
     text = "" if given is None else str(given)
     if text and claimed and text != claimed:
-        raise _Refused(f"{name}: the access token names another one")
+        raise _Refused(f"{name} differs from the one in the access token")
     return claimed or text
 
 
@@ -265,7 +270,7 @@ def _expected_account(stored: Connection | None) -> dict[str, str]:
 
 
 def _pair_in(body: bytes, *, presented: str) -> dict[str, str] | None:
-    """Return the only access token and the only refresh token in the text, except the presented one."""
+    """Return the only access token and the only refresh token in the text, except the presented one, or `None`."""
     text = body.decode(json.detect_encoding(body), errors="replace")
     pair = {}
     for name in ("access_token", "refresh_token"):

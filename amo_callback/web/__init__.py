@@ -1,1 +1,1 @@
-"""The public and the private API over HTTP, and the composition of the service."""
+"""The public and the private HTTP API, and the composition of the service."""

@@ -1,4 +1,4 @@
-"""The log line of a request, and throttled log lines for events that anyone can cause without limit."""
+"""The log line of a request, and throttled log lines for events that any client can cause."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MINUTE = 60.0
 
 
 def make_request_id(request: web.Request, *, take_over: bool) -> str:
-    """Return the request's `X-Request-ID` if it may be used and is well-formed, otherwise a random one."""
+    """Return a well-formed `X-Request-ID` of the request if `take_over` is true, otherwise a random id."""
     sent = request.headers.get("X-Request-ID", "") if take_over else ""
     return sent if _REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(64):016x}"
 
@@ -39,7 +39,7 @@ def log_request(
     seconds: float,
     peer: str | None,
 ) -> None:
-    """Log a request, without its path, which may contain a return handle, and without its query."""
+    """Log a request without its path and query, which may contain a return handle or an authorization code."""
     sent = request.headers.get("traceparent")
     trace = None if sent is None else _TRACE.fullmatch(sent)
     write = log.debug if route in _QUIET else log.info
@@ -56,7 +56,7 @@ def log_request(
 
 
 class LogThrottle:
-    """Log the first of many identical events immediately, and then the total of the others every minute."""
+    """A throttle that logs the first of many identical events immediately, then the number of others every minute."""
 
     def __init__(self, write: Callable[[int], None], *, clock: Clock) -> None:
         self._write = write
@@ -71,7 +71,7 @@ class LogThrottle:
             self._waiting = asyncio.create_task(self._flush_later(), name="log throttle")
 
     def close(self) -> None:
-        """Log the events that were counted since the last line."""
+        """Stop the throttle, and log the number of events since the last line."""
         if self._waiting is not None:
             self._waiting.cancel()
         self._flush()

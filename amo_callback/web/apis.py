@@ -1,4 +1,4 @@
-"""Both APIs: their routes, their OpenAPI document, and their listeners."""
+"""The routes, the OpenAPI document and the listeners of both APIs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Callable[[], str]]:
-    """Return both APIs, and the function that returns their OpenAPI document."""
+    """Return the public API, the private API, and a function that returns their OpenAPI document."""
     settings = services.settings
 
     @cache
@@ -49,7 +49,7 @@ def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Callable[[], s
 async def open_listeners(
     services: Services, sockets: Mapping[str, Sequence[socket.socket]], max_connections: int
 ) -> AsyncIterator[Sequence[HttpListener]]:
-    """Open the listeners of the public and the private API; on exit, both close concurrently."""
+    """Open the listeners of both APIs, and close them concurrently on exit."""
     server, opened = services.settings.server, []
     public, private, _ = make_apis(services)
     async with AsyncExitStack() as stack:
@@ -79,7 +79,10 @@ async def open_listeners(
 
 
 def _public_routes(base: str, *, with_users: bool) -> Sequence[Route]:
-    """Return all routes under `base`; routes for app users exist only if JWTs are configured."""
+    """Return the routes of the public API, all below `base` except `/healthz`.
+
+    Routes that require a JWT are omitted unless `with_users` is true.
+    """
     routes = [*callback.ROUTES, *account.ROUTES, *authorizations.PUBLIC_ROUTES]
     return [
         *(replace(route, path=base + route.path) for route in routes if with_users or route.access is not Jwt.REQUIRED),
@@ -89,8 +92,8 @@ def _public_routes(base: str, *, with_users: bool) -> Sequence[Route]:
 
 def _private_routes(settings: Settings, document: Callable[[], str]) -> Sequence[Route]:
     async def openapi(_call: Call[None, None]) -> web.Response:
-        """Return this document, which describes both APIs."""
-        text = await asyncio.to_thread(document)  # generating it the first time would block the loop
+        """Return the OpenAPI document of both APIs."""
+        text = await asyncio.to_thread(document)  # the first call generates the document, which is slow
         return web.Response(text=text, content_type="application/json")
 
     return [
@@ -104,7 +107,7 @@ def _private_routes(settings: Settings, document: Callable[[], str]) -> Sequence
             "/metrics",
             metrics,
             Scope.READ if settings.server.metrics_auth else None,
-            replies={200: Reply(about="The metrics.", type=str, media=("text/plain",))},
+            replies={200: Reply(about="The metrics in Prometheus's text format.", type=str, media=("text/plain",))},
         ),
         Route("GET", "/openapi.json", openapi, Scope.READ, answer=OpenApi),
         *both_methods(health.HEALTHZ),

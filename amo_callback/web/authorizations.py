@@ -1,4 +1,4 @@
-"""Starting an authorization: `POST /authorizations` of both APIs, and `GET {base}/connect` as a plain link."""
+"""The routes that start an authorization request: `POST /authorizations` of both APIs, and `GET {base}/connect`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 _PKCE = ("code_challenge", "code_challenge_method")
 _STATE_SCHEMA = {"pattern": f"^(?!{STATE_PREFIX.replace('.', '[.]')})[^\\ufffd]*$"}
-"""The rules of `to_request` for a state, except for its size in bytes, which a pattern cannot express."""
+"""The checks of `to_request` for a state, except its size in bytes, which a pattern cannot express."""
 
 _State = Annotated[str, Field(max_length=MAX_STATE, json_schema_extra=_STATE_SCHEMA)]
 _Challenge = Annotated[str, Field(pattern=CHALLENGE)]
 
 
 class AuthorizationBody(Body):
-    """An authorization request from the app."""
+    """The parameters of an authorization request."""
 
     model_config = ConfigDict(
         strict=True,
@@ -42,28 +42,29 @@ class AuthorizationBody(Body):
     )
 
     wanted: ClassVar[str] = (
-        'The body may contain "state" and, together, "code_challenge" and "code_challenge_method": "S256", as strings.'
+        'The body must be a JSON object, optionally with the string "state", and with the string "code_challenge" '
+        'together with "code_challenge_method": "S256".'
     )
     names_field: ClassVar[bool] = False
     seconds: ClassVar[float] = 4.0
 
     state: Annotated[_State | None, Field(repr=False)] = None
-    """Any text of at most 2048 bytes in UTF-8; the deep link returns it unchanged."""
+    """The app's state, returned unchanged: at most 2048 bytes of UTF-8, without U+FFFD and the prefix `ac1.`."""
     code_challenge: Annotated[_Challenge | None, Field(repr=False)] = None
-    """The SHA-256 hash of the verifier, as 43 characters of base64url (RFC 7636)."""
+    """The PKCE challenge: the SHA-256 hash of the verifier, as 43 characters of base64url (RFC 7636)."""
     code_challenge_method: Literal["S256"] | None = None
-    """Required with a challenge, and only allowed with one."""
+    """Required with `code_challenge`, and allowed only with it."""
 
     def to_request(self, *, user: str | None = None, asserted_by_backend: bool = False) -> AuthorizationRequest:
-        """Return the authorization request; raises `InvalidRequest`, which names the field.
+        """Return the authorization request; raises `InvalidRequest`, whose message names the field.
 
-        The challenge method is S256, because `plain` would reveal the verifier to anyone who sees the link.
+        The challenge method must be S256, because `plain` would reveal the verifier to anyone who sees the link.
         """
         state = (self.state or "").encode(errors="surrogatepass")
         if len(state) > MAX_STATE or "\ufffd" in state.decode(errors="replace"):
-            raise InvalidRequest(f"state: at most {MAX_STATE} bytes of UTF-8")
+            raise InvalidRequest(f"state: must be at most {MAX_STATE} bytes of UTF-8, without U+FFFD")
         if is_our_state(state):
-            raise InvalidRequest("state: this prefix is reserved for issued states")
+            raise InvalidRequest(f'state: must not begin with "{STATE_PREFIX}", which is reserved for issued states')
         if self.code_challenge is None and self.code_challenge_method is not None:
             raise InvalidRequest("code_challenge: required with code_challenge_method")
         if self.code_challenge is not None and self.code_challenge_method is None:
@@ -78,17 +79,18 @@ class AuthorizationStarted:
     """A started authorization request."""
 
     authorize_url: str = field(repr=False)
-    """AMO's consent page, to be opened in a browser."""
+    """The URL of AMO's consent page, to be opened in a browser."""
     state: str = field(repr=False)
-    """The state in the deep link: the one in the request, otherwise an issued one."""
+    """The state that the deep link will contain: the state in the request, otherwise an issued state."""
     expires_at: Time
 
 
 class OwnedAuthorizationBody(AuthorizationBody):
-    """An authorization request for one of the backend's users."""
+    """The parameters of an authorization request for one of the backend's users."""
 
     wanted: ClassVar[str] = (
-        'the body is {"owner": "…"}, optionally with the strings "state", "code_challenge" and "code_challenge_method"'
+        'the body must be {"owner": "…"}, optionally with the string "state", and with the string "code_challenge" '
+        'together with "code_challenge_method": "S256"'
     )
     names_field: ClassVar[bool] = True
 
@@ -96,7 +98,7 @@ class OwnedAuthorizationBody(AuthorizationBody):
 
 
 async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
-    """Start an authorization for an app user, and return the URL to open in a browser."""
+    """Start an authorization request for an app user, and return the URL to open in a browser."""
     started = await call.services.oauth.authorizations.start(call.body.to_request(user=call.caller))
     return Success(
         data=shaped(AuthorizationStarted, started, state=started.state.decode()),
@@ -105,10 +107,10 @@ async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationSta
 
 
 async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> AuthorizationStarted:
-    """Start an authorization for `owner`, who becomes an owner of the connection when it is completed."""
+    """Start an authorization request for `owner`, who becomes an owner of the connection when the flow is complete."""
     owner = str(call.body.owner)
     if len(owner) > MAX_USER or not owner.isprintable():
-        raise invalid("owner", f"at most {MAX_USER} printable characters")
+        raise invalid("owner", f"must be at most {MAX_USER} printable characters")
     request = call.body.to_request(user=owner, asserted_by_backend=True)
     started = await call.services.oauth.authorizations.start(request)
     call.services.log.info("grant.started", key=call.caller, owner=owner)
@@ -116,7 +118,7 @@ async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> Authorization
 
 
 async def connect(call: Call[None, None]) -> web.Response:
-    """Start an authorization for a user who follows a plain link, and redirect to AMO's consent page."""
+    """Start an authorization request for a user who follows a plain link, and redirect to AMO's consent page."""
     if is_prefetch(call.request):
         return web.Response(status=204)
     try:
@@ -161,5 +163,5 @@ PUBLIC_ROUTES = (
             **ERROR_PAGES,
         },
     ),
-    head_route("/connect"),  # issues no state
+    head_route("/connect"),  # HEAD must not issue a state
 )

@@ -1,7 +1,7 @@
-"""The client connections of one listener: their number is limited, and so is the time that each client may take.
+"""The client connections of one listener, with limits on their number and on the time that a client may take.
 
-The servers of asyncio and uvloop accept without limit, and when no descriptor is left they stop accepting or drop
-clients.
+The servers of asyncio and uvloop accept connections without limit. When no file descriptor is left, they stop accepting
+or drop clients.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
 
 MAX_CONNECTIONS = "max_connections"
-"""The reason for closing a connection in favor of a newer one."""
+"""The reason for closing a connection to make room for a newer connection."""
 _TICK = 1.0
-"""Seconds between two checks of the time limits, and until accepting resumes after descriptors ran out."""
+"""The maximum number of seconds between checks of the time limits, and of a pause in accepting connections."""
 _FULL = (
-    "too many clients are connected: for each new one, the connection that has waited longest without a complete "
-    "request is closed"
+    "too many clients are connected: for each new client, the connection that has waited longest for its client is "
+    "closed"
 )
-_SLOW = "closed: the client did not send a request or read the response in time"
+_SLOW = "connections were closed, because their clients did not send a request or read a response in time"
 _STALLED = 1.0
-"""Seconds within which a client must read the rest of a response; later, its connection may be closed to make room."""
+"""Seconds that a client has to read the rest of a response; after that, `make_room` may close its connection."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientWait:
-    """An action that a client must take, and its time limit."""
+    """An action that a client must take within a time limit."""
 
     reason: str
-    """The reason for closing the connection after the limit."""
+    """The reason for closing a connection that exceeds the limit."""
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waits:
     request: ClientWait = ClientWait(reason="incomplete_request", seconds=10.0)
-    """Send the head of a request within this time, and then its body within the same time again."""
+    """The limit for sending the head of a request; the same limit then applies to its body."""
     next_request: ClientWait = ClientWait(reason="idle", seconds=75.0)
-    """Begin another request."""
+    """The limit for beginning another request."""
     answer: ClientWait = ClientWait(reason="unread_answer", seconds=30.0)
-    """Read a response that no longer fits into the socket's buffers."""
+    """The limit for reading a response that does not fit into the socket's buffers."""
 
     @property
     def shortest(self) -> float:
@@ -65,7 +65,7 @@ def _ignore(_reason: str) -> None: ...
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListenerOptions:
     socket_mode: int = 0o660
-    """The mode of a Unix socket."""
+    """The file mode of a Unix socket."""
     max_connections: int = 1000
     waits: Waits = WAITS
     closed: Callable[[str], None] = _ignore
@@ -75,7 +75,7 @@ class ListenerOptions:
 class Client(Protocol):
     @property
     def has_unsent_bytes(self) -> bool:
-        """Whether a part of a response is not in the socket's buffer yet."""
+        """Whether part of a response has not been written to the socket yet."""
 
     def abort(self) -> None: ...
 
@@ -83,15 +83,15 @@ class Client(Protocol):
 class _Waiting(NamedTuple):
     reason: str
     since: float
-    """When the last request was answered, or the connection was accepted."""
+    """When the connection began to wait for its client."""
     until: float
 
 
 class ClientConnections:
-    """The open connections, at most `limit`, and those that are waiting for their client.
+    """The open connections, at most `limit`, and the time limits of those that wait for their client.
 
-    Times are in seconds, by `now`. `closed` is called with the reason when this object closes a connection; `removed`
-    is called when a connection has ended, whichever side closed it.
+    `now` returns the time in seconds. `closed` is called with the reason when this object closes a connection.
+    `removed` is called when a connection has ended, regardless of which side closed it.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class ClientConnections:
             self._removed()
 
     def wait(self, client: Client, wait: ClientWait | None) -> None:
-        """Set the time limit of a client; `None` if its request is complete, because a response may take any time."""
+        """Set a client's time limit; `None` for a complete request, since a response may take any amount of time."""
         if wait is None:
             self._waiting.pop(client, None)
         elif client in self._open:
@@ -135,7 +135,7 @@ class ClientConnections:
             self._waiting[client] = _Waiting(wait.reason, now if known is None else known.since, now + wait.seconds)
 
     def make_room(self) -> None:
-        """Close the connection that has waited longest for its client, unless all are being answered."""
+        """Close the connection that has waited longest for its client; keep connections that are being answered."""
         latest = self._now() - _STALLED
         for client, waiting in self._waiting.items():
             if waiting.since <= latest or not client.has_unsent_bytes:
@@ -185,20 +185,20 @@ class Acceptor:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, listeners: Sequence[socket.socket], make_client: Callable[[], Client]) -> None:
-        """Accept connections, each with its own protocol, and enforce the time limits."""
+        """Start accepting connections and enforcing time limits; `make_client` creates the protocol of a connection."""
         self._make_client = make_client
         self._listeners = listeners
         for listener in listeners:
-            listener.setblocking(False)  # noqa: FBT003 -- takes no keyword arguments
+            listener.setblocking(False)  # noqa: FBT003 -- `setblocking` takes no keyword arguments
         self._tick()
 
     def stop(self) -> None:
-        """Stop accepting; time limits of open connections remain in force."""
+        """Stop accepting connections; the time limits of open connections are still enforced."""
         self._pause()
         self._listeners = ()
 
     def close(self) -> None:
-        """Stop enforcing limits, and log the closed connections that were counted since the last line."""
+        """Stop enforcing time limits, and log the events counted since the last log lines."""
         if self._timer is not None:
             self._timer.cancel()
         for line in (self._full, self._slow, self._failed):
@@ -216,14 +216,14 @@ class Acceptor:
                 self._loop.add_reader(listener, self._accept, listener)
 
     def _pause(self) -> None:
-        """Stop accepting until a connection ends or until the next tick."""
+        """Stop accepting connections until one ends or until the next tick."""
         if self._accepting:
             self._accepting = False
             for listener in self._listeners:
                 self._loop.remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept one connection; the loop handles earlier clients before the next one."""
+        """Accept one connection; the event loop handles earlier clients before it accepts the next connection."""
         if self.connections.is_full:
             self._full.count()
             self.connections.make_room()
@@ -233,7 +233,7 @@ class Acceptor:
             accepted, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        except OSError as error:  # no descriptor or memory is left
+        except OSError as error:  # no file descriptor or memory is left
             self._last_error = str(error.strerror)
             self._failed.count()
             self.connections.make_room()
@@ -248,7 +248,7 @@ class Acceptor:
     async def _connect(self, client: Client, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: cast("asyncio.Protocol", client), accepted)
-        except OSError:  # it has already disconnected
+        except OSError:  # the client has already disconnected
             accepted.close()
             self.connections.remove(client)
 

@@ -1,4 +1,4 @@
-"""The client's IP address, and the response to a probe, which contains it."""
+"""The client's IP address, and the response to a probe, which contains that address."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ if TYPE_CHECKING:
 
 _CACHE_SIZE = 256
 _WITH_PORT = re.compile(r"(?P<ipv4>[0-9.]+):[0-9]{1,5}|\[(?P<ipv6>[0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
-"""An address with a port, as written by IIS and Azure."""
+"""An address with a port, as IIS and Azure write it; for an address in brackets, the port is optional."""
 _UNKNOWN = "unknown"
-"""The address of a peer that disconnected before its address was read; it is not trusted."""
+"""The placeholder for the address of a peer that disconnected before the address was read; it is never trusted."""
 
 
 class TrustedProxies:
-    """The addresses and networks of proxies whose `X-Forwarded-For` is trusted; a Unix socket is always trusted."""
+    """The networks of proxies whose `X-Forwarded-For` is trusted; a peer on a Unix socket is always trusted."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         self._networks = [ip_network(network, strict=False) for network in networks]
-        self._trusts = functools.lru_cache(_CACHE_SIZE)(self._is_trusted)  # all requests come from a few proxies
+        self._trusts = functools.lru_cache(_CACHE_SIZE)(self._is_trusted)  # requests come from few proxies
 
     def client_of(self, request: web.Request) -> str | None:
-        """Return the client's address, or `None` if the request came through a Unix socket without one."""
+        """Return the client's address; `None` if it is unknown, which is possible only through a Unix socket."""
         return self.rightmost_untrusted(peer_of(request), request.headers.getall("X-Forwarded-For", []))
 
     def rightmost_untrusted(self, peer: str | None, forwarded: Sequence[str]) -> str | None:
-        """Return the rightmost address that is not a trusted proxy; a Unix socket (`None`) is trusted.
+        """Return the rightmost address that is not a trusted proxy's; a client can forge the addresses to its left.
 
-        The client itself can write entries to the left of it.
+        The peer is the rightmost address; `None` is a Unix socket, which is trusted. The result is `peer` if every
+        address is trusted, or if a malformed entry is found first.
         """
         if peer is not None and not self._trusts(peer):
             return peer
@@ -73,22 +74,22 @@ def _plain(text: str) -> str | None:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Parse an address; an IPv4-mapped IPv6 address, as reported by dual-stack sockets, becomes the IPv4 one."""
+    """Parse an address; convert an IPv4-mapped IPv6 address, as reported by dual-stack sockets, to IPv4."""
     try:
-        address = None if "%" in text else ip_address(text)  # a zone may be any text, and clients have none
+        address = None if "%" in text else ip_address(text)  # a zone id may be any text
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def _without_port(entry: str) -> str:
-    """Return the address in `192.0.2.1:51234`, `[2001:db8::1]:51234` or `[2001:db8::1]`; any other text unchanged."""
+    """Return the address in `192.0.2.1:51234`, `[2001:db8::1]:51234` or `[2001:db8::1]`; other text is unchanged."""
     match = _WITH_PORT.fullmatch(entry)
     return entry if match is None else match["ipv4"] or match["ipv6"]
 
 
 def answer_probe(request: web.Request, cipher: Cipher, *, client: str | None) -> str | None:
-    """Return the encrypted response to a probe; `None` if the request has no probe made with these keys."""
+    """Return the encrypted response to a probe; `None` if the request contains no probe that these keys decrypt."""
     question = request.headers.get(probe.HEADER)
     if question is None:
         return None

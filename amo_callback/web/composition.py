@@ -1,6 +1,6 @@
-"""The composition of the service: all parts are opened in order and closed in reverse.
+"""The composition of the service: its components are opened in order and closed in reverse order.
 
-Only this module and the command connect AMO, the store and the log with the use cases.
+Only this module and the command line connect AMO, the store and the log with the use cases.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ class DataPaths:
     """The paths of persistent data."""
 
     folder: Path
-    """The folder that a relative database path is relative to."""
+    """The base folder for a relative database path."""
     rescue: Path
     """The folder of rescue files."""
     machine: str
-    """The id of this location: a database that was copied from another location is frozen."""
+    """The id of the service's location; a database file that was last served at another location is frozen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """The parts that the handlers of both APIs use."""
+    """The components that the handlers of both APIs use."""
 
     settings: Settings
     core: Core
@@ -77,7 +77,7 @@ class Services:
     oauth: OAuth
     lifecycle: TokenLifecycle
     users: JwtVerifier | None
-    """The verifier of app users' JWTs; `None` if none are configured."""
+    """The verifier of app users' JWTs; `None` if JWTs are not configured."""
     api_keys: ApiKeys
     proxies: TrustedProxies
     pages: Pages
@@ -92,11 +92,11 @@ class Service:
     private: str
     services: Services
     died: asyncio.Future[None]
-    """Fails with `TaskDied` if a background task ends."""
+    """A future that fails with `TaskDied` if a background task ends before the shutdown."""
     stop: Callable[[], None]
-    """Start nothing new; called first on a signal."""
+    """Prevents new work from starting; called first when a stop signal arrives."""
     reload: Callable[[Settings], Sequence[str]]
-    """Apply reloadable settings, and return the names of changed settings that require a restart."""
+    """Applies reloadable settings, and returns the names of changed settings that require a restart."""
 
 
 @asynccontextmanager
@@ -113,14 +113,14 @@ async def open_service(
     lost_lines: Callable[[], int] = lambda: 0,
     on_reload: Mapping[str, Callable[[Settings], None]] = MappingProxyType({}),
 ) -> AsyncIterator[Service]:
-    """Open the whole service: store, AMO client, refreshing, grants, webhooks and tasks, and finally both listeners.
+    """Open the whole service: store, AMO client, refreshing, grants, webhooks, background tasks, then both listeners.
 
-    `listeners` are inherited sockets by the names of the APIs; `lost_lines` counts lost log lines; `max_connections`
-    replaces the setting if the process may not open enough files for it; `on_reload` applies settings, named
-    `section.key`, that may change while the service runs.
+    `listeners` contains inherited sockets by API name. `lost_lines` returns the number of lost log lines.
+    `max_connections` replaces the setting if the process may not open enough files for it. `on_reload` contains
+    functions that apply reloadable settings, by `section.key`.
 
-    Raises `ConfigurationError` if the service cannot start. On exit, nothing new is started, the listeners drain, and
-    the results of requests in progress are stored.
+    Raises `ConfigurationError` if the service cannot start, or `CommandFailed` if an address is in use. On exit, no new
+    work is started, the listeners answer requests in progress, and the results of requests to AMO are stored.
     """
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(
@@ -134,7 +134,7 @@ async def open_service(
             is_alive=partial(health.is_alive, services),
             at_risk=lambda: lifecycle.pending_writes.at_risk,
         )
-        await stack.enter_async_context(watchdog.running())  # runs until everything has drained
+        await stack.enter_async_context(watchdog.running())  # runs until all requests in progress are finished
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
         webhook = settings.webhook
@@ -151,7 +151,7 @@ async def open_service(
         stack.push_async_callback(lifecycle.drain)
         stack.push_async_callback(services.oauth.connect.drain)
         await stack.enter_async_context(_running(lifecycle.scheduler, name="refresher", core=core, died=died))
-        await lifecycle.stats_poller.poll()  # before a request needs its result
+        await lifecycle.stats_poller.poll()  # the first requests need the result
         await stack.enter_async_context(_running(lifecycle.stats_poller, name="stats", core=core, died=died))
         public, private = await stack.enter_async_context(
             open_listeners(services, listeners, max_connections or settings.server.max_connections)
@@ -186,9 +186,9 @@ async def open_services(
     lost_lines: Callable[[], int] = lambda: 0,
     idle: bool = False,
 ) -> AsyncIterator[Services]:
-    """Open everything except tasks and listeners; raises `ConfigurationError`.
+    """Open all components except background tasks and listeners; raises `ConfigurationError`.
 
-    If `idle`, requests are answered from the store; nothing is refreshed or sent to AMO.
+    If `idle` is true, requests are answered from the store, and nothing is refreshed or sent to AMO.
     """
     metrics = Metrics(lost_lines=lost_lines)
 
@@ -228,7 +228,9 @@ async def open_services(
         )
         lifecycle = TokenLifecycle(core, rescue=rescue, machine=paths.machine)
         if idle:
-            await lifecycle.freeze_switch.watch()  # only serving from another location freezes a copy
+            await (
+                lifecycle.freeze_switch.watch()
+            )  # an idle process does not serve, so it must not freeze a copied database
             core.stop.set()
         else:
             await lifecycle.prepare()
@@ -250,7 +252,7 @@ async def open_services(
 
 @asynccontextmanager
 async def open_jwt_verifier(app: App, *, clock: Clock, observer: Observer) -> AsyncIterator[JwtVerifier | None]:
-    """Open the verifier of the app's JWTs; `None` if none are configured."""
+    """Open the verifier of app users' JWTs; yields `None` if JWTs are not configured."""
     if app.jwt_audience is None:
         yield None
         return
@@ -267,12 +269,12 @@ async def open_jwt_verifier(app: App, *, clock: Clock, observer: Observer) -> As
 
 
 async def _check_canary(store: Store, cipher: Cipher) -> None:
-    """Raise `ConfigurationError` if no key decrypts the canary, since all connections in the store would seem lost."""
+    """Raise `ConfigurationError` if no key decrypts the canary, because no stored pair could be decrypted either."""
     try:
         cipher.check_canary(await store.canary(cipher.seal_canary()))
     except DecryptionFailed:
         raise ConfigurationError(
-            "storage.encryption_keys: none of them decrypts this database: configure the keys with which it was written"
+            "storage.encryption_keys: no configured key decrypts this database; configure the keys that encrypted it"
         ) from None
 
 
@@ -340,7 +342,7 @@ def _reload(settings: Settings, handlers: Mapping[str, Callable[[Settings], None
 
 
 def _retrieve(died: asyncio.Future[None]) -> None:
-    """Retrieve the exception, so that asyncio does not log it as never retrieved."""
+    """Retrieve the exception, so that asyncio does not log that it was never retrieved."""
     if died.done():
         died.exception()
     died.cancel()

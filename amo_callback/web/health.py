@@ -1,4 +1,4 @@
-"""Health checks of the service, as rendered for `/readyz`, metrics and systemd's status line."""
+"""Health checks of the service, for `/readyz`, metrics and systemd's status line."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from amo_callback.web.composition import Services
     from amo_callback.web.route import Call
 
-NOT_PROVEN = "not proven yet"
+NOT_PROVEN = "not verified yet"
 """The detail of `amo_credentials` until a token pair has been obtained with the client id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """A check: its problem, or a detail if there is none."""
+    """The result of a check: its problem, or `good` if there is no problem."""
 
     name: str
     problem: str | None
     good: str
     summary: str = ""
-    """The problem in systemd's status line, if it belongs there."""
+    """The problem as shown in systemd's status line; empty if it is not shown there."""
 
     @property
     def ok(self) -> bool:
@@ -45,12 +45,12 @@ class Check:
 
 
 def max_heartbeat_age(poll_interval: float) -> float:
-    """Return the maximum age in seconds of the heartbeat of a running refresher."""
+    """Return the maximum age, in seconds, of the last heartbeat of a running refresh scheduler."""
     return max(3 * poll_interval, 15.0)
 
 
 def checks(services: Services) -> Sequence[Check]:
-    """Return the checks from what is already known; the store is polled in the background."""
+    """Return the results of all checks without I/O; the store is polled in the background."""
     return [
         _store(services),
         _scheduler(services),
@@ -66,14 +66,14 @@ def checks(services: Services) -> Sequence[Check]:
 
 
 def status_line(services: Services) -> str:
-    """Return the state of the service as one line for systemd."""
+    """Return systemd's status line for the service."""
     stats = services.lifecycle.stats_poller.last
     problems = [check.summary for check in checks(services) if not check.ok and check.summary]
-    return "; ".join(problems) or f"keeps {0 if stats is None else stats.active} connections fresh"
+    return "; ".join(problems) or f"refreshing {0 if stats is None else stats.active} active connections"
 
 
 def is_alive(services: Services) -> bool:
-    """Return whether the refresher runs, or waits for an unreachable store, which a restart would not fix."""
+    """Return whether the refresh scheduler is running, or waits for a failed store, which a restart would not fix."""
     lifecycle = services.lifecycle
     oldest = max_heartbeat_age(services.settings.refresh.poll_interval)
     return lifecycle.stats_poller.problem is not None or lifecycle.scheduler.heartbeat_age <= oldest
@@ -96,7 +96,7 @@ def service_status(services: Services) -> ServiceStatus:
 def _store(services: Services) -> Check:
     problem, failing, summary = services.lifecycle.stats_poller.problem, services.store.last_write_error, ""
     if failing is not None:
-        problem, summary = problem or f"cannot be written: {failing}", f"the database cannot be written ({failing})"
+        problem, summary = problem or f"writes fail: {failing}", f"writes to the database fail ({failing})"
     return Check(name="store", problem=problem, good="works", summary=summary)
 
 
@@ -104,9 +104,11 @@ def _scheduler(services: Services) -> Check:
     scheduler, limit = services.lifecycle.scheduler, max_heartbeat_age(services.settings.refresh.poll_interval)
     known, problem = f"last heartbeat {scheduler.heartbeat_age:.1f} s ago", None
     if scheduler.heartbeat_age > limit:
-        problem = known
+        problem = (
+            f"no heartbeat for {scheduler.heartbeat_age:.1f} s; the limit is {limit:.0f} s: see the end of the log"
+        )
     elif scheduler.failed_for > limit:
-        problem = f"every round has failed for {scheduler.failed_for:.0f} s: see refresher.failed in the log"
+        problem = f"every refresh round has failed for {scheduler.failed_for:.0f} s: see refresher.failed in the log"
     return Check(name="refresher", problem=problem, good=known)
 
 
@@ -114,17 +116,17 @@ def _credentials(lifecycle: TokenLifecycle) -> Check:
     problem = None
     if (refused := lifecycle.credentials.refused) is not None:
         problem = (
-            f"AMO rejects code exchanges ({refused}), and none has succeeded yet: compare client id, secret and "
-            "redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
+            f"AMO rejects code exchanges ({refused}), and none has succeeded yet: compare amo.client_id, "
+            "amo.client_secret and amo.redirect_uri with the integration's page in AMO"
         )
     elif (refused := lifecycle.breaker.refused) is not None:
         problem = (
-            f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
-            "integration's page in AMO"
+            f"refreshing is paused, because AMO rejects the client credentials ({refused}): compare amo.client_id, "
+            "amo.client_secret and amo.redirect_uri with the integration's page in AMO"
         )
     good, stats = "accepted" if lifecycle.credentials.proven else NOT_PROVEN, lifecycle.stats_poller.last
     if stats is not None and stats.mismatched:
-        good += f"; connections of another client_id: {stats.mismatched} (their users must connect again)"
+        good += f"; connections granted to another client_id: {stats.mismatched} (their users must connect again)"
     return Check(name="amo_credentials", problem=problem, good=good, summary="AMO rejects the client credentials")
 
 
@@ -132,8 +134,9 @@ def _address_block(lifecycle: TokenLifecycle) -> Check:
     problem, block = None, lifecycle.breaker.address_block.block
     if block is not None:
         problem = (
-            f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe "
-            f"is sent at {rfc3339(block.probe_at)}. Ask AMO's support to unblock the address of this server"
+            f"AMO has answered every refresh with 403 since {rfc3339(block.since)}; refreshing is paused until a probe "
+            f"succeeds, the next one at {rfc3339(block.probe_at)}: ask AMO's support to unblock this server's IP "
+            "address"
         )
     return Check(name="amo_blocked", problem=problem, good="not blocked", summary="AMO blocks this server's address")
 
@@ -142,23 +145,24 @@ def _hosts(lifecycle: TokenLifecycle) -> Check:
     problem, stats = None, lifecycle.stats_poller.last
     if stats is not None and stats.hosts_not_allowed:
         problem = (
-            "active connections with a host that is neither AMO's nor in amo.allowed_domains: "
-            f"{stats.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts "
-            "to amo.allowed_domains and restart, or have the accounts connect again (the log names them: "
-            "host.not_allowed)"
+            f"{stats.hosts_not_allowed} active connections have a host that is neither AMO's nor in "
+            "amo.allowed_domains; nothing is sent to these hosts, and no token is handed out for these connections: "
+            "add the hosts to amo.allowed_domains and restart, or have the users connect again (host.not_allowed in "
+            "the log names the hosts)"
         )
     return Check(name="hosts", problem=problem, good="all allowed")
 
 
 def _pending_writes(lifecycle: TokenLifecycle) -> Check:
     pending_writes, unreadable = len(lifecycle.pending_writes.names), lifecycle.raw_answers.count
-    problem = f"{pending_writes} not accepted by the database: fix the database or its disk, and keep the rescue folder"
+    summary = f"{pending_writes} token pairs are not in the database yet"
+    problem = f"{summary}: repair the database or its disk, and keep the rescue folder"
     good = f"none; raw answers in the rescue folder: {unreadable}" if unreadable else "none"
     return Check(
         name="unsaved_pairs",
         problem=problem if pending_writes else None,
         good=good,
-        summary=f"{pending_writes} new pairs wait for the database",
+        summary=summary,
     )
 
 
@@ -166,16 +170,17 @@ def _frozen(lifecycle: TokenLifecycle) -> Check:
     problem, frozen = None, lifecycle.freeze_switch.frozen
     if frozen is not None:
         problem = (
-            f"nothing has been refreshed since {rfc3339(frozen.at)}: {frozen.why}. Once no other host uses these "
-            "tokens: amo-callback connections thaw --all"
+            f"all connections have been frozen since {rfc3339(frozen.at)}: {frozen.why}. Once no other host uses these "
+            "tokens, run amo-callback connections thaw --all"
         )
-    return Check(name="frozen", problem=problem, good="not frozen", summary="frozen, nothing is refreshed")
+    return Check(name="frozen", problem=problem, good="not frozen", summary="all connections are frozen")
 
 
 def _mass_failure(lifecycle: TokenLifecycle) -> Check:
     problem = (
-        "Refreshing is paused until one refresh succeeds: an unusual number of connections failed within 10 minutes. "
-        "Check whether an old database was restored, or the secret is another integration's."
+        "refreshing is paused until one refresh succeeds, because an unusual number of connections failed within 10 "
+        "minutes: check whether an old database was restored, or whether amo.client_secret belongs to another "
+        "integration"
     )
     return Check(
         name="mass_failure",
@@ -189,28 +194,28 @@ def _clock(store: Store) -> Check:
     ahead, problem = store.clock_skew, None
     if abs(ahead) > CLOCK_TOLERANCE.total_seconds():
         side = "ahead of" if ahead > 0 else "behind"
-        problem = f"this machine's clock is {abs(ahead):.0f} s {side} the database's: set both by NTP"
-    return Check(name="clock", problem=problem, good="right")
+        problem = f"this machine's clock is {abs(ahead):.0f} s {side} the database's: synchronize both with NTP"
+    return Check(name="clock", problem=problem, good="agrees with the database's clock")
 
 
 def _fresh(lifecycle: TokenLifecycle) -> Check:
     stats, problem = lifecycle.stats_poller.last, lifecycle.stats_poller.problem
     if stats is None or problem is not None:
         return Check(name="fresh", problem=f"unknown: {problem}", good="")
-    known = f"{stats.fresh} of {stats.active} active connections hold a valid access token"
+    known = f"{stats.fresh} of {stats.active} active connections have a valid access token"
     return Check(name="fresh", problem=known if 2 * stats.fresh < stats.active else None, good=known)
 
 
 @shape
 class Alive:
-    """The process is alive."""
+    """The response of a running process."""
 
     status: Literal["ok"] = "ok"
 
 
 @shape
 class CheckResult:
-    """The result of one check, with a human-readable text."""
+    """The result of one check, with a human-readable explanation."""
 
     ok: bool
     detail: str
@@ -218,19 +223,19 @@ class CheckResult:
 
 @shape
 class Readiness:
-    """Whether the service is ready."""
+    """The readiness of the service, with the result of each check."""
 
     status: Literal["ready", "not ready"]
     checks: Mapping[str, CheckResult]
 
 
 async def healthz(_call: Call[None, None]) -> web.Response:
-    """Return that the process is alive."""
+    """Respond with 200 if the process is running."""
     return web.json_response({"status": "ok"})
 
 
 async def readyz(call: Call[None, None]) -> web.Response:
-    """Return 200 if every check succeeds, otherwise 503."""
+    """Return the result of each check; the status is 200 if every check succeeds, otherwise 503."""
     found = checks(call.services)
     ready = all(check.ok for check in found)
     answer = Readiness(
@@ -241,4 +246,6 @@ async def readyz(call: Call[None, None]) -> web.Response:
 
 
 HEALTHZ = Route("GET", "/healthz", healthz, answer=Alive)
-READYZ = Route("GET", "/readyz", readyz, answer=Readiness, replies={503: Reply(about="A check fails.", type=Readiness)})
+READYZ = Route(
+    "GET", "/readyz", readyz, answer=Readiness, replies={503: Reply(about="At least one check fails.", type=Readiness)}
+)

@@ -1,4 +1,4 @@
-"""HTTP listeners: aiohttp's server with time limits and a graceful shutdown, which never quotes a malformed request."""
+"""HTTP listeners: aiohttp's server with time limits and graceful shutdown; malformed requests are never quoted."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from amo_callback.web.client_connections import Client, ClientConnections, ClientWait, Waits
 
 SERVER = "amo-callback"
-"""The `Server` header, because aiohttp's default contains versions."""
+"""The `Server` header; aiohttp's default would reveal version numbers."""
 UNIX = "unix:"
 MAX_LINE = 32 * 1024
-"""The maximum length in bytes of a request line; AMO's callback has about 900."""
+"""The maximum length of a request line in bytes; that of AMO's callback has about 900."""
 _BACKLOG = 4096
-"""The maximum number of connections that wait in the kernel, where they use no descriptor."""
+"""The maximum number of connections queued in the kernel, where they use no file descriptor."""
 _ARRIVAL = 0.25
-"""Seconds in which requests may still arrive on connections that were accepted before the listener closed."""
+"""Seconds for which the listener waits for requests on accepted connections after closing its sockets."""
 _SHUTDOWN_TIMEOUT = 8.0
 _LINGERING = 1.0
 """Seconds for which the body of a rejected request is read, so that the client receives the response."""
@@ -50,7 +50,8 @@ async def open_listener(
 ) -> AsyncIterator[HttpListener]:
     """Serve `app` at `address` (`host:port`, `unix:/path`), or on inherited `sockets`.
 
-    Raises `ConfigurationError`. On exit, or on `HttpListener.close`, requests in progress are answered.
+    Raises `ConfigurationError`, or `CommandFailed` if the address is in use. On exit, or on `HttpListener.close`,
+    requests in progress are answered.
     """
     listener = HttpListener(app, name=name, clock=clock, log=log, options=options)
     try:
@@ -63,7 +64,8 @@ async def open_listener(
 class HttpListener:
     """An HTTP listener with a graceful shutdown.
 
-    Its sockets are closed first; accepted requests are then answered with `Connection: close`.
+    On shutdown, its sockets are closed first; requests on accepted connections are then answered with
+    `Connection: close`.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class HttpListener:
         return len(self._acceptor.connections)
 
     async def open(self, address: str, inherited: Sequence[socket.socket] = ()) -> None:
-        """Listen; raises `ConfigurationError`."""
+        """Listen; raises `ConfigurationError`, or `CommandFailed` if the address is in use."""
         self._is_ours = not inherited
         self._sockets = inherited or [_listen(address, self._name, mode=self._socket_mode)]
         self.address = _address(self._sockets[0])
@@ -108,7 +110,7 @@ class HttpListener:
         self._acceptor.start(self._sockets, cast("Callable[[], Client]", self._runner.server))
 
     async def close(self) -> None:
-        """Drain and close; further calls do nothing."""
+        """Finish the requests in progress, and close; further calls do nothing."""
         async with self._closed:
             if not self._sockets:
                 return
@@ -117,7 +119,7 @@ class HttpListener:
                 _remove_socket(self._sockets[0])
             self._acceptor.stop()
             for listening in self._sockets:
-                listening.close()  # an inherited socket stays open in systemd, for the next process
+                listening.close()  # systemd keeps an inherited socket open for the next process
             await self._clock.sleep(_ARRIVAL)
             await self._runner.cleanup()
             self._acceptor.close()
@@ -140,19 +142,21 @@ def _listen(address: str, name: str, *, mode: int) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         is_in_use = error.errno == errno.EADDRINUSE and not Path(address.removeprefix(UNIX)).is_file()
-        failed = CommandFailed if is_in_use else ConfigurationError  # the other process may end
+        failed = (
+            CommandFailed if is_in_use else ConfigurationError
+        )  # a later start succeeds if the other process has ended
         raise failed(f"server.{name}: cannot listen on {address}: {error.strerror or error}") from None
 
 
 def _listen_unix(path: str, mode: int) -> socket.socket:
-    """Listen at a path with a mode, replacing only a socket that a killed process has left there."""
+    """Listen at a path; replace an existing socket only if no process listens on it."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         with socket.socket(socket.AF_UNIX) as other:
             if Path(path).is_socket() and other.connect_ex(path) == errno.ECONNREFUSED:
                 Path(path).unlink()
         listener.bind(path)
-        Path(path).chmod(mode)  # before listen(): no client can connect yet
+        Path(path).chmod(mode)  # before listen(), so that no client connects with another mode
         listener.listen(_BACKLOG)
     except OSError:
         listener.close()
@@ -161,7 +165,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
 
 
 def _remove_socket(listener: socket.socket) -> None:
-    """Remove the socket's path while it is still listening; afterwards the path may belong to another process."""
+    """Remove the path of a socket that is still open; later, the path may belong to another process."""
     if listener.family == socket.AF_UNIX:
         Path(listener.getsockname()).unlink(missing_ok=True)
 
@@ -175,7 +179,7 @@ def _address(listener: socket.socket) -> str:
 
 
 class ParserLog:
-    """A log for aiohttp's parser, without message and trace, which quote the request line and may contain a code."""
+    """A log for aiohttp's parser, without messages and tracebacks, which may quote an authorization code."""
 
     def __init__(self, log: FilteringBoundLogger, listener: str) -> None:
         self._log = log
@@ -184,7 +188,7 @@ class ParserLog:
     def debug(self, *_: object, **__: object) -> None: ...
 
     def warning(self, *_: object, exc_info: object = None, **__: object) -> None:
-        """Log the type of the error at `info`, since any client can cause it."""
+        """Log the type of the error at level `info`, because any client can cause it."""
         if isinstance(exc_info, ConnectionError):
             return  # the client disconnected or was too slow, but its request was not malformed
         self._log.info("http.bad_request", listener=self._listener, error=type(exc_info).__name__)
@@ -193,7 +197,7 @@ class ParserLog:
 
 
 class RequestHandler(web.RequestHandler):
-    """aiohttp's handler, which quotes no malformed request and reports when it waits for the client."""
+    """aiohttp's request handler, which also reports its waits for the client, and never quotes a malformed request."""
 
     __slots__ = ("_answering", "_connections", "_next_has_begun", "_socket", "_wait", "_waits")
 
@@ -215,7 +219,7 @@ class RequestHandler(web.RequestHandler):
 
     @property
     def has_unsent_bytes(self) -> bool:
-        """Whether a part of a response is not in the socket's buffer yet."""
+        """Whether part of a response has not been written to the socket yet."""
         return self._socket is not None and self._socket.get_write_buffer_size() > 0
 
     def abort(self) -> None:
@@ -223,7 +227,7 @@ class RequestHandler(web.RequestHandler):
             self._socket.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the first request."""
+        """Start the time limit for the first request."""
         super().connection_made(transport)
         self._socket = self.transport
         self._note(self._waits.request)
@@ -233,7 +237,7 @@ class RequestHandler(web.RequestHandler):
         self._connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
-        """Limit the time for the rest of a request after its first bytes."""
+        """Start the time limit for a request when its first bytes arrive."""
         wait = self._wait
         super().data_received(data)
         if self._messages:  # the head is complete, so the request is handled next
@@ -248,12 +252,12 @@ class RequestHandler(web.RequestHandler):
             self._next_has_begun = True
 
     def pause_writing(self) -> None:
-        """Wait until the client reads its response."""
+        """Start the time limit for reading a response."""
         super().pause_writing()
         self._note(self._waits.answer)
 
     def resume_writing(self) -> None:
-        """Continue writing the response."""
+        """End the time limit for reading a response; after a complete response, start that for the next request."""
         super().resume_writing()
         self._note(None if self._answering else self._waits.next_request)
 
@@ -263,7 +267,7 @@ class RequestHandler(web.RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """Answer a request with a complete head, and then wait for the next one."""
+        """Answer a request whose head is complete, then start the time limit for the next request."""
         self._answering = True
         if request.content.is_eof():
             self._note(None)
@@ -290,9 +294,9 @@ class RequestHandler(web.RequestHandler):
         request: web.BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 -- it quotes the request line
+        message: str | None = None,  # noqa: ARG002 -- the message quotes the request line
     ) -> web.StreamResponse:
-        """Answer with the status only."""
+        """Respond with the status and a fixed text."""
         answer = super().handle_error(request, status, exc, f"{status}: malformed request\n")
         answer.headers.update({"Cache-Control": "no-store", "Server": SERVER})
         return answer
@@ -304,7 +308,7 @@ class _HttpServer(web.Server):
 
 
 class Runner(web.AppRunner):
-    """aiohttp's runner with this handler; aiohttp has no option for it, so a test checks that this still works."""
+    """aiohttp's runner with `RequestHandler`; a test checks this override, because aiohttp has no option for it."""
 
     async def _make_server(self) -> web.Server:
         server: Any = await super()._make_server()

@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document of both APIs, generated from their routes.
 
-It documents this process: it contains the routes for app users only if JWTs are configured.
+It describes the routes of this process: those that require a JWT are included only if JWTs are configured.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ Json = dict[str, Any]
 
 _REF = "#/components/schemas/"
 _ABOUT = """\
-The private API is for backends, with an API key whose scopes are listed with each operation; the public API is for
-browsers, the app and AMO. Bodies are read as JSON, whatever their Content-Type, up to 64 KiB (an import: 1 MiB and
-1,000 connections). HTTP errors (405, 413) have the format of the API's other errors; a request that cannot be parsed
-gets 400 in plain text. Clients must ignore unknown members, because responses may gain new ones.
+The private API is for backends; each operation names the scope that the API key must have. The public API is for
+browsers, the app and AMO. Bodies are parsed as JSON, regardless of their Content-Type. A body may have up to 64 KiB; an
+import may have up to 1 MiB and 1,000 connections. HTTP errors such as 405 and 413 have the same format as the API's
+other errors, but the response to a malformed HTTP request is 400 in plain text. Clients must ignore unknown members,
+because new members may be added to responses.
 """
 _HEADERS = {
     "Location": "The URL to redirect to.",
-    "Retry-After": "Seconds to wait before a retry.",
-    "WWW-Authenticate": "`Bearer`, with the parameters of RFC 6750.",
+    "Retry-After": "The number of seconds to wait before a retry.",
+    "WWW-Authenticate": "A `Bearer` challenge with the parameters of RFC 6750.",
 }
 _SECURITY_SCHEMES = {
-    "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key of a backend."},
-    "jwt": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "The JWT of the app's user."},
+    "apiKey": {"type": "http", "scheme": "bearer", "description": "A backend's API key."},
+    "jwt": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An app user's JWT."},
 }
 _SECURITY: dict[object, list[Json]] = {
     None: [],
@@ -57,8 +58,8 @@ _PATH_NAMES = {
     "id": {
         "schema": {"type": "string", "minLength": 1},
         "description": (
-            "A connection's id, `account:31920194` or `owner:42`; several matches mean the freshest active one, or 409 "
-            "for DELETE, freeze and thaw."
+            "A connection's id, `account:31920194` or `owner:42`. If several connections match, the active connection "
+            "whose access token expires last is used; DELETE, freeze and thaw respond with 409."
         ),
         "example": "account:31920194",
     },
@@ -67,7 +68,10 @@ _PATH_NAMES = {
         "description": "A webhook's id.",
         "example": "2f0c9f6a1c7b4c0f8d3e5a6b7c8d9e0f",
     },
-    "handle": {"schema": {"type": "string", "minLength": 1}, "description": "The return handle of a result."},
+    "handle": {
+        "schema": {"type": "string", "minLength": 1},
+        "description": "The return handle in the URL of the return page.",
+    },
 }
 """The documentation of path parameters."""
 
@@ -84,7 +88,7 @@ class OpenApi(TypedDict):
 
 
 class _Schemas(GenerateJsonSchema):
-    """Schemas without titles, which would only repeat the names."""
+    """A generator of schemas without titles, which would only repeat the names of fields."""
 
     def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 -- pydantic's signature
         return False
@@ -108,7 +112,7 @@ def document_text(apis: Sequence[Api], redirect_uri: str) -> str:
     paths: dict[str, Json] = {}
     for name, route, replies in served:
         item, method = paths.setdefault(route.path, {}), route.method.lower()
-        if method in item:  # both APIs have it
+        if method in item:  # both APIs serve this operation
             item[method]["servers"].append(servers[name])
         else:
             item[method] = {"tags": [name], **writer.operation(route, replies), "servers": [servers[name]]}
@@ -136,7 +140,7 @@ class _Writer:
         summary, _, description = (route.handler.__doc__ or "").partition("\n\n")
         scope = route.access if isinstance(route.access, Scope) else None
         if scope is not None:
-            description = f"{description}\n\nThe API key needs the scope `{scope}`.".strip()
+            description = f"{description}\n\nThe API key must have the scope `{scope}`.".strip()
         bare = route.method == hdrs.METH_HEAD
         operation: Json = {
             "operationId": _operation_id(route),
@@ -181,17 +185,17 @@ class _Writer:
 
 
 def _key(kind: object) -> str:
-    """Return a name for a type; equal types from several modules have the same name."""
+    """Return the name of a type in `schemas`; equal types from several modules have the same name."""
     return repr(kind)
 
 
 def _replies(api: Api, route: Route) -> Mapping[int, Reply]:
-    done = {} if route.answer is None else {200: Reply(about="Done.", type=route.answer)}
+    done = {} if route.answer is None else {200: Reply(about="The request succeeded.", type=route.answer)}
     return {**done, **api.error_replies(route), **route.replies}
 
 
 def _types(route: Route, replies: Mapping[int, Reply]) -> Iterator[tuple[Any, JsonSchemaMode]]:
-    """Yield every type of a route, and whether it is parsed or rendered."""
+    """Yield each type of a route's input and output with the mode of its schema."""
     for kind in (route.query, route.unparsed_query, route.body):
         if kind is not None:
             yield kind, "validation"
@@ -206,14 +210,14 @@ def _path_parameters(route: Route) -> Iterator[Json]:
 
 
 def _operation_id(route: Route) -> str:
-    """Return the operation's id: the handler's name, or for HEAD one made from the last part of the path."""
+    """Return the operation's id: the handler's name; for HEAD, an id made from the last part of the path."""
     if route.method != hdrs.METH_HEAD:
         return route.handler.__name__
     return "head_" + re.sub(r"\W", "", route.path.replace("/{", "_").rpartition("/")[2])
 
 
 def _parameter(schema: Json) -> Json:
-    """Return a parameter's schema, with its description and example next to it."""
+    """Return a parameter's schema, with the description and the first example moved next to it."""
     kept = {name: value for name, value in schema.items() if name not in {"description", "examples"}}
     parameter: Json = {"schema": kept}
     if "description" in schema:
@@ -224,14 +228,14 @@ def _parameter(schema: Json) -> Json:
 
 
 def _not_null(schema: Json) -> Json:
-    """Return the schema of an optional parameter without null, which a query cannot contain."""
+    """Return the schema of an optional parameter without `null`, which a query cannot contain."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     rest = {name: value for name, value in schema.items() if name != "anyOf" and value is not None}
     return {**kinds[0], **rest} if len(kinds) == 1 else {**rest, **({"anyOf": kinds} if kinds else {})}
 
 
 def _references(part: object, components: Mapping[str, Any]) -> set[str]:
-    """Return the names of the schemas that a part of the document refers to, directly or indirectly."""
+    """Return the names of all schemas that a part of the document references, directly or indirectly."""
     found: set[str] = set()
     waiting = [part]
     while waiting:

@@ -1,4 +1,4 @@
-"""Queries and JSON bodies: one model both validates and documents each of them."""
+"""Queries and JSON bodies; a pydantic model validates and documents each of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MAX_NAME = 64
-"""The maximum number of characters of an unknown field's name that are quoted."""
+"""The maximum number of characters of a field's name in an error message."""
 
 Item = TypeVar("Item")
 QueryModel = TypeVar("QueryModel", bound="Query")
@@ -25,7 +25,7 @@ KnownModel = TypeVar("KnownModel", bound=BaseModel)
 
 
 def _whole_number(given: object) -> object:
-    """Reject notations of numbers that only Python accepts."""
+    """Reject text that is not 1 to 9 digits, because pydantic also accepts notations such as `1_000`."""
     if isinstance(given, str) and not re.fullmatch(r"[0-9]{1,9}", given):
         raise ValueError("not a whole number")
     return given
@@ -33,22 +33,22 @@ def _whole_number(given: object) -> object:
 
 INTEGER = BeforeValidator(_whole_number)
 Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$")]
-"""A text without control characters."""
+"""Text without control characters."""
 Number = Annotated[str, Field(pattern="^[0-9]{1,18}$")]
-"""The cursor of a list in numeric order."""
+"""The cursor of a list that is ordered by number."""
 
 
 class Query(BaseModel):
-    """The parameters of a query; an attribute's docstring is its documentation and the error for an invalid value."""
+    """Query parameters; an attribute's docstring is its OpenAPI description and the error for an invalid value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
 class Page(Query):
-    """A page of a list."""
+    """The query of a paginated list."""
 
     limit: Annotated[int, Field(ge=1, le=200), INTEGER] = 50
-    """a whole number from 1 to 200: how many items at most"""
+    """must be a whole number from 1 to 200 (the maximum number of items)"""
 
 
 class Body(BaseModel):
@@ -57,43 +57,46 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
     wanted: ClassVar[str]
-    """The error for an invalid body."""
+    """The error message for an invalid body."""
     names_field: ClassVar[bool] = True
-    """Whether that error begins with the name of the field."""
+    """Whether the error message begins with the name of the field."""
     max_size: ClassVar[int] = 64 * 1024
     seconds: ClassVar[float] = 10.0
-    """Seconds within which the body must arrive, since a stalled client also delays shutdown."""
+    """Seconds within which the body must arrive; a stalled client would delay the shutdown."""
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """Parse the bytes of a body; an empty body means `{}`."""
+        """Parse a body; an empty body means `{}`."""
         return cls.model_validate_json(content or b"{}")
 
 
 def paginate(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | None]:
-    """Return the first `limit` of `limit` + 1 items, and the last of them if another page follows."""
+    """Return the first `limit` items; also return the last of them if `found` contains more, otherwise `None`."""
     return found[:limit], found[limit - 1] if len(found) > limit else None
 
 
 def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
-    """Parse the query of a request; raises `InvalidRequest`, which names the parameter."""
+    """Parse the query of a request; raises `InvalidRequest`, whose message names the parameter."""
     if not request.query_string:
         return cast("QueryModel", _defaults(model))
     known = model.model_fields
     for name in request.query:
         if name not in known:
-            raise invalid(name, f"unknown parameter; known are {', '.join(sorted(known))}")
+            raise invalid(name, f"unknown parameter; valid parameters are {', '.join(sorted(known))}")
         if len(request.query.getall(name)) > 1:
-            raise invalid(name, "given more than once")
+            raise invalid(name, "must be given only once")
     try:
         return model.model_validate(dict(request.query))
     except ValidationError as error:
         name = _first_field(error)
-        raise invalid(name, known[name].description or "is invalid") from None
+        raise invalid(name, known[name].description or "invalid value") from None
 
 
 def read_known_query(request: web.Request, model: type[KnownModel]) -> KnownModel:
-    """Parse the parameters of a model, each at most once, and ignore others; raises `InvalidRequest`."""
+    """Parse the query parameters of a model, and ignore others.
+
+    Raises `InvalidRequest` for an invalid value or a repeated parameter.
+    """
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
     try:
         if any(len(values) > 1 for values in given.values()):
@@ -109,7 +112,10 @@ def _defaults(model: type[Query]) -> Query:
 
 
 async def read_body(request: web.Request, model: type[BodyModel]) -> BodyModel:
-    """Read and parse a request's JSON, whatever its Content-Type; raises `InvalidRequest`, and HTTP's 408 and 413."""
+    """Read and parse a JSON body, regardless of its Content-Type.
+
+    Raises `InvalidRequest`, and aiohttp's errors for HTTP 408 and 413.
+    """
     content = bytearray()
     try:
         async with asyncio.timeout(model.seconds):
@@ -127,7 +133,7 @@ async def read_body(request: web.Request, model: type[BodyModel]) -> BodyModel:
 
 
 def invalid(field: str, wanted: str) -> InvalidRequest:
-    """Return the error for an invalid value; the client may have chosen the name of the field."""
+    """Return the error for an invalid value, with the name shortened, because the client may have chosen it."""
     return InvalidRequest(f"{field[:_MAX_NAME]}: {wanted}")
 
 

@@ -1,7 +1,7 @@
 """Routes, and the common wrapper around their handlers.
 
-The wrapper handles the request id, authentication, query and body, errors and the log line; `openapi` documents the
-routes.
+The wrapper sets the request id, authenticates the caller, parses the query and the body, renders errors, and writes the
+log line. `openapi` documents the routes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"})]
 TimeText = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
-"""A formatted time."""
+"""A time as RFC 3339 text."""
 Shape = TypeVar("Shape")
 QueryType = TypeVar("QueryType")
 BodyType = TypeVar("BodyType")
@@ -45,19 +45,19 @@ _REALM = 'Bearer realm="amo-callback"'
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def shape(cls: type[Shape]) -> type[Shape]:
-    """Make a class a frozen dataclass for a JSON object; the docstrings of its attributes are its documentation."""
+    """Make a class a frozen dataclass for a JSON object; its attribute docstrings are the OpenAPI descriptions."""
     made = dataclass(frozen=True, kw_only=True, slots=True)(cls)
     return with_config(ConfigDict(use_attribute_docstrings=True))(made)
 
 
 def shaped(kind: type[Shape], value: object, **more: object) -> Shape:
-    """Return a shape from the attributes of `value`, and from `more`."""
+    """Return a shape of type `kind` with the values in `more`, and otherwise with the attributes of `value`."""
     names = [field.name for field in dataclasses.fields(cast("Any", kind)) if field.name not in more]
     return kind(**{name: getattr(value, name) for name in names}, **more)
 
 
 def to_json(value: object) -> str:
-    """Encode a value made of shapes and JSON types; pydantic, which would be slower, only documents shapes."""
+    """Encode a value made of shapes and JSON types; pydantic is slower, and is used only to document shapes."""
     return json.dumps(value, default=_plain)
 
 
@@ -70,36 +70,36 @@ def _plain(value: object) -> object:
         return rfc3339(value)
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    raise TypeError(f"no JSON: {type(value).__name__}")
+    raise TypeError(f"cannot encode {type(value).__name__} as JSON")
 
 
 class Call(NamedTuple, Generic[QueryType, BodyType]):
-    """A request as its handler receives it."""
+    """The argument of a handler: the request, its parsed input, and the services."""
 
     request: web.Request
     services: Services
     caller: str
-    """The name of the API key or the id of the app user; empty if the route needs neither."""
+    """The name of the API key or the id of the app user; empty for an unauthenticated caller."""
     address: str | None
-    """The client's IP address."""
+    """The client's IP address; `None` if it is unknown."""
     query: QueryType
     body: BodyType
 
     @property
     def name(self) -> str:
-        """The `{id}` of the path."""
+        """The path parameter `{id}`."""
         return self.request.match_info["id"]
 
 
 class Jwt(Enum):
-    """Whether a route requires the JWT of an app user."""
+    """Whether a route requires an app user's JWT or also accepts requests without a JWT."""
 
     REQUIRED = "required"
     OPTIONAL = "optional"
 
 
 def bearer(request: web.Request) -> str | None:
-    """Return the bearer token; `None` without an `Authorization` header, and empty if the header is invalid."""
+    """Return the bearer token: `None` without an `Authorization` header, an empty string if the header is invalid."""
     headers = request.headers.getall("Authorization", ())
     if not headers:
         return None
@@ -108,7 +108,7 @@ def bearer(request: web.Request) -> str | None:
 
 
 def challenge_for(error: AmoCallbackError) -> str | None:
-    """Return the `WWW-Authenticate` header of an error (RFC 6750, section 3); without a token, it has no error code."""
+    """Return an error's `WWW-Authenticate` header, if any; without a token, it has no error code (RFC 6750, 3)."""
     if isinstance(error, Forbidden):
         return f'{_REALM}, error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, UnknownApiKey | Unauthorized):
@@ -118,20 +118,20 @@ def challenge_for(error: AmoCallbackError) -> str | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """The documentation of one status of a route."""
+    """The documentation of a route's response with one status."""
 
     about: str
     type: Any = None
     """The type of the body, documented by pydantic; `None` if there is no body."""
     media: tuple[str, ...] = ("application/json",)
     headers: tuple[str, ...] = ()
-    """The names of headers that every such response has."""
+    """The names of the headers that the response always has."""
     values: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The possible values of members of the body."""
+    """The possible values of body members, by member name."""
 
 
 def error_reply(actions: Mapping[str, str], *, member: str, **reply: Any) -> Reply:  # noqa: ANN401 -- the fields of `Reply`
-    """Return the documentation of errors: what the client should do for each code in a member of the body."""
+    """Return the documentation of errors: the client's action for each code in the body's `member`."""
     codes = sorted(actions)
     about = "\n".join(f"- `{code}`: {actions[code]}" for code in codes)
     return Reply(about=about, values={member: codes}, **reply)
@@ -142,24 +142,27 @@ Handler = Callable[[Call[Any, Any]], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path: the handler, whose name and docstring document it, and its input and output."""
+    """A method of a path, with its handler and the types of its input and output.
+
+    The handler's name and docstring document the route.
+    """
 
     method: str
     path: str
     handler: Handler
     access: Scope | Jwt | None = None
-    """The required scope of the API key, or the user's JWT; `None` if neither is required."""
+    """The scope that the API key must have, or the rule for JWTs; `None` without authentication."""
     _: KW_ONLY
     query: type[Query] | None = None
     body: type[Body] | None = None
     answer: Any = None
-    """The type that the handler returns; `None` if only `replies` document a body."""
+    """The type that the handler returns; `None` if the body is documented only in `replies`."""
     errors: Sequence[type[AmoCallbackError]] = ()
     """Errors that the handler may raise, in addition to those common to all routes with the same access."""
     replies: Mapping[int, Reply] = field(default_factory=dict)
-    """Responses that the handler makes itself."""
+    """Responses that the handler builds itself, by status."""
     unparsed_query: type[BaseModel] | None = None
-    """The documentation of a query that the handler parses itself."""
+    """The model that documents a query that the handler parses itself."""
 
 
 class Api(ABC):
@@ -167,10 +170,10 @@ class Api(ABC):
 
     name: ClassVar[str]
     headers: ClassVar[Mapping[str, str]]
-    """Default headers of every response."""
+    """Headers of every response that does not set them itself."""
     takes_over_request_ids: ClassVar[bool]
     access_errors: ClassVar[Sequence[type[AmoCallbackError]]]
-    """Errors that every route with authentication may raise."""
+    """Errors that any route with authentication may raise."""
 
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
         self.services = services
@@ -179,7 +182,7 @@ class Api(ABC):
         self._logs_requests = services.settings.log.access
 
     def make_app(self) -> web.Application:
-        """Return the application; the same wrapper handles requests that match no route."""
+        """Return the application; the wrapper also handles requests that match no route."""
         app = web.Application()
         for route in self.routes:
             app.router.add_route(route.method, route.path, partial(self._answer, route))
@@ -190,11 +193,11 @@ class Api(ABC):
 
     @abstractmethod
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
-        """Return the caller's name; raises the error for a caller without access."""
+        """Return the caller's name; raises an error if the caller does not have access."""
 
     @abstractmethod
     async def check_unmatched(self, request: web.Request) -> None:
-        """Raise an error that takes precedence over 404 and 405."""
+        """Raise the error, if any, that takes precedence over 404 and 405."""
 
     @abstractmethod
     def render_error(self, error: AmoCallbackError) -> web.Response: ...
@@ -205,14 +208,14 @@ class Api(ABC):
 
     @abstractmethod
     def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:
-        """Return an error's status and code, and what the client should do."""
+        """Return an error's status, its code, and the client's action."""
 
     @abstractmethod
     def error_reply(self, status: int, actions: Mapping[str, str]) -> Reply:
-        """Return the documentation of a status: what the client should do for each code."""
+        """Return the documentation of a status: the client's action for each code."""
 
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
-        """Return the documentation of a route's errors, including the common ones."""
+        """Return the documentation of a route's errors, including errors that other routes share."""
         errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
         errors += self.access_errors if route.access is not None else ()
         if route.query is not None or route.body is not None:
@@ -277,7 +280,7 @@ class Api(ABC):
 
 
 class Unmatched(web.DynamicResource):
-    """The resource of all requests that match no route, including `*`."""
+    """The resource for requests that match no route, including requests for `*`."""
 
     def _match(self, path: str) -> dict[str, str]:  # noqa: ARG002 -- aiohttp's signature
         return {}
@@ -293,5 +296,5 @@ async def _http_error(request: web.Request) -> web.HTTPException:
 
 
 def both_methods(route: Route) -> Sequence[Route]:
-    """Return a GET route as one for GET and one for HEAD."""
+    """Return a GET route and the corresponding HEAD route."""
     return [route, replace(route, method="HEAD")]

@@ -1,4 +1,7 @@
-"""The loop that delivers webhooks: several concurrently, those of one connection in order."""
+"""The loop that delivers webhooks.
+
+Webhooks are delivered concurrently, but the webhooks of one connection are delivered in order.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8
 POLL = 5.0
-"""Seconds between two queries for webhooks, since other processes also store them."""
+"""Seconds between two queries for webhooks, because other processes also store webhooks."""
 LEASE = timedelta(seconds=60)
-"""The lease of a webhook: much longer than the timeouts of a request and of the store.
+"""The duration of a webhook's lease, which is much longer than the timeouts of a request and of the store.
 
-It is compared with the wall clock. If that is moved forward during another process's delivery, or that process is
-suspended for a minute, the webhook is sent twice with the same id, which receivers have to expect.
+The lease is compared with the wall clock. If the wall clock is moved forward during another process's delivery, or if
+that process is suspended for a minute, the webhook is sent twice with the same id. Receivers must expect duplicates.
 """
 
 
@@ -38,16 +41,16 @@ class WebhookDispatcher:
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """Query again now, because a webhook was stored or a delivery has ended."""
+        """Query for webhooks immediately, because a webhook was stored or a delivery has ended."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until shutdown; a round that fails is logged, and the loop continues."""
+        """Deliver webhooks until shutdown; a failed round is logged, and the loop continues."""
         while not self._core.stop.is_set():
             self._wake.clear()
             try:
                 pause = await self._start_due()
-            except Exception as error:  # noqa: BLE001 -- the loop must survive any bug in one round
+            except Exception as error:  # noqa: BLE001 -- a bug in one round must not end the loop
                 self._outage.failed(error)
                 pause = POLL
             else:
@@ -56,14 +59,14 @@ class WebhookDispatcher:
         await asyncio.gather(*self._running.values())  # each request has a timeout
 
     async def _start_due(self) -> float:
-        """Start due deliveries, up to `AT_ONCE`; return the seconds until more may be due."""
+        """Start due deliveries, at most `AT_ONCE` concurrently; return the seconds until the next query."""
         while (places := AT_ONCE - len(self._running)) > 0 and not self._core.stop.is_set():
             if pause := self._receiver.pause_left:
                 return min(pause, POLL)
             now = self._core.clock.now()
-            apart = tuple(self._running)  # in progress here, even if their leases seem to have expired
+            apart = tuple(self._running)  # in progress in this process, even if their leases have expired
             upcoming = await self._core.store.next_webhook(now=now, length=LEASE, exclude=apart)
-            if upcoming is None or upcoming > now:  # avoid a useless write
+            if upcoming is None or upcoming > now:  # no webhook is due, so a claim would be a useless write
                 return POLL if upcoming is None else min((upcoming - now).total_seconds(), POLL)
             lease = uuid.uuid4().hex
             claimed = await self._core.store.claim_webhooks(
@@ -83,7 +86,10 @@ class WebhookDispatcher:
         task.add_done_callback(ended)
 
     async def _deliver(self, webhook: QueuedWebhook, *, lease: str) -> None:
-        """Try one delivery; if its result cannot be stored, it is retried after its lease."""
+        """Try to deliver a webhook.
+
+        If the result cannot be stored, the webhook is sent again after its lease expires.
+        """
         try:
             answer = await self._post(webhook)
             self._receiver.note(webhook, answer)
@@ -99,7 +105,7 @@ class WebhookDispatcher:
     async def _post(self, webhook: QueuedWebhook) -> DeliveryResult:
         try:
             return await self._send(webhook, self._core.clock.now())
-        except Exception as bug:  # noqa: BLE001 -- a webhook that meets a bug is retried and dead-lettered like others
+        except Exception as bug:  # noqa: BLE001 -- a bug counts as a failed try, so that the webhook is eventually dead-lettered
             self._core.observer(failure_event("webhooks.failed", bug))
             return DeliveryResult(why="bug")
 

@@ -1,4 +1,4 @@
-"""The result of a delivery, the time of the next try, and the health of the receiver."""
+"""The result of a delivery, the time of its next try, and the health of the receiver."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 BACKOFF = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0)
 """Seconds to wait after each failed try; the last value repeats."""
 _JITTER = 0.2
-"""The random variation of a wait, so that webhooks that failed together are not retried together."""
+"""The random variation of a wait, as a fraction; it separates the retries of webhooks that failed together."""
 MAX_AGE = timedelta(days=1)
-"""The age at which a webhook is dead-lettered."""
+"""The age after which a webhook is dead-lettered instead of retried, if it had at least `LEAST_TRIES` tries."""
 LEAST_TRIES = 5
-"""The minimum number of tries before a webhook is dead-lettered, since the receiver may be restarting."""
+"""The minimum number of tries before an old webhook is dead-lettered, because the receiver may be restarting."""
 MOST_PATIENCE = 3600.0
-"""The longest pause in seconds that a receiver may request; longer outages are left to the back-off."""
+"""The longest pause that a receiver can request, in seconds; the back-off is sufficient for longer outages."""
 _OLD = 2 * BACKOFF[-1]
-"""Seconds after which a webhook that failed here and was not retried must have ended in another process."""
+"""Seconds after the last failure until a webhook no longer counts as failing.
+
+A webhook that this process has not retried by then must have been delivered or dead-lettered by another process.
+"""
 _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
@@ -36,7 +39,7 @@ _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABL
 class DeliveryResult:
     status: int | None = None
     why: str | None = None
-    """The reason if there is no status."""
+    """The cause of the failure if there is no status."""
     retry_after: str | None = None
     date: str | None = None
 
@@ -47,11 +50,11 @@ class DeliveryResult:
 
     @property
     def error(self) -> str:
-        """A short description of the failure, without quotes from the response."""
+        """The cause of the failure, or the response's status; contains no text from the response."""
         return self.why or f"status_{self.status}"
 
     def pause(self, now: datetime) -> float:
-        """Return the pause in seconds that the receiver requests."""
+        """Return the pause in seconds that the receiver requests; 0 if it requests none."""
         if self.status not in _PAUSES:
             return 0.0
         return min(retry_after(self.retry_after, date=self.date, now=now) or 0.0, MOST_PATIENCE)
@@ -60,7 +63,7 @@ class DeliveryResult:
 def next_try(
     webhook: QueuedWebhook, answer: DeliveryResult, *, now: datetime, random: Callable[[], float]
 ) -> datetime | None:
-    """Return when a failed webhook is retried; `None` if it is dead-lettered."""
+    """Return the time of a failed webhook's next try; `None` if the webhook is to be dead-lettered."""
     if answer.status == HTTPStatus.GONE:  # the receiver has unsubscribed
         return None
     wait = BACKOFF[min(max(webhook.tries, 1), len(BACKOFF)) - 1] * (1 + _JITTER * (2 * random() - 1))
@@ -71,23 +74,23 @@ def next_try(
 
 
 class EndpointHealth:
-    """The health of the receiver: its failure and recovery are logged once, not for each try."""
+    """The health of the receiver; its failure and its recovery are each logged once, not for each try."""
 
     def __init__(self, *, clock: Clock, observer: Observer) -> None:
         self._clock = clock
         self._observer = observer
         self._failing: dict[str, float] = {}
-        """When each webhook that has not succeeded last failed."""
+        """The monotonic time of the last failed try, by the id of the undelivered webhook."""
         self._works = True
         self._paused_until = clock.monotonic()
 
     @property
     def pause_left(self) -> float:
-        """Seconds left of the pause that the receiver requested."""
+        """The remaining seconds of the pause that the receiver requested."""
         return max(self._paused_until - self._clock.monotonic(), 0.0)
 
     def forget(self, webhook: QueuedWebhook) -> None:
-        """Forget a dead-lettered webhook, because the others show whether the receiver works."""
+        """Forget a dead-lettered webhook, so that only other webhooks determine whether the receiver has recovered."""
         self._failing.pop(webhook.id, None)
 
     def note(self, webhook: QueuedWebhook, answer: DeliveryResult) -> None:

@@ -1,6 +1,6 @@
 """Signed webhooks over HTTP, as defined by Standard Webhooks (https://www.standardwebhooks.com).
 
-Requests are signed by that project's own library, with which receivers verify them.
+Requests are signed with the project's own library, which receivers use to verify them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Sender = Callable[["QueuedWebhook", "datetime"], Awaitable[DeliveryResult]]
 TIMEOUT = 10.0
 """The timeout of a request in seconds, from the DNS look-up to the response headers."""
 _WITH_RECONNECT_URL = frozenset({"connection.needs_reauth", "connection.expiring"})
-"""Events that the user can resolve by connecting again."""
+"""The types of webhooks whose cause the user can resolve by connecting again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,10 @@ class Message:
 
 
 class Signer:
-    """A signer of webhooks, with every secret, so that a secret can be replaced without a gap."""
+    """A signer of webhooks.
+
+    Each webhook is signed with every secret, so that a secret can be replaced without rejected deliveries.
+    """
 
     def __init__(self, secrets: Sequence[str], *, reconnect_url: str, allowed_domains: Sequence[str] = ()) -> None:
         self._signers = [Webhook(secret) for secret in secrets]
@@ -48,7 +51,7 @@ class Signer:
         self._allowed_domains = allowed_domains
 
     def message(self, webhook: QueuedWebhook, *, now: datetime) -> Message:
-        """Return the signed request; id and body are the same in every try."""
+        """Return the signed request for a webhook; its id and body are the same in every try."""
         body = json.dumps({"type": webhook.type, "timestamp": rfc3339(webhook.at), "data": self._data(webhook)})
         signatures = [signer.sign(msg_id=webhook.id, timestamp=now, data=body) for signer in self._signers]
         return Message(
@@ -62,7 +65,7 @@ class Signer:
         )
 
     def _data(self, webhook: QueuedWebhook) -> Mapping[str, object]:
-        """Return the data, without a stored `domain` that is not allowed, because receivers may send tokens there."""
+        """Return the data without a `domain` that is not allowed, because receivers may send tokens to that host."""
         data = dict(webhook.data)
         domain = str(data.get("domain", ""))
         if parse_account_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:
@@ -89,7 +92,7 @@ async def open_sender(url: str, signer: Signer, *, wait_limit: float = TIMEOUT) 
 async def _send(
     session: aiohttp.ClientSession, url: str, signer: Signer, webhook: QueuedWebhook, now: datetime
 ) -> DeliveryResult:
-    """Send one request; redirects are not followed, and only the response headers are read."""
+    """Send one request; redirects are not followed, and only the status and headers of the response are read."""
     message = signer.message(webhook, now=now)
     try:
         async with session.post(url, data=message.body, headers=message.headers, allow_redirects=False) as response:
@@ -103,5 +106,5 @@ async def _send(
         return DeliveryResult(why="certificate")
     except aiohttp.ClientConnectorError:
         return DeliveryResult(why="unreachable")
-    except (aiohttp.ClientError, OSError, ValueError):  # their messages may quote the URL
+    except (aiohttp.ClientError, OSError, ValueError):  # the exception is dropped, because its text may quote the URL
         return DeliveryResult(why="connection_lost")

@@ -28,9 +28,9 @@ async def test_demo_phone_connects_beside_panel(chromium: Chromium, pictures: Pa
         await phone.locator("#open").click()
         await phone.get_by_text("Back in the app").wait_for()
         await tab.page.get_by_role("button", name="100 backends get a 401").click()
-        await tab.page.get_by_text("100 responses with 1 new token in total").wait_for()
+        await tab.page.get_by_text("different access tokens: 1").wait_for()
         await tab.page.get_by_role("button", name="Lose a request").click()
-        await tab.page.get_by_text("which spends nothing: it is valid.").wait_for()
+        await tab.page.get_by_text("Introspection, which spends nothing, accepts a refresh token.").wait_for()
         await picture(tab, pictures, "demo")
         assert await tab.page.locator("article .domain").all_inner_texts() == ["reforyou.amocrm.ru"]
         assert await tab.page.locator("#ready").inner_text() == "service ready"

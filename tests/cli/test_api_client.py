@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientConnectorError, web
+from aiohttp.client_reqrep import ConnectionKey
 
 from amo_callback import probe
-from amo_callback.cli.api_client import open_api
+from amo_callback.cli.api_client import connection_error, open_api
 from amo_callback.cli.context import load_context
 from amo_callback.clock import SystemClock
 from amo_callback.errors import CommandFailed
@@ -30,6 +33,20 @@ if TYPE_CHECKING:
 _SEEN = probe.ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('192.0.2.1', 1)"), "Connection refused"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (OSError("Multiple exceptions: …"), "no server is listening"),
+    ],
+)
+def test_connection_error_names_reason_without_address(error: OSError, reason: str) -> None:
+    """The reason is the operating system's text for the error; the resolver has texts of its own."""
+    key = ConnectionKey("a.example", 1, is_ssl=False, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None)
+    assert connection_error(ClientConnectorError(key, error)) == reason
+
+
 @pytest.mark.parametrize("said", ["", "nonsense", "echo"])
 async def test_api_client_unproven_service_gets_no_api_key(tmp_path: Path, encryption_key: str, said: str) -> None:
     """A listener that cannot prove to be the service gets no API key, because any local user may listen there."""
@@ -42,7 +59,7 @@ async def test_api_client_unproven_service_gets_no_api_key(tmp_path: Path, encry
 
     async with answering(answer) as address:
         place = context_in(tmp_path, encryption_key, SERVER__PRIVATE=address)
-        with pytest.raises(CommandFailed, match="did not prove that it has the keys"):
+        with pytest.raises(CommandFailed, match="did not prove that it has the configured encryption keys"):
             async with open_api(place, scope=Scope.READ):
                 pass
     assert heard
@@ -65,7 +82,9 @@ async def test_api_client_foreign_answer_is_command_error(
         answering(answer) as address,
         open_api(context_in(tmp_path, encryption_key, SERVER__PRIVATE=address), scope=Scope.READ) as api,
     ):
-        with pytest.raises(CommandFailed, match=f"server.private: another server listens there, status {status}"):
+        with pytest.raises(
+            CommandFailed, match=rf"server\.private: another server is listening there \(HTTP {status}\)"
+        ):
             await api.pages("/connections", limit=1)
 
 

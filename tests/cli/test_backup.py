@@ -76,7 +76,7 @@ def _counted(database: Path) -> tuple[int, bool]:
 async def test_backup_reports_contents(base: Path, environ: dict[str, str], tmp_path: Path) -> None:
     """The backup is named, counted and frozen; the database is not frozen."""
     result = await command("backup", "../copy", folder=base, environ=environ)
-    assert result == (0, "../copy holds 2 connections; put back, it starts frozen\n", "")
+    assert result == (0, "../copy contains 2 connections; a database restored from it starts frozen\n", "")
     assert _counted(tmp_path / "copy") == (2, True)
     assert _counted(base / NAME) == (2, False)
 
@@ -87,8 +87,8 @@ async def test_restore_with_yes_reports_result_and_next_step(base: Path, environ
     [kept] = base.glob(f"{NAME}.before-restore-*")
     assert (status, err) == (0, "")
     assert out == (
-        "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`\n"
-        f"the previous database was kept as {kept}\n"
+        "restored 2 connections; no token is refreshed until you run `amo-callback connections thaw --all`\n"
+        f"the previous database is kept as {kept}\n"
     )
     assert (_counted(base / NAME), _counted(kept)) == ((2, True), (3, True))
 
@@ -97,7 +97,7 @@ async def test_restore_without_terminal_requires_yes(base: Path, environ: dict[s
     """Without a terminal and `--yes` nothing is replaced."""
     status, out, err = await command("restore", str(copy), folder=base, environ=environ)
     assert (status, out) == (2, "")
-    assert err == "amo-callback: restore asks before it replaces the database: confirm with --yes\n"
+    assert err == "amo-callback: cannot ask for confirmation without a terminal: use --yes\n"
     assert _counted(base / NAME) == (3, False)
 
 
@@ -114,8 +114,9 @@ async def test_restore_on_terminal_asks_for_confirmation(
     status, shown = await typed("restore", str(copy), folder=base, environ=environ, answers=[("Restore it?", answer)])
     assert (
         f"{copy} contains 2 connections, as they were at {made_at}.\n"
-        f"It replaces {base / NAME}, which is kept next to it, and starts frozen: no token is refreshed until\n"
-        "`amo-callback connections thaw --all`. Users of connections that were refreshed after the backup have to "
+        f"It replaces {base / NAME}; a copy of the replaced database is kept in the same folder.\n"
+        "The restored database is frozen: no token is refreshed until you run\n"
+        "`amo-callback connections thaw --all`. Users of connections that were refreshed after the backup have to\n"
         "connect again.\n"
         "Restore it? [y/N]: "
     ) in shown
@@ -126,8 +127,9 @@ async def test_restore_on_terminal_asks_for_confirmation(
 
 async def test_restore_undecryptable_copy_is_refused(base: Path, environ: dict[str, str], copy: Path) -> None:
     """A backup that no configured key decrypts is refused, and nothing is changed."""
-    result = await command("restore", str(copy), "--yes", folder=base, environ={**environ, KEY: new_key()})
-    assert result == (78, "", f"amo-callback: storage.encryption_keys: none of them decrypts {copy}\n")
+    status, out, err = await command("restore", str(copy), "--yes", folder=base, environ={**environ, KEY: new_key()})
+    assert (status, out) == (78, "")
+    assert err.startswith(f"amo-callback: storage.encryption_keys: no configured key decrypts {copy}; configure ")
     assert _counted(base / NAME) == (3, False)
 
 
@@ -135,7 +137,11 @@ async def test_restore_into_missing_folder_names_setting(base: Path, environ: di
     """The error of a missing folder names the setting."""
     missing = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
     result = await command("restore", str(copy), "--yes", folder=base, environ=missing)
-    assert result == (78, "", f"amo-callback: storage.url: no such folder: {base / 'nowhere'}\n")
+    assert result == (
+        78,
+        "",
+        f"amo-callback: storage.url: the folder {base / 'nowhere'} does not exist; create it, or correct the path\n",
+    )
 
 
 async def test_restore_while_service_runs_is_refused_and_backup_allowed(
@@ -283,17 +289,17 @@ REFUSED: dict[str, dict[str, Craft]] = {
         "a damaged page": content(overwrite_page),
         "cut off": content(lambda whole: whole[: len(whole) // 2]),
     },
-    f"schema 99, known here: {len(load_migrations(Engine.SQLITE))}): install that version": {
+    f"schema 99; this version uses schema {len(load_migrations(Engine.SQLITE))}): install that version": {
         "schema of the future": sql("PRAGMA user_version = 99")
     },
-    "contains a text that the service could not read": {
+    "contains text that the service could not read": {
         "a name that is not text": sql(
             "PRAGMA writable_schema = ON",
             "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
         )
     },
-    "has no counter": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
-    "a value longer than any of amo-callback's": {
+    "the counter is missing": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
+    "a value longer than amo-callback could store": {
         "a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))"),
     },
     "takes more work to read": {
@@ -329,7 +335,7 @@ TAKEN: dict[str, dict[str, Craft]] = {
         "not frozen": sql("DELETE FROM meta WHERE name = 'frozen'"),
         "a link": moved_and_linked,
     },
-    "has 2 tables, indexes, triggers or views that do not belong to amo-callback": {
+    "contains 2 tables, indexes, triggers or views that do not belong to amo-callback": {
         "triggers that end the freeze": sql(
             f"CREATE TRIGGER one AFTER INSERT ON meta {UNFREEZE}",
             f"CREATE TRIGGER other AFTER INSERT ON events {UNFREEZE}",
@@ -383,7 +389,7 @@ async def test_restore_takes_only_rows_of_file(
     status, out, err = await command("restore", str(copy), "--yes", folder=base, environ=environ)
     assert (status, out.splitlines()[0]) == (
         0,
-        "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`",
+        "restored 2 connections; no token is refreshed until you run `amo-callback connections thaw --all`",
     )
     assert (warning in err) if warning else (err == "")
     assert _schema(base / NAME) == ours

@@ -87,7 +87,7 @@ def test_acting_as_owner_unreadable_program_fails_early(tmp_path: Path) -> None:
             )
             assert (done.returncode, done.stdout) == (1, ""), done.stderr
             assert "Traceback" not in done.stderr
-            assert f"belongs to {pwd.getpwuid(NOBODY).pw_name}" in done.stderr
+            assert f"acts as {pwd.getpwuid(NOBODY).pw_name}, the owner of" in done.stderr
             assert "/opt, not /root" in done.stderr
         assert sorted(path.name for path in data.iterdir()) == ["amo-callback.db"]
 
@@ -120,5 +120,5 @@ def test_command_without_database_creates_none(
         assert main(arguments, environ=environ) == 78
     finally:
         signal.signal(signal.SIGTERM, before)  # backup and export handle SIGTERM as Ctrl-C
-    assert f"there is no database {tmp_path / 'amo-callback.db'}" in capsys.readouterr().err
+    assert f"storage.url: {tmp_path / 'amo-callback.db'} does not exist" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["key"]

@@ -57,10 +57,10 @@ async def test_init_on_terminal_asks_and_writes_configuration(tmp_path: Path) ->
         "init",
         folder=tmp_path,
         answers=[
-            ("Address", "\n"),
-            ("Address", "https://admin.example.com/somewhere\n"),
-            ("Address", "http://admin.example.com\n"),
-            ("Address", "admin.example.com\n"),
+            ("URL (such as", "\n"),
+            ("URL (such as", "https://admin.example.com/somewhere\n"),
+            ("URL (such as", "http://admin.example.com\n"),
+            ("URL (such as", "admin.example.com\n"),
             ("Integration ID", "c619\n"),
             ("Integration ID", f" {ID} \n"),
             ("Secret key", "two words\n"),
@@ -71,11 +71,11 @@ async def test_init_on_terminal_asks_and_writes_configuration(tmp_path: Path) ->
     )
     assert status == 0
     assert [line for line in shown.splitlines() if line.startswith("Error: ")] == [
-        "Error: it must have no path, or one that ends in /callback, where the service listens",
-        "Error: it must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)",
-        'Error: it must be the "Integration ID", 36 characters like 00000000-0000-0000-0000-000000000000',
-        'Error: it must be only the "Secret key": one line without spaces',
-        "Error: it must be an address such as foryoure://amo-crm/callback, without ? and #",
+        "Error: it must have no path, or a path that ends in /callback",
+        "Error: it must begin with https:// (or with http:// for 127.0.0.1, ::1 and localhost)",
+        'Error: it must be the "Integration ID": 36 characters, such as 00000000-0000-0000-0000-000000000000',
+        'Error: it must contain only the "Secret key": one line without spaces',
+        "Error: it must be a URL such as foryoure://amo-crm/callback, without ? or #",
     ]
     config = tmp_path / "config.toml"
     written = _toml(config)
@@ -95,23 +95,25 @@ async def test_init_shows_registration_values_before_question_and_at_end(tmp_pat
         "--deep-link",
         "app:x",
         folder=tmp_path,
-        answers=[("Address", f"{URI}\n"), ("Integration", f"{ID}\n"), ("Secret", "\n")],
+        answers=[("URL (such as", f"{URI}\n"), ("Integration", f"{ID}\n"), ("Secret", "\n")],
     )
     assert status == 0
     asked, end = shown.split("Integration ID: ")
     for result in (asked, end):
         assert re.search(f"redirect URI +{URI}\n", result)
-        assert re.search("hook for disabling +https://admin.example.com/api/amo-crm/hooks/disconnect\n", result)
-    assert "Later, write the secret key into config.toml, as client_secret under [amo].\n" in end
+        assert re.search("disable hook +https://admin.example.com/api/amo-crm/hooks/disconnect\n", result)
+    assert "Later, add the secret key to config.toml as client_secret under [amo].\n" in end
     assert end.endswith("Next:\n  amo-callback check\n  amo-callback serve\n")
     status, out, err = await command("serve", folder=tmp_path)
     assert (status, out) == (78, "")
-    assert [line.rpartition(": ")[0] for line in err.splitlines()] == ["amo-callback: amo.client_secret: required"]
+    assert [line.rpartition(": ")[0] for line in err.splitlines()] == ["amo-callback: amo.client_secret is required"]
 
 
 async def test_init_aborted_leaves_no_file(tmp_path: Path) -> None:
     """Nothing is written before the last answer."""
-    status, shown = await typed("init", folder=tmp_path, answers=[("Address", f"{URI}\n"), ("Integration", "\x04")])
+    status, shown = await typed(
+        "init", folder=tmp_path, answers=[("URL (such as", f"{URI}\n"), ("Integration", "\x04")]
+    )
     assert status == 1
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in shown
@@ -175,12 +177,12 @@ async def test_init_reads_secret_from_standard_input(tmp_path: Path) -> None:
     [
         ((), "--redirect-uri is required with --no-input"),
         (NEEDED[2:], "--client-id is required with --no-input"),
-        (("--redirect-uri", "https://a.example/x"), "'--redirect-uri': it must have no path, or one that ends in"),
+        (("--redirect-uri", "https://a.example/x"), "'--redirect-uri': it must have no path, or a path that ends in"),
         (("--client-secret-file", "no"), "'--client-secret-file': no: No such file or directory"),
         (("--deep-link", "javascript:alert(1)"), "'--deep-link': it must be a URL with the app's own scheme"),
         (("--database", "mysql://a/b"), "'--database': it must begin with sqlite:/// and name a file"),
         (("--database", "postgresql://u:sekret@h/d"), "'--database': it contains a password, and other users"),
-        ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), "--database: must begin with sqlite:////var/lib/"),
+        ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), "--database must begin with sqlite:////var/lib/"),
     ],
 )
 async def test_init_missing_or_invalid_option_exits_2(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
@@ -207,7 +209,7 @@ async def test_init_existing_file_is_not_replaced(tmp_path: Path, there: str, ma
     before = _files(tmp_path)
     status, out, err = await command("init", *NEEDED, folder=tmp_path)
     assert (status, out) == (1, "")
-    assert err.startswith(f"amo-callback: {there} exists")
+    assert err.startswith(f"amo-callback: {there} already exists")
     assert _files(tmp_path) == before
 
 
@@ -239,7 +241,7 @@ async def test_init_for_systemd_prepares_installation(tmp_path: Path, capsys: py
     assert install(target, interpreter=PYTHON, config=units.CONFIG, agreed=False, terminal=False) == 0
     assert _files(folder) == before
     result = capsys.readouterr().out
-    assert ("missing" in result, "mend" in result, "lets the command" in result) == (False, False, False)
+    assert ("missing" in result, "before you start" in result, "set secrets" in result) == (False, False, False)
     secrets = [content.decode().strip().rpartition(":")[2] for name, content in before.items() if "credentials" in name]
     assert [secret for secret in secrets if secret in out + result] == []
 
@@ -252,8 +254,8 @@ async def test_init_for_systemd_keeps_existing_keys(tmp_path: Path) -> None:
     status, out, _ = await _for_systemd(tmp_path, *NEEDED)
     assert status == 0
     assert (folder / "storage.encryption_keys").read_text(encoding="utf-8") == "precious"
-    assert f"{folder}/storage.encryption_keys: already existed and was kept\n" in out
-    assert f"write the secret key into {folder}/amo.client_secret, or run `systemd install`" in out
+    assert f"{folder}/storage.encryption_keys: kept, because it already existed\n" in out
+    assert f"Write the secret key to {folder}/amo.client_secret later, or enter it when\n" in out
 
 
 async def test_init_for_systemd_with_postgresql_sets_rescue_folder(tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ async def test_serve_without_configuration_names_init(tmp_path: Path) -> None:
     """Without a configuration one line names `init`, instead of one line per missing setting."""
     status, out, err = await command("serve", folder=tmp_path)
     assert (status, out, len(err.splitlines())) == (78, "", 1)
-    assert "`amo-callback init` writes one" in err
+    assert "run `amo-callback init` to create one" in err
 
 
 # --- answers ---------------------------------------------------------------------------------------

@@ -60,5 +60,5 @@ def test_confirm_without_terminal_requires_yes_option(monkeypatch: pytest.Monkey
     """`--yes` confirms; without it the error names the option."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert confirm("Sure?", yes=True)
-    with pytest.raises(CommandFailed, match="with --yes"):
+    with pytest.raises(CommandFailed, match="use --yes"):
         confirm("Sure?", yes=False)

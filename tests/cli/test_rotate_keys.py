@@ -102,7 +102,7 @@ async def test_rotate_keys_while_service_refreshes(tmp_path: Path) -> None:
         assert stage.ledger.doubles() == 0
     status, _, err = await command("serve", folder=tmp_path, environ={**stage.environ(), KEYS: old})
     assert status == 78
-    assert "storage.encryption_keys: none of them decrypts this database" in err
+    assert "storage.encryption_keys: no configured key decrypts this database" in err
 
 
 async def test_rotate_keys_reports_records_per_key(here: Place) -> None:
@@ -119,8 +119,11 @@ async def test_rotate_keys_reports_records_per_key(here: Place) -> None:
     assert here.opened(here.old) == 3
     status, out, err = await here.rotate()
     assert (status, err) == (0, "")
-    assert "\nRe-encrypted: 4.\nNo record needs key 2 anymore: remove it from storage.encryption_keys" in out
-    assert "Earlier backups, and exports" in out
+    assert (
+        "\nRe-encrypted records: 4.\nKeys that no record needs anymore: key 2. Remove them from storage.encryption_keys"
+        in out
+    )
+    assert "earlier backups, and exports" in out
     status, out, _ = await here.rotate(keys=here.new)
     assert (status, "Only one key is configured." in out) == (0, True)
 
@@ -149,7 +152,7 @@ async def test_rotate_keys_pending_write_keeps_old_key(here: Place) -> None:
     file.write_bytes(content := seal_pending(dataclasses.replace(pending_pair, sealed_pair=sealed), Cipher([here.old])))
     status, out, err = await here.rotate()
     assert (status, err, file.read_bytes()) == (1, "", content)
-    assert "Still needed: key 2. Run this again once the pairs in the rescue folder" in out
+    assert "Still needed: key 2. Run this command again once the pairs in the rescue folder" in out
     file.unlink()
     status, out, _ = await here.rotate()
-    assert (status, "Re-encrypted: 1.\nNo record needs key 2 anymore" in out) == (0, True)
+    assert (status, "Re-encrypted records: 1.\nKeys that no record needs anymore: key 2." in out) == (0, True)

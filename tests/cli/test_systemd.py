@@ -55,7 +55,7 @@ def test_install_writes_units_and_secrets(root: Path, capsys: pytest.CaptureFixt
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert "ListenStream=127.0.0.1:9080\n" in (root / "etc/systemd/system" / units.SOCKETS[0]).read_text()
-    assert f"{folder}/amo.client_secret: is missing" in result
+    assert f"{folder}/amo.client_secret is missing: create it" in result
     assert result.endswith("next: systemctl enable --now amo-callback\n")
     assert [secret for secret in made.values() if secret.rpartition(":")[2] in result] == []
 
@@ -85,7 +85,7 @@ def test_install_changed_unit_is_replaced_only_with_yes(root: Path, capsys: pyte
     before = _files(root)
     assert _install(root) == 2
     assert _files(root) == before
-    assert "with --yes" in capsys.readouterr().err
+    assert "use --yes" in capsys.readouterr().err
     assert _install(root, agreed=True) == 0
     result = capsys.readouterr().out
     assert "\n-WatchdogSec=90\n+WatchdogSec=30\n" in result
@@ -111,7 +111,7 @@ async def test_install_on_terminal_asks_for_client_secret(root: Path) -> None:
     secret = root / "etc/amo-callback/credentials/amo.client_secret"
     assert (secret.read_text(encoding="utf-8"), stat.S_IMODE(secret.stat().st_mode)) == ("the-secret-key\n", 0o600)
     assert "the-secret-key" not in shown
-    assert "still to fix" not in shown
+    assert "before you start" not in shown
 
 
 def test_install_invalid_configuration_writes_nothing(root: Path) -> None:
@@ -123,7 +123,7 @@ def test_install_invalid_configuration_writes_nothing(root: Path) -> None:
         _install(root)
     assert _files(root) == before
     config.unlink()
-    with pytest.raises(ConfigurationError, match=r"`amo-callback init --systemd --config .*` writes it"):
+    with pytest.raises(ConfigurationError, match=r"is missing: run `amo-callback init --systemd --config .*`"):
         _install(root)
     assert _files(root) == {}
 
@@ -151,7 +151,7 @@ async def test_print_prints_each_file(tmp_path: Path) -> None:
     assert nginx == units.text_of("nginx.conf")
     assert (status, "ListenStream=127.0.0.1:8080\n" in socket) == (0, True)
     status, out, err = await command("systemd", "print", "nothing", *config, folder=tmp_path)
-    assert (status, out, "nothing: must be one of " in err) == (2, "", True)
+    assert (status, out, "unknown file nothing: choose one of " in err) == (2, "", True)
 
 
 async def test_print_unit_uses_configured_timeout(tmp_path: Path) -> None:

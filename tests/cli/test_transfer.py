@@ -107,9 +107,9 @@ async def test_transfer_with_passphrase_moves_connections(here: Host, there: Hos
     status, out, err = await here.run("export", export, "--passphrase-file", "passphrase")
     assert (status, err) == (0, "")
     assert out == (
-        f"{export}: 3 connections, encrypted. From now on this database refreshes nothing.\n"
-        "Next, on the other host: amo-callback connections import all.export\n"
-        "Do not thaw here after the import there: tokens that two hosts refresh are lost to both.\n"
+        f"Exported 3 connections to {export}. This database is frozen: its tokens are not refreshed.\n"
+        "Next, run on the other host: amo-callback connections import all.export\n"
+        "After that import, do not thaw this database: if two hosts refresh the same tokens, both lose them.\n"
     )
     assert stat.S_IMODE((tmp_path / "all.export").stat().st_mode) == 0o600
     imported = await there.run("import", export, "--passphrase-file", "passphrase", "--yes")
@@ -147,7 +147,7 @@ async def test_import_raw_recovers_pair_of_unreadable_answer(here: Host) -> None
     content = file.read_bytes()
     status, out, err = await here.run("import", "--raw", f"rescue/{name}")
     assert (status, out) == (1, "        0  new\n        1  replaced\n")
-    assert err == "amo-callback: there is no terminal to ask on: confirm with --yes; nothing was changed\n"
+    assert err == "amo-callback: cannot ask for confirmation without a terminal: use --yes; nothing was changed\n"
     imported = await here.run("import", "--raw", f"rescue/{name}", "--yes")
     assert imported == (0, "        0  new\n        1  replaced\nImported 1 connections.\n", "")
     assert await here.tokens() == {"1": (issued["access_token"], issued["refresh_token"])}
@@ -155,7 +155,7 @@ async def test_import_raw_recovers_pair_of_unreadable_answer(here: Host) -> None
     file.write_bytes(content)
     status, _, err = await here.run("import", "--raw", f"rescue/{name}", "--yes")
     assert status == 1
-    assert err.startswith(f"{name}: its connection has newer tokens, or is not in this database\n")
+    assert err.startswith(f"{name}: the connection has newer tokens, or is not in this database\n")
 
 
 async def _keep_raw(host: Host, body: bytes) -> str:
@@ -181,7 +181,7 @@ async def test_transfer_with_key_of_other_host_moves_connections(here: Host, the
     assert (await stranger.run("import", export, "--yes"))[0] == 0
     status, out, err = await here.run("import", export, "--yes")
     assert (status, out) == (1, "")
-    assert "which is not in storage.encryption_keys" in err
+    assert "is not in storage.encryption_keys" in err
 
 
 async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> None:
@@ -192,11 +192,15 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
     here.file("short", "short\n")
     here.file("junk", "this-is-no-key-but-some-other-secret")
     result = {
-        "cannot be written: File exists": ["there.export", "--passphrase-file", "passphrase"],
+        "cannot write there.export: File exists": ["there.export", "--passphrase-file", "passphrase"],
         "the passphrase must have at least 12 characters": ["x.export", "--passphrase-file", "short"],
-        "junk: does not contain a key from amo-callback keygen": ["x.export", "--to-key-file", "junk"],
-        "nowhere: cannot be read: No such file": ["x.export", "--to-key-file", "nowhere"],
-        "there is no terminal to ask for the passphrase": ["x.export"],
+        "junk does not contain an encryption key: use a key from `amo-callback keygen`": [
+            "x.export",
+            "--to-key-file",
+            "junk",
+        ],
+        "cannot read nowhere: No such file": ["x.export", "--to-key-file", "nowhere"],
+        "cannot ask for the passphrase without a terminal": ["x.export"],
     }
     for words, arguments in result.items():
         status, out, err = await here.run("export", *arguments)
@@ -208,7 +212,7 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
     (here.folder / "rescue" / "some-pair").write_bytes(b"sealed")
     status, out, err = await here.run("export", "x.export", "--passphrase-file", "passphrase")
     assert status == 1
-    assert "are in the rescue folder (1)" in err
+    assert "the rescue folder contains unsaved token pairs (1)" in err
     assert "still frozen" in err
     assert here.is_frozen()
     assert not list(here.folder.glob("*x.export*"))
@@ -229,7 +233,7 @@ async def test_export_stopped_by_signal_leaves_no_partial_file(here: Host, numbe
     )  # fmt: skip
     assert process.stdout is not None
     waiting = await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
-    assert waiting == b"Waiting for refreshes in progress, at most 60 s.\n"
+    assert waiting == b"Waiting up to 60 s for refreshes in progress.\n"
     process.send_signal(number)
     _, err = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     assert (process.returncode, b"still frozen" in err, b"Traceback" in err) == (130, True, False)
@@ -241,7 +245,7 @@ async def test_export_stopped_by_signal_leaves_no_partial_file(here: Host, numbe
     environ = {"REFRESH__LEASE": "1.5", "AMO__TIMEOUT": "1"}
     status, out, err_again = await here.run("export", "x.export", "--to-key-file", "key", **environ)
     assert (status, err_again) == (0, "")
-    assert "1 connections, encrypted" in out
+    assert "Exported 1 connections to" in out
 
 
 async def test_export_undecryptable_pair_is_named_and_skipped(here: Host, there: Host) -> None:
@@ -251,8 +255,8 @@ async def test_export_undecryptable_pair_is_named_and_skipped(here: Host, there:
         database.execute("UPDATE connections SET sealed_pair = x'00'")
     await here.fill(a_record(2))
     _, out, _ = await here.run("export", "x.export", "--to-key-file", here.file("key", there.key))
-    assert "1 connections, encrypted" in out
-    assert f"Not exported, because no key decrypts their pairs: {a_record(1).id}" in out
+    assert "Exported 1 connections to" in out
+    assert f"Connections not exported, because no key decrypts their token pairs: {a_record(1).id}" in out
 
 
 # --- import from another system ------------------------------------------------------------------
@@ -269,14 +273,14 @@ async def test_import_of_other_system_shows_plan_and_requires_yes(there: Host) -
     name = there.file("tokens.json", json.dumps({"connections": entries}))
     plan = (
         "        3  new\n"
-        "        1  with an owner, which is not imported: users become owners when they connect in the app\n"
-        "        1  without a refresh token: they end with their access token\n"
-        "The system they come from must stop refreshing them: tokens that two systems refresh are lost to both.\n"
+        "        1  with an owner, which is not imported: a user becomes an owner by connecting in the app\n"
+        "        1  without a refresh token: usable only until the access token expires\n"
+        "The other system must stop refreshing these tokens: if two systems refresh one token, both lose it.\n"
     )
     assert await there.run("import", name, "--dry-run") == (0, plan, "")
     status, out, err = await there.run("import", name)
     assert (status, out) == (1, plan)
-    assert "there is no terminal to ask on: confirm with --yes; nothing was changed" in err
+    assert "cannot ask for confirmation without a terminal: use --yes; nothing was changed" in err
     assert there.rows() == []
     assert await there.run("import", name, "--yes") == (0, plan + "Imported 3 connections.\n", "")
     assert set(await there.tokens()) == {"1", "2", "3"}
@@ -287,8 +291,8 @@ async def test_import_of_other_system_shows_plan_and_requires_yes(there: Host) -
 
 
 JUNK: dict[str, tuple[str, list[str]]] = {
-    "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: not JSON"]),
-    "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain: is neither AMO's nor"]),
+    "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: invalid JSON"]),
+    "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain is neither an AMO host nor"]),
     "lines": (
         json.dumps(_now(1)) + '\n{"access_token": "access-secret\n' + json.dumps(_now(2, domain=5)),
         ["line 2: invalid JSON", "line 3: domain: input should be a valid string"],
@@ -350,14 +354,14 @@ async def test_transfer_on_terminal_asks_for_passphrase_and_confirmation(here: H
     """A new passphrase is asked for twice, and a no changes nothing."""
     await here.fill(a_record())
     export = str(here.folder / "all.export")
-    first, again = ("Passphrase", f"{PASSPHRASE}\n"), ("Repeat it", f"{PASSPHRASE}\n")
+    first, again = ("Passphrase", f"{PASSPHRASE}\n"), ("Repeat the passphrase", f"{PASSPHRASE}\n")
     status, shown = await _typed(here, "export", export, answers=[first, ("Repeat", "something else\n")])
     assert (status, "the two passphrases differ" in shown, here.is_frozen()) == (1, True, False)
     status, shown = await _typed(here, "export", export, answers=[first, again])
-    assert (status, "1 connections, encrypted" in shown) == (0, True)
-    status, shown = await _typed(there, "import", export, answers=[first, ("Import them?", "n\n")])
+    assert (status, "Exported 1 connections to" in shown) == (0, True)
+    status, shown = await _typed(there, "import", export, answers=[first, ("Import these connections?", "n\n")])
     assert (status, "Nothing was changed." in shown, there.rows()) == (1, True, [])
-    status, shown = await _typed(there, "import", export, answers=[first, ("Import them?", "y\n")])
+    status, shown = await _typed(there, "import", export, answers=[first, ("Import these connections?", "y\n")])
     assert (status, "Imported 1 connections." in shown) == (0, True)
     assert await there.tokens() == _tokens_of([a_record()])
     assert PASSPHRASE not in shown
@@ -370,4 +374,4 @@ async def test_import_many_problems_prints_first_hundred(there: Host) -> None:
     assert status == 1
     lines = err.splitlines()
     assert (len(lines), lines[99].partition(":")[0]) == (102, "entry 100")
-    assert lines[100:] == ["…", "amo-callback: 150 problems; nothing was changed"]
+    assert lines[100:] == ["…", "amo-callback: nothing was changed; problems found in the file: 150"]

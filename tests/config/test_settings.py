@@ -182,19 +182,19 @@ def test_load_settings_reports_every_problem_with_key_value_and_fix() -> None:
         )
     assert sorted(raised.value.problems) == [
         (
-            "AMO_CALLBACK_LOGS__LEVEL: unknown variable: use AMO_CALLBACK_SECTION__KEY with a section of "
+            "AMO_CALLBACK_LOGS__LEVEL: unknown variable; use AMO_CALLBACK_SECTION__KEY with a section of "
             "server, amo, app, limits, refresh, storage, api, webhook, log"
         ),
         (
-            "amo.client_secret: required: set it in the configuration file, as a secret file amo.client_secret, "
-            "or as AMO_CALLBACK_AMO__CLIENT_SECRET"
+            "amo.client_secret is required: set it in the configuration file, in a secret file named "
+            "amo.client_secret, or in the variable AMO_CALLBACK_AMO__CLIENT_SECRET"
         ),
         (
-            "amo.redirect_uri: required: set it in the configuration file, as a secret file amo.redirect_uri, "
-            "or as AMO_CALLBACK_AMO__REDIRECT_URI"
+            "amo.redirect_uri is required: set it in the configuration file, in a secret file named amo.redirect_uri, "
+            "or in the variable AMO_CALLBACK_AMO__REDIRECT_URI"
         ),
         "amo.timeout: 'soon': input should be a valid number, unable to parse string as a number",
-        "server.colour: unknown setting (see: amo-callback config example)",
+        "server.colour: unknown setting (see `amo-callback config example`)",
     ]
 
 
@@ -203,7 +203,7 @@ def test_load_settings_reports_every_problem_with_key_value_and_fix() -> None:
     [
         ("[amo]\nredirect_url = 1", "amo.redirect_url: unknown setting (did you mean amo.redirect_uri?)"),
         ("[sever]", "sever: unknown setting (did you mean server?)"),
-        ("[amo]\nzzz = 1", "amo.zzz: unknown setting (see: amo-callback config example)"),
+        ("[amo]\nzzz = 1", "amo.zzz: unknown setting (see `amo-callback config example`)"),
     ],
 )
 def test_load_settings_unknown_setting_suggests_nearest(text: str, nearest: str, tmp_path: Path) -> None:
@@ -229,19 +229,23 @@ def test_load_settings_unknown_setting_suggests_nearest(text: str, nearest: str,
         ("AMO__REDIRECT_URI", "https://a.example/x\n/callback", "amo.redirect_uri: "),
         ("APP__DEEP_LINK", "http://a.example/x", "app.deep_link: "),
         ("AMO__REDIRECT_URI", "http://a.example/callback", "amo.redirect_uri: 'http://a.example/callback': must begin"),
-        ("AMO__REDIRECT_URI", "https://a.example/cb", "amo.redirect_uri: its path must end in /callback"),
+        ("AMO__REDIRECT_URI", "https://a.example/cb", "the path of amo.redirect_uri must end in /callback"),
         ("AMO__ENDPOINT", "https://a.example", "amo.endpoint: 'https://a.example': must contain {domain}"),
         ("AMO__ENDPOINT", "http://a.example/{domain}", "amo.endpoint: 'http://a.example/{domain}': must begin"),
         ("AMO__ENDPOINT", "https://u:p@{domain}", "amo.endpoint: must not contain a user name or password"),
-        ("AMO", '{"x', "AMO_CALLBACK_AMO: unknown variable: use AMO_CALLBACK_SECTION__KEY with a section of"),
-        ("AMO__DEFAULT_DOMAIN", "evil.com", "amo: default_domain: 'evil.com' is neither AMO's nor in allowed_domains"),
-        ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' is neither"),
+        ("AMO", '{"x', "AMO_CALLBACK_AMO: unknown variable; use AMO_CALLBACK_SECTION__KEY with a section of"),
+        (
+            "AMO__DEFAULT_DOMAIN",
+            "evil.com",
+            "amo: default_domain 'evil.com' is neither a host of AMO nor in allowed_domains",
+        ),
+        ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' must be"),
         ("AMO__ALLOWED_DOMAINS", "https://a.example", "amo.allowed_domains: 'https://a.example': 'https"),
         ("SERVER__TRUSTED_PROXIES", "10.0.0.0/8 nginx", "server.trusted_proxies: "),
         ("SERVER__MAX_CONNECTIONS", "0", "server.max_connections: '0': input should be greater than 0"),
         ("SERVER__SOCKET_MODE", "rw-rw----", "server.socket_mode: 'rw-rw----': must be an octal mode in quotes"),
         ("SERVER__SOCKET_MODE", "4660", "server.socket_mode: '4660': must be an octal mode in quotes"),
-        ("AMO__TIMEOUT", "60", "refresh.lease: must be greater than amo.timeout"),
+        ("AMO__TIMEOUT", "60", "refresh.lease must be greater than amo.timeout"),
         ("AMO__TIMEOUT", "nan", "amo.timeout: 'nan': input should be"),
         ("AMO__REQUESTS_PER_SECOND", "0", "amo.requests_per_second: '0': input should be greater than 0"),
         ("APP__DEEP_LINK", "javascript:alert(1)", "app.deep_link: 'javascript:alert(1)': must be a URL"),
@@ -252,7 +256,7 @@ def test_load_settings_unknown_setting_suggests_nearest(text: str, nearest: str,
         ("REFRESH__AT", "1.5", "refresh.at: '1.5': input should be less than 1"),
         ("REFRESH__CONCURRENCY", "0", "refresh.concurrency: '0': input should be greater than 0"),
         ("WEBHOOK__URL", "http://a.example/hook", "webhook.url: 'http://a.example/hook': must begin with https://"),
-        ("WEBHOOK__URL", "https://a.example/hook", "webhook.secret: is required with webhook.url"),
+        ("WEBHOOK__URL", "https://a.example/hook", "webhook.secret: required with webhook.url"),
         ("LOG__LEVEL", "loud", "log.level: 'loud': input should be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
@@ -268,18 +272,18 @@ def test_load_settings_invalid_value_is_reported_with_key(key: str, value: str, 
         (
             "STORAGE__ENCRYPTION_KEYS",
             "sekret-not-a-key",
-            "storage.encryption_keys: line 1 is not a key: amo-callback keygen",
+            "storage.encryption_keys: line 1 is not a key; `amo-callback keygen`",
         ),
         ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is not a key"),
         ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must contain at least one key"),
         (
             "WEBHOOK__SECRET",
             "whsec_sekret",
-            "webhook.secret: line 1 is not a secret: whsec_ and 24 to 64 bytes in base64",
+            "webhook.secret: line 1 must be whsec_ and 24 to 64 bytes in base64",
         ),
-        ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 is not a secret"),
-        ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 is not a secret"),
-        ("WEBHOOK__SECRET", "whsec_" + "A" * 28, "webhook.secret: line 1 is not a secret"),
+        ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 must be whsec_"),
+        ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 must be whsec_"),
+        ("WEBHOOK__SECRET", "whsec_" + "A" * 28, "webhook.secret: line 1 must be whsec_"),
         ("WEBHOOK__SECRET", " ", "webhook.secret: must contain at least one secret"),
         ("WEBHOOK__SECRET", NEW, "webhook.secret: has no effect without webhook.url"),
         ("STORAGE__URL", "mysql://u:sekret@a/b", "storage.url: must begin with sqlite:/// and name a file"),
@@ -302,8 +306,8 @@ JWKS_URL = "APP__JWKS_URL=https://a.example/keys"
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ((JWT_SECRET,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
-        ((JWKS_URL,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
+        ((JWT_SECRET,), ["app.jwt_audience: required with app.jwt_secret or app.jwks_url; the aud of each"]),
+        ((JWKS_URL,), ["app.jwt_audience: required with app.jwt_secret or app.jwks_url; the aud of each"]),
         (
             (JWT_SECRET, JWKS_URL, "APP__JWT_AUDIENCE=a"),
             ["app.jwks_url: 'https://a.example/keys': cannot be combined"],
@@ -313,10 +317,10 @@ JWKS_URL = "APP__JWKS_URL=https://a.example/keys"
             ("APP__JWT_ISSUER=a", "APP__JWT_USER_CLAIM=id"),
             ["app.jwt_issuer: 'a': has no effect without", "app.jwt_user_claim: 'id': has no effect without"],
         ),
-        (("APP__JWT_SECRET=sekret", "APP__JWT_AUDIENCE=a"), ["app.jwt_secret: must have 32 bytes or more"]),
+        (("APP__JWT_SECRET=sekret", "APP__JWT_AUDIENCE=a"), ["app.jwt_secret: must have at least 32 bytes"]),
         (
             ('APP__JWT_SECRET={"kty":"RSA","n":"sekret","e":"AQAB"}', "APP__JWT_AUDIENCE=a"),
-            ["app.jwt_secret: is another kind of key (PEM, SSH, JWK): HS256 requires"],
+            ["app.jwt_secret: must be a shared secret, not a PEM, SSH or JWK key; for public keys"],
         ),
         (
             ("APP__JWKS_URL=http://a.example/keys", "APP__JWT_AUDIENCE=a"),
@@ -349,14 +353,12 @@ def test_load_settings_accepts_jwt_secret_or_key_set(key: str) -> None:
 
 def test_load_settings_unreadable_file_is_reported_without_content(tmp_path: Path) -> None:
     """The error of a missing, invalid or binary file quotes nothing, because the line may hold a secret."""
-    assert _problems({}, tmp_path / "none.toml") == [
-        f"{tmp_path / 'none.toml'}: cannot be read: No such file or directory"
-    ]
+    assert _problems({}, tmp_path / "none.toml") == [f"cannot read {tmp_path / 'none.toml'}: No such file or directory"]
     path = _written(tmp_path, '[amo]\nclient_secret = "sekret\n')
     [problem] = _problems({}, path)
-    assert problem == f"{path}: is not valid TOML: (at line 2, column 24)"
+    assert problem == f"{path}: invalid TOML (at line 2, column 24)"
     path.write_bytes(b"\xff")
-    assert _problems({}, path) == [f"{path}: is not UTF-8 text"]
+    assert _problems({}, path) == [f"{path}: not valid UTF-8"]
     path = _written(tmp_path, f"[amo]\nclient_id = {'9' * 5000}")  # more digits than Python reads
     assert _problems({}, path) == [f"{path}: a number has too many digits"]
 
@@ -364,10 +366,10 @@ def test_load_settings_unreadable_file_is_reported_without_content(tmp_path: Pat
 def test_load_settings_unreadable_secrets_folder_is_reported(tmp_path: Path) -> None:
     """A missing folder, or a secret that is not text, is named."""
     [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path / "none")})
-    assert problem.endswith("the secrets cannot be read: No such file or directory")
+    assert problem == f"cannot read the secrets in {tmp_path / 'none'}: No such file or directory"
     (tmp_path / "amo.client_secret").write_bytes(b"\xff\xfe")
     [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    assert problem.endswith("amo.client_secret: is not UTF-8 text")
+    assert problem.endswith("amo.client_secret: not valid UTF-8")
 
 
 def test_settings_repr_shows_no_secret() -> None:

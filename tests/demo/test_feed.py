@@ -29,7 +29,7 @@ def test_sentence_describes_event_with_times() -> None:
     """Each event for the user is a sentence with its times."""
     due = {"next_refresh_at": _AT, "error": "outcome_open"}
     assert sentence(Event(name="refresh.succeeded", fields=due)) == (
-        "Refreshed, and stored before any caller receives it. Next refresh at 12:00:00."
+        "Refreshed: the new pair is stored before any caller receives it. Next refresh at 12:00:00."
     )
     assert sentence(Event(name="refresh.failed", fields=due)) == (
         "No response: the refresh token may be spent, so it is introspected before it is sent again. "
@@ -42,16 +42,19 @@ def test_sentence_describes_event_with_times() -> None:
 @pytest.mark.parametrize(
     ("fields", "result"),
     [
-        ({"token_state": TokenState.VALID, "again_at": None}, "Introspection accepts the token: it is kept."),
+        ({"token_state": TokenState.VALID, "again_at": None}, "Introspection accepts the token: the tokens are kept."),
         (
             {"token_state": TokenState.REJECTED, "again_at": _AT},
-            "Introspection rejects the token, possibly for another reason: it is kept, and introspected again.",
+            "Introspection rejects the token, possibly for another reason: the tokens are kept and introspected again.",
         ),
         (
             {"token_state": TokenState.UNKNOWN, "again_at": _AT},
-            "amoCRM does not answer: it is kept, and introspected again.",
+            "amoCRM does not respond: the tokens are kept and introspected again.",
         ),
-        ({"token_state": TokenState.NOT_CHECKED, "again_at": None}, "Introspection is not possible: it is kept."),
+        (
+            {"token_state": TokenState.NOT_CHECKED, "again_at": None},
+            "Introspection is not possible: the tokens are kept.",
+        ),
     ],
 )
 def test_sentence_of_unconfirmed_hook_contains_introspection_result(fields: dict[str, object], result: str) -> None:
@@ -70,13 +73,13 @@ def test_noted_as_describes_presented_credential_and_introspection() -> None:
     """A presented credential is spent, rejected or unread, and introspection spends nothing; no credential is shown."""
     assert noted_as(_entry()) == "A refresh token is presented and spent: a new pair is issued."
     assert noted_as(_entry(kind="authorization_code", status=None)) == (
-        "An authorization code is received, but not examined."
+        "An authorization code is received but not examined."
     )
     assert noted_as(_entry(status=401, hint="Token has been revoked")) == (
-        "A refresh token is presented: 401, Token has been revoked."
+        "A refresh token is presented; the response is 401 (Token has been revoked)."
     )
     asked = LookUp(at=_AT, kind="access_token", host="", status=401)
-    assert noted_as(asked) == "Introspected an access token, which spends nothing: it is invalid."
+    assert noted_as(asked) == "Introspection, which spends nothing, rejects an access token."
 
 
 def test_feed_lists_amo_entries_before_service_events() -> None:
@@ -91,7 +94,7 @@ def test_feed_lists_amo_entries_before_service_events() -> None:
     assert [(line.number, line.who, line.text[:7]) for line in lines] == [
         (1, "amoCRM", "Introsp"),
         (2, "amoCRM", "A refre"),
-        (3, "service", "It work"),
+        (3, "service", "The con"),
     ]
     assert list(feed.lines) == lines
 

@@ -36,7 +36,7 @@ async def test_phone_second_account_is_second_connection(show: Walkthrough) -> N
 async def test_phone_link_with_unknown_state_is_ignored(show: Walkthrough) -> None:
     """A deep link with a state that the app did not create, or has used, changes nothing."""
     html = await show.page(f"http://{show.addresses.panel}/phone/return?code=def50200aa&state=ac1.somebody")
-    assert "Connect AMO CRM" in html
+    assert "Connect amoCRM" in html
     assert "Not connected" not in html
 
 
@@ -46,7 +46,7 @@ async def test_phone_disconnect_removes_connection(show: Walkthrough) -> None:
     async with show.http.post(f"http://{show.addresses.panel}/phone/disconnect") as response:
         assert "Disconnected" in await response.text()
     await show.until(lambda lifetime: not lifetime.connections)
-    assert show.said("you") == ["The app user disconnects: the service has erased the tokens."]
+    assert show.said("you") == ["The app user disconnected: the service erased the tokens."]
 
 
 def test_phone_link_values_are_shortened() -> None:

@@ -22,7 +22,7 @@ async def test_scenario_rejected_makes_one_refresh(show: Walkthrough) -> None:
     """A hundred rejections by AMO cause one refresh and one new token."""
     one = await show.connect()
     assert await show.attempt("rejected", one.id) == 204
-    assert show.said("you")[-1] == "100 responses with 1 new token in total; requests to amoCRM: once."
+    assert show.said("you")[-1] == "Responses: 100; different access tokens: 1; refresh requests to amoCRM: 1."
 
 
 async def test_scenario_cut_request_is_refreshed_after_introspection(show: Walkthrough) -> None:
@@ -31,7 +31,7 @@ async def test_scenario_cut_request_is_refreshed_after_introspection(show: Walkt
     assert await show.attempt("cut", one.id) == 204
     lifetime = await show.until(lambda lifetime: lifetime.spent == 1)
     assert (_only(lifetime).status, lifetime.again) == ("active", 0)
-    assert "Introspected a refresh token, which spends nothing: it is valid." in show.said("amoCRM")
+    assert "Introspection, which spends nothing, accepts a refresh token." in show.said("amoCRM")
 
 
 async def test_scenario_lost_answer_needs_reauthorization(show: Walkthrough) -> None:
@@ -40,7 +40,7 @@ async def test_scenario_lost_answer_needs_reauthorization(show: Walkthrough) -> 
     assert await show.attempt("lost", one.id) == 204
     lifetime = await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
     assert (_only(lifetime).reason, lifetime.again, _only(lifetime).due_in) == ("in_doubt", 1, None)
-    assert "Connect AMO CRM again" in await show.page(f"http://{show.addresses.panel}/phone")
+    assert "Connect amoCRM again" in await show.page(f"http://{show.addresses.panel}/phone")
     await show.connect()
     await show.until(lambda lifetime: _only(lifetime).status == "active")
 
@@ -69,7 +69,7 @@ async def test_scenario_revoke_erases_connection(show: Walkthrough) -> None:
     one = await show.connect()
     assert await show.attempt("revoke", one.id) == 204
     await show.until(lambda lifetime: not lifetime.connections)
-    assert "AMO CRM is no longer connected" in await show.page(f"http://{show.addresses.panel}/phone")
+    assert "amoCRM is no longer connected" in await show.page(f"http://{show.addresses.panel}/phone")
     again = await show.connect()
     assert (again.id, again.status, again.backend_status) == (one.id, "active", 200)
 
@@ -79,7 +79,7 @@ async def test_scenario_away_hands_out_valid_token(show: Walkthrough) -> None:
     one = await show.connect()
     assert await show.attempt("away") == 204
     assert await show.attempt("lost", one.id) == 204
-    assert show.said("you")[-1] == "amoCRM is unreachable, so no token can be lost."
+    assert show.said("you")[-1] == "amoCRM is unreachable: make it reachable before you lose a request or response."
     await show.attempt("refresh", one.id)
     assert show.said("you")[-1].startswith("The response: 503, amo_unavailable")
     lifetime = await show.until(lambda lifetime: lifetime.away)

@@ -56,7 +56,7 @@ async def test_check_of_running_service_is_ok(tmp_path: Path, encryption_key: st
         assert not_ok - {"systemd", "disk"} == {"redirect_uri"}
         assert (status, result["severity"]) == (0, "warn")
         by_name = {one["check"]: one["message"] for one in result["findings"]}
-        assert by_name["keys"] == "decrypt all 2 pairs"
+        assert by_name["keys"] == "the keys decrypt all 2 pairs"
         assert "leads to this service" in by_name["proxy"]
 
 
@@ -66,8 +66,8 @@ async def test_check_without_service_reports_findings(tmp_path: Path, encryption
         _fix_addresses(stage, tmp_path)
         status, out, err = await command("check", folder=tmp_path, environ=stage.environ())
         assert (status, err) == (0, "")
-        assert "warn  store            there is no database" in out
-        assert "> start it: amo-callback serve" in out
+        assert "warn  store            the database " in out
+        assert "> start it with `amo-callback serve`" in out
         assert out.splitlines()[-1].endswith("0 fail")
         stage.settings["SERVER__BASE_PATH"] = "/elsewhere"
         status, result = await _checked(stage)
@@ -101,4 +101,7 @@ async def test_check_as_root_acts_as_database_owner(folder: Path, encryption_key
         os.chown(folder / "rescue", 0, 0)
         status, result = await _checked(stage)
         [rescue] = [one for one in result["findings"] if one["check"] == "rescue"]
-        assert (status, rescue["message"]) == (1, "could not be checked: PermissionError: Permission denied")
+        assert (status, rescue["message"]) == (
+            1,
+            "the check could not be completed: PermissionError: Permission denied",
+        )

@@ -85,10 +85,13 @@ async def test_low_soft_limit_is_raised_to_hard_limit(tmp_path: Path, encryption
         assert process.named("descriptors.low") == []
 
 
-async def test_serve_with_too_few_descriptors_exits_78(tmp_path: Path, encryption_key: str) -> None:
+@pytest.mark.parametrize(("max_connections", "required"), [("1000", 216), ("2", 204)])
+async def test_serve_with_too_few_descriptors_exits_78(
+    tmp_path: Path, encryption_key: str, max_connections: str, required: int
+) -> None:
     """The error names the required number of open files and its setting."""
-    async with staged(tmp_path, encryption_key, accounts=0) as stage:
+    async with staged(tmp_path, encryption_key, accounts=0, SERVER__MAX_CONNECTIONS=max_connections) as stage:
         status, _, result = await command("serve", folder=tmp_path, environ=stage.environ(), open_files=(128, 128))
     assert status == 78
-    assert "the process may open 128 files, but needs at least 216" in result
+    assert f"the limit on open files is 128, but the service requires at least {required}:" in result
     assert "LimitNOFILE=" in result

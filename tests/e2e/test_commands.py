@@ -40,14 +40,12 @@ async def test_commands_give_same_answers_with_and_without_service(tmp_path: Pat
         assert with_service[3] != without_service[3]  # the processes differ
         token = await _run_json(stage, "token", one.host)
         assert (token["account_id"], token["access_token"][:3]) == (str(one.id), "eyJ")
-        assert "There is no connection with the host nowhere.amocrm.ru" in await _failed(
-            stage, "token", "nowhere.amocrm.ru"
-        )
+        assert "no connection has the host nowhere.amocrm.ru" in await _failed(stage, "token", "nowhere.amocrm.ru")
         frozen = await _run_json(stage, "connections", "freeze", "--all")
         thawed = await _run_json(stage, "connections", "thaw", "--all")
         assert (frozen["frozen"], frozen["open_attempts"], thawed["frozen"]) == (True, 0, False)
         assert "only a running service refreshes" in await _failed(stage, "connections", "refresh", name)
-        assert "with --yes" in await _failed(stage, "connections", "disconnect", name)
+        assert "use --yes" in await _failed(stage, "connections", "disconnect", name)
         gone = await _run_json(stage, "connections", "disconnect", name, "--yes")
         assert gone["status"] == "disconnected"
         assert "There is no such connection" in await _failed(stage, "token", name)

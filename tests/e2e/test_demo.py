@@ -70,14 +70,14 @@ async def test_demo_connects_account_and_shows_refresh(tmp_path: Path) -> None:
     async with _demo(tmp_path, lifetime=6) as process:
         landed = await _connect(await until(r"Open +(http://[^/\s]+)"))
         assert "Back in the app" in landed
-        assert "The state matches the one that the app generated." in landed
+        assert "The state matches the one that the service issued." in landed
         assert "&#34;success&#34;: true" in landed
         await until(r"(service +reforyou\.amocrm\.ru +Connected)")
         await until(r"(service +reforyou\.amocrm\.ru +Refreshed)")
         process.send_signal(signal.SIGINT)
         rest, _ = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
     assert process.returncode == 0
-    assert "left nothing on this machine" in rest.decode()
+    assert "all its files are deleted" in rest.decode()
     assert "amo-callback init" in rest.decode()
     assert "\x1b" not in result + rest.decode()
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +90,7 @@ async def test_demo_ends_when_terminal_is_closed(tmp_path: Path) -> None:
     async with _demo(tmp_path, **streams, start_new_session=True, preexec_fn=take_terminal) as process:
         os.close(child_end)
         shown = b""
-        while b"Ctrl-C ends it" not in shown:
+        while b"Ctrl-C to end the demo" not in shown:
             shown += await asyncio.wait_for(asyncio.to_thread(os.read, parent_end, 65536), WAIT_LIMIT)
         os.close(parent_end)
         assert await asyncio.wait_for(process.wait(), WAIT_LIMIT) == 1
@@ -104,7 +104,7 @@ async def test_demo_ends_on_hangup(tmp_path: Path) -> None:
         await asyncio.wait_for(process.stdout.readline(), WAIT_LIMIT)
         process.send_signal(signal.SIGHUP)
         result, _ = await asyncio.wait_for(process.communicate(), WAIT_LIMIT)
-    assert (process.returncode, b"left nothing on this machine" in result) == (0, True)
+    assert (process.returncode, b"all its files are deleted" in result) == (0, True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,13 +114,13 @@ async def test_demo_ends_when_output_pipe_is_closed(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         result = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), WAIT_LIMIT)
-        await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), WAIT_LIMIT)
+        await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C to end the demo.\n"), WAIT_LIMIT)
         process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- nothing else closes it
         [panel] = re.findall(rb"http://\S+", result)
         async with http.post(f"{panel.decode()}scenarios/away", json={}) as response:
             assert response.status == 204
         problem = without_slow_steps((await asyncio.wait_for(process.stderr.read(), WAIT_LIMIT)).decode())
-        assert problem == "amo-callback: the output can no longer be written, so the demo has ended: Broken pipe\n"
+        assert problem == "amo-callback: the demo has ended, because its output could not be written: Broken pipe\n"
         assert await asyncio.wait_for(process.wait(), WAIT_LIMIT) == 1
 
 

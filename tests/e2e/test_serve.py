@@ -156,7 +156,7 @@ async def test_serve_invalid_configuration_exits_78(tmp_path: Path) -> None:
     assert (status, out) == (78, "")
     assert all(line.startswith("amo-callback: ") for line in err.splitlines())
     assert "amo-callback: amo.timeout: 'soon': input should be a valid number" in err
-    assert "amo-callback: storage: required" in err
+    assert "amo-callback: storage is required" in err
 
 
 async def test_serve_with_locked_store_exits_1(amo: Amo, tmp_path: Path, encryption_key: str) -> None:

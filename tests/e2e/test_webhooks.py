@@ -41,7 +41,7 @@ async def test_webhooks_are_listed_and_retried_with_and_without_service(tmp_path
         [without_service] = await _run_json(stage)
         assert {**without_service, "dead_lettered_at": None} == {**with_service, "dead_lettered_at": None}
         status, out, _ = await _run(stage, "retry", "--all")
-        assert (status, out) == (0, "1 will be sent again\n")
+        assert (status, out) == (0, "webhooks to be sent again: 1\n")
         assert (await _run_json(stage))[0]["status"] == "waiting"
         receiver.always = None
         async with stage.serving() as process:
@@ -50,5 +50,5 @@ async def test_webhooks_are_listed_and_retried_with_and_without_service(tmp_path
         assert receiver.ids == [with_service["id"]] * 3
         del stage.settings["WEBHOOK__URL"], stage.settings["WEBHOOK__SECRET"]
         status, _, err = await _run(stage, "retry", "--all")
-        assert (status, err) == (1, "amo-callback: webhook.url is not set: no webhooks are sent\n")
+        assert (status, err) == (1, "amo-callback: no webhooks are sent: set webhook.url, then try again\n")
         assert await _run_json(stage) == []

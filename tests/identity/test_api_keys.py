@@ -32,7 +32,7 @@ def test_api_keys_find_of_other_value_is_none(presented: str) -> None:
     [
         (KEY, "line 1 is neither"),
         (f"a:{KEY}\nb:short", "the key in line 2 is shorter than 32"),
-        (f"a:write:{KEY}", "line 1 names a scope that is not one of read, token, admin"),
+        (f"a:write:{KEY}", "line 1 contains an unknown scope; the scopes are read, token, admin"),
         (f"a:{KEY}\na:{KEY}2", "two lines have the same name"),
         (f"a:{KEY}\nb:read:{KEY}", "two lines have the same key"),
         (f"a:{KEY[1:]}", "the key in line 1 is shorter than 32"),

@@ -237,7 +237,7 @@ async def test_hs256_user_claim_replaces_sub() -> None:
 def test_hs256_short_secret_or_public_key_raises() -> None:
     """A public key is known to everyone, so it would accept everyone's tokens."""
     for secret in ("", "x" * 31, PEM.decode(), json.dumps(jwk(rsa_key("issuer"))), "ssh-rsa " + "A" * 300):
-        with pytest.raises(ValueError, match=r"must have 32 bytes|is another kind of key") as raised:
+        with pytest.raises(ValueError, match=r"must have at least 32 bytes|must be a shared secret") as raised:
             Hs256Verifier(secret, rules=RULES)
         assert not secret or secret not in str(raised.value)
     Hs256Verifier("ё" * 16, rules=RULES)

@@ -123,7 +123,9 @@ async def test_freeze_and_thaw_are_each_reported_once(harness: RefreshHarness) -
     for _ in range(3):
         await lifecycle.freeze_switch.thaw_all()
     assert harness.witness.names() == ["service.frozen", "service.thawed"]
-    assert harness.witness.events[0].fields["text"] == "amo-callback connections thaw --all"
+    assert harness.witness.events[0].fields["text"] == (
+        "once no other host uses these tokens, run `amo-callback connections thaw --all`"
+    )
     recorded: list[Any] = [event.name for event in await harness.store.events(limit=10)]
     assert recorded == ["service.thawed", "service.frozen"]
 

@@ -42,7 +42,7 @@ async def test_history_token_spent_by_other_system_names_possible_causes(harness
     [event] = await _history(harness, connection)
     assert (event.name, event.details["reason"]) == ("connection.needs_reauth", "revoked")
     assert event.details["token"] == _abbreviated_fingerprint(harness, connection)
-    assert str(event.details["spent_by"]).startswith("not used by this database before")
+    assert str(event.details["spent_by"]).startswith("no earlier use of the token is recorded in this database")
     assert (event.details["status"], len(str(event.details["request_id"]))) == (401, 32)
 
 

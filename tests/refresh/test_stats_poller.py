@@ -101,7 +101,7 @@ async def test_poll_late_answer_has_age_of_its_query(harness: PollerHarness) -> 
     ("error", "problem", "events"),
     [
         (StoreUnavailable("SQLITE_IOERR"), "store_unavailable", []),
-        (ZeroDivisionError("secret"), "a bug", ["stats.failed"]),
+        (ZeroDivisionError("secret"), "internal error (see stats.failed in the log)", ["stats.failed"]),
     ],
     ids=["outage", "bug"],
 )

@@ -132,7 +132,7 @@ async def test_backup_opened_in_place_is_frozen_and_allows_no_claim(database: Pa
     async with open_store("sqlite:///copy", folder=target.parent, clock=SystemClock()) as store:
         frozen = present(await store.frozen())
         assert frozen.at == START
-        assert frozen.why.endswith("once no other host uses its tokens, run `amo-callback connections thaw --all`")
+        assert frozen.why == "the database is a copy, and another host may still use its tokens"
         assert await store.claim(a_claim(stored)) is None
         assert (await store.due(now=START.replace(year=2030), limit=9, exclude=[])).refreshes == []
         with pytest.raises(Frozen):
@@ -319,7 +319,7 @@ async def test_restore_over_database_in_use_is_refused(database: Path, target: P
 async def test_restore_onto_itself_is_refused(database: Path) -> None:
     """The database's own file is refused as a backup."""
     await _make(database, 1)
-    assert _refused(database, database) == f"{database} is the database itself: name a backup"
+    assert _refused(database, database) == f"{database} is the current database: specify a backup"
 
 
 async def test_restore_concurrent_open_reads_old_or_new_database(database: Path, target: Path) -> None:
@@ -433,7 +433,9 @@ async def test_restore_of_foreign_database_is_refused(database: Path, target: Pa
     assert "is not an amo-callback database" in _refused(target, database)
     theirs = target.rename(target.with_name("theirs"))
     _back_up(database, target)
-    assert _refused(target, theirs) == f"{theirs} is not an amo-callback database, so it is not replaced"
+    assert _refused(target, theirs) == (
+        f"{theirs} is not an amo-callback database and was not replaced: check storage.url"
+    )
 
 
 async def test_restore_over_newer_schema_keeps_newer_database(database: Path, target: Path) -> None:
@@ -453,7 +455,8 @@ async def test_restore_over_damaged_database_asks_to_move_it(database: Path, tar
     database.write_bytes(b"this was a database" * 999)
     result = _refused(target, database)
     assert result == (
-        f"{database} cannot be copied first (SQLITE_NOTADB): move it and its -wal and -journal files away, and retry"
+        f"{database} cannot be copied before it is replaced (SQLITE_NOTADB): move it and its -wal and -journal files "
+        "away, and run the command again"
     )
     database.rename(database.with_name("damaged"))
     _restore(target, database)

@@ -98,7 +98,7 @@ async def test_open_other_schema_is_refused(
     version = known + step
     on_postgres = f"UPDATE schema_version SET version = {version}"  # noqa: S608 -- a number
     await _run(database_url, tmp_path, f"PRAGMA user_version = {version}", on_postgres)
-    with pytest.raises(OtherSchema, match=rf"\(schema {version}, known here: {known}\)"):
+    with pytest.raises(OtherSchema, match=rf"\(schema {version}; this version uses schema {known}\)"):
         async with open_store(database_url, folder=tmp_path, clock=clock, read_only=read_only):
             pass
 
@@ -109,7 +109,7 @@ async def test_open_foreign_database_is_refused(
 ) -> None:
     """A database with another program's tables is refused and not migrated, whatever their names."""
     await _run(database_url, tmp_path, *["CREATE TABLE connections (id INTEGER)"] * 2)
-    with pytest.raises(ConfigurationError, match="contains something else"):
+    with pytest.raises(ConfigurationError, match="contains other tables"):
         async with open_store(database_url, folder=tmp_path, clock=clock, read_only=read_only):
             pass
 

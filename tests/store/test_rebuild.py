@@ -46,9 +46,9 @@ def _rebuilt(copy: Path, limits: RestoreLimits) -> int:
 @pytest.mark.parametrize(
     ("limits", "why"),
     [
-        (RestoreLimits(file=4096), "is larger than 0 MiB, and so not a backup"),
-        (RestoreLimits(rows=3), r"has 4 rows in \w+, more than 3"),
-        (RestoreLimits(value=100), "contains a value longer than any of amo-callback's"),
+        (RestoreLimits(file=4096), "is larger than 0 MiB, the maximum for a backup"),
+        (RestoreLimits(rows=3), r"has 4 rows in \w+, more than the maximum of 3"),
+        (RestoreLimits(value=100), "contains a value longer than amo-callback could store"),
     ],
 )
 async def test_rebuild_beyond_limit_is_refused(copy: Path, limits: RestoreLimits, why: str) -> None:
@@ -66,7 +66,9 @@ async def test_rebuild_of_file_changed_meanwhile_is_refused(copy: Path) -> None:
         with closing(sqlite3.connect(copy)) as other, other:
             other.execute("DELETE FROM connections")
         with (
-            pytest.raises(BackupFailed, match="copy changed while it was read: make a `backup` of it first"),
+            pytest.raises(
+                BackupFailed, match="copy changed while it was read: use a backup made by `amo-callback backup`"
+            ),
             rebuild(given, copy.with_name("new.db"), now=START, progress=unseen),
         ):
             pytest.fail("it was built")

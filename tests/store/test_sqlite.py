@@ -56,7 +56,7 @@ async def test_files_have_mode_600(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["mysql://x", "amo-callback.db", "sqlite://x"])
 async def test_open_other_engine_is_refused(url: str, tmp_path: Path) -> None:
     """A URL of another engine is refused with the accepted form."""
-    assert (await _fails(url, tmp_path)).startswith("storage.url: must begin with sqlite:///")
+    assert (await _fails(url, tmp_path)).startswith("storage.url must begin with sqlite:///")
 
 
 async def test_open_unusable_file_names_file_and_reason(tmp_path: Path) -> None:

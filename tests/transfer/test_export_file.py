@@ -86,7 +86,7 @@ def test_export_is_decrypted_only_by_its_passphrase() -> None:
     assert read[PASSPHRASE] == [ParsedRecord(place="line 2", record=RECORDS[0])]
     [problem] = read["another passphrase"]
     assert isinstance(problem, RecordError)
-    assert problem.why == "the passphrase or key is wrong, or the file was changed"
+    assert problem.why == "the passphrase or key is wrong, or the file was modified"
 
 
 def test_export_is_decrypted_by_named_key_of_host() -> None:
@@ -96,7 +96,7 @@ def test_export_is_decrypted_by_named_key_of_host() -> None:
     file.seek(0)
     cipher = cipher_for(header, keys=[OTHER_KEY, KEY], passphrase=_never)
     assert len(list(read_export(file, cipher=cipher))) == 3
-    with pytest.raises(CommandFailed, match="which is not in storage") as raised:
+    with pytest.raises(CommandFailed, match="is not in storage") as raised:
         cipher_for(header, keys=[OTHER_KEY], passphrase=_never)
     assert json.loads(header)["sealed_with"]["key"] in str(raised.value)
     assert KEY[:8] not in header.decode()
@@ -163,7 +163,7 @@ BAD_COSTS: list[dict[str, Any]] = [
 )
 def test_export_hostile_header_is_refused_before_passphrase(header: bytes) -> None:
     """Excessive scrypt costs, unknown versions and fields are refused before a passphrase is asked for."""
-    with pytest.raises(CommandFailed, match="not the header of an export that this version can read") as raised:
+    with pytest.raises(CommandFailed, match="this version cannot read the header of the export") as raised:
         cipher_for(header, keys=[KEY], passphrase=_never)
     assert len(str(raised.value)) < 500
 
@@ -171,9 +171,9 @@ def test_export_hostile_header_is_refused_before_passphrase(header: bytes) -> No
 @pytest.mark.parametrize(
     ("sealed_with", "why"),
     [
-        ({"passphrase": COST | {"n": 3 * 2**10}}, "invalid parameters of scrypt"),
-        ({"passphrase": COST | {"n": 3}}, "invalid parameters of scrypt"),
-        ({}, "which is not in storage"),
+        ({"passphrase": COST | {"n": 3 * 2**10}}, "sealed_with contains invalid scrypt parameters"),
+        ({"passphrase": COST | {"n": 3}}, "sealed_with contains invalid scrypt parameters"),
+        ({}, "is not in storage"),
     ],
 )
 def test_export_header_without_usable_key_is_refused(sealed_with: dict[str, Any], why: str) -> None:
@@ -234,11 +234,11 @@ def test_new_file_existing_target_is_kept(tmp_path: Path) -> None:
     """A file created meanwhile or a dangling link is kept, and a missing folder is named."""
     path, link = tmp_path / "x.export", tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(CommandFailed, match="cannot be written: File exists"):
+    with pytest.raises(CommandFailed, match=r"cannot write .*: File exists"):
         _write(link, then=lambda: None)
-    with pytest.raises(CommandFailed, match="cannot be written: File exists"):
+    with pytest.raises(CommandFailed, match=r"cannot write .*: File exists"):
         _write(path, then=lambda: path.write_bytes(b"old"))
-    with pytest.raises(CommandFailed, match="cannot be written: No such file or directory"):
+    with pytest.raises(CommandFailed, match=r"cannot write .*: No such file or directory"):
         _write(tmp_path / "nowhere" / "x.export", then=lambda: None)
     assert path.read_bytes() == b"old"
     assert {each.name for each in tmp_path.iterdir()} == {"link", "x.export"}

@@ -177,7 +177,7 @@ async def test_export_with_pending_writes_is_refused(store: Store, cipher: Ciphe
     await _connect(store, cipher)
     rescue.write("one", b"sealed")
     for exporting in (_wait_until_idle(store, clock, rescue=rescue), _export(store, cipher, rescue=rescue)):
-        with pytest.raises(CommandFailed, match=r"are in the rescue folder \(1\)"):
+        with pytest.raises(CommandFailed, match=r"the rescue folder contains unsaved token pairs \(1\)"):
             await exporting
 
 
@@ -208,6 +208,6 @@ async def test_export_of_store_thawed_meanwhile_is_refused(store: Store, cipher:
             await store.freeze_all(why="again")
         return await store.page(after=after, limit=limit, only=only)  # type: ignore[arg-type]  # reason: passed through
 
-    with pytest.raises(CommandFailed, match="thawed meanwhile"):
+    with pytest.raises(CommandFailed, match="thawed during the export"):
         await _export(cast("Any", Override(store, page=thawing_page)), cipher)
     assert (await now(store, connection)).attempt is None

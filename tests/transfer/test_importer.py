@@ -131,16 +131,16 @@ async def test_import_keeps_possibly_spent_token(store: Store, cipher: Cipher) -
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"client_id": "other"}, "its tokens were granted to another client_id than amo.client_id"),
-        ({"domain": "evil.example"}, "domain: is neither AMO's nor in amo.allowed_domains"),
-        ({"domain": "a.b.amocrm.ru"}, "domain: is neither AMO's nor in amo.allowed_domains"),
-        ({"domain": "A2.amocrm.ru"}, "domain: is neither AMO's nor in amo.allowed_domains"),
-        ({"domain": "https://a2.amocrm.ru/"}, "domain: is neither AMO's nor in amo.allowed_domains"),
-        ({"domain": ""}, "domain: is neither AMO's nor in amo.allowed_domains"),
-        ({"api_domain": "api.evil.example"}, "api_domain: is neither AMO's nor in amo.allowed_domains"),
-        ({"account_id": "666"}, "its account is not in amo.allowed_accounts"),
-        ({"id": a_record(1).id}, "is the same account and user as line 1"),
-        ({"refresh_token": "refresh-token-of-1"}, "has the same refresh token as line 1"),
+        ({"client_id": "other"}, "the tokens were granted to a client_id other than amo.client_id"),
+        ({"domain": "evil.example"}, "domain is neither an AMO host nor in amo.allowed_domains"),
+        ({"domain": "a.b.amocrm.ru"}, "domain is neither an AMO host nor in amo.allowed_domains"),
+        ({"domain": "A2.amocrm.ru"}, "domain is neither an AMO host nor in amo.allowed_domains"),
+        ({"domain": "https://a2.amocrm.ru/"}, "domain is neither an AMO host nor in amo.allowed_domains"),
+        ({"domain": ""}, "domain is neither an AMO host nor in amo.allowed_domains"),
+        ({"api_domain": "api.evil.example"}, "api_domain is neither an AMO host nor in amo.allowed_domains"),
+        ({"account_id": "666"}, "the account is not in amo.allowed_accounts"),
+        ({"id": a_record(1).id}, "the same account and user as in line 1"),
+        ({"refresh_token": "refresh-token-of-1"}, "the same refresh token as in line 1"),
     ],
 )
 async def test_import_invalid_record_refuses_whole_file(
@@ -188,7 +188,7 @@ async def test_import_replaces_other_tokens_only_if_requested(store: Store, ciph
     before = await _stored(store, a_record())
     other = a_record(refresh_token="other", issued_at=START + timedelta(seconds=1))
     plan = await _plan(store, cipher, a_record(2), other)
-    why = f"{other.id} is already stored with other tokens: --replace replaces them"
+    why = f"{other.id} is already stored with different tokens: use --replace to replace them"
     assert plan.problems == [RecordError(place="line 2", why=why)]
     await _import(store, cipher, a_record(2), other, rules=REPLACE)
     after = await _stored(store, other)
@@ -210,7 +210,7 @@ async def test_import_reconnects_disconnected_connection_only_if_requested(store
     await _import(store, cipher, a_record())
     await store.disconnect(await _stored(store, a_record()), on_request=True)
     [problem] = (await _plan(store, cipher, a_record())).problems
-    assert problem.why == f"{a_record().id} was disconnected here: --replace connects it again"
+    assert problem.why == f"{a_record().id} was disconnected: use --replace to connect it again"
     await _import(store, cipher, a_record(), rules=REPLACE)
     assert (await _stored(store, a_record())).status is Status.ACTIVE
 

@@ -144,19 +144,19 @@ def test_read_file_notes_owner() -> None:
         ({"refresh_token": "with\ttab"}, "refresh_token: string should match pattern"),
         ({"domain": None}, "domain: field required"),
         ({"domain": 7}, "domain: input should be a valid string"),
-        ({"expires_in": None, "access_token": "opaque"}, "expires_in or expires_at: field required"),
+        ({"expires_in": None, "access_token": "opaque"}, "expires_in or expires_at is required"),
         ({"expires_in": "86400"}, "expires_in: input should be a valid number"),
         ({"expires_in": -5}, "expires_in: input should be greater than or equal to 0"),
         ({"expires_in": float("nan")}, "expires_in: input should be a finite number"),
         ({"expires_in": True}, "expires_in: input should be a valid number"),
-        ({"expires_at": "tomorrow"}, "expires_at, expires_in: neither seconds nor a plausible time"),
-        ({"expires_at": "2026-11-23T13:00:00"}, "expires_at, expires_in: neither seconds nor a plausible time"),
+        ({"expires_at": "tomorrow"}, "expires_at or expires_in is neither a plausible number of seconds"),
+        ({"expires_at": "2026-11-23T13:00:00"}, "expires_at or expires_in is neither a plausible number of seconds"),
         ({"expires_at": START.timestamp() * 1000}, "expires_at: input should be less than"),
-        ({"expires_at": 2**34}, "expires_at, expires_in: neither seconds nor a plausible time"),
-        ({"expires_at": "9999-12-31T23:59:59Z"}, "expires_at, expires_in: neither seconds nor a plausible time"),
-        ({"expires_in": 10**9}, "expires_at, expires_in: neither seconds nor a plausible time"),
-        ({"account_id": "2"}, "account_id: the access token names another one"),
-        ({"user_id": 99}, "user_id: the access token names another one"),
+        ({"expires_at": 2**34}, "expires_at or expires_in is neither a plausible number of seconds"),
+        ({"expires_at": "9999-12-31T23:59:59Z"}, "expires_at or expires_in is neither a plausible number of seconds"),
+        ({"expires_in": 10**9}, "expires_at or expires_in is neither a plausible number of seconds"),
+        ({"account_id": "2"}, "account_id differs from the one in the access token"),
+        ({"user_id": 99}, "user_id differs from the one in the access token"),
         ({"account_id": "a b"}, "account_id: string should match pattern"),
     ],
 )
@@ -170,17 +170,17 @@ def test_read_file_invalid_field_is_named_without_value(entry: dict[str, Any], w
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "line 1, column 1: not JSON"),
-        (b"{", "line 1, column 2: not JSON"),
-        (b'{"access_token": "secret-secret"', "line 1, column 33: not JSON"),
-        (b'[{"access_token": "a"},\n {"access_token": "secret-secret}]', "line 2, column 19: not JSON"),
-        (b"\xff\xfe\xff", "is not JSON"),
-        (b"[" * 200_000, "is not JSON"),
-        (b'[{"expires_in": ' + b"9" * 5000 + b"}]", "is not JSON"),
-        (b"[]", "contains no connections"),
-        (b"7", "contains no connections"),
-        (b'"text"', "contains no connections"),
-        (b'{"connections": {}}', "contains no connections"),
+        (b"", "line 1, column 1: invalid JSON"),
+        (b"{", "line 1, column 2: invalid JSON"),
+        (b'{"access_token": "secret-secret"', "line 1, column 33: invalid JSON"),
+        (b'[{"access_token": "a"},\n {"access_token": "secret-secret}]', "line 2, column 19: invalid JSON"),
+        (b"\xff\xfe\xff", "the file is not valid JSON"),
+        (b"[" * 200_000, "the file is not valid JSON"),
+        (b'[{"expires_in": ' + b"9" * 5000 + b"}]", "the file is not valid JSON"),
+        (b"[]", "the file contains no connections"),
+        (b"7", "the file contains no connections"),
+        (b'"text"', "the file contains no connections"),
+        (b'{"connections": {}}', "the file contains no connections"),
     ],
 )
 def test_read_file_other_json_is_refused_with_place(content: bytes, why: str) -> None:
@@ -266,7 +266,7 @@ async def test_read_raw_without_certain_pair_is_refused(store: Store, cipher: Ci
     """Without a certain pair the error says that the user has to connect."""
     connection = await _connection(store)
     assert await _read_raw(store, cipher, body, file_name(connection)) == RecordError(
-        place=f"{ID}-1.raw", why="it contains no pair: the user has to connect again"
+        place=f"{ID}-1.raw", why="no token pair was found; the user must connect again"
     )
 
 
@@ -276,7 +276,7 @@ async def test_read_raw_of_connection_with_newer_pair_is_refused(store: Store, c
     await store.save_refreshed(a_refreshed(connection))
     problem = await _read_raw(store, cipher, _TEXT.encode(), file_name(connection))
     assert isinstance(problem, RecordError)
-    assert problem.why == "its connection has newer tokens, or is not in this database"
+    assert problem.why == "the connection has newer tokens, or is not in this database"
 
 
 async def test_read_raw_of_other_account_is_refused(store: Store, cipher: Cipher) -> None:
@@ -284,7 +284,7 @@ async def test_read_raw_of_other_account_is_refused(store: Store, cipher: Cipher
     connection = await _connection(store)
     body = json.dumps({**ISSUED, "access_token": a_token(2)})[:-1].encode()
     assert await _read_raw(store, cipher, body, file_name(connection)) == RecordError(
-        place=f"{ID}-1.raw", why="account_id: the access token names another one"
+        place=f"{ID}-1.raw", why="account_id differs from the one in the access token"
     )
 
 
@@ -300,5 +300,5 @@ async def test_read_raw_with_other_name_or_key_is_refused(store: Store, cipher: 
     connection = await _connection(store)
     sealed = await _kept(store, cipher, _TEXT.encode(), file_name(connection))
     for name, key in ((f"{ID}-2.raw", cipher), (file_name(connection), Cipher([new_key()]))):
-        with pytest.raises(CommandFailed, match="no configured encryption key decrypts it"):
+        with pytest.raises(CommandFailed, match="no configured encryption key decrypts "):
             await READER.read_raw(name, sealed, store=store, cipher=key)

@@ -59,7 +59,7 @@ async def test_supervisor_failed_refresher_gets_no_watchdog_pending_write_gets_t
     """A failed refresher stops the watchdog notifications; at shutdown a pending write requests more time."""
     supervisor, clock = Supervisor(), FailingClock()
     async with run(clock=clock, supervisor=supervisor) as app:
-        assert supervisor.received[:2] == ["READY=1", "STATUS=keeps 0 connections fresh"]
+        assert supervisor.received[:2] == ["READY=1", "STATUS=refreshing 0 active connections"]
         await app.witness.until("refresher.died")
         await clock.until_sleeping(9)
         clock.advance(16)
@@ -84,7 +84,7 @@ async def test_service_start_failed_listener_releases_resources(run: Any) -> Non
 
 async def test_service_start_wrong_encryption_keys_raises(app: Running, run: Any) -> None:
     """With keys that do not decrypt the store, the service does not start."""
-    with pytest.raises(ConfigurationError, match="none of them decrypts this database"):
+    with pytest.raises(ConfigurationError, match="no configured key decrypts this database"):
         async with run(STORAGE__ENCRYPTION_KEYS=new_key()):
             pass
     assert (await app.public("/healthz")).status == 200

@@ -15,14 +15,13 @@ from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 
 OTHER_HOST = "second.amocrm.ru"
 WRONG = {"AMO__CLIENT_SECRET": "a-wrong-secret-0123456789", "AMO__DEFAULT_DOMAIN": HOST}
-NOT_PROVEN = {"ok": True, "detail": "not proven yet"}
+NOT_PROVEN = {"ok": True, "detail": "not verified yet"}
 ACCEPTED = {"ok": True, "detail": "accepted"}
 REFUSED = {
     "ok": False,
     "detail": (
         "AMO rejects code exchanges (401 Некорректный клиент), and none has succeeded yet: "
-        "compare client id, secret and redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) "
-        "with the integration's page"
+        "compare amo.client_id, amo.client_secret and amo.redirect_uri with the integration's page in AMO"
     ),
 }
 

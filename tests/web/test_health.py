@@ -104,14 +104,15 @@ async def test_readyz_old_heartbeat_is_503(app: Running) -> None:
 
 BLOCK = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
 BLOCKED = (
-    "since 2026-11-23T12:00:00Z AMO answers 403 to every refresh, and nothing is refreshed; the next probe is sent at "
-    "2026-11-23T12:15:00Z. Ask AMO's support to unblock the address of this server"
+    "AMO has answered every refresh with 403 since 2026-11-23T12:00:00Z; refreshing is paused until a probe succeeds, "
+    "the next one at 2026-11-23T12:15:00Z: ask AMO's support to unblock this server's IP address"
 )
-ALL_ROUNDS = "every round has failed for 15 s: see refresher.failed in the log"
-OTHER_CLIENT = "accepted; connections of another client_id: 3 (their users must connect again)"
-HOLD = "{} of 3 active connections hold a valid access token"
+ALL_ROUNDS = "every refresh round has failed for 15 s: see refresher.failed in the log"
+OTHER_CLIENT = "accepted; connections granted to another client_id: 3 (their users must connect again)"
+HOLD = "{} of 3 active connections have a valid access token"
 AHEAD, BEHIND = (
-    f"this machine's clock is {off} the database's: set both by NTP" for off in ("61 s ahead of", "86400 s behind")
+    f"this machine's clock is {off} the database's: synchronize both with NTP"
+    for off in ("61 s ahead of", "86400 s behind")
 )
 
 
@@ -122,14 +123,14 @@ AHEAD, BEHIND = (
         ({"failed_for": 15.1}, "refresher", False, ALL_ROUNDS),
         ({"last": some_stats(mismatched=3)}, "amo_credentials", True, OTHER_CLIENT),
         ({}, "hosts", True, "all allowed"),
-        ({"last": some_stats(hosts_not_allowed=3)}, "hosts", False, "amo.allowed_domains: 3. Nothing is sent there"),
+        ({"last": some_stats(hosts_not_allowed=3)}, "hosts", False, "3 active connections have a host"),
         ({"last": None, "problem": "not polled yet"}, "store", False, "not polled yet"),
         ({"last": None, "problem": "not polled yet"}, "fresh", False, "unknown: not polled yet"),
         ({"problem": "last polled 31 s ago"}, "store", False, "last polled 31 s ago"),
         ({"problem": "last polled 31 s ago"}, "fresh", False, "unknown: last polled 31 s ago"),
-        ({"last_write_error": "SQLITE_FULL"}, "store", False, "cannot be written: SQLITE_FULL"),
-        ({"clock_skew": 60.0}, "clock", True, "right"),
-        ({"clock_skew": -60.0}, "clock", True, "right"),
+        ({"last_write_error": "SQLITE_FULL"}, "store", False, "writes fail: SQLITE_FULL"),
+        ({"clock_skew": 60.0}, "clock", True, "agrees with the database's clock"),
+        ({"clock_skew": -60.0}, "clock", True, "agrees with the database's clock"),
         ({"clock_skew": 60.6}, "clock", False, AHEAD),
         ({"clock_skew": -86400.0}, "clock", False, BEHIND),
         (
@@ -177,7 +178,7 @@ def test_liveness_old_heartbeat_fails_unless_store_is_unavailable(
 def test_status_line_lists_problems_or_fresh_connections() -> None:
     """The line lists every problem that the operator must fix, otherwise the number of fresh connections."""
     fake = FakeServices()
-    assert status_line(fake.services) == "keeps 42 connections fresh"
+    assert status_line(fake.services) == "refreshing 42 active connections"
     fake.store.last_write_error = "SQLITE_FULL"
     lifecycle = fake.lifecycle
     lifecycle.names = ["a-1"]
@@ -185,8 +186,8 @@ def test_status_line_lists_problems_or_fresh_connections() -> None:
     lifecycle.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
     lifecycle.frozen = Freeze(at=START, why="asked for", may_be_copy=False)
     assert status_line(fake.services) == (
-        "the database cannot be written (SQLITE_FULL); AMO rejects the client credentials; "
-        "AMO blocks this server's address; 1 new pairs wait for the database; frozen, nothing is refreshed; "
+        "writes to the database fail (SQLITE_FULL); AMO rejects the client credentials; "
+        "AMO blocks this server's address; 1 token pairs are not in the database yet; all connections are frozen; "
         "too many connections failed at once"
     )
 

@@ -70,7 +70,7 @@ def test_read_webhook_secrets_accepts_one_secret_per_line() -> None:
     with pytest.raises(ValueError, match="must contain at least one secret"):
         read_webhook_secrets("")
     for bad in (SECRET.removeprefix("whsec_"), SECRET + "!", SECRET[:-8], too_long):
-        with pytest.raises(ValueError, match="line 1 is not a secret"):
+        with pytest.raises(ValueError, match="line 1 must be whsec_"):
             read_webhook_secrets(bad)
 
 

@@ -1,1 +1,1 @@
-"""A stand-in for AMO that enforces AMO's rules strictly, so that it does not hide bugs."""
+"""A stand-in for AMO that enforces AMO's rules strictly, so that it does not hide bugs of the service."""

@@ -1,4 +1,4 @@
-"""An HTTP stand-in for AMO; each of AMO's hosts is a path prefix (`/{host}/oauth2/access_token`)."""
+"""An HTTP stand-in for AMO; each AMO host is a path prefix, as in `/{host}/oauth2/access_token`."""
 
 from __future__ import annotations
 
@@ -23,32 +23,35 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
 
 _BANNED_AFTER = 20
-"""Consecutive 429 responses after which AMO answers 403."""
+"""The number of consecutive 429 responses after which the stand-in responds with 403."""
 
 
 class Fault(Enum):
-    """A fault of the token endpoint; those not in `_BEFORE` happen after the credential was presented."""
+    """A fault of the AMO stand-in.
 
-    HTTP_500 = "500 before spending"
-    HTTP_500_AFTER = "500 after spending"
+    Faults in `_BEFORE` occur before the credential is examined. All other faults occur afterwards.
+    """
+
+    HTTP_500 = "500 before the credential is spent"
+    HTTP_500_AFTER = "500 after the credential is spent"
     HTML = "an HTML page with status 502"
     HTML_200 = "an HTML page with status 200"
-    HALF_JSON_AFTER = "half a JSON"
+    HALF_JSON_AFTER = "the first half of the JSON body"
     NO_REFRESH_TOKEN_AFTER = "a response without a refresh token"  # noqa: S105 -- a description
     REDIRECT = "a redirect"
-    RESET = "the connection closed before the request was examined"
-    HANG = "no response until the client gives up, and the request not examined"
+    RESET = "connection closed before the request is examined"
+    HANG = "no response until the client disconnects, without examining the request"
     WRONG_CLIENT = "401 without a hint"
     CLIENT_ID = "400, Check the `client_id` parameter"
     NOT_LINKED = "400, Token is not linked to client"
-    HUGE_AFTER = "64 MB"
-    NOTHING_AFTER = "the connection closed without a response"
-    HANG_AFTER = "no response until the client gives up"
+    HUGE_AFTER = "a body of 64 MB"
+    NOTHING_AFTER = "connection closed without a response"
+    HANG_AFTER = "no response until the client disconnects"
     SLOW = "a response held until released"
     TOO_MANY = "429 with Retry-After: 1"
     UNPAID = "402"
-    BLOCKED = "403 with nginx's HTML"
-    ACCOUNT_BLOCKED = "403 as a problem in JSON"
+    BLOCKED = "403 with an HTML page of nginx"
+    ACCOUNT_BLOCKED = "403 with problem+json"
     TEAPOT = "400 with an unlisted hint"
 
 
@@ -75,10 +78,10 @@ class Sandbox:
         self.introspections = 0
         self.latency = latency
         self.requests = 0
-        """Requests to the token endpoint, including those with a fault."""
+        """The number of requests to the token endpoint, including requests with a fault."""
         self.asked = asyncio.Event()
         self.cut_off = asyncio.Event()
-        """Set when a client has aborted a huge response."""
+        """Set when a client has disconnected during a huge response."""
         self.go_on = asyncio.Event()
         self._clock = clock
         self._per_second = per_second
@@ -89,7 +92,7 @@ class Sandbox:
         )
 
     async def until_asked(self, times: int) -> None:
-        """Wait until the token endpoint has received this number of requests in total."""
+        """Wait until the token endpoint has received `times` requests in total."""
         while self.requests < times:
             self.asked.clear()
             await self.asked.wait()
@@ -178,7 +181,10 @@ class Sandbox:
         return response
 
     def limit(self) -> int | None:
-        """Count a request; return 429 above the limit, and 403 for clients that continue."""
+        """Count a request; return the status of a refusal, or `None` if the rate limit allows the request.
+
+        The status is 429, or 403 after `_BANNED_AFTER` consecutive refusals.
+        """
         if self._per_second is None:
             return None
         now = self._clock.monotonic()
@@ -264,7 +270,7 @@ async def _reset(request: web.Request, _reply: SandboxReply | None) -> web.Strea
 
 
 async def _hang(request: web.Request, _reply: SandboxReply | None) -> web.StreamResponse:
-    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- handlers are not notified when a client disconnects
+    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- aiohttp does not notify handlers when a client disconnects
         await asyncio.sleep(0.01)
     return web.Response()
 

@@ -30,7 +30,7 @@ class SandboxIntegration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lifetimes:
-    """Lifetimes in seconds."""
+    """The lifetimes of codes and tokens, in seconds."""
 
     code: float = 1200.0
     access: float = 86400.0
@@ -67,7 +67,7 @@ class SandboxAccount:
     user_id: int
     disabled: bool = False
     gone: bool = False
-    """Whether the account was deleted: its host answers without a hint, and its tokens are rejected."""
+    """Whether the account was deleted; its host then responds without a hint, and its tokens are rejected."""
 
     @property
     def valid(self) -> bool:
@@ -143,10 +143,10 @@ class FakeAmo:
     # --- the token endpoint ----------------------------------------------------------------------
 
     def token(self, host: str, *, body: bytes, content_type: str) -> SandboxReply:
-        """Answer `POST https://{host}/oauth2/access_token`."""
+        """Respond to `POST https://{host}/oauth2/access_token`."""
         request = json_object(body) if content_type == "application/json" else None
         if request is None:
-            return client_unknown()  # AMO's misleading response to a form
+            return client_unknown()  # AMO responds to a form as if the client were unknown
         kind, presented = _presented(request)
         reply = self._answer(host, request, kind, presented)
         hint = reply.content.get("hint")
@@ -154,7 +154,7 @@ class FakeAmo:
         return reply
 
     def turned_away(self, host: str, *, body: bytes) -> None:
-        """Record a presented credential that was not examined."""
+        """Record a credential that was presented but not examined."""
         kind, presented = _presented(json_object(body) or {})
         self._note(host, kind, presented, status=None, hint=None)
 
@@ -259,11 +259,11 @@ class FakeAmo:
         return found[0]
 
     def forget(self, access_token: str) -> None:
-        """Invalidate an access token before it expires; AMO's API returns 401 for it from now on."""
+        """Invalidate an access token before it expires; the API then responds to it with 401."""
         self._access_tokens.pop(access_token, None)
 
     def current_subdomain(self, refresh_token: str) -> SandboxReply:
-        """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
+        """Respond to `GET https://{api_domain}/oauth2/account/current/subdomain`; this spends no token."""
         token = self._refresh_tokens.get(refresh_token)
         if token is None or not token.account.valid or token.expires_at <= self.now():
             return self._looked_up("refresh_token", None)
@@ -271,7 +271,7 @@ class FakeAmo:
         return self._looked_up("refresh_token", token.account if is_known else None)
 
     def subdomain(self, access_token: str) -> SandboxReply:
-        """Answer `GET https://www.amocrm.ru/oauth2/account/subdomain`."""
+        """Respond to `GET https://www.amocrm.ru/oauth2/account/subdomain`."""
         return self._looked_up("access_token", self.live_account(access_token))
 
     def _looked_up(self, kind: str, account: SandboxAccount | None) -> SandboxReply:
@@ -288,7 +288,7 @@ class FakeAmo:
     # --- the "disabled" hook ---------------------------------------------------------------------
 
     def hook_query(self, account: SandboxAccount) -> dict[str, str]:
-        """Return the query of AMO's hook for a disabled integration."""
+        """Return the query of the hook with which AMO reports a disabled integration."""
         client_id = self.integration.client_id
         signature = hmac.new(
             self.integration.client_secret.encode(), f"{client_id}|{account.id}".encode(), hashlib.sha256
@@ -297,7 +297,7 @@ class FakeAmo:
 
 
 def _presented(request: Mapping[str, object]) -> tuple[str, object]:
-    """Return the credential in a request and its kind."""
+    """Return the grant type of a request, and the credential that the request presents."""
     kind = str(request.get("grant_type"))
     return kind, request.get({"authorization_code": "code", "refresh_token": "refresh_token"}.get(kind, ""))
 
@@ -310,7 +310,7 @@ def _segment(content: Mapping[str, object]) -> str:
 
 
 def problem(status: int, hint: str | None, *, title: str = "Bad request", detail: str = "") -> SandboxReply:
-    """Return a problem in AMO's format; `hint` may be absent."""
+    """Return a problem response in AMO's format; if `hint` is `None`, the response has no hint."""
     content: dict[str, object] = {"title": title, "type": _PROBLEM, "status": status, "detail": detail}
     if hint is not None:
         content["hint"] = hint

@@ -1,4 +1,4 @@
-"""A record of everything that the stand-in has issued and received, for comparison with the service in tests."""
+"""A record of the tokens issued and the requests received by the AMO stand-in, for tests of the service."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Entry:
     presented: str = field(repr=False)
     host: str
     status: int | None
-    """The status by AMO's rules; `None` if a fault or the rate limit came first."""
+    """The status required by AMO's rules; `None` if a fault or the rate limit ended the request first."""
     hint: str | None = None
 
     @property
     def spent(self) -> bool:
-        """Whether this presentation has spent the credential."""
+        """Whether this presentation spent the credential."""
         return self.status == 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookUp:
-    """An introspection."""
+    """An introspection request."""
 
     at: datetime
     kind: str
@@ -42,7 +42,7 @@ class LookUp:
 
 @dataclass(slots=True)
 class Ledger:
-    """All requests in order."""
+    """Presented credentials, issued tokens and introspections, each in order."""
 
     entries: list[Entry] = field(default_factory=list)
     issued: list[str] = field(default_factory=list, repr=False)

@@ -1,1 +1,1 @@
-"""The checks of `amo-callback check`. Each yields findings; none changes or spends anything."""
+"""The checks of `amo-callback check`. Each check yields findings. No check changes data or spends a token or code."""

@@ -1,4 +1,4 @@
-"""Checks of the configuration: who can read its secrets, and settings that contradict each other or have no effect."""
+"""Checks of the configuration: file permissions, settings that are unsafe or do not work, and proxy variables."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from amo_callback.config.settings import Settings
 
 _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "wss", "view-source", "chrome"})
-"""Schemes with which phones do not open a custom app."""
+"""URL schemes that do not open a custom app on phones."""
 _WIDE = {4: 8, 6: 16}
-"""Prefix lengths, by IP version, below which a network is too large to consist of trusted proxies."""
+"""Minimum prefix lengths by IP version. A network with a shorter prefix cannot consist of trusted proxies only."""
 _PROXY_NAMES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
-PROXY_IGNORED = "ignored: requests are sent directly, so that tokens and secrets go only where the configuration says"
+PROXY_IGNORED = "ignored; requests are sent directly, so that tokens and secrets go only to hosts in the configuration"
 _PROXY_FIX = (
-    "unset it for the service; if direct requests are not possible, run a proxy on this host that forwards "
-    "them to AMO, and set amo.endpoint to it"
+    "unset the proxy variables for the service; if direct requests are impossible, run a proxy on this host that "
+    "forwards requests to AMO, and set amo.endpoint to the URL of that proxy"
 )
 
 
 def check_secrets(config: Path | None, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Check who can read secrets in the configuration file and in separate files."""
+    """Check the file permissions of the configuration file and of secret files."""
     found: list[Finding] = []
     if config is not None:
         found += _changeable(config)
         if held := secrets_in(config):
-            found += _readable(config, f"it contains {', '.join(held)}", fix="or put each of them into its own file")
+            found += _readable(config, f"it contains {', '.join(held)}", fix="or move each secret into its own file")
     for folder in secret_folders(config, environ):
         for file in sorted(folder.iterdir()):
             if file.name in SECRETS and file.is_file():
-                found += [*_readable(file, "it is a secret"), *_changeable(file)]
-    yield from found or [ok("secrets", "no other user can read or change the files that contain them")]
+                found += [*_readable(file, "it contains a secret"), *_changeable(file)]
+    yield from found or [ok("secrets", "only the owner and group of each file can read its secrets or change it")]
 
 
 def _readable(file: Path, why: str, *, fix: str = "") -> Iterator[Finding]:
@@ -80,17 +80,19 @@ def _redirect_uri(settings: Settings) -> Finding:
     if not parts.path.endswith(wanted):
         return fail(
             "redirect_uri",
-            f"{settings.amo.redirect_uri} does not end in {wanted}, where the service listens",
-            fix="make server.base_path and amo.redirect_uri match, and register the same address in AMO",
+            f"{settings.amo.redirect_uri} does not end in {wanted}, the path at which the service receives callbacks",
+            fix="make server.base_path and amo.redirect_uri match, and register the same redirect URI in AMO",
         )
     if parts.query or parts.fragment:
         return fail(
             "redirect_uri",
-            "must have no query or fragment, because AMO adds its own",
-            fix="register and set it without",
+            "amo.redirect_uri must have no query or fragment, because AMO appends its own query",
+            fix="remove the query and fragment from amo.redirect_uri, and register the same redirect URI in AMO",
         )
     if parts.scheme != "https":
-        return warn("redirect_uri", f"{parts.scheme}: works only on this machine", fix="use an https:// address")
+        return warn(
+            "redirect_uri", f"{settings.amo.redirect_uri} works only on this machine", fix="use an https:// URI"
+        )
     return ok("redirect_uri", settings.amo.redirect_uri)
 
 
@@ -100,18 +102,18 @@ def _deep_link(settings: Settings) -> Finding:
     if scheme.lower() in _NO_APPS:
         return fail(
             "deep_link",
-            f"{app.deep_link}: {scheme}: not a scheme of an app",
-            fix="set app.deep_link to the app's address",
+            f"{app.deep_link}: the scheme {scheme} does not open the app on phones",
+            fix="set app.deep_link to the app's deep link",
         )
     host = rest[2:].partition("/")[0] if rest.startswith("//") else ""
     if scheme != scheme.lower() or host != host.lower():
         return warn(
             "deep_link",
-            f"{app.deep_link}: Android compares scheme and host case-sensitively",
-            fix="write app.deep_link, and the app's intent filter, in lower case",
+            f"{app.deep_link}: Android compares the scheme and the host case-sensitively",
+            fix="write both in lower case, in app.deep_link and in the app's intent filter",
         )
     if scheme == "http":
-        return warn("deep_link", f"{app.deep_link}: http: opens a browser", fix="use the app's scheme, or https")
+        return warn("deep_link", f"{app.deep_link}: an http link opens a browser", fix="use the app's scheme, or https")
     example = success_link(app.deep_link, hand_back=app.hand_back, code=b"CODE", state=b"STATE")
     return ok("deep_link", f"the deep link is {example}")
 
@@ -123,12 +125,14 @@ def _api_keys(settings: Settings) -> Finding:
         return warn(
             "api_keys",
             "api.keys is empty: no backend can get a token",
-            fix='add a line "name:key" (openssl rand -hex 32), and reload',
+            fix='add a line "name:key" to api.keys (`openssl rand -hex 32` generates a key), and reload the service',
         )
     missing = [scope for scope in (Scope.TOKEN, Scope.READ) if key_with(text, scope) is None]
     if missing:
         return warn(
-            "api_keys", f"no key has the scope {missing[0]}", fix=f'add a key with this scope: "name:{missing[0]}:key"'
+            "api_keys",
+            f"no API key has the scope {missing[0]}",
+            fix=f'add a key with this scope: "name:{missing[0]}:key"',
         )
     return ok("api_keys", ", ".join(f"{key.name} ({'+'.join(sorted(key.scopes))})" for key in known))
 
@@ -139,8 +143,8 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
     if wide:
         yield warn(
             "trusted_proxies",
-            f"{', '.join(wide)}: almost any client can forge its own address and evade [limits]",
-            fix="name the proxy's own address in server.trusted_proxies",
+            f"too many trusted addresses ({', '.join(wide)}): clients can forge their addresses and evade [limits]",
+            fix="list only the address of the proxy in server.trusted_proxies",
         )
 
 
@@ -150,23 +154,23 @@ def _private_address(settings: Settings) -> Finding:
     try:
         given = ip_address(host)
         is_open = given.is_unspecified or given.is_global
-    except ValueError:  # a Unix socket or a host name
+    except ValueError:  # raised for a Unix socket and for a host name
         is_open = False
     if is_open:
         return warn(
             "private_address",
-            f"{address} can be reached from other machines unless a firewall prevents it, and hands out tokens",
+            f"{address}: other machines can reach the private API unless a firewall prevents it",
             fix='set server.private to "127.0.0.1:8081", an address on your private network, or "unix:/path"',
         )
     return ok("private_address", address)
 
 
 def proxy_variables(environ: Mapping[str, str]) -> Sequence[str]:
-    """Return the names of variables that configure a proxy, without their values, which may contain a password."""
+    """Return the names of the variables that configure a proxy, without their values, which may contain a password."""
     return sorted(name for name, value in environ.items() if name.lower() in _PROXY_NAMES and value.strip())
 
 
 def check_outgoing(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Check whether the environment configures a proxy, which the service ignores."""
+    """Yield a warning if the environment configures a proxy, because the service ignores it."""
     if names := proxy_variables(environ):
         yield warn("outgoing_proxy", f"{', '.join(names)}: {PROXY_IGNORED}", fix=_PROXY_FIX)

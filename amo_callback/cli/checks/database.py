@@ -1,4 +1,4 @@
-"""Checks of the database: its existence, integrity, schema, encryption and freeze; its disk, and the rescue folder."""
+"""Checks of the database (existence, schema, integrity, encryption, freeze), of its disk, and of the rescue folder."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _PAGE = 500
-"""The number of connections per read, which is limited because a read delays checkpoints."""
+"""The number of connections per read. It is limited, because a long read delays checkpoints."""
 _NAMED = 5
-"""The maximum number of connections that are named."""
+"""The maximum number of connection ids in a message."""
 _THAW = "amo-callback connections thaw --all"
 _MIB = 1024 * 1024
 _LOW_DISK = 256 * _MIB
-"""The free disk space in bytes below which there is a warning."""
+"""The free disk space, in bytes, below which the check warns."""
 
 
 async def check_sqlite(
     context: CommandContext, file: Path, opening: AbstractAsyncContextManager[Store]
 ) -> AsyncIterator[Finding]:
-    """Check the database file, opened with `opening`."""
+    """Check the SQLite database in `file`; `opening` opens it."""
     if (missing := _missing(file)) is not None:
         yield missing
         return
@@ -48,43 +48,43 @@ async def check_sqlite(
             async for finding in check_contents(store, f"{file}", context, schema=latest_schema(Engine.SQLITE)):
                 yield finding
     except OtherSchema as error:
-        upgrade = "start this version of the service: it copies the database and then upgrades it"
+        upgrade = "start this version of the service: it backs up the database, then upgrades it"
         yield check_schema(f"{file}", error, upgrade=upgrade)
     except ConfigurationError as error:
         reason = str(error).removeprefix("storage.url: ")
-        yield fail("store", reason, fix="correct storage.url, or remove what is there")
+        yield fail("store", reason, fix="correct storage.url, or remove the file at that path")
 
 
 def _missing(file: Path) -> Finding | None:
     if file.exists():
         return None
     if not file.parent.is_dir():
-        return fail("store", f"no such folder: {file.parent}", fix="create it, or correct storage.url")
-    fix = "`amo-callback serve` creates it; if there should be one, correct storage.url or $STATE_DIRECTORY"
-    return warn("store", f"there is no database {file}", fix=fix)
+        return fail("store", f"the folder {file.parent} does not exist", fix="create it, or correct storage.url")
+    fix = "`amo-callback serve` creates it; if it should already exist, correct storage.url or $STATE_DIRECTORY"
+    return warn("store", f"the database {file} does not exist", fix=fix)
 
 
-# --- the contents, of either engine ----------------------------------------------------------------
+# --- contents, for both database engines --------------------------------------------------------------
 
 
 def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
-    """Return a finding for the schema of another version; `upgrade` is the fix for an older one."""
-    versions = f"(schema {error.version}, known here: {error.known})"
+    """Return a finding for a schema of another version; `upgrade` is the fix for an older schema."""
+    versions = f"(schema {error.version}; this version uses schema {error.known})"
     if error.is_foreign:
-        fix = "correct storage.url: amo-callback needs its own database"
+        fix = "correct storage.url: amo-callback requires a database of its own"
         return fail("store", f"{name} is not an amo-callback database", fix=fix)
     if error.version == 0:
         return warn(
             "store",
             f"{name} is empty",
-            fix="`amo-callback serve` creates the tables; if there should be some, check the database's name",
+            fix="`amo-callback serve` creates the tables; if they should already exist, correct storage.url",
         )
     if error.version < error.known:
         return warn("store", f"{name} was written by an older amo-callback {versions}", fix=upgrade)
     return fail(
         "store",
         f"{name} was written by a newer amo-callback {versions}",
-        fix="install that version, or restore an older backup",
+        fix="install the newer version, or restore an older backup",
     )
 
 
@@ -92,10 +92,10 @@ async def check_contents(store: Store, name: str, context: CommandContext, *, sc
     """Check the content of an open database: its integrity, encryption and freeze."""
     count, keys = await store.count(), context.encryption_keys
     if await store.is_whole():
-        yield ok("store", f"{name}, {count:,} connections, schema {schema}")
+        yield ok("store", f"{name}: {count:,} connections, schema {schema}")
     else:
         yield fail(
-            "store", f"{name} is damaged", fix="stop the service, and restore a backup: amo-callback restore FILE"
+            "store", f"{name} is damaged", fix="stop the service, then run `amo-callback restore FILE` with a backup"
         )
     yield _check_canary(keys, await store.stored_canary()) or await _check_pairs(store, keys, count)
     yield await _check_frozen(store, context.location)
@@ -110,17 +110,17 @@ def _check_canary(keys: Sequence[str], canary: bytes | None) -> Finding | None:
     except DecryptionFailed:
         return fail(
             "keys",
-            "none of storage.encryption_keys decrypts this database: the service does not start",
-            fix="configure the keys that encrypted it, unless it is another installation's database",
+            "no key in storage.encryption_keys decrypts this database: the service does not start",
+            fix="add the keys that encrypted it; if it is another installation's database, correct storage.url",
         )
     return None
 
 
 async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding:
-    """Decrypt every pair, without keeping any of them."""
+    """Decrypt every token pair, and report pairs that need an older key or that no key decrypts."""
     newest, every = Cipher(keys[:1]), Cipher(keys)
     done, older, unreadable, after = 0, 0, list[str](), ""
-    with progress("opening pairs", count) as advance:
+    with progress("decrypting token pairs", count) as advance:
         while page := await store.page(after=after, limit=_PAGE, only=ConnectionFilter()):
             after = page[-1].id
             for connection in page:
@@ -138,10 +138,10 @@ async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding
         return fail(
             "keys",
             f"no key decrypts {len(unreadable):,} of {done:,} pairs: {named}",
-            fix="configure the key that encrypted them; if it is lost, their users have to connect again",
+            fix="add the key that encrypted them; if it is lost, the users of these connections have to connect again",
         )
-    text = f"decrypt all {done:,} pairs" if done else "fit; there are no pairs yet"
-    return ok("keys", f"{text}; {older:,} still need an older key: keep it" if older else text)
+    text = f"the keys decrypt all {done:,} pairs" if done else "the keys match the database, which has no pairs yet"
+    return ok("keys", f"{text}; {older:,} of them need an older key: do not remove it" if older else text)
 
 
 def _opens(cipher: Cipher, connection: Connection) -> bool:
@@ -153,20 +153,20 @@ def _opens(cipher: Cipher, connection: Connection) -> bool:
 
 
 async def _check_frozen(store: Store, location: str) -> Finding:
-    """Return whether the database is frozen, or will be when the service starts."""
+    """Check whether the database is frozen, or will be frozen when the service starts."""
     frozen = await store.frozen()
     if frozen is not None:
         return warn(
             "frozen",
-            f"no token has been refreshed since {rfc3339(frozen.at)}: {frozen.why}",
-            fix=f"once no other host uses these tokens: {_THAW}",
+            f"all connections have been frozen since {rfc3339(frozen.at)}: {frozen.why}",
+            fix=f"once no other host uses these tokens, run: {_THAW}",
         )
     if await store.is_elsewhere(location):
         return warn(
             "frozen",
-            "it was last used at another location (machine, folder or server): it will be frozen when the service "
-            "starts here",
-            fix=f"run the service on its previous host; or, once no other host uses these tokens: {_THAW}",
+            "the database was last used at another location (machine, folder or server) and will be frozen when the "
+            "service starts here",
+            fix=f"run the service at its previous location; or, once no other host uses these tokens, run: {_THAW}",
         )
     return ok("frozen", "not frozen")
 
@@ -180,20 +180,21 @@ def check_rescue(context: CommandContext) -> Iterator[Finding]:
         yield warn(
             "rescue",
             f"{len(waiting)} pending writes in {context.rescue}: the database has not committed them",
-            fix="keep them: the service stores them when the disk has space; if they remain, see its log",
+            fix="do not delete them: the service stores them once the database accepts writes; if they remain, see the "
+            "service's log",
         )
     else:
         yield ok("rescue", f"no pending writes in {context.rescue}")
 
 
 def check_disk(context: CommandContext) -> Iterator[Finding]:
-    """Check the files next to the database, and the free disk space for the database and for the rescue folder."""
+    """Check the owners and mode of the database files, and the free space for the database and the rescue folder."""
     if context.database is not None and context.database.exists():
         yield from _ownership(context.database)
         if open_to_others(context.database, stat.S_IROTH):
             yield warn(
                 "disk",
-                f"{context.database} can be read by every user: its tokens are encrypted, accounts and owners are not",
+                f"every user can read {context.database}: tokens are encrypted, but accounts and owners are not",
                 fix=f"chmod 600 {context.database}",
             )
     yield _room(context)
@@ -206,7 +207,7 @@ def _ownership(database: Path) -> Iterator[Finding]:
         if beside.exists() and beside.stat().st_uid != owner:
             yield fail(
                 "disk",
-                f"{beside} and {database.name} have different owners: the service cannot write",
+                f"{beside} and {database.name} have different owners: the service cannot write to the database",
                 fix=f"chown --reference={database} {beside}",
             )
 
@@ -221,11 +222,13 @@ def _room(context: CommandContext) -> Finding:
     message = f"{folder} has {room // _MIB:,} MiB of free space"
     without_names = [path for path, disk in free.items() if disk.f_files and not disk.f_favail]
     if without_names:
-        return fail("disk", f"{without_names[0]}: no more files can be created", fix="remove files there")
+        return fail(
+            "disk", f"no file can be created in {without_names[0]}: no free inodes", fix="remove files from this disk"
+        )
     if room < 4 * RESERVE:
-        return fail("disk", f"{message}: soon no token pair can be stored", fix="make room")
+        return fail("disk", f"{message}; soon, token pairs can no longer be stored", fix="free disk space")
     if room < _LOW_DISK:
-        return warn("disk", message, fix="make room before it is full")
+        return warn("disk", message, fix="free disk space before the disk is full")
     return ok("disk", message)
 
 

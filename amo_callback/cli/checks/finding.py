@@ -1,4 +1,4 @@
-"""Findings of checks, with a severity, a message and a fix, and their report."""
+"""Findings of checks, each with a severity, a message and a fix, and the report that prints them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 _NAME = 15
-"""The length of the longest name of a check."""
+"""The length of the longest check name."""
 
 
 class Severity(StrEnum):
-    """The severity of a finding, in ascending order."""
+    """The severity of a finding; the members are in ascending order."""
 
     OK = "ok"
     NOTE = "note"
-    """Not known yet; not a problem."""
+    """Neither a success nor a problem, such as a result that is not known yet."""
     WARN = "warn"
     FAIL = "fail"
 
@@ -46,12 +46,12 @@ def ok(check: str, message: str) -> Finding:
 
 
 def note(check: str, message: str, *, fix: str) -> Finding:
-    """Return a finding about something that cannot be known yet."""
+    """Return a finding that is neither a success nor a problem."""
     return Finding(check=check, severity=Severity.NOTE, message=message, fix=fix)
 
 
 def warn(check: str, message: str, *, fix: str) -> Finding:
-    """Return a finding about something that may be wrong or could not be checked."""
+    """Return a finding about a possible problem, or about a check that could not be completed."""
     return Finding(check=check, severity=Severity.WARN, message=message, fix=fix)
 
 
@@ -60,35 +60,39 @@ def fail(check: str, message: str, *, fix: str) -> Finding:
 
 
 def run_check(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield the findings of a check; an exception becomes a finding and does not end other checks."""
+    """Yield the findings of a check; turn an exception into a finding, so that other checks still run."""
     try:
         yield from findings
-    except Exception as error:  # noqa: BLE001 -- other checks still have to run
+    except Exception as error:  # noqa: BLE001 -- an error in one check must not prevent the others
         yield _failure(check, error)
 
 
 async def run_check_async(check: str, findings: AsyncIterator[Finding]) -> list[Finding]:
-    """Return the findings of an asynchronous check, as `run_check` does."""
+    """Return the findings of an asynchronous check; an exception becomes the last finding."""
     found: list[Finding] = []
     try:
         async for finding in findings:
-            found.append(finding)  # noqa: PERF401 -- findings before an error are kept
-    except Exception as error:  # noqa: BLE001 -- other checks still have to run
+            found.append(finding)  # noqa: PERF401 -- a comprehension would lose the findings before an error
+    except Exception as error:  # noqa: BLE001 -- an error in one check must not prevent the others
         found.append(_failure(check, error))
     return found
 
 
 def _failure(check: str, error: Exception) -> Finding:
-    """Return a finding with the name of the error, because its text may contain secrets."""
+    """Return a finding for an exception.
+
+    The text of an `AmoCallbackError` contains no secret. The text of any other exception may contain one, so the
+    finding contains only its type and, for an `OSError`, the reason.
+    """
     if isinstance(error, AmoCallbackError):
         what = error.fields.get("detail")
-        return fail(check, f"{error}{f' ({what})' if what else ''}", fix="fix that, and check again")
+        return fail(check, f"{error}{f' ({what})' if what else ''}", fix="solve this problem, then run the check again")
     named = f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else type(error).__name__
-    return fail(check, f"could not be checked: {named}", fix="fix that, and check again")
+    return fail(check, f"the check could not be completed: {named}", fix="solve this problem, then run the check again")
 
 
 def report(findings: Iterable[Finding], *, as_json: bool) -> int:
-    """Print findings, one by one or all as JSON, and return the exit status."""
+    """Print the findings, as text line by line or as one JSON object, and return the exit status."""
     if as_json:
         found = list(findings)
         worst = max((one.severity for one in found), key=list(Severity).index, default=Severity.OK)

@@ -1,4 +1,4 @@
-"""Checks of other servers, which receive no credentials: AMO, the public address, the key set, the webhook receiver."""
+"""Checks of AMO, the reverse proxy, the key set and the webhook receiver. No request contains credentials."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 _MAX_BODY = 256 * 1024
 """The maximum number of bytes read from a response."""
-_CERTIFICATE = "its certificate is not valid for this host"
+_CERTIFICATE = "the TLS certificate is not valid"
 _SKEW_WARN, _SKEW_FAIL = 30.0, 300.0
-"""Clock skew in seconds, relative to AMO, that causes a warning and a failure; expiry is computed by this clock."""
-_SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
+"""The clock skew, in seconds, from which the check warns or fails. Expiry is computed with this machine's clock."""
+_SET_CLOCK = "synchronize this machine's clock: timedatectl set-ntp true"
 
 
 # --- requests --------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeResponse:
-    """A response and its time: the midpoint between sending the request and receiving the response."""
+    """A response; `at` is the midpoint between sending the request and receiving the response headers."""
 
     status: int
     at: datetime
@@ -57,7 +57,7 @@ class NoResponse:
 
 @asynccontextmanager
 async def open_probe(*, clock: Clock, wait_limit: float) -> AsyncIterator[HttpProbe]:
-    """Open an HTTP session with a timeout of `wait_limit` seconds per request."""
+    """Open an HTTP session, and yield a function that sends a request with a timeout of `wait_limit` seconds."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -90,14 +90,14 @@ async def _probe(
                         break
                 return ProbeResponse(status=response.status, at=at, headers=response.headers, body=bytes(body))
     except TimeoutError:
-        return NoResponse(why=f"no answer within {wait_limit:g} s")
+        return NoResponse(why=f"no response within {wait_limit:g} s")
     except aiohttp.ClientConnectorCertificateError:
         return NoResponse(why=_CERTIFICATE)
     except aiohttp.ClientConnectorDNSError:
-        return NoResponse(why="its name cannot be resolved")
+        return NoResponse(why="the host name cannot be resolved")
     except aiohttp.ClientConnectorError as error:
         return NoResponse(why=connection_error(error))
-    except (aiohttp.ClientError, OSError, ValueError):  # their messages may quote the request or response
+    except (aiohttp.ClientError, OSError, ValueError):  # the messages may quote the request or response
         return NoResponse(why="no HTTP response")
 
 
@@ -105,10 +105,10 @@ async def _probe(
 
 
 async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Check whether AMO responds, and compare the clocks.
+    """Check whether AMO responds, and compare its clock with this machine's clock.
 
-    Sends a HEAD request, without a code, token or secret, to the token endpoint of `amo.default_domain`, or to the
-    consent page if that is not set.
+    Sends a HEAD request, without credentials, to the token endpoint of `amo.default_domain`. If that setting is absent,
+    the request is sent to the consent page.
     """
     domain = settings.amo.default_domain
     url = settings.amo.authorize_url
@@ -120,18 +120,22 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
         yield fail(
             "amo",
             f"{name}: {answer.why}",
-            fix="allow https from this machine to AMO: check DNS, firewall and certificates",
+            fix="allow HTTPS from this machine to AMO: check DNS, the firewall and certificates",
         )
         yield warn(
-            "clock", "AMO's time is unknown, and so is the clock skew", fix="restore access to AMO, then check again"
+            "clock",
+            "the clock skew is unknown, because AMO does not respond",
+            fix="restore access to AMO, then run the check again",
         )
         return
     if answer.status >= 500 or answer.status in {403, 429}:
         yield warn(
-            "amo", f"{name}: status {answer.status}", fix="check again later; 403 or 429: AMO blocks this address"
+            "amo",
+            f"{name} responds with status {answer.status}",
+            fix="run the check again later; 403 or 429 means that AMO blocks this address",
         )
     else:
-        yield ok("amo", f"{name} answers")
+        yield ok("amo", f"{name} responds")
     yield _clock(answer)
 
 
@@ -139,16 +143,19 @@ def _clock(answer: ProbeResponse) -> Finding:
     try:
         theirs = parsedate_to_datetime(answer.headers.get("Date", ""))
     except ValueError:
-        return warn("clock", "AMO sends no time", fix="check this machine's clock: timedatectl")
+        return warn(
+            "clock", "AMO's response has no valid Date header", fix="check this machine's clock with timedatectl"
+        )
     if theirs.tzinfo is None:
         theirs = theirs.replace(tzinfo=UTC)
-    ahead = (answer.at - theirs).total_seconds() - 0.5  # a date has whole seconds: half a second behind on average
-    message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
+    # The Date header is truncated to whole seconds: it is half a second behind on average.
+    ahead = (answer.at - theirs).total_seconds() - 0.5
+    message = f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's clock"
     if abs(ahead) >= _SKEW_FAIL:
-        return fail("clock", f"{message}: tokens expire unnoticed or are refreshed too early", fix=_SET_CLOCK)
+        return fail("clock", f"{message}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
     if abs(ahead) >= _SKEW_WARN:
         return warn("clock", message, fix=_SET_CLOCK)
-    return ok("clock", f"within {_SKEW_WARN:.0f} s of AMO's")
+    return ok("clock", f"this machine's clock is within {_SKEW_WARN:.0f} s of AMO's clock")
 
 
 async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
@@ -156,7 +163,7 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
         return
     name = urlsplit(settings.app.jwks_url).netloc
     answer = await http("GET", settings.app.jwks_url)
-    fix = "correct app.jwks_url, or repair its server: without keys no user's JWT is valid"
+    fix = "correct app.jwks_url, or repair its server: without keys, no JWT can be verified"
     if isinstance(answer, NoResponse):
         yield fail("jwks_url", f"{name}: {answer.why}", fix=fix)
     elif answer.status != 200:
@@ -165,41 +172,41 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
         try:
             keys = read_jwks(answer.body)
         except ValueError:
-            yield fail("jwks_url", f"{name}: no usable key (RSA with at least 2048 bits, or P-256)", fix=fix)
+            yield fail("jwks_url", f"{name} provides no usable key (RSA with at least 2048 bits, or P-256)", fix=fix)
         else:
-            yield ok("jwks_url", f"{len(keys)} keys at {name}")
+            yield ok("jwks_url", f"{name} provides {len(keys)} usable keys")
 
 
 async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Check whether `webhook.url` gives any response to a HEAD request."""
+    """Check whether the server at `webhook.url` responds to a HEAD request, with any status."""
     if settings.webhook.url is None:
         return
     name = urlsplit(settings.webhook.url).netloc
     answer = await http("HEAD", settings.webhook.url)
     if isinstance(answer, NoResponse):
-        fix = "correct webhook.url, or start the receiver; webhooks wait for it, up to a day"
+        fix = "correct webhook.url, or start the receiver; webhooks are retried for up to a day"
         yield warn("webhook", f"{name}: {answer.why}", fix=fix)
     else:
-        yield ok("webhook", f"{name} answers")
+        yield ok("webhook", f"{name} responds")
 
 
 # --- the reverse proxy ---------------------------------------------------------------------------
 
 
 async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, nonce: str) -> AsyncIterator[Finding]:
-    """Check the redirect URI with a HEAD request, which contains no code."""
+    """Check whether the redirect URI leads to this service; the HEAD request contains no code."""
     address = settings.amo.redirect_uri
     name = urlsplit(address).netloc
     answer = await http("HEAD", address, headers={probe.HEADER: probe.seal_nonce(cipher, nonce=nonce)})
     if isinstance(answer, NoResponse):
         message = f"{name}: {answer.why}"
         if answer.why == _CERTIFICATE:
-            yield fail("proxy", message, fix="install a certificate on the proxy that browsers accept")
+            yield fail("proxy", message, fix="configure the proxy with a certificate that browsers accept")
         else:
             yield warn(
                 "proxy",
-                f"{message}, asked from this machine",
-                fix="check from another network: curl -I and the redirect URI",
+                f"{message} (requested from this machine)",
+                fix=f"from another network, run: curl -I {address}",
             )
         return
     seen = probe.read_reply(cipher, answer.headers.get(probe.HEADER, ""), nonce=nonce)
@@ -207,38 +214,38 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
 
 
 def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
-    """Return a finding about what responds instead of the service."""
+    """Return a finding about the server that responds instead of this service."""
     if answer.status in {502, 503, 504}:
         return fail(
             "proxy",
-            f"{name} responds with status {answer.status}: the proxy does not reach the service",
-            fix="start the service; compare the proxy's upstream with server.public",
+            f"{name} responds with status {answer.status}: the proxy cannot reach the service",
+            fix="start the service, and compare the proxy's upstream with server.public",
         )
     if answer.status == 200 and answer.headers.get("X-Robots-Tag") == "noindex" and "X-Request-ID" in answer.headers:
         return fail(
             "proxy",
-            f"an amo-callback responds at {name}, but without the keys of this configuration",
-            fix="restart the service if its keys were changed; otherwise the proxy leads to another installation",
+            f"the amo-callback at {name} does not have the encryption keys of this configuration",
+            fix="restart the service if its keys were changed; otherwise correct the upstream of the proxy",
         )
     return fail(
         "proxy",
-        f"something else responds at {name} (status {answer.status})",
-        fix=f"forward {settings.server.base_path}/callback to server.public: see nginx in the README",
+        f"another server responds at {name} (status {answer.status})",
+        fix=f'forward {settings.server.base_path}/callback to server.public: see "nginx" in the README',
     )
 
 
 def _seen(settings: Settings, name: str, seen: ObservedClient) -> Finding:
-    limits = "all clients share one limit in [limits]"
+    limits = "all clients share one rate limit"
     if seen.forwarded and seen.client == seen.peer and seen.peer not in {None, "127.0.0.1", "::1"}:
         return warn(
             "proxy",
-            f"{name} leads here, but {seen.peer} is not a trusted proxy: {limits}",
-            fix=f'add "{seen.peer}" to server.trusted_proxies if this is your proxy',
+            f"{name} leads to this service, but {seen.peer} is not a trusted proxy: {limits}",
+            fix=f'if this is your proxy, add "{seen.peer}" to server.trusted_proxies',
         )
     if not seen.forwarded and urlsplit(settings.amo.redirect_uri).scheme == "https":
         return warn(
             "proxy",
-            f"{name} leads here, but the proxy does not forward client addresses: {limits}",
-            fix="have it set X-Forwarded-For to the client's address: see the README's nginx example",
+            f"{name} leads to this service, but the proxy does not forward client addresses: {limits}",
+            fix='configure the proxy to set X-Forwarded-For to the client address: see "nginx" in the README',
         )
     return ok("proxy", f"{name} leads to this service, which sees this machine as {seen.client or 'unknown'}")

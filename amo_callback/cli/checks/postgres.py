@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 _OLDEST = 12
 """The oldest supported version of PostgreSQL."""
 _APART = 3.0
-"""The clock skew in seconds above which there is a warning."""
+"""The clock skew, in seconds, from which the check warns."""
 _AN_INSTANCE_TAKES = 11
-"""Connections per instance: ten in the pool, and the listening connection."""
+"""Database connections per instance: ten in the pool, and one that listens for notifications."""
 
 
 async def check_postgres(
     context: CommandContext, opening: AbstractAsyncContextManager[Store], *, clock: Clock, wait_limit: float
 ) -> AsyncIterator[Finding]:
-    """Check the database, opened with `opening`, and its server."""
+    """Check a PostgreSQL database and its server; `opening` opens the database."""
     url = context.settings.storage.url.get_secret_value()
     address, began = read_postgres(url), clock.monotonic()
     try:
@@ -46,20 +46,22 @@ async def check_postgres(
             async for finding in check_contents(store, f"{address}", context, schema=latest_schema(Engine.POSTGRES)):
                 yield finding
     except OtherSchema as error:
-        yield check_schema(f"{address}", error, upgrade="start this version of the service: it upgrades")
+        yield check_schema(f"{address}", error, upgrade="start this version of the service: it upgrades the database")
     except ConfigurationError as error:
         reason = str(error).removeprefix(MISTAKEN)
         fix = USE_SESSIONS if reason.endswith(USE_SESSIONS) else "correct storage.url, or the server's access rules"
         yield fail("store", f"{address}: {reason.removesuffix(f': {USE_SESSIONS}')}", fix=fix)
     except StoreUnavailable as error:
-        yield fail("store", f"{address}: {error.detail}", fix="start the server, and allow connections from here")
+        yield fail(
+            "store", f"{address}: {error.detail}", fix="start the server, and allow connections from this machine"
+        )
 
 
 # --- the server ----------------------------------------------------------------------------------
 
 
 def check_server(server: ServerFacts, address: PostgresUrl, *, took: float, at: datetime) -> Iterator[Finding]:
-    """Check a server's facts, received `at` this clock's time after `took` seconds."""
+    """Check the facts about a server. Reading them took `took` seconds; `at` is this machine's time of the response."""
     yield _version(server, took)
     yield _tls(server, address)
     yield _clock(server, at)
@@ -67,36 +69,36 @@ def check_server(server: ServerFacts, address: PostgresUrl, *, took: float, at: 
     if server.encoding not in ENCODINGS:
         yield fail(
             "server_encoding",
-            f"the database's is {server.encoding}, which cannot store every text",
-            fix="CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+            f"the database's encoding is {server.encoding}, which cannot store all text",
+            fix="create another database: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
         )
 
 
 def check_server_settings(settings: Mapping[str, str]) -> Finding:
-    """Compare the server's settings for a new session with those that the store relies on."""
+    """Compare the server settings of a new session with the values that the store relies on."""
     others = {name: value for name, value in settings.items() if value not in SETTINGS[name]}
     values = ", ".join(f"{name} = {value}" for name, value in others.items())
     if not others:
-        return ok("server_settings", "durable, read committed")
+        return ok("server_settings", "commits are durable; the isolation level is read committed")
     if others.keys() & {"fsync", "full_page_writes"}:
-        fix = "set fsync and full_page_writes to on: after a crash of the server's machine tokens are lost"
+        fix = "set fsync and full_page_writes to on: otherwise, a crash of the server's machine may lose tokens"
     elif "default_transaction_read_only" in others:
-        fix = "set it to off for this user and database: nothing can be stored"
+        fix = "set default_transaction_read_only to off for this user and database: otherwise, nothing can be stored"
     else:
-        fix = "the service sets its own sessions to on and read committed; set the server's for other clients, too"
+        fix = "the service overrides these settings in its sessions; change them on the server for other clients"
         return note("server_settings", values, fix=fix)
     return warn("server_settings", values, fix=fix)
 
 
 def _version(server: ServerFacts, took: float) -> Finding:
-    message = f"PostgreSQL {server.version}, answered in {took * 1000:.0f} ms"
+    message = f"PostgreSQL {server.version} responded in {took * 1000:.0f} ms"
     if server.major < _OLDEST:
-        return fail("server", message, fix=f"use PostgreSQL {_OLDEST} or newer")
+        return fail("server", message, fix=f"upgrade the server to PostgreSQL {_OLDEST} or newer")
     if server.is_standby:
         return fail(
             "server",
-            f"{message}: it is a standby, which accepts no writes",
-            fix="name the primary in storage.url, or all hosts and target_session_attrs=read-write",
+            f"{message}, but is a standby, which accepts no writes",
+            fix="in storage.url, specify the primary, or all hosts with target_session_attrs=read-write",
         )
     return ok("server", message)
 
@@ -104,14 +106,16 @@ def _version(server: ServerFacts, took: float) -> Finding:
 def _tls(server: ServerFacts, address: PostgresUrl) -> Finding:
     if server.tls is not None:
         believed = (
-            "" if address.is_verified or address.is_local else "; the server's identity is not verified: see sslmode"
+            ""
+            if address.is_verified or address.is_local
+            else "; the server's identity is not verified, because sslmode is not verify-full"
         )
         return ok("server_tls", f"{server.tls}{believed}")
     if address.is_local:
-        return ok("server_tls", "none, but not needed on the same machine")
+        return ok("server_tls", "no TLS; not needed on the same machine")
     return warn(
         "server_tls",
-        "none: accounts, owners and the password exchange are sent unencrypted",
+        "no TLS: accounts, owners and the password exchange are sent unencrypted",
         fix="set sslmode=verify-full in storage.url, and ssl = on in the server's configuration",
     )
 
@@ -119,11 +123,11 @@ def _tls(server: ServerFacts, address: PostgresUrl) -> Finding:
 def _clock(server: ServerFacts, at: datetime) -> Finding:
     ahead = (at - server.now).total_seconds()
     if abs(ahead) < _APART:
-        return ok("server_clock", f"within {_APART:.0f} s of ours")
+        return ok("server_clock", f"the server's clock is within {_APART:.0f} s of this machine's clock")
     return warn(
         "server_clock",
-        f"ours is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's",
-        fix="set both by NTP: stored times are the server's, but JWTs are checked by this machine's clock",
+        f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's clock",
+        fix="set both clocks by NTP: the server's clock writes stored times, and this machine's clock checks JWTs",
     )
 
 
@@ -131,5 +135,7 @@ def _room(server: ServerFacts) -> Finding:
     instances = server.allowed // _AN_INSTANCE_TAKES
     message = f"{server.allowed} connections are allowed; an instance uses up to {_AN_INSTANCE_TAKES}"
     if instances == 0:
-        return warn("server_capacity", message, fix="raise max_connections, or the user's or the database's limit")
-    return ok("server_capacity", f"{message}: enough for {instances} if nothing else connects")
+        return warn(
+            "server_capacity", message, fix="raise max_connections, or the connection limit of the user or database"
+        )
+    return ok("server_capacity", f"{message}: enough for {instances} instances if no other client connects")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _UNIT = units.SERVICE
 _COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _FEW = 5
-"""The minimum number of callbacks for a meaningful success rate."""
+"""The minimum number of callbacks for a meaningful failure rate."""
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
@@ -36,7 +36,7 @@ async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterat
     try:
         checks = await read_readiness(address, wait_limit=wait_limit)
     except NotRunning as error:
-        yield warn("service", str(error), fix="start it: amo-callback serve, or systemctl start amo-callback")
+        yield warn("service", str(error), fix="start it with `amo-callback serve` or `systemctl start amo-callback`")
         return
     except CommandFailed as error:
         yield fail("service", str(error), fix="correct server.private, or stop the other program")
@@ -45,12 +45,14 @@ async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterat
     for name, detail in red.items():
         # A service that is only frozen still hands out valid tokens.
         severe = warn if red.keys() == {"frozen"} else fail
-        yield severe("service", f"running, but {name}: {detail}", fix="see the README's table of /readyz")
+        yield severe(
+            "service", f"running, but not ready ({name}): {detail}", fix="see the checks of /readyz in the README"
+        )
     if not red:
-        yield ok("service", f"ready at {address}")
+        yield ok("service", f"the service is ready at {address}")
     if (credentials := checks.get("amo_credentials")) and credentials.ok:
         if credentials.detail == NOT_PROVEN:
-            fix = "connect an account to find out whether AMO accepts them"
+            fix = "connect an account to learn whether AMO accepts the client credentials"
             yield note("amo_credentials", credentials.detail, fix=fix)
         else:
             yield ok("amo_credentials", credentials.detail)
@@ -58,10 +60,12 @@ async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterat
 
 
 async def _callbacks(settings: Settings, *, wait_limit: float) -> Finding:
-    """Read the results of callbacks from the service's metrics."""
+    """Return a finding about the results of callbacks, read from the service's metrics."""
     if settings.server.metrics_auth:
-        message = "not read: /metrics requires an API key (server.metrics_auth), and the check sends none"
-        return note("callbacks", message, fix="see amo_callback_callbacks_total in your monitoring")
+        message = (
+            "callback results not read: /metrics requires an API key (server.metrics_auth), and the check sends none"
+        )
+        return note("callbacks", message, fix="check the metric amo_callback_callbacks_total in your monitoring")
     try:
         async with (
             private_session(settings.server.private, wait_limit=wait_limit) as session,
@@ -74,17 +78,19 @@ async def _callbacks(settings: Settings, *, wait_limit: float) -> Finding:
 
 
 def read_callbacks(counts: Mapping[str, int]) -> Finding:
-    """Return a finding from the results of callbacks since the service started."""
+    """Return a finding about the callbacks since the service started, given the number of callbacks by result."""
     total, connected = sum(counts.values()), counts.get("connected", 0)
     failed = {word: counts[word] for word in OURS_OR_AMOS if counts.get(word)}
-    message = f"{connected} of {total} connected since the service started"
+    message = f"{connected} of {total} callbacks since the service started connected an account"
     if failed:
         message += "; failed: " + ", ".join(
             f"{count} {word} ({DEEP_LINK_ERRORS[word].meaning})" for word, count in failed.items()
         )
     if total >= _FEW and 2 * sum(failed.values()) > total:
         return warn(
-            "callbacks", message, fix="see grant.failed and callback.refused in the log, which contain AMO's hints"
+            "callbacks",
+            message,
+            fix="look for grant.failed, which contains AMO's hint, and callback.refused in the log",
         )
     return ok("callbacks", message)
 
@@ -95,7 +101,7 @@ async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, wait_lim
         return
     service = await _show(systemctl, _UNIT, wait_limit=wait_limit)
     if not service:
-        yield ok("systemd", "is not running on this machine")
+        yield ok("systemd", "systemd is not running on this machine")
         return
     socket = await _show(systemctl, units.SOCKETS[0], wait_limit=wait_limit)
     yield read_unit(service, socket)
@@ -104,8 +110,8 @@ async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, wait_lim
         yield fail(
             "stop_timeout",
             f"amo.timeout ({amo_timeout:g} s) exceeds TimeoutStopSec ({stop_timeout:g} s) minus "
-            f"{units.STOP_RESERVE:g} s: systemd may kill the service while it waits for a new pair",
-            fix="lower amo.timeout, or run amo-callback systemd install and remove your own TimeoutStopSec=",
+            f"{units.STOP_RESERVE:g} s: systemd may kill the service while it waits for a new token pair",
+            fix="lower amo.timeout; or run `amo-callback systemd install`, and remove any TimeoutStopSec= of your own",
         )
 
 
@@ -118,26 +124,36 @@ def read_time_span(text: str) -> float | None:
 
 
 def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
-    """Return a finding from the properties of the unit and its socket unit."""
+    """Return a finding about the service unit, given its properties and those of its socket unit."""
     if service.get("LoadState") == "not-found":
-        return warn("systemd", f"there is no {_UNIT}", fix="amo-callback systemd install, if systemd is to run it")
+        return warn(
+            "systemd",
+            f"{_UNIT} is not installed",
+            fix="run `amo-callback systemd install` if systemd should run the service",
+        )
     if service.get("LoadState") != "loaded":
         return fail(
-            "systemd", f"{_UNIT} is {service.get('LoadState')}", fix=f"systemctl status {_UNIT}; repair or unmask it"
+            "systemd",
+            f"{_UNIT} is {service.get('LoadState')}",
+            fix=f"run `systemctl status {_UNIT}`, then repair or unmask the unit",
         )
     state = service.get("ActiveState")
     if state == "failed":
-        return fail("systemd", f"{_UNIT} has failed ({service.get('Result')})", fix=f"see journalctl -u {_UNIT}")
+        return fail(
+            "systemd",
+            f"{_UNIT} has failed ({service.get('Result')})",
+            fix=f"run `journalctl -u {_UNIT}` to see the reason",
+        )
     listens = socket.get("ActiveState") == "active"
     if state not in {"active", "reloading"} and not listens:
-        return warn("systemd", f"{_UNIT} is {state}", fix=f"systemctl start {_UNIT}")
+        return warn("systemd", f"{_UNIT} is {state}", fix=f"run `systemctl start {_UNIT}`")
     if not {service.get("UnitFileState"), socket.get("UnitFileState")} & _STARTED_BY_ITSELF:
-        return warn("systemd", f"{_UNIT} is not started with the machine", fix=f"systemctl enable {_UNIT}")
+        return warn("systemd", f"{_UNIT} is not started at boot", fix=f"run `systemctl enable {_UNIT}`")
     return ok("systemd", f"{_UNIT} is {state}{' and its socket is listening' if listens else ''}")
 
 
 async def _show(systemctl: str, unit: str, *, wait_limit: float) -> Mapping[str, str]:
-    """Return properties of a unit; empty without systemd."""
+    """Return the properties of a unit; empty if `systemctl` fails or does not respond."""
     process = await asyncio.create_subprocess_exec(
         systemctl, "show", unit, *(f"--property={name}" for name in _ASKED),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,

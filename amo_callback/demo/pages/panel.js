@@ -11,7 +11,7 @@
     at("ready").className = life.not_ready.length ? "bad" : "good";
     set(at("amo"), life.away ? "amoCRM unreachable" : "amoCRM reachable");
     at("amo").className = life.away ? "bad" : "good";
-    set(at("rotation"), `refresh tokens: ${life.issued} issued, ${life.spent} spent, ${life.again} presented again`);
+    set(at("rotation"), `refresh tokens: ${life.issued} issued, ${life.spent} spent, ${life.again} presented after being spent`);
   }
 
   function card(one) {
@@ -31,9 +31,9 @@
     part("left").style.width = 100 * share + "%";
     part("due").hidden = one.due_in === null;
     part("due").style.left = 100 * Math.max((one.left - (one.due_in || 0)) / one.lifetime, 0) + "%";
-    part("token").setAttribute("aria-label", "The access token's life: " + Math.round(100 * share) + "% left");
-    const due = one.due_in === null ? "it is not refreshed any more"
-      : one.due_in > 0 ? "refreshed in " + Math.round(one.due_in) + " s, at the mark" : "its refresh is due";
+    part("token").setAttribute("aria-label", "The access token's lifetime: " + Math.round(100 * share) + "% left");
+    const due = one.due_in === null ? "no refresh is scheduled"
+      : one.due_in > 0 ? "refresh in " + Math.round(one.due_in) + " s, at the mark" : "the refresh is due";
     set(part("times"), `Access token: ${Math.round(one.left)} of ${one.lifetime} s left; ${due}.`);
     set(part("pairs"), String(one.pairs));
     set(part("backend"), one.backend_status + ", " + one.backend_words);
@@ -74,7 +74,7 @@
   async function look() {
     try {
       const answer = await fetch("/snapshot?after=" + last);
-      if (ended) location.reload();  // another demo, with other secrets, whose lines begin anew
+      if (ended) location.reload();  // a new demo has other secrets, and numbers its lines from 1
       life = await answer.json();
       story(life.lines);
       standing();

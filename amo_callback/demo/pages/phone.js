@@ -1,4 +1,4 @@
-/* An app hears of a change by a push of its backend's: here the page asks. */
+/* A real app would get a push notification from its backend; this page polls the status. */
 setInterval(async () => {
   try {
     const status = await (await fetch("/phone/status")).json();

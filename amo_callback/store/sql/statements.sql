@@ -1,8 +1,14 @@
--- Named statements. Notes in parentheses declare changes for caches: `changes connection` (its id is the parameter
--- `connection_id` or `id`, or else is returned), `changes owners` (an account or owner may have gained it),
--- `changes all` and `erases connection`; `slow` statements read a whole table. A line that begins with `--sqlite ` or
--- `--postgres ` is for that engine only. Every update of a connection except by a hook or at the start of a recheck increments `row_version`.
--- `pair_version` counts pairs, grants and disconnects; a refreshed pair replaces only the version that it came from.
+-- Named statements. The notes in parentheses after a name are:
+-- `changes connection`: caches must drop the connection named by the parameter `connection_id` or `id`, or, without
+-- such a parameter, the connections with the returned ids;
+-- `changes owners`: in addition, an account or owner may have gained a connection;
+-- `changes all`: caches must drop all connections;
+-- `erases connection`: tokens were erased, so caches must not keep them;
+-- `slow`: the statement reads a whole table.
+-- A line that begins with `--sqlite ` or `--postgres ` is for that engine only.
+-- Every update of a connection increments `row_version`, except an update by a hook or at the start of a recheck.
+-- `pair_version` counts stored pairs and disconnects. A refreshed pair replaces only the version from which it was
+-- obtained.
 
 -- name: get_meta
 SELECT value FROM meta WHERE name = :name;
@@ -14,7 +20,7 @@ INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTH
 INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
 -- name: change_meta
--- Only if the value is unchanged since it was read, so that only one of several instances changes it.
+-- Applies only if the value is unchanged since it was read, so that only one of several instances changes it.
 UPDATE meta SET value = :value WHERE name = :name AND value = :before RETURNING name;
 
 -- name: shared_state
@@ -28,8 +34,8 @@ SELECT {key} AS name, {sealed} AS content FROM {table}
 WHERE {key} > :after AND {sealed} IS NOT NULL{only} ORDER BY {key} LIMIT :limit;
 
 -- name: reencrypt_{kind} (changes {kind})
--- Replaces only the bytes that were read. The pair is the same, so `pair_version` stays; `row_version` tells caches that
--- its bytes have changed.
+-- Replaces only the content that was read. The pair itself does not change, so `pair_version` stays the same.
+-- `row_version` is incremented, so that caches notice the change of the content.
 UPDATE {table} SET {sealed} = :content{also} WHERE {key} = :id AND {sealed} = :read RETURNING {key};
 
 -- name: count_connections
@@ -40,8 +46,8 @@ UPDATE connections SET next_refresh_at = :now, row_version = row_version + 1
 WHERE status = 'active' AND next_refresh_at > :now;
 
 -- name: shift_times (changes all)
--- The clock was moved back: future times are moved back by the difference, and all connections are due, because their
--- age is unknown. Times from before the clock was wrong stay.
+-- Runs after the clock was moved back. Future times are moved back by the same step. All connections become due,
+-- because the age of their tokens is unknown. Past times were stored by a correct clock and stay the same.
 UPDATE connections SET
     access_expires_at = CASE WHEN access_issued_at > :now THEN access_expires_at - :by ELSE access_expires_at END,
     refresh_expires_at = CASE WHEN access_issued_at > :now THEN refresh_expires_at - :by ELSE refresh_expires_at END,
@@ -58,7 +64,8 @@ UPDATE connections SET
     row_version = row_version + 1;
 
 -- name: next_serial
--- The row stays locked until the transaction ends, so a transaction must increment it before any other lock.
+-- The row stays locked until the transaction ends, so a transaction must run this statement before it acquires any
+-- other lock.
 UPDATE meta SET value =
 --sqlite     CAST(CAST(value AS INTEGER) + :count AS BLOB)
 --postgres     convert_to(CAST(CAST(value AS INTEGER) + CAST(:count AS BIGINT) AS TEXT), 'UTF8')
@@ -66,7 +73,7 @@ WHERE name = 'serial'
 RETURNING value;
 
 -- name: amo_block
--- Always one row, with the store's clock.
+-- Always returns one row, with the time of the store's clock.
 SELECT (SELECT value FROM meta WHERE name = 'amo_block') AS value, :clock AS clock;
 
 -- name: connection
@@ -106,7 +113,7 @@ LIMIT :limit;
 --sqlite SELECT quick_check FROM pragma_quick_check(1);
 
 -- name: attempts
--- The caller decides by its own clock which attempts may still be in progress.
+-- Returns every attempt. The caller determines by its own clock which attempts may still be in progress.
 SELECT *, :clock AS clock FROM connections WHERE attempt IS NOT NULL;
 
 -- name: connection_counts
@@ -124,7 +131,8 @@ WHERE id = :connection_id AND attempt = :attempt
 RETURNING *;
 
 -- name: save_refreshed (changes connection)
--- Independent of the attempt: the pair is valid even if another process holds the lease, unless a newer one is stored.
+-- Does not depend on the attempt: even if another process holds the lease, the pair is valid unless a newer pair is
+-- stored.
 UPDATE connections SET
     sealed_pair = :sealed_pair, api_domain = :api_domain,
     status = 'active', reason = NULL, last_error = NULL, failures = 0, needs_reauth_since = NULL, warned_days = NULL,
@@ -139,8 +147,8 @@ WHERE id = :connection_id AND pair_version = :pair_version
 RETURNING *;
 
 -- name: save_failure (changes connection)
--- An attempt with an unknown outcome stays until its renewed lease expires. The token of a `refused` connection is
--- presented once a day, which counts as a recheck.
+-- An attempt with an unknown outcome is kept, and its lease is extended by `in_doubt_for`. The token of a connection
+-- with the reason `refused` is presented once a day, which counts as a recheck.
 UPDATE connections SET
     status = :status, reason = :reason, last_error = :last_error, failures = failures + 1,
     next_refresh_at = :next_refresh_at, needs_reauth_since = :needs_reauth_since,
@@ -173,7 +181,7 @@ WHERE id = :id AND row_version = :row_version AND status = 'active' AND suspende
 RETURNING *;
 
 -- name: accept_token (changes connection)
--- Introspection accepts the refresh token, so earlier refusals no longer count.
+-- Runs if introspection accepts the refresh token: earlier refusals no longer count.
 UPDATE connections SET
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL, row_version = row_version + 1
 WHERE id = :id AND pair_version = :pair_version
@@ -210,7 +218,8 @@ WHERE id = :id AND status <> 'disconnected' AND (frozen_at IS NULL) = (CAST(:at 
 RETURNING *;
 
 -- name: due_expiry_warnings (changes connection)
--- Connections whose refresh token (without one, the access token) expires soon, and without a warning so far.
+-- Selects connections whose refresh token (or, without a refresh token, access token) expires by `before`, and that
+-- have no warning for `days` or fewer days yet.
 UPDATE connections SET warned_days = :days, row_version = row_version + 1
 WHERE id IN (
     SELECT id FROM connections
@@ -223,7 +232,8 @@ WHERE id IN (
 RETURNING *;
 
 -- name: missing_changes
--- Whether one of the next two statements has anything to do; read every minute to avoid useless writes.
+-- Returns a row if one of the next two statements would change a row. It runs every minute, to avoid writes that change
+-- nothing.
 SELECT 1 AS found WHERE EXISTS (
     SELECT 1 FROM connections WHERE status = 'active' AND refresh_expires_at IS NULL AND access_expires_at <= :now
 ) OR EXISTS (
@@ -232,7 +242,8 @@ SELECT 1 AS found WHERE EXISTS (
 );
 
 -- name: expire_missing (changes connection)
--- Connections without a refresh token. Expiry by this clock says nothing about AMO, so `needs_reauth_since` stays empty.
+-- Applies to connections without a refresh token. AMO has not rejected their tokens, so they do not count towards a
+-- mass failure, and `needs_reauth_since` stays empty.
 UPDATE connections SET
     status = 'needs_reauth', reason = 'missing', needs_reauth_since = NULL, recheck_at = NULL, row_version = row_version + 1
 WHERE id IN (
@@ -244,7 +255,7 @@ WHERE id IN (
 RETURNING *;
 
 -- name: restore_missing (changes connection)
--- A clock that was moved forward by mistake had expired them.
+-- Reverts `expire_missing` for tokens that had expired only by a clock that was ahead by mistake.
 UPDATE connections SET status = 'active', reason = NULL, row_version = row_version + 1
 WHERE id IN (
     SELECT id FROM connections
@@ -254,13 +265,14 @@ WHERE id IN (
 RETURNING *;
 
 -- name: mark_in_doubt (changes connection)
--- An attempt with an unknown outcome may have spent the token of a connection that needs its user.
+-- Applies if an attempt with an unknown outcome may have spent the token of a connection in `needs_reauth`.
 UPDATE connections SET reason = 'in_doubt', row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
 -- name: disconnect (changes connection, erases connection)
--- A late pair finds another `pair_version`. With `on_request`, the pair of an earlier grant is not stored later.
+-- A refreshed pair that arrives later is not stored, because `pair_version` has changed. With `on_request`, the pair of
+-- a grant claimed before the disconnect is not stored, either.
 UPDATE connections SET
     status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
     disconnect_no = CASE WHEN :on_request THEN CAST(:serial AS BIGINT) ELSE disconnect_no END, forgotten_no = :serial,
@@ -273,9 +285,10 @@ WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
 -- name: record_disabled_hook (changes connection)
--- AMO's hook can be replayed. One recheck is enough, after the pause since the last one; a connection that needs its
--- user keeps its daily recheck, except at the first hook since it was active. Here and in the next two statements
--- `row_version` stays, because they decide nothing about tokens, and a flood of hooks must not make claims fail.
+-- AMO's hook can be replayed, so several hooks cause only one recheck, after the pause since the last recheck. A
+-- connection in `needs_reauth` keeps its daily recheck, except at the first hook since its last success. This statement
+-- and the next two do not change `row_version`, because they do not affect tokens, and a flood of hooks must not make
+-- claims fail.
 UPDATE connections SET
     recheck_at = COALESCE(
         rechecked_at + COALESCE(CASE WHEN disabled_hook_at > :clock - :quiet THEN recheck_pause END, :shortest), :clock
@@ -289,19 +302,21 @@ WHERE account_id = :account_id AND (
 RETURNING id;
 
 -- name: repeat_disabled_hook (changes connection)
--- For the others a recheck is already pending. A flood of hooks writes at most once a second.
+-- Records the hook for the account's other connections, whose recheck is already scheduled. A flood of hooks causes at
+-- most one write per second.
 UPDATE connections SET disabled_hook_at = :clock
 WHERE account_id = :account_id AND status <> 'disconnected' AND disabled_hook_at <= :clock - :second
 RETURNING id;
 
 -- name: begin_recheck (changes connection)
--- Only if `recheck_at` is unchanged, so that one of several processes begins. If it dies, the recheck is repeated.
+-- Applies only if `recheck_at` is unchanged, so that only one of several processes begins the recheck. If that process
+-- exits, the recheck is repeated.
 UPDATE connections SET rechecked_at = :clock, recheck_at = :clock + :again_in
 WHERE id = :id AND row_version = :row_version AND recheck_at = :recheck_at
 RETURNING *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock;
 
 -- name: schedule_recheck (changes connection)
--- If `recheck_at` has changed, a hook came during the recheck, which is then repeated after the pause.
+-- If `recheck_at` has changed, a hook arrived during the recheck. The recheck is then repeated after the pause.
 UPDATE connections SET
     recheck_at = CASE
         WHEN recheck_at IS :recheck_at THEN CAST(:at AS BIGINT)
@@ -322,7 +337,7 @@ SELECT
     CAST(:access_issued_at AS BIGINT), CAST(:access_expires_at AS BIGINT), CAST(:refresh_expires_at AS BIGINT), NULL,
     CAST(:next_refresh_at AS BIGINT), CAST(:connected_at AS BIGINT), CAST(:token_iat AS BIGINT),
     CAST(:connected_no AS BIGINT)
--- A stored pair of this grant may have been spent since.
+-- If this grant's pair was stored before, it is not stored again, because its refresh token may have been spent since.
 WHERE NOT EXISTS (
     SELECT 1 FROM grants WHERE code_hash = :code_hash AND attempt = :grant_attempt AND status = 'connected'
 )
@@ -337,7 +352,8 @@ ON CONFLICT (id) DO UPDATE SET
     lease_owner = NULL, lease_until = NULL, attempt = NULL, presented_token = NULL, possibly_spent_token = NULL,
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
--- The later token by AMO's clock; if equal or unknown, the later response. The same grant is not later than itself.
+-- The pair that AMO issued later replaces the other. If the issue times are equal or unknown, the times of the
+-- responses decide. A repeated write of the same grant changes nothing.
 WHERE (
         excluded.grant_iat > connections.grant_iat
         OR (
@@ -355,7 +371,8 @@ SELECT *, :clock AS clock FROM grants WHERE code_hash = :code_hash;
 SELECT *, :clock AS clock FROM grants WHERE handle_hash = :handle_hash;
 
 -- name: claim_grant
--- A grant is retried only if its attempt is the one that was read: failed, or with an expired lease.
+-- A retry applies only if `over` is still the grant's attempt. The caller has checked that this attempt failed, or that
+-- its lease expired.
 INSERT INTO grants (code_hash, handle_hash, ticket_hash, sealed, status, attempt, lease_until, expires_at, no)
 SELECT
     CAST(:code_hash AS TEXT), CAST(:handle_hash AS TEXT), CAST(:ticket_hash AS TEXT),
@@ -372,7 +389,7 @@ WHERE grants.expires_at > :now
 RETURNING *, :clock AS clock;
 
 -- name: claim_started_grant
--- The first code with a state takes over its row, unless another process has claimed that code.
+-- The first code that returns with a state takes over the state's row, unless the code has already been claimed.
 UPDATE grants SET
     code_hash = :code_hash, handle_hash = :handle_hash, ticket_hash = :ticket_hash, sealed = :sealed,
     status = 'exchanging', attempt = :attempt,
@@ -420,7 +437,7 @@ WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no I
 ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
 
 -- name: bind_owner (changes connection, changes owners)
--- A grant claimed before the user left, or before the owners were removed, adds no owner.
+-- A grant claimed before the user left, or before all owners were removed, adds no owner.
 INSERT INTO owners (connection_id, owner, bound_no)
 SELECT id, :owner, CAST(:serial AS BIGINT) FROM connections
 WHERE id = :connection_id AND status <> 'disconnected' AND (forgotten_no IS NULL OR forgotten_no <= :grant_no)
@@ -452,21 +469,21 @@ SELECT * FROM events WHERE id < :before ORDER BY id DESC LIMIT :limit;
 SELECT * FROM events WHERE connection_id = :connection_id AND id < :before ORDER BY id DESC LIMIT :limit;
 
 -- name: events_of_account
--- Including disconnected connections.
+-- Includes events of disconnected connections.
 SELECT * FROM events
 WHERE connection_id IN (SELECT id FROM connections WHERE account_id = :account_id) AND id < :before
 ORDER BY id DESC
 LIMIT :limit;
 
 -- name: events_of_owner
--- Of the user's current connections.
+-- Includes only events of the user's current connections.
 SELECT * FROM events
 WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL) AND id < :before
 ORDER BY id DESC
 LIMIT :limit;
 
 -- name: prune_events
--- In batches, because years of history must not be deleted in one transaction.
+-- Deletes a batch, because a transaction that deletes years of history would take too long.
 DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER BY at LIMIT :limit)
 RETURNING id;
 
@@ -486,7 +503,8 @@ VALUES (
 SELECT * FROM webhooks WHERE number > :after ORDER BY number LIMIT :limit;
 
 -- name: next_webhook
--- For each connection, the first webhook that is not dead-lettered; and the end of the first lease.
+-- Considers, for each connection, the first webhook that is not dead-lettered. A leased webhook is due when its lease
+-- ends.
 SELECT min(at) AS at FROM (
     SELECT * FROM (
         SELECT next_try_at AS at FROM webhooks AS one
@@ -510,7 +528,7 @@ WHERE NOT EXISTS (
 );
 
 -- name: webhook_delivered
--- Even if another process holds the lease.
+-- Applies even if another process holds the lease.
 DELETE FROM webhooks WHERE id = :id RETURNING id;
 
 -- name: webhook_failed
@@ -521,7 +539,8 @@ WHERE id = :id AND lease = :lease
 RETURNING id;
 
 -- name: retry_webhooks
--- One webhook, or all dead-lettered ones, which start again.
+-- Makes one webhook due, or all dead-lettered webhooks if `id` is NULL. The tries of a dead-lettered webhook are
+-- counted from zero again.
 UPDATE webhooks SET
     next_try_at = :now, tries = CASE WHEN dead_lettered_at IS NULL THEN tries ELSE 0 END, dead_lettered_at = NULL
 WHERE id = :id OR (CAST(:id AS TEXT) IS NULL AND dead_lettered_at IS NOT NULL)
@@ -547,8 +566,8 @@ SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
 SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: import_connections (changes connection, changes owners)
--- Replaces only the pair that was read, and no attempt in progress. An attempt that was read and is unchanged belongs
--- to a process that failed, because the import has waited for its lease.
+-- Replaces a row only if its pair, attempt and lease are unchanged since they were read. If the row has an attempt, the
+-- import has waited until the attempt's lease expired, so the attempt is no longer in progress.
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
     access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, possibly_spent_token, recheck_at,
@@ -576,9 +595,10 @@ WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :o
     AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;
 
 -- name: due
--- Due connections and the next due time. Refreshes include rows with an attempt, because the caller knows whether its
--- lease has expired. Rows with impossible times come first, then the earliest due, which is the order of the index, so
--- that a backlog is cheap. PostgreSQL assigns each row to one instance for a turn, which lasts until the claim.
+-- Returns due connections, and the connection that is due next. Connections with an attempt are included, because the
+-- caller knows whether the attempt's lease has expired. Connections with impossible times come first. The others follow
+-- by due time, which is the order of the index, so that a long backlog is read cheaply. On PostgreSQL, each connection
+-- is assigned to one instance for the time `turn`, in which that instance is expected to claim the connection.
 WITH refreshes AS
 --postgres MATERIALIZED
 (
@@ -651,9 +671,9 @@ ORDER BY
     next_refresh_at <= :now, next_refresh_at, access_expires_at;
 
 -- name: probe
--- First those without a failure since their last success, the most recent success first; then the others, the oldest
--- attempt first. Connections without a refresh token or with a host that is not allowed are left out. On PostgreSQL one
--- instance probes at a time.
+-- Prefers connections without an attempt since their last success, the most recent success first. The other connections
+-- follow, the oldest attempt first. Connections without a refresh token, or whose host is not allowed, are excluded. On
+-- PostgreSQL, only one instance probes at a time.
 --postgres WITH given AS (
 --postgres     INSERT INTO turns (connection_id, process, until) VALUES ('probe', :process, :clock + :turn)
 --postgres     ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
@@ -675,14 +695,14 @@ SELECT *, :clock AS clock FROM connections WHERE id = (
 ;
 
 -- name: forget_turns
--- Rows locked by another instance are skipped, because waiting for each other's rows would deadlock.
+-- Rows locked by another instance are skipped, because two instances that wait for each other's rows would deadlock.
 --postgres DELETE FROM turns WHERE connection_id IN (
 --postgres     SELECT connection_id FROM turns WHERE until <= :clock FOR UPDATE SKIP LOCKED
 --postgres );
 
 -- name: stats
--- Each count reads only an index, which SQLite is told if it would choose another. Frozen connections are not due, and
--- their access tokens may have expired.
+-- Each count reads only an index. INDEXED BY names this index for SQLite, which might choose another one. Frozen
+-- connections do not count as due or expired.
 SELECT * FROM (
     SELECT
         count(*) AS active,
@@ -722,7 +742,7 @@ SELECT * FROM (
 ) AS given_up;
 
 -- name: successes
--- Reads only an index; a future time is from an import or a wrong clock.
+-- Reads only an index. Future times are ignored, because they come from an import or a wrong clock.
 SELECT
     (
         SELECT count(*) FROM connections
@@ -741,8 +761,8 @@ FROM (
 ) AS each;
 
 -- name: claim (changes connection)
--- Only if the row is unchanged since it was read; on PostgreSQL, another attempt's lease must have expired by the
--- database's clock. The token of that attempt may be spent.
+-- Applies only if the row is unchanged since it was read. On PostgreSQL, the lease of an earlier attempt must have
+-- expired by the database's clock. The token that the earlier attempt presented is recorded as possibly spent.
 UPDATE connections SET
     lease_owner = :owner, lease_until = :clock + :lease, attempt = :attempt,
     possibly_spent_token = COALESCE(NULLIF(presented_token, ''), possibly_spent_token), presented_token = :fingerprint, attempted_at = :clock,
@@ -753,8 +773,8 @@ WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconne
 RETURNING *;
 
 -- name: claim_webhooks
--- A lease that ends later than a new one would was written before the clock was moved back, and counts as expired. A
--- copy delivers no webhooks, because the original does.
+-- A lease that ends later than a new lease would was written before the clock was moved back, so it counts as expired.
+-- A database that may be a copy delivers no webhooks, because the original delivers them.
 UPDATE webhooks SET lease = :lease, lease_until = :clock + :length, tries = tries + 1
 WHERE number IN (
     SELECT number FROM webhooks AS one
@@ -778,7 +798,7 @@ WHERE number IN (
 RETURNING *;
 
 -- name: lock_connection
--- Locks what a transaction reads before it writes.
+-- Locks a row that the transaction reads and then updates.
 --postgres SELECT 1 FROM connections WHERE id = :id FOR UPDATE;
 
 -- name: lock_owned
@@ -787,7 +807,7 @@ RETURNING *;
 --postgres FOR UPDATE;
 
 -- name: lock_for_spending
--- A freeze waits for claims in progress, and every later claim sees it.
+-- A freeze acquires the exclusive lock, so it waits for claims in progress, and every later claim sees the freeze.
 --postgres SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.amo_callback.spending'));
 
 -- name: lock_for_freezing

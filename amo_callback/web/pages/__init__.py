@@ -1,4 +1,4 @@
-"""The page that returns the user to the app: detection of the browser, content, texts and rendering.
+"""The return page, which returns the user to the app: browser detection, content, texts and rendering.
 
 To add a language, add an entry to `LANGUAGES` and a file to `texts/`.
 """
@@ -27,7 +27,7 @@ LANGUAGES = ("en", "uk", "ru")
 """The languages of the pages, the default first; each has a file in `texts/`."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RELOAD_AFTER = 2
-"""Seconds after which a page that waits for its result reloads."""
+"""Seconds after which the page reloads while the code is being exchanged."""
 _POLICY = (
     "default-src 'none'; {script}style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -35,7 +35,7 @@ _POLICY = (
 
 _MAX_AGENT = 2048
 _MAX_LANGUAGES = 512
-"""The maximum number of parsed characters; no browser sends a longer header."""
+"""The maximum number of characters of `Accept-Language` that are parsed; no browser sends more."""
 
 _IN_APP = re.compile(
     r"FBAN|FBAV|FB_IAB|Instagram|Barcelona|\bLine/|MicroMessenger|Telegram|WhatsApp|Viber|musical_ly|TikTok"
@@ -56,11 +56,11 @@ _RANGE = re.compile(
 
 class Kind(Enum):
     IOS = "ios"
-    """Safari, a Safari view inside an app, or a browser based on it."""
+    """Safari on iOS, a Safari view inside an app, or another iOS browser."""
     ANDROID = "android"
-    """A browser, or a browser tab inside an app."""
+    """An Android browser, or a browser tab inside an app."""
     IN_APP = "in_app"
-    """A web view inside another app, where opening an app's address may replace the page with an error."""
+    """A web view inside another app, where opening a deep link may replace the page with an error."""
     OTHER = "other"
     """A desktop or unknown browser; also an iPad that identifies itself as a Macintosh."""
 
@@ -72,7 +72,10 @@ class UserAgent:
 
     @property
     def allows_auto_open(self) -> bool:
-        """Whether a page may open the deep link by itself; in other browsers, an error may replace the page."""
+        """Whether a page may open the deep link automatically.
+
+        In other browsers, an error may then replace the page.
+        """
         return self.kind in {Kind.IOS, Kind.ANDROID}
 
 
@@ -82,7 +85,8 @@ def parse_user_agent(*, user_agent: str, accept_language: str) -> UserAgent:
 
 
 def _kind(agent: str) -> Kind:
-    if len(agent) > _MAX_AGENT or "Windows Phone" in agent:  # a Windows Phone also names all other browsers
+    # The user agent of Windows Phone also contains the names of other browsers.
+    if len(agent) > _MAX_AGENT or "Windows Phone" in agent:
         return Kind.OTHER
     if _IN_APP.search(agent):
         return Kind.IN_APP
@@ -92,9 +96,9 @@ def _kind(agent: str) -> Kind:
 
 
 def _language(accepted: str) -> str:
-    """Choose a language by RFC 4647's lookup: ranges are shortened until one matches, and `*` means the default."""
+    """Choose a language by lookup (RFC 4647): `uk-UA` matches `uk`, and `*` matches the default language."""
     if len(accepted) > _MAX_LANGUAGES:
-        accepted = accepted[:_MAX_LANGUAGES].rpartition(",")[0]  # without the range that was cut off
+        accepted = accepted[:_MAX_LANGUAGES].rpartition(",")[0]  # drop the range that was cut off
     weights: dict[str, float] = {}
     refused = set()
     for item in accepted.split(","):
@@ -117,7 +121,7 @@ _NOTES = {Kind.OTHER: "on_phone", Kind.IN_APP: "in_app"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """The content of a page in one of its variants: `connected`, `exchanging`, `gone`, or a deep link error."""
+    """The content of a page; `variant` is `connected`, `exchanging`, `gone`, or a deep link error."""
 
     variant: str
     status: int
@@ -127,9 +131,9 @@ class View:
     intent: str | None = field(default=None, repr=False)
     """The deep link as an Android `intent:` link."""
     auto_open: bool = False
-    """Whether the page opens the link by itself, once."""
+    """Whether the page opens the link automatically, once."""
     attempted: bool = False
-    """Whether the page has already opened the link, and the user has returned to it."""
+    """Whether the page has already opened the link and the user has come back to the page."""
     retry_url: str | None = None
     """The URL that retries a temporary failure; empty for the page's own URL."""
     domain: str | None = None
@@ -169,13 +173,13 @@ class Pages:
         response.headers["Content-Security-Policy"] = _POLICY.format(nonce=nonce, script=script)
         response.headers["Vary"] = "Accept, Accept-Language, User-Agent"
         if view.variant == "exchanging":
-            # A header, because accessibility checkers reject `<meta http-equiv=refresh>`.
+            # This is a header, because accessibility checkers reject `<meta http-equiv=refresh>`.
             response.headers["Refresh"] = str(_RELOAD_AFTER)
         return response
 
 
 def _note(view: View, agent: UserAgent, texts: Texts) -> str | None:
-    """Return the note next to a button that may not work, unless the retry button comes first."""
+    """Return the note for a link button that may not work in this browser; `None` if the retry button comes first."""
     if view.link is None or view.retry_url is not None or agent.kind not in _NOTES:
         return None
     return texts["page"][_NOTES[agent.kind]]
@@ -187,7 +191,7 @@ def read_texts(language: str) -> Texts:
 
 
 def fill(texts: Texts, values: Mapping[str, str]) -> Texts:
-    """Replace the placeholders in one pass, so that a value that looks like a placeholder is not replaced."""
+    """Replace all placeholders in one pass, so that text in a value that looks like a placeholder is kept."""
     return {
         section: {
             key: PLACEHOLDER.sub(lambda placeholder: values[placeholder[1]], text) for key, text in content.items()

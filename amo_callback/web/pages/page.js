@@ -6,10 +6,10 @@
   let tries = Number((/[?&]n=(\d{1,3})(?:&|$)/.exec(location.search) || [])[1] || 0), left = false;
   try {
     tries = Math.max(tries, Number(sessionStorage.getItem(mark)) || 0);
-  } catch { /* Storage is forbidden: the address remembers. */ }
+  } catch { /* Without storage, the `n` in the URL counts the tries. */ }
   const count = () => {
     tries += 1;
-    try { sessionStorage.setItem(mark, tries); } catch { /* The same. */ }
+    try { sessionStorage.setItem(mark, tries); } catch { /* Without storage, the `n` in the URL counts the tries. */ }
   };
   const late = () => setTimeout(() => {
     if (!document.hidden && !status.textContent) status.textContent = status.dataset.late;
@@ -18,7 +18,7 @@
     status.textContent = status.dataset.back;
     document.getElementById("help").open = true;
   };
-  /* Not before `load`: leaving earlier would cut off what is not parsed yet. */
+  /* Wait for `load`, because leaving the page earlier would stop its parsing. */
   addEventListener("load", () => {
     const [visit] = performance.getEntriesByType("navigation");
     const again = visit && (visit.type === "reload" || visit.type === "back_forward");
@@ -30,7 +30,7 @@
   });
   open.addEventListener("click", () => {
     count();
-    /* Safari refuses an address that was cancelled once. */
+    /* Safari does not open the same URL again after the user has cancelled it once. */
     if (tries > 1) open.href = link + "&n=" + tries;
     late();
   });

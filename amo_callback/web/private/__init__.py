@@ -1,1 +1,1 @@
-"""The private API: backends and monitoring."""
+"""The private API, for backends and monitoring."""

@@ -1,4 +1,4 @@
-"""The private API: API keys, and errors as problem details (RFC 9457)."""
+"""The private API: authentication by API key, and errors as problem details (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
 class RejectedConnection(TypedDict):
-    """The problem of one connection in an import."""
+    """A connection that an import rejected."""
 
     place: str
-    """Its position in the body."""
+    """The position of the connection in the body."""
     why: str
 
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
 class Problem(TypedDict):
-    """An error (RFC 9457)."""
+    """The problem details of an error (RFC 9457)."""
 
     status: int
     title: str
-    """The meaning of the status."""
+    """The reason phrase of the status."""
     code: str
     detail: str
     """A human-readable description; for an invalid request, it begins with the name of the field."""
     scope: NotRequired[str]
     """The scope that the API key lacks."""
     reason: NotRequired[str | None]
-    """Why the user has to connect again."""
+    """The reason why the user has to connect again."""
     reconnect_url: NotRequired[str]
     """The URL at which the user connects again."""
     problems: NotRequired[list[RejectedConnection]]
-    """The first problems of connections in an import."""
+    """The first connections that an import rejected."""
 
 
 class PrivateApi(Api):
@@ -87,8 +87,8 @@ class PrivateApi(Api):
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
         """Return the name of the API key; raises `UnknownApiKey`, and `Forbidden` for a key without the scope.
 
-        Rejected keys are counted, but callers are neither slowed down nor locked out, so that an outdated key harms no
-        other caller.
+        Rejected keys are counted, but their callers are neither delayed nor locked out, so that an outdated key does
+        not affect other callers.
         """
         if access is None:
             return ""
@@ -98,7 +98,7 @@ class PrivateApi(Api):
         return key.name
 
     async def check_unmatched(self, request: web.Request) -> None:
-        """Require an API key, so that callers without one do not learn which paths exist."""
+        """Require an API key, so that callers without a key do not learn which paths exist."""
         if request.path not in self._open_paths:
             self._find_key(request)
 

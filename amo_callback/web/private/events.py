@@ -1,4 +1,4 @@
-"""The history, and its undelivered webhooks: list and retry."""
+"""The routes for the history (list) and for undelivered webhooks (list and retry)."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 class NumberedPage(Page):
-    """A page of a list in numeric order."""
+    """The query of a paginated list that is ordered by number."""
 
     cursor: Number | None = None
-    """the next_cursor of the previous page"""
+    """must be the next_cursor of the previous page"""
 
 
 class EventsQuery(NumberedPage):
-    """Filters of the list."""
+    """The query of the history."""
 
     connection: Text | None = None
-    """1 to 256 characters: the events of a connection, by its id, `account:31920194` or `owner:42`"""
+    """must be a connection's id, `account:31920194` or `owner:42` (1 to 256 characters without control characters)"""
 
 
 @shape
 class RecordedEvent:
-    """An entry of the history."""
+    """An event in the history."""
 
     id: int
     at: Time
     connection_id: str | None
     name: str
     process: str
-    """The process that wrote it."""
+    """The process that recorded the event."""
     details: Mapping[str, Any]
 
 
@@ -52,7 +52,7 @@ class EventsPage:
 
 
 async def list_events(call: Call[EventsQuery, None]) -> EventsPage:
-    """List the history of one connection or of all."""
+    """List the history, newest first; `connection` limits it to a connection, an account or an owner."""
     query = call.query
     before = None if query.cursor is None else int(query.cursor)
     found = await call.services.store.events(**filter_of(query.connection), before=before, limit=query.limit + 1)
@@ -63,7 +63,10 @@ async def list_events(call: Call[EventsQuery, None]) -> EventsPage:
 
 
 def filter_of(selector: str | None) -> dict[str, Any]:
-    """Return the store's filter for a selector, without looking for a connection, because its events outlive it."""
+    """Return the store's filter for a selector.
+
+    The connection is not looked up, because its history remains after a disconnect.
+    """
     if selector is None:
         return {}
     kind, _, name = selector.partition(":")
@@ -74,7 +77,7 @@ def filter_of(selector: str | None) -> dict[str, Any]:
 
 @shape
 class ShownWebhook:
-    """An undelivered webhook; a dead-lettered one has no next try."""
+    """An undelivered webhook; after it is dead-lettered, `next_try_at` is `null`."""
 
     id: str
     type: str
@@ -98,7 +101,7 @@ class WebhooksPage:
 
 @shape
 class RetriedWebhooks:
-    """The ids of the webhooks that are retried."""
+    """The ids of the webhooks to be retried."""
 
     retried: Sequence[str]
 
@@ -114,8 +117,8 @@ async def list_webhooks(call: Call[NumberedPage, None]) -> WebhooksPage:
 
 
 async def retry_webhook(call: Call[None, None]) -> RetriedWebhooks:
-    """Retry a webhook now, even a dead-lettered one."""
-    # Ids contain only letters and digits; the store may not accept any other text.
+    """Retry a webhook now, even if it is dead-lettered."""
+    # Ids contain only letters and digits; the store may be unable to represent other text.
     webhook = call.request.match_info["webhook"]
     found = await call.services.store.retry_webhooks(webhook) if webhook.isalnum() else []
     if not found:

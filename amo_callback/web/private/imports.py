@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 1000
 _MAX_VALUES = 20 * MAX_CONNECTIONS
-"""The maximum number of values, because it determines the parsing time."""
-_TOO_MANY = f"at most {MAX_CONNECTIONS:,} connections per request: send the others separately"
+"""The maximum number of values in a body, which limits the parsing time."""
+_TOO_MANY = f"send at most {MAX_CONNECTIONS:,} connections per request"
 _MAX_PROBLEMS = 20
 
 
@@ -32,7 +32,7 @@ class ImportBody(Body):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    wanted: ClassVar[str] = 'the body is {"connections": [{…}, …], "replace": false}'
+    wanted: ClassVar[str] = 'the body must be {"connections": [{…}, …], "replace": false}'
     max_size: ClassVar[int] = 1024 * 1024
     seconds: ClassVar[float] = 60.0
 
@@ -67,9 +67,9 @@ class ImportResult:
     same: int
     """The number of connections that were already stored with the same tokens."""
     newer: int
-    """The number of connections that are stored with newer tokens."""
+    """The number of connections that were already stored with newer tokens."""
     left: Sequence[str]
-    """Connections that were changed during the import, and not replaced."""
+    """The ids of connections that were not replaced, because they changed, or a refresh began, during the import."""
 
 
 class InvalidConnections(InvalidRequest):
@@ -80,7 +80,7 @@ class InvalidConnections(InvalidRequest):
 
 
 async def import_connections(call: Call[None, ImportBody]) -> ImportResult:
-    """Import connections; if any of them is invalid, nothing is changed."""
+    """Import connections; if any connection is invalid, nothing is changed."""
     services = call.services
     plan = await _plan(call)
     if plan.problems:

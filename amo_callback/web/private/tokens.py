@@ -1,4 +1,4 @@
-"""The hand-out of access tokens."""
+"""The routes of the access-token hand-out."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _HEADERS = {"Content-Type": "application/json; charset=utf-8"}
 
 
 class TokenQuery(Query):
-    """The required lifetime of the token."""
+    """The required remaining lifetime of the token."""
 
     min_ttl: Annotated[int, Field(ge=0, le=999_999_999), INTEGER] = 300
-    """a whole number from 0 to 999999999: a token that is valid for fewer seconds is refreshed first"""
+    """must be a whole number from 0 to 999999999; a token that is valid for fewer seconds is refreshed first"""
 
 
 class RefreshBody(Body):
@@ -47,16 +47,16 @@ class RefreshBody(Body):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"rejected_access_token": "eyJ0…"}, {}]})
 
-    wanted: ClassVar[str] = 'the body is {"rejected_access_token": "…"}, or empty'
+    wanted: ClassVar[str] = 'the body must be {"rejected_access_token": "…"} or empty'
 
     rejected_access_token: Annotated[
         Annotated[str, Field(min_length=1, max_length=16 * 1024)] | None, Field(repr=False)
     ] = None
-    """The pair is refreshed only if this is the stored access token; otherwise, the stored one is returned."""
+    """The rejected token. If another access token is stored and valid, it is returned without a refresh."""
 
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
-class TokenAnswer(TypedDict):  # a dict, which is fast to make and to encode
+class TokenAnswer(TypedDict):  # a dict, because it is fast to create and to encode
     """An access token and the base URL of the account's API."""
 
     connection_id: str
@@ -71,18 +71,18 @@ class TokenAnswer(TypedDict):  # a dict, which is fast to make and to encode
     base_url: str
     """The base URL of AMO's API for this account."""
     stale: NotRequired[Literal[True]]
-    """The token expires before the required lifetime, because the refresh failed."""
+    """Present if the token could not be refreshed or confirmed as valid."""
     reason: NotRequired[str | None]
-    """Why it is stale."""
+    """The reason why the token is stale."""
 
 
 async def take_token(call: Call[TokenQuery, None]) -> web.Response:
-    """Return a connection's access token, refreshed first if it expires too soon."""
+    """Return a connection's access token; if it expires too soon, the token pair is refreshed first."""
     return await _hand_out(call, call.services.lifecycle.access_tokens.token(call.name, min_ttl=call.query.min_ttl))
 
 
 async def refresh_token(call: Call[None, RefreshBody]) -> web.Response:
-    """Refresh a connection's token pair now and return the access token; never a stale one."""
+    """Refresh a connection's token pair now, and return the access token; a stale token is never returned."""
     rejected = call.body.rejected_access_token
     return await _hand_out(call, call.services.lifecycle.access_tokens.refresh(call.name, rejected=rejected))
 

@@ -1,1 +1,1 @@
-"""The public API: browsers, the app and AMO."""
+"""The public API, for browsers, the app and AMO."""

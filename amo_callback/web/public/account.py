@@ -1,4 +1,4 @@
-"""The connection of an app user: `exchange-code`, status and disconnect; and AMO's hook."""
+"""The routes for an app user's connection (`exchange-code`, status, disconnect), and AMO's hook."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
     from amo_callback.web.route import Call
 
-_DISCONNECTED = "amoCRM is disconnected here. To withdraw the permission in amoCRM too, remove the integration there."
-_NOT_AMOS = (403, PkceMismatch.code, "The signature is wrong.")
+_DISCONNECTED = "amoCRM is disconnected. To also withdraw the permission in amoCRM, remove the integration there."
+_NOT_AMOS = (403, PkceMismatch.code, "The query or its signature is invalid.")
 _NOT_TO_YOU = "The account is connected, but you are not an owner."
 
 
@@ -63,7 +63,7 @@ class HookQuery(BaseModel):
 class ExchangeBody(Body):
     """The code from the deep link."""
 
-    wanted: ClassVar[str] = 'The body must be JSON: {"code": "…"}, with a code of 1 to 4096 bytes.'
+    wanted: ClassVar[str] = 'The body must be a JSON object {"code": "…"}, with a code of 1 to 4096 bytes.'
     names_field: ClassVar[bool] = False
     seconds: ClassVar[float] = 4.0
 
@@ -72,7 +72,7 @@ class ExchangeBody(Body):
     code_verifier: Annotated[Annotated[str, Field(max_length=1024)] | None, Field(repr=False)] = None
     """The verifier of the code challenge in the authorization request (RFC 7636)."""
     referer: str | None = None
-    """The account's host, for a code that has not been at the callback."""
+    """The account's host, for a code that the callback has not received."""
 
     @field_validator("code")
     @classmethod
@@ -83,7 +83,7 @@ class ExchangeBody(Body):
 
 
 async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | web.Response:
-    """Return the result of a code, exchanging it first if necessary, and make the user an owner of the connection."""
+    """Return a code's result, exchanging it first if necessary; the user who started the flow becomes an owner."""
     user = call.caller or None
     presented = RedeemRequest(
         code=call.body.code.encode(),
@@ -105,13 +105,13 @@ async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | 
 
 
 async def status(call: Call[None, None]) -> Success[AppStatus]:
-    """Show the user's connection."""
+    """Return the status of the user's connection."""
     shown = await status_of(call, call.caller)
     return Success(data=shown, message=shown.message)
 
 
 async def disconnect(call: Call[None, None]) -> Success[AppStatus]:
-    """Remove the user from their connections, and erase the tokens of connections without another owner."""
+    """Remove the user as an owner of their connections, and erase the tokens of connections without another owner."""
     for event in await call.services.store.unbind(call.caller):
         call.services.log.info(event.name, connection_id=event.connection_id, **event.fields)
     return Success(data=NOT_CONNECTED, message=_DISCONNECTED)
@@ -126,7 +126,7 @@ async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
 
 
 async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Response:
-    """Introspect the account's connections; the signature never changes, so the hook may be a replay."""
+    """Receive AMO's hook for a disabled integration, and schedule introspection of the account's connections."""
     try:
         hook = read_known_query(call.request, HookQuery)
     except InvalidRequest:
@@ -134,10 +134,11 @@ async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Respons
     client_id = hook.client_uuid or hook.client_id
     if not call.services.core.amo.is_hook(account_id=hook.account_id, client_id=client_id, signature=hook.signature):
         return failure(*_NOT_AMOS)
+    # The signature never changes, so the hook may be a replay; only introspection shows whether the tokens are valid.
     try:
         await call.services.lifecycle.integration_disabled(hook.account_id)
     except StoreUnavailable as error:
-        return failure(503, error.code, "Temporarily unavailable: try again.")
+        return failure(503, error.code, "Temporarily unavailable: try again later.")
     return Success(data=None, message="The account's connections are being checked.")
 
 

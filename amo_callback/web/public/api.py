@@ -1,4 +1,4 @@
-"""The public API: app users, and the JSON envelope that the existing app expects."""
+"""The public API: authentication of app users, and the JSON envelope that the existing app expects."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 TEXT = ("text/html", "text/plain")
 METHOD_NOT_ALLOWED = "method_not_allowed"
-PREFETCHED = Reply(about="A browser prefetched the URL, so nothing was done.")
+PREFETCHED = Reply(about="A browser prefetched the URL; nothing was done.")
 TO_APP = Reply(about="Redirects to the app's deep link.", headers=("Location",))
 ERROR_PAGES = {
-    400: Reply(about="The error, for the user, with a way back to the app.", type=str, media=TEXT),
+    400: Reply(about="The error, as a page with a link to the app or as plain text.", type=str, media=TEXT),
     429: Reply(about="Too many attempts from this address.", type=str, media=TEXT),
     503: Reply(about="Temporary failure: try again in a minute.", type=str, media=TEXT),
 }
 _HTTP_ERRORS = {404: NotFound.code, 405: METHOD_NOT_ALLOWED}
-"""HTTP errors with a code other than `invalid_request`."""
+"""The codes of HTTP errors, by status; every other status has the code `invalid_request`."""
 _RETRY_AFTER = "5"
 Data = TypeVar("Data")
 
@@ -66,7 +66,7 @@ class Failure:
 
 @shape
 class AppStatus:
-    """A connection as the app sees it."""
+    """A connection in the format of the existing app."""
 
     connected: bool
     hasTokens: bool  # noqa: N815 -- the existing app expects this name
@@ -102,13 +102,13 @@ def failure(status: int, error: str, message: str) -> web.Response:
 
 
 def deep_link_failure(error: str) -> web.Response:
-    """Return an error with the code that the deep link uses for it."""
+    """Return the response for an error of the deep link."""
     known = DEEP_LINK_ERRORS[error]
     return failure(known.status, error, known.message)
 
 
 def error_actions() -> Mapping[str, str]:
-    """Return what the app should do, by error code of the envelope."""
+    """Return the app's action for each error code of the envelope."""
     shown = {error: known.action for error, known in DEEP_LINK_ERRORS.items()}
     own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, StoreUnavailable, InternalError)
     own_actions = {error.code: error.action for error in own}
@@ -127,14 +127,17 @@ class PublicApi(Api):
             "X-Frame-Options": "DENY",
             "Cross-Origin-Opener-Policy": "same-origin",
             "X-Robots-Tag": "noindex",
-            "Content-Security-Policy": (  # pages add a nonce
+            "Content-Security-Policy": (  # pages send their own policy with a nonce
                 "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
             ),
         }
     )
 
     async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
-        """Return the id of the app user; raises `Unauthorized` and `JwksUnavailable`."""
+        """Return the app user's id, or an empty string for a caller without a JWT.
+
+        Raises `Unauthorized` and `JwksUnavailable`.
+        """
         if access is None:
             return ""
         verifier = self.services.users
@@ -176,16 +179,16 @@ def failure_reply(status: int, *codes: str) -> Reply:
 
 
 async def head_ok(_call: Call[None, None]) -> web.Response:
-    """Respond to HEAD without doing anything."""
+    """Respond to a HEAD request without side effects."""
     return web.Response()
 
 
 def head_route(path: str) -> Route:
     """Return a HEAD route for a path whose GET has side effects."""
-    return Route("HEAD", path, head_ok, replies={200: Reply(about="Nothing was done.")})
+    return Route("HEAD", path, head_ok, replies={200: Reply(about="An empty response; nothing was done.")})
 
 
 def is_prefetch(request: web.Request) -> bool:
-    """Return whether a browser sent the request before the user navigates; a prefetch must not spend the code."""
+    """Return whether the request is a browser's prefetch, which must not spend the authorization code."""
     purposes = (request.headers.get(name, "") for name in ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"))
     return any("prefetch" in value.lower() or "preview" in value.lower() for value in purposes)

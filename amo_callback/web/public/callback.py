@@ -1,4 +1,4 @@
-"""AMO's redirect, `GET {base}/callback`, and the page of its result, `GET {base}/return/{handle}`."""
+"""The callback, `GET {base}/callback`, and the return page with its result, `GET {base}/return/{handle}`."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class CallbackQuery(BaseModel):
     code: str | None = None
     """AMO's authorization code."""
     state: str | None = None
-    """Returned to the app byte for byte."""
+    """The state; a state that the service has not issued is returned to the app byte for byte."""
     referer: str | None = None
     """The account's host."""
     error: str | None = None
-    """`access_denied` if the user declined."""
+    """AMO's error; `access_denied` if the user declined."""
     from_exchange: Literal["1"] | None = None
-    """The request is from AMO's server, not from a browser."""
+    """`1` if AMO's server sent the request, and not a browser."""
     from_widget: Literal["1"] | None = None
-    """The integration was installed from inside AMO."""
+    """`1` if the integration was installed inside AMO."""
 
 
 async def callback(call: Call[None, None]) -> web.Response:
-    """Exchange the authorization code in AMO's redirect, store the pair, and return the user to the app."""
+    """Exchange the authorization code in AMO's redirect, store the token pair, and return the user to the app."""
     if is_prefetch(call.request):
         return web.Response(status=204)
     params = call.services.core.amo.read_redirect(raw_query(call.request))
@@ -97,11 +97,15 @@ async def _failed(
 
 
 async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:
-    """Return the state for the app: its own if the service issued the received state for it, otherwise the latter."""
+    """Return the state for the app.
+
+    This is the app's own state if the received state was issued for a request that contained it; otherwise, it is the
+    received state.
+    """
     try:
         return await call.services.oauth.authorizations.app_state(state)
     except AmoCallbackError:
-        return state  # this request already ends with an error, which matters more
+        return state  # the result of the request matters more than this error
     except Exception:
         call.services.log.exception("http.bug")
         return state
@@ -113,16 +117,16 @@ def raw_query(request: web.Request) -> bytes:
 
 
 class PageQuery(BaseModel):
-    """The query of the page; other parameters are ignored."""
+    """The query of the return page; other parameters are ignored."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     again: Literal["1"] | None = None
-    """Retry a temporary failure first."""
+    """`1` to retry the exchange first after a temporary failure."""
 
 
 async def return_page(call: Call[None, None]) -> web.Response:
-    """Show the result of a return handle, any number of times; `?again=1` retries a failed one first."""
+    """Show a return handle's result, any number of times; `?again=1` first retries a temporarily failed exchange."""
     retry = call.request.query.getall("again", []) == ["1"]
     if retry and is_prefetch(call.request):
         return web.Response(status=204)
@@ -142,7 +146,7 @@ async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
     try:
         outcome = await call.services.oauth.connect.retry(before.handle, address=call.address)
     except NotFound:
-        return expired_page(call)  # it has just expired
+        return expired_page(call)  # the grant has just expired
     except AmoCallbackError as error:
         return failed(
             call,
@@ -162,26 +166,28 @@ ROUTES = (
         callback,
         unparsed_query=CallbackQuery,
         replies={
-            200: Reply(about="The result as text.", type=str, media=TEXT),
+            200: Reply(about="The result, as a page or as plain text.", type=str, media=TEXT),
             204: PREFETCHED,
             302: TO_APP,
             303: Reply(about="Redirects to the page that returns the user to the app.", headers=("Location",)),
             **ERROR_PAGES,
         },
     ),
-    head_route("/callback"),  # does not spend the code
+    head_route("/callback"),  # HEAD must not spend the code
     Route(
         "GET",
         "/return/{handle}",
         return_page,
         unparsed_query=PageQuery,
         replies={
-            200: Reply(about="A page with a link to the app.", type=str, media=_HTML),
+            200: Reply(
+                about="The result, with a link to the app once the exchange has finished.", type=str, media=_HTML
+            ),
             204: PREFETCHED,
-            303: Reply(about="Retried; redirects to the page with the result.", headers=("Location",)),
-            404: Reply(about="The handle is unknown, or older than 20 minutes.", type=str, media=_HTML),
+            303: Reply(about="The exchange was retried; redirects to the page with the result.", headers=("Location",)),
+            404: Reply(about="The return handle is unknown or older than 20 minutes.", type=str, media=_HTML),
             **ERROR_PAGES,
         },
     ),
-    head_route("/return/{handle}"),  # retries nothing
+    head_route("/return/{handle}"),  # HEAD must not retry the exchange
 )

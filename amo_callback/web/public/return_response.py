@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 UNAVAILABLE = RetryableError.deep_link_error
 _TEMPORARY = frozenset({UNAVAILABLE, TooManyAttempts.deep_link_error})
-"""Deep link errors that may have passed after a minute."""
+"""Deep link errors that may be resolved within a minute."""
 
 
 class ResponseKind(Enum):
@@ -35,7 +35,11 @@ class ResponseKind(Enum):
 
 
 def choose(call: Call[Any, Any], params: CallbackParams) -> ResponseKind:
-    """Choose by client: plain text for AMO's server, the page for a browser, and a redirect for anything else."""
+    """Choose the form of the response.
+
+    AMO's server gets plain text, and so does an installation inside AMO without a browser. Other clients get the form
+    in `app.return_mode`; with `auto`, browsers get the page, and other clients a redirect.
+    """
     app, html = call.services.settings.app, _accepts_html(call.request)
     if params.from_server or (params.from_widget and not html):
         return ResponseKind.PLAIN
@@ -45,7 +49,7 @@ def choose(call: Call[Any, Any], params: CallbackParams) -> ResponseKind:
 
 
 def _accepts_html(request: web.Request) -> bool:
-    """Return whether `Accept` names HTML; `*/*` does not count."""
+    """Return whether `Accept` names HTML explicitly, as browsers do; `*/*` does not count."""
     for item in ",".join(request.headers.getall("Accept", [])).split(","):
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
         refused = any(p.startswith("q=") and not p.removeprefix("q=").strip("0.") for p in parameters)
@@ -55,14 +59,14 @@ def _accepts_html(request: web.Request) -> bool:
 
 
 def respond(call: Call[Any, Any], kind: ResponseKind, *, outcome: GrantResult, state: bytes | None) -> web.Response:
-    """Respond to the callback with a result."""
+    """Return the callback's response for a grant's result."""
     if kind is ResponseKind.PAGE:
         if outcome.state == state:
             return redirect(303, return_address(call, outcome))
-        # The return handle belongs to the first request, which had another state, so this one gets its own page.
+        # The return handle belongs to the first request, whose state was different; this response needs its own state.
         return show(call, outcome, state=state)
     if kind is ResponseKind.PLAIN and outcome.error is None:
-        # Even during the exchange, because AMO's server cannot wait.
+        # AMO's server cannot wait, so it gets the status even during the exchange.
         return web.Response(text=f"{outcome.status.value}\n")
     link = _link_to_app(call.services.settings.app, outcome, state=state)
     if link is None:
@@ -83,16 +87,16 @@ def failed(
     support: str | None = None,
     fields: Mapping[str, object],
 ) -> web.Response:
-    """Log an error without a result to show, and respond with it.
+    """Log an error that is not the result of a grant, and return its response.
 
-    The same URL can be requested again after a temporary error. `fields` are added to the log line.
+    After a temporary error, the same URL can be requested again. `fields` are added to the log line.
     """
     support = _log_failure(call, error=error, support=support, fields=fields)
     return _failed(call, kind, error=error, state=state, support=support)
 
 
 def show(call: Call[Any, Any], outcome: GrantResult, *, state: bytes | None, retry_url: str = "") -> web.Response:
-    """Respond with the page of a result; `retry_url` retries a failed one, or if it is empty, the requested URL."""
+    """Return the page with a result; `retry_url` retries a failed exchange (if empty, the requested URL does)."""
     connected = outcome.status is GrantStatus.CONNECTED
     attempted = any(value != "0" for value in call.request.query.getall("n", []))
     view = View(
@@ -109,29 +113,29 @@ def show(call: Call[Any, Any], outcome: GrantResult, *, state: bytes | None, ret
 
 
 def expired_page(call: Call[Any, Any]) -> web.Response:
-    """Respond with the page for an unknown or expired return handle."""
+    """Return the page for an unknown or expired return handle."""
     return _page(call, View(variant="gone", status=404))
 
 
 def unavailable_page(call: Call[Any, Any], error: AmoCallbackError) -> web.Response:
-    """Respond with the page for an unreachable store, when not even the app's state is known."""
+    """Return the page for a result that cannot be read; without the app's state, the page has no link to the app."""
     support = _log_failure(call, error=UNAVAILABLE, support=None, fields=error.fields)
     status = DEEP_LINK_ERRORS[UNAVAILABLE].status
     return _page(call, View(variant=UNAVAILABLE, status=status, retry_url="", support=support))
 
 
 def redirect(status: int, address: str) -> web.Response:
-    """Redirect; `web.HTTPFound` would normalize the URL, which may be an app's."""
+    """Return a redirect; `web.HTTPFound` would normalize the URL, which may be a deep link."""
     return web.Response(status=status, headers={"Location": address})
 
 
 def return_address(call: Call[Any, Any], outcome: GrantResult) -> str:
-    """Return the URL of a result's page."""
+    """Return the path of a result's page."""
     return f"{call.services.settings.server.base_path}/return/{outcome.handle}"
 
 
 def _link_to_app(app: App, outcome: GrantResult, *, state: bytes | None) -> str | None:
-    """Return the deep link for a result; `None` as long as there is no result."""
+    """Return the deep link for a result; `None` while the code is being exchanged."""
     if outcome.status is GrantStatus.EXCHANGING:
         return None
     state = _state_for_app(outcome, state)
@@ -142,7 +146,7 @@ def _link_to_app(app: App, outcome: GrantResult, *, state: bytes | None) -> str 
 
 
 def _state_for_app(outcome: GrantResult, state: bytes | None) -> bytes | None:
-    """Return the state for the app: its own if the authorization began here, otherwise the received one."""
+    """Return the grant's state for the app if `state` came with the grant's code, otherwise `state`."""
     return outcome.app_state if state == outcome.state else state
 
 
@@ -158,7 +162,7 @@ def _failed(call: Call[Any, Any], kind: ResponseKind, *, error: str, state: byte
 
 
 def _log_failure(call: Call[Any, Any], *, error: str, support: str | None, fields: Mapping[str, object]) -> str:
-    """Log the line that a support code refers to, and return the code, which is new unless given."""
+    """Log a failure with its support code, and return the code; without `support`, a random code is generated."""
     support = support or secrets.token_hex(4)
     known = {name: value for name, value in fields.items() if value is not None}
     log = call.services.log.warning if error == UNAVAILABLE else call.services.log.info

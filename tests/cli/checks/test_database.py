@@ -62,7 +62,7 @@ async def test_check_sqlite_valid_database_is_ok_and_unchanged(place: CommandCon
     assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
         ("store", "keys", "frozen"), Severity.OK
     )
-    assert found["keys"][1] == "decrypt all 3 pairs"
+    assert found["keys"][1] == "the keys decrypt all 3 pairs"
     assert database.read_bytes() == before
     assert list(place.folder.iterdir()) == [database]
 
@@ -91,7 +91,10 @@ async def test_check_sqlite_missing_database_is_not_created(tmp_path: Path, encr
 
 @pytest.mark.parametrize(
     ("version", "message"),
-    [(0, "is not an amo-callback database"), (99, "was written by a newer amo-callback (schema 99, known here: 1)")],
+    [
+        (0, "is not an amo-callback database"),
+        (99, "was written by a newer amo-callback (schema 99; this version uses schema 1)"),
+    ],
 )
 async def test_check_sqlite_other_schema_is_one_finding(version: int, message: str, place: CommandContext) -> None:
     """A database with another schema is one finding and is not upgraded."""
@@ -147,13 +150,16 @@ async def test_check_sqlite_undecryptable_pairs_are_listed(place: CommandContext
 async def test_check_sqlite_disconnected_connection_needs_no_pair(place: CommandContext) -> None:
     """A disconnected connection has no pair, because its tokens were erased."""
     _run(place.folder, "UPDATE connections SET sealed_pair = NULL, status = 'disconnected'")
-    assert (await _check(place))["keys"] == (Severity.OK, "fit; there are no pairs yet")
+    assert (await _check(place))["keys"] == (Severity.OK, "the keys match the database, which has no pairs yet")
 
 
 async def test_check_sqlite_older_key_in_use_is_reported(place: CommandContext, encryption_key: str) -> None:
     """An older key that pairs still need is reported, so that the operator keeps it."""
     severity, result = (await _check(context_in(place.folder, new_key(), encryption_key)))["keys"]
-    assert (severity, result) == (Severity.OK, "decrypt all 3 pairs; 3 still need an older key: keep it")
+    assert (severity, result) == (
+        Severity.OK,
+        "the keys decrypt all 3 pairs; 3 of them need an older key: do not remove it",
+    )
 
 
 async def test_check_sqlite_moved_database_warns_of_freeze(place: CommandContext) -> None:
@@ -205,4 +211,4 @@ def test_run_check_exception_keeps_other_findings() -> None:
         raise RuntimeError("the-secret")
 
     found = [(finding.severity, finding.message) for finding in run_check("store", throwing())]
-    assert found == [(Severity.OK, "there"), (Severity.FAIL, "could not be checked: RuntimeError")]
+    assert found == [(Severity.OK, "there"), (Severity.FAIL, "the check could not be completed: RuntimeError")]

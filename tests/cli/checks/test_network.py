@@ -57,8 +57,8 @@ async def test_check_amo_sends_no_credential(amo: Amo, encryption_key: str) -> N
     """The check reaches AMO's address without a token request."""
     settings = load_settings(None, environment(amo, encryption_key, AMO__DEFAULT_DOMAIN=HOST))
     assert await _check(check_amo, settings) == [
-        ("amo", Severity.OK, f"{amo.address} answers"),
-        ("clock", Severity.OK, "within 30 s of AMO's"),
+        ("amo", Severity.OK, f"{amo.address} responds"),
+        ("clock", Severity.OK, "this machine's clock is within 30 s of AMO's clock"),
     ]
     assert amo.sandbox.requests == 0
     assert amo.fake.ledger.entries == []
@@ -113,7 +113,7 @@ async def test_check_amo_unreachable_fails() -> None:
         settings = settings_with(AMO__AUTHORIZE_URL=f"http://{address}/oauth")
         assert await _check(check_amo, settings) == [
             ("amo", Severity.FAIL, f"{address}: no HTTP response"),
-            ("clock", Severity.WARN, "AMO's time is unknown, and so is the clock skew"),
+            ("clock", Severity.WARN, "the clock skew is unknown, because AMO does not respond"),
         ]
     [(_, severity, result), _] = await _check(check_amo, settings)
     assert (severity, result) == (Severity.FAIL, f"{address}: Connection refused")
@@ -157,7 +157,7 @@ async def test_check_receiver_any_answer_is_ok() -> None:
     async with answering(answer) as address:
         more = {"WEBHOOK__URL": f"http://{address}/hook", "WEBHOOK__SECRET": "whsec_" + "A" * 32}
         settings = settings_with(**more)
-        assert await _check(check_receiver, settings) == [("webhook", Severity.OK, f"{address} answers")]
+        assert await _check(check_receiver, settings) == [("webhook", Severity.OK, f"{address} responds")]
     assert methods == ["HEAD"]
     [(_, severity, _)] = await _check(check_receiver, settings)
     assert severity is Severity.WARN
@@ -234,7 +234,7 @@ async def test_check_proxy_reports_observed_client(
     assert result in finding.message
 
 
-@pytest.mark.parametrize(("status", "result"), [(502, "does not reach the service"), (404, "something else responds")])
+@pytest.mark.parametrize(("status", "result"), [(502, "cannot reach the service"), (404, "another server responds")])
 async def test_check_proxy_to_other_service_fails(status: int, result: str) -> None:
     """A proxy that reaches no service or another one fails."""
 
@@ -251,13 +251,13 @@ async def test_check_proxy_to_other_installation_fails(app: Running) -> None:
     """A service with other encryption keys is recognized as another installation."""
     severity, result = await _check_address(app.service.public, new_key())
     assert severity is Severity.FAIL
-    assert "but without the keys of this configuration" in result
+    assert "does not have the encryption keys of this configuration" in result
 
 
 async def test_check_proxy_unreachable_from_here_warns() -> None:
     """An unreachable address is only a warning, because many networks do not route to themselves."""
     severity, result = await _check_address("127.0.0.1:1", new_key())
-    assert (severity, result) == (Severity.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
+    assert (severity, result) == (Severity.WARN, "127.0.0.1:1: Connection refused (requested from this machine)")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -79,19 +79,22 @@ async def served(empty: str, tmp_path: Path, encryption_key: str) -> str:
 async def test_check_postgres_valid_database_is_ok(served: str, encryption_key: str) -> None:
     """Server, schema, keys and pairs of a valid database are OK."""
     found = await _check(served, encryption_key)
-    assert found.pop("server_settings") in {(Severity.WARN, "fsync = off"), (Severity.OK, "durable, read committed")}
+    assert found.pop("server_settings") in {
+        (Severity.WARN, "fsync = off"),
+        (Severity.OK, "commits are durable; the isolation level is read committed"),
+    }
     assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
         (*SERVER, "store", "keys", "frozen"), Severity.OK
     )
     assert f"{CONNECTIONS} connections, schema " in found["store"][1]
-    assert found["keys"][1] == "decrypt all 3 pairs"
+    assert found["keys"][1] == "the keys decrypt all 3 pairs"
 
 
 @pytest.mark.parametrize(
     ("settings", "severity", "result"),
     [
-        ({}, Severity.OK, "durable, read committed"),
-        ({"synchronous_commit": "local"}, Severity.OK, "durable, read committed"),
+        ({}, Severity.OK, "commits are durable; the isolation level is read committed"),
+        ({"synchronous_commit": "local"}, Severity.OK, "commits are durable; the isolation level is read committed"),
         ({"synchronous_commit": "off"}, Severity.NOTE, "synchronous_commit = off"),
         (
             {"default_transaction_isolation": "serializable"},
@@ -143,7 +146,7 @@ async def test_check_postgres_other_schema_is_one_finding(served: str, encryptio
     for _ in range(2):
         found = await _check(served, encryption_key)
         assert found["store"][0] is Severity.FAIL
-        assert found["store"][1].endswith("was written by a newer amo-callback (schema 99, known here: 1)")
+        assert found["store"][1].endswith("was written by a newer amo-callback (schema 99; this version uses schema 1)")
         assert "keys" not in found
 
 
@@ -153,7 +156,7 @@ async def test_check_postgres_clock_difference_warns(served: str, encryption_key
     clock.advance(60)
     severity, result = (await _check(served, encryption_key, clock=clock))["server_clock"]
     assert severity is Severity.WARN
-    assert result == "ours is 60 s ahead of the server's"
+    assert result == "this machine's clock is 60 s ahead of the server's clock"
 
 
 async def test_check_postgres_connection_limit_warns(served: str, encryption_key: str) -> None:
@@ -178,19 +181,19 @@ def _check_facts(
 def test_check_server_suitable_server_is_ok() -> None:
     """A supported, encrypted server with the same time and enough connections is OK."""
     assert _check_facts() == {
-        "server": (Severity.OK, "PostgreSQL 12.1, answered in 4 ms"),
+        "server": (Severity.OK, "PostgreSQL 12.1 responded in 4 ms"),
         "server_tls": (Severity.OK, "TLSv1.3"),
-        "server_clock": (Severity.OK, "within 3 s of ours"),
+        "server_clock": (Severity.OK, "the server's clock is within 3 s of this machine's clock"),
         "server_capacity": (
             Severity.OK,
-            "22 connections are allowed; an instance uses up to 11: enough for 2 if nothing else connects",
+            "22 connections are allowed; an instance uses up to 11: enough for 2 instances if no other client connects",
         ),
     }
 
 
 def test_check_server_unverified_identity_is_reported() -> None:
     """An unverified server certificate is reported, except for a server on this machine."""
-    believed = "TLSv1.3; the server's identity is not verified: see sslmode"
+    believed = "TLSv1.3; the server's identity is not verified, because sslmode is not verify-full"
     assert _check_facts(verified=False)["server_tls"] == (Severity.OK, believed)
     assert _check_facts("127.0.0.1", verified=False)["server_tls"] == (Severity.OK, "TLSv1.3")
 
@@ -247,6 +250,6 @@ def test_check_command_includes_postgres(
     main(["check", "--json", "--timeout", "5"], environ=environ)
     out, err = capsys.readouterr()
     found = {finding["check"]: finding["message"] for finding in json.loads(out)["findings"]}
-    assert found["keys"] == "decrypt all 3 pairs"
+    assert found["keys"] == "the keys decrypt all 3 pairs"
     assert found["rescue"] == f"no pending writes in {tmp_path}/rescue"
     assert "sekret" not in out + err

@@ -28,7 +28,7 @@ async def _service(settings: Settings, address: str) -> list[Finding]:
 async def test_check_service_reports_readiness(app: Running) -> None:
     """The service is OK if ready, warns if frozen or not reachable, and fails at another service's address."""
     ready, *_ = await _service(app.settings, app.service.private)
-    assert (ready.severity, ready.message) == (Severity.OK, f"ready at {app.service.private}")
+    assert (ready.severity, ready.message) == (Severity.OK, f"the service is ready at {app.service.private}")
     await app.service.services.lifecycle.freeze_switch.freeze_all(why="a test")
     frozen, *_ = await _service(app.settings, app.service.private)
     assert frozen.severity is Severity.WARN
@@ -36,12 +36,12 @@ async def test_check_service_reports_readiness(app: Running) -> None:
     [other] = await _service(app.settings, app.service.public)
     assert other.severity is Severity.FAIL
     [nobody] = await _service(app.settings, "127.0.0.1:1")
-    assert (nobody.severity, nobody.message) == (Severity.WARN, "127.0.0.1:1: Connection refused")
+    assert (nobody.severity, nobody.message) == (Severity.WARN, "cannot connect to 127.0.0.1:1: Connection refused")
 
 
 async def test_check_service_credentials_are_note_until_first_pair(app: Running) -> None:
-    """The credentials are reported as in /readyz: `not proven yet` is a note, not a success."""
-    for severity, result in ((Severity.NOTE, "not proven yet"), (Severity.OK, "accepted")):
+    """The credentials are reported as in /readyz: `not verified yet` is a note, not a success."""
+    for severity, result in ((Severity.NOTE, "not verified yet"), (Severity.OK, "accepted")):
         findings = {one.check: one for one in await _service(app.settings, app.service.private)}
         assert (findings["amo_credentials"].severity, findings["amo_credentials"].message) == (severity, result)
         await app.connected()
@@ -62,11 +62,11 @@ _SHOWN = 'case "$2" in *.socket) echo ActiveState={socket} UnitFileState={at_boo
     [
         ("loaded active enabled", "inactive", "disabled", Severity.OK, "is active"),
         ("loaded inactive disabled", "active", "enabled", Severity.OK, "is inactive and its socket is listening"),
-        ("loaded active disabled", "inactive", "disabled", Severity.WARN, "not started with the machine"),
+        ("loaded active disabled", "inactive", "disabled", Severity.WARN, "is not started at boot"),
         ("loaded inactive enabled", "inactive", "disabled", Severity.WARN, "is inactive"),
         ("loaded failed enabled", "active", "enabled", Severity.FAIL, "has failed (exit-code)"),
         ("masked inactive masked", "inactive", "", Severity.FAIL, "is masked"),
-        ("not-found inactive ", "inactive", "", Severity.WARN, "there is no amo-callback.service"),
+        ("not-found inactive ", "inactive", "", Severity.WARN, "amo-callback.service is not installed"),
     ],
     ids=["active", "by_its_socket", "not_at_boot", "inactive", "failed", "masked", "not_installed"],
 )
@@ -102,7 +102,7 @@ async def test_check_unit_without_systemd_is_ok(tmp_path: Path) -> None:
     [finding] = [
         each async for each in check_unit(_systemctl(tmp_path, "exit 1"), amo_timeout=15.0, wait_limit=WAIT_LIMIT)
     ]
-    assert (finding.severity, finding.message) == (Severity.OK, "is not running on this machine")
+    assert (finding.severity, finding.message) == (Severity.OK, "systemd is not running on this machine")
 
 
 async def test_check_callbacks_failures_warn_with_reasons(run: Any) -> None:
@@ -114,9 +114,9 @@ async def test_check_callbacks_failures_warn_with_reasons(run: Any) -> None:
             [finding] = [
                 each for each in await _service(app.settings, app.service.private) if each.check == "callbacks"
             ]
-            ended = f"0 of {failed} connected since the service started; failed: {failed} amo_unavailable"
+            ended = f"0 of {failed} callbacks since the service started connected an account; failed: {failed}"
             assert finding.severity is severity
-            assert finding.message == f"{ended} (amoCRM or this service is unavailable or slow)"
+            assert finding.message == f"{ended} amo_unavailable (amoCRM or this service is unavailable or slow)"
 
 
 async def test_check_callbacks_with_metrics_auth_is_note(run: Any) -> None:

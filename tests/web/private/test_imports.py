@@ -109,14 +109,17 @@ async def test_import_malformed_body_names_field(app: Running, body: Any, field:
     [
         (
             b'{"connections":[' + b",".join([b"{}"] * 1001) + b"]}",
-            "connections: 1,001 connections; at most 1,000 connections",
+            "connections: 1,001 connections; send at most 1,000 connections",
         ),
-        (b'{"connections":[' + b",".join([b"{}"] * 349_001) + b"]}", "body: more than 20,000 values; at most 1,000"),
-        (b'{"connections":[' + b"0," * 500_000 + b"0]}", "body: more than 20,000 values; at most 1,000"),
+        (
+            b'{"connections":[' + b",".join([b"{}"] * 349_001) + b"]}",
+            "body: more than 20,000 values; send at most 1,000",
+        ),
+        (b'{"connections":[' + b"0," * 500_000 + b"0]}", "body: more than 20,000 values; send at most 1,000"),
         (b'{"connections":[{"a":' + b"[" * 500_000 + b"]" * 500_000 + b"}]}", "body: more than 20,000 values"),
-        (b'{"connections":[{"a":' + b"[" * 9000 + b"]" * 9000 + b"}]}", "body: the body is"),
-        (b'{"connections":[{}],' + b",".join(b'"%d":0' % n for n in range(9000)) + b"}", "0: the body is"),
-        (b'{"connections":[{"account_id":' + b"9" * 1_000_000 + b"}]}", "body: the body is"),
+        (b'{"connections":[{"a":' + b"[" * 9000 + b"]" * 9000 + b"}]}", "body: the body must be"),
+        (b'{"connections":[{}],' + b",".join(b'"%d":0' % n for n in range(9000)) + b"}", "0: the body must be"),
+        (b'{"connections":[{"account_id":' + b"9" * 1_000_000 + b"}]}", "body: the body must be"),
     ],
     ids=["1001", "349001", "numbers", "deep", "less deep", "fields", "digits"],
 )

@@ -1,28 +1,31 @@
--- Both engines' schema. SQLite's types are PostgreSQL's BIGINT, BYTEA and, so that no locale changes the order of a page,
--- TEXT COLLATE "C"; a line that begins with `--sqlite ` or `--postgres ` is that engine's alone.
--- Times are microseconds since 1970, UTC.
+-- The schema of both engines. For PostgreSQL, INTEGER becomes BIGINT and BLOB becomes BYTEA. TEXT becomes
+-- TEXT COLLATE "C", so that the order of a page does not depend on the locale.
+-- A line that begins with `--sqlite ` or `--postgres ` is for that engine only.
+-- Times are in microseconds since 1970, UTC.
 -- Encrypted columns are named `sealed` or `sealed_pair`.
 
--- meta: canary, location, freeze, mass failure, address block, rejected client credentials, last time, `serial`.
+-- meta: the canary, the store's location, the freeze, the mass failure, the address block, the rejected client
+-- credentials, the client ids to which AMO has issued a pair, the last recorded time, and `serial`.
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) STRICT;
 
--- `serial` is a counter, incremented by each grant, each new owner and each disconnect. Its values decide which came
--- first; times do not, because the clocks of two processes differ.
+-- `serial` is a counter. It is incremented when a grant's pair is stored, when an owner is added or removed, at each
+-- disconnect, and by imports. Its values determine the order of these events. Times are not compared, because the
+-- clocks of two processes differ.
 --sqlite INSERT INTO meta (name, value) VALUES ('serial', CAST('1' AS BLOB));
 --postgres INSERT INTO meta (name, value) VALUES ('serial', convert_to('1', 'UTF8'));
 
--- connections: one per AMO account and AMO user. Every update except by a hook or at the start of a recheck increments row_version; a refreshed pair,
--- a grant and a disconnect increment pair_version.
+-- connections: one row per AMO account and AMO user. Every update increments row_version, except an update by a hook or
+-- at the start of a recheck. A refreshed pair, a grant, an import and a disconnect also increment pair_version.
 CREATE TABLE connections (
     id TEXT PRIMARY KEY,
     account_id TEXT NOT NULL,
     user_id TEXT NOT NULL,
     domain TEXT NOT NULL,
     api_domain TEXT,
-    -- the integration that the pair was granted to
+    -- the integration to which AMO issued the pair
     client_id TEXT NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('active', 'needs_reauth', 'disconnected')),
     reason TEXT,
@@ -35,9 +38,9 @@ CREATE TABLE connections (
     next_refresh_at INTEGER,
     failures INTEGER NOT NULL DEFAULT 0,
     connected_at INTEGER NOT NULL,
-    -- AMO's `iat` of the first pair of the current grant
+    -- AMO's issue time (`iat`) of the first pair of the current grant
     grant_iat INTEGER,
-    -- `serial` when it was last connected
+    -- `serial` when the connection was last connected
     connected_no INTEGER NOT NULL DEFAULT 0,
     pair_version INTEGER NOT NULL DEFAULT 1,
     row_version INTEGER NOT NULL DEFAULT 1,
@@ -48,39 +51,40 @@ CREATE TABLE connections (
     presented_token TEXT,
     -- fingerprint of a refresh token that an attempt with an unknown outcome may have spent
     possibly_spent_token TEXT,
-    -- when its refresh was last claimed
+    -- when a refresh was last claimed
     attempted_at INTEGER,
-    -- when its failure became terminal, while that counts for a mass failure
+    -- the time of the terminal failure, if it counts towards a mass failure
     needs_reauth_since INTEGER,
-    -- since when AMO has refused it without a hint while introspection rejects its token
+    -- when AMO began to refuse the token without a hint while introspection also rejects the token
     refused_since INTEGER,
-    -- the number of such refusals in a row
+    -- the number of these refusals in a row
     refusals INTEGER NOT NULL DEFAULT 0,
-    -- the reason of a terminal failure that a mass failure has suspended
+    -- the reason of a terminal failure that is suspended because of a mass failure
     suspended_reason TEXT,
-    -- fingerprint of the refresh token of that failure
+    -- fingerprint of the refresh token whose failure is suspended
     suspended_token TEXT,
-    -- when its tokens are introspected next
+    -- when the tokens are introspected next
     recheck_at INTEGER,
     -- when the last introspection began
     rechecked_at INTEGER,
-    -- the pause before a further hook causes another
+    -- the minimum time between the last introspection and one caused by a further hook
     recheck_pause INTEGER,
-    -- when AMO's hook last named its account
+    -- when AMO's hook last reported the integration as disabled in the account
     disabled_hook_at INTEGER,
     frozen_at INTEGER,
-    -- the last warning before its tokens end
+    -- the `days` value of the last expiry warning
     warned_days INTEGER,
-    -- `serial` of the last disconnect on request: a grant claimed before is not stored
+    -- `serial` at the last disconnect on request; a grant claimed before the disconnect cannot store its pair
     disconnect_no INTEGER,
-    -- `serial` when its owners were last removed: a grant claimed before adds no owner
+    -- `serial` when all owners were last removed; a grant claimed before the removal adds no owner
     forgotten_no INTEGER
 ) STRICT;
 
 CREATE INDEX connections_by_account ON connections (account_id);
 CREATE INDEX connections_by_due ON connections (next_refresh_at, access_expires_at, id)
     WHERE status = 'active' AND frozen_at IS NULL;
--- Rows with impossible times are due now: issued in the future, or due after they expire (unless they back off).
+-- Connections with impossible times are due now: the access token was issued in the future, or would expire before the
+-- refresh is due. This does not apply to connections that back off after a failure.
 CREATE INDEX connections_by_issue ON connections (access_issued_at)
     WHERE status = 'active' AND frozen_at IS NULL AND failures = 0;
 CREATE INDEX connections_due_too_late ON connections (id)
@@ -88,7 +92,7 @@ CREATE INDEX connections_due_too_late ON connections (id)
 CREATE INDEX connections_by_attempt ON connections (id) WHERE attempt IS NOT NULL;
 CREATE INDEX connections_by_recheck ON connections (recheck_at) WHERE recheck_at IS NOT NULL;
 CREATE INDEX connections_by_needs_reauth ON connections (needs_reauth_since) WHERE needs_reauth_since IS NOT NULL;
--- The second column lets connections be counted in these indexes only.
+-- The second column allows connections to be counted without reading the table.
 CREATE INDEX connections_by_deadline ON connections (refresh_expires_at, access_expires_at) WHERE status = 'active';
 CREATE INDEX connections_by_status ON connections (status, reason) WHERE status <> 'active';
 CREATE INDEX connections_by_success ON connections (refreshed_at, connected_at, attempted_at);
@@ -102,24 +106,25 @@ CREATE TABLE owners (
     owner TEXT NOT NULL,
     -- `serial` when the user last became an owner
     bound_no INTEGER NOT NULL,
-    -- `serial` when the user left: a grant claimed before does not make them an owner again
+    -- `serial` when the user left; a grant claimed before that does not make them an owner again
     left_no INTEGER,
     PRIMARY KEY (connection_id, owner)
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX owners_by_owner ON owners (owner);
 
--- grants: one authorization from start to result. An authorization request inserts a row with its state, valid for half
--- an hour; the code that returns with the state uses that row, once. A code without an issued state inserts a row. Its
--- secrets are erased 20 minutes after the code came, and the row is deleted a day later.
+-- grants: one row per authorization, from the request to the result. An authorization request inserts a row with its
+-- state, which is valid for 30 minutes. The first code that returns with the state takes over this row. A code without
+-- an issued state inserts a new row. The secrets are erased 20 minutes after the code arrives, and the row is deleted a
+-- day later.
 CREATE TABLE grants (
     number INTEGER PRIMARY KEY,
     state_hash TEXT UNIQUE,
     code_hash TEXT UNIQUE,
     handle_hash TEXT UNIQUE,
-    -- what the app may present instead of AMO's code
+    -- hash of the ticket that the app may present instead of AMO's code
     ticket_hash TEXT UNIQUE,
-    -- the authorization request; once a code has come, the grant's secrets
+    -- the authorization request; after the code has arrived, the grant's secrets
     sealed BLOB,
     status TEXT CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
     error TEXT,
@@ -144,21 +149,22 @@ CREATE TABLE grants (
 
 CREATE INDEX grants_by_expiry ON grants (expires_at);
 
--- events: the history.
+-- events: the history of connections and of the service.
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,
     at INTEGER NOT NULL,
     connection_id TEXT,
     name TEXT NOT NULL,
     process TEXT NOT NULL,
-    -- JSON, never a secret
+    -- JSON; contains no secrets
     details TEXT NOT NULL
 ) STRICT;
 
 CREATE INDEX events_by_connection ON events (connection_id, id);
 CREATE INDEX events_by_time ON events (at);
 
--- webhooks: messages to the operator's systems, written with the change that they report, and delivered in order for each connection.
+-- webhooks: messages to the operator's systems. Each is written in the transaction of the change that it reports. The
+-- messages of a connection are delivered in order.
 CREATE TABLE webhooks (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -171,7 +177,7 @@ CREATE TABLE webhooks (
     last_error TEXT,
     lease TEXT,
     lease_until INTEGER,
-    -- when its delivery was given up
+    -- when the last try failed
     dead_lettered_at INTEGER
 ) STRICT;
 
@@ -181,16 +187,17 @@ CREATE INDEX webhooks_by_lease ON webhooks (lease_until) WHERE lease_until IS NO
 CREATE INDEX webhooks_by_connection ON webhooks (connection_id, number) WHERE dead_lettered_at IS NULL;
 CREATE INDEX webhooks_by_dead_lettering ON webhooks (dead_lettered_at) WHERE dead_lettered_at IS NOT NULL;
 
--- Coordination of several instances. UNLOGGED: the tables are empty after a crash of the database.
--- turns: which instance refreshes or rechecks a connection next; only the claim is binding.
+-- The tables `turns` and `slots` coordinate several instances. They are UNLOGGED, so a crash of the database empties
+-- them.
+-- turns: the instance that refreshes or rechecks a connection next. Only the later claim of the connection is binding.
 --postgres CREATE UNLOGGED TABLE turns (
 --postgres     connection_id TEXT PRIMARY KEY,
 --postgres     process TEXT NOT NULL,
 --postgres     until BIGINT NOT NULL
 --postgres );
 
--- slots: one row with the shared rate limit for requests to AMO: when the next slot is free, who had the last one, and
--- until when users and background requests count as waiting.
+-- slots: a single row with the shared rate limit for requests to AMO. It contains the time when the next slot is free,
+-- the kind of request that had the last slot, and the times until which users and background requests count as waiting.
 --postgres CREATE UNLOGGED TABLE slots (
 --postgres     name TEXT PRIMARY KEY,
 --postgres     last TEXT NOT NULL,
