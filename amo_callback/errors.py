@@ -116,7 +116,7 @@ class AccountNotAllowed(UserError):
 
 
 class TooManyAttempts(UserError):
-    """More codes from one address or user were rejected than [limits] allows."""
+    """Too many codes from one address or user were rejected; the limits are set in [limits]."""
 
     code = deep_link_error = "rate_limited"
     http_status = 429
@@ -279,7 +279,7 @@ class NotYet(RetryableError):
         super().__init__()
         self.retry_after = retry_after
         self.cause_code = cause_code
-        """The code of the error that caused the wait. Callers receive that error, with this wait."""
+        """The code of the error that caused the wait. Callers receive that error, with this error's `retry_after`."""
         cause = next((kind for kind in error_classes() if kind.code == cause_code), RetryableError)
         if issubclass(cause, RetryableError | OperatorError):
             self.api_code, self.http_status, self.action = cause.api_code, cause.http_status, cause.action

@@ -96,7 +96,7 @@ class CodePresentation:
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False, default=None)
     host: str | None = None
-    """The account's host, if the caller names one; otherwise, an earlier presentation's or the default host is used."""
+    """The host that the caller names; `None` for the host of an earlier presentation or the default host."""
     address: str | None = None
     """The client address to which the code limit applies."""
     source: CodeSource = CodeSource.BROWSER

@@ -41,7 +41,7 @@ class WaiterKind(StrEnum):
 
 _NEVER = float("-inf")
 _REMEMBERED = 2
-"""The number of intervals for which an instance counts as waiting after a request, which it repeats every interval."""
+"""The number of intervals for which an instance counts as waiting after a request; requests are repeated every interval."""
 GOOD_FOR = 1.0
 """Seconds within which a granted slot must be used; afterwards, another slot must be acquired."""
 LATE = 0.5
@@ -54,7 +54,7 @@ LONGEST_PAUSE = 600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateState:
-    """The time of the next free slot, the kind that had the last slot, and the time until which each kind waits."""
+    """The time of the next free slot, the kind of the last request, and the time until which each kind is waiting."""
 
     free_at: float = _NEVER
     last: WaiterKind = WaiterKind.BACKGROUND
@@ -119,7 +119,7 @@ class SharedLimits(Protocol):
     """The rate limit for requests to AMO, shared by all instances; its methods raise `StoreUnavailable`."""
 
     is_local: bool
-    """Whether a request for a slot takes no time, so that no other task can run in between."""
+    """Whether a request for a slot completes without yielding to other tasks."""
 
     async def request_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
         """Request a slot that is at least `interval` seconds after the last slot."""

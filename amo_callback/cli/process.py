@@ -88,12 +88,12 @@ class Deadline:
 def fit_connections(wanted: int, log: FilteringBoundLogger) -> int:
     """Return the maximum number of clients per listener; raise the limit on open files if necessary and possible.
 
-    Raises `ConfigurationError` if the limit allows fewer clients than `wanted`, and fewer than eight.
+    Raises `ConfigurationError` if the limit allows neither `wanted` nor eight clients.
     """
     needed = _LISTENERS * wanted + _RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _number(soft) < needed and soft != hard:
-        with suppress(OSError, ValueError):  # some systems do not allow the hard limit itself
+        with suppress(OSError, ValueError):  # some systems reject a soft limit equal to the hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     before, limit = _number(soft), _number(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if limit > before:

@@ -104,7 +104,7 @@ def _usage_text(usage: KeyUsage) -> str:
     shown = _names(usage)[:_SHOWN]
     if others := len(usage.unreadable) - len(shown):
         shown.append(f"{others:,} others")
-    return f"{text}\n\nNo key decrypts: {', '.join(shown)}"
+    return f"{text}\n\nNo key decrypts these records: {', '.join(shown)}"
 
 
 def _names(usage: KeyUsage) -> list[str]:

@@ -138,7 +138,7 @@ _WHY = {
     "unavailable": "amoCRM is unreachable. Nothing was spent.",
     "no_answer": "amoCRM does not respond.",
     "not_sent": "amoCRM cannot be reached. Nothing was sent.",
-    "unexplained_refusal": "amoCRM refuses the refresh without a reason, which does not end the connection.",
+    "unexplained_refusal": "amoCRM refuses the refresh and gives no reason. The connection stays active.",
 }
 _REASONS = {
     "revoked": "amoCRM rejects the refresh token",

@@ -49,8 +49,8 @@ class Authorizations:
     async def start(self, request: AuthorizationRequest, *, address: str | None = None) -> StartedAuthorization:
         """Start an authorization request: issue a state that is valid for 30 minutes and for a single code.
 
-        `address` is the client's address; it is used only for requests without a user. Raises `TooManyAttempts` for a
-        user or an address, and `QueueFull` if all clients together start too many requests.
+        `address` is the client's address; it is used only for requests without a user. Raises `TooManyAttempts` if one
+        user or address starts too many requests, and `QueueFull` if all clients together do.
         """
         state = STATE_PREFIX + self._rules.new_secret()
         state_hash = fingerprint(state)

@@ -151,7 +151,7 @@ class GrantService:
         else:
             self._authorizations.check(presented, state=known.state, request=known.request)
             request = known.request
-        # If the caller names no host, the host of an earlier call is used, otherwise the default host.
+        # If the caller names no host, the host of an earlier call is used, or the default host if there is none.
         domain = self._core.amo.check_domain(presented.host or (known.domain if known else None))
         fresh, secrets = self._grants.begin(presented, domain=domain, request=request)
         priority = priority_of(request)
@@ -193,7 +193,7 @@ class GrantService:
             )
 
     def _is_abandoned(self, grant: Grant) -> bool:
-        """Return whether the exchange is unfinished and its lease has expired, so that its process must have exited."""
+        """Return whether the exchange is unfinished and its lease has expired; its process has then exited."""
         if grant.status is not GrantStatus.EXCHANGING:
             self._leases.forget(grant.code_hash)
             return False

@@ -30,9 +30,9 @@ _KEPT = 64
 
 _STATUS_INTERVAL = 60.0
 _EXTENSION = 30.0
-"""Seconds of additional time in each request at shutdown.
+"""Seconds of additional shutdown time that each notification requests from systemd.
 
-Requests are repeated while a pair exists only in memory.
+The notification is repeated while a pair exists only in memory.
 """
 _INTERVAL = 10.0
 """The maximum number of seconds between two notifications; the watchdog may require a shorter interval."""

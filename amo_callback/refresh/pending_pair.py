@@ -38,8 +38,8 @@ def parse_name(name: str) -> tuple[str, int | None]:
 def clamped_to(pending_pair: PendingPair, now: datetime) -> PendingPair:
     """Return a pair, with its times moved back if it was issued after `now`, so that its issue time is `now`.
 
-    The clock was then moved back after the pair was issued. The pair's age is unknown, but with its original times, the
-    pair would appear valid for longer than its lifetime.
+    In that case, the clock was moved back after the pair was issued. The pair's age is unknown, but with its original
+    times, the pair would appear valid for longer than its lifetime.
     """
     issued_at = (
         pending_pair.issued_at if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.connected_at

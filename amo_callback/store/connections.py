@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LAST_DAY = timedelta(days=1)
 _WARNINGS = 100
-"""The maximum number of connections that one statement for expiry warnings or expiries changes."""
+"""The maximum number of connections changed by one statement that records expiry warnings or expiries."""
 _SECOND = timedelta(seconds=1)
 _ID = itemgetter("id")
 _STATUSES = {status.value: status for status in Status}
@@ -183,7 +183,7 @@ class Connections(Repository):
         )
 
     async def accept_token(self, connection: Connection) -> None:
-        """Clear the refusals and the suspended failure of a pair whose refresh token introspection accepts."""
+        """Clear the refusals and the suspended failure of a pair, because AMO accepts its refresh token."""
         await self.write("accept_token", id=connection.id, pair_version=connection.pair_version)
 
     async def release(self, *, connection_id: str, attempt: str) -> None:

@@ -177,7 +177,10 @@ class History(Repository):
         return [_read_event(row) for row in found]
 
     async def prune(self, *, now: datetime, keep: float) -> None:
-        """Erase the secrets of expired grants, delete grants `keep` seconds after they expire, and run `cleanup`."""
+        """Delete grants `keep` seconds after they expire, and erase the secrets of all expired grants.
+
+        Expired rows used to coordinate instances are deleted, too.
+        """
         before = now - timedelta(seconds=keep)
         while len(await self.write("erase_grants", now=now, limit=_STEP)) == _STEP:
             continue
@@ -200,7 +203,7 @@ class History(Repository):
         return [_read_webhook(row) for row in await self.read("webhooks", after=after, limit=limit)]
 
     async def next_webhook(self, *, now: datetime, length: timedelta, exclude: Sequence[str] = ()) -> datetime | None:
-        """Return when the next delivery is due, or `None` if there is none; `length` is the duration of a lease."""
+        """Return the due time of the next delivery, or `None` if there is none; `length` is the duration of a lease."""
         [row] = await self.read("next_webhook", now=now, length=length, exclude=json_list(exclude))
         return None if row["at"] is None else from_micros(row["at"])
 

@@ -259,7 +259,7 @@ class Meta(Repository):
             return timedelta(0)
 
         async def work(transaction: Transaction) -> timedelta:
-            time = now()  # read under the lock, because another process may store a later time until then
+            time = now()  # read under the lock: before it, another process may store a later time
             found = await transaction.run("get_meta", name="seen_at")
             back = from_micros(int(found[0]["value"])) - time if found else timedelta(0)
             await transaction.run("put_meta", name="seen_at", value=str(to_micros(time)).encode())

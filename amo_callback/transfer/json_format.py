@@ -270,7 +270,7 @@ def _expected_account(stored: Connection | None) -> dict[str, str]:
 
 
 def _pair_in(body: bytes, *, presented: str) -> dict[str, str] | None:
-    """Return the only access token and the only refresh token in the text, except the presented one, or `None`."""
+    """Return the access and the refresh token in the text, ignoring `presented`; `None` unless there is one of each."""
     text = body.decode(json.detect_encoding(body), errors="replace")
     pair = {}
     for name in ("access_token", "refresh_token"):

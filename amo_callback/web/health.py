@@ -157,7 +157,7 @@ def _pending_writes(lifecycle: TokenLifecycle) -> Check:
     pending_writes, unreadable = len(lifecycle.pending_writes.names), lifecycle.raw_answers.count
     summary = f"{pending_writes} token pairs are not in the database yet"
     problem = f"{summary}: repair the database or its disk, and keep the rescue folder"
-    good = f"none; raw answers in the rescue folder: {unreadable}" if unreadable else "none"
+    good = f"none; {unreadable} raw answers of AMO are in the rescue folder" if unreadable else "none"
     return Check(
         name="unsaved_pairs",
         problem=problem if pending_writes else None,

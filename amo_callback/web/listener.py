@@ -26,7 +26,7 @@ SERVER = "amo-callback"
 """The `Server` header; aiohttp's default would reveal version numbers."""
 UNIX = "unix:"
 MAX_LINE = 32 * 1024
-"""The maximum length of a request line in bytes; that of AMO's callback has about 900."""
+"""The maximum length of a request line in bytes; AMO's callback needs about 900."""
 _BACKLOG = 4096
 """The maximum number of connections queued in the kernel, where they use no file descriptor."""
 _ARRIVAL = 0.25

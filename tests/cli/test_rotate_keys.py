@@ -136,7 +136,7 @@ async def test_rotate_keys_undecryptable_record_exits_1(here: Place, options: tu
     here.run(f"UPDATE connections SET sealed_pair = x'00' WHERE id = '{lost}'")  # noqa: S608 -- a constant
     status, out, err = await here.rotate(*options)
     assert (status, err) == (1, "")
-    assert f"No key decrypts: connection:{lost}" in out
+    assert f"No key decrypts these records: connection:{lost}" in out
     assert here.opened(here.new) == (0 if options else 1)
     status, out, _ = await here.rotate(*options, "--json")
     assert (status, json.loads(out)["unreadable"]) == (1, {"count": 1, "named": [f"connection:{lost}"]})

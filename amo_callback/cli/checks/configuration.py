@@ -110,7 +110,7 @@ def _deep_link(settings: Settings) -> Finding:
         return warn(
             "deep_link",
             f"{app.deep_link}: Android compares the scheme and the host case-sensitively",
-            fix="write both in lower case, in app.deep_link and in the app's intent filter",
+            fix="write the scheme and the host in lower case in app.deep_link, and in the app's intent filter",
         )
     if scheme == "http":
         return warn("deep_link", f"{app.deep_link}: an http link opens a browser", fix="use the app's scheme, or https")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _OLDEST = 12
 """The oldest supported version of PostgreSQL."""
 _APART = 3.0
-"""The clock skew, in seconds, from which the check warns."""
+"""The minimum clock skew, in seconds, that causes a warning."""
 _AN_INSTANCE_TAKES = 11
 """Database connections per instance: ten in the pool, and one that listens for notifications."""
 
@@ -61,7 +61,10 @@ async def check_postgres(
 
 
 def check_server(server: ServerFacts, address: PostgresUrl, *, took: float, at: datetime) -> Iterator[Finding]:
-    """Check the facts about a server. Reading them took `took` seconds; `at` is this machine's time of the response."""
+    """Check the facts about a server.
+
+    Reading them took `took` seconds; `at` is the time of the response, by this machine's clock.
+    """
     yield _version(server, took)
     yield _tls(server, address)
     yield _clock(server, at)

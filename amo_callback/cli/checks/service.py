@@ -81,7 +81,7 @@ def read_callbacks(counts: Mapping[str, int]) -> Finding:
     """Return a finding about the callbacks since the service started, given the number of callbacks by result."""
     total, connected = sum(counts.values()), counts.get("connected", 0)
     failed = {word: counts[word] for word in OURS_OR_AMOS if counts.get(word)}
-    message = f"{connected} of {total} callbacks since the service started connected an account"
+    message = f"since the service started, {connected} of {total} callbacks have connected an account"
     if failed:
         message += "; failed: " + ", ".join(
             f"{count} {word} ({DEEP_LINK_ERRORS[word].meaning})" for word, count in failed.items()

@@ -112,7 +112,7 @@ async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPag
 
 
 def _fitting(items: Sequence[Connection], owners: Mapping[str, Sequence[str]]) -> int:
-    """Return how many connections fit on a page with at most `MAX_OWNERS` owners; at least 1."""
+    """Return the number of connections that fit on a page with at most `MAX_OWNERS` owners; at least 1."""
     totals = accumulate(len(owners[connection.id]) for connection in items)
     return max(sum(total <= MAX_OWNERS for total in totals), 1)
 

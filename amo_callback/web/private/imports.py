@@ -116,7 +116,7 @@ async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
 
 
 def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:
-    """Raise if a pair to be replaced may currently be refreshing, because one of the two new pairs would be lost."""
+    """Raise `NotYet` while a pair to be replaced may be in a refresh: one of the two new pairs would be lost."""
     left = max((call.services.lifecycle.leases.remaining(stored) for _, stored in plan.replaced), default=0.0)
     if left:
         raise NotYet(left)

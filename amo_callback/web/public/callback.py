@@ -99,7 +99,7 @@ async def _failed(
 async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:
     """Return the state for the app.
 
-    This is the app's own state if the received state was issued for a request that contained it; otherwise, it is the
+    This is the app's own state if the received state was issued for a request that has one; otherwise, it is the
     received state.
     """
     try:

@@ -114,7 +114,7 @@ async def test_check_callbacks_failures_warn_with_reasons(run: Any) -> None:
             [finding] = [
                 each for each in await _service(app.settings, app.service.private) if each.check == "callbacks"
             ]
-            ended = f"0 of {failed} callbacks since the service started connected an account; failed: {failed}"
+            ended = f"since the service started, 0 of {failed} callbacks have connected an account; failed: {failed}"
             assert finding.severity is severity
             assert finding.message == f"{ended} amo_unavailable (amoCRM or this service is unavailable or slow)"
 
