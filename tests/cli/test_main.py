@@ -66,7 +66,7 @@ def test_main_usage_error_exits_2(arguments: list[str], capsys: pytest.CaptureFi
 def test_main_invalid_configuration_exits_78(capsys: pytest.CaptureFixture[str]) -> None:
     """Each configuration problem is one line."""
     assert main(["connections", "list"], environ={"AMO_CALLBACK_CONFIG": "/nowhere/config.toml"}) == 78
-    assert capsys.readouterr().err.startswith("amo-callback: /nowhere/config.toml")
+    assert capsys.readouterr().err.startswith("amo-callback: cannot read /nowhere/config.toml: ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
