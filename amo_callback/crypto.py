@@ -59,7 +59,7 @@ class EncryptedRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReencryptedRecord:
-    """A re-encrypted record; it replaces the stored record only if that is still the one that was read."""
+    """A re-encrypted record; it replaces the stored record only if the stored record is unchanged since it was read."""
 
     read: EncryptedRecord
     content: bytes = field(repr=False)

@@ -41,7 +41,8 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
         ),
         "invalid_request": DeepLinkError("the redirect was damaged in transit", "start again"),
         "account_not_allowed": DeepLinkError(
-            "the host is not amoCRM's, or the account is not in `amo.allowed_accounts`",
+            "the host is neither amoCRM's nor in `amo.allowed_domains`, "
+            "or the account is not in `amo.allowed_accounts`",
             "choose another account",
             message="This amoCRM account cannot be connected here.",
         ),
@@ -60,7 +61,7 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
             message="amoCRM is not available right now: try again with the same code.",
         ),
         "rate_limited": DeepLinkError(
-            "too many invalid codes from one address",
+            "too many authorization requests or rejected codes from one address or user",
             "try again in a minute",
             status=429,
             message="Too many attempts: try again in a minute.",
@@ -74,7 +75,7 @@ OURS_OR_AMOS = ("amo_unavailable", "auth_failed")
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:
-    """Return the deep link after a success; it always contains `state`, because the app expects it."""
+    """Return the deep link after a success; without a state, its `state` is empty, because the app expects one."""
     value = b"true" if hand_back == "none" else code
     return _link(base, "success" if hand_back == "none" else "code", value, state or b"")
 

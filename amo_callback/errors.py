@@ -4,8 +4,8 @@ A class's docstring is the message for operators; its attributes define the erro
 deep link. `deeplink` defines what the app should do about an `error` in the deep link. No message or attribute contains
 a token, code, state, key or secret, except `UnknownOutcome.body`.
 
-After a request for a refresh, only `UnknownOutcome` leaves it unknown whether that request spent the refresh token.
-Any other error means that it did not.
+If a refresh request raises `UnknownOutcome`, it is unknown whether the request has spent the refresh token. If a
+refresh request raises another error, it has not spent the token.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class AccountNotAllowed(UserError):
 
 
 class TooManyAttempts(UserError):
-    """Too many codes from one address or user were rejected; the limits are set in [limits]."""
+    """Too many authorization requests or rejected codes from one address or user; the limits are set in [limits]."""
 
     code = deep_link_error = "rate_limited"
     http_status = 429
@@ -391,8 +391,9 @@ class HostNotAllowed(OperatorError):
 
     def __init__(self, host: str | None = None) -> None:
         super().__init__(
-            f"The stored host {host or '(not a host name)'} is neither a host of AMO nor in amo.allowed_domains: "
-            "nothing is sent to it. Add it to amo.allowed_domains and restart, or have the user connect again."
+            f"The stored host {host or '(an invalid name)'} is neither a host of AMO nor in amo.allowed_domains: "
+            "nothing is sent to the host. Add the host to amo.allowed_domains and restart, or have the user connect "
+            "again."
         )
 
 
@@ -411,7 +412,7 @@ class NotFound(AmoCallbackError):
     code = api_code = "not_found"
     http_status = 404
     app_message = "Unknown code: connect again."
-    action = "check the name or code: it is unknown, or the connection was disconnected"
+    action = "check the name or code: the name or code is unknown, or the connection was disconnected"
 
 
 class Ambiguous(AmoCallbackError):

@@ -1,4 +1,4 @@
-"""Events, as they are logged, stored and delivered by webhooks."""
+"""Events, and their forms in the log, in the history, and in webhooks."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class Grant:
     ticket_hash: str | None = None
     accepted_at: datetime | None = None
     no: int = 0
-    """The store's counter of disconnects when the code was first claimed."""
+    """The value of the store's counter when the code was first claimed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +161,7 @@ class NewConnection:
     grant: Grant
     connection: Connection
     token_iat: int | None
-    """AMO's issue time of the pair; if a connection has two grants, the later one is kept."""
+    """AMO's issue time of the pair; if two grants are for the same connection, the later pair is kept."""
     owner: str | None = None
     """The backend-asserted user, who becomes an owner."""
 
@@ -188,7 +188,7 @@ class GrantResult:
     """A support code for the page and the log; it contains no secret."""
     connection_id: str | None = None
     grant_no: int = 0
-    """The store's counter of disconnects when the code was first claimed."""
+    """The value of the store's counter when the code was first claimed."""
 
     @property
     def app_state(self) -> bytes | None:

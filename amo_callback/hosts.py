@@ -25,7 +25,7 @@ _LONGEST_LOGGED = 64
 def loggable_host(value: bytes) -> str | None:
     """Return the host in a refused value; `None` if the value may be a secret, such as a token.
 
-    The last label has at most 20 letters, so a bare secret of 128 random bits or more does not match.
+    The last label has at most 20 letters, so a bare secret of 128 random bits or more is never returned.
     """
     match = _LOGGABLE.fullmatch(value)
     return match[1].decode("ascii").lower() if match is not None and len(match[1]) <= _LONGEST_LOGGED else None
@@ -35,8 +35,8 @@ def parse_account_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | No
     """Return the account's host in lower case; `None` if it must not receive secrets.
 
     The browser's user controls the `referer` parameter, and the client secret is posted to the host that it names.
-    Accepted hosts are one DNS label before one of AMO's suffixes, and hosts listed by the operator (`host` exactly, or
-    `.suffix` with one label before it). The value may have a scheme.
+    A host is accepted if it consists of one DNS label and one of AMO's suffixes, or if it is in the operator's list
+    (`host` exactly, or `.suffix` with one label before it). The value may have a scheme.
     """
     match = _HOST.fullmatch(value)
     if match is None:

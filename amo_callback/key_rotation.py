@@ -6,8 +6,9 @@ decrypts need no work, so an interrupted rotation can be started again.
 The canary is re-encrypted last, and only after all other records. Until then, a process that has only the newest key
 does not start. Afterwards, a process that has only older keys does not start.
 
-Rescue files with pairs are counted but not re-encrypted. The process that holds the same pair in memory removes the
-file once the pair is stored; a file that another process has rewritten might remain. Raw answers are re-encrypted.
+Rescue files with pairs are counted but not re-encrypted, because the process that holds the same pair in memory removes
+the file once the pair is stored. A file that is rewritten at that moment would remain. Raw answers (AMO responses in
+which no pair was found) are re-encrypted.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class RotationResult:
 
 
 class Rotation:
-    """Encrypts every record with the newest key; `keys` is the number of keys."""
+    """A key rotation: encrypts every record with the newest key; `keys` is the number of keys."""
 
     def __init__(self, *, store: Store, rescue: RescueFolder, cipher: Cipher, keys: int, clock: Clock) -> None:
         self._store = store
@@ -105,7 +106,8 @@ class Rotation:
     async def _scan(self, kinds: Sequence[RecordKind], advance: Callable[[int], None], *, reencrypt: bool) -> KeyUsage:
         usage = KeyUsage(keys=[Counter() for _ in range(self._keys)])
         try:
-            self._count_rescued(usage)  # first, so that a pair that is stored in the meantime is counted in the store
+            # The rescue files are counted before the store, so that a pair stored during the count is not missed.
+            self._count_rescued(usage)
             self._reencrypt_raw_answers(usage, reencrypt=reencrypt)
         except OSError as error:
             raise CommandFailed(f"cannot read or write the rescue folder: {error.strerror}") from None

@@ -115,9 +115,9 @@ class Connection:
     grant_iat: int | None = None
     """AMO's issue time of the first pair of the current grant."""
     refused_since: datetime | None = None
-    """When AMO began to refuse refreshes without a hint, while introspection also rejected the token."""
+    """The time of the first refusal that `refusals` counts."""
     refusals: int = 0
-    """The number of consecutive refusals without a hint."""
+    """The number of refusals without a hint for which introspection also rejected the token; 0 once AMO accepts it."""
     suspended_reason: Reason | None = None
     """The reason of a terminal failure that is suspended because of a mass failure."""
     suspended_token: str | None = None
@@ -227,7 +227,7 @@ class Freeze:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmoBlock:
-    """A block of this server's address by AMO, and when the next requests may be sent."""
+    """A block of this server's address by AMO, with the times at which the next probe and code exchange may be sent."""
 
     since: datetime
     probe_at: datetime
@@ -296,8 +296,8 @@ def connection_id(account: Account, domain: str) -> str:
 def has_own_id(connection: Connection) -> bool:
     """Return whether a connection's id is derived from its account and user.
 
-    Returns true if AMO did not name the account. The id is then derived from the account's host at that time, and the
-    host may have changed since.
+    If AMO did not name the account, the id was derived from the account's host, which may have changed since. This
+    cannot be checked, so the function returns true.
     """
     account = Account(account_id=connection.account_id, user_id=connection.user_id)
     return not connection.account_id or connection.id == connection_id(account, connection.domain)

@@ -1,4 +1,4 @@
-"""A request header by which `amo-callback` commands recognize the service; it requires the encryption keys.
+"""A request header, encrypted with the encryption keys, by which `amo-callback` commands recognize the service.
 
 `amo-callback check` sends the header to the public address, to find out whether requests reach this service and whether
 the proxy forwards the client's address. Commands also send the header to the private API before they send their API
@@ -30,9 +30,9 @@ class ObservedClient:
     peer: str | None
     """The address of the TCP peer; `None` for a Unix socket."""
     forwarded: bool
-    """Whether there was an `X-Forwarded-For` header."""
+    """Whether the request has an `X-Forwarded-For` header."""
     client: str | None
-    """The client address that the service derived."""
+    """The client's address, as determined by the service; `None` if it is unknown."""
 
 
 def seal_nonce(cipher: Cipher, *, nonce: str) -> str:

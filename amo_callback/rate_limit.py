@@ -41,11 +41,11 @@ class WaiterKind(StrEnum):
 
 _NEVER = float("-inf")
 _REMEMBERED = 2
-"""The number of intervals after its last request for which an instance counts as waiting."""
+"""An instance counts as waiting for this number of intervals after its last slot request."""
 GOOD_FOR = 1.0
 """Seconds within which a granted slot must be used; afterwards, another slot must be acquired."""
 LATE = 0.5
-"""The number of intervals by which a slot request, which takes time, can be late without delaying the next slot."""
+"""The number of intervals by which a slot request can be late without delaying the next slot; a request takes time."""
 _TICK = 0.01
 """Seconds by which a single instance can be late without delaying the next slot; only its timers cause delays."""
 LONGEST_PAUSE = 600.0
@@ -54,7 +54,10 @@ LONGEST_PAUSE = 600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateState:
-    """The time of the next free slot, the kind of the last request, and the time until which each kind is waiting."""
+    """The time of the next free slot, the kind of waiter that had the last slot, and the kinds that are waiting.
+
+    Each kind counts as waiting until the time in its field.
+    """
 
     free_at: float = _NEVER
     last: WaiterKind = WaiterKind.BACKGROUND
@@ -64,7 +67,11 @@ class RateState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotDecision:
-    """The result of a slot request: the `kind` that received a slot, if any, and the seconds until the next request."""
+    """The result of a slot request.
+
+    `kind` is the kind of waiter that gets a slot; `None` if no slot is granted. `wait` is the number of seconds until
+    the next request.
+    """
 
     slots: RateState
     kind: WaiterKind | None = None
@@ -74,7 +81,7 @@ class SlotDecision:
 def request_slot(
     slots: RateState, *, now: float, interval: float, waiting: Collection[WaiterKind], alone: bool = False
 ) -> SlotDecision:
-    """Request a slot for one of the kinds that are `waiting` in this instance; set `alone` if it is the only instance.
+    """Request a slot for one of the kinds of waiters in this instance; `alone` means that there is no other instance.
 
     A user waits in front of a screen, so users come first. But anyone can send codes. While refreshes wait, in this or
     another instance, users therefore get only every other slot, so that invalid codes cannot starve refreshes.

@@ -24,7 +24,7 @@ TURN = timedelta(seconds=30)
 """How long due connections stay assigned to one of several instances."""
 
 FRESH_FRACTION = 1 / 20
-"""The first fraction of a pair's lifetime, in which it is fresh regardless of the requested time to live."""
+"""The fraction of its lifetime for which a new pair is fresh, regardless of the requested time to live."""
 
 
 class Lifetime(Protocol):
@@ -38,7 +38,7 @@ class Lifetime(Protocol):
 
 
 def refresh_due(pair: TokenPair, *, at: float, jitter: float, random: Callable[[], float]) -> datetime:
-    """Return when to refresh a pair: after the fraction `at` of its lifetime, varied by up to the fraction `jitter`.
+    """Return a pair's refresh time: after the fraction `at` of its lifetime, varied by up to the fraction `jitter`.
 
     The jitter keeps accounts that were connected at the same time from being due at the same time forever.
     """
@@ -55,7 +55,7 @@ def retry_at(
     cap: float,
     random: Callable[[], float],
 ) -> datetime:
-    """Return when to retry after `failures` in a row: exponential back-off with full jitter.
+    """Return the time of the next try after consecutive failures: exponential back-off with full jitter.
 
     While the access token is valid, the wait is short enough to leave `TRIES_LEFT` more tries. The wait is at least one
     second, because full jitter may draw zero.
@@ -94,7 +94,9 @@ def is_unexpired(token: Lifetime, *, now: datetime) -> bool:
 
 
 def is_impossible(connection: Connection, *, now: datetime) -> bool:
-    """Return whether a connection's times are impossible; the connection is then due, and its access token in doubt.
+    """Return whether a connection's times are impossible.
+
+    If they are, the connection is due, and its access token is in doubt.
 
     Times are impossible if the token was issued in the future, or if the refresh is due after the token expires (except
     during a back-off).

@@ -56,7 +56,7 @@ class ConnectionCounts:
     fresh: int
     """The number of active connections with a refresh token and a valid access token."""
     failed: int
-    """The number of connections with a terminal failure since the given time."""
+    """The number of connections with a terminal failure since the time passed to the query."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class Successes:
     attempted: int
     """The number of connections whose refresh was attempted in the last day."""
     succeeded: int
-    """The number of attempted connections with a success in the last day."""
+    """The number of connections that had both an attempted refresh and a success in the last day."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

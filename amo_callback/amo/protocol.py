@@ -164,7 +164,11 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
 _REJECTED_CLIENT = re.compile(r"check the `?(?:client_id|client_secret|redirect_uri)`? parameter")
 """AMO's hints for wrong client credentials, which are also indicated by a problem+json 401 without a hint."""
 _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code was not issued to this client")
-"""In a response to a refresh token, these hints refer only to that token, not to the client credentials."""
+"""AMO's hints for a credential that was issued to another client.
+
+In a response to a refresh request, they mean that the token pair belongs to another client id. They do not mean that
+the client credentials are wrong.
+"""
 _CLIENT_REFUSALS = re.compile(rf"check the `?(?!refresh_token\b)\w+`? parameter|{_OTHER_CLIENT.pattern}")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amo_callback.rate_limit import SharedLimits
 
 _ASK_AGAIN = 1.0
-"""Seconds until the next request for a slot after a failed one."""
+"""Seconds to wait after a failed slot request before the next slot request."""
 _SHARED_GOOD_FOR = 2
 """The validity of a slot from the shared rate limit, in intervals.
 

@@ -73,7 +73,7 @@ class Response:
     def bodies(self) -> tuple[bytes, ...]:
         """Possible bodies, the most likely first.
 
-        The decompressed bodies come before the received bytes, and those without chunk framing before those with it.
+        Decompressed bodies come before compressed ones. In each group, the body without chunk framing comes first.
         """
         content, received = bytes(self._content), bytes(self._received)
         encoding = self.headers.get("content-encoding", "").strip().lower()

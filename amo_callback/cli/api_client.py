@@ -44,7 +44,10 @@ MAX_ITEMS = 10_000
 """The maximum number of listed items."""
 _TIMEOUT = 30.0
 _UNIX = "unix:"
-_NO_REFRESH = "only a running service refreshes tokens: start the service, then try again"
+_NO_REFRESH = (
+    "only a running service refreshes tokens: start the service; if it is running, add an API key with the scope "
+    "token, and reload the service"
+)
 
 
 def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> Callable[[Work], Callable[..., int]]:
@@ -82,7 +85,8 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
     """Open a client of the private API.
 
     If no service is running, or no configured API key has the scope, this process serves the API from the store. Both
-    engines allow a second process, and a user who can read the configuration can access the store anyway.
+    database engines allow access by a second process, and a user who can read the configuration can access the store
+    anyway.
     """
     api_key = key_with(context.settings.api.keys.get_secret_value(), scope)
     if api_key is not None:
@@ -92,7 +96,7 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
                 return
     check_database_exists(context)
     with acting_as_owner(context.owned):
-        from amo_callback.cli.serve import serve_store  # noqa: PLC0415 -- only needed without a running service
+        from amo_callback.cli.serve import serve_store  # noqa: PLC0415 -- not needed if the service serves the API
 
         async with serve_store(context) as (address, key), private_session(address) as session:
             yield ApiClient(session, key, context.settings, is_idle=True)
@@ -112,7 +116,8 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
     """Return whether the service is listening.
 
     The service must prove that it has the encryption keys before the client sends an API key. Any status other than 200
-    means that no service is running. Raises `CommandFailed` if another server responds with status 200.
+    means that no service is running. Raises `CommandFailed` if a server responds with status 200 but without this
+    proof.
     """
     try:
         async with session.head("/healthz", headers={probe.HEADER: probe.seal_nonce(cipher, nonce=nonce)}) as response:
@@ -171,7 +176,7 @@ class ApiClient:
         self._session = session
         self._headers = {"Authorization": f"Bearer {key}"}
         self._is_idle = is_idle
-        """Whether no service is running; then no token is refreshed."""
+        """Whether this process serves the API; in that case, no token is refreshed."""
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         return await self._request("GET", path, query)
@@ -188,14 +193,14 @@ class ApiClient:
         return checks
 
     async def token(self, name: str) -> dict[str, Any]:
-        """Return an access token; without a running service, return it even if it expires soon."""
+        """Return an access token; if this process serves the API, the token may expire soon."""
         path = f"{await self.path_of(name)}/token"
         if not self._is_idle:
             return await self.get(path)
         try:
             return await self.get(path, min_ttl="0")
         except ApiError as error:
-            if error.api_code == "amo_unavailable":  # nothing is sent to AMO without a running service
+            if error.api_code == "amo_unavailable":  # this process sends no request to AMO
                 raise CommandFailed(f"the connection has no valid access token, and {_NO_REFRESH}") from None
             raise
 
@@ -272,7 +277,7 @@ def quoted(name: str) -> str:
 
 
 def _not_ours(status: int) -> CommandFailed:
-    return CommandFailed(f"server.private: another server is listening there (HTTP {status})")
+    return CommandFailed(f"server.private: another server is listening at this address (HTTP {status})")
 
 
 async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
@@ -287,6 +292,6 @@ async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
 def connection_error(error: aiohttp.ClientConnectorError) -> str:
     """Return the reason for a connection failure, without aiohttp's message, which contains the address."""
     number = error.os_error.errno
-    if isinstance(error.os_error, socket.gaierror):  # its numbers are not those of `os.strerror`
+    if isinstance(error.os_error, socket.gaierror):  # `os.strerror` does not know the numbers of these errors
         return error.os_error.strerror or "the host name has no address"
     return os.strerror(number) if number else "no server is listening"

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 _THAW = "amo-callback connections thaw --all"
 _OF_POSTGRES = """\
 this command supports only SQLite: for PostgreSQL, use pg_dump and pg_restore, or WAL archiving.
-A dump that is restored into a new database or on another server starts frozen. A dump that is restored into the same
-database does not start frozen, and neither does a server that is restored from an archive or a snapshot. In these two
-cases, stop all instances before the restore, run `amo-callback connections freeze --all` before you start any of them,
-and thaw once no other host uses these tokens."""
+If a dump is restored into a new database or on another server, the database starts frozen. If a dump is restored into
+the same database, or the server is restored from an archive or a snapshot, the database does not start frozen. In these
+two cases, stop all instances before the restore, run `amo-callback connections freeze --all` before you start any
+instance, and thaw once no other host uses the restored tokens."""
 _ASK = """\
 {copy} contains {connections} connections, as they were {made_at}.
-It replaces {database}; a copy of the replaced database is kept in the same folder.
+This backup replaces {database}; a copy of the replaced database is kept in the same folder.
 The restored database is frozen: no token is refreshed until you run
-`{thaw}`. Users of connections that were refreshed after the backup have to
+`{thaw}`. If a connection was refreshed after the backup, its user has to
 connect again."""
 
 _FOREIGN = """\
@@ -73,7 +73,7 @@ def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
     output.sigterm_as_interrupt()
     now = SystemClock().now()
     with ExitStack() as stack:
-        # Root opens the file, because the database's owner may not be able to read it.
+        # Open the file before root switches to the database's owner, who may be unable to read it.
         given = stack.enter_context(open_given(file))
         stack.enter_context(acting_as_owner(database))
         made = stack.enter_context(rebuild(given, database, now=now, progress=output.progress))
@@ -86,7 +86,7 @@ def restore(context: CommandContext, *, yes: bool, file: Path) -> int:
             click.echo(
                 _ASK.format(copy=file, connections=found.connections, made_at=made_at, database=database, thaw=_THAW)
             )
-        if not output.confirm("Restore it?", yes=yes):
+        if not output.confirm("Restore this backup?", yes=yes):
             click.echo("nothing was changed")
             return 1
         kept = store_backup.restore(made.file, database, now=SystemClock().now())

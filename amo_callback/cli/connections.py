@@ -32,7 +32,10 @@ _WAIT_LIMIT = 10.0
 _EVERY = 2.0
 """Seconds between two status updates."""
 _ASKED = ": requested by "
-"""The text in `/readyz` that marks a freeze requested through the API, which can be thawed without confirmation."""
+"""The text in `/readyz` that marks a freeze requested through the API.
+
+After such a freeze, `thaw` requires no confirmation.
+"""
 
 
 def _history(events: list[dict[str, Any]]) -> str:

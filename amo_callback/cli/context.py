@@ -70,7 +70,7 @@ class CommandContext:
     """The database file; `None` for PostgreSQL."""
     rescue: Path
     location: str
-    """The id of the database's location, computed before root acts as the owner, who may be unable to compute it."""
+    """The id of the database's location, computed before root switches to the owner, who may be unable to do so."""
 
     @property
     def owned(self) -> Path:
@@ -136,7 +136,7 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 
 
 def _user_variables(user: int) -> dict[str, str]:
-    """Return a user's environment variables; the PostgreSQL client reads the user name, and files in HOME."""
+    """Return a user's environment variables; the PostgreSQL client uses the user name and reads files in HOME."""
     try:
         known = pwd.getpwuid(user)
     except KeyError:
@@ -164,8 +164,8 @@ def _report_unreadable_program(owned: Path) -> Iterator[None]:
             raise
         name = _user_variables(os.geteuid()).get("USER", str(os.geteuid()))
         raise CommandFailed(
-            f"root acts as {name}, the owner of {owned}, who cannot read {file}: install amo-callback and its "
-            "Python where all users can read them (/opt, not /root)"
+            f"when run by root, this command switches to {name}, the owner of {owned}; {name} cannot read {file}: "
+            "install amo-callback and its Python where all users can read them (/opt, not /root)"
         ) from None
 
 
@@ -181,9 +181,9 @@ def _is_readable(file: str) -> bool:
 def acting_as_owner(owned: Path) -> Iterator[None]:
     """If this process runs as root, execute the block as the owner of the service's files.
 
-    As root, the block would follow any link that the owner has put into the folder. The owner is that of the path
-    `owned` or, if the path does not exist or is a link, that of its nearest existing parent folder. Raises
-    `CommandFailed` if the owner cannot read this program.
+    As root, the block would follow any link that the owner has put into the folder of these files. The owner is
+    determined by the path `owned` or, if the path does not exist or is a link, by its nearest existing parent folder.
+    Raises `CommandFailed` if the owner cannot read this program.
     """
     if os.geteuid() != 0:
         yield

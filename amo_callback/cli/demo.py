@@ -99,7 +99,7 @@ class Output:
 
 
 def _report_closed_output(error: OSError) -> int:
-    """Report the error on stderr, and replace stdout with the null device, because Python flushes it at exit."""
+    """Report the error on stderr, and replace stdout with the null device, because Python flushes stdout at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     text = f"amo-callback: the demo has ended, because its output could not be written: {error.strerror}"

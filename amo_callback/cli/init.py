@@ -64,7 +64,9 @@ def read_callback(text: str) -> Callback:
     try:
         Server(base_path=base_path)
     except ValidationError:
-        raise ValueError(f"must have a valid server.base_path before {CALLBACK}, such as {default}{CALLBACK}") from None
+        raise ValueError(
+            f"must have a path that consists of a valid server.base_path and {CALLBACK}, such as {default}{CALLBACK}"
+        ) from None
     return Callback(redirect_uri=given, base_path=base_path)
 
 
@@ -256,7 +258,7 @@ def _ask_client_id(callback: Callback) -> str:
 
 
 def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> InstallPaths:
-    """Return the paths to write; a configuration file at systemd's path implies --systemd."""
+    """Return the paths to write; the configuration file `units.CONFIG` implies --systemd."""
     named = config or (None if systemd else environ.get(CONFIG_VARIABLE))
     path = Path(named) if named else units.CONFIG if systemd else DEFAULT_PATHS[0]
     return InstallPaths(config=path, systemd=systemd or path.absolute() == units.CONFIG)
@@ -273,7 +275,7 @@ def _registration(callback: Callback) -> list[str]:
 def _next_steps(paths: InstallPaths, callback: Callback, *, later: bool) -> list[str]:
     keys = paths.credentials / ENCRYPTION_KEYS if paths.systemd else paths.config
     lines = [
-        f"Keep a copy of the encryption key (in {keys}), separate from the database's backups.",
+        f"The encryption key is in {keys}. Keep a copy of the key, separate from the database's backups.",
         "Without the key, the tokens cannot be decrypted.",
         "",
         "In amoCRM:",

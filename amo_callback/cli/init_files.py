@@ -76,12 +76,14 @@ class InstallPaths:
 def preflight(paths: InstallPaths, database: str) -> None:
     """Check the paths before `init` asks for values.
 
-    Raises `click.UsageError` if the service could not write to the database under systemd, and `CommandFailed` if the
-    configuration file cannot be created, or a database exists for which there is no key.
+    Raises `click.UsageError` if the service could not write to the database under systemd. Raises `CommandFailed` if
+    the configuration file cannot be created, or if the database exists but its key is missing.
     """
     below = f"{SQLITE}{STATE}/"
     if paths.systemd and not is_postgres(database) and not database.startswith(below):
-        raise click.UsageError(f"--database must begin with {below}: under systemd, the service can write only there")
+        raise click.UsageError(
+            f"--database must begin with {below}: under systemd, the service can write only to {STATE}"
+        )
     config = paths.config
     if config.exists() or config.is_symlink():
         raise CommandFailed(

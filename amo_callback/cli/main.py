@@ -42,7 +42,7 @@ COMMANDS = {
     "rotate-keys": ("rotate_keys", "Re-encrypt stored records with the newest key; the service may be running."),
     "keygen": ("rotate_keys", "Print a new encryption key."),
     "backup": ("backup", "Copy the SQLite database to a file; the service may be running."),
-    "restore": ("backup", "Replace the SQLite database with a backup, and freeze it."),
+    "restore": ("backup", "Replace the SQLite database with a backup; the restored database is frozen."),
     "systemd": ("systemd", "Install or uninstall the systemd service, or print its files."),
     "docs": ("info", "Print the manual or another document."),
     "completion": ("info", "Print a shell completion script."),
@@ -138,7 +138,7 @@ def main(
 
 
 def _open_standard_streams() -> None:
-    """Open the null device for each closed standard stream; otherwise, another file would get the same descriptor."""
+    """Open the null device for each closed standard stream; otherwise, another file would get its descriptor."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
         os.set_inheritable(number, True)  # noqa: FBT003 -- takes no keyword arguments
     os.close(number)

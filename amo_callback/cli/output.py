@@ -88,7 +88,7 @@ def confirm(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise CommandFailed("cannot ask for confirmation without a terminal: use --yes; nothing was changed")
-    # The event loop's handler could not interrupt the prompt.
+    # The event loop's SIGINT handler could not interrupt the prompt.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return click.confirm(question)

@@ -110,7 +110,7 @@ def fit_connections(wanted: int, log: FilteringBoundLogger) -> int:
             limit=limit,
             max_connections=fitting,
             text=f"the limit on open files is too low for server.max_connections = {wanted} on each listener: raise "
-            f"LimitNOFILE= in the unit, or `ulimit -n`, to {needed}, or lower the setting",
+            f"LimitNOFILE= in the unit (or `ulimit -n`) to {needed}, or lower server.max_connections",
         )
     return fitting
 

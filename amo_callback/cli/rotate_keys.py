@@ -27,13 +27,13 @@ _HEADS = {
     RecordKind.RESCUE: "rescue files",
 }
 _SHOWN = 20
-"""The maximum number of unreadable records printed by name; the JSON output names all of them."""
+"""The maximum number of unreadable records printed by name; the JSON output has no such maximum."""
 _NAMED = {RecordKind.CONNECTION, RecordKind.RESCUE}
 """The kinds of unreadable records that are printed by name."""
 _OVERTAKEN = """\
 While this command ran, a process encrypted data with an older key, because the newest key is not first in its
-configuration. Restart all processes with the newest key as the first key, then run this command again. Until then, keep
-every key."""
+configuration. Restart all processes with the newest key as the first key, then run this command again. Do not remove
+any key before the second run has ended."""
 _IDLE = """\
 Keys that no record needs anymore: {keys}. Remove them from storage.encryption_keys, and restart all processes. Keep a
 separate copy of each removed key: earlier backups, and exports encrypted with the key, still need it."""
@@ -103,7 +103,7 @@ def _usage_text(usage: KeyUsage) -> str:
         return text
     shown = _names(usage)[:_SHOWN]
     if others := len(usage.unreadable) - len(shown):
-        shown.append(f"{others:,} others")
+        shown.append(f"{others:,} not listed here")
     return f"{text}\n\nNo key decrypts these records: {', '.join(shown)}"
 
 

@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 _LAST_LINES = 1.0
 """The maximum number of seconds to wait for the last log lines to be written."""
 _GRACE = 3.5
-"""Seconds in addition to `amo.timeout` after which the process ends, even if not everything is closed."""
+"""The shutdown deadline minus `amo.timeout`, in seconds.
+
+At the deadline, the process ends even if not everything is closed.
+"""
 
 
 @click.command()
@@ -76,7 +79,7 @@ def run(
         writer.finish(seconds=_LAST_LINES)
         leave(status)
 
-    gc.freeze()  # otherwise, examining imported modules would block the event loop
+    gc.freeze()  # otherwise, garbage collection of the imported modules would block the event loop
     try:
         return run_loop(_serve(context, path, environ, writer, finish))
     finally:
@@ -182,7 +185,7 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
 
 
 def _reload(apply: Callable[[Settings], Sequence[str]], read_again: Callable[[], Settings], observer: Observer) -> None:
-    """Reload the configuration and apply it; if it is invalid, keep the previous one."""
+    """Reload the configuration and apply it; if it is invalid, keep the previous configuration."""
     try:
         needs_restart = apply(read_again())
     except ConfigurationError as error:

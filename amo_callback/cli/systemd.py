@@ -243,7 +243,7 @@ def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Seq
 
 def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: set[Change]) -> None:
     for name in missing:
-        click.echo(f'{folder}/{name} is missing: create it with the integration\'s "Secret key"')
+        click.echo(f'{folder}/{name} is missing: create it, with the integration\'s "Secret key" as its content')
     try:
         settings = load_settings(config, {"CREDENTIALS_DIRECTORY": str(folder)})
     except ConfigurationError as error:
@@ -253,7 +253,8 @@ def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: se
     else:
         if settings.server.secrets is None:
             click.echo(
-                f'{config}: set secrets = "{folder.name}" under [server], so that commands can read the secrets, too'
+                f'{config}: set secrets = "{folder.name}" under [server], so that `amo-callback` commands can read the '
+                "secrets, too"
             )
     click.echo(f"next: {_RESTART if Change.REPLACED in changes else _START}")
 

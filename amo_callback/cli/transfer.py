@@ -71,7 +71,7 @@ _passphrase_option = click.option(
     "--to-key-file",
     metavar="FILE",
     type=PATH,
-    help="Encrypt with the other host's encryption key from this file instead of a passphrase.",
+    help="A file with the other host's encryption key, used instead of a passphrase.",
 )
 def export(context: CommandContext, *, file: Path, passphrase_file: Path | None, to_key_file: Path | None) -> None:
     """Export all connections to an encrypted FILE, for another host or database.
@@ -165,7 +165,11 @@ class _Options:
 @with_context
 @yes_option
 @click.argument("file", type=PATH)
-@click.option("--raw", is_flag=True, help="FILE is an unreadable AMO response from the rescue folder.")
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="FILE is a raw answer from the rescue folder: an AMO response in which the service found no token pair.",
+)
 @_passphrase_option
 @click.option("--replace", is_flag=True, help="Replace the tokens of stored connections if they differ.")
 @click.option("--dry-run", is_flag=True, help="Print the planned changes, and change nothing.")
@@ -218,7 +222,7 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         if not output.confirm("Import these connections?", yes=options.yes):
             output.echo("Nothing was changed.")
             return 1
-        source = "a raw answer" if options.raw else "plain JSON" if options.cipher is None else "an export"
+        source = "a raw answer of AMO" if options.raw else "plain JSON" if options.cipher is None else "an export"
         status = await _carry_out(plan, opened, source=source)
         if options.raw and status == 0:
             # Delete the rescue file, because the service does not detect that its pair was imported.
@@ -261,7 +265,7 @@ def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
         "replaced": len(plan.replaced),
         "already stored, skipped": plan.same,
         "kept, because newer tokens are stored": plan.newer,
-        "with an owner, which is not imported: a user becomes an owner by connecting in the app": plan.owned,
+        "with an owner; owners are not imported: a user becomes an owner by connecting in the app": plan.owned,
         "without a refresh token: usable only until the access token expires": sum(
             not one.refresh_token for one in coming
         ),

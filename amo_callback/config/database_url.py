@@ -67,7 +67,9 @@ def read_postgres(url: str) -> PostgresUrl:
         parts = urlsplit(url)
         found = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
     except ValueError:  # its message may quote the URL
-        raise ValueError(f'must be a URL whose query, if any, is name=value pairs joined by "&"; {_ESCAPED}') from None
+        raise ValueError(
+            f'must be a URL whose query, if any, consists of name=value pairs joined by "&"; {_ESCAPED}'
+        ) from None
     query = {name: values[-1] for name, values in found.items()}
     user, _, place = parts.netloc.rpartition("@")
     if "@" in user:  # asyncpg would use the part after the first @ as the host

@@ -206,7 +206,8 @@ def _value(toml: dict[str, Any], section: str, key: str) -> object:
 def _unknown_sections(environ: Mapping[str, str]) -> list[str]:
     names = [name for name in environ if name.upper().startswith(PREFIX) and name.upper() != CONFIG_VARIABLE]
     return [
-        f"{name}: unknown variable; use {PREFIX}SECTION__KEY with a section of {', '.join(Settings.model_fields)}"
+        f"{name}: unknown variable; use {PREFIX}SECTION__KEY, "
+        f"where SECTION is one of {', '.join(Settings.model_fields)}"
         for name in names
         if name[len(PREFIX) :].lower().partition("__")[0] not in Settings.model_fields or "__" not in name
     ]

@@ -125,12 +125,12 @@ def _at(fields: Mapping[str, object]) -> str:
 
 def _unconfirmed(fields: Mapping[str, object]) -> str:
     seen = _SEEN.get(str(fields.get("token_state")), "Introspection is not possible")
-    return f"{seen}: the tokens are kept{' and introspected again' if fields.get('again_at') else ''}."
+    return f"{seen}: the tokens are kept{' and will be introspected again' if fields.get('again_at') else ''}."
 
 
 _SEEN: Mapping[str, str] = {
     TokenState.VALID: "Introspection accepts the token",
-    TokenState.REJECTED: "Introspection rejects the token, possibly for another reason",
+    TokenState.REJECTED: "Introspection rejects the token, possibly not because the integration was disabled",
     TokenState.UNKNOWN: "amoCRM does not respond",
 }
 _WHY = {

@@ -46,7 +46,7 @@ SCENARIOS = (
         name="cut",
         title="Lose a request",
         expect="The connection closes before amoCRM examines the request. The service introspects the refresh token, "
-        "which is valid, and refreshes again. Until then, it hands out the valid access token.",
+        "which is valid, and refreshes again. During this time, it hands out the valid access token.",
     ),
     Scenario(
         name="lost",

@@ -23,7 +23,7 @@ SYSUSERS = "amo-callback.sysusers"
 CONFIG = Path("/etc/amo-callback/config.toml")
 
 STOP_TIMEOUT = "TIMEOUT_STOP_SEC"
-"""The environment variable that contains the unit's `TimeoutStopSec=`, which systemd does not pass to the service."""
+"""The environment variable in which the unit repeats `TimeoutStopSec=`, which systemd itself does not pass."""
 STOP_RESERVE = 10.0
 """The seconds by which `TimeoutStopSec=` must exceed `amo.timeout`, so that a pair is still stored at shutdown."""
 _LEAST_STOP_TIMEOUT = 60
@@ -65,7 +65,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> str | None:
-    """Return a file's full name; `name` can lack the suffix, or the prefix `amo-callback-`, if the file is unique."""
+    """Return a file's full name; `name` can lack the suffix, or the prefix `amo-callback-`, if one file matches."""
     known = names()
     fitting = [one for one in known if one == name] or [
         one for one in known if name in {one.rpartition(".")[0], one.removeprefix(_PREFIX)}

@@ -178,7 +178,7 @@ def read_jwks(content: bytes) -> Sequence[Key]:
     Raises `ValueError` if the key set is invalid or too large, or if no key is usable.
     """
     if content.count(b"{") + content.count(b"[") > _MAX_CONTAINERS:
-        raise ValueError("the key set contains too many values")
+        raise ValueError("the key set contains too many objects and lists")
     try:
         found = json.loads(content)
     except RecursionError:
@@ -224,5 +224,5 @@ def _is_for_signatures(key: Key, jwk: Mapping[str, object]) -> bool:
 
 
 def _numbers(jwk: Mapping[str, object], *names: str) -> dict[str, str]:
-    """Return the valid numbers by name; PyJWT rejects a key if a number is missing."""
+    """Return the valid numbers of a JWK by name; PyJWT rejects a key if a number is missing."""
     return {name: value for name in names if isinstance(value := jwk.get(name), str) and _NUMBER.fullmatch(value)}

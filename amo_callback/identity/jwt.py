@@ -64,7 +64,7 @@ class Key:
 
 
 class Hs256Verifier:
-    """A verifier of HS256 tokens, whose secret is shared with the app's backend."""
+    """A verifier of HS256 tokens that uses a secret shared with the app's backend."""
 
     def __init__(self, secret: str, *, rules: JwtRules) -> None:
         self._key = Key(algorithm="HS256", material=read_secret(secret))
@@ -76,7 +76,7 @@ class Hs256Verifier:
 
 
 def read_secret(text: str) -> bytes:
-    """Return the bytes of a shared secret; raises `ValueError` if it is too short, or another kind of key."""
+    """Return the bytes of a shared secret; raises `ValueError` if `text` is too short or is another kind of key."""
     secret = text.encode()
     if len(secret) < MIN_SECRET:
         raise ValueError(f"must have at least {MIN_SECRET} bytes")
@@ -130,8 +130,8 @@ def verify_with(key: Key, token: str, *, rules: JwtRules) -> str:
 def verify_with_any(keys: Sequence[Key], token: str, *, rules: JwtRules) -> str | None:
     """Verify a token with the keys that have its `kid`, and return its user id.
 
-    A token without a `kid` is verified only if there is exactly one key. Returns `None` if no key has the `kid`, or if
-    the signature of a token without a `kid` cannot be verified, because another key may have signed the token. Raises
+    A token without a `kid` is verified only if there is exactly one key. Returns `None` if another key may have signed
+    the token: if no key has the `kid`, or if the signature of a token without a `kid` cannot be verified. Raises
     `Unauthorized` if none of the keys with the `kid` signed the token, or if a claim is missing or wrong.
     """
     kid = read_key_id(token)

@@ -193,7 +193,7 @@ class GrantService:
             )
 
     def _is_abandoned(self, grant: Grant) -> bool:
-        """Return whether the exchange is unfinished and its lease has expired; its process has then exited."""
+        """Return whether the exchange is unfinished and its lease has expired, so its process must have exited."""
         if grant.status is not GrantStatus.EXCHANGING:
             self._leases.forget(grant.code_hash)
             return False

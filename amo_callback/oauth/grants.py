@@ -76,7 +76,7 @@ class GrantRecords:
         return grant, secrets
 
     def secrets_of(self, grant: Grant) -> GrantSecrets:
-        """Decrypt the secrets of a grant; raises `DecryptionFailed`, including if the secrets were erased."""
+        """Decrypt the secrets of a grant; raises `DecryptionFailed`, also if the secrets were erased."""
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
     def to_result(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:

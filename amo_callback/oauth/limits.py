@@ -24,9 +24,9 @@ _ALL = "all links"
 _FEW = 3
 """The maximum number of waiting codes per address while the queue is at least half full."""
 _WRITTEN_AT_ONCE = 4
-"""The maximum number of concurrent writes per priority.
+"""The maximum number of concurrent writes per priority in one `AdmissionQueue`.
 
-They fit into one batch of SQLite jobs, and use less than half of the PostgreSQL connection pool.
+These writes fit into one batch of SQLite jobs, and use less than half of the PostgreSQL connection pool.
 """
 
 
@@ -95,7 +95,7 @@ class AdmissionQueue:
     """A queue of codes that wait for AMO: at most `capacity` per priority, because more would expire in the queue.
 
     Each address has its own lock, and half of the capacity is reserved for addresses with few waiting codes. A flood
-    from some addresses therefore does not delay all other users.
+    from a few addresses therefore cannot fill the queue, and hardly delays users at other addresses.
     """
 
     def __init__(self, *, capacity: int) -> None:
@@ -199,7 +199,7 @@ def capacity_for(*, per_second: float, seconds: float) -> int:
 
 
 def _network(address: str) -> str:
-    """Return one subscriber's network, an IPv4 address or the /64 of an IPv6 address; other text is unchanged."""
+    """Return the network of one subscriber: an IPv4 address, or the /64 of an IPv6 address; other text is unchanged."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -69,7 +69,7 @@ class Binding(Enum):
 def binding_of(
     request: AuthorizationRequest | None, *, user: str, state: bytes | None, takes_app_states: bool
 ) -> Binding:
-    """Return whether the user of a JWT becomes an owner through a grant; its verifier must have been checked."""
+    """Return whether the user of a JWT becomes an owner through a grant; the caller must have checked the verifier."""
     if request is not None and request.user not in {None, user}:
         return Binding.NONE
     if request is not None and request.challenge is not None:

@@ -1,4 +1,4 @@
-"""Redemption: the app presents the code or ticket of its deep link, which may make the app's user an owner."""
+"""Redemption: the app presents the code or ticket in its deep link, and the app's user may become an owner."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Redeemed:
 
 
 class Redeemer:
-    """Returns the result of a grant, repeatedly if requested, to callers with its code or ticket and its verifier."""
+    """Returns a grant's result, any number of times, to callers that present its code or ticket and its verifier."""
 
     def __init__(self, core: Core, rules: GrantRules, *, service: GrantService, attempts: AttemptLimiter) -> None:
         self._store = core.store
@@ -79,7 +79,7 @@ class Redeemer:
         try:
             result = await self._service.complete(presentation)
         except PkceMismatch:
-            raise  # the reservation remains, which limits guesses of the verifier
+            raise  # the reservation remains, to limit guesses of the verifier
         except BaseException:
             reservation.release()
             raise
@@ -90,7 +90,7 @@ class Redeemer:
         return Redeemed(result=result, connection=await self._service.connection_of(result), is_owner=is_owner)
 
     async def _known(self, name: str) -> GrantSecrets | None:
-        """Return the secrets of the grant whose ticket, or otherwise whose code, has the fingerprint `name`."""
+        """Return the secrets of the grant whose ticket or code has the fingerprint `name`; tickets take precedence."""
         grant = await self._store.grant_by_ticket(name)
         if grant is not None and self._is_over(grant):
             raise GrantExpired

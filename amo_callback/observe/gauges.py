@@ -85,7 +85,8 @@ def _connections(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
     )
     yield _at(
         "refresh_token_next_expiry_timestamp_seconds",
-        "The earliest expiry of a refresh token (or of an access token without one) among active connections.",
+        "The earliest expiry of a refresh token among active connections. A connection without a refresh token counts "
+        "with its access token.",
         stats.next_deadline,
     )
 

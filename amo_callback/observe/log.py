@@ -172,7 +172,7 @@ def _as_json(_logger: object, _method: str, line: Mapping[str, Any]) -> str:
     try:
         return to_json(line).decode()  # three times as fast as `json`
     except PydanticSerializationError:
-        return json.dumps(line, default=str)  # for example, an unpaired surrogate
+        return json.dumps(line, default=str)  # the line contains, for example, an unpaired surrogate
 
 
 def _describe_loss(render: Processor, prefix: str, lines: int) -> str:

@@ -4,7 +4,7 @@ An AMO refresh token works only once, and the response that contains the next to
 
 - `scheduler`: the background loop that starts due refreshes.
 - `coordinator`: one refresh at a time per connection, shared by concurrent callers.
-- `decision`: the rules for presenting a token now, later or not at all. `gate`: the facts to which they apply.
+- `decision`: the rules for presenting a token now, later or not at all. `gate`: the facts to which these rules apply.
 - `slots`: rate-limit slots for requests to AMO.
 - `attempt`: one refresh, from the claim to the stored pair; the only module that spends a refresh token.
 - `failure_recorder`, with `failure_policy`: the results of refresh attempts that yield no pair.

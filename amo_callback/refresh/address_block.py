@@ -1,8 +1,9 @@
 """A block of this server's IP address, during which AMO answers every refresh with 403.
 
-A block is suspected after 403 responses without problem+json from two hosts, or any 403 responses for three
-connections, without a success in between. During a suspicion, only one refresh is sent, the probe; the scheduler
-prefers the connection with the most recent success. If AMO answers the probe with 403, too, the address is blocked.
+A block is suspected after 403 responses without problem+json from two hosts, or after 403 responses of any kind for
+three connections, if AMO has not issued a pair since the first of these responses. During a suspicion, only one refresh
+at a time is sent, as the probe; the scheduler prefers the connection with the most recent success. If AMO answers the
+probe with 403, too, the address is blocked.
 
 The block is stored in the database, where all instances read it, and survives restarts. During a block, one probe is
 sent per `retry_cap` seconds, and one code exchange per 10 seconds. Only the probe's refresh token is introspected. The

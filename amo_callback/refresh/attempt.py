@@ -261,7 +261,7 @@ class RefreshAttempts:
 
 
 def _explain(refused: UnauthorizedWithoutHint, introspection: IntrospectionResult, *, domain: str) -> None:
-    """Add the introspection result to a refusal without a hint, which came from the host `domain`."""
+    """Add the introspection result to `refused`; `domain` is the host that refused the token without a hint."""
     refused.accepted = {TokenState.VALID: True, TokenState.REJECTED: False}.get(introspection.state)
     refused.same_host = introspection.domain == domain
 

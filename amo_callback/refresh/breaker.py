@@ -38,7 +38,7 @@ _PROBE_EVERY = 60.0
 _TOGETHER = timedelta(minutes=10)
 _DEATHS = 5
 _SHARE = 5
-"""In a mass failure, more than one connection in `_SHARE` has failed."""
+"""In a mass failure, more than `1 / _SHARE` of the active and failed connections have failed."""
 
 
 def is_mass_failure(connection_counts: ConnectionCounts) -> bool:

@@ -5,9 +5,9 @@ waits until that attempt ends or its lease expires. Before its claim, a refresh 
 refreshes and for a rate-limit slot, because the lease must not expire in a queue. A refresh token in doubt is
 introspected before it is presented.
 
-The wait may be long, so the decision is made twice, before and after it. If the second decision is not to present the
-token, the refresh starts again with the current row. Nothing is awaited between the second decision and the claim, and
-the claim succeeds only if the row is unchanged since it was read.
+The wait may be long, so the decision whether to present the token is made twice, before and after the wait. If the
+second decision is not to present the token, the refresh starts again with the current row. Nothing is awaited between
+the second decision and the claim, and the claim succeeds only if the row is unchanged since it was read.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _POLL_EVERY = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """Facts for a decision that are not in the connection's row."""
+    """The input of a decision, in addition to the connection's row."""
 
     now: datetime
     is_fresh_enough: bool = False
@@ -114,7 +114,7 @@ def _obstacle(row: Connection, trigger: RefreshTrigger, facts: Facts) -> AmoCall
     if row.frozen:
         return Frozen()
     if facts.has_pending_write:
-        return StoreUnavailable("the connection has a pending write: its newer pair is not stored yet")
+        return StoreUnavailable("the connection has a pending write: its latest pair is not stored yet")
     return facts.refusal or _back_off(row, trigger, facts.now)
 
 

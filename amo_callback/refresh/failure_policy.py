@@ -70,7 +70,7 @@ def recheck_delay(reason: Reason | None, rules: RefreshRules) -> timedelta:
 
 
 def _after_trial(failure: RefreshFailure, claimed: Connection, now: datetime) -> RefreshFailure:
-    """Return the failure of a trial, after which the connection still needs reauthorization.
+    """Return the failure of a trial (a refresh in `needs_reauth`); the connection still needs reauthorization.
 
     The reason becomes `in_doubt` if this service may have spent the token. Otherwise the reason changes only from
     `refused` to the reason of a terminal failure. If the reason was not `refused`, the next recheck after a terminal
@@ -90,7 +90,7 @@ def _after_trial(failure: RefreshFailure, claimed: Connection, now: datetime) ->
 
 
 def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
-    """Return whether AMO has refused the connection for at least a day and, including this refusal, eight times."""
+    """Return whether AMO has refused the connection for at least a day, and at least eight times with this refusal."""
     since = claimed.refused_since
     return since is not None and now - since >= _REFUSED_FOR and claimed.refusals + 1 >= _REFUSALS
 
@@ -98,7 +98,7 @@ def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
 def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime, rules: RefreshRules) -> bool:
     """Return whether AMO refuses this connection while it accepts others.
 
-    If there is no other connection to refresh, AMO must have refused it for three days.
+    If there is no other connection to refresh, return whether AMO has refused this connection for three days.
     """
     since, latest = claimed.refused_since or now, successes.latest
     if successes.refreshable <= 1:
@@ -114,7 +114,7 @@ def last_error_of(reason: Reason | None) -> str:
 
 
 def is_terminal(error: AmoCallbackError) -> bool:
-    """Return whether the error is terminal: a listed refusal, a day of other refusals, or a failed decryption."""
+    """Return whether an error is terminal: a documented hint, a refusal for at least a day, or a failed decryption."""
     return isinstance(error, InvalidRefreshToken | RefreshRefused | DecryptionFailed)
 
 

@@ -129,8 +129,8 @@ class FailureRecorder:
         """Return the error to record for a refusal without a hint.
 
         If introspection accepts the token and returns the same host, the connection becomes a suspect for the circuit
-        breaker. If introspection has rejected the token for a day while AMO accepts other connections, the result is
-        `RefreshRefused`.
+        breaker. If introspection rejects the token, and the connection has been refused for so long that the failure is
+        terminal (see `is_refused_long` and `is_refused_alone`), the result is `RefreshRefused`.
         """
         if error.accepted and error.same_host:
             title = error.title or "without a hint"
@@ -164,12 +164,12 @@ class FailureRecorder:
 
 
 _SPENT_BY = {
-    Reason.REVOKED: "no earlier use of the token is recorded in this database; possible causes: another system used "
-    "it, an older backup was restored, or access was revoked",
+    Reason.REVOKED: "no earlier use of the token is recorded in this database; possible causes of the rejection: "
+    "another system used the token, an older backup was restored, or access was revoked",
     Reason.EXPIRED: "not spent: the token expired after three months without use",
     Reason.IN_DOUBT: "possibly a refresh attempt of this service with an unknown outcome: see the earlier events",
-    Reason.REFUSED: "unknown: AMO refused the connection for a day without a hint, and introspection rejected its "
-    "token",
+    Reason.REFUSED: "unknown: AMO refused the connection without a hint for at least a day, and introspection rejected "
+    "its token",
     Reason.UNREADABLE: "not spent: no encryption key decrypts the pair, or the account or user in the row does not "
     "match the connection's id",
 }

@@ -64,7 +64,7 @@ class Gate:
 
     @property
     def paused_by(self) -> AddressBlock | Breaker | None:
-        """The component that currently limits refreshes to probes; `None` if neither does."""
+        """The address block or circuit breaker that currently limits refreshes to probes; `None` without either."""
         for pause in (self._address_block, self._breaker):
             if pause.reason is not None:
                 return pause

@@ -1,4 +1,4 @@
-"""Introspection, which shows whether AMO accepts a token, and its account's host, without spending the token."""
+"""Introspection, which returns a token's validity and its account's host without spending the token."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Leases:
     def age(self, connection: Connection) -> float:
         """Return the seconds since the connection's attempt began, as far as this process knows; 0 without an attempt.
 
-        The age of an attempt that began before this process is infinite.
+        The age of an attempt that began before this process started is infinite.
         """
         if connection.attempt is None:
             return 0.0

@@ -29,9 +29,9 @@ _WARN_EVERY = 3600.0
 _STEPS = 20
 """The maximum number of batches of old history that are deleted per run, in addition to the first."""
 _STEPPED = 60.0
-"""The minimum difference, in seconds, between elapsed wall-clock and monotonic time that is a clock step."""
+"""The minimum difference, in seconds, between wall-clock and monotonic elapsed time that counts as a clock step."""
 _STEADY = 3600.0
-"""Seconds after the start and after each clock step before warnings are logged and old history is deleted.
+"""Seconds to wait, after the start and after each clock step, before logging warnings and deleting old history.
 
 After a clock step of months or a long outage, every connection appears to be close to expiry until it is refreshed.
 """

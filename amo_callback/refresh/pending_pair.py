@@ -36,7 +36,7 @@ def parse_name(name: str) -> tuple[str, int | None]:
 
 
 def clamped_to(pending_pair: PendingPair, now: datetime) -> PendingPair:
-    """Return a pair, with its times moved back if it was issued after `now`, so that its issue time is `now`.
+    """Return a pair; if it was issued after `now`, its times are moved back so that its issue time is `now`.
 
     In that case, the clock was moved back after the pair was issued. The pair's age is unknown, but with its original
     times, the pair would appear valid for longer than its lifetime.

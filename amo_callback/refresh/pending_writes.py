@@ -2,9 +2,9 @@
 
 Obtaining a pair spends the previous refresh token, so if the pair were lost, the user would have to connect again. The
 pair is kept in memory, for access-token hand-out, and in a rescue file. The write is retried until it commits or the
-store contains a newer pair; then the file is removed. After a restart, the process loads the rescue files and resumes
-the writes. If the store does not contain the connection, or only an older pair of it, the file is kept and
-`pair.orphaned` is logged.
+store contains a newer pair; after that, the file is removed. After a restart, the process loads the rescue files and
+resumes the writes. If the store does not contain the connection, or contains only an older pair of it, the file is kept
+and `pair.orphaned` is logged.
 
 While a write is pending, this process does not refresh the connection, because the stored refresh token is already
 spent.
@@ -33,7 +33,7 @@ _RETRY_EVERY = 1.0
 """Seconds between two tries of a write."""
 _RESTORE_EVERY = 60.0
 _STORE_GRACE = 2.0
-"""The time limit, in seconds, for a write at shutdown; after it, the pair is left in its rescue file."""
+"""The time limit, in seconds, for a write at shutdown; a pair that is not stored in time stays in its rescue file."""
 _HISTORY = 100
 """The number of recent events that are searched for the refresh that obtained a pair."""
 
@@ -92,7 +92,7 @@ class PendingWrites:
     def expecting(self) -> Iterator[None]:
         """Count an operation that may yield a pair, so that `at_risk` is true.
 
-        A pair must be passed to `save` without awaiting anything else in between.
+        After the `with` block, the caller must pass the pair to `save` before it awaits anything else.
         """
         self._expected += 1
         try:
@@ -273,7 +273,8 @@ class PendingWrites:
                 "pair.orphaned",
                 pending.pending_pair,
                 Level.ERROR,
-                text="the database does not contain the connection, or only an older pair of it: check storage.url",
+                text="the database does not contain the connection, or contains only an older pair of it: "
+                "check storage.url",
             )
         return None
 

@@ -57,7 +57,7 @@ def grant_file_name(code_hash: str) -> str:
 
 
 def refreshed_by(name: str) -> tuple[str, int] | None:
-    """Return the connection id and the refreshed pair's version in a file name; `None` for a code exchange."""
+    """Return the connection id and the refreshed pair's version from a file name; `None` for a code exchange."""
     connection_id, version = parse_name(name.removesuffix(RAW))
     return (connection_id, version) if connection_id and version is not None else None
 

@@ -6,8 +6,8 @@ fault at AMO caused the rejection.
 AMO calls a hook when the integration is disabled in an account. The hook's signature never changes, so anyone who has
 seen one call can repeat it. A call is therefore only a hint: tokens are erased only if introspection rejects them. One
 call causes an introspection immediately, and two more later. Further calls leave one introspection pending, which runs
-after a pause since the previous introspection. The pause doubles with each response, up to 10 minutes, so a flood of
-repeated calls causes few introspections. The last call is always followed by an introspection.
+after a pause that begins with the previous introspection. The pause doubles with each response, up to 10 minutes, so a
+flood of repeated calls causes few introspections. The last call is always followed by an introspection.
 
 A connection already in `needs_reauth` is introspected at the first call since its last success, and then daily.
 """
@@ -108,9 +108,8 @@ class Rechecker:
 
     async def _erase(self, connection: Connection) -> None:
         """Erase tokens that AMO rejects, unless the row has changed since it was read."""
-        erased = connection_event(
-            "connection.disconnected", connection, Level.WARNING, fields={"reason": "disabled in AMO"}
-        )
+        fields = {"reason": "the integration is disabled in AMO"}
+        erased = connection_event("connection.disconnected", connection, Level.WARNING, fields=fields)
         await self._core.store.disconnect(connection, on_request=False, events=[erased])
 
     async def _introspect(self, connection: Connection, pair: TokenPair | None) -> tuple[TokenState, TokenState]:
@@ -213,7 +212,7 @@ def _priority(connection: Connection) -> Priority:
 
 
 def _next_pause(pause: timedelta | None, state: TokenState) -> timedelta:
-    """Return the next pause: the last pause, doubled up to a limit if AMO has responded."""
+    """Return the next pause: the last pause, doubled if AMO has responded, but at most `_LONGEST`."""
     if pause is None or state is TokenState.UNKNOWN:
         return pause or _SHORTEST
     return min(2 * pause, _LONGEST)

@@ -1,4 +1,4 @@
-"""The rescue folder: encrypted files with token pairs that the store has not committed, and with raw answers.
+"""The rescue folder: encrypted files with uncommitted token pairs, and with raw answers (see `raw_answers`).
 
 Each file is written atomically: a temporary file is written, synced to disk and renamed, and the folder is synced. Disk
 space is reserved when the service starts, and released if it is needed for a file.
@@ -29,7 +29,7 @@ _RESERVE = ".reserve"
 _UNFINISHED = ".unfinished"
 _TRIAL = "trial"
 _LONG_AGO = 3600.0
-"""The age in seconds from which a temporary file counts as abandoned."""
+"""The age in seconds after which a temporary file counts as abandoned."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

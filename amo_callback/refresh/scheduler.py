@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amo_callback.refresh.rechecks import Rechecker
 
 _AHEAD = 8
-"""For every `_AHEAD` concurrent refreshes, one more is started, which waits for a free place."""
+"""For every `_AHEAD` concurrent refreshes, one additional refresh is started, which waits for a free place."""
 _RECHECKS = 2
 """The maximum number of concurrent rechecks; refreshes come first."""
 
@@ -55,7 +55,7 @@ class RefreshScheduler:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._next: deque[Connection] = deque()
         self._more = False
-        """Whether more connections may be due than the last query returned; then, each ended refresh wakes the loop."""
+        """Whether further connections may be due after the last query; if so, each ended refresh wakes the loop."""
         self._rechecking: dict[str, asyncio.Task[None]] = {}
         self._backed_off: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -70,7 +70,7 @@ class RefreshScheduler:
 
     @property
     def failed_for(self) -> float:
-        """Seconds for which every round has failed; 0 if the last one succeeded."""
+        """Seconds for which every round has failed; 0 if the last round succeeded."""
         return self._outage.failed_for
 
     def wake(self) -> None:
@@ -153,7 +153,7 @@ class RefreshScheduler:
                 self._start(connection.id, self._refresh(connection, RefreshTrigger.SCHEDULE))
 
     async def _start_probe(self, pause: AddressBlock | Breaker) -> None:
-        """Start the refresh of one connection as the probe, if none is running and a probe is due."""
+        """If no refresh is running and a probe is due, start the refresh of one connection as the probe."""
         if self._running or pause.probe_in > 0:
             return
         turn = timedelta(seconds=self._gate.probe_every)

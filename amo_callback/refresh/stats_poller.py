@@ -30,7 +30,7 @@ class StatsPoller:
         self._outage = Outage("stats", clock=core.clock, observer=core.observer)
         self._query: asyncio.Future[StoreStats] | None = None
         self._began_at = core.clock.monotonic()
-        self._problem: str | None = "not polled yet"
+        self._problem: str | None = "the database has not been polled yet"
         self._seen_at: float | None = None
         self.last: StoreStats | None = None
         """The last statistics; `None` before the first."""
@@ -46,7 +46,7 @@ class StatsPoller:
     def problem(self) -> str | None:
         """The reason why the last statistics are outdated or missing; `None` if they are current."""
         if self._problem is None and self.age is not None and self.age > _OLDEST:
-            return f"last polled {self.age:.0f} s ago"
+            return f"the database was last polled {self.age:.0f} s ago"
         return self._problem
 
     async def run(self) -> None:
@@ -68,7 +68,7 @@ class StatsPoller:
             self._began_at, now = self._core.clock.monotonic(), self._core.clock.now()
             self._query = asyncio.ensure_future(self._core.store.stats(now=now, late=now - _LATE))
         if not await wait_at_most(self._query, seconds=_WAIT_LIMIT, clock=self._core.clock):
-            self._problem = f"no response for {self._core.clock.monotonic() - self._began_at:.0f} s"
+            self._problem = f"the database has not responded for {self._core.clock.monotonic() - self._began_at:.0f} s"
             return
         query, self._query = self._query, None
         try:

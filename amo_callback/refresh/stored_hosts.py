@@ -24,7 +24,10 @@ class StoredHosts:
         self._retry_cap = timedelta(seconds=core.rules.retry_cap)
 
     async def begin(self) -> None:
-        """Reschedule refreshes that were postponed because of a host to now, since the allow list may have changed."""
+        """Cancel the postponement of refreshes whose host was not allowed, because the allow list may have changed.
+
+        These refreshes are due immediately.
+        """
         await self._core.store.retry_hosts(now=self._core.clock.now())
 
     def base_url(self, connection: Connection) -> str:

@@ -1,4 +1,4 @@
-"""Backups of a SQLite database: each is a single file, complete or absent, with mode 0600, and frozen.
+"""Backups of a SQLite database: frozen single files with mode 0600, each written completely or not at all.
 
 A backup contains single-use refresh tokens, and the original database may still be in use when the backup is restored,
 with `restore` or by hand. A backup is therefore frozen until an operator thaws it.
@@ -71,7 +71,7 @@ def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def contents(snapshot: sqlite3.Connection) -> Contents:
-    """Summarize a snapshot; `made_at` is the later of its freeze and the last time that the service recorded."""
+    """Summarize a snapshot; `made_at` is its freeze time or its last recorded time, whichever is later."""
     canary, frozen, seen = (read_meta(snapshot, name) for name in ("canary", "frozen", "seen_at"))
     times = [read_freeze(frozen).at] if frozen else []
     times += [from_micros(int(seen))] if seen else []
@@ -89,7 +89,7 @@ def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> Non
 def back_up_before_migration(database: Path, *, version: int, now: datetime) -> None:
     """Back up a database before its schema is upgraded; the caller must hold the database's write lock.
 
-    The files of an earlier try are replaced. Raises `BackupFailed`.
+    The files of an earlier try are replaced. Raises `BackupFailed` if the backup cannot be made.
     """
     target = database.with_name(f"{database.name}.schema-{version}")
     with (
@@ -239,7 +239,7 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _kept(database: Path) -> Iterator[None]:
-    """Convert errors in copying the current database to `BackupFailed` with a fix."""
+    """Raise `BackupFailed`, with a fix, for errors that occur while the current database is copied."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:

@@ -258,7 +258,8 @@ class Connections(Repository):
     async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
         """Set connections without a refresh token to `needs_reauth` (`missing`) if their access token has expired.
 
-        Connections that were marked as expired by a wrong clock become active again. Returns the events.
+        If the clock was wrong and the access token is still valid, the connection becomes active again. Returns the
+        events.
         """
         if not await self.read("missing_changes", now=now):
             return []
@@ -284,7 +285,10 @@ class Connections(Repository):
     async def record_disabled_hook(
         self, transaction: Transaction, account_id: str, *, shortest: timedelta, quiet: timedelta
     ) -> Sequence[str]:
-        """Record AMO's hook for an account; return the ids of the connections for which a recheck was scheduled."""
+        """Record AMO's hook for an integration disabled in an account.
+
+        Returns the ids of the connections for which a recheck was scheduled.
+        """
         found = await transaction.run("record_disabled_hook", account_id=account_id, shortest=shortest, quiet=quiet)
         await transaction.run("repeat_disabled_hook", account_id=account_id, second=_SECOND)
         names = [row["id"] for row in found]
@@ -390,7 +394,7 @@ def _first(found: Sequence[Row]) -> Connection | None:
 
 
 def _change_of_status(brought: ImportedConnection) -> Event | None:
-    """Return the event for a status that the import changed, or `None` if the status is new or unchanged."""
+    """Return the event for an imported status; `None` if the connection is new or its status is unchanged."""
     over, now = brought.replaces, brought.connection
     if over is None or over.status is now.status:
         return None

@@ -206,7 +206,10 @@ def row_reader(
 
 
 def lease_left(columns: Mapping[str, Any]) -> float | None:
-    """Return the seconds left of a lease when its row was read; `None` without a lease or a column `clock`."""
+    """Return the remaining time of a lease, in seconds, when its row was read.
+
+    Returns `None` if there is no lease, or if the row has no column `clock`.
+    """
     until, clock = columns["lease_until"], columns.get("clock")
     return None if until is None or clock is None else float((until - clock) / 1e6)
 
@@ -274,7 +277,7 @@ class Transaction(ABC):
 
 
 class Database(ABC):
-    """An open database. Its methods raise `StoreUnavailable`, and `failed_at` records the last outage."""
+    """An open database. Methods raise `StoreUnavailable` if it cannot be used; `failed_at` records the last outage."""
 
     has_shared_clock: bool
     """Whether the database's clock determines leases for all instances."""

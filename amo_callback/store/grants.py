@@ -60,7 +60,7 @@ class Grants(Repository):
     ) -> Grant:
         """Claim a code for its first exchange, or for a retry that replaces the attempt `over`.
 
-        The caller must have read that `over` has failed or that its lease has expired. The first claim uses up the
+        The caller must have checked that `over` has failed or that its lease has expired. The first claim uses up the
         state `state_hash`. The `attempt` of the result identifies the claim in effect, which may be another process's.
         Raises `Frozen`, and `InvalidState` if the state has expired or was used with another code.
         """
@@ -147,8 +147,11 @@ class Grants(Repository):
     async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
         """Make a user an owner of a connection, through the grant with the number `grant_no`.
 
-        Returns `False` if the connection does not exist or is disconnected, if its owners were removed or the user left
-        after the grant was claimed, or if `first_only` is true and the connection has another owner.
+        Returns `False` in these cases:
+
+        - the connection does not exist or is disconnected;
+        - all its owners were removed, or the user left it, after the grant was claimed;
+        - `first_only` is true and the connection has another owner.
         """
         if owner in (await self.owners_of([connection_id]))[connection_id]:
             return True  # a repeated request writes nothing
@@ -206,7 +209,7 @@ class Grants(Repository):
     async def _bind(
         self, transaction: Transaction, *, connection_id: str, owner: str, grant_no: int, serial: int
     ) -> bool:
-        """Make a user an owner within a transaction; `False` if the user is one already or is not allowed to be one."""
+        """Make a user an owner within a transaction; `False` if the user already is, or must not become, an owner."""
         bound = await transaction.run(
             "bind_owner", connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
         )

@@ -1,4 +1,8 @@
-"""The table `meta` (canary, location, last time, freeze, mass failure, address block), statistics and re-encryption."""
+"""The table `meta`, statistics and re-encryption.
+
+The table contains, for example, the canary, the location, the last recorded time, the freeze, the mass failure and the
+address block.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +145,10 @@ class Meta(Repository):
 
     @in_transaction
     async def check_machine(self, transaction: Transaction, machine: str) -> Freeze | None:
-        """Freeze all connections if the store was last used at another location; return the freeze, or `None`."""
+        """Freeze all connections if the store was last used at another location.
+
+        Returns the freeze in effect, or `None` if the connections are not frozen.
+        """
         here = await self.location(machine)
         found = await transaction.run("get_meta", name="machine")
         if not found:
@@ -208,7 +215,7 @@ class Meta(Repository):
         def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
             if now < block.probe_at:
                 return None
-            round_over = connection_id in block.probed  # every other connection has already been the probe
+            round_over = connection_id in block.probed  # every other connection has been probed since
             probed = (connection_id,) if round_over else (*block.probed, connection_id)
             return dataclasses.replace(block, probe_at=now + every, probed=probed)
 
@@ -259,7 +266,8 @@ class Meta(Repository):
             return timedelta(0)
 
         async def work(transaction: Transaction) -> timedelta:
-            time = now()  # read under the lock: before it, another process may store a later time
+            # Read under the lock, because another process may store a later time before the lock is acquired.
+            time = now()
             found = await transaction.run("get_meta", name="seen_at")
             back = from_micros(int(found[0]["value"])) - time if found else timedelta(0)
             await transaction.run("put_meta", name="seen_at", value=str(to_micros(time)).encode())
@@ -317,7 +325,11 @@ def read_freeze(value: bytes) -> Freeze:
     try:
         at, why = from_micros(int(str(content["at"]))), str(content["why"])
     except (KeyError, ValueError):
-        return Freeze(at=from_micros(0), why="the reason stored in the database is malformed", may_be_copy=True)
+        return Freeze(
+            at=from_micros(0),
+            why="the freeze stored in the database is malformed, so its reason is unknown",
+            may_be_copy=True,
+        )
     return Freeze(at=at, why=why, may_be_copy=bool(content.get("may_be_copy")))
 
 

@@ -125,7 +125,7 @@ def another_version(version: int, *, known: int) -> str:
 
 
 class OtherSchema(ConfigurationError):
-    """The database does not have the schema of this version; version 0 means that it is empty or foreign."""
+    """An error for a database without the schema of this version; `version` is 0 for an empty or foreign database."""
 
     def __init__(self, version: int, *, known: int, is_foreign: bool = False) -> None:
         what = (

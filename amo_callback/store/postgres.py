@@ -65,8 +65,8 @@ _FAILING = (
 )
 """Errors of a write that count as an outage if the previous write failed, too.
 
-A single timeout, or a briefly exhausted pool, does not prevent a process from storing a pair. All other errors concern
-a single statement.
+After a single timeout, or after the pool was briefly exhausted, a process can still store a pair with its next write.
+Errors that are not listed concern a single statement.
 """
 
 
@@ -128,8 +128,8 @@ class PostgresStore(Store):
         self._listener = listener
         self._location = location
         self.shared = PostgresLimits(self)
-        # The database may have been unavailable until now. Another instance may therefore hold a pair that it could not
-        # store, although its lease has expired by the database's clock.
+        # The database may have been unavailable until now, so opening it counts as an outage: another instance may hold
+        # a pair that it could not store, although the attempt's lease has expired by the database's clock.
         self.failed_at = clock.monotonic()
         listener.on_change(lambda changed: self._notify([changed]))
 
@@ -209,16 +209,15 @@ class PostgresStore(Store):
     def _failed(self, error: BaseException, *, again: bool = False) -> StoreUnavailable:
         """Return the error for the caller, and record an outage if there is one.
 
-        Only the type of `error` is included, because its message may quote values.
+        The message of `error` is not included, because it may quote values.
         """
         if isinstance(error, _FAILING if again else _LOST):
             self.failed_at = self.clock.monotonic()
         if isinstance(error, _UNDONE):
             return _Undone(type(error).__name__)
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-            self._expiring = asyncio.ensure_future(
-                self._pool.expire_connections()
-            )  # a failover may have moved the primary
+            # A failover may have moved the primary, so each pooled connection is reopened before its next use.
+            self._expiring = asyncio.ensure_future(self._pool.expire_connections())
         return StoreUnavailable(type(error).__name__)
 
 

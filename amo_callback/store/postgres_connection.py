@@ -158,7 +158,8 @@ _ANSWER_WITHIN = 2.0
 _MOST = 100
 """The maximum number of connection ids in a notification, which PostgreSQL limits to 8,000 bytes.
 
-If more connections have changed, the notification names none, and any connection may have changed.
+If more connections have changed, the notification names none, and the receiver assumes that any connection may have
+changed.
 """
 
 

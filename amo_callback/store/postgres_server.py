@@ -34,7 +34,7 @@ _MISCONFIGURED: Sequence[tuple[type[Exception], str]] = (
         asyncpg.InvalidAuthorizationSpecificationError,
         "the server does not accept this user from this machine; check pg_hba.conf, the user name, and sslmode",
     ),
-    (asyncpg.InvalidCatalogNameError, "the server has no database of that name; create it with CREATE DATABASE"),
+    (asyncpg.InvalidCatalogNameError, "the server does not have the database in the URL; run CREATE DATABASE"),
     (asyncpg.InvalidSchemaNameError, "the user has no schema in which to create tables; set search_path"),
     (asyncpg.InsufficientPrivilegeError, "the user may not create or use tables; make this user the database's owner"),
     (asyncpg.ClientConfigurationError, "the URL's options conflict, or a certificate is missing"),
@@ -57,7 +57,7 @@ _TRANSIENT: Sequence[tuple[type[Exception], str]] = (
     (TimeoutError, "the server did not respond in time"),
     (ConnectionRefusedError, "connection refused"),
     (FileNotFoundError, "the socket, or a certificate, does not exist"),
-    (PermissionError, "no permission to open the socket or a certificate"),
+    (PermissionError, "this process has no permission to open the socket or a certificate"),
     (ssl.SSLError, "the TLS handshake failed"),
     (OSError, "the server cannot be reached"),
 )
@@ -69,7 +69,7 @@ _NO_TLS = "the server does not offer TLS, which sslmode requires"
 def explain(error: Exception) -> ConfigurationError | StoreUnavailable:
     """Return the error to raise: `ConfigurationError`, or `StoreUnavailable` if `error` may be temporary.
 
-    Only the type of `error` is included, because asyncpg's messages may quote values.
+    The message of `error` is not included, because asyncpg's messages may quote values.
     """
     if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # asyncpg raises no more specific type
         return _mistake(_NO_TLS, error)

@@ -58,7 +58,10 @@ _STEPS = 1000
 _STEPS_A_PAGE = 1_000_000
 """The maximum number of instructions per read; an ordinary page of rows takes about 30,000."""
 _STEPS_A_BYTE = 16
-"""The additional instructions allowed per byte of the file to check a table; the smallest rows take about five."""
+"""The number of additional instructions per byte of the file that the check of a table may execute.
+
+The smallest rows take about five instructions per byte.
+"""
 _MAX_SCHEMA = 1000
 """The maximum number of tables, indexes, triggers and views."""
 
@@ -72,7 +75,7 @@ class RestoreLimits:
     rows: int = 50_000_000
     """The maximum number of rows per table."""
     value: int = _MIB
-    """The maximum size of a value or row, in bytes; the longest pair that AMO could issue takes 350,000, encrypted."""
+    """The maximum size of a value or row, in bytes; an encrypted token pair has at most 350,000 bytes."""
 
 
 _LIMITS = RestoreLimits()
@@ -100,7 +103,10 @@ class Rebuilt:
 
 @contextmanager
 def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given]:
-    """Open a file to restore, without blocking on a named pipe; raises `BackupFailed`."""
+    """Open a file to restore, without blocking on a named pipe.
+
+    Raises `BackupFailed` if the file cannot be opened, has a rollback journal, is too large, or is no SQLite database.
+    """
     with ExitStack() as stack:
         with explained(str(path)):
             database = stack.enter_context(os.fdopen(open_regular(path), "rb"))
@@ -394,7 +400,7 @@ _WORDS = {
 
 @contextmanager
 def _explained(path: Path, *, folder: Path) -> Iterator[None]:
-    """Convert errors in the file, or on the disk of the new database, to `BackupFailed`."""
+    """Raise `BackupFailed` for errors in the file to restore, and for disk errors of the new database."""
     try:
         yield
     except OSError as error:

@@ -40,10 +40,10 @@ _UNDER_WAY = 5.0
 """Seconds for which a refresh may be in progress before the access token is in doubt."""
 _SETTLED = 600.0
 _UNSETTLED = 5.0
-"""Cache times in seconds.
+"""Cache times of check results, in seconds.
 
-`_SETTLED` applies to rejections, and to known results for connections that need reauthorization; `_UNSETTLED` applies
-to other results.
+`_SETTLED` applies to rejections, and to known results for connections that need reauthorization. `_UNSETTLED` applies
+to all other results, except for frozen connections (see `_FROZEN`).
 """
 _FROZEN = 60.0
 """The cache time in seconds for a frozen connection, which another host may refresh at any time."""
@@ -80,7 +80,7 @@ class AccessTokenCheck:
         self._asking: SingleFlight[None] = SingleFlight("token check", on_end=self._ended)
 
     def is_in_doubt(self, connection: Connection) -> bool:
-        """Return whether the access token may be invalid before it expires."""
+        """Return whether the access token may be invalid although it has not expired."""
         if connection.status is Status.NEEDS_REAUTH or connection.possibly_spent_token is not None:
             return True
         if connection.frozen:

@@ -34,7 +34,7 @@ _NEW = timedelta(seconds=10)
 _WAIT_LIMIT = 8.0
 """The maximum number of seconds that a hand-out waits for a refresh.
 
-A forced refresh waits until AMO responds or the request times out, if that takes longer.
+The limit of a forced refresh is at least one second longer than the timeout of a request to AMO.
 """
 
 
@@ -113,12 +113,12 @@ class AccessTokens:
     async def refresh(self, selector: str, *, rejected: str | None = None) -> HandOut:
         """Refresh a connection now, and return its new access token, which is never stale.
 
-        Any pair that is stored after the call, and is not in doubt, is new enough. If no access token was `rejected`, a
-        pair that is less than ten seconds old is also new enough, because repeated calls must not rotate tokens
-        endlessly.
+        Any pair that is stored after the call begins and is not in doubt is new enough. If no access token was
+        `rejected`, a pair that is less than ten seconds old is also new enough, because repeated calls must not rotate
+        tokens endlessly.
 
-        If an access token was `rejected`, its connection is refreshed. If that connection already has another valid
-        token, the other token is returned without a refresh. Raises the same errors as `token`.
+        If an access token was `rejected`, its connection is refreshed, unless the connection already has another valid
+        token, which is then returned. Raises the same errors as `token`.
         """
         candidates = [open_connection(one, self._core) for one in await self._lookup.find(selector)]
         chosen = self._choose(candidates, rejected)
@@ -208,7 +208,7 @@ class AccessTokens:
         return HandOut(connection=connection, token=token, base_url=base_url, stale=reason is not None, reason=reason)
 
     def _choose(self, candidates: Sequence[OpenConnection], rejected: str | None) -> OpenConnection:
-        """Return the connection to which a rejected token belongs, otherwise the first candidate."""
+        """Return the candidate to which the rejected token belongs, or the first candidate if there is none."""
         if rejected is None:
             return candidates[0]
         for candidate in candidates:

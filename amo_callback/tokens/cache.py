@@ -11,8 +11,8 @@ An entry is valid until its connection is written, but for at most `_TTL` second
 - An entry that was read before the store was last unreachable is not valid, because another instance may hold a newer
   pair that it could not store.
 
-An expired entry is kept as the last known connection for when the store is unreachable, unless its connection was
-erased.
+An entry that is no longer valid is kept, unless its connection was erased: while the store is unreachable, the entry
+holds the last known connection.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def open_connection(connection: Connection, core: Core) -> OpenConnection:
     pair, token = core.cipher.decrypt_pair(connection), None
     if pair is not None:
         base_url = None
-        with suppress(HostNotAllowed):  # can be cached, because the allow list does not change while the process runs
+        # The base URL can be cached, because the allow list does not change while the process runs.
+        with suppress(HostNotAllowed):
             base_url = core.amo.base_url(connection.domain)
         token = AccessToken(
             value=pair.access_token, issued_at=pair.issued_at, expires_at=pair.expires_at, base_url=base_url
@@ -131,7 +132,7 @@ class ConnectionCache:
         return self._size
 
     def get(self, selector: str) -> OpenConnection | None:
-        """Return the first connection that a selector names if its entry is valid; start a poll if one is due."""
+        """Return the first connection of a selector, or `None` without a valid entry; start a poll if one is due."""
         now = self._clock.monotonic()
         if not self._is_shared and now >= self._next_poll_at and self._polling is None:
             self._next_poll_at = now + _POLL_EVERY

@@ -83,7 +83,7 @@ class TokenLifecycle:
         self.stats_poller = StatsPoller(core)
 
     async def prepare(self) -> None:
-        """Read this process's state from the store, and store the pairs that earlier processes left in rescue files."""
+        """Initialize the components from the store, and store the pairs that earlier processes left in rescue files."""
         await self.freeze_switch.begin()
         await self.leases.begin()
         await self.hosts.begin()
@@ -92,7 +92,7 @@ class TokenLifecycle:
         await self.credentials.watch()
 
     async def watch_shared_state(self) -> None:
-        """Read the shared state that pauses refreshing, as recorded by any process."""
+        """Read the freeze, the breaker state and the address block, which any process may have changed."""
         state = await self.core.store.shared_state()
         self.freeze_switch.adopt(state.frozen)
         await self.breaker.watch(state)

@@ -38,7 +38,7 @@ class ConnectionLookup:
         self._cache = cache
 
     def cached(self, selector: str) -> OpenConnection | None:
-        """Return the first connection that a selector names if the cache has a valid entry, otherwise `None`."""
+        """Return the first connection of a selector from the cache, or `None` if the cache has no valid entry."""
         known = self._cache.get(selector)
         return None if known is None else self._newest(known)
 

@@ -1,8 +1,8 @@
 """The file of an export: a JSON header, one encrypted record per line, and an encrypted trailer.
 
-The encryption of each record is bound to the record's number and to the header's fingerprint. Changes to the header or
-to lines, reordered, repeated or removed lines, and lines from other files are therefore detected. The encryption of the
-trailer is bound to the number of records, so that a truncated file is detected.
+The encryption of each record is bound to the record's number and to the header's fingerprint. The reader therefore
+detects a changed header, lines that were changed, reordered, repeated or removed, and lines from other files. The
+encryption of the trailer is bound to the number of records, so that a truncated file is detected.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _hint(key: str) -> str:
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a new file (mode 0600) that is written completely or not at all.
 
-    Raises `CommandFailed`, including if the file exists.
+    Raises `CommandFailed` if the file exists or cannot be written.
     """
     try:
         with atomic_file(path) as file:
@@ -239,7 +239,10 @@ def is_export(first_line: bytes) -> bool:
 
 
 def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[], str]) -> Cipher:
-    """Return the cipher of a file; calls `passphrase` if necessary, and raises `CommandFailed`."""
+    """Return the cipher of a file; calls `passphrase` if the file is encrypted with a passphrase.
+
+    Raises `CommandFailed` if the header is invalid, or if the file's key is not in `keys`.
+    """
     try:
         sealed_with = _HEADER.validate_json(first_line).sealed_with
     except ValidationError as error:

@@ -93,9 +93,9 @@ def _refusal(parsed: ParsedRecord, rules: ImportRules) -> RecordError | None:
 def _repetition(parsed: ParsedRecord, seen: dict[str, str]) -> RecordError | None:
     """Return an error if the file repeats a connection or a refresh token, which would be spent twice."""
     record = parsed.record
-    names = {record.id: "the same account and user as in"}
+    names = {record.id: "the account and user are the same as in"}
     if record.refresh_token:
-        names[fingerprint(record.refresh_token)] = "the same refresh token as in"
+        names[fingerprint(record.refresh_token)] = "the refresh token is the same as in"
     for name, what in names.items():
         place = seen.setdefault(name, parsed.place)
         if place != parsed.place:

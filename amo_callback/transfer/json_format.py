@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _LIFE = timedelta(days=1)
-"""AMO's current access-token lifetime, assumed for tokens without one."""
+"""AMO's current access-token lifetime, assumed if the claims of a token give no plausible lifetime."""
 _MAX_AHEAD = timedelta(days=3650)
 _MOST_VALUES = 20_000_000
 """The maximum number of commas and brackets in a file that is parsed at once.
@@ -74,7 +74,7 @@ class _Refused(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class JsonReader:
-    """A reader of token pairs in JSON; `client_id` is assumed for tokens without one."""
+    """A reader of token pairs in JSON; `client_id` is assumed for tokens whose claims contain no client id."""
 
     claims_of: Callable[[str], TokenClaims]
     client_id: str
@@ -129,10 +129,11 @@ class JsonReader:
         )
 
     async def read_raw(self, name: str, sealed: bytes, *, store: Store, cipher: Cipher) -> ParsedRecord | RecordError:
-        """Read a raw answer from the rescue folder; only the pair that follows the stored one is accepted.
+        """Read a raw answer from the rescue folder.
 
-        The raw answer is parsed less strictly than a response, because the operator reviews the result. Raises
-        `CommandFailed` if the file cannot be decrypted.
+        The answer to a refresh is accepted only if the pair that was refreshed is still the stored pair. Answers are
+        parsed less strictly than in the service, because the operator reviews the result. Raises `CommandFailed` if the
+        file cannot be decrypted.
         """
         try:
             answer = open_raw(name, sealed, cipher)
@@ -270,7 +271,10 @@ def _expected_account(stored: Connection | None) -> dict[str, str]:
 
 
 def _pair_in(body: bytes, *, presented: str) -> dict[str, str] | None:
-    """Return the access and the refresh token in the text, ignoring `presented`; `None` unless there is one of each."""
+    """Return the access token and the refresh token in the text, except `presented`.
+
+    Returns `None` unless there is exactly one of each.
+    """
     text = body.decode(json.detect_encoding(body), errors="replace")
     pair = {}
     for name in ("access_token", "refresh_token"):

@@ -24,7 +24,7 @@ _MINUTE = 60.0
 
 
 def make_request_id(request: web.Request, *, take_over: bool) -> str:
-    """Return a well-formed `X-Request-ID` of the request if `take_over` is true, otherwise a random id."""
+    """Return the request's `X-Request-ID` if it is well-formed and `take_over` is true, otherwise a random id."""
     sent = request.headers.get("X-Request-ID", "") if take_over else ""
     return sent if _REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(64):016x}"
 

@@ -42,8 +42,8 @@ class AuthorizationBody(Body):
     )
 
     wanted: ClassVar[str] = (
-        'The body must be a JSON object, optionally with the string "state", and with the string "code_challenge" '
-        'together with "code_challenge_method": "S256".'
+        'The body must be a JSON object with the optional strings "state" and "code_challenge"; "code_challenge" '
+        'requires "code_challenge_method": "S256".'
     )
     names_field: ClassVar[bool] = False
     seconds: ClassVar[float] = 4.0
@@ -81,7 +81,7 @@ class AuthorizationStarted:
     authorize_url: str = field(repr=False)
     """The URL of AMO's consent page, to be opened in a browser."""
     state: str = field(repr=False)
-    """The state that the deep link will contain: the state in the request, otherwise an issued state."""
+    """The state that the deep link will contain: the request's state if there is one, otherwise an issued state."""
     expires_at: Time
 
 
@@ -89,8 +89,8 @@ class OwnedAuthorizationBody(AuthorizationBody):
     """The parameters of an authorization request for one of the backend's users."""
 
     wanted: ClassVar[str] = (
-        'the body must be {"owner": "…"}, optionally with the string "state", and with the string "code_challenge" '
-        'together with "code_challenge_method": "S256"'
+        'the body must be {"owner": "…"} with the optional strings "state" and "code_challenge"; "code_challenge" '
+        'requires "code_challenge_method": "S256"'
     )
     names_field: ClassVar[bool] = True
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS = "max_connections"
 """The reason for closing a connection to make room for a newer connection."""
 _TICK = 1.0
-"""The maximum number of seconds between checks of the time limits, and of a pause in accepting connections."""
+"""The maximum number of seconds between two checks of the time limits. A check also ends a pause in accepting."""
 _FULL = (
     "too many clients are connected: for each new client, the connection that has waited longest for its client is "
     "closed"
@@ -126,7 +126,7 @@ class ClientConnections:
             self._removed()
 
     def wait(self, client: Client, wait: ClientWait | None) -> None:
-        """Set a client's time limit; `None` for a complete request, since a response may take any amount of time."""
+        """Set a client's time limit; `None` removes the limit while a response is prepared, which may take any time."""
         if wait is None:
             self._waiting.pop(client, None)
         elif client in self._open:
@@ -216,7 +216,7 @@ class Acceptor:
                 self._loop.add_reader(listener, self._accept, listener)
 
     def _pause(self) -> None:
-        """Stop accepting connections until one ends or until the next tick."""
+        """Stop accepting connections until a connection ends or until the next tick."""
         if self._accepting:
             self._accepting = False
             for listener in self._listeners:

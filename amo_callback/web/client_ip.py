@@ -40,7 +40,7 @@ class TrustedProxies:
         """Return the rightmost address that is not a trusted proxy's; a client can forge the addresses to its left.
 
         The peer is the rightmost address; `None` is a Unix socket, which is trusted. The result is `peer` if every
-        address is trusted, or if a malformed entry is found first.
+        address is trusted, or if a malformed entry is to the right of every untrusted address.
         """
         if peer is not None and not self._trusts(peer):
             return peer
@@ -89,7 +89,7 @@ def _without_port(entry: str) -> str:
 
 
 def answer_probe(request: web.Request, cipher: Cipher, *, client: str | None) -> str | None:
-    """Return the encrypted response to a probe; `None` if the request contains no probe that these keys decrypt."""
+    """Return the encrypted response to a probe; `None` if the request contains no probe that the cipher can decrypt."""
     question = request.headers.get(probe.HEADER)
     if question is None:
         return None

@@ -64,7 +64,7 @@ class DataPaths:
     rescue: Path
     """The folder of rescue files."""
     machine: str
-    """The id of the service's location; a database file that was last served at another location is frozen."""
+    """The id of the service's location. If a database file was last served elsewhere, all connections are frozen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +116,7 @@ async def open_service(
     """Open the whole service: store, AMO client, refreshing, grants, webhooks, background tasks, then both listeners.
 
     `listeners` contains inherited sockets by API name. `lost_lines` returns the number of lost log lines.
-    `max_connections` replaces the setting if the process may not open enough files for it. `on_reload` contains
+    `max_connections` replaces the setting if the limit on open files is too low for the setting. `on_reload` contains
     functions that apply reloadable settings, by `section.key`.
 
     Raises `ConfigurationError` if the service cannot start, or `CommandFailed` if an address is in use. On exit, no new

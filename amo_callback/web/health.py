@@ -73,7 +73,7 @@ def status_line(services: Services) -> str:
 
 
 def is_alive(services: Services) -> bool:
-    """Return whether the refresh scheduler is running, or waits for a failed store, which a restart would not fix."""
+    """Return whether the refresh scheduler is running, or the store has failed; a restart would not repair it."""
     lifecycle = services.lifecycle
     oldest = max_heartbeat_age(services.settings.refresh.poll_interval)
     return lifecycle.stats_poller.problem is not None or lifecycle.scheduler.heartbeat_age <= oldest
@@ -116,8 +116,8 @@ def _credentials(lifecycle: TokenLifecycle) -> Check:
     problem = None
     if (refused := lifecycle.credentials.refused) is not None:
         problem = (
-            f"AMO rejects code exchanges ({refused}), and none has succeeded yet: compare amo.client_id, "
-            "amo.client_secret and amo.redirect_uri with the integration's page in AMO"
+            f"AMO rejects code exchanges ({refused}), and no exchange has succeeded yet: compare "
+            "amo.client_id, amo.client_secret and amo.redirect_uri with the integration's page in AMO"
         )
     elif (refused := lifecycle.breaker.refused) is not None:
         problem = (
@@ -135,8 +135,7 @@ def _address_block(lifecycle: TokenLifecycle) -> Check:
     if block is not None:
         problem = (
             f"AMO has answered every refresh with 403 since {rfc3339(block.since)}; refreshing is paused until a probe "
-            f"succeeds, the next one at {rfc3339(block.probe_at)}: ask AMO's support to unblock this server's IP "
-            "address"
+            f"succeeds (next probe: {rfc3339(block.probe_at)}): ask AMO's support to unblock this server's IP address"
         )
     return Check(name="amo_blocked", problem=problem, good="not blocked", summary="AMO blocks this server's address")
 
@@ -157,7 +156,9 @@ def _pending_writes(lifecycle: TokenLifecycle) -> Check:
     pending_writes, unreadable = len(lifecycle.pending_writes.names), lifecycle.raw_answers.count
     summary = f"{pending_writes} token pairs are not in the database yet"
     problem = f"{summary}: repair the database or its disk, and keep the rescue folder"
-    good = f"none; {unreadable} raw answers of AMO are in the rescue folder" if unreadable else "none"
+    good = "no pending writes"
+    if unreadable:
+        good += f"; raw answers (AMO responses without a readable token pair) in the rescue folder: {unreadable}"
     return Check(
         name="unsaved_pairs",
         problem=problem if pending_writes else None,

@@ -1,4 +1,7 @@
-"""HTTP listeners: aiohttp's server with time limits and graceful shutdown; malformed requests are never quoted."""
+"""HTTP listeners: aiohttp's server with time limits and graceful shutdown.
+
+Neither log lines nor responses quote a malformed request, which may contain an authorization code.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +53,8 @@ async def open_listener(
 ) -> AsyncIterator[HttpListener]:
     """Serve `app` at `address` (`host:port`, `unix:/path`), or on inherited `sockets`.
 
-    Raises `ConfigurationError`, or `CommandFailed` if the address is in use. On exit, or on `HttpListener.close`,
-    requests in progress are answered.
+    Raises `CommandFailed` if the address is in use, and `ConfigurationError` if listening fails for another reason. On
+    exit, or on `HttpListener.close`, requests in progress are answered.
     """
     listener = HttpListener(app, name=name, clock=clock, log=log, options=options)
     try:
@@ -102,7 +105,7 @@ class HttpListener:
         return len(self._acceptor.connections)
 
     async def open(self, address: str, inherited: Sequence[socket.socket] = ()) -> None:
-        """Listen; raises `ConfigurationError`, or `CommandFailed` if the address is in use."""
+        """Listen; raises `CommandFailed` if the address is in use, and `ConfigurationError` after another error."""
         self._is_ours = not inherited
         self._sockets = inherited or [_listen(address, self._name, mode=self._socket_mode)]
         self.address = _address(self._sockets[0])
@@ -165,7 +168,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
 
 
 def _remove_socket(listener: socket.socket) -> None:
-    """Remove the path of a socket that is still open; later, the path may belong to another process."""
+    """Remove the path of a socket that is still open; after the socket is closed, another process may use the path."""
     if listener.family == socket.AF_UNIX:
         Path(listener.getsockname()).unlink(missing_ok=True)
 
@@ -197,7 +200,7 @@ class ParserLog:
 
 
 class RequestHandler(web.RequestHandler):
-    """aiohttp's request handler, which also reports its waits for the client, and never quotes a malformed request."""
+    """aiohttp's request handler with time limits for the client; it never quotes a malformed request."""
 
     __slots__ = ("_answering", "_connections", "_next_has_begun", "_socket", "_wait", "_waits")
 
@@ -257,7 +260,7 @@ class RequestHandler(web.RequestHandler):
         self._note(self._waits.answer)
 
     def resume_writing(self) -> None:
-        """End the time limit for reading a response; after a complete response, start that for the next request."""
+        """End the time limit for reading a response; after a complete response, start the next request's limit."""
         super().resume_writing()
         self._note(None if self._answering else self._waits.next_request)
 

@@ -58,8 +58,8 @@ _PATH_NAMES = {
     "id": {
         "schema": {"type": "string", "minLength": 1},
         "description": (
-            "A connection's id, `account:31920194` or `owner:42`. If several connections match, the active connection "
-            "whose access token expires last is used; DELETE, freeze and thaw respond with 409."
+            "A connection's id, `account:ID` or `owner:ID`. If several connections match, DELETE, freeze and thaw "
+            "respond with 409; all other operations use the active connection whose access token expires last."
         ),
         "example": "account:31920194",
     },
@@ -185,7 +185,7 @@ class _Writer:
 
 
 def _key(kind: object) -> str:
-    """Return the name of a type in `schemas`; equal types from several modules have the same name."""
+    """Return the key of a type's schema; equal types from several modules have the same key."""
     return repr(kind)
 
 
@@ -217,7 +217,7 @@ def _operation_id(route: Route) -> str:
 
 
 def _parameter(schema: Json) -> Json:
-    """Return a parameter's schema, with the description and the first example moved next to it."""
+    """Return a parameter with its schema; the schema's description and first example are moved to the parameter."""
     kept = {name: value for name, value in schema.items() if name not in {"description", "examples"}}
     parameter: Json = {"schema": kept}
     if "description" in schema:

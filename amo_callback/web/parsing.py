@@ -62,7 +62,7 @@ class Body(BaseModel):
     """Whether the error message begins with the name of the field."""
     max_size: ClassVar[int] = 64 * 1024
     seconds: ClassVar[float] = 10.0
-    """Seconds within which the body must arrive; a stalled client would delay the shutdown."""
+    """Seconds within which the body must arrive; without a limit, a stalled client would delay the shutdown."""
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
@@ -71,7 +71,7 @@ class Body(BaseModel):
 
 
 def paginate(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | None]:
-    """Return the first `limit` items; also return the last of them if `found` contains more, otherwise `None`."""
+    """Return the first `limit` items, and the last of these items (`None` if `found` contains no more items)."""
     return found[:limit], found[limit - 1] if len(found) > limit else None
 
 

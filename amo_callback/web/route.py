@@ -51,7 +51,7 @@ def shape(cls: type[Shape]) -> type[Shape]:
 
 
 def shaped(kind: type[Shape], value: object, **more: object) -> Shape:
-    """Return a shape of type `kind` with the values in `more`, and otherwise with the attributes of `value`."""
+    """Return a shape of type `kind` with the values in `more`; all other fields are copied from `value`."""
     names = [field.name for field in dataclasses.fields(cast("Any", kind)) if field.name not in more]
     return kind(**{name: getattr(value, name) for name in names}, **more)
 
@@ -108,7 +108,10 @@ def bearer(request: web.Request) -> str | None:
 
 
 def challenge_for(error: AmoCallbackError) -> str | None:
-    """Return an error's `WWW-Authenticate` header, if any; without a token, it has no error code (RFC 6750, 3)."""
+    """Return an error's `WWW-Authenticate` header, if any.
+
+    The header for a request without a token has no error code (RFC 6750, 3).
+    """
     if isinstance(error, Forbidden):
         return f'{_REALM}, error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, UnknownApiKey | Unauthorized):

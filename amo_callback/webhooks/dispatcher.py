@@ -64,7 +64,7 @@ class WebhookDispatcher:
             if pause := self._receiver.pause_left:
                 return min(pause, POLL)
             now = self._core.clock.now()
-            apart = tuple(self._running)  # in progress in this process, even if their leases have expired
+            apart = tuple(self._running)  # deliveries in progress in this process, even if their leases have expired
             upcoming = await self._core.store.next_webhook(now=now, length=LEASE, exclude=apart)
             if upcoming is None or upcoming > now:  # no webhook is due, so a claim would be a useless write
                 return POLL if upcoming is None else min((upcoming - now).total_seconds(), POLL)

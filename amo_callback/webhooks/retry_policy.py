@@ -28,9 +28,9 @@ LEAST_TRIES = 5
 MOST_PATIENCE = 3600.0
 """The longest pause that a receiver can request, in seconds; the back-off is sufficient for longer outages."""
 _OLD = 2 * BACKOFF[-1]
-"""Seconds after the last failure until a webhook no longer counts as failing.
+"""The number of seconds for which a webhook counts as failing after its last failed try.
 
-A webhook that this process has not retried by then must have been delivered or dead-lettered by another process.
+If this process has not retried the webhook within that time, another process has delivered or dead-lettered it.
 """
 _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 

@@ -65,7 +65,7 @@ class Signer:
         )
 
     def _data(self, webhook: QueuedWebhook) -> Mapping[str, object]:
-        """Return the data without a `domain` that is not allowed, because receivers may send tokens to that host."""
+        """Return the data; omit a `domain` that is not allowed, because receivers may send tokens to that host."""
         data = dict(webhook.data)
         domain = str(data.get("domain", ""))
         if parse_account_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:

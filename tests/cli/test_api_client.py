@@ -83,7 +83,7 @@ async def test_api_client_foreign_answer_is_command_error(
         open_api(context_in(tmp_path, encryption_key, SERVER__PRIVATE=address), scope=Scope.READ) as api,
     ):
         with pytest.raises(
-            CommandFailed, match=rf"server\.private: another server is listening there \(HTTP {status}\)"
+            CommandFailed, match=rf"server\.private: another server is listening at this address \(HTTP {status}\)"
         ):
             await api.pages("/connections", limit=1)
 

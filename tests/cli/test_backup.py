@@ -111,14 +111,16 @@ async def test_restore_on_terminal_asks_for_confirmation(
         opened.execute("DELETE FROM meta WHERE name = 'frozen'")
         opened.execute("INSERT INTO meta VALUES ('seen_at', CAST('1795435200000000' AS BLOB))")
         opened.commit()
-    status, shown = await typed("restore", str(copy), folder=base, environ=environ, answers=[("Restore it?", answer)])
+    status, shown = await typed(
+        "restore", str(copy), folder=base, environ=environ, answers=[("Restore this backup?", answer)]
+    )
     assert (
         f"{copy} contains 2 connections, as they were at {made_at}.\n"
-        f"It replaces {base / NAME}; a copy of the replaced database is kept in the same folder.\n"
+        f"This backup replaces {base / NAME}; a copy of the replaced database is kept in the same folder.\n"
         "The restored database is frozen: no token is refreshed until you run\n"
-        "`amo-callback connections thaw --all`. Users of connections that were refreshed after the backup have to\n"
+        "`amo-callback connections thaw --all`. If a connection was refreshed after the backup, its user has to\n"
         "connect again.\n"
-        "Restore it? [y/N]: "
+        "Restore this backup? [y/N]: "
     ) in shown
     assert status == (0 if restored else 1)
     assert shown.endswith("nothing was changed\n") is not restored

@@ -273,7 +273,7 @@ async def test_import_of_other_system_shows_plan_and_requires_yes(there: Host) -
     name = there.file("tokens.json", json.dumps({"connections": entries}))
     plan = (
         "        3  new\n"
-        "        1  with an owner, which is not imported: a user becomes an owner by connecting in the app\n"
+        "        1  with an owner; owners are not imported: a user becomes an owner by connecting in the app\n"
         "        1  without a refresh token: usable only until the access token expires\n"
         "The other system must stop refreshing these tokens: if two systems refresh one token, both lose it.\n"
     )

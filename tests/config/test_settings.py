@@ -182,7 +182,7 @@ def test_load_settings_reports_every_problem_with_key_value_and_fix() -> None:
         )
     assert sorted(raised.value.problems) == [
         (
-            "AMO_CALLBACK_LOGS__LEVEL: unknown variable; use AMO_CALLBACK_SECTION__KEY with a section of "
+            "AMO_CALLBACK_LOGS__LEVEL: unknown variable; use AMO_CALLBACK_SECTION__KEY, where SECTION is one of "
             "server, amo, app, limits, refresh, storage, api, webhook, log"
         ),
         (
@@ -233,7 +233,7 @@ def test_load_settings_unknown_setting_suggests_nearest(text: str, nearest: str,
         ("AMO__ENDPOINT", "https://a.example", "amo.endpoint: 'https://a.example': must contain {domain}"),
         ("AMO__ENDPOINT", "http://a.example/{domain}", "amo.endpoint: 'http://a.example/{domain}': must begin"),
         ("AMO__ENDPOINT", "https://u:p@{domain}", "amo.endpoint: must not contain a user name or password"),
-        ("AMO", '{"x', "AMO_CALLBACK_AMO: unknown variable; use AMO_CALLBACK_SECTION__KEY with a section of"),
+        ("AMO", '{"x', "AMO_CALLBACK_AMO: unknown variable; use AMO_CALLBACK_SECTION__KEY, where SECTION is one of"),
         (
             "AMO__DEFAULT_DOMAIN",
             "evil.com",

@@ -45,11 +45,14 @@ def test_sentence_describes_event_with_times() -> None:
         ({"token_state": TokenState.VALID, "again_at": None}, "Introspection accepts the token: the tokens are kept."),
         (
             {"token_state": TokenState.REJECTED, "again_at": _AT},
-            "Introspection rejects the token, possibly for another reason: the tokens are kept and introspected again.",
+            (
+                "Introspection rejects the token, possibly not because the integration was disabled: "
+                "the tokens are kept and will be introspected again."
+            ),
         ),
         (
             {"token_state": TokenState.UNKNOWN, "again_at": _AT},
-            "amoCRM does not respond: the tokens are kept and introspected again.",
+            "amoCRM does not respond: the tokens are kept and will be introspected again.",
         ),
         (
             {"token_state": TokenState.NOT_CHECKED, "again_at": None},

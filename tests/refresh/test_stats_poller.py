@@ -45,9 +45,9 @@ def harness(clock: FakeClock, witness: RecordingObserver) -> PollerHarness:
 
 
 def test_stats_before_first_poll_are_missing(harness: PollerHarness) -> None:
-    """Before the first poll there are no stats, and the problem is `not polled yet`."""
+    """Before the first poll there are no stats, and the problem is `the database has not been polled yet`."""
     assert (harness.stats_poller.last, harness.stats_poller.age) == (None, None)
-    assert harness.stats_poller.problem == "not polled yet"
+    assert harness.stats_poller.problem == "the database has not been polled yet"
 
 
 async def test_stats_older_than_30_seconds_are_a_problem(harness: PollerHarness) -> None:
@@ -61,7 +61,7 @@ async def test_stats_older_than_30_seconds_are_a_problem(harness: PollerHarness)
     harness.clock.advance(30)
     assert harness.stats_poller.problem is None
     harness.clock.advance(1)
-    assert harness.stats_poller.problem == "last polled 31 s ago"
+    assert harness.stats_poller.problem == "the database was last polled 31 s ago"
 
 
 async def _poll_without_answer(harness: PollerHarness) -> None:
@@ -77,7 +77,7 @@ async def test_poll_unanswered_query_is_not_repeated(harness: PollerHarness) -> 
     harness.store.waits = True
     for seconds in (2, 4):
         await _poll_without_answer(harness)
-        assert harness.stats_poller.problem == f"no response for {seconds} s"
+        assert harness.stats_poller.problem == f"the database has not responded for {seconds} s"
     assert len(harness.store.asked) == 2
     assert (harness.stats_poller.last, harness.stats_poller.age) == (some_stats(active=1), 4.0)
 

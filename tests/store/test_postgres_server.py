@@ -79,7 +79,7 @@ async def test_open_refused_by_pg_hba_is_configuration_error(postgres: Databases
 
 async def test_open_missing_database_is_configuration_error(postgres: Databases, tmp_path: Path) -> None:
     """A missing database is not created, because the service's user should not have that privilege."""
-    assert "the server has no database of that name" in await _configuration_error(
+    assert "the server does not have the database in the URL" in await _configuration_error(
         _other(postgres, database="nowhere"), tmp_path
     )
 

@@ -139,8 +139,8 @@ async def test_import_keeps_possibly_spent_token(store: Store, cipher: Cipher) -
         ({"domain": ""}, "domain is neither an AMO host nor in amo.allowed_domains"),
         ({"api_domain": "api.evil.example"}, "api_domain is neither an AMO host nor in amo.allowed_domains"),
         ({"account_id": "666"}, "the account is not in amo.allowed_accounts"),
-        ({"id": a_record(1).id}, "the same account and user as in line 1"),
-        ({"refresh_token": "refresh-token-of-1"}, "the same refresh token as in line 1"),
+        ({"id": a_record(1).id}, "the account and user are the same as in line 1"),
+        ({"refresh_token": "refresh-token-of-1"}, "the refresh token is the same as in line 1"),
     ],
 )
 async def test_import_invalid_record_refuses_whole_file(

@@ -20,7 +20,7 @@ ACCEPTED = {"ok": True, "detail": "accepted"}
 REFUSED = {
     "ok": False,
     "detail": (
-        "AMO rejects code exchanges (401 Некорректный клиент), and none has succeeded yet: "
+        "AMO rejects code exchanges (401 Некорректный клиент), and no exchange has succeeded yet: "
         "compare amo.client_id, amo.client_secret and amo.redirect_uri with the integration's page in AMO"
     ),
 }
@@ -74,7 +74,7 @@ async def test_credentials_check_wrong_secret_fails_until_first_success(wrong: R
     settings = settings.model_copy(update={"server": server})
     findings = [each async for each in check_service(settings, wait_limit=5)]
     assert [each.message for each in findings if each.severity is Severity.FAIL] == [
-        f"running, but not ready (amo_credentials): {REFUSED['detail']}"
+        f"the service is running, but not ready (amo_credentials): {REFUSED['detail']}"
     ]
     assert 'amo_callback_callbacks_total{outcome="amo_unavailable"} 3.0' in await _metrics(wrong)
     await _call_back(wrong)

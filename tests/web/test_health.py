@@ -104,12 +104,13 @@ async def test_readyz_old_heartbeat_is_503(app: Running) -> None:
 
 BLOCK = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
 BLOCKED = (
-    "AMO has answered every refresh with 403 since 2026-11-23T12:00:00Z; refreshing is paused until a probe succeeds, "
-    "the next one at 2026-11-23T12:15:00Z: ask AMO's support to unblock this server's IP address"
+    "AMO has answered every refresh with 403 since 2026-11-23T12:00:00Z; refreshing is paused until a probe succeeds "
+    "(next probe: 2026-11-23T12:15:00Z): ask AMO's support to unblock this server's IP address"
 )
 ALL_ROUNDS = "every refresh round has failed for 15 s: see refresher.failed in the log"
 OTHER_CLIENT = "accepted; connections granted to another client_id: 3 (their users must connect again)"
 HOLD = "{} of 3 active connections have a valid access token"
+NOT_POLLED, OUTDATED = "the database has not been polled yet", "the database was last polled 31 s ago"
 AHEAD, BEHIND = (
     f"this machine's clock is {off} the database's: synchronize both with NTP"
     for off in ("61 s ahead of", "86400 s behind")
@@ -124,10 +125,10 @@ AHEAD, BEHIND = (
         ({"last": some_stats(mismatched=3)}, "amo_credentials", True, OTHER_CLIENT),
         ({}, "hosts", True, "all allowed"),
         ({"last": some_stats(hosts_not_allowed=3)}, "hosts", False, "3 active connections have a host"),
-        ({"last": None, "problem": "not polled yet"}, "store", False, "not polled yet"),
-        ({"last": None, "problem": "not polled yet"}, "fresh", False, "unknown: not polled yet"),
-        ({"problem": "last polled 31 s ago"}, "store", False, "last polled 31 s ago"),
-        ({"problem": "last polled 31 s ago"}, "fresh", False, "unknown: last polled 31 s ago"),
+        ({"last": None, "problem": NOT_POLLED}, "store", False, NOT_POLLED),
+        ({"last": None, "problem": NOT_POLLED}, "fresh", False, f"unknown: {NOT_POLLED}"),
+        ({"problem": OUTDATED}, "store", False, OUTDATED),
+        ({"problem": OUTDATED}, "fresh", False, f"unknown: {OUTDATED}"),
         ({"last_write_error": "SQLITE_FULL"}, "store", False, "writes fail: SQLITE_FULL"),
         ({"clock_skew": 60.0}, "clock", True, "agrees with the database's clock"),
         ({"clock_skew": -60.0}, "clock", True, "agrees with the database's clock"),
@@ -236,7 +237,7 @@ async def test_readyz_blocked_store_is_503_without_waiting(app: Running) -> None
         await looking
         answer = await app.private("/readyz", key=None)
         assert answer.status == 503
-        assert answer.json()["checks"]["store"] == {"ok": False, "detail": "no response for 2 s"}
+        assert answer.json()["checks"]["store"] == {"ok": False, "detail": "the database has not responded for 2 s"}
         assert 'amo_callback_check_ok{check="store"} 0.0' in (await app.private("/metrics", key=None)).text
     await stats_poller.poll()
     assert (await app.private("/readyz", key=None)).status == 200

@@ -23,7 +23,10 @@ _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "
 _WIDE = {4: 8, 6: 16}
 """Minimum prefix lengths by IP version. A network with a shorter prefix cannot consist of trusted proxies only."""
 _PROXY_NAMES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
-PROXY_IGNORED = "ignored; requests are sent directly, so that tokens and secrets go only to hosts in the configuration"
+PROXY_IGNORED = (
+    "proxy variables are ignored; requests are sent directly, so that tokens and secrets go only to hosts in the "
+    "configuration"
+)
 _PROXY_FIX = (
     "unset the proxy variables for the service; if direct requests are impossible, run a proxy on this host that "
     "forwards requests to AMO, and set amo.endpoint to the URL of that proxy"

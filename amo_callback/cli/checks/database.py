@@ -33,7 +33,7 @@ _NAMED = 5
 _THAW = "amo-callback connections thaw --all"
 _MIB = 1024 * 1024
 _LOW_DISK = 256 * _MIB
-"""The free disk space, in bytes, below which the check warns."""
+"""The minimum free disk space, in bytes; less space causes a warning."""
 
 
 async def check_sqlite(
@@ -137,7 +137,7 @@ async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding
         named = ", ".join(unreadable[:_NAMED]) + (", …" if len(unreadable) > _NAMED else "")
         return fail(
             "keys",
-            f"no key decrypts {len(unreadable):,} of {done:,} pairs: {named}",
+            f"no key decrypts {len(unreadable):,} of {done:,} token pairs; their connections: {named}",
             fix="add the key that encrypted them; if it is lost, the users of these connections have to connect again",
         )
     text = f"the keys decrypt all {done:,} pairs" if done else "the keys match the database, which has no pairs yet"
@@ -226,7 +226,7 @@ def _room(context: CommandContext) -> Finding:
             "disk", f"no file can be created in {without_names[0]}: no free inodes", fix="remove files from this disk"
         )
     if room < 4 * RESERVE:
-        return fail("disk", f"{message}; soon, token pairs can no longer be stored", fix="free disk space")
+        return fail("disk", f"{message}; it may soon be impossible to store token pairs", fix="free disk space")
     if room < _LOW_DISK:
         return warn("disk", message, fix="free disk space before the disk is full")
     return ok("disk", message)

@@ -81,8 +81,8 @@ async def run_check_async(check: str, findings: AsyncIterator[Finding]) -> list[
 def _failure(check: str, error: Exception) -> Finding:
     """Return a finding for an exception.
 
-    The text of an `AmoCallbackError` contains no secret. The text of any other exception may contain one, so the
-    finding contains only its type and, for an `OSError`, the reason.
+    The text of an `AmoCallbackError` contains no secret. The text of any other exception may contain a secret, so the
+    finding contains only the exception's type and, for an `OSError`, the reason.
     """
     if isinstance(error, AmoCallbackError):
         what = error.fields.get("detail")

@@ -33,7 +33,7 @@ _MAX_BODY = 256 * 1024
 """The maximum number of bytes read from a response."""
 _CERTIFICATE = "the TLS certificate is not valid"
 _SKEW_WARN, _SKEW_FAIL = 30.0, 300.0
-"""The clock skew, in seconds, from which the check warns or fails. Expiry is computed with this machine's clock."""
+"""The minimum clock skews, in seconds, that cause a warning or a failure. This machine's clock determines expiry."""
 _SET_CLOCK = "synchronize this machine's clock: timedatectl set-ntp true"
 
 
@@ -132,7 +132,7 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
         yield warn(
             "amo",
             f"{name} responds with status {answer.status}",
-            fix="run the check again later; 403 or 429 means that AMO blocks this address",
+            fix="run the check again later; 403 or 429 means that AMO blocks the address of this machine",
         )
     else:
         yield ok("amo", f"{name} responds")
@@ -248,4 +248,4 @@ def _seen(settings: Settings, name: str, seen: ObservedClient) -> Finding:
             f"{name} leads to this service, but the proxy does not forward client addresses: {limits}",
             fix='configure the proxy to set X-Forwarded-For to the client address: see "nginx" in the README',
         )
-    return ok("proxy", f"{name} leads to this service, which sees this machine as {seen.client or 'unknown'}")
+    return ok("proxy", f"{name} leads to this service, which sees the client address {seen.client or 'unknown'}")

@@ -130,13 +130,14 @@ def _clock(server: ServerFacts, at: datetime) -> Finding:
     return warn(
         "server_clock",
         f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's clock",
-        fix="set both clocks by NTP: the server's clock writes stored times, and this machine's clock checks JWTs",
+        fix="synchronize both clocks by NTP: stored times are those of the server's clock, and JWTs are checked with "
+        "this machine's clock",
     )
 
 
 def _room(server: ServerFacts) -> Finding:
     instances = server.allowed // _AN_INSTANCE_TAKES
-    message = f"{server.allowed} connections are allowed; an instance uses up to {_AN_INSTANCE_TAKES}"
+    message = f"{server.allowed} database connections are allowed; an instance uses up to {_AN_INSTANCE_TAKES}"
     if instances == 0:
         return warn(
             "server_capacity", message, fix="raise max_connections, or the connection limit of the user or database"

@@ -43,10 +43,12 @@ async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterat
         return
     red = {name: check.detail for name, check in checks.items() if not check.ok}
     for name, detail in red.items():
-        # A service that is only frozen still hands out valid tokens.
+        # If `frozen` is the only failed check, the service still hands out valid tokens.
         severe = warn if red.keys() == {"frozen"} else fail
         yield severe(
-            "service", f"running, but not ready ({name}): {detail}", fix="see the checks of /readyz in the README"
+            "service",
+            f"the service is running, but not ready ({name}): {detail}",
+            fix="see the checks of /readyz in the README",
         )
     if not red:
         yield ok("service", f"the service is ready at {address}")
@@ -63,7 +65,8 @@ async def _callbacks(settings: Settings, *, wait_limit: float) -> Finding:
     """Return a finding about the results of callbacks, read from the service's metrics."""
     if settings.server.metrics_auth:
         message = (
-            "callback results not read: /metrics requires an API key (server.metrics_auth), and the check sends none"
+            "the results of callbacks are unknown: /metrics requires an API key (server.metrics_auth), but the check "
+            "sends no key"
         )
         return note("callbacks", message, fix="check the metric amo_callback_callbacks_total in your monitoring")
     try:
@@ -90,7 +93,7 @@ def read_callbacks(counts: Mapping[str, int]) -> Finding:
         return warn(
             "callbacks",
             message,
-            fix="look for grant.failed, which contains AMO's hint, and callback.refused in the log",
+            fix="look in the log for callback.refused, and for grant.failed, which contains AMO's hint",
         )
     return ok("callbacks", message)
 

@@ -147,8 +147,8 @@ WHERE id = :connection_id AND pair_version = :pair_version
 RETURNING *;
 
 -- name: save_failure (changes connection)
--- An attempt with an unknown outcome is kept, and its lease is extended by `in_doubt_for`. The token of a connection
--- with the reason `refused` is presented once a day, which counts as a recheck.
+-- An attempt with an unknown outcome is kept, and its lease ends after the time `in_doubt_for`. The token of a
+-- connection with the reason `refused` is presented once a day, which counts as a recheck.
 UPDATE connections SET
     status = :status, reason = :reason, last_error = :last_error, failures = failures + 1,
     next_refresh_at = :next_refresh_at, needs_reauth_since = :needs_reauth_since,
@@ -232,8 +232,8 @@ WHERE id IN (
 RETURNING *;
 
 -- name: missing_changes
--- Returns a row if one of the next two statements would change a row. It runs every minute, to avoid writes that change
--- nothing.
+-- Returns a row if one of the next two statements would change a row. The service runs this check every minute. It
+-- starts a write transaction only if the check returns a row.
 SELECT 1 AS found WHERE EXISTS (
     SELECT 1 FROM connections WHERE status = 'active' AND refresh_expires_at IS NULL AND access_expires_at <= :now
 ) OR EXISTS (
@@ -255,7 +255,7 @@ WHERE id IN (
 RETURNING *;
 
 -- name: restore_missing (changes connection)
--- Reverts `expire_missing` for tokens that had expired only by a clock that was ahead by mistake.
+-- Reverts `expire_missing` if the access token is still valid: the clock was ahead when `expire_missing` ran.
 UPDATE connections SET status = 'active', reason = NULL, row_version = row_version + 1
 WHERE id IN (
     SELECT id FROM connections
@@ -316,7 +316,8 @@ WHERE id = :id AND row_version = :row_version AND recheck_at = :recheck_at
 RETURNING *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock;
 
 -- name: schedule_recheck (changes connection)
--- If `recheck_at` has changed, a hook arrived during the recheck. The recheck is then repeated after the pause.
+-- If `recheck_at` has changed, a hook arrived during the recheck. In that case, the recheck is repeated after the
+-- pause.
 UPDATE connections SET
     recheck_at = CASE
         WHEN recheck_at IS :recheck_at THEN CAST(:at AS BIGINT)
@@ -701,8 +702,8 @@ SELECT *, :clock AS clock FROM connections WHERE id = (
 --postgres );
 
 -- name: stats
--- Each count reads only an index. INDEXED BY names this index for SQLite, which might choose another one. Frozen
--- connections do not count as due or expired.
+-- Each count reads only an index. INDEXED BY names this index for SQLite, which might choose another one. Individually
+-- frozen connections do not count as due, overdue or expired. While all connections are frozen, none is due or overdue.
 SELECT * FROM (
     SELECT
         count(*) AS active,
@@ -773,7 +774,7 @@ WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconne
 RETURNING *;
 
 -- name: claim_webhooks
--- A lease that ends later than a new lease would was written before the clock was moved back, so it counts as expired.
+-- If a lease ends later than a lease that begins now, the clock was moved back, so the lease counts as expired.
 -- A database that may be a copy delivers no webhooks, because the original delivers them.
 UPDATE webhooks SET lease = :lease, lease_until = :clock + :length, tries = tries + 1
 WHERE number IN (

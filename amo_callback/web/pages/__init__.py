@@ -74,7 +74,7 @@ class UserAgent:
     def allows_auto_open(self) -> bool:
         """Whether a page may open the deep link automatically.
 
-        In other browsers, an error may then replace the page.
+        In other browsers, opening the link may replace the page with an error.
         """
         return self.kind in {Kind.IOS, Kind.ANDROID}
 
@@ -191,7 +191,7 @@ def read_texts(language: str) -> Texts:
 
 
 def fill(texts: Texts, values: Mapping[str, str]) -> Texts:
-    """Replace all placeholders in one pass, so that text in a value that looks like a placeholder is kept."""
+    """Replace all placeholders in one pass, so that a placeholder inside a value is kept."""
     return {
         section: {
             key: PLACEHOLDER.sub(lambda placeholder: values[placeholder[1]], text) for key, text in content.items()

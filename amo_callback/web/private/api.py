@@ -59,7 +59,7 @@ class Problem(TypedDict):
     reconnect_url: NotRequired[str]
     """The URL at which the user connects again."""
     problems: NotRequired[list[RejectedConnection]]
-    """The first connections that an import rejected."""
+    """The connections that an import rejected; only the first 20 are listed."""
 
 
 class PrivateApi(Api):

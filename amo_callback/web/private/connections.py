@@ -65,7 +65,7 @@ class ShownConnection:
     """The number of failed refreshes since the last successful one."""
     connected_at: Time
     frozen: bool
-    """Whether the connection is frozen; it is then not refreshed until it is thawed."""
+    """Whether the connection is frozen; a frozen connection is not refreshed until it is thawed."""
 
 
 @shape

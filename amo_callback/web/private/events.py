@@ -26,7 +26,7 @@ class EventsQuery(NumberedPage):
     """The query of the history."""
 
     connection: Text | None = None
-    """must be a connection's id, `account:31920194` or `owner:42` (1 to 256 characters without control characters)"""
+    """must be a connection's id, `account:ID` or `owner:ID` (1 to 256 characters without control characters)"""
 
 
 @shape

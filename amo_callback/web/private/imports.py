@@ -42,7 +42,7 @@ class ImportBody(Body):
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """Parse a body; raises `InvalidRequest`, including if parsing or describing its errors would take too long."""
+        """Parse a body; raises `InvalidRequest`, also if parsing it or describing its errors would take too long."""
         if sum(map(content.count, (b"{", b"[", b","))) > _MAX_VALUES:
             raise invalid("body", f"more than {_MAX_VALUES:,} values; {_TOO_MANY}")
         try:
@@ -69,7 +69,7 @@ class ImportResult:
     newer: int
     """The number of connections that were already stored with newer tokens."""
     left: Sequence[str]
-    """The ids of connections that were not replaced, because they changed, or a refresh began, during the import."""
+    """The ids of connections that were not replaced: they changed during the import, or a refresh of them began."""
 
 
 class InvalidConnections(InvalidRequest):
@@ -116,7 +116,10 @@ async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
 
 
 def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:
-    """Raise `NotYet` while a pair to be replaced may be in a refresh: one of the two new pairs would be lost."""
+    """Raise `NotYet` if a refresh of a pair to be replaced may be in progress.
+
+    If the import continued, either the refreshed pair or the imported pair would be lost.
+    """
     left = max((call.services.lifecycle.leases.remaining(stored) for _, stored in plan.replaced), default=0.0)
     if left:
         raise NotYet(left)

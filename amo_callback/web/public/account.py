@@ -83,7 +83,7 @@ class ExchangeBody(Body):
 
 
 async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | web.Response:
-    """Return a code's result, exchanging it first if necessary; the user who started the flow becomes an owner."""
+    """Exchange a code if necessary, and return its result; a user who provably started the flow can become an owner."""
     user = call.caller or None
     presented = RedeemRequest(
         code=call.body.code.encode(),

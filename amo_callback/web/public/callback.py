@@ -46,7 +46,7 @@ class CallbackQuery(BaseModel):
     error: str | None = None
     """AMO's error; `access_denied` if the user declined."""
     from_exchange: Literal["1"] | None = None
-    """`1` if AMO's server sent the request, and not a browser."""
+    """`1` if AMO's server sent the request instead of a browser."""
     from_widget: Literal["1"] | None = None
     """`1` if the integration was installed inside AMO."""
 

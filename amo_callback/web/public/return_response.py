@@ -96,7 +96,7 @@ def failed(
 
 
 def show(call: Call[Any, Any], outcome: GrantResult, *, state: bytes | None, retry_url: str = "") -> web.Response:
-    """Return the page with a result; `retry_url` retries a failed exchange (if empty, the requested URL does)."""
+    """Return the page with a result; `retry_url` retries a failed exchange (empty: the requested URL)."""
     connected = outcome.status is GrantStatus.CONNECTED
     attempted = any(value != "0" for value in call.request.query.getall("n", []))
     view = View(
@@ -118,7 +118,7 @@ def expired_page(call: Call[Any, Any]) -> web.Response:
 
 
 def unavailable_page(call: Call[Any, Any], error: AmoCallbackError) -> web.Response:
-    """Return the page for a result that cannot be read; without the app's state, the page has no link to the app."""
+    """Return the page for a result that cannot be read; the page cannot link to the app without the app's state."""
     support = _log_failure(call, error=UNAVAILABLE, support=None, fields=error.fields)
     status = DEEP_LINK_ERRORS[UNAVAILABLE].status
     return _page(call, View(variant=UNAVAILABLE, status=status, retry_url="", support=support))

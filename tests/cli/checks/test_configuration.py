@@ -72,7 +72,10 @@ def test_check_settings_doubtful_setting_warns_or_fails(
 def test_check_outgoing_names_proxy_variable_without_value(name: str) -> None:
     """A proxy variable is named without its value, which may contain a password."""
     [finding] = check_outgoing({"PATH": "/bin", name: PROXY})
-    assert (finding.severity, finding.message.startswith(f"{name}: ignored")) == (Severity.WARN, True)
+    assert (finding.severity, finding.message.startswith(f"{name}: proxy variables are ignored")) == (
+        Severity.WARN,
+        True,
+    )
     assert "sekret" not in str(finding)
     assert "proxy.example" not in str(finding)
 
@@ -80,7 +83,7 @@ def test_check_outgoing_names_proxy_variable_without_value(name: str) -> None:
 def test_check_outgoing_reports_variables_in_one_finding() -> None:
     """All proxy variables are named in one finding."""
     [finding] = check_outgoing({"https_proxy": PROXY, "HTTP_PROXY": PROXY})
-    assert finding.message.startswith("HTTP_PROXY, https_proxy: ignored")
+    assert finding.message.startswith("HTTP_PROXY, https_proxy: proxy variables are ignored")
 
 
 @pytest.mark.parametrize("environ", [{}, {"NO_PROXY": "localhost"}, {"HTTP_PROXY": ""}, {"MY_HTTP_PROXY": PROXY}])

@@ -77,7 +77,7 @@ async def test_check_sqlite_beside_running_service_reads_only(place: CommandCont
         [frozen] = [finding async for finding in findings]
     assert "4 connections" in found["store"].message
     assert (found["keys"].severity, frozen.severity) == (Severity.FAIL, Severity.WARN)
-    assert "no key decrypts 1 of 4 pairs: " in found["keys"].message
+    assert "no key decrypts 1 of 4 token pairs; their connections: " in found["keys"].message
     assert "meanwhile" in frozen.message
 
 
@@ -142,9 +142,9 @@ async def test_check_sqlite_undecryptable_pairs_are_listed(place: CommandContext
     _run(place.folder, "UPDATE connections SET sealed_pair = (SELECT max(sealed_pair) FROM connections)")
     severity, result = (await _check(place))["keys"]
     assert severity is Severity.FAIL
-    assert result.startswith("no key decrypts 2 of 3 pairs: ")
+    assert result.startswith("no key decrypts 2 of 3 token pairs; their connections: ")
     _run(place.folder, "UPDATE connections SET sealed_pair = NULL")
-    assert (await _check(place))["keys"][1].startswith("no key decrypts 3 of 3 pairs: ")
+    assert (await _check(place))["keys"][1].startswith("no key decrypts 3 of 3 token pairs; their connections: ")
 
 
 async def test_check_sqlite_disconnected_connection_needs_no_pair(place: CommandContext) -> None:

@@ -187,7 +187,10 @@ async def test_check_proxy_with_forwarded_client_is_ok(app: Running, encryption_
 
     async with answering(pass_on) as address:
         severity, result = await _check_address(address, encryption_key)
-    assert (severity, result) == (Severity.OK, f"{address} leads to this service, which sees this machine as {CLIENT}")
+    assert (severity, result) == (
+        Severity.OK,
+        f"{address} leads to this service, which sees the client address {CLIENT}",
+    )
     assert [line["event"] for line in app.lines() if line["event"].startswith("grant")] == []
 
 
@@ -215,8 +218,8 @@ async def test_probe_through_untrusted_proxy_shows_proxy_as_client(run: Any, enc
             "does not forward client",
         ),
         (ObservedClient(peer=None, forwarded=False, client=None), Severity.WARN, "does not forward client"),
-        (ObservedClient(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Severity.OK, "as 127.0.0.1"),
-        (ObservedClient(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"as {CLIENT}"),
+        (ObservedClient(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Severity.OK, "client address 127.0.0.1"),
+        (ObservedClient(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"client address {CLIENT}"),
     ],
     ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
 )

@@ -163,7 +163,7 @@ async def test_check_postgres_connection_limit_warns(served: str, encryption_key
     """The smallest connection limit, here of the database, is compared with an instance's need."""
     await _run(served, f"ALTER DATABASE {read_postgres(served).database} CONNECTION LIMIT 5")
     severity, result = (await _check(served, encryption_key))["server_capacity"]
-    assert (severity, result) == (Severity.WARN, "5 connections are allowed; an instance uses up to 11")
+    assert (severity, result) == (Severity.WARN, "5 database connections are allowed; an instance uses up to 11")
 
 
 FIT = ServerFacts(
@@ -186,7 +186,10 @@ def test_check_server_suitable_server_is_ok() -> None:
         "server_clock": (Severity.OK, "the server's clock is within 3 s of this machine's clock"),
         "server_capacity": (
             Severity.OK,
-            "22 connections are allowed; an instance uses up to 11: enough for 2 instances if no other client connects",
+            (
+                "22 database connections are allowed; an instance uses up to 11: enough for 2 instances if no other "
+                "client connects"
+            ),
         ),
     }
 

@@ -55,7 +55,7 @@ CREATE TABLE connections (
     attempted_at INTEGER,
     -- the time of the terminal failure, if it counts towards a mass failure
     needs_reauth_since INTEGER,
-    -- when AMO began to refuse the token without a hint while introspection also rejects the token
+    -- when AMO first refused a refresh without a hint in its response, and introspection also rejected the token
     refused_since INTEGER,
     -- the number of these refusals in a row
     refusals INTEGER NOT NULL DEFAULT 0,
@@ -100,7 +100,7 @@ CREATE INDEX connections_by_client_mismatch ON connections (id) WHERE last_error
 CREATE INDEX connections_by_host_not_allowed ON connections (id)
     WHERE status = 'active' AND last_error = 'host_not_allowed';
 
--- owners: app users who own a connection, or have left it.
+-- owners: app users who own a connection or have left one.
 CREATE TABLE owners (
     connection_id TEXT NOT NULL,
     owner TEXT NOT NULL,
