@@ -140,7 +140,7 @@ async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding
             f"no key decrypts {len(unreadable):,} of {done:,} token pairs; their connections: {named}",
             fix="add the key that encrypted them; if it is lost, the users of these connections have to connect again",
         )
-    text = f"the keys decrypt all {done:,} pairs" if done else "the keys match the database, which has no pairs yet"
+    text = f"the keys decrypt all {done:,} pairs" if done else "the database has no token pairs yet"
     return ok("keys", f"{text}; {older:,} of them need an older key: do not remove it" if older else text)
 
 
