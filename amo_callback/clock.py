@@ -45,8 +45,8 @@ class DatabaseClock:
     def set(self, time: datetime, *, asked_at: float) -> None:
         """Set the time that the database returned for a query sent at `asked_at` (monotonic).
 
-        This clock is ahead of the database's by at most one round trip, because the query's start is used. Tokens
-        therefore expire early rather than late.
+        This clock is ahead of the database's by at most one round trip, because `time` is assigned to the query's
+        start. Tokens therefore expire early rather than late.
         """
         self._read = time, asked_at
 

@@ -72,7 +72,7 @@ class RotationResult:
 
 
 class Rotation:
-    """A key rotation: encrypts every record with the newest key; `keys` is the number of keys."""
+    """A key rotation, which re-encrypts every record with the newest key; `keys` is the number of keys."""
 
     def __init__(self, *, store: Store, rescue: RescueFolder, cipher: Cipher, keys: int, clock: Clock) -> None:
         self._store = store

@@ -41,7 +41,7 @@ class WaiterKind(StrEnum):
 
 _NEVER = float("-inf")
 _REMEMBERED = 2
-"""An instance counts as waiting for this number of intervals after its last slot request."""
+"""The number of intervals after its last slot request during which an instance counts as waiting."""
 GOOD_FOR = 1.0
 """Seconds within which a granted slot must be used; afterwards, another slot must be acquired."""
 LATE = 0.5

@@ -1,4 +1,4 @@
-"""The rate limiter for requests to AMO, which grants slots at a fixed rate and serves users first.
+"""A rate limiter for requests to AMO. It grants slots at a fixed rate, users first.
 
 `rate_limit` contains the rules. A caller must acquire a slot before it claims a row, so that the lease of the claim
 does not expire in the queue. Much time may pass between the grant of a slot and the request, so the rate is enforced
@@ -39,7 +39,7 @@ _KINDS = {
     priority: WaiterKind.PEOPLE if priority < Priority.TOKEN_CHECK else WaiterKind.BACKGROUND for priority in Priority
 }
 _AGAIN, _FIRST = 0, 1
-"""The queue order: requests for another slot precede requests for a first slot, because they may hold a claim."""
+"""The queue order: a caller that needs another slot precedes callers without a slot, because it may hold a claim."""
 _ONE_IN = {Priority.TOKEN_CHECK: 4, Priority.HOOK_CHECK: 10}
 """The maximum rate of a priority in this process, as a divisor of the total rate."""
 

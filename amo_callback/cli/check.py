@@ -63,8 +63,8 @@ def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, w
     yield ok("configuration", f"the configuration is valid ({path or 'environment variables'})")
     yield from run_check("configuration", check_settings(context.settings))
     yield from run_check("outgoing_proxy", check_outgoing(environ))
-    # These checks run as the owner of the database, because the service could not open files created by root. Their
-    # modules are imported first, because the owner may not be able to read them.
+    # These checks run as the Unix user that owns the database file, because the service could not open files created by
+    # root. The modules of the checks are imported first, because that user may not be able to read them.
     database = _check_database(context, clock, wait_limit=wait_limit)
     with acting_as_owner(context.owned):
         yield from run_check("disk", check_disk(context))

@@ -54,7 +54,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     folders = _secret_folders(path, toml, environ)
 
     class Loaded(Settings):
-        """The settings, as read from these sources."""
+        """The settings, read from the sources that `settings_customise_sources` lists."""
 
         @classmethod
         def settings_customise_sources(

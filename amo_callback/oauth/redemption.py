@@ -104,7 +104,7 @@ class Redeemer:
         return grant.expires_at <= now or grant.accepted_at is None or grant.accepted_at + TICKET_LIFETIME <= now
 
     def _reserve(self, presented: RedeemRequest, known: GrantSecrets | None) -> Reservation:
-        """Reserve an attempt if a verifier is presented or required, because the verifier may be a guess."""
+        """Make a reservation if a verifier is presented or required, because the verifier may be a guess."""
         asked = known is not None and known.request is not None and known.request.challenge is not None
         if presented.verifier is None and not asked:
             return self._attempts.reserve(None)

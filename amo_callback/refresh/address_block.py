@@ -1,9 +1,9 @@
 """A block of this server's IP address, during which AMO answers every refresh with 403.
 
 A block is suspected after 403 responses without problem+json from two hosts, or after 403 responses of any kind for
-three connections, if AMO has not issued a pair since the first of these responses. During a suspicion, only one refresh
-at a time is sent, as the probe; the scheduler prefers the connection with the most recent success. If AMO answers the
-probe with 403, too, the address is blocked.
+three connections, if AMO has not issued a pair since the first of these responses. While a block is suspected, only one
+refresh at a time is sent, as the probe; the scheduler prefers the connection with the most recent success. If AMO
+answers the probe with 403, too, the address is blocked.
 
 The block is stored in the database, where all instances read it, and survives restarts. During a block, one probe is
 sent per `retry_cap` seconds, and one code exchange per 10 seconds. Only the probe's refresh token is introspected. The
@@ -32,7 +32,7 @@ _EXCHANGE_EVERY = timedelta(seconds=10)
 
 
 class AddressBlock:
-    """The state of the block; during a block or a suspicion, probes are the only refreshes."""
+    """The state of the block; while the address is blocked or a block is suspected, only probes are sent."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -74,7 +74,7 @@ class AddressBlock:
         if before is None or before.probed != self.block.probed:
             self.probed = set(self.block.probed)
         if before is None:
-            self._probing = None  # was the probe of a suspicion; the probes of a block are reserved in the store
+            self._probing = None  # reserved while the block was suspected; now the store reserves probes
             fields = {"since": self.block.since, "next_probe_at": self.block.probe_at}
             self._core.observer(Event(name="amo_blocked.started", level=Level.ERROR, fields=fields))
 
@@ -95,7 +95,7 @@ class AddressBlock:
             raise self._wait()
 
     async def reserve_probe(self, connection_id: str, *, trigger: RefreshTrigger) -> None:
-        """During a block or a suspicion, make a connection the probe; raises `NotYet` if it cannot be the probe."""
+        """Make a connection the probe if a block exists or is suspected; raises `NotYet` if it cannot be the probe."""
         if self.reason is None or connection_id == self._probing:
             return
         if refusal := self.refusal(connection_id, trigger=trigger):
@@ -126,7 +126,7 @@ class AddressBlock:
             await self.watch()
 
     async def exchange_turn(self) -> None:
-        """Wait until a code exchange may be sent; returns immediately without a block."""
+        """Wait until a code exchange may be sent; returns immediately if the address is not blocked."""
         while self.block is not None and not await self._core.store.take_amo_exchange(every=_EXCHANGE_EVERY):
             await self.watch()
             if self.block is not None:

@@ -1,4 +1,4 @@
-"""The client credentials (client id, secret and redirect URI) before the first token pair proves them.
+"""Detection of wrong client credentials (client id, secret and redirect URI) before the first token pair.
 
 Before the first pair, only rejected code exchanges can show that the client credentials are wrong, because there is
 nothing to refresh. After the first pair, the circuit breaker detects wrong credentials from refreshes.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amo_callback.errors import AmoCallbackError
 
 _HOSTS = 2
-"""The number of hosts that must reject the client credentials, since a single host may have its own reasons."""
+"""The number of hosts that must reject the client credentials; a single host may do so because of its account."""
 _REFUSED_FOR = 3600.0
 """Seconds after the last rejection during which readiness fails."""
 
@@ -43,7 +43,7 @@ class Credentials:
         return self._words if self._core.clock.monotonic() - self._refused_at < _REFUSED_FOR else None
 
     async def watch(self) -> None:
-        """Check whether any process has obtained a pair, unless one is known; report the end of a rejection."""
+        """Check whether any process has obtained the first pair; report if the credentials are no longer rejected."""
         if not self.proven and await self._core.store.pair_obtained(self._core.amo.client_id):
             self.accept()
         if self._reported and self.refused is None:

@@ -128,9 +128,9 @@ class FailureRecorder:
     async def _classify_unauthorized(self, claimed: Connection, error: UnauthorizedWithoutHint) -> AmoCallbackError:
         """Return the error to record for a refusal without a hint.
 
-        If introspection accepts the token and returns the same host, the connection becomes a suspect for the circuit
-        breaker. If introspection rejects the token, and the connection has been refused for so long that the failure is
-        terminal (see `is_refused_long` and `is_refused_alone`), the result is `RefreshRefused`.
+        If introspection accepts the token and returns the same host, the circuit breaker counts the refusal. If
+        introspection rejects the token, and the connection has been refused for so long that the failure is terminal
+        (see `is_refused_long` and `is_refused_alone`), the result is `RefreshRefused`.
         """
         if error.accepted and error.same_host:
             title = error.title or "without a hint"
@@ -173,7 +173,7 @@ _SPENT_BY = {
     Reason.UNREADABLE: "not spent: no encryption key decrypts the pair, or the account or user in the row does not "
     "match the connection's id",
 }
-"""The possible causes of a spent token by reason, as shown to the operator."""
+"""For each reason of a terminal failure, the possible causes of a spent token, as shown to the operator."""
 
 
 def _event(claimed: Connection, failure: RefreshFailure, error: AmoCallbackError, made: Mapping[str, object]) -> Event:

@@ -1,9 +1,9 @@
 """Periodic maintenance: clock-step detection, expiry warnings and cleanup of expired rows.
 
-Each refresh returns a new refresh token, which is valid for three months. Only a connection that cannot be refreshed
-approaches expiry, because it is frozen, its account is unpaid, or AMO rejects the client credentials. A warning is
-logged 30, 7 and 1 days before expiry. The same warnings are logged for a long-lived access token without a refresh
-token; once the access token has expired, the user has to connect again.
+Each refresh returns a new refresh token, which is valid for three months. A connection approaches expiry only if it
+cannot be refreshed: it is frozen, its account is unpaid, or AMO rejects the client credentials. A warning is logged 30,
+7 and 1 days before expiry. The same warnings are logged for a long-lived access token without a refresh token; once the
+access token has expired, the user has to connect again.
 """
 
 from __future__ import annotations

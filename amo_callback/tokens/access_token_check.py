@@ -1,9 +1,9 @@
-"""Checks of access tokens in doubt by introspection, which spends no token.
+"""Introspection of access tokens that are in doubt; it spends no token.
 
 It is unknown whether a refresh invalidates the previous access token. A stored access token that has not expired is
 in doubt in these cases:
 
-- A refresh has an unknown outcome, takes long, or began before this process started.
+- A refresh has an unknown outcome, takes a long time, or began before this process started.
 - The connection needs reauthorization.
 - The connection is frozen, because another host may refresh it.
 - The stored times of the connection are impossible.

@@ -25,8 +25,8 @@ MAX_CONNECTIONS = "max_connections"
 _TICK = 1.0
 """The maximum number of seconds between two checks of the time limits. A check also ends a pause in accepting."""
 _FULL = (
-    "too many clients are connected: for each new client, the connection that has waited longest for its client is "
-    "closed"
+    "too many clients are connected: for each new client, the connection that has been idle longest is closed; see "
+    "server.max_connections"
 )
 _SLOW = "connections were closed, because their clients did not send a request or read a response in time"
 _STALLED = 1.0

@@ -230,7 +230,7 @@ async def open_services(
         if idle:
             await (
                 lifecycle.freeze_switch.watch()
-            )  # an idle process does not serve, so it must not freeze a copied database
+            )  # an idle process has no listener, so it must not freeze the connections of a copied database
             core.stop.set()
         else:
             await lifecycle.prepare()

@@ -73,7 +73,7 @@ def status_line(services: Services) -> str:
 
 
 def is_alive(services: Services) -> bool:
-    """Return whether the refresh scheduler is running, or the store has failed; a restart would not repair it."""
+    """Return whether the refresh scheduler runs; also true if the store has failed, which a restart does not repair."""
     lifecycle = services.lifecycle
     oldest = max_heartbeat_age(services.settings.refresh.poll_interval)
     return lifecycle.stats_poller.problem is not None or lifecycle.scheduler.heartbeat_age <= oldest

@@ -159,7 +159,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
             if Path(path).is_socket() and other.connect_ex(path) == errno.ECONNREFUSED:
                 Path(path).unlink()
         listener.bind(path)
-        Path(path).chmod(mode)  # before listen(), so that no client connects with another mode
+        Path(path).chmod(mode)  # before listen(), so that no client can connect before the mode is set
         listener.listen(_BACKLOG)
     except OSError:
         listener.close()

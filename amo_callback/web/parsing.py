@@ -133,7 +133,7 @@ async def read_body(request: web.Request, model: type[BodyModel]) -> BodyModel:
 
 
 def invalid(field: str, wanted: str) -> InvalidRequest:
-    """Return the error for an invalid value, with the name shortened, because the client may have chosen it."""
+    """Return the error for an invalid value; the field's name is shortened, because the client may have chosen it."""
     return InvalidRequest(f"{field[:_MAX_NAME]}: {wanted}")
 
 

@@ -51,7 +51,7 @@ class Signer:
         self._allowed_domains = allowed_domains
 
     def message(self, webhook: QueuedWebhook, *, now: datetime) -> Message:
-        """Return the signed request for a webhook; its id and body are the same in every try."""
+        """Return the signed request for a webhook; its id and body are the same in every delivery."""
         body = json.dumps({"type": webhook.type, "timestamp": rfc3339(webhook.at), "data": self._data(webhook)})
         signatures = [signer.sign(msg_id=webhook.id, timestamp=now, data=body) for signer in self._signers]
         return Message(

@@ -248,4 +248,4 @@ def _seen(settings: Settings, name: str, seen: ObservedClient) -> Finding:
             f"{name} leads to this service, but the proxy does not forward client addresses: {limits}",
             fix='configure the proxy to set X-Forwarded-For to the client address: see "nginx" in the README',
         )
-    return ok("proxy", f"{name} leads to this service, which sees the client address {seen.client or 'unknown'}")
+    return ok("proxy", f"{name} leads to this service; client address seen by the service: {seen.client or 'unknown'}")

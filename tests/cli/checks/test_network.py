@@ -189,7 +189,7 @@ async def test_check_proxy_with_forwarded_client_is_ok(app: Running, encryption_
         severity, result = await _check_address(address, encryption_key)
     assert (severity, result) == (
         Severity.OK,
-        f"{address} leads to this service, which sees the client address {CLIENT}",
+        f"{address} leads to this service; client address seen by the service: {CLIENT}",
     )
     assert [line["event"] for line in app.lines() if line["event"].startswith("grant")] == []
 
