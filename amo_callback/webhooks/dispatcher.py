@@ -66,8 +66,10 @@ class WebhookDispatcher:
             now = self._core.clock.now()
             apart = tuple(self._running)  # deliveries in progress in this process, even if their leases have expired
             upcoming = await self._core.store.next_webhook(now=now, length=LEASE, exclude=apart)
-            if upcoming is None or upcoming > now:  # no webhook is due, so a claim would be a useless write
-                return POLL if upcoming is None else min((upcoming - now).total_seconds(), POLL)
+            if upcoming is None or self._core.stop.is_set():
+                return POLL
+            if upcoming > now:  # no webhook is due, so a claim would be a useless write
+                return min((upcoming - now).total_seconds(), POLL)
             lease = uuid.uuid4().hex
             claimed = await self._core.store.claim_webhooks(
                 now=now, length=LEASE, lease=lease, limit=places, exclude=apart

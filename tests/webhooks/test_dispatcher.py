@@ -4,15 +4,15 @@ import asyncio
 import socket
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from amo_callback.events import Level
-from amo_callback.store import open_store
+from amo_callback.store import Store, open_store
 from amo_callback.webhooks.dispatcher import AT_ONCE, LEASE
 from tests.builders import DAY
-from tests.fakes import START, FaultyStore
+from tests.fakes import START, FaultyStore, Override
 from tests.webhooks.conftest import CONNECT, DispatcherHarness
 from tests.webhooks.receiver import HANG_UP
 
@@ -283,6 +283,20 @@ async def test_dispatcher_stop_finishes_delivery_in_flight_only(harness: Dispatc
     async with harness.dispatcher():
         await harness.witness.until("webhook.delivered", times=2)
     assert harness.receiver.ids == [first.id, second.id]
+
+
+async def test_dispatcher_stop_during_query_claims_no_webhook(harness: DispatcherHarness) -> None:
+    """A webhook that a query finds due during shutdown waits for the next start."""
+    webhook = await harness.write()
+
+    async def next_webhook(**query: Any) -> Any:
+        harness.stop.set()
+        return await harness.store.next_webhook(**query)
+
+    async with harness.dispatcher(store=cast("Store", Override(harness.store, next_webhook=next_webhook))):
+        await harness.stop.wait()
+    assert harness.receiver.ids == []
+    assert [waiting.id for waiting in await harness.waiting()] == [webhook.id]
 
 
 async def test_dispatcher_stop_waits_at_most_one_request_timeout(harness: DispatcherHarness) -> None:
