@@ -375,7 +375,7 @@ class InvalidClient(OperatorError):
 
 
 class ClientMismatch(OperatorError):
-    """The token pair was issued to a client id other than amo.client_id: only that client can refresh it."""
+    """The token pair was issued to a client id other than amo.client_id: only the original client can refresh it."""
 
     code = "client_mismatch"
 
@@ -398,7 +398,7 @@ class HostNotAllowed(OperatorError):
 
 
 class DecryptionFailed(OperatorError):
-    """No encryption key decrypts this record, or the record contains a copy of another record."""
+    """No encryption key decrypts this record, or the encrypted value belongs to another record."""
 
     code = "unreadable"
 
@@ -412,7 +412,7 @@ class NotFound(AmoCallbackError):
     code = api_code = "not_found"
     http_status = 404
     app_message = "Unknown code: connect again."
-    action = "check the name or code: the name or code is unknown, or the connection was disconnected"
+    action = "the id or code is unknown, or the connection was disconnected: check the id or code"
 
 
 class Ambiguous(AmoCallbackError):
@@ -420,7 +420,7 @@ class Ambiguous(AmoCallbackError):
 
     code = api_code = "ambiguous"
     http_status = 409
-    action = "use the id of a connection: several connections match"
+    action = "several connections match: use the id of a connection"
 
 
 class UnknownApiKey(AmoCallbackError):

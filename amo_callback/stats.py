@@ -37,7 +37,7 @@ class StoreStats:
     next_deadline: datetime | None
     """The earliest expiry of a refresh token among active connections, after which a user must connect again.
 
-    A connection without a refresh token counts with its access token.
+    For a connection without a refresh token, the expiry of its access token is used.
     """
     waiting: int
     """The number of webhooks that wait for delivery."""

@@ -45,8 +45,8 @@ MAX_ITEMS = 10_000
 _TIMEOUT = 30.0
 _UNIX = "unix:"
 _NO_REFRESH = (
-    "only a running service refreshes tokens: start the service; if it is running, add an API key with the scope "
-    "token, and reload the service"
+    "only a running service refreshes tokens: start the service; if it is running, add an API key with the `token` "
+    "scope, and reload the service"
 )
 
 

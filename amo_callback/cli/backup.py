@@ -44,7 +44,7 @@ They are not restored."""
 @with_context
 @click.argument("file", type=PATH)
 def backup(context: CommandContext, *, file: Path) -> None:
-    """Copy the SQLite database to FILE; the service may be running."""
+    """Copy the SQLite database to FILE, without stopping the service."""
     database = _file(context)
     check_database_exists(context)
     output.sigterm_as_interrupt()

@@ -98,7 +98,7 @@ async def refresh(api: ApiClient, *, name: str) -> dict[str, Any]:
 @api_command(Scope.ADMIN)
 async def disconnect(api: ApiClient, *, yes: bool, name: str) -> dict[str, Any] | None:
     """Disconnect the connection NAME, and erase its tokens permanently."""
-    question = f"The user of {output.printable(name)} will have to connect again. Erase the tokens?"
+    question = f"The user of the connection {output.printable(name)} will have to connect again. Erase the tokens?"
     if not output.confirm(question, yes=yes):
         return None
     return await api.delete(await api.path_of(name))

@@ -1,4 +1,4 @@
-"""`amo-callback demo`: the whole flow on this machine, against the built-in stand-in for AMO."""
+"""`amo-callback demo`: the OAuth flow on this machine, with the built-in stand-in for AMO."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.demo.feed import FeedEntry
 
 _WELCOME = """\
-This demo runs the whole flow on this machine: the service, a stand-in for amoCRM, a phone with
+This demo runs the OAuth flow on this machine: the service, a stand-in for amoCRM, a phone with
 the app, and a backend.
 
   Open          http://{panel}/
@@ -48,7 +48,7 @@ The demo has ended, and all its files are deleted. Next steps:
     "--port", type=click.IntRange(1, 65533), help="The first of three consecutive ports. Default: free ports."
 )
 def demo(*, token_life: int, port: int | None) -> int:
-    """Run the whole flow on this machine until Ctrl-C; no configuration is required."""
+    """Try the OAuth flow on this machine until Ctrl-C, with a stand-in for amoCRM; no configuration is required."""
     return run_loop(_demo(choose_addresses(port), token_life=token_life))
 
 

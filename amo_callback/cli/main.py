@@ -30,7 +30,7 @@ STATUSES = {
 """The meaning of each exit status."""
 COMMANDS = {
     "serve": ("serve", "Run the service."),
-    "demo": ("demo", "Run the whole flow on this machine; no configuration is required."),
+    "demo": ("demo", "Try the OAuth flow on this machine, with a stand-in for amoCRM; no configuration is required."),
     "init": ("init", "Write a configuration file: ask for the required values and generate keys."),
     "status": ("connections", "Show the readiness checks of the running service."),
     "check": ("check", "Check the installation; print each finding, and a fix for each problem."),

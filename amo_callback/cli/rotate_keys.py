@@ -50,7 +50,7 @@ def keygen() -> None:
 @json_option
 @click.option("--dry-run", is_flag=True, help="Count the records that each key decrypts, and change nothing.")
 def rotate_keys(context: CommandContext, *, as_json: bool, dry_run: bool) -> int:
-    """Re-encrypt stored records with the newest encryption key; the service may be running."""
+    """Re-encrypt stored records with the newest encryption key, without stopping the service."""
     return run_loop(_rotate(context, as_json=as_json, dry_run=dry_run))
 
 
@@ -103,7 +103,7 @@ def _usage_text(usage: KeyUsage) -> str:
         return text
     shown = _names(usage)[:_SHOWN]
     if others := len(usage.unreadable) - len(shown):
-        shown.append(f"{others:,} not listed here")
+        shown.append(f"{others:,} counted only in the table above")
     return f"{text}\n\nNo key decrypts these records: {', '.join(shown)}"
 
 

@@ -249,7 +249,7 @@ def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: se
     except ConfigurationError as error:
         for problem in error.problems:
             if not problem.startswith(tuple(missing)):
-                click.echo(f"before you start the service, fix {problem}")
+                click.echo(f"before you start the service, fix this problem: {problem}")
     else:
         if settings.server.secrets is None:
             click.echo(

@@ -121,7 +121,7 @@ def _new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> Fil
         return key_of_host(read_text(key_file, CommandFailed).split()[0])
     except (IndexError, ValueError):
         raise CommandFailed(
-            f"{key_file} does not contain an encryption key: use a key from `amo-callback keygen`"
+            f"{key_file} does not begin with an encryption key: use one of the other host's encryption keys"
         ) from None
 
 

@@ -84,7 +84,7 @@ def read_postgres(url: str) -> PostgresUrl:
         raise ValueError("must name a database, as in postgresql://USER:PASSWORD@HOST/DATABASE")
     mode = query.get("sslmode", "prefer")
     if mode not in _MODES:
-        raise ValueError(f"sslmode must be one of {', '.join(_MODES)}")
+        raise ValueError(f"must use one of these values for sslmode: {', '.join(_MODES)}")
     return PostgresUrl(
         hosts=tuple(hosts),
         database=database,
@@ -102,7 +102,7 @@ def _hosts(text: str) -> Iterator[str]:
         bracketed, closed, rest = one.partition("]")
         host, _, port = (bracketed[1:], "", rest.removeprefix(":")) if closed else one.partition(":")
         if port and not port.isdecimal():
-            raise ValueError(f"must not contain an invalid port; {_ESCAPED}")
+            raise ValueError(f"must contain only numeric ports; {_ESCAPED}")
         if host:
             yield unquote(host)
 

@@ -79,7 +79,7 @@ def _rest(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str
     if config.rescue is not None:
         storage["rescue"] = (
             config.rescue,
-            "folder of pending writes; the service and the command must use the same folder",
+            "folder of pending writes; the service and `amo-callback` commands must use the same folder",
         )
     if secrets is not None:
         storage["encryption_keys"] = (

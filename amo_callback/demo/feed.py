@@ -130,7 +130,7 @@ def _unconfirmed(fields: Mapping[str, object]) -> str:
 
 _SEEN: Mapping[str, str] = {
     TokenState.VALID: "Introspection accepts the token",
-    TokenState.REJECTED: "Introspection rejects the token, possibly not because the integration was disabled",
+    TokenState.REJECTED: "Introspection rejects the token, which does not prove that the integration was disabled",
     TokenState.UNKNOWN: "amoCRM does not respond",
 }
 _WHY = {
@@ -142,7 +142,7 @@ _WHY = {
 }
 _REASONS = {
     "revoked": "amoCRM rejects the refresh token",
-    "refused": "amoCRM has refused the connection for a day and rejects its refresh token",
+    "refused": "amoCRM has refused to refresh the connection for at least a day, and rejects its refresh token",
     "in_doubt": "a response was lost, and amoCRM says that the refresh token is spent",
     "expired": "the refresh token was not used for three months",
 }

@@ -45,7 +45,7 @@ SCENARIOS = (
     Scenario(
         name="cut",
         title="Lose a request",
-        expect="The connection closes before amoCRM examines the request. The service introspects the refresh token, "
+        expect="The request is lost before amoCRM examines it. The service introspects the refresh token, "
         "which is valid, and refreshes again. During this time, it hands out the valid access token.",
     ),
     Scenario(
@@ -63,8 +63,8 @@ SCENARIOS = (
     Scenario(
         name="revoke",
         title="Revoke access",
-        expect="The integration is disabled, and amoCRM calls the hook. The service introspects the tokens, which are "
-        "rejected, and erases them. To continue, connect again on the phone.",
+        expect="The integration is disabled, and amoCRM calls the disable hook. The service introspects the tokens, "
+        "which are rejected, and erases them. To continue, connect again on the phone.",
     ),
     Scenario(
         name="away",
@@ -136,7 +136,7 @@ class Scenarios:
         if faults.persistent is not None:
             self._feed.add(
                 YOU,
-                "amoCRM is unreachable: make it reachable before you lose a request or response.",
+                "amoCRM is unreachable: make it reachable, then run this scenario again.",
                 domain=account.host,
             )
             return

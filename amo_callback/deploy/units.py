@@ -88,7 +88,7 @@ def check_places(installation: Installation) -> None:
     """Raise `ConfigurationError` if the unit would hide the program from the service."""
     python = installation.interpreter
     problems = [
-        f"{path} is hidden from the service ({hidden}): create the virtual environment under /opt with /usr/bin/python3"
+        f"{path} is in {hidden}, which the unit hides: create the virtual environment under /opt with /usr/bin/python3"
         for path in dict.fromkeys((python.venv, python.executable))
         if (hidden := _hidden(path))
     ]
@@ -98,7 +98,7 @@ def check_places(installation: Installation) -> None:
             "create a virtual environment under /opt with /usr/bin/python3"
         )
     if hidden := _hidden(installation.config):
-        problems.append(f"{installation.config} is hidden from the service ({hidden}): move it to {CONFIG.parent}")
+        problems.append(f"{installation.config} is in {hidden}, which the unit hides: move it to {CONFIG.parent}")
     if problems:
         raise ConfigurationError(*problems)
 

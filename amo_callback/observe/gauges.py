@@ -85,8 +85,8 @@ def _connections(stats: StoreStats) -> Iterator[GaugeMetricFamily]:
     )
     yield _at(
         "refresh_token_next_expiry_timestamp_seconds",
-        "The earliest expiry of a refresh token among active connections. A connection without a refresh token counts "
-        "with its access token.",
+        "The earliest expiry of a refresh token among active connections. For a connection without a refresh token, "
+        "the expiry of its access token is used.",
         stats.next_deadline,
     )
 

@@ -176,7 +176,7 @@ def _as_json(_logger: object, _method: str, line: Mapping[str, Any]) -> str:
 
 
 def _describe_loss(render: Processor, prefix: str, lines: int) -> str:
-    text = "the log was not read or could not be written"
+    text = "the process that reads the log was too slow, or the log could not be written"
     line = {"event": "log.lines_lost", "level": "warning", "lines": lines, "text": text}
     return f"{prefix}{render(None, 'warning', _add_context(None, 'warning', line))!s}\n"
 

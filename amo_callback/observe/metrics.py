@@ -227,7 +227,7 @@ class _LostLines:
         self._count = count
 
     def collect(self) -> Iterator[Metric]:
-        text = "Log lines lost because the log was not read or could not be written."
+        text = "Log lines lost because the process that reads the log was too slow, or the log could not be written."
         yield CounterMetricFamily("amo_callback_log_lines_lost", text, value=self._count())
 
 

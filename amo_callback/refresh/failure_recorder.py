@@ -168,8 +168,8 @@ _SPENT_BY = {
     "another system used the token, an older backup was restored, or access was revoked",
     Reason.EXPIRED: "not spent: the token expired after three months without use",
     Reason.IN_DOUBT: "possibly a refresh attempt of this service with an unknown outcome: see the earlier events",
-    Reason.REFUSED: "unknown: AMO refused the connection without a hint for at least a day, and introspection rejected "
-    "its token",
+    Reason.REFUSED: "unknown: for at least a day, AMO refused refreshes and gave no reason, and introspection rejected "
+    "the token",
     Reason.UNREADABLE: "not spent: no encryption key decrypts the pair, or the account or user in the row does not "
     "match the connection's id",
 }

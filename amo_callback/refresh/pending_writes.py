@@ -3,8 +3,8 @@
 Obtaining a pair spends the previous refresh token, so if the pair were lost, the user would have to connect again. The
 pair is kept in memory, for access-token hand-out, and in a rescue file. The write is retried until it commits or the
 store contains a newer pair; after that, the file is removed. After a restart, the process loads the rescue files and
-resumes the writes. If the store does not contain the connection, or contains only an older pair of it, the file is kept
-and `pair.orphaned` is logged.
+resumes the writes. If the store does not contain the connection, or only an older pair of it, the file is kept and
+`pair.orphaned` is logged.
 
 While a write is pending, this process does not refresh the connection, because the stored refresh token is already
 spent.
@@ -273,7 +273,7 @@ class PendingWrites:
                 "pair.orphaned",
                 pending.pending_pair,
                 Level.ERROR,
-                text="the database does not contain the connection, or contains only an older pair of it: "
+                text="the database does not contain the connection, or contains only an older token pair for it: "
                 "check storage.url",
             )
         return None

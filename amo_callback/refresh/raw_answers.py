@@ -103,7 +103,7 @@ class RawAnswers:
         else:
             event, fields["text"] = (
                 "raw_answer.kept",
-                "the response may contain a token pair: run `amo-callback connections import --raw FILE`",
+                "AMO's response may contain a token pair: run `amo-callback connections import --raw FILE`",
             )
             self.count += 1
         connection_id = None if refreshed is None else refreshed[0]

@@ -319,7 +319,7 @@ def _check_schema(source: _Source, target: sqlite3.Connection, tables: Mapping[s
         rows_of = source.database.execute(f"PRAGMA table_xinfo({table})") if table in real else []
         plain = {row[1] for row in rows_of if row[6] == 0}
         if missing := [column for column in columns if column not in plain]:
-            raise BackupFailed(f"{source.path} is not an amo-callback database: {table}.{missing[0]} is missing")
+            raise BackupFailed(f"{source.path} is not an amo-callback database: no column {table}.{missing[0]}")
     ours = {name for (name,) in target.execute("SELECT name FROM sqlite_master")}
     return sum(not str(name).startswith("sqlite_") and name not in ours for _, name, _ in found)
 
@@ -373,7 +373,7 @@ def _check_meta(target: sqlite3.Connection, path: Path) -> None:
                 f"{path} contains a row in the table meta that the service could not read: use another backup"
             ) from None
     if "serial" not in found:
-        raise BackupFailed(f"{path} is not an amo-callback database: the counter is missing from the table meta")
+        raise BackupFailed(f"{path} is not an amo-callback database: the row serial is missing from the table meta")
 
 
 def _check_made(made: Path) -> None:
@@ -392,7 +392,7 @@ _WORDS = {
     sqlite3.SQLITE_AUTH: "is not an amo-callback database",
     sqlite3.SQLITE_CORRUPT: "is damaged: use another backup",
     sqlite3.SQLITE_TOOBIG: "contains a value longer than amo-callback could store: use another backup",
-    sqlite3.SQLITE_INTERRUPT: "takes more work to read than any amo-callback database of its size: use another backup",
+    sqlite3.SQLITE_INTERRUPT: "takes too many SQLite instructions to read: use another backup",
     sqlite3.SQLITE_CONSTRAINT: "contains a row that the service could not read: use another backup",
     None: "contains text that the service could not read: use another backup",  # not UTF-8
 }

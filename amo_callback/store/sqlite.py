@@ -253,4 +253,4 @@ def _run_sync(work: Awaitable[T]) -> T:
         result: T = ended.value
         return result
     running.close()
-    raise RuntimeError("the work of a transaction must not await anything but the transaction")
+    raise RuntimeError("the coroutine of a transaction must await only calls of the transaction")

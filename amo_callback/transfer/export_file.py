@@ -246,7 +246,7 @@ def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[
     try:
         sealed_with = _HEADER.validate_json(first_line).sealed_with
     except ValidationError as error:
-        raise CommandFailed(f"line 1: this version cannot read the header of the export ({describe(error)})") from None
+        raise CommandFailed(f"line 1: this amo-callback version cannot read the header ({describe(error)})") from None
     if cost := sealed_with.passphrase:
         try:
             return cost.cipher(passphrase())
@@ -255,7 +255,7 @@ def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[
     if sealed_with.key not in {_hint(key) for key in keys}:
         raise CommandFailed(
             f"the file's encryption key (fingerprint {sealed_with.key}) is not in storage.encryption_keys: add the "
-            "key, or export again"
+            "key, or export again with this host's key (--to-key-file) or a passphrase"
         )
     return Cipher(keys)
 

@@ -120,9 +120,9 @@ def _plan_one(
     elif replace:
         plan.replaced.append((record, stored))
     else:
-        why = "is already stored with different tokens: use --replace to replace them"
+        why = 'is already stored with different tokens: use --replace (API: "replace": true) to replace them'
         if stored.status is Status.DISCONNECTED:
-            why = "was disconnected: use --replace to connect it again"
+            why = 'was disconnected: use --replace (API: "replace": true) to connect it again'
         plan.problems.append(RecordError(place=parsed.place, why=f"{stored.id} {why}"))
 
 

@@ -139,7 +139,7 @@ class JsonReader:
             answer = open_raw(name, sealed, cipher)
         except DecryptionFailed:
             raise CommandFailed(
-                f"no configured encryption key decrypts {name}: restore the file's original name, or the removed key"
+                f"no configured encryption key decrypts {name}: if the file was renamed or its key removed, undo that"
             ) from None
         refreshed, stored = refreshed_by(name), None
         if refreshed is not None:
@@ -239,7 +239,7 @@ def _given_expiry(entry: _ImportEntry, now: datetime) -> datetime | None:
         return None
     if expires_at is None or expires_at > now + _MAX_AHEAD:
         raise _Refused(
-            "expires_at or expires_in is neither a plausible number of seconds nor an RFC 3339 time with a time zone"
+            "expires_at or expires_in is invalid or over ten years ahead: use seconds, or RFC 3339 with a time zone"
         )
     return expires_at
 

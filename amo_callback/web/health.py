@@ -126,7 +126,7 @@ def _credentials(lifecycle: TokenLifecycle) -> Check:
         )
     good, stats = "accepted" if lifecycle.credentials.proven else NOT_PROVEN, lifecycle.stats_poller.last
     if stats is not None and stats.mismatched:
-        good += f"; connections granted to another client_id: {stats.mismatched} (their users must connect again)"
+        good += f"; connections with tokens of another client_id: {stats.mismatched} (their users must connect again)"
     return Check(name="amo_credentials", problem=problem, good=good, summary="AMO rejects the client credentials")
 
 

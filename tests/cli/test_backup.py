@@ -300,11 +300,11 @@ REFUSED: dict[str, dict[str, Craft]] = {
             "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
         )
     },
-    "the counter is missing": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
+    "the row serial is missing": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
     "a value longer than amo-callback could store": {
         "a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))"),
     },
-    "takes more work to read": {
+    "takes too many SQLite instructions to read": {
         "rows of little but defaults": with_table(
             "owners",
             "CREATE TABLE owners (owner)",

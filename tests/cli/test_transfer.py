@@ -194,7 +194,7 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
     result = {
         "cannot write there.export: File exists": ["there.export", "--passphrase-file", "passphrase"],
         "the passphrase must have at least 12 characters": ["x.export", "--passphrase-file", "short"],
-        "junk does not contain an encryption key: use a key from `amo-callback keygen`": [
+        "junk does not begin with an encryption key: use one of the other host's encryption keys": [
             "x.export",
             "--to-key-file",
             "junk",

@@ -79,7 +79,7 @@ async def test_scenario_away_hands_out_valid_token(show: Walkthrough) -> None:
     one = await show.connect()
     assert await show.attempt("away") == 204
     assert await show.attempt("lost", one.id) == 204
-    assert show.said("you")[-1] == "amoCRM is unreachable: make it reachable before you lose a request or response."
+    assert show.said("you")[-1] == "amoCRM is unreachable: make it reachable, then run this scenario again."
     await show.attempt("refresh", one.id)
     assert show.said("you")[-1].startswith("The response: 503, amo_unavailable")
     lifetime = await show.until(lambda lifetime: lifetime.away)

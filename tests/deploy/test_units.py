@@ -100,7 +100,7 @@ def test_check_places_hidden_path_is_refused_with_remedy(folder: str, part: str)
     python = dataclasses.replace(PYTHON, venv=path) if part == "venv" else dataclasses.replace(PYTHON, executable=path)
     with pytest.raises(ConfigurationError, match="under /opt with /usr/bin/python3") as refused:
         units.check_places(dataclasses.replace(HERE, interpreter=python))
-    assert refused.value.problems[0].startswith(f"{path} is hidden from the service")
+    assert refused.value.problems[0].startswith(f"{path} is in ")
 
 
 def test_check_places_refuses_every_inaccessible_path() -> None:

@@ -67,7 +67,7 @@ async def test_check_without_service_reports_findings(tmp_path: Path, encryption
         status, out, err = await command("check", folder=tmp_path, environ=stage.environ())
         assert (status, err) == (0, "")
         assert "warn  store            the database " in out
-        assert "> start it with `amo-callback serve`" in out
+        assert "> run `amo-callback serve`" in out
         assert out.splitlines()[-1].endswith("0 fail")
         stage.settings["SERVER__BASE_PATH"] = "/elsewhere"
         status, result = await _checked(stage)

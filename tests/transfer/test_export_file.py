@@ -163,7 +163,7 @@ BAD_COSTS: list[dict[str, Any]] = [
 )
 def test_export_hostile_header_is_refused_before_passphrase(header: bytes) -> None:
     """Excessive scrypt costs, unknown versions and fields are refused before a passphrase is asked for."""
-    with pytest.raises(CommandFailed, match="this version cannot read the header of the export") as raised:
+    with pytest.raises(CommandFailed, match="this amo-callback version cannot read the header") as raised:
         cipher_for(header, keys=[KEY], passphrase=_never)
     assert len(str(raised.value)) < 500
 

@@ -188,7 +188,7 @@ async def test_import_replaces_other_tokens_only_if_requested(store: Store, ciph
     before = await _stored(store, a_record())
     other = a_record(refresh_token="other", issued_at=START + timedelta(seconds=1))
     plan = await _plan(store, cipher, a_record(2), other)
-    why = f"{other.id} is already stored with different tokens: use --replace to replace them"
+    why = f'{other.id} is already stored with different tokens: use --replace (API: "replace": true) to replace them'
     assert plan.problems == [RecordError(place="line 2", why=why)]
     await _import(store, cipher, a_record(2), other, rules=REPLACE)
     after = await _stored(store, other)
@@ -210,7 +210,7 @@ async def test_import_reconnects_disconnected_connection_only_if_requested(store
     await _import(store, cipher, a_record())
     await store.disconnect(await _stored(store, a_record()), on_request=True)
     [problem] = (await _plan(store, cipher, a_record())).problems
-    assert problem.why == f"{a_record().id} was disconnected: use --replace to connect it again"
+    assert problem.why == f'{a_record().id} was disconnected: use --replace (API: "replace": true) to connect it again'
     await _import(store, cipher, a_record(), rules=REPLACE)
     assert (await _stored(store, a_record())).status is Status.ACTIVE
 

@@ -108,7 +108,7 @@ BLOCKED = (
     "(next probe: 2026-11-23T12:15:00Z): ask AMO's support to unblock this server's IP address"
 )
 ALL_ROUNDS = "every refresh round has failed for 15 s: see refresher.failed in the log"
-OTHER_CLIENT = "accepted; connections granted to another client_id: 3 (their users must connect again)"
+OTHER_CLIENT = "accepted; connections with tokens of another client_id: 3 (their users must connect again)"
 HOLD = "{} of 3 active connections have a valid access token"
 NOT_POLLED, OUTDATED = "the database has not been polled yet", "the database was last polled 31 s ago"
 AHEAD, BEHIND = (

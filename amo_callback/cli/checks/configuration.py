@@ -44,7 +44,9 @@ def check_secrets(config: Path | None, environ: Mapping[str, str]) -> Iterator[F
         for file in sorted(folder.iterdir()):
             if file.name in SECRETS and file.is_file():
                 found += [*_readable(file, "it contains a secret"), *_changeable(file)]
-    yield from found or [ok("secrets", "only the owner and group of each file can read its secrets or change it")]
+    yield from found or [
+        ok("secrets", "configuration and secret files: only owner and group can read the secrets or change the files")
+    ]
 
 
 def _readable(file: Path, why: str, *, fix: str = "") -> Iterator[Finding]:

@@ -226,9 +226,9 @@ def _room(context: CommandContext) -> Finding:
             "disk", f"no file can be created in {without_names[0]}: no free inodes", fix="remove files from this disk"
         )
     if room < 4 * RESERVE:
-        return fail("disk", f"{message}; it may soon be impossible to store token pairs", fix="free disk space")
+        return fail("disk", f"{message}; it may soon be impossible to store token pairs", fix="free up disk space")
     if room < _LOW_DISK:
-        return warn("disk", message, fix="free disk space before the disk is full")
+        return warn("disk", message, fix="free up disk space before the disk is full")
     return ok("disk", message)
 
 

@@ -205,7 +205,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
         else:
             yield warn(
                 "proxy",
-                f"{message} (requested from this machine)",
+                f"{message} (request sent from this machine)",
                 fix=f"from another network, run: curl -I {address}",
             )
         return

@@ -88,7 +88,7 @@ def check_server_settings(settings: Mapping[str, str]) -> Finding:
     elif "default_transaction_read_only" in others:
         fix = "set default_transaction_read_only to off for this user and database: otherwise, nothing can be stored"
     else:
-        fix = "the service overrides these settings in its sessions; change them on the server for other clients"
+        fix = "the service's sessions override these settings; only other clients may require a change on the server"
         return note("server_settings", values, fix=fix)
     return warn("server_settings", values, fix=fix)
 
@@ -115,7 +115,7 @@ def _tls(server: ServerFacts, address: PostgresUrl) -> Finding:
         )
         return ok("server_tls", f"{server.tls}{believed}")
     if address.is_local:
-        return ok("server_tls", "no TLS; not needed on the same machine")
+        return ok("server_tls", "no TLS; not needed, because the server is on this machine")
     return warn(
         "server_tls",
         "no TLS: accounts, owners and the password exchange are sent unencrypted",

@@ -36,7 +36,7 @@ async def check_service(settings: Settings, *, wait_limit: float) -> AsyncIterat
     try:
         checks = await read_readiness(address, wait_limit=wait_limit)
     except NotRunning as error:
-        yield warn("service", str(error), fix="start it with `amo-callback serve` or `systemctl start amo-callback`")
+        yield warn("service", str(error), fix="run `amo-callback serve` or `systemctl start amo-callback`")
         return
     except CommandFailed as error:
         yield fail("service", str(error), fix="correct server.private, or stop the other program")

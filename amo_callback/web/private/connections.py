@@ -131,7 +131,7 @@ async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
     """Disconnect a connection and erase its tokens; the integration remains installed in AMO."""
     connection = await call.services.lifecycle.lookup.find_one(call.name)
     return await _shown(
-        call, await disconnect(connection.id, reason=f"requested by {call.caller}", store=call.services.store)
+        call, await disconnect(connection.id, reason=f"requested by API key {call.caller}", store=call.services.store)
     )
 
 
@@ -147,7 +147,7 @@ async def thaw_connection(call: Call[None, None]) -> ShownConnection:
 
 async def freeze_all(call: Call[None, None]) -> FreezeState:
     """Freeze all connections; `open_attempts` counts refresh attempts in progress or without a known result."""
-    await call.services.lifecycle.freeze_switch.freeze_all(why=f"requested by {call.caller}")
+    await call.services.lifecycle.freeze_switch.freeze_all(why=f"requested by API key {call.caller}")
     call.services.log.info("freeze.changed", key=call.caller, frozen=True)
     return await _freeze_state(call)
 

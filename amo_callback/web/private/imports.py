@@ -32,7 +32,7 @@ class ImportBody(Body):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    wanted: ClassVar[str] = 'the body must be {"connections": [{…}, …], "replace": false}'
+    wanted: ClassVar[str] = 'the body must be {"connections": [{…}, …]} with the optional boolean "replace"'
     max_size: ClassVar[int] = 1024 * 1024
     seconds: ClassVar[float] = 60.0
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _DISCONNECTED = "amoCRM is disconnected. To also withdraw the permission in amoCRM, remove the integration there."
 _NOT_AMOS = (403, PkceMismatch.code, "The query or its signature is invalid.")
-_NOT_TO_YOU = "The account is connected, but you are not an owner."
+_NOT_TO_YOU = "The account is connected, but you are not an owner of the connection."
 
 
 class HookQuery(BaseModel):

@@ -218,8 +218,12 @@ async def test_probe_through_untrusted_proxy_shows_proxy_as_client(run: Any, enc
             "does not forward client",
         ),
         (ObservedClient(peer=None, forwarded=False, client=None), Severity.WARN, "does not forward client"),
-        (ObservedClient(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Severity.OK, "client address 127.0.0.1"),
-        (ObservedClient(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"client address {CLIENT}"),
+        (
+            ObservedClient(peer="127.0.0.1", forwarded=True, client="127.0.0.1"),
+            Severity.OK,
+            "seen by the service: 127.0.0.1",
+        ),
+        (ObservedClient(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"seen by the service: {CLIENT}"),
     ],
     ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
 )
@@ -260,7 +264,7 @@ async def test_check_proxy_to_other_installation_fails(app: Running) -> None:
 async def test_check_proxy_unreachable_from_here_warns() -> None:
     """An unreachable address is only a warning, because many networks do not route to themselves."""
     severity, result = await _check_address("127.0.0.1:1", new_key())
-    assert (severity, result) == (Severity.WARN, "127.0.0.1:1: Connection refused (requested from this machine)")
+    assert (severity, result) == (Severity.WARN, "127.0.0.1:1: Connection refused (request sent from this machine)")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

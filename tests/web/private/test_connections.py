@@ -121,7 +121,7 @@ async def test_freeze_all_spends_nothing_until_thaw(app: Running) -> None:
     """Tokens and codes are not spent, readiness fails and says what to do, and valid tokens are handed out."""
     connection = await app.connected()
     result = (await _ask(app, "/freeze", method="POST")).json()
-    assert (result["frozen"], result["why"], result["open_attempts"]) == (True, "requested by admin", 0)
+    assert (result["frozen"], result["why"], result["open_attempts"]) == (True, "requested by API key admin", 0)
     refused = await app.private(f"/connections/{connection}/refresh", method="POST")
     assert (refused.status, refused.json()["code"], refused.headers["Retry-After"]) == (503, "frozen", "900")
     assert (await app.private(f"/connections/{connection}/token")).status == 200
@@ -232,7 +232,7 @@ async def test_delete_erases_tokens_until_reconnect(app: Running) -> None:
     stored = await app.stored(connection)
     assert stored.sealed_pair is None
     [gone, *_] = (await app.private(f"/events?connection={connection}")).json()["items"]
-    assert (gone["name"], gone["details"]["reason"]) == ("connection.disconnected", "requested by admin")
+    assert (gone["name"], gone["details"]["reason"]) == ("connection.disconnected", "requested by API key admin")
     assert app.witness.named("connection.disconnected")
     webhooks = await app.service.services.store.webhooks(limit=9)
     assert webhooks[-1].type == "connection.disconnected"

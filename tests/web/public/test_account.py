@@ -35,7 +35,11 @@ async def _connect_with_app_state(app: Running, state: str) -> str:
 def _assert_not_owner(answer: Answer) -> None:
     """Check that the account is connected, and that the caller owns nothing and learns nothing."""
     assert answer.status == 200
-    expected = {"success": True, "data": NOTHING, "message": "The account is connected, but you are not an owner."}
+    expected = {
+        "success": True,
+        "data": NOTHING,
+        "message": "The account is connected, but you are not an owner of the connection.",
+    }
     assert answer.json() == expected
 
 
@@ -238,7 +242,7 @@ async def test_exchange_code_not_owner_gets_own_status(app: Running) -> None:
     assert answer.json() == {
         "success": True,
         "data": mine,
-        "message": "The account is connected, but you are not an owner.",
+        "message": "The account is connected, but you are not an owner of the connection.",
     }
 
 
