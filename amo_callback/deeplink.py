@@ -75,7 +75,7 @@ OURS_OR_AMOS = ("amo_unavailable", "auth_failed")
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:
-    """Return the deep link after a success; without a state, its `state` is empty, because the app expects one."""
+    """Return the deep link after a success; it always has a `state` parameter, which may be empty."""
     value = b"true" if hand_back == "none" else code
     return _link(base, "success" if hand_back == "none" else "code", value, state or b"")
 

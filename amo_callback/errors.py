@@ -256,7 +256,7 @@ class UnrecognizedError(RetryableError):
 
 
 class UnauthorizedWithoutHint(RetryableError):
-    """AMO responded with 401 or 404, without a hint: the client credentials are wrong, or the account has moved."""
+    """AMO responded with 401 or 404, without a "hint": the client credentials are wrong, or the account has moved."""
 
     code = "unexplained_refusal"
 
@@ -270,7 +270,7 @@ class UnauthorizedWithoutHint(RetryableError):
 
 
 class NotYet(RetryableError):
-    """A refresh is in progress, or the next try is not due yet."""
+    """A refresh is in progress, or the next attempt is not due yet."""
 
     code = "busy"
     retry_after: float

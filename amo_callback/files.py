@@ -75,7 +75,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o600, replace: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file that is written completely or not at all, even if the power fails, with the permissions `mode`.
+    """Open a file with the permissions `mode` that is written completely or not at all, even after a power failure.
 
     Raises `OSError`. Unless `replace` is true, raises `FileExistsError` if the file exists, even if it was created
     during the write.

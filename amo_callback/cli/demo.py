@@ -48,7 +48,7 @@ The demo has ended, and all its files are deleted. Next steps:
     "--port", type=click.IntRange(1, 65533), help="The first of three consecutive ports. Default: free ports."
 )
 def demo(*, token_life: int, port: int | None) -> int:
-    """Try the OAuth flow on this machine until Ctrl-C, with a stand-in for amoCRM; no configuration is required."""
+    """Run the OAuth flow on this machine with a stand-in for amoCRM, until Ctrl-C; no configuration is required."""
     return run_loop(_demo(choose_addresses(port), token_life=token_life))
 
 

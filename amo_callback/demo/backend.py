@@ -111,7 +111,7 @@ class Snapshot:
     """The number of refresh tokens that AMO has issued."""
     spent: int = 0
     again: int = 0
-    """How often a spent credential was presented again; expected only after a lost response."""
+    """The number of spent credentials that were presented again; expected only after a lost response."""
 
 
 class Poller:

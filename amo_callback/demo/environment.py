@@ -41,7 +41,7 @@ _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3
 """The number of ports to choose: for the panel, the stand-in for AMO, and the proxy."""
 _NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
-"""Headers that the proxy does not forward: those of one connection (RFC 9110, section 7.6.1), and `Content-Length`."""
+"""Headers that the proxy does not forward: hop-by-hop headers (RFC 9110, section 7.6.1), and Content-Length."""
 _POLICY = "Content-Security-Policy"
 _AWAY = "The service does not respond: reload the page in a few seconds.\n"
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
@@ -116,8 +116,8 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
 class Proxy:
     """A reverse proxy in front of the public API.
 
-    It allows the panel to show the service's pages in the phone's frame. The service itself forbids framing
-    (`frame-ancestors 'none'`), and a proxy in production must not allow it.
+    It allows the panel to show the service's pages in the frame of a simulated phone. The service itself forbids
+    framing (`frame-ancestors 'none'`), and a proxy in production must not allow it.
     """
 
     def __init__(self, http: aiohttp.ClientSession, *, panel: str) -> None:

@@ -131,7 +131,7 @@ class Scenarios:
         self._feed.add(YOU, text, domain=account.host)
 
     async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        """Refresh the connection, and lose the request or its response; remove the fault if no request was sent."""
+        """Refresh the connection while `fault` drops a request or response; remove the fault if no request was sent."""
         faults = self._sandbox.faults
         if faults.persistent is not None:
             self._feed.add(

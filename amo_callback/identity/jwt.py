@@ -24,7 +24,7 @@ LEEWAY = 60.0
 MIN_SECRET = 32
 """The minimum size of an HS256 secret in bytes (https://www.rfc-editor.org/rfc/rfc7518#section-3.2)."""
 _LAST_SECOND = 253402300799
-"""The last second of the year 9999, as a Unix time; a later `exp` is assumed to be in milliseconds by mistake."""
+"""The last second of the year 9999, as a Unix time; a later `exp` is taken as milliseconds."""
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){2}")
 _UNSUPPORTED_HEADERS = frozenset({"b64", "crit", "enc", "zip"})
 """Unsupported header parameters, which change the meaning of a token."""

@@ -112,7 +112,7 @@ class GrantService:
         return await self._core.store.connection(result.connection_id) if result.connection_id else None
 
     async def drain(self) -> None:
-        """Stop starting exchanges, and wait until those of claimed grants are finished and stored."""
+        """Start no more exchanges, and wait until the results of all claimed grants are stored."""
         self._core.stop.set()
         for code_hash, task in self._exchanges:
             if code_hash not in self._claimed:

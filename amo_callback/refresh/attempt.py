@@ -122,7 +122,9 @@ class RefreshAttempts:
         try:
             row = await self._core.store.claim(claim, events=_takeover_events(connection))
         except StoreUnavailable:
-            with suppress(StoreUnavailable):  # the claim may have been committed; its token is not presented
+            with suppress(
+                StoreUnavailable
+            ):  # release the claim, which may have been committed, because its token is not presented
                 await self._core.store.release(connection_id=claim.connection_id, attempt=claim.attempt)
             raise
         if row is None:

@@ -173,7 +173,7 @@ _SPENT_BY = {
     Reason.UNREADABLE: "not spent: no encryption key decrypts the pair, or the account or user in the row does not "
     "match the connection's id",
 }
-"""For each reason of a terminal failure, the possible causes of a spent token, as shown to the operator."""
+"""For each reason for a terminal failure, the possible causes of a spent token, as shown to the operator."""
 
 
 def _event(claimed: Connection, failure: RefreshFailure, error: AmoCallbackError, made: Mapping[str, object]) -> Event:

@@ -50,7 +50,7 @@ class StatsPoller:
         return self._problem
 
     async def run(self) -> None:
-        """Poll until shutdown; the caller must make the first poll."""
+        """Poll until shutdown; `poll` must have been called once before."""
         try:
             while not self._core.stop.is_set():
                 await sleep_until_woken(self._core.stop, seconds=_EVERY, clock=self._core.clock)

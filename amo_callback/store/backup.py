@@ -94,7 +94,7 @@ def back_up_before_migration(database: Path, *, version: int, now: datetime) -> 
     target = database.with_name(f"{database.name}.schema-{version}")
     with (
         open_snapshot(database) as snapshot,
-        explained(f"{database} is not upgraded, because {target.name} cannot be written"),
+        explained(f"{database} is not upgraded, because its backup {target.name} cannot be written"),
     ):
         for leftover in target.parent.glob(f".{target.name}.*{UNFINISHED}"):
             shutil.rmtree(leftover)

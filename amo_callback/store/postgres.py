@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SLOW = 600.0
-"""The timeout, in seconds, of a statement noted as `slow`. It reads a whole table and runs rarely."""
+"""The timeout, in seconds, of a statement marked `slow`, which reads a whole table and runs rarely."""
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """Errors for text that the database cannot store, such as a NUL character. Reads with such text return no rows."""
 _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError, asyncpg.UniqueViolationError)
@@ -150,7 +150,7 @@ class PostgresStore(Store):
         return await run_to_completion(self._try(work, lasts=False))
 
     async def data_version(self) -> int:
-        """Receive the pending notifications of other instances, which report all changes; always return 0."""
+        """Receive pending notifications from other instances; always return 0, because they report all changes."""
         try:
             await self._listener.ping()
         except ERRORS as error:

@@ -58,7 +58,7 @@ _STEPS = 1000
 _STEPS_A_PAGE = 1_000_000
 """The maximum number of instructions per read; an ordinary page of rows takes about 30,000."""
 _STEPS_A_BYTE = 16
-"""The number of additional instructions per byte of the file that the check of a table may execute.
+"""The number of additional instructions, per byte of the file, that the check of a table may execute.
 
 The smallest rows take about five instructions per byte.
 """
@@ -105,7 +105,7 @@ class Rebuilt:
 def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given]:
     """Open a file to restore, without blocking on a named pipe.
 
-    Raises `BackupFailed` if the file cannot be opened, has a rollback journal, is too large, or is no SQLite database.
+    Raises `BackupFailed` if the file cannot be opened, has a rollback journal, is too large, or is not SQLite's.
     """
     with ExitStack() as stack:
         with explained(str(path)):

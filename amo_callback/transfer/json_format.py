@@ -220,7 +220,7 @@ def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime
     given = _given_expiry(entry, now)
     if given is None and claims.expires_at is None:
         raise _Refused("expires_in or expires_at is required, because the access token has no exp claim")
-    # If the two times differ, the earlier one is safe.
+    # If the entry and the token name different times, the earlier one is safe: no expired token is handed out.
     expires_at = min(time for time in (given, claims.expires_at) if time is not None)
     if expires_at > now + _MAX_AHEAD:
         raise _Refused("access_token: the exp claim is more than ten years in the future")

@@ -105,7 +105,7 @@ class HttpListener:
         return len(self._acceptor.connections)
 
     async def open(self, address: str, inherited: Sequence[socket.socket] = ()) -> None:
-        """Listen; raises `CommandFailed` if the address is in use, and `ConfigurationError` after another error."""
+        """Listen; raises `CommandFailed` if the address is in use, and `ConfigurationError` if it cannot be used."""
         self._is_ours = not inherited
         self._sockets = inherited or [_listen(address, self._name, mode=self._socket_mode)]
         self.address = _address(self._sockets[0])
@@ -145,9 +145,8 @@ def _listen(address: str, name: str, *, mode: int) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         is_in_use = error.errno == errno.EADDRINUSE and not Path(address.removeprefix(UNIX)).is_file()
-        failed = (
-            CommandFailed if is_in_use else ConfigurationError
-        )  # a later start succeeds if the other process has ended
+        # systemd restarts the service after `CommandFailed`, and by then the other process may have exited.
+        failed = CommandFailed if is_in_use else ConfigurationError
         raise failed(f"server.{name}: cannot listen on {address}: {error.strerror or error}") from None
 
 

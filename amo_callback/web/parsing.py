@@ -71,7 +71,7 @@ class Body(BaseModel):
 
 
 def paginate(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | None]:
-    """Return the first `limit` items, and the last of these items (`None` if `found` contains no more items)."""
+    """Return the first `limit` items, and the last of them if `found` contains more items, otherwise `None`."""
     return found[:limit], found[limit - 1] if len(found) > limit else None
 
 

@@ -519,7 +519,9 @@ async def test_upgrade_full_disk_fails_and_changes_nothing(database: Path) -> No
     _make_old(database)
     with _files_limited_to(40_000), pytest.raises(BackupFailed) as raised:
         await _upgrade(database)
-    assert str(raised.value).startswith(f"{database} is not upgraded, because {NAME}.schema-1 cannot be written: ")
+    assert str(raised.value).startswith(
+        f"{database} is not upgraded, because its backup {NAME}.schema-1 cannot be written: "
+    )
     assert [file.name for file in database.parent.iterdir()] == [NAME]
     assert _version(database) == 1
     assert await _upgrade(database) == ["1"]

@@ -130,8 +130,8 @@ def _clock(server: ServerFacts, at: datetime) -> Finding:
     return warn(
         "server_clock",
         f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's clock",
-        fix="synchronize both clocks by NTP: stored times are those of the server's clock, and JWTs are checked with "
-        "this machine's clock",
+        fix="synchronize both clocks by NTP: stored times come from the database server's clock, and JWTs are checked "
+        "against this machine's clock",
     )
 
 

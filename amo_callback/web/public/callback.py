@@ -122,11 +122,11 @@ class PageQuery(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     again: Literal["1"] | None = None
-    """`1` to retry the exchange first after a temporary failure."""
+    """`1` to retry the exchange before the page is shown, if it failed temporarily."""
 
 
 async def return_page(call: Call[None, None]) -> web.Response:
-    """Show a return handle's result, any number of times; `?again=1` first retries a temporarily failed exchange."""
+    """Show the result of a return handle; `?again=1` first retries the exchange if it failed temporarily."""
     retry = call.request.query.getall("again", []) == ["1"]
     if retry and is_prefetch(call.request):
         return web.Response(status=204)
