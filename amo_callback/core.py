@@ -37,7 +37,7 @@ class Core:
 
 
 async def record_event(event: Event, core: Core) -> None:
-    """Store an event in a write of its own; if the store is unavailable, only pass it to the observer."""
+    """Store an event in a write of its own; if the store is unavailable, pass the event only to the observer."""
     try:
         await core.store.record(event)
     except StoreUnavailable:

@@ -71,7 +71,7 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
 )
 """All `error` values of the deep link."""
 OURS_OR_AMOS = ("amo_unavailable", "auth_failed")
-"""Errors that this service or AMO may have caused, rather than the user or the sender of the link."""
+"""Errors whose cause may be this service or AMO, instead of the user or the sender of the callback's link."""
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:

@@ -1,7 +1,7 @@
 """The errors of the service, grouped by the party that must act.
 
 A class's docstring is the message for operators; its attributes define the error in both APIs, on the pages and in the
-deep link. `deeplink` defines what the app should do about an `error` in the deep link. No message or attribute contains
+deep link. `deeplink` defines the app's recommended action for each deep-link error. No message or attribute contains
 a token, code, state, key or secret, except `UnknownOutcome.body`.
 
 If a refresh request raises `UnknownOutcome`, it is unknown whether the request has spent the refresh token. If a
@@ -34,7 +34,7 @@ class AmoCallbackError(Exception):
     """The `code` in the private API."""
     http_status: int = 500
     action: str = "internal error, logged as `http.bug`: try again later"
-    """What the caller should do."""
+    """The recommended action of the caller."""
     retry_after: float | None = 5.0
     """The seconds until a retry, if `http_status` is 502 or 503; `None` means `refresh.retry_cap`."""
     members: Mapping[str, object] = MappingProxyType({})
@@ -171,7 +171,7 @@ class RefreshRefused(UserError):
     code = "refused"
 
 
-# --- it may work later ---------------------------------------------------------------------------
+# --- the request may succeed later ---------------------------------------------------------------
 
 
 class RetryableError(AmoCallbackError):

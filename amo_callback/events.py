@@ -65,7 +65,7 @@ def failure_event(name: str, error: Exception, *, details: bool = True) -> Event
 
 
 def report_bug(name: str, task: asyncio.Task[Any], observer: Observer, *, connection_id: str | None = None) -> None:
-    """Report a task's exception unless it is an `AmoCallbackError`; the task may have no callers left."""
+    """Report the exception of a task, which may have no callers left, unless the exception is an `AmoCallbackError`."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, AmoCallbackError):
         observer(Event(name=name, level=Level.ERROR, connection_id=connection_id, error=error))
@@ -147,14 +147,14 @@ class QueuedWebhook:
     last_error: str | None = None
     """The reason why the last delivery failed: a short code, or the receiver's HTTP status."""
     dead_lettered_at: datetime | None = None
-    """When the webhook was dead-lettered; it is kept and can be retried."""
+    """The time at which the webhook was dead-lettered; the webhook is kept and can be retried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedDelivery:
     id: str
     lease: str
-    """The lease of the delivery; nothing changes if the webhook now has another lease."""
+    """The lease of the delivery; the failure is not recorded if the webhook now has another lease."""
     error: str
     next_try_at: datetime | None
     """The time of the next delivery; `None` if the webhook is dead-lettered."""

@@ -3,11 +3,11 @@
 A record is replaced only if it is unchanged since it was read. No progress is stored: records that the newest key
 decrypts need no work, so an interrupted rotation can be started again.
 
-The canary is re-encrypted last, and only after all other records. Until then, a process that has only the newest key
-does not start. Afterwards, a process that has only older keys does not start.
+The canary, which each process decrypts at startup, is re-encrypted last, and only after all other records. Until then,
+a process that has only the newest key does not start. Afterwards, a process that has only older keys does not start.
 
 Rescue files with pairs are counted but not re-encrypted, because the process that holds the same pair in memory removes
-the file once the pair is stored. A file that is rewritten at that moment would remain. Raw answers (AMO responses in
+the file once the pair is stored. A file rewritten after its removal would remain. Raw answers (AMO responses in
 which no pair was found) are re-encrypted.
 """
 

@@ -106,9 +106,9 @@ class Connection:
     possibly_spent_token: str | None = None
     """The fingerprint of a refresh token that an attempt with an unknown outcome may have spent."""
     recheck_at: datetime | None = None
-    """When the connection's tokens are introspected next."""
+    """The time of the next introspection of the connection's tokens."""
     disabled_hook_at: datetime | None = None
-    """When AMO's hook last reported the integration as disabled in the account."""
+    """The time at which AMO's hook last reported the integration as disabled in the account."""
     rechecked_at: datetime | None = None
     recheck_pause: timedelta | None = None
     """The minimum time between the last introspection and one caused by a further hook."""
@@ -117,9 +117,9 @@ class Connection:
     refused_since: datetime | None = None
     """The time of the first refusal that `refusals` counts."""
     refusals: int = 0
-    """The number of refusals without a hint for which introspection also rejected the token; 0 once AMO accepts it."""
+    """Refusals without a "hint" field for which introspection also rejected the token; 0 once AMO accepts the token."""
     suspended_reason: Reason | None = None
-    """The reason of a terminal failure that is suspended because of a mass failure."""
+    """The reason for a terminal failure that is suspended because of a mass failure."""
     suspended_token: str | None = None
     """The fingerprint of the refresh token whose failure is suspended."""
     connected_no: int = field(default=0, compare=False)
@@ -152,7 +152,7 @@ class Claim:
     attempt: str
     owner: str
     lease: timedelta
-    """How long other processes wait for the attempt, counted from the commit."""
+    """The length of the lease, for which other processes wait for the attempt; it is counted from the commit."""
     fingerprint: str
 
 
@@ -205,14 +205,14 @@ class RefreshFailure:
     reason: Reason | None = None
     last_error: str
     in_doubt_for: timedelta | None = None
-    """How long the attempt stays current if its outcome is unknown."""
+    """The time for which the attempt stays current if its outcome is unknown."""
     next_refresh_at: datetime | None
     needs_reauth_since: datetime | None = None
     recheck_at: datetime | None = None
     refused_at: datetime | None = None
-    """The current time, if AMO refuses without a hint and introspection rejects the token; otherwise `None`."""
+    """The current time, if AMO refuses without a "hint" field and introspection rejects the token; otherwise `None`."""
     suspended_reason: Reason | None = None
-    """The reason of a suspended terminal failure."""
+    """The reason for a suspended terminal failure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -296,8 +296,8 @@ def connection_id(account: Account, domain: str) -> str:
 def has_own_id(connection: Connection) -> bool:
     """Return whether a connection's id is derived from its account and user.
 
-    If AMO did not name the account, the id was derived from the account's host, which may have changed since. This
-    cannot be checked, so the function returns true.
+    If AMO did not name the account, the id was derived from the account's host, which may have changed since. Such an
+    id cannot be checked, so the function returns true.
     """
     account = Account(account_id=connection.account_id, user_id=connection.user_id)
     return not connection.account_id or connection.id == connection_id(account, connection.domain)

@@ -47,7 +47,7 @@ GOOD_FOR = 1.0
 LATE = 0.5
 """The number of intervals by which a slot request can be late without delaying the next slot; a request takes time."""
 _TICK = 0.01
-"""Seconds by which a single instance can be late without delaying the next slot; only its timers cause delays."""
+"""Seconds by which the only instance's request can be late without delaying the next slot; only timers make it late."""
 LONGEST_PAUSE = 600.0
 """The longest pause in seconds; if a stored pause is longer, the clock has been moved back since."""
 

@@ -19,9 +19,9 @@ TRIES_LEFT = 3
 """The number of retries that must still fit before the access token expires."""
 
 CLOCK_TOLERANCE = timedelta(seconds=60)
-"""How far in the future a stored time may be, since it may be from another clock or from before a clock adjustment."""
+"""The maximum time by which a stored time may be in the future, because clocks differ and may be adjusted."""
 TURN = timedelta(seconds=30)
-"""How long due connections stay assigned to one of several instances."""
+"""The time for which due connections stay assigned to one of several instances."""
 
 FRESH_FRACTION = 1 / 20
 """The fraction of its lifetime for which a new pair is fresh, regardless of the requested time to live."""
@@ -69,8 +69,8 @@ def retry_at(
 def retry_after(value: str | None, *, date: str | None, now: datetime) -> float | None:
     """Return the seconds in a `Retry-After` header; `None` if it is missing or malformed.
 
-    The header contains seconds or an HTTP date. A date is compared with the response's own `Date` header, otherwise
-    with `now`, because the clocks of two hosts differ.
+    The header contains seconds or an HTTP date. A date is compared with the response's own `Date` header, because
+    the clocks of two hosts differ, or with `now` if there is no such header.
     """
     if value is not None and re.fullmatch(r"[0-9]+", value):
         return float(value)

@@ -42,7 +42,7 @@ class StoreStats:
     waiting: int
     """The number of webhooks that wait for delivery."""
     waiting_since: datetime | None
-    """When the oldest waiting webhook was stored."""
+    """The time at which the oldest waiting webhook was stored."""
     dead_lettered: int
     """The number of dead-lettered webhooks."""
 

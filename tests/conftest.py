@@ -22,17 +22,17 @@ FUZZ = 10
 _SECONDS_A_ROUND = 20
 _SECONDS_A_CASE = 6
 _SLOWEST = ("e2e", "browser", "fuzz")
-"""Folders whose tests wait for processes and browsers: at the end they would leave the other cores without work."""
+"""Folders with slow tests, which run first: at the end, one of them would leave the other workers without work."""
 
 hypothesis.settings.register_profile(
     "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)  # a slow machine is no failure
+)  # no test may fail because the machine is slow
 hypothesis.settings.load_profile("suite")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker more than there are cores: many tests wait for processes and browsers."""
-    return (os.cpu_count() or 1) + 1
+    """Return two workers more than there are cores, because many tests wait for processes and browsers."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--screenshots",
         type=Path,
         metavar="FOLDER",
-        help="where the browser tests save how the page looks in each state, language and colour scheme",
+        help="save screenshots of the pages in each state, language and color scheme to this folder",
     )
     parser.addoption(
         "--rounds",
@@ -48,10 +48,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=ROUNDS,
         metavar="N",
         help=(
-            "how often each round of the custody tests is run: a stop or a kill in the middle of refreshes, a refresh "
-            "by several processes, callers all at once (default: %(default)s, which is quick; 40 for figures). "
-            "tests/refresh/test_simulation.py splits more than 20 into parts, which --dist=load gives to processes, "
-            "each with a seed of its own that --hypothesis-seed decides"
+            "the number of rounds of the tests that stop or kill a service during refreshes, refresh by several "
+            "processes, or simulate faults (default: %(default)s, which is quick; use 40 for figures). "
+            "tests/refresh/test_simulation.py splits more than 20 rounds into parts, which --dist=load distributes to "
+            "processes; each part has its own seed, which depends on --hypothesis-seed"
         ),
     )
     parser.addoption(
@@ -59,25 +59,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=0,
         metavar="ROUNDS",
-        help="how often each fault strikes three instances in the middle of refreshes (default: some of them, once)",
+        help="the number of rounds of each fault during refreshes by three instances (default: some faults, once)",
     )
     parser.addoption(
         "--fuzz",
         type=int,
         default=FUZZ,
         metavar="N",
-        help="how many cases schemathesis tries of each operation (default: %(default)s; 1000 for a night)",
+        help="the number of cases that schemathesis generates for each operation (default: %(default)s)",
     )
     parser.addoption(
         "--engines",
         choices=("some", "both"),
         default="some",
-        help="whether only some tests of custody run on PostgreSQL, too, or all that can (default: %(default)s)",
+        help="whether some or all refresh tests also run on PostgreSQL (default: %(default)s)",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests that run in rounds time for as many as were asked for, and begin with those that take longest."""
+    """Extend the timeout of tests with rounds by their number of rounds, and run the slowest folders first."""
     items.sort(key=lambda item: -sum(f"/{folder}/" in item.nodeid for folder in _SLOWEST))
     limit = float(config.getini("timeout"))
     wait_limit = pytest.mark.timeout(limit + _SECONDS_A_ROUND * config.getoption("rounds"))
@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures that tests have recorded: a line for each test, a table for chaos."""
+    """Print the figures that tests have recorded: one line per test, and a table for test_chaos.py."""
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
     rows: list[list[str]] = []
     for report in reports:

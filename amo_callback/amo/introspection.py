@@ -88,7 +88,7 @@ def read_introspection(
 def is_hook(integration: Integration, *, account_id: str, client_id: str, signature: str) -> bool:
     """Return whether AMO signed the hook that reports the integration as disabled in an account.
 
-    The signature for an account never changes, so a signed call may be a replay. The caller must confirm it by
+    The signature for an account never changes, so a signed call may be a replay. The caller must confirm the report by
     introspection.
     """
     signed = f"{integration.client_id}|{account_id}".encode()

@@ -151,7 +151,7 @@ class RateLimiter:
         self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
         with suppress(
             StoreUnavailable
-        ):  # while the store is unreachable, an instance grants one token check per second
+        ):  # acceptable: without the store, an instance grants only one token check per second
             await self._shared.pause(seconds)
 
     async def _dispatch(self) -> None:

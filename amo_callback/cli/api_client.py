@@ -200,7 +200,7 @@ class ApiClient:
         try:
             return await self.get(path, min_ttl="0")
         except ApiError as error:
-            if error.api_code == "amo_unavailable":  # this process sends no request to AMO
+            if error.api_code == "amo_unavailable":  # misleading, because this process sends no request to AMO
                 raise CommandFailed(f"the connection has no valid access token, and {_NO_REFRESH}") from None
             raise
 
@@ -292,6 +292,6 @@ async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
 def connection_error(error: aiohttp.ClientConnectorError) -> str:
     """Return the reason for a connection failure, without aiohttp's message, which contains the address."""
     number = error.os_error.errno
-    if isinstance(error.os_error, socket.gaierror):  # `os.strerror` does not know the numbers of these errors
+    if isinstance(error.os_error, socket.gaierror):  # `os.strerror` has no messages for these errors
         return error.os_error.strerror or "the host name has no address"
     return os.strerror(number) if number else "no server is listening"

@@ -70,7 +70,7 @@ class CommandContext:
     """The database file; `None` for PostgreSQL."""
     rescue: Path
     location: str
-    """The id of the database's location, computed before root switches to the owner, who may be unable to do so."""
+    """The id of the database's location, computed before root switches to a user who may be unable to compute it."""
 
     @property
     def owned(self) -> Path:

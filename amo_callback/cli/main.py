@@ -148,7 +148,7 @@ def _open_standard_streams() -> None:
 
 
 def _open_null(mode: str) -> TextIO:
-    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123 -- stays open
+    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123 -- `os.devnull` is a string
 
 
 if __name__ == "__main__":

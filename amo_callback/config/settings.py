@@ -128,7 +128,7 @@ class App(_Section):
     @field_validator("jwt_audience", "jwt_issuer", "jwt_user_claim")
     @classmethod
     def _keys_are_there(cls, value: str | None, info: ValidationInfo) -> str | None:
-        # An invalid key is not in `info.data`, and is reported by an error of its own.
+        # An invalid setting is not in `info.data`; it counts as set, because it is reported by an error of its own.
         verified = any(info.data.get(key, "bad") is not None for key in ("jwt_secret", "jwks_url"))
         default = "sub" if info.field_name == "jwt_user_claim" else None
         if value != default and not verified:
@@ -146,7 +146,7 @@ class LimitsSection(_Section):
 
 
 class Refresh(_Section):
-    """`[refresh]`: when and how often tokens are refreshed."""
+    """`[refresh]`: the schedule of refreshes and retries, their concurrency, and the lease."""
 
     at: Annotated[float, Field(gt=0, lt=1)] = _RULES.at
     jitter: Annotated[float, Field(ge=0, lt=1)] = _RULES.jitter

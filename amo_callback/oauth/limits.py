@@ -52,7 +52,7 @@ class AttemptLimiter:
         self._window = window
 
     def reserve(self, address: str | None, *, among: Priority = Priority.ANONYMOUS) -> Reservation:
-        """Reserve an attempt for `window` seconds. `None` (no address) is unlimited.
+        """Make a reservation, which lasts for `window` seconds. `None` (no address) is unlimited.
 
         Each priority is counted separately, so that unknown callers behind a shared address do not use up the attempts
         of known users. Raises `TooManyAttempts`.
@@ -162,7 +162,7 @@ class StartLimiter:
         try:
             self._links.reserve(_ALL)
         except TooManyAttempts:
-            raise QueueFull from None  # the limit is the total of all addresses, not that of this address
+            raise QueueFull from None  # the total for all addresses is used up, not the limit of this address
 
 
 class Limits:

@@ -9,7 +9,7 @@ An AMO refresh token works only once, and the response that contains the next to
 - `attempt`: one refresh, from the claim to the stored pair; the only module that spends a refresh token.
 - `failure_recorder`, with `failure_policy`: the results of refresh attempts that yield no pair.
 - `breaker`: the circuit breaker, for faults that are not specific to one connection.
-- `credentials`: the client credentials before the first pair proves that AMO accepts them.
+- `credentials`: detection of wrong client credentials before the first pair.
 - `address_block`: AMO's block of this server's IP address.
 - `stored_hosts`: a check of stored hosts against the allow list.
 - `leases`: the remaining lease time of refresh attempts in progress.

@@ -145,7 +145,7 @@ class AddressBlock:
                 await self._core.store.begin_amo_block(claimed.id, probe_every=self._probe_every)
                 await self.watch()
             elif error.status is not None or isinstance(error, UnknownOutcome):
-                self._forget_refusals()  # a different, missing or unusable response refutes the suspicion
+                self._forget_refusals()  # a response other than 403, or no usable response, refutes the suspicion
             return
         if refused is not None:
             self._connections.add(claimed.id)

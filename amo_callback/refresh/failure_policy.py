@@ -1,4 +1,4 @@
-"""Pure functions for the consequences of a failed refresh, such as the time of the next try."""
+"""Pure functions for the consequences of a failed refresh, such as the time of the next attempt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 RECHECK_EVERY = timedelta(days=1)
-"""The interval at which a connection that needs reauthorization is introspected, since AMO may accept it again."""
+"""The interval between introspections while a connection needs reauthorization: AMO may accept its token again."""
 _REFUSED_FOR = timedelta(days=1)
 _REFUSED_ALONE_FOR = timedelta(days=3)
 _REFUSALS = 8
@@ -72,8 +72,8 @@ def recheck_delay(reason: Reason | None, rules: RefreshRules) -> timedelta:
 def _after_trial(failure: RefreshFailure, claimed: Connection, now: datetime) -> RefreshFailure:
     """Return the failure of a trial (a refresh in `needs_reauth`); the connection still needs reauthorization.
 
-    The reason becomes `in_doubt` if this service may have spent the token. Otherwise the reason changes only from
-    `refused` to the reason of a terminal failure. If the reason was not `refused`, the next recheck after a terminal
+    The reason becomes `in_doubt` if this service may have spent the token. Otherwise, only the reason `refused` is
+    replaced, by the reason for a terminal failure. If the reason was not `refused`, the next recheck after a terminal
     failure is scheduled for the refresh token's expiry.
     """
     explained = failure.reason is not None and claimed.reason is Reason.REFUSED
@@ -90,7 +90,7 @@ def _after_trial(failure: RefreshFailure, claimed: Connection, now: datetime) ->
 
 
 def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
-    """Return whether AMO has refused the connection for at least a day, and at least eight times with this refusal."""
+    """Return whether AMO has refused the connection for at least a day, and this is at least the eighth refusal."""
     since = claimed.refused_since
     return since is not None and now - since >= _REFUSED_FOR and claimed.refusals + 1 >= _REFUSALS
 
@@ -119,7 +119,7 @@ def is_terminal(error: AmoCallbackError) -> bool:
 
 
 def _suspended(error: AmoCallbackError, claimed: Connection) -> Reason | None:
-    """Return the reason of a suspended failure; `None` if no failure was suspended, or no token was presented."""
+    """Return the reason for a suspended failure; `None` if no failure was suspended, or no token was presented."""
     if not isinstance(error, MassFailureSuspected) or error.answer is None or not claimed.presented_token:
         return None
     return _reason(error.answer, claimed)
@@ -156,6 +156,6 @@ def _again(
         random=random,
     )
     if isinstance(error, UnknownOutcome):
-        # AMO may still be processing the request, so the next try waits for the length of a lease.
+        # AMO may still be processing the request, so the next attempt waits for the length of a lease.
         return max(retry, now + timedelta(seconds=rules.lease))
     return retry

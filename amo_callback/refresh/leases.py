@@ -60,7 +60,7 @@ class Leases:
         if connection.attempt in self._inherited:
             return math.inf
         age = self._seen_for(connection.id, connection.attempt, connection.lease_until)
-        if connection.lease_until is not None:  # the wall clock may have been stepped, so the greater age counts
+        if connection.lease_until is not None:  # the greater of the ages by both clocks, since each may be too small
             age = max(age, self.length - (connection.lease_until - self._clock.now()).total_seconds())
         return age
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
 
 WARN_DAYS = (1, 7, 30)
-"""Days before expiry at which a warning is logged, in ascending order so that a late warning is logged once."""
+"""Days before expiry at which a warning is logged; ascending, so that only one of several due warnings is logged."""
 _LOOK_EVERY = 60.0
 _KEEP = 86400.0
 """Seconds for which an expired grant is kept, so that its code is not reported as unknown."""

@@ -54,7 +54,7 @@ def clamped_to(pending_pair: PendingPair, now: datetime) -> PendingPair:
 
 
 def _earlier(value: RefreshedPair | Connection, ahead: timedelta) -> dict[str, Any]:
-    """Return the times of a pair, moved back by `ahead`, without `connected_at`, which determines grant order."""
+    """Return a pair's times moved back by `ahead`; omit `connected_at`, because it determines the order of grants."""
     times = {name: at for name, at in _fields(value).items() if isinstance(at, datetime) and name != "connected_at"}
     return {name: at - ahead for name, at in times.items()}
 

@@ -144,7 +144,7 @@ class Rechecker:
             raise NotYet(1.0)  # the row has changed, or the lease has not expired
         if pair is not None and connection.last_error == DecryptionFailed.code:
             recovered = connection_event("connection.recovered", connection)
-            # The key is available again.
+            # The encryption key was missing and is available again, so the pair can be refreshed.
             await self._core.store.reactivate(connection, next_refresh_at=now, events=[recovered])
             return
         expires = connection.refresh_expires_at
@@ -189,7 +189,7 @@ class Rechecker:
 
 
 def _is_active(connection: Connection) -> bool:
-    """Return whether the connection is active again, so that no trial is necessary."""
+    """Return whether the connection is active again and therefore does not need the refresh."""
     return connection.status is Status.ACTIVE
 
 

@@ -34,7 +34,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class RescueFolder:
-    """A folder of files that only their owner can read. The methods block, and may raise `OSError`."""
+    """A folder of files with mode 0600. The methods block, and may raise `OSError`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -144,7 +144,7 @@ class RescueFolder:
         sync(self._folder)
 
     def _begin(self, name: str, content: bytes) -> Path:
-        """Write a temporary file that only its owner can read, and return its path."""
+        """Write a temporary file with mode 0600, and return its path."""
         descriptor, path = tempfile.mkstemp(prefix=f".{name}.", suffix=_UNFINISHED, dir=self._folder)
         try:
             written = 0

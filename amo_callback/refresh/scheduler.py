@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amo_callback.refresh.rechecks import Rechecker
 
 _AHEAD = 8
-"""For every `_AHEAD` concurrent refreshes, one additional refresh is started, which waits for a free place."""
+"""For every `_AHEAD` refreshes that may run concurrently, one more is started, which waits until another has ended."""
 _RECHECKS = 2
 """The maximum number of concurrent rechecks; refreshes come first."""
 
@@ -55,7 +55,7 @@ class RefreshScheduler:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._next: deque[Connection] = deque()
         self._more = False
-        """Whether further connections may be due after the last query; if so, each ended refresh wakes the loop."""
+        """Whether further connections may be due than the last query returned; if so, the end of a refresh wakes the loop."""
         self._rechecking: dict[str, asyncio.Task[None]] = {}
         self._backed_off: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -219,7 +219,7 @@ class RefreshScheduler:
         except (StoreUnavailable, NotYet):
             self._back_off(connection_id, self._poll_interval)  # the row is unchanged and therefore still due
         except AmoCallbackError:
-            pass  # the time of the next try is stored, or no try is necessary
+            pass  # the time of the next attempt is stored, or no attempt is necessary
         except Exception:  # noqa: BLE001 -- a bug in one refresh must not stop the others; it is logged already
             self._back_off(connection_id, self._core.rules.retry_base)
 

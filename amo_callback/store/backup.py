@@ -145,7 +145,7 @@ def _replace(present: sqlite3.Connection, made: Path, *, kept: Path | None) -> N
             copy.backup(present)
     except sqlite3.Error:
         if kept:
-            kept.unlink()  # the previous database is still in place
+            kept.unlink()  # the copy is not needed, because the previous database is still in place
         raise
 
 

@@ -199,7 +199,7 @@ class History(Repository):
     # --- webhooks --------------------------------------------------------------------------------
 
     async def webhooks(self, *, limit: int, after: int = 0) -> Sequence[QueuedWebhook]:
-        """Return up to `limit` waiting and dead-lettered webhooks in order, starting after the number `after`."""
+        """Return up to `limit` waiting and dead-lettered webhooks, ordered by number, after the number `after`."""
         return [_read_webhook(row) for row in await self.read("webhooks", after=after, limit=limit)]
 
     async def next_webhook(self, *, now: datetime, length: timedelta, exclude: Sequence[str] = ()) -> datetime | None:

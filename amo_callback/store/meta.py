@@ -215,7 +215,7 @@ class Meta(Repository):
         def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
             if now < block.probe_at:
                 return None
-            round_over = connection_id in block.probed  # every other connection has been probed since
+            round_over = connection_id in block.probed  # every other connection has been probed in this round
             probed = (connection_id,) if round_over else (*block.probed, connection_id)
             return dataclasses.replace(block, probe_at=now + every, probed=probed)
 

@@ -51,7 +51,7 @@ _SESSION = {
 }
 """The session parameters that the store sets, as SQL expressions; parameters in the URL take precedence.
 
-They are set after connecting, because PgBouncer rejects them in a connection request. `default_transaction_read_only`
+The store sets them after connecting: PgBouncer rejects them in a connection request. `default_transaction_read_only`
 is never set to `off`, because an operator who has set it to `on` wants no writes.
 """
 _STATEMENTS = 100

@@ -139,7 +139,7 @@ async def check_pooling(url: str, *, wait_limit: float = WAIT_LIMIT) -> None:
 async def _is_shared(first: asyncpg.Connection, process: int, url: str, wait_limit: float) -> bool:
     """Return whether a connected client's server process changes, or is also assigned to another client."""
     async with AsyncExitStack() as stack:
-        with suppress(*ERRORS):  # for example too many clients, which is possible in any mode
+        with suppress(*ERRORS):  # an error, for example too many clients, can occur in any mode
             for _ in range(_OTHERS):
                 other = await stack.enter_async_context(_connected(url, wait_limit))
                 await stack.enter_async_context(other.transaction())

@@ -105,7 +105,7 @@ class Rebuilt:
 def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given]:
     """Open a file to restore, without blocking on a named pipe.
 
-    Raises `BackupFailed` if the file cannot be opened, has a rollback journal, is too large, or is not SQLite's.
+    Raises `BackupFailed` if the file cannot be opened, has a rollback journal, is too large, or is not a SQLite file.
     """
     with ExitStack() as stack:
         with explained(str(path)):
