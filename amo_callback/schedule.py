@@ -70,7 +70,7 @@ def retry_after(value: str | None, *, date: str | None, now: datetime) -> float 
     """Return the seconds in a `Retry-After` header; `None` if it is missing or malformed.
 
     The header contains seconds or an HTTP date. A date is compared with the response's own `Date` header, because
-    the clocks of two hosts differ, or with `now` if there is no such header.
+    the clocks of two hosts differ, or with `now` if that header is missing or malformed.
     """
     if value is not None and re.fullmatch(r"[0-9]+", value):
         return float(value)

@@ -55,7 +55,7 @@ class RefreshScheduler:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._next: deque[Connection] = deque()
         self._more = False
-        """Whether further connections may be due than the last query returned; if so, the end of a refresh wakes the loop."""
+        """Whether connections besides those of the last query may be due; if so, each ended refresh wakes the loop."""
         self._rechecking: dict[str, asyncio.Task[None]] = {}
         self._backed_off: dict[str, float] = {}
         self._wake = asyncio.Event()

@@ -51,8 +51,8 @@ _SESSION = {
 }
 """The session parameters that the store sets, as SQL expressions; parameters in the URL take precedence.
 
-The store sets them after connecting: PgBouncer rejects them in a connection request. `default_transaction_read_only`
-is never set to `off`, because an operator who has set it to `on` wants no writes.
+The store sets its parameters after connecting: PgBouncer rejects them in a connection request.
+`default_transaction_read_only` is never set to `off`, because an operator who has set it to `on` wants no writes.
 """
 _STATEMENTS = 100
 """The maximum number of prepared statements cached per connection; asyncpg's default."""
