@@ -89,7 +89,7 @@ class WriteAheadLog:
 
     SQLite appends each commit to the log, and copies the log into the database file at a checkpoint, every 1,000 pages.
     A commit restarts the log only if everything has been copied and no reader uses the log. `journal_size_limit`
-    truncates the file only then. Overlapping readers, or a single long-running reader, therefore keep the log long.
+    truncates the log only then. Overlapping readers, or a single long-running reader, therefore keep the log long.
 
     If the log is too long, the writer waits for the readers. Readers that begin during the wait use only the database
     file, so overlapping readers do not prolong the wait. A long-running reader does, so the wait is short and is not

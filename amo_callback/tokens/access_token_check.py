@@ -89,7 +89,7 @@ class AccessTokenCheck:
             return True
         if is_impossible(connection, now=self._core.clock.now()):
             return True
-        # A recent refresh does not put the token in doubt. A long refresh, or an unknown outcome, does.
+        # A refresh that just began does not put the token in doubt. A long refresh, or an unknown outcome, does.
         return connection.attempt is not None and (
             connection.failures > 0 or self._leases.age(connection) >= _UNDER_WAY
         )

@@ -113,9 +113,9 @@ class AccessTokens:
     async def refresh(self, selector: str, *, rejected: str | None = None) -> HandOut:
         """Refresh a connection now, and return its new access token, which is never stale.
 
-        Any pair that is stored after the call begins and is not in doubt is new enough. If no access token was
-        `rejected`, a pair that is less than ten seconds old is also new enough, because repeated calls must not rotate
-        tokens endlessly.
+        Any pair that is stored after the call begins and is not in doubt is new enough to be returned. If no access
+        token was `rejected`, a pair that is less than ten seconds old is also new enough, because repeated calls must
+        not rotate tokens endlessly.
 
         If an access token was `rejected`, its connection is refreshed, unless the connection already has another valid
         token, which is then returned. Raises the same errors as `token`.
@@ -208,7 +208,7 @@ class AccessTokens:
         return HandOut(connection=connection, token=token, base_url=base_url, stale=reason is not None, reason=reason)
 
     def _choose(self, candidates: Sequence[OpenConnection], rejected: str | None) -> OpenConnection:
-        """Return the candidate to which the rejected token belongs, or the first candidate if there is none."""
+        """Return the candidate to which the rejected token belongs, or the first candidate if no candidate matches."""
         if rejected is None:
             return candidates[0]
         for candidate in candidates:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class TokenLifecycle:
     """The components that maintain the tokens in one process.
 
-    The constructor starts no component. `machine` is the name of the store's location.
+    The constructor starts no component. `machine` is the id of the location of a database file.
     """
 
     def __init__(self, core: Core, *, rescue: RescueFolder, machine: str) -> None:

@@ -27,8 +27,8 @@ _POLL_EVERY = 1.0
 async def freeze(store: Store, *, why: str) -> Freeze:
     """Freeze the store, because the export is a copy of its tokens, and return the freeze.
 
-    An existing freeze is kept only if it was made with `may_be_copy`. Raises `CommandFailed` if another process
-    has already thawed the store.
+    An existing freeze is kept only if it records that the store may be a copy. Raises `CommandFailed` if another
+    process has already thawed the store.
     """
     await store.freeze_all(why=why, may_be_copy=True)
     frozen = await store.frozen()

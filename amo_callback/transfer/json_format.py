@@ -156,7 +156,7 @@ class JsonReader:
         record = dataclasses.replace(
             parsed.record,
             api_domain=parsed.record.api_domain or stored.api_domain,
-            # The pair was issued after the stored one, regardless of AMO's clock.
+            # This pair was issued after the stored pair, even if its claims give an earlier time.
             issued_at=max(parsed.record.issued_at, stored.access_issued_at or parsed.record.issued_at),
         )
         return dataclasses.replace(parsed, record=record)

@@ -1,4 +1,4 @@
-"""The client's IP address, and the response to a probe, which contains that address."""
+"""The client's IP address, which is also returned in response to the probe header of `amo-callback` commands."""
 
 from __future__ import annotations
 

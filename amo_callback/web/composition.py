@@ -64,7 +64,7 @@ class DataPaths:
     rescue: Path
     """The folder of rescue files."""
     machine: str
-    """The id of the service's location. If a database file was last served elsewhere, all connections are frozen."""
+    """The id of a database file's location (machine and path); if the id has changed, all connections are frozen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,7 +230,7 @@ async def open_services(
         if idle:
             await (
                 lifecycle.freeze_switch.watch()
-            )  # an idle process has no listener, so it must not freeze the connections of a copied database
+            )  # not prepare(): without a listener, a process must not freeze the connections of a copied database
             core.stop.set()
         else:
             await lifecycle.prepare()

@@ -63,10 +63,10 @@ def respond(call: Call[Any, Any], kind: ResponseKind, *, outcome: GrantResult, s
     if kind is ResponseKind.PAGE:
         if outcome.state == state:
             return redirect(303, return_address(call, outcome))
-        # The return handle belongs to the first request, whose state was different; this response needs its own state.
+        # The return handle's page uses the state of the code's first callback, but this callback has another state.
         return show(call, outcome, state=state)
     if kind is ResponseKind.PLAIN and outcome.error is None:
-        # AMO's server cannot wait, so it gets the status even during the exchange.
+        # AMO's server cannot wait for the exchange, so it gets the grant's status, even if that is `exchanging`.
         return web.Response(text=f"{outcome.status.value}\n")
     link = _link_to_app(call.services.settings.app, outcome, state=state)
     if link is None:
