@@ -145,7 +145,7 @@ def _listen(address: str, name: str, *, mode: int) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         is_in_use = error.errno == errno.EADDRINUSE and not Path(address.removeprefix(UNIX)).is_file()
-        # systemd restarts the service after `CommandFailed`, and by then the other process may have exited.
+        # `CommandFailed` lets systemd restart the service, because the other process may exit.
         failed = CommandFailed if is_in_use else ConfigurationError
         raise failed(f"server.{name}: cannot listen on {address}: {error.strerror or error}") from None
 
