@@ -227,7 +227,7 @@ class Frozen(RetryableError):
     """The connection is frozen: run `amo-callback connections thaw`."""
 
     code = api_code = "frozen"
-    action = f"{_WAIT}; an administrator has to thaw the connection: see `/readyz`"
+    action = f"{_WAIT}; the operator has to thaw the connection: see `/readyz`"
     retry_after = None
 
 
@@ -351,7 +351,7 @@ class OperatorError(AmoCallbackError):
     api_code = "amo_credentials"
     deep_link_error = "amo_unavailable"
     http_status = 503
-    action = f"{_WAIT}; an administrator has to correct the configuration: see `/readyz`"
+    action = f"{_WAIT}; the operator has to correct the configuration: see `/readyz`"
     retry_after = None
 
 
@@ -385,8 +385,7 @@ class HostNotAllowed(OperatorError):
 
     code = api_code = "host_not_allowed"
     action = (
-        f"{_WAIT}; an administrator has to allow the account's host, which `detail` names, or the user has to "
-        "connect again"
+        f"{_WAIT}; the operator has to allow the account's host, which `detail` names, or the user has to connect again"
     )
 
     def __init__(self, host: str | None = None) -> None:

@@ -44,8 +44,8 @@ def read_webhook_secrets(text: str) -> Sequence[str]:
     for number, line in enumerate(lines, start=1):
         if not _is_webhook_secret(line):
             raise ValueError(
-                f"line {number} must be {_WEBHOOK_PREFIX} and {_SECRET_LEAST} to {_SECRET_MOST} bytes in base64, as "
-                f'printed by echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)"'
+                f"line {number} must be {_WEBHOOK_PREFIX} followed by {_SECRET_LEAST} to {_SECRET_MOST} bytes in "
+                f'base64, as printed by echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)"'
             )
     return lines
 

@@ -63,8 +63,8 @@ SCENARIOS = (
     Scenario(
         name="revoke",
         title="Revoke access",
-        expect="The integration is disabled, and amoCRM calls the disable hook. The service introspects the tokens, "
-        "which are rejected, and erases them. To continue, connect again on the phone.",
+        expect="The integration is disabled, and amoCRM calls the disable hook. The service introspects the "
+        "tokens, amoCRM rejects them, and the service erases them. To continue, connect again on the phone.",
     ),
     Scenario(
         name="away",

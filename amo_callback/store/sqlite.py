@@ -253,4 +253,4 @@ def _run_sync(work: Awaitable[T]) -> T:
         result: T = ended.value
         return result
     running.close()
-    raise RuntimeError("the coroutine of a transaction must await only calls of the transaction")
+    raise RuntimeError("the coroutine of a transaction must await only the transaction's own methods")

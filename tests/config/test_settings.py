@@ -279,7 +279,7 @@ def test_load_settings_invalid_value_is_reported_with_key(key: str, value: str, 
         (
             "WEBHOOK__SECRET",
             "whsec_sekret",
-            "webhook.secret: line 1 must be whsec_ and 24 to 64 bytes in base64",
+            "webhook.secret: line 1 must be whsec_ followed by 24 to 64 bytes in base64",
         ),
         ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 must be whsec_"),
         ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 must be whsec_"),

@@ -123,7 +123,7 @@ async def test_transaction_awaiting_other_future_is_refused(tmp_path: Path) -> N
             await transaction.run("get_meta", name="frozen")
             await asyncio.sleep(0)
 
-        with pytest.raises(RuntimeError, match="must await only calls of the transaction"):
+        with pytest.raises(RuntimeError, match="must await only the transaction's own methods"):
             await database.transact(waits)
         assert await database.transact(lambda transaction: transaction.run("get_meta", name="frozen")) == []
 
