@@ -46,7 +46,7 @@ class AmoCallbackError(Exception):
     """The request id in AMO's response, which AMO's support can look up."""
     title: str | None = None
     hint: str | None = None
-    """The hint in AMO's response. The title and the hint may be logged."""
+    """The hint in AMO's response. Neither title nor hint contains a secret, so both can be logged."""
     rejects_client: bool = False
     """Whether the response rejects the client id, secret or redirect URI instead of the presented credential."""
     refused: str | None = None

@@ -84,7 +84,7 @@ class GrantRecords:
         secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error
         if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
-            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # the process of the exchange has exited
+            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # its process has exited
         return GrantResult(
             status=status,
             error=error,

@@ -55,7 +55,7 @@ class Breaker:
     def __init__(self, core: Core, *, address_block: AddressBlock) -> None:
         self._core = core
         self.address_block = address_block
-        """The block of this server's address, which pauses refreshes independently and has its own probes."""
+        """AMO's block of this server's IP address, which pauses refreshes independently of the breaker."""
         self._retry_cap = timedelta(seconds=core.rules.retry_cap)
         self.probe_every = min(_PROBE_EVERY, core.rules.retry_cap)
         """Seconds between two probes while the breaker is open."""

@@ -179,7 +179,7 @@ class History(Repository):
     async def prune(self, *, now: datetime, keep: float) -> None:
         """Delete grants `keep` seconds after they expire, and erase the secrets of all expired grants.
 
-        Expired rows used to coordinate instances are deleted, too.
+        It also deletes expired rows that coordinate instances.
         """
         before = now - timedelta(seconds=keep)
         while len(await self.write("erase_grants", now=now, limit=_STEP)) == _STEP:
@@ -199,7 +199,7 @@ class History(Repository):
     # --- webhooks --------------------------------------------------------------------------------
 
     async def webhooks(self, *, limit: int, after: int = 0) -> Sequence[QueuedWebhook]:
-        """Return up to `limit` waiting and dead-lettered webhooks, ordered by number, after the number `after`."""
+        """Return up to `limit` waiting and dead-lettered webhooks with numbers above `after`, ordered by number."""
         return [_read_webhook(row) for row in await self.read("webhooks", after=after, limit=limit)]
 
     async def next_webhook(self, *, now: datetime, length: timedelta, exclude: Sequence[str] = ()) -> datetime | None:
@@ -217,11 +217,11 @@ class History(Repository):
         return [_read_webhook(row) for row in found]
 
     async def webhook_delivered(self, webhook_id: str, *, events: Sequence[Event] = ()) -> bool:
-        """Delete a delivered webhook; `False` if the webhook has already been deleted."""
+        """Delete a delivered webhook; return `False` if it has already been deleted."""
         return await self._end_webhook("webhook_delivered", events, id=webhook_id)
 
     async def webhook_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
-        """Schedule the next try, or dead-letter the webhook; `False` if this process no longer holds the lease."""
+        """Schedule the next try, or dead-letter the webhook; return `False` if this process no longer holds the lease."""
         return await self._end_webhook("webhook_failed", events, **values_of(failed), now=self.clock.now())
 
     @in_transaction

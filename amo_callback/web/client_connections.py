@@ -30,7 +30,7 @@ _FULL = (
 )
 _SLOW = "connections were closed, because their clients did not send a request or read a response in time"
 _STALLED = 1.0
-"""Seconds that a client has to read the rest of a response; after that, `make_room` may close its connection."""
+"""Seconds allowed for reading the rest of a response; after that, `make_room` may close the client's connection."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +126,7 @@ class ClientConnections:
             self._removed()
 
     def wait(self, client: Client, wait: ClientWait | None) -> None:
-        """Set a client's time limit; `None` removes the limit while a response is prepared, which may take any time."""
+        """Set a client's time limit; `None` removes the limit while a response is prepared, because that has no limit."""
         if wait is None:
             self._waiting.pop(client, None)
         elif client in self._open:
