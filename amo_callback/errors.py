@@ -90,7 +90,7 @@ class UserError(AmoCallbackError):
 
 
 class InvalidRequest(UserError):
-    """The query of the callback is malformed, too long, or repeats a parameter."""
+    """The callback's query is malformed, is too long, or repeats a parameter."""
 
     code = deep_link_error = "invalid_request"
     refused = "query"
@@ -147,7 +147,7 @@ class CodeUsed(UserError):
 
 
 class AuthFailed(UserError):
-    """AMO cannot decrypt the authorization code, or rejects it without a reason."""
+    """AMO cannot decrypt the authorization code, or rejects the code and gives no reason."""
 
     code = deep_link_error = "auth_failed"
     refused = "code"
@@ -202,7 +202,7 @@ class RequestNotSent(RetryableError):
 
 
 class IntrospectionUnavailable(RetryableError):
-    """AMO does not respond to introspection: until it does, a refresh token in doubt is not presented."""
+    """AMO does not respond to introspection: a refresh token that may be spent is not presented until AMO responds."""
 
     code = "no_answer"
 
@@ -473,7 +473,7 @@ class PkceMismatch(AmoCallbackError):
     code = api_code = "forbidden"
     http_status = 403
     app_message = "The code_verifier does not match the code_challenge."
-    action = "send the matching `code_verifier`"
+    action = "send the `code_verifier` that matches the `code_challenge`"
 
 
 class NeedsReauth(AmoCallbackError):
@@ -481,7 +481,7 @@ class NeedsReauth(AmoCallbackError):
 
     code = api_code = "needs_reauth"
     http_status = 409
-    action = "the user has to connect again, at `reconnect_url`, because of `reason`"
+    action = "the user has to connect again at `reconnect_url`; `reason` contains the cause"
 
     def __init__(self, reason: str | None) -> None:
         super().__init__()

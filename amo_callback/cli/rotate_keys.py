@@ -103,7 +103,7 @@ def _usage_text(usage: KeyUsage) -> str:
         return text
     shown = _names(usage)[:_SHOWN]
     if others := len(usage.unreadable) - len(shown):
-        shown.append(f"{others:,} counted only in the table above")
+        shown.append(f"{others:,} not listed by name (see the table above)")
     return f"{text}\n\nNo key decrypts these records: {', '.join(shown)}"
 
 

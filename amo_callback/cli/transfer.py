@@ -171,7 +171,7 @@ class _Options:
     help="FILE is a raw answer from the rescue folder: an AMO response in which the service found no token pair.",
 )
 @_passphrase_option
-@click.option("--replace", is_flag=True, help="Replace the tokens of stored connections if they differ.")
+@click.option("--replace", is_flag=True, help="Replace a connection's stored tokens if its tokens in FILE differ.")
 @click.option("--dry-run", is_flag=True, help="Print the planned changes, and change nothing.")
 def import_(context: CommandContext, /, *, file: Path, passphrase_file: Path | None, **options: bool) -> int:
     """Import connections from FILE: an export from another host or database, or another system's tokens as JSON."""
@@ -222,7 +222,7 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         if not output.confirm("Import these connections?", yes=options.yes):
             output.echo("Nothing was changed.")
             return 1
-        source = "a raw answer of AMO" if options.raw else "plain JSON" if options.cipher is None else "an export"
+        source = "a raw answer from AMO" if options.raw else "plain JSON" if options.cipher is None else "an export"
         status = await _carry_out(plan, opened, source=source)
         if options.raw and status == 0:
             # Delete the rescue file, because the service does not detect that its pair was imported.
@@ -264,7 +264,7 @@ def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
         "new": len(plan.new),
         "replaced": len(plan.replaced),
         "already stored, skipped": plan.same,
-        "kept, because newer tokens are stored": plan.newer,
+        "skipped, because the stored tokens are newer": plan.newer,
         "with an owner; owners are not imported: a user becomes an owner by connecting in the app": plan.owned,
         "without a refresh token: usable only until the access token expires": sum(
             not one.refresh_token for one in coming

@@ -102,7 +102,7 @@ def _hosts(text: str) -> Iterator[str]:
         bracketed, closed, rest = one.partition("]")
         host, _, port = (bracketed[1:], "", rest.removeprefix(":")) if closed else one.partition(":")
         if port and not port.isdecimal():
-            raise ValueError(f"must contain only numeric ports; {_ESCAPED}")
+            raise ValueError(f"a port must be a number; {_ESCAPED}")
         if host:
             yield unquote(host)
 

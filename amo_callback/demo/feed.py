@@ -130,12 +130,12 @@ def _unconfirmed(fields: Mapping[str, object]) -> str:
 
 _SEEN: Mapping[str, str] = {
     TokenState.VALID: "Introspection accepts the token",
-    TokenState.REJECTED: "Introspection rejects the token, which does not prove that the integration was disabled",
+    TokenState.REJECTED: "Introspection rejects the token, but this does not prove that the integration was disabled",
     TokenState.UNKNOWN: "amoCRM does not respond",
 }
 _WHY = {
     "outcome_open": "No response: the refresh token may be spent, so it is introspected before it is sent again.",
-    "unavailable": "amoCRM is unreachable. Nothing was spent.",
+    "unavailable": "amoCRM is unreachable. No token was spent.",
     "no_answer": "amoCRM does not respond.",
     "not_sent": "amoCRM cannot be reached. Nothing was sent.",
     "unexplained_refusal": "amoCRM refuses the refresh and gives no reason. The connection stays active.",
@@ -168,7 +168,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     ),
     "connection.disconnected": lambda _: "Disconnected: the tokens are erased.",
     "hook.received": lambda _: (
-        "amoCRM's hook reports that the integration was disabled. The hook may be a replay, so the service introspects "
+        "amoCRM's hook reports that the integration was disabled. The call may be a replay, so the service introspects "
         "the tokens first."
     ),
     "hook.unconfirmed": _unconfirmed,

@@ -94,7 +94,7 @@ def check_places(installation: Installation) -> None:
     ]
     if python.venv == python.base:
         problems.append(
-            f"{python.venv} is not a virtual environment, so the unit would have to allow executing everything in it: "
+            f"{python.venv} is not a virtual environment, so the unit would have to allow all programs in that folder: "
             "create a virtual environment under /opt with /usr/bin/python3"
         )
     if hidden := _hidden(installation.config):

@@ -133,7 +133,7 @@ class FailureRecorder:
         (see `is_refused_long` and `is_refused_alone`), the result is `RefreshRefused`.
         """
         if error.accepted and error.same_host:
-            title = error.title or "without a hint"
+            title = error.title or 'without a "hint"'
             words = f"AMO answers {error.status} {title}, although introspection accepts the token"
             await self._breaker.suspect(claimed.id, words)
         now = self._core.clock.now()

@@ -174,7 +174,7 @@ class PendingWrites:
             await self.restore()
         except ConfigurationError:
             raise StoreUnavailable(
-                f"the rescue folder cannot be read, and may contain the next pair of connection {connection.id}"
+                f"the rescue folder cannot be read, and may contain a newer token pair of connection {connection.id}"
             ) from None
 
     async def watch(self) -> None:

@@ -221,7 +221,7 @@ class History(Repository):
         return await self._end_webhook("webhook_delivered", events, id=webhook_id)
 
     async def webhook_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
-        """Schedule the next try, or dead-letter the webhook; return `False` if this process no longer holds the lease."""
+        """Schedule the next try or dead-letter the webhook; return `False` if this process has lost its lease."""
         return await self._end_webhook("webhook_failed", events, **values_of(failed), now=self.clock.now())
 
     @in_transaction

@@ -36,7 +36,7 @@ _MISCONFIGURED: Sequence[tuple[type[Exception], str]] = (
     ),
     (asyncpg.InvalidCatalogNameError, "the server does not have the database in the URL; run CREATE DATABASE"),
     (asyncpg.InvalidSchemaNameError, "the user has no schema in which to create tables; set search_path"),
-    (asyncpg.InsufficientPrivilegeError, "the user may not create or use tables; make this user the database's owner"),
+    (asyncpg.InsufficientPrivilegeError, "the user cannot create or use tables; make this user the database's owner"),
     (asyncpg.ClientConfigurationError, "the URL's options conflict, or a certificate is missing"),
     (asyncpg.UndefinedObjectError, "the URL names a parameter that the server does not know"),
     (asyncpg.CantChangeRuntimeParamError, "the URL names a parameter that cannot be set for a session"),

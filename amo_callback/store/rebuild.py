@@ -373,7 +373,7 @@ def _check_meta(target: sqlite3.Connection, path: Path) -> None:
                 f"{path} contains a row in the table meta that the service could not read: use another backup"
             ) from None
     if "serial" not in found:
-        raise BackupFailed(f"{path} is not an amo-callback database: the row serial is missing from the table meta")
+        raise BackupFailed(f"{path} is not an amo-callback database: the table meta has no row named `serial`")
 
 
 def _check_made(made: Path) -> None:

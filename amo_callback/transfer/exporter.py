@@ -33,7 +33,7 @@ async def freeze(store: Store, *, why: str) -> Freeze:
     await store.freeze_all(why=why, may_be_copy=True)
     frozen = await store.frozen()
     if frozen is None:
-        raise CommandFailed("the database has just been thawed: nothing was exported")
+        raise CommandFailed("another process has just thawed the database: nothing was exported")
     return frozen
 
 

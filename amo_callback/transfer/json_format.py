@@ -139,7 +139,7 @@ class JsonReader:
             answer = open_raw(name, sealed, cipher)
         except DecryptionFailed:
             raise CommandFailed(
-                f"no configured encryption key decrypts {name}: if the file was renamed or its key removed, undo that"
+                f"no configured encryption key decrypts {name}: restore the file's original name or the removed key"
             ) from None
         refreshed, stored = refreshed_by(name), None
         if refreshed is not None:

@@ -126,7 +126,7 @@ class ClientConnections:
             self._removed()
 
     def wait(self, client: Client, wait: ClientWait | None) -> None:
-        """Set a client's time limit; `None` removes the limit while a response is prepared, because that has no limit."""
+        """Set a client's time limit; `None` removes it while a response is prepared, because that has no limit."""
         if wait is None:
             self._waiting.pop(client, None)
         elif client in self._open:

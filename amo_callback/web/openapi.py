@@ -58,7 +58,7 @@ _PATH_NAMES = {
     "id": {
         "schema": {"type": "string", "minLength": 1},
         "description": (
-            "A connection's id, `account:ID` or `owner:ID`. If several connections match, DELETE, freeze and thaw "
+            "A connection's id, or `account:ID` or `owner:ID`. If several connections match, DELETE, freeze and thaw "
             "respond with 409; all other operations use the active connection whose access token expires last."
         ),
         "example": "account:31920194",

@@ -300,7 +300,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
             "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
         )
     },
-    "the row serial is missing": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
+    "the table meta has no row named": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
     "a value longer than amo-callback could store": {
         "a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))"),
     },

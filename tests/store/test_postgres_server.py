@@ -103,7 +103,7 @@ async def test_open_without_create_privilege_is_configuration_error(postgres: Da
         finally:
             await connection.execute("DROP ROLE a_guest")
             await connection.close()
-    assert "the user may not create or use tables" in result
+    assert "the user cannot create or use tables" in result
 
 
 async def test_open_unreachable_server_is_unavailable(tmp_path: Path) -> None:

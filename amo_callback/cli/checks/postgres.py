@@ -72,7 +72,7 @@ def check_server(server: ServerFacts, address: PostgresUrl, *, took: float, at: 
     if server.encoding not in ENCODINGS:
         yield fail(
             "server_encoding",
-            f"the database's encoding is {server.encoding}, which cannot store all text",
+            f"the database's encoding is {server.encoding}, which cannot store all Unicode characters",
             fix="create another database: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
         )
 
@@ -88,7 +88,7 @@ def check_server_settings(settings: Mapping[str, str]) -> Finding:
     elif "default_transaction_read_only" in others:
         fix = "set default_transaction_read_only to off for this user and database: otherwise, nothing can be stored"
     else:
-        fix = "the service's sessions override these settings; only other clients may require a change on the server"
+        fix = "the service needs no change, because its sessions override these settings; other clients may need one"
         return note("server_settings", values, fix=fix)
     return warn("server_settings", values, fix=fix)
 
@@ -142,4 +142,4 @@ def _room(server: ServerFacts) -> Finding:
         return warn(
             "server_capacity", message, fix="raise max_connections, or the connection limit of the user or database"
         )
-    return ok("server_capacity", f"{message}: enough for {instances} instances if no other client connects")
+    return ok("server_capacity", f"{message}, so {instances} instances can run if no other client connects")

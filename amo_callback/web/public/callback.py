@@ -184,7 +184,7 @@ ROUTES = (
                 about="The result, with a link to the app once the exchange has finished.", type=str, media=_HTML
             ),
             204: PREFETCHED,
-            303: Reply(about="The exchange was retried; redirects to the page with the result.", headers=("Location",)),
+            303: Reply(about="Redirects to the page with the result of the retried exchange.", headers=("Location",)),
             404: Reply(about="The return handle is unknown or older than 20 minutes.", type=str, media=_HTML),
             **ERROR_PAGES,
         },

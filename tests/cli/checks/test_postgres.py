@@ -187,7 +187,7 @@ def test_check_server_suitable_server_is_ok() -> None:
         "server_capacity": (
             Severity.OK,
             (
-                "22 database connections are allowed; an instance uses up to 11: enough for 2 instances if no other "
+                "22 database connections are allowed; an instance uses up to 11, so 2 instances can run if no other "
                 "client connects"
             ),
         ),
