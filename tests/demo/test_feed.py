@@ -46,7 +46,7 @@ def test_sentence_describes_event_with_times() -> None:
         (
             {"token_state": TokenState.REJECTED, "again_at": _AT},
             (
-                "Introspection rejects the token, which does not prove that the integration was disabled: "
+                "Introspection rejects the token, but this does not prove that the integration was disabled: "
                 "the tokens are kept and will be introspected again."
             ),
         ),
