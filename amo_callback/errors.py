@@ -202,7 +202,7 @@ class RequestNotSent(RetryableError):
 
 
 class IntrospectionUnavailable(RetryableError):
-    """AMO does not respond to introspection: a refresh token that may be spent is not presented until AMO responds."""
+    """AMO does not respond to introspection: a possibly spent refresh token is not presented until AMO responds."""
 
     code = "no_answer"
 
@@ -453,7 +453,7 @@ class Unauthorized(AmoCallbackError):
 
     code = api_code = "unauthorized"
     http_status = 401
-    app_message = "Send the user's JWT in the header Authorization: Bearer JWT."
+    app_message = "Send the user's JWT in the Authorization header, as a Bearer token."
     action = "send an unexpired JWT of the user"
 
     def __init__(self, detail: str) -> None:

@@ -164,7 +164,7 @@ def _report_unreadable_program(owned: Path) -> Iterator[None]:
             raise
         name = _user_variables(os.geteuid()).get("USER", str(os.geteuid()))
         raise CommandFailed(
-            f"when run by root, this command switches to the user {name}, owner of {owned}, who cannot read {file}: "
+            f"when run by root, this command switches to {name}, the owner of {owned}. This user cannot read {file}: "
             "install amo-callback and its Python where all users can read them (/opt, not /root)"
         ) from None
 

@@ -251,7 +251,7 @@ def _ask_callback() -> Callback:
 
 def _ask_client_id(callback: Callback) -> str:
     """Print the values to register in AMO, and ask for the integration's id."""
-    click.echo("\nCreate the integration in amoCRM, or open it:")
+    click.echo("\nCreate the integration in amoCRM, or open the existing integration:")
     click.echo("\n".join(_registration(callback)))
     click.echo('The integration\'s page then shows the following values under "Keys and scopes".')
     return str(click.prompt("Integration ID", value_proc=_checked(read_client_id)))

@@ -98,7 +98,7 @@ def preflight(paths: InstallPaths, database: str) -> None:
     there = database_file(database, folder=config.parent)
     if there is not None and there.exists() and not paths.has(ENCRYPTION_KEYS):
         raise CommandFailed(
-            f"{there} already exists, and a new encryption key cannot decrypt it: restore the configuration that "
+            f"the database {there} exists, and a new encryption key cannot decrypt it: restore the configuration that "
             "contains its key, or choose another database with --database"
         )
 

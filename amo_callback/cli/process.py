@@ -26,7 +26,7 @@ _REPORT_EVERY = 10.0
 _STEP = 0.1
 _RESERVE = 200
 """File descriptors reserved for everything other than clients: requests to AMO, the database, rescue files, the log."""
-_UNSAFE = "the pair exists only in memory, so the process has not exited: make the database or rescue folder writable"
+_UNSAFE = "a token pair is only in memory, so the process keeps running: make the database or rescue folder writable"
 _FEWEST = 8
 _LISTENERS = 2
 

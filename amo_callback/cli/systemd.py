@@ -192,7 +192,7 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
         return EX_USAGE
     for file in replaced:
         click.echo(file.diff(), nl=False)
-    question = "To keep your own changes, move them to a drop-in with `systemctl edit` first. Replace these files?"
+    question = "To keep your own changes, answer no and move them to a drop-in (`systemctl edit`). Replace these files?"
     if replaced and not confirm(question, yes=agreed):
         click.echo("nothing was changed")
         return 1

@@ -50,7 +50,7 @@ _MAX_PLAIN = 256 * 1024**2
 """The maximum size of a JSON file from another system, in bytes: about 100,000 connections."""
 _MAX_PROBLEMS = 100
 """The maximum number of printed errors."""
-_WHY = "exported to another host, which may now refresh these tokens"
+_WHY = "exported to another host, which can now refresh these tokens"
 _INCOMPLETE = (
     "the export is incomplete, and the database is still frozen: export again, or run `amo-callback connections "
     "thaw --all`"
@@ -120,9 +120,7 @@ def _new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> Fil
     try:
         return key_of_host(read_text(key_file, CommandFailed).split()[0])
     except (IndexError, ValueError):
-        raise CommandFailed(
-            f"{key_file} does not begin with an encryption key: use one of the other host's encryption keys"
-        ) from None
+        raise CommandFailed(f"{key_file} must begin with one of the other host's encryption keys") from None
 
 
 def _known_passphrase(file: Path | None) -> str:

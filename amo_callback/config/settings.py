@@ -134,7 +134,7 @@ class App(_Section):
         if value != default and not verified:
             raise ValueError("has no effect without app.jwt_secret or app.jwks_url")
         if info.field_name == "jwt_audience" and value is None and verified:
-            raise ValueError("required with app.jwt_secret or app.jwks_url; the aud of each JWT must contain it")
+            raise ValueError('required with app.jwt_secret or app.jwks_url; the "aud" of a JWT must contain this value')
         return value
 
 
@@ -189,7 +189,7 @@ class Webhook(_Section):
         if info.data["url"] is None and value is not None:
             raise ValueError("has no effect without webhook.url")
         if info.data["url"] is not None and value is None:
-            raise ValueError("required with webhook.url; the receiver verifies webhooks with it")
+            raise ValueError("required with webhook.url; the receiver verifies webhooks with this secret")
         return value
 
 

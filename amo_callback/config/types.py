@@ -44,8 +44,8 @@ def read_webhook_secrets(text: str) -> Sequence[str]:
     for number, line in enumerate(lines, start=1):
         if not _is_webhook_secret(line):
             raise ValueError(
-                f"line {number} must be {_WEBHOOK_PREFIX} followed by {_SECRET_LEAST} to {_SECRET_MOST} bytes in "
-                f'base64, as printed by echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)"'
+                f"line {number} must be {_WEBHOOK_PREFIX} followed by the base64 encoding of {_SECRET_LEAST} "
+                f'to {_SECRET_MOST} bytes, as printed by echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)"'
             )
     return lines
 
@@ -122,7 +122,7 @@ def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
     lowered = tuple(value.lower() for value in values)
     for value in lowered:
         if not _NAME.fullmatch(value.removeprefix(".")):
-            raise ValueError(f'{value!r} must be "host" or ".suffix", with at least two labels')
+            raise ValueError(f'{value!r} must be a host or a suffix of at least two labels, such as ".example.com"')
     return lowered
 
 

@@ -134,7 +134,7 @@ _SEEN: Mapping[str, str] = {
     TokenState.UNKNOWN: "amoCRM does not respond",
 }
 _WHY = {
-    "outcome_open": "No response: the refresh token may be spent, so it is introspected before it is sent again.",
+    "outcome_open": "No response: the refresh token is possibly spent, so it is introspected before it is sent again.",
     "unavailable": "amoCRM is unreachable. No token was spent.",
     "no_answer": "amoCRM does not respond.",
     "not_sent": "amoCRM cannot be reached. Nothing was sent.",
@@ -142,22 +142,22 @@ _WHY = {
 }
 _REASONS = {
     "revoked": "amoCRM rejects the refresh token",
-    "refused": "amoCRM has refused to refresh the connection for at least a day, and rejects its refresh token",
+    "refused": "amoCRM has refused the refresh token for at least a day, and introspection rejects the token",
     "in_doubt": "a response was lost, and amoCRM says that the refresh token is spent",
     "expired": "the refresh token was not used for three months",
 }
 _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
-    "connection.connected": lambda _: "Connected: the code is exchanged, and the pair is encrypted and stored.",
+    "connection.connected": lambda _: "Connected: the code is exchanged, and the token pair is encrypted and stored.",
     "refresh.succeeded": lambda fields: (
-        f"Refreshed: the new pair is stored before any caller receives it. Next refresh {_at(fields)}."
+        f"Refreshed: the new token pair is stored before any caller receives a token. Next refresh {_at(fields)}."
     ),
     "refresh.failed": lambda fields: (
-        f"{_WHY.get(str(fields.get('error')), 'This refresh yielded no pair.')} Next try {_at(fields)}."
+        f"{_WHY.get(str(fields.get('error')), 'This refresh returned no token pair.')} Next try {_at(fields)}."
     ),
     "refresh.postponed": lambda fields: f"Introspection is not possible at the moment. Next try {_at(fields)}.",
     "refresh.taken_over": lambda _: "A refresh ended without a response, so its token is introspected.",
     "connection.in_doubt": lambda _: (
-        "The refresh token may be spent, so it is introspected before it is presented again."
+        "The refresh token is possibly spent, so it is introspected before it is presented again."
     ),
     "connection.needs_reauth": lambda fields: (
         f"The user has to connect again: {_REASONS.get(str(fields.get('reason')), str(fields.get('reason')))}."
@@ -169,7 +169,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "connection.disconnected": lambda _: "Disconnected: the tokens are erased.",
     "hook.received": lambda _: (
         "amoCRM's hook reports that the integration was disabled. The call may be a replay, so the service introspects "
-        "the tokens first."
+        "the tokens before it decides whether to erase them."
     ),
     "hook.unconfirmed": _unconfirmed,
     "grant.failed": lambda fields: f"No account was connected: error={fields.get('word')}.",

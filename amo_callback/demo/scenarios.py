@@ -46,7 +46,7 @@ SCENARIOS = (
         name="cut",
         title="Lose a request",
         expect="The request is lost before amoCRM examines it. The service introspects the refresh token, "
-        "which is valid, and refreshes again. During this time, it hands out the valid access token.",
+        "which is valid, and refreshes again. During this time, the service hands out the valid access token.",
     ),
     Scenario(
         name="lost",

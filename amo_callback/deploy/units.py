@@ -94,11 +94,13 @@ def check_places(installation: Installation) -> None:
     ]
     if python.venv == python.base:
         problems.append(
-            f"{python.venv} is not a virtual environment, so the unit would have to allow all programs in that folder: "
+            f"{python.venv} is not a virtual environment, so ExecPaths= in the unit would have to contain this folder: "
             "create a virtual environment under /opt with /usr/bin/python3"
         )
     if hidden := _hidden(installation.config):
-        problems.append(f"{installation.config} is in {hidden}, which the unit hides: move it to {CONFIG.parent}")
+        problems.append(
+            f"{installation.config} is in {hidden}, which the service cannot access: move it to {CONFIG.parent}"
+        )
     if problems:
         raise ConfigurationError(*problems)
 

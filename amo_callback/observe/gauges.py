@@ -40,7 +40,7 @@ class Gauges:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         now, stats = self._status, self._status.stats
-        yield _each("check_ok", "Whether a check of /readyz succeeds, by check.", "check", now.checks)
+        yield _each("check_ok", "Whether each check of /readyz succeeds (1) or fails (0).", "check", now.checks)
         yield _one(
             "refresher_beat_age_seconds", "Seconds since the refresh scheduler's last heartbeat.", now.heartbeat_age
         )

@@ -139,7 +139,7 @@ class Metrics:
         )
         self._hand_outs = counter(
             "hand_outs",
-            "Requests for access tokens by result: fresh, stale or an error code.",
+            'Requests for access tokens by result: "fresh", "stale" or an error code.',
             "outcome",
         )
         self._refused = counter("api_keys_refused", "Requests with a missing or unknown API key.")

@@ -133,8 +133,8 @@ class FailureRecorder:
         (see `is_refused_long` and `is_refused_alone`), the result is `RefreshRefused`.
         """
         if error.accepted and error.same_host:
-            title = error.title or 'without a "hint"'
-            words = f"AMO answers {error.status} {title}, although introspection accepts the token"
+            title = error.title or 'and no "hint"'
+            words = f"AMO answers a refresh with {error.status} {title}, although introspection accepts the token"
             await self._breaker.suspect(claimed.id, words)
         now = self._core.clock.now()
         if error.accepted is not False or not is_refused_long(claimed, now=now):

@@ -266,7 +266,7 @@ class PendingWrites:
             return None
         pending.rescued = pending.rescued or await self._rescued(pending.pending_pair)
         if not pending.rescued:
-            return StoreUnavailable("the database has refused the pair, and the rescue file cannot be written")
+            return StoreUnavailable("the database has refused the token pair, and the rescue file cannot be written")
         if name not in self._orphans:
             self._orphans.add(name)
             self._report(

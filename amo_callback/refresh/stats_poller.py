@@ -46,7 +46,7 @@ class StatsPoller:
     def problem(self) -> str | None:
         """The reason why the last statistics are outdated or missing; `None` if they are current."""
         if self._problem is None and self.age is not None and self.age > _OLDEST:
-            return f"the database was last polled {self.age:.0f} s ago"
+            return f"the database has not been polled for {self.age:.0f} s"
         return self._problem
 
     async def run(self) -> None:

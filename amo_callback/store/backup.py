@@ -247,7 +247,7 @@ def _kept(database: Path) -> Iterator[None]:
         if reason.startswith("SQLITE_BUSY"):
             raise BackupFailed(f"{database} is in use: stop the service first") from None
         raise BackupFailed(
-            f"{database} is not replaced, because it cannot be copied first ({reason}): move it and its -wal and "
+            f"{database} is not replaced, because it cannot be copied beforehand ({reason}): move it and its -wal and "
             "-journal files away, and run the command again"
         ) from None
 

@@ -370,10 +370,10 @@ def _check_meta(target: sqlite3.Connection, path: Path) -> None:
             _META.get(name, bytes)(value)
         except _UNREADABLE:
             raise BackupFailed(
-                f"{path} contains a row in the table meta that the service could not read: use another backup"
+                f"{path} contains a row in the table meta that the service cannot read: use another backup"
             ) from None
     if "serial" not in found:
-        raise BackupFailed(f"{path} is not an amo-callback database: the table meta has no row named `serial`")
+        raise BackupFailed(f"{path} is not an amo-callback database: the table `meta` has no row named `serial`")
 
 
 def _check_made(made: Path) -> None:
@@ -391,10 +391,10 @@ _WORDS = {
     sqlite3.SQLITE_NOTADB: "is not an amo-callback database",
     sqlite3.SQLITE_AUTH: "is not an amo-callback database",
     sqlite3.SQLITE_CORRUPT: "is damaged: use another backup",
-    sqlite3.SQLITE_TOOBIG: "contains a value longer than amo-callback could store: use another backup",
+    sqlite3.SQLITE_TOOBIG: "contains a value that is longer than amo-callback can store: use another backup",
     sqlite3.SQLITE_INTERRUPT: "takes too many SQLite instructions to read: use another backup",
-    sqlite3.SQLITE_CONSTRAINT: "contains a row that the service could not read: use another backup",
-    None: "contains text that the service could not read: use another backup",  # not UTF-8
+    sqlite3.SQLITE_CONSTRAINT: "contains a row that the service cannot read: use another backup",
+    None: "contains text that the service cannot read: use another backup",  # not UTF-8
 }
 
 

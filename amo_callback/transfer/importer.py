@@ -82,9 +82,9 @@ def _refusal(parsed: ParsedRecord, rules: ImportRules) -> RecordError | None:
     if record.client_id != rules.client_id:
         why = "the tokens were granted to a client_id other than amo.client_id"
     elif parse_account_host(record.domain.encode(), allowed=rules.allowed_domains) != record.domain:
-        why = "domain is neither an AMO host nor in amo.allowed_domains"
+        why = '"domain" is neither an AMO host nor in amo.allowed_domains'
     elif record.api_domain and parse_account_host(record.api_domain.encode(), allowed=rules.allowed_domains) is None:
-        why = "api_domain is neither an AMO host nor in amo.allowed_domains"
+        why = '"api_domain" is neither an AMO host nor in amo.allowed_domains'
     elif rules.allowed_accounts and record.account_id not in rules.allowed_accounts:
         why = "the account is not in amo.allowed_accounts"
     return None if why is None else RecordError(place=parsed.place, why=why)

@@ -139,7 +139,7 @@ class JsonReader:
             answer = open_raw(name, sealed, cipher)
         except DecryptionFailed:
             raise CommandFailed(
-                f"no configured encryption key decrypts {name}: restore the file's original name or the removed key"
+                f"no configured encryption key decrypts {name}: restore the file's original name or the missing key"
             ) from None
         refreshed, stored = refreshed_by(name), None
         if refreshed is not None:
@@ -219,7 +219,7 @@ def _life(claims: TokenClaims) -> timedelta:
 def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime:
     given = _given_expiry(entry, now)
     if given is None and claims.expires_at is None:
-        raise _Refused("expires_in or expires_at is required, because the access token has no exp claim")
+        raise _Refused('expires_in or expires_at is required, because the access token has no "exp" claim')
     # If the entry and the token name different times, the earlier one is safe: no expired token is handed out.
     expires_at = min(time for time in (given, claims.expires_at) if time is not None)
     if expires_at > now + _MAX_AHEAD:

@@ -64,7 +64,7 @@ class AuthorizationBody(Body):
         if len(state) > MAX_STATE or "\ufffd" in state.decode(errors="replace"):
             raise InvalidRequest(f"state: must be at most {MAX_STATE} bytes of UTF-8, without U+FFFD")
         if is_our_state(state):
-            raise InvalidRequest(f'state: must not begin with "{STATE_PREFIX}", which is reserved for issued states')
+            raise InvalidRequest(f'state: must not begin with "{STATE_PREFIX}", which is reserved for this service')
         if self.code_challenge is None and self.code_challenge_method is not None:
             raise InvalidRequest("code_challenge: required with code_challenge_method")
         if self.code_challenge is not None and self.code_challenge_method is None:

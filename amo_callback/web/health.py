@@ -144,10 +144,10 @@ def _hosts(lifecycle: TokenLifecycle) -> Check:
     problem, stats = None, lifecycle.stats_poller.last
     if stats is not None and stats.hosts_not_allowed:
         problem = (
-            f"{stats.hosts_not_allowed} active connections have a host that is neither AMO's nor in "
-            "amo.allowed_domains; nothing is sent to these hosts, and no token is handed out for these connections: "
-            "add the hosts to amo.allowed_domains and restart, or have the users connect again (host.not_allowed in "
-            "the log names the hosts)"
+            f"{stats.hosts_not_allowed} active connections have hosts that are neither AMO's nor in "
+            "amo.allowed_domains. The service sends nothing to these hosts and hands out no tokens for these "
+            "connections. Add the hosts (see host.not_allowed in the log) to amo.allowed_domains and restart the "
+            "service, or have the users connect again."
         )
     return Check(name="hosts", problem=problem, good="all allowed")
 
@@ -180,7 +180,7 @@ def _frozen(lifecycle: TokenLifecycle) -> Check:
 def _mass_failure(lifecycle: TokenLifecycle) -> Check:
     problem = (
         "refreshing is paused until one refresh succeeds, because an unusual number of connections failed within 10 "
-        "minutes: check whether an old database was restored, or whether amo.client_secret belongs to another "
+        "minutes. Check whether an old database was restored, or whether amo.client_secret belongs to another "
         "integration"
     )
     return Check(
@@ -195,7 +195,7 @@ def _clock(store: Store) -> Check:
     ahead, problem = store.clock_skew, None
     if abs(ahead) > CLOCK_TOLERANCE.total_seconds():
         side = "ahead of" if ahead > 0 else "behind"
-        problem = f"this machine's clock is {abs(ahead):.0f} s {side} the database's: synchronize both with NTP"
+        problem = f"this machine's clock is {abs(ahead):.0f} s {side} the database's: synchronize both clocks by NTP"
     return Check(name="clock", problem=problem, good="agrees with the database's clock")
 
 

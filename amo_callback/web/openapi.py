@@ -32,8 +32,8 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/"
 _ABOUT = """\
 The private API is for backends; each operation names the scope that the API key must have. The public API is for
-browsers, the app and AMO. Bodies are parsed as JSON, regardless of their Content-Type. A body may have up to 64 KiB; an
-import may have up to 1 MiB and 1,000 connections. HTTP errors such as 405 and 413 have the same format as the API's
+browsers, the app and AMO. Bodies are parsed as JSON, regardless of their Content-Type. A body can be up to 64 KiB; an
+import can be up to 1 MiB, with 1,000 connections. HTTP errors such as 405 and 413 have the same format as the API's
 other errors, but the response to a malformed HTTP request is 400 in plain text. Clients must ignore unknown members,
 because new members may be added to responses.
 """

@@ -28,7 +28,7 @@ PROXY_IGNORED = (
     "configuration"
 )
 _PROXY_FIX = (
-    "unset the proxy variables for the service; if direct requests are impossible, run a proxy on this host that "
+    "unset the proxy variables for the service. If direct requests are impossible, run a proxy on this host that "
     "forwards requests to AMO, and set amo.endpoint to the URL of that proxy"
 )
 
@@ -114,11 +114,15 @@ def _deep_link(settings: Settings) -> Finding:
     if scheme != scheme.lower() or host != host.lower():
         return warn(
             "deep_link",
-            f"{app.deep_link}: Android compares the scheme and the host case-sensitively",
+            f"{app.deep_link}: the scheme or the host contains capital letters, and Android matches case-sensitively",
             fix="write the scheme and the host in lower case in app.deep_link, and in the app's intent filter",
         )
     if scheme == "http":
-        return warn("deep_link", f"{app.deep_link}: an http link opens a browser", fix="use the app's scheme, or https")
+        return warn(
+            "deep_link",
+            f"{app.deep_link}: an http link opens the browser instead of the app",
+            fix="use the app's scheme, or https",
+        )
     example = success_link(app.deep_link, hand_back=app.hand_back, code=b"CODE", state=b"STATE")
     return ok("deep_link", f"the deep link is {example}")
 

@@ -52,7 +52,11 @@ async def check_sqlite(
         yield check_schema(f"{file}", error, upgrade=upgrade)
     except ConfigurationError as error:
         reason = str(error).removeprefix("storage.url: ")
-        yield fail("store", reason, fix="correct storage.url, or remove the file at that path")
+        yield fail(
+            "store",
+            reason,
+            fix="correct storage.url or the file's permissions; if the file is damaged, restore a backup",
+        )
 
 
 def _missing(file: Path) -> Finding | None:
@@ -140,7 +144,7 @@ async def _check_pairs(store: Store, keys: Sequence[str], count: int) -> Finding
             f"no key decrypts {len(unreadable):,} of {done:,} token pairs; their connections: {named}",
             fix="add the key that encrypted them; if it is lost, the users of these connections have to connect again",
         )
-    text = f"the keys decrypt all {done:,} pairs" if done else "the database has no token pairs yet"
+    text = f"the keys decrypt all {done:,} token pairs" if done else "the database has no token pairs yet"
     return ok("keys", f"{text}; {older:,} of them need an older key: do not remove it" if older else text)
 
 

@@ -144,7 +144,9 @@ def _clock(answer: ProbeResponse) -> Finding:
         theirs = parsedate_to_datetime(answer.headers.get("Date", ""))
     except ValueError:
         return warn(
-            "clock", "AMO's response has no valid Date header", fix="check this machine's clock with timedatectl"
+            "clock",
+            "cannot compare the clock with AMO's: no valid Date header in the response",
+            fix="check this machine's clock with timedatectl",
         )
     if theirs.tzinfo is None:
         theirs = theirs.replace(tzinfo=UTC)
@@ -224,7 +226,7 @@ def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
     if answer.status == 200 and answer.headers.get("X-Robots-Tag") == "noindex" and "X-Request-ID" in answer.headers:
         return fail(
             "proxy",
-            f"the amo-callback at {name} does not have the encryption keys of this configuration",
+            f"the amo-callback service at {name} does not have the encryption keys of this configuration",
             fix="restart the service if its keys were changed; otherwise correct the upstream of the proxy",
         )
     return fail(

@@ -88,7 +88,7 @@ def check_server_settings(settings: Mapping[str, str]) -> Finding:
     elif "default_transaction_read_only" in others:
         fix = "set default_transaction_read_only to off for this user and database: otherwise, nothing can be stored"
     else:
-        fix = "the service needs no change, because its sessions override these settings; other clients may need one"
+        fix = "these settings do not affect the service, because its sessions override them; other clients use them"
         return note("server_settings", values, fix=fix)
     return warn("server_settings", values, fix=fix)
 
@@ -96,7 +96,7 @@ def check_server_settings(settings: Mapping[str, str]) -> Finding:
 def _version(server: ServerFacts, took: float) -> Finding:
     message = f"PostgreSQL {server.version} responded in {took * 1000:.0f} ms"
     if server.major < _OLDEST:
-        return fail("server", message, fix=f"upgrade the server to PostgreSQL {_OLDEST} or newer")
+        return fail("server", f"{message}, but version {_OLDEST} or newer is required", fix="upgrade the server")
     if server.is_standby:
         return fail(
             "server",
@@ -129,7 +129,7 @@ def _clock(server: ServerFacts, at: datetime) -> Finding:
         return ok("server_clock", f"the server's clock is within {_APART:.0f} s of this machine's clock")
     return warn(
         "server_clock",
-        f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's clock",
+        f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the database server's",
         fix="synchronize both clocks by NTP: stored times come from the database server's clock, and JWTs are checked "
         "against this machine's clock",
     )

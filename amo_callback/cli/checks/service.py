@@ -93,7 +93,7 @@ def read_callbacks(counts: Mapping[str, int]) -> Finding:
         return warn(
             "callbacks",
             message,
-            fix="look in the log for callback.refused, and for grant.failed, which contains AMO's hint",
+            fix="look in the log for callback.refused, and for grant.failed, whose `hint` is AMO's error message",
         )
     return ok("callbacks", message)
 
