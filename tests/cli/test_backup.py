@@ -273,7 +273,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
         "a text": content(lambda _: b"no database at all" * 999),
         "encrypted": content(lambda whole: os.urandom(len(whole))),
     },
-    "that the service could not read: use another backup": {
+    "that the service cannot read: use another backup": {
         "a text where a number should be": without_constraints("UPDATE connections SET failures = 'many'"),
         "nothing where something must be": without_constraints("UPDATE connections SET connected_at = NULL"),
         "a text that is none": without_constraints("UPDATE connections SET domain = CAST(x'ff' AS TEXT)"),
@@ -294,14 +294,14 @@ REFUSED: dict[str, dict[str, Craft]] = {
     f"schema 99; this version uses schema {len(load_migrations(Engine.SQLITE))}): install that version": {
         "schema of the future": sql("PRAGMA user_version = 99")
     },
-    "contains text that the service could not read": {
+    "contains text that the service cannot read": {
         "a name that is not text": sql(
             "PRAGMA writable_schema = ON",
             "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
         )
     },
-    "the table meta has no row named": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
-    "a value longer than amo-callback could store": {
+    "the table `meta` has no row named": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
+    "a value that is longer than amo-callback can store": {
         "a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))"),
     },
     "takes too many SQLite instructions to read": {

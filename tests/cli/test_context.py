@@ -87,7 +87,7 @@ def test_acting_as_owner_unreadable_program_fails_early(tmp_path: Path) -> None:
             )
             assert (done.returncode, done.stdout) == (1, ""), done.stderr
             assert "Traceback" not in done.stderr
-            assert f"switches to the user {pwd.getpwuid(NOBODY).pw_name}, owner of" in done.stderr
+            assert f"switches to {pwd.getpwuid(NOBODY).pw_name}, the owner of" in done.stderr
             assert "/opt, not /root" in done.stderr
         assert sorted(path.name for path in data.iterdir()) == ["amo-callback.db"]
 

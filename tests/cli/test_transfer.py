@@ -194,7 +194,7 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
     result = {
         "cannot write there.export: File exists": ["there.export", "--passphrase-file", "passphrase"],
         "the passphrase must have at least 12 characters": ["x.export", "--passphrase-file", "short"],
-        "junk does not begin with an encryption key: use one of the other host's encryption keys": [
+        "junk must begin with one of the other host's encryption keys": [
             "x.export",
             "--to-key-file",
             "junk",
@@ -292,7 +292,7 @@ async def test_import_of_other_system_shows_plan_and_requires_yes(there: Host) -
 
 JUNK: dict[str, tuple[str, list[str]]] = {
     "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: invalid JSON"]),
-    "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain is neither an AMO host nor"]),
+    "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ['entry 2: "domain" is neither an AMO host n']),
     "lines": (
         json.dumps(_now(1)) + '\n{"access_token": "access-secret\n' + json.dumps(_now(2, domain=5)),
         ["line 2: invalid JSON", "line 3: domain: input should be a valid string"],

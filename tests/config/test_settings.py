@@ -279,7 +279,7 @@ def test_load_settings_invalid_value_is_reported_with_key(key: str, value: str, 
         (
             "WEBHOOK__SECRET",
             "whsec_sekret",
-            "webhook.secret: line 1 must be whsec_ followed by 24 to 64 bytes in base64",
+            "webhook.secret: line 1 must be whsec_ followed by the base64 encoding of 24 to 64 bytes",
         ),
         ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 must be whsec_"),
         ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 must be whsec_"),
@@ -306,8 +306,8 @@ JWKS_URL = "APP__JWKS_URL=https://a.example/keys"
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ((JWT_SECRET,), ["app.jwt_audience: required with app.jwt_secret or app.jwks_url; the aud of each"]),
-        ((JWKS_URL,), ["app.jwt_audience: required with app.jwt_secret or app.jwks_url; the aud of each"]),
+        ((JWT_SECRET,), ['app.jwt_audience: required with app.jwt_secret or app.jwks_url; the "aud" of']),
+        ((JWKS_URL,), ['app.jwt_audience: required with app.jwt_secret or app.jwks_url; the "aud" of']),
         (
             (JWT_SECRET, JWKS_URL, "APP__JWT_AUDIENCE=a"),
             ["app.jwks_url: 'https://a.example/keys': cannot be combined"],

@@ -29,10 +29,10 @@ def test_sentence_describes_event_with_times() -> None:
     """Each event for the user is a sentence with its times."""
     due = {"next_refresh_at": _AT, "error": "outcome_open"}
     assert sentence(Event(name="refresh.succeeded", fields=due)) == (
-        "Refreshed: the new pair is stored before any caller receives it. Next refresh at 12:00:00."
+        "Refreshed: the new token pair is stored before any caller receives a token. Next refresh at 12:00:00."
     )
     assert sentence(Event(name="refresh.failed", fields=due)) == (
-        "No response: the refresh token may be spent, so it is introspected before it is sent again. "
+        "No response: the refresh token is possibly spent, so it is introspected before it is sent again. "
         "Next try at 12:00:00."
     )
     moved = Event(name="connection.moved", fields={"moved_to": "b.amocrm.ru"})

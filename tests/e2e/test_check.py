@@ -56,7 +56,7 @@ async def test_check_of_running_service_is_ok(tmp_path: Path, encryption_key: st
         assert not_ok - {"systemd", "disk"} == {"redirect_uri"}
         assert (status, result["severity"]) == (0, "warn")
         by_name = {one["check"]: one["message"] for one in result["findings"]}
-        assert by_name["keys"] == "the keys decrypt all 2 pairs"
+        assert by_name["keys"] == "the keys decrypt all 2 token pairs"
         assert "leads to this service" in by_name["proxy"]
 
 

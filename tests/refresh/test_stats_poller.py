@@ -61,7 +61,7 @@ async def test_stats_older_than_30_seconds_are_a_problem(harness: PollerHarness)
     harness.clock.advance(30)
     assert harness.stats_poller.problem is None
     harness.clock.advance(1)
-    assert harness.stats_poller.problem == "the database was last polled 31 s ago"
+    assert harness.stats_poller.problem == "the database has not been polled for 31 s"
 
 
 async def _poll_without_answer(harness: PollerHarness) -> None:

@@ -455,7 +455,7 @@ async def test_restore_over_damaged_database_asks_to_move_it(database: Path, tar
     database.write_bytes(b"this was a database" * 999)
     result = _refused(target, database)
     assert result == (
-        f"{database} is not replaced, because it cannot be copied first (SQLITE_NOTADB): move it and its -wal and "
+        f"{database} is not replaced, because it cannot be copied beforehand (SQLITE_NOTADB): move it and its -wal and "
         "-journal files away, and run the command again"
     )
     database.rename(database.with_name("damaged"))

@@ -48,7 +48,7 @@ def _rebuilt(copy: Path, limits: RestoreLimits) -> int:
     [
         (RestoreLimits(file=4096), "is larger than 0 MiB, the maximum for a backup"),
         (RestoreLimits(rows=3), r"has 4 rows in \w+, more than the maximum of 3"),
-        (RestoreLimits(value=100), "contains a value longer than amo-callback could store"),
+        (RestoreLimits(value=100), "contains a value that is longer than amo-callback can store"),
     ],
 )
 async def test_rebuild_beyond_limit_is_refused(copy: Path, limits: RestoreLimits, why: str) -> None:

@@ -110,9 +110,9 @@ BLOCKED = (
 ALL_ROUNDS = "every refresh round has failed for 15 s: see refresher.failed in the log"
 OTHER_CLIENT = "accepted; connections with tokens of another client_id: 3 (their users must connect again)"
 HOLD = "{} of 3 active connections have a valid access token"
-NOT_POLLED, OUTDATED = "the database has not been polled yet", "the database was last polled 31 s ago"
+NOT_POLLED, OUTDATED = "the database has not been polled yet", "the database has not been polled for 31 s"
 AHEAD, BEHIND = (
-    f"this machine's clock is {off} the database's: synchronize both with NTP"
+    f"this machine's clock is {off} the database's: synchronize both clocks by NTP"
     for off in ("61 s ahead of", "86400 s behind")
 )
 
@@ -124,7 +124,7 @@ AHEAD, BEHIND = (
         ({"failed_for": 15.1}, "refresher", False, ALL_ROUNDS),
         ({"last": some_stats(mismatched=3)}, "amo_credentials", True, OTHER_CLIENT),
         ({}, "hosts", True, "all allowed"),
-        ({"last": some_stats(hosts_not_allowed=3)}, "hosts", False, "3 active connections have a host"),
+        ({"last": some_stats(hosts_not_allowed=3)}, "hosts", False, "3 active connections have hosts"),
         ({"last": None, "problem": NOT_POLLED}, "store", False, NOT_POLLED),
         ({"last": None, "problem": NOT_POLLED}, "fresh", False, f"unknown: {NOT_POLLED}"),
         ({"problem": OUTDATED}, "store", False, OUTDATED),

@@ -129,7 +129,7 @@ def _clock(server: ServerFacts, at: datetime) -> Finding:
         return ok("server_clock", f"the server's clock is within {_APART:.0f} s of this machine's clock")
     return warn(
         "server_clock",
-        f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the database server's",
+        f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's clock",
         fix="synchronize both clocks by NTP: stored times come from the database server's clock, and JWTs are checked "
         "against this machine's clock",
     )

@@ -62,7 +62,7 @@ async def test_check_sqlite_valid_database_is_ok_and_unchanged(place: CommandCon
     assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
         ("store", "keys", "frozen"), Severity.OK
     )
-    assert found["keys"][1] == "the keys decrypt all 3 pairs"
+    assert found["keys"][1] == "the keys decrypt all 3 token pairs"
     assert database.read_bytes() == before
     assert list(place.folder.iterdir()) == [database]
 
@@ -158,7 +158,7 @@ async def test_check_sqlite_older_key_in_use_is_reported(place: CommandContext, 
     severity, result = (await _check(context_in(place.folder, new_key(), encryption_key)))["keys"]
     assert (severity, result) == (
         Severity.OK,
-        "the keys decrypt all 3 pairs; 3 of them need an older key: do not remove it",
+        "the keys decrypt all 3 token pairs; 3 of them need an older key: do not remove it",
     )
 
 

@@ -87,7 +87,7 @@ async def test_check_postgres_valid_database_is_ok(served: str, encryption_key: 
         (*SERVER, "store", "keys", "frozen"), Severity.OK
     )
     assert f"{CONNECTIONS} connections, schema " in found["store"][1]
-    assert found["keys"][1] == "the keys decrypt all 3 pairs"
+    assert found["keys"][1] == "the keys decrypt all 3 token pairs"
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,6 @@ def test_check_command_includes_postgres(
     main(["check", "--json", "--timeout", "5"], environ=environ)
     out, err = capsys.readouterr()
     found = {finding["check"]: finding["message"] for finding in json.loads(out)["findings"]}
-    assert found["keys"] == "the keys decrypt all 3 pairs"
+    assert found["keys"] == "the keys decrypt all 3 token pairs"
     assert found["rescue"] == f"no pending writes in {tmp_path}/rescue"
     assert "sekret" not in out + err

@@ -311,7 +311,7 @@ async def test_token_host_not_allowed_is_503_until_setting_allows_it(run: Any) -
         check = ready.json()["checks"]["hosts"]
         assert (ready.status, check["ok"]) == (503, False)
         assert check["detail"].startswith(
-            "1 active connections have a host that is neither AMO's nor in amo.allowed_domains"
+            "1 active connections have hosts that are neither AMO's nor in amo.allowed_domains"
         )
         assert 'outcome="host_not_allowed"} 3.0' in (await app.private("/metrics", key=None)).text
     async with run(**SETTING) as app:
