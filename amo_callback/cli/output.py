@@ -115,4 +115,5 @@ def waiting_reporter() -> Callable[[float], None]:
 
 def sigterm_as_interrupt() -> None:
     """Treat SIGTERM like Ctrl-C, so that a terminated command still removes partial files and prints its result."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Raised as SIGINT, it cancels a running coroutine; a KeyboardInterrupt raised in a callback would be lost.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
