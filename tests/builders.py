@@ -1,4 +1,4 @@
-"""Values for tests, with everything that a test does not care about filled in."""
+"""Values for tests, with defaults for the fields that a test does not set."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ DAY = timedelta(days=1)
 
 
 def a_core(**edges: Any) -> Core:
-    """Return what the parts of a process share, with these of its edges."""
+    """Return the shared objects of a process, with these in place of the defaults."""
     values: dict[str, Any] = {
         "store": None,
         "amo": None,
@@ -46,7 +46,7 @@ def a_core(**edges: Any) -> Core:
 
 
 def a_connection(number: int = 1, **more: Any) -> Connection:
-    """Return a connection as a grant brings it."""
+    """Return a connection as a grant creates it."""
     values: dict[str, Any] = {
         "id": connection_id(Account(account_id=str(number), user_id="1"), "a.amocrm.ru"),
         "account_id": str(number),
@@ -130,7 +130,7 @@ def a_failure(connection: Connection, **more: Any) -> RefreshFailure:
 
 
 def some_stats(**more: Any) -> StoreStats:
-    """Return what the store tells of two connections that do well."""
+    """Return the store's stats for two healthy connections."""
     values: dict[str, Any] = {
         "active": 2,
         "fresh": 2,
@@ -151,7 +151,7 @@ def some_stats(**more: Any) -> StoreStats:
 
 
 def a_service_status(**more: Any) -> ServiceStatus:
-    """Return the status of a service where all is well."""
+    """Return the status of a healthy service."""
     checks = ("store", "amo_credentials", "amo_blocked", "frozen", "mass_failure")
     values: dict[str, Any] = {
         "checks": dict.fromkeys(checks, True),
@@ -167,7 +167,7 @@ def a_service_status(**more: Any) -> ServiceStatus:
 
 
 async def switch_off(store: Store) -> Sequence[str]:
-    """Note AMO's hook for account 1; return the ids of the connections whose look-up is pending because of it."""
+    """Record AMO's hook for account 1; return the ids of the connections for which a recheck was scheduled."""
     return await store.record_disabled_hook("1", shortest=timedelta(seconds=5), quiet=timedelta(hours=1))
 
 
@@ -181,7 +181,7 @@ async def now(store: Store, connection: Connection) -> Connection:
 
 
 async def save(store: Store, connection: Connection, *, iat: int | None = None, code: str | None = None) -> Connection:
-    """Store a connection by a grant, and return it as the store has it."""
+    """Store a connection through a grant, and return the stored connection."""
     grant = a_grant(code or f"code of {connection.id} {iat}")
     claimed = await store.claim_grant(grant, now=START)
     await store.save_connected(NewConnection(grant=claimed, connection=connection, token_iat=iat))

@@ -22,7 +22,7 @@ FUZZ = 10
 _SECONDS_A_ROUND = 20
 _SECONDS_A_CASE = 6
 _SLOWEST = ("e2e", "browser", "fuzz")
-"""Folders with slow tests, which run first: at the end, one of them would leave the other workers without work."""
+"""Folders with slow tests, which run first: a slow test at the end would leave the other workers idle."""
 
 hypothesis.settings.register_profile(
     "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -116,9 +116,9 @@ def fuzz_cases(request: pytest.FixtureRequest) -> int:
 
 
 def pytest_configure() -> None:
-    """Have SIGINT heard: a shell has it ignored by what it runs in the background, and so by all that this starts.
+    """Restore SIGINT's handler: a shell's background commands ignore SIGINT, and their child processes inherit that.
 
-    AMO's stand-in is asked without TLS: the machine's authorities, which each service reads, are none.
+    Services load no certificate authorities, because they call the stand-in for AMO without TLS.
     """
     os.environ.setdefault("SSL_CERT_FILE", os.devnull)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -167,7 +167,7 @@ def postgres() -> Iterator[Databases]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def either(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """Return a new database of either engine."""
+    """Return the URL of a new database, once for each engine."""
     if request.param == "sqlite":
         yield "sqlite:///amo-callback.db"
         return
@@ -188,7 +188,7 @@ def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
 
 @pytest.fixture
 def run(tmp_path: Path, encryption_key: str, witness: RecordingObserver) -> Any:
-    """Return how to run the whole service with some settings of one's own."""
+    """Return a function that runs the whole service with the test's settings."""
 
     @asynccontextmanager
     async def running(

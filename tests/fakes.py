@@ -25,7 +25,7 @@ START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
 class FakeClock:
-    """Time that stands still until a test moves it."""
+    """A clock that only a test advances."""
 
     def __init__(self) -> None:
         self._monotonic = 1000.0
@@ -49,25 +49,25 @@ class FakeClock:
         await until
 
     def sleeping(self) -> list[float]:
-        """Return for how long each sleeper still sleeps."""
+        """Return the remaining seconds of each sleeping task, in order."""
         self._sleepers = [(at, until) for at, until in self._sleepers if not until.done()]
         return sorted(at - self._monotonic for at, _ in self._sleepers)
 
     async def until_sleeping(self, seconds: float | None = None) -> None:
-        """Wait until somebody sleeps (for so many seconds)."""
+        """Wait until a task sleeps, with `seconds` remaining if given."""
         while not any(seconds is None or abs(left - seconds) < 1e-6 for left in self.sleeping()):
             self._somebody_slept.clear()
             await asyncio.wait_for(self._somebody_slept.wait(), WAIT_LIMIT)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and wake whoever has slept enough."""
+        """Advance the time, and wake the tasks whose sleep has ended."""
         self._monotonic += seconds
         for at, until in self._sleepers:
             if at <= self._monotonic and not until.done():
                 until.set_result(None)
 
     async def tick(self, seconds: float, times: int = 1) -> None:
-        """Let time pass in steps, each once somebody sleeps for as long."""
+        """Advance by `seconds` several times, each time after a task sleeps with `seconds` remaining."""
         for _ in range(times):
             await self.until_sleeping(seconds)
             self.advance(seconds)
@@ -77,7 +77,7 @@ class FakeClock:
 
 
 class ShiftedClock:
-    """The machine's time, moved ahead when a test says so; a service's drain does not wait for it."""
+    """The machine's clock, which a test can advance; sleeps of at most 0.25 s end at once, such as a drain's."""
 
     def __init__(self) -> None:
         self._ahead = timedelta(0)
@@ -104,7 +104,7 @@ class ShiftedClock:
             self._sleepers.remove(sleeper)
 
     async def until_sleeping(self, seconds: float) -> None:
-        """Wait until somebody sleeps who wanted to sleep for so many seconds, or for up to 2 less."""
+        """Wait until a task sleeps whose requested time is `seconds`, or less than 2 s shorter."""
         while not any(seconds - 2 < wanted <= seconds for wanted, _, until in self._sleepers if not until.done()):
             self._somebody_slept.clear()
             await asyncio.wait_for(self._somebody_slept.wait(), WAIT_LIMIT)
@@ -117,7 +117,7 @@ class ShiftedClock:
 
 
 class RecordingObserver:
-    """An observer that remembers, and can be waited for."""
+    """An observer that records events, and lets a test wait for them."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -134,7 +134,7 @@ class RecordingObserver:
         return [event for event in self.events if event.name == name]
 
     async def until(self, name: str, *, times: int = 1) -> Event:
-        """Wait until an event of this name has happened so many times; return the last."""
+        """Wait until `times` events of this name have occurred; return the last one."""
         await self.until_either((name,), times=times)
         return self.named(name)[-1]
 
@@ -147,7 +147,7 @@ class RecordingObserver:
 class FaultyStore:
     """A store with steps before and after the methods that a test names.
 
-    A step is an event that is waited for, an exception, or a function that is called with the call's arguments.
+    A step is an event to wait for, an exception to raise, or a function to call with the call's arguments.
     """
 
     def __init__(self, store: Store, clock: FakeClock, *, away: Iterable[str] = ()) -> None:
@@ -156,11 +156,11 @@ class FaultyStore:
         self.away = set(away)
         """Methods that raise StoreUnavailable."""
         self.lost: set[str] = set()
-        """Methods whose next call is committed, but whose answer is lost."""
+        """Methods whose next call is executed, but raises StoreUnavailable instead of returning its result."""
         self.before: dict[str, Step] = {}
         self.after: dict[str, Step] = {}
         self.answers: dict[str, object] = {}
-        """Answers that are given without asking the store."""
+        """Results returned without calling the store, by method."""
         self.asked: Counter[str] = Counter()
         self._waiting: set[str] = set()
         self._changed = asyncio.Event()
@@ -177,7 +177,7 @@ class FaultyStore:
         await self._until(lambda: self.asked[name] > 0)
 
     async def until_waiting(self, name: str) -> None:
-        """Wait until a call waits for the event in its way."""
+        """Wait until a call of this method waits for the event of its step."""
         await self._until(lambda: name in self._waiting)
 
     async def _until(self, happened: Callable[[], bool]) -> None:
@@ -218,13 +218,13 @@ class FaultyStore:
 
 
 class MemoryRescue(RescueFolder):
-    """A rescue folder that can be full."""
+    """A rescue folder in memory that can be full."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.full = False
         self.age = 0.0
-        """Of the raw answers, in seconds."""
+        """The age of the raw answers, in seconds."""
 
     def write(self, name: str, content: bytes) -> None:
         if self.full:
@@ -251,7 +251,7 @@ class MemoryRescue(RescueFolder):
 
 
 class IdleTracker:
-    """What is under way through the objects that it watches, and what was."""
+    """A counter of finished and running calls of the watched objects' methods."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -271,7 +271,7 @@ class IdleTracker:
             self._ended.set()
 
     async def until_quiet(self) -> None:
-        """Wait until nothing is under way, and what has ended has had its turns to begin something else."""
+        """Wait until no watched call runs for 30 iterations of the loop, so that finished calls can start others."""
         turns = 0
         while turns < 30:
             await asyncio.sleep(0)
@@ -326,15 +326,15 @@ class InlineExecutor(ThreadPoolExecutor):
 
 
 class RecordedPace:
-    """A rate limit that records when each request leaves: the moment before its first byte."""
+    """A rate limiter that records the time just before each request's first byte is sent."""
 
     def __init__(self, rate_limiter: RateLimiter, clock: FakeClock) -> None:
         self._rate_limiter, self._clock = rate_limiter, clock
         self.sent: list[float] = []
         self.arrived = 0
-        """Requests whose connection is open, so that they wait to leave or have left."""
+        """The number of requests with an open connection, waiting to be sent or already sent."""
         self.granted = 0
-        """Slots that were taken before a request began."""
+        """The number of slots acquired before a request started."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._rate_limiter, name)
@@ -352,7 +352,7 @@ class RecordedPace:
 
 
 def most_in_a_second(*times: float) -> int:
-    """Return how many of these times lie in the fullest second."""
+    """Return the largest number of these times within one second."""
     ordered = sorted(times)
     return max(sum(first <= time < first + 1 - 1e-6 for time in ordered) for first in ordered)
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from tests.service import Answer, Running
 
 UNREADABLE = "malformed request"
-"""The parser's answer to what is no HTTP."""
+"""The parser's answer to a request that is not valid HTTP."""
 
 _kept: dict[tuple[bool, bool, str], Conformance] = {}
 
 
 def conformance_of(running: Running) -> Conformance:
-    """Return the check for this service; the document is the same where the routes are."""
+    """Return the check for this service, shared by services with the same routes and base path."""
     services, settings = running.service.services, running.settings
     key = (services.users is not None, settings.server.metrics_auth, settings.server.base_path)
     if key not in _kept:
@@ -34,7 +34,7 @@ def conformance_of(running: Running) -> Conformance:
 
 
 class Conformance:
-    """The operations of a document, and a check that an answer is one of theirs."""
+    """The operations of a document, and a check that they describe an answer."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.paths: Mapping[str, Any] = document["paths"]
@@ -45,7 +45,7 @@ class Conformance:
         self.validator = cache(self._validator)
 
     def operation(self, api: str, method: str, path: str) -> Any:
-        """Return the operation at a path; `None` where there is none."""
+        """Return the operation of a method and path, or `None` if there is none."""
         path = path.partition("?")[0]
         for template, pattern in self._patterns.items():
             found = self.paths[template].get(method.lower()) if pattern.fullmatch(path) else None
@@ -54,7 +54,7 @@ class Conformance:
         return None
 
     def check(self, api: str, method: str, path: str, answer: Answer) -> None:
-        """Fail where the document does not describe the answer."""
+        """Fail if the document does not describe the answer of a documented operation."""
         operation = self.operation(api, method, path)
         if operation is None or UNREADABLE in answer.text:
             return
@@ -78,7 +78,7 @@ class Conformance:
 
 
 def _closed(components: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schemas without further members: they are open to clients, but a test sees what is undocumented."""
+    """Forbid additional members, which the document allows, so that a test finds undocumented members."""
     closed = copy.deepcopy(dict(components))
     for schema in closed["schemas"].values():
         if "properties" in schema:

@@ -22,13 +22,13 @@ def program() -> str | None:
 
 
 def why_no_pgbouncer() -> str | None:
-    """Return why there is no PgBouncer here; `None` where there is one."""
+    """Return why PgBouncer is unavailable, or `None` if it is available."""
     return None if program() else f"no PgBouncer: install it, or name its program in {GIVEN}"
 
 
 @contextmanager
 def pooled(url: str, *, mode: str, size: int = 20, options: str = "") -> Iterator[str]:
-    """Pool connections to the server of `url` meanwhile; return the address of the same database there."""
+    """Run PgBouncer for the server of `url`; yield the URL of the same database through PgBouncer."""
     parts = urlsplit(url)
     [server] = parse_qs(parts.query)["host"]
     with tempfile.TemporaryDirectory(prefix="pgb-") as name:
@@ -40,7 +40,7 @@ def pooled(url: str, *, mode: str, size: int = 20, options: str = "") -> Iterato
             f"default_pool_size = {size}\nlogfile = {folder}/log\n{options}\n"
         )
         folder.chmod(0o755)
-        user = "nobody" if os.geteuid() == 0 else None  # it does not run as root
+        user = "nobody" if os.geteuid() == 0 else None  # PgBouncer does not run as root
         if user:
             shutil.chown(folder, user)
         given = program()

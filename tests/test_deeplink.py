@@ -56,6 +56,6 @@ def test_intent_link_escapes_hostile_state(base: str, intent: str) -> None:
 
 
 def test_deep_link_errors_have_status() -> None:
-    """An error that may pass has its own status, so that an app can retry."""
+    """A temporary error has its own status, so that an app can retry."""
     others = {word: error.status for word, error in DEEP_LINK_ERRORS.items() if error.status != 400}
     assert others == {"amo_unavailable": 503, "rate_limited": 429}

@@ -24,7 +24,7 @@ def _ask(slots: RateState, now: float, waiting: set[WaiterKind]) -> SlotDecision
 def _play(
     waiters: Sequence[set[WaiterKind]], delays: Iterator[float], *, until: float
 ) -> list[tuple[float, WaiterKind]]:
-    """Let each waiter request a slot at its time plus a delay, and return the slots granted."""
+    """Request slots for each waiter, each time after its wait and a delay, and return the slots granted."""
     slots, granted = RateState(), []
     asking = [(next(delays), number) for number, _ in enumerate(waiters)]
     while (first := min(asking))[0] < until:

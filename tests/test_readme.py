@@ -16,7 +16,7 @@ def _prose() -> str:
 
 
 def test_readme_anchors_exist() -> None:
-    """Each `#anchor` is that of a heading, as GitHub makes them."""
+    """Each `#anchor` is the anchor that GitHub generates for a heading."""
     headings = re.findall(r"^#{1,4} (.*)$", _prose(), re.MULTILINE)
     anchors = {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     linked = set(re.findall(r"\]\((#[^)]+)\)", _prose()))
@@ -54,7 +54,7 @@ def test_security_document_lists_runtime_dependencies() -> None:
 
 
 def _needed(package: Requirement) -> set[Requirement]:
-    """Return a package's requirements here, with its extras."""
+    """Return a package's requirements in this environment, including those of its extras."""
     needs = map(Requirement, metadata.requires(package.name) or [])
     extras = package.extras or {""}
     return {

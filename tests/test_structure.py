@@ -93,7 +93,7 @@ def test_imports_are_acyclic_and_libraries_have_one_package() -> None:
 
 
 def test_constructors_have_five_parameters_and_class_names_are_unique() -> None:
-    """Values that belong together are one frozen class, and a class name has one meaning."""
+    """A constructor has at most five parameters, and no two classes have the same name, apart from leading `_`."""
     classes = [node for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     names = Counter(node.name.lstrip("_") for node in classes)
     offenders = [

@@ -1,4 +1,4 @@
-"""How long the tests wait for what another task, process or machine does."""
+"""The longest time that tests wait for another task, process or machine."""
 
 WAIT_LIMIT = 120.0
-"""Seconds: only a hang takes so long, however busy the machine. Below the limit of a whole test (pyproject.toml)."""
+"""Seconds: only a hang takes longer, even on a busy machine. A whole test has a higher limit (pyproject.toml)."""

@@ -1,4 +1,4 @@
-"""Shapes of one successful answer, as a proxy, a server or a bug may produce them."""
+"""Variants of a successful answer's bytes that a proxy, a server or a bug may produce."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 Content = dict[str, Any]
 Shape = Callable[[Content], bytes]
-"""Builds an answer's bytes from an issued pair."""
+"""A function that returns an answer's bytes for an issued pair."""
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 _JSON = b"Content-Type: application/json\r\n"
@@ -36,12 +36,12 @@ def _in_chunks(**form: Any) -> Shape:
 
 
 def _with(*headers: bytes, status: bytes = _OK) -> Shape:
-    """Return an answer with a correct length and these headers."""
+    """Return a shape with a correct `Content-Length` and these headers."""
     return lambda content: _sized(_body(content), *headers, status=status)
 
 
 def _lengths(*headers: str) -> Shape:
-    """Return an answer with only these headers; `{}` is the correct length."""
+    """Return a shape with only these headers; `{}` stands for the correct length, `{longer}` for a larger one."""
 
     def shape(content: Content) -> bytes:
         body = _body(content)

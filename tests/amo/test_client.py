@@ -94,7 +94,7 @@ async def test_client_without_connection_raises_request_not_sent(amo: Amo, clock
 async def test_introspection_token_that_is_no_header_value_is_not_sent(
     amo: Amo, clock: FakeClock, access_token: str
 ) -> None:
-    """A stored access token that could add a header gets no request, and stays unknown."""
+    """An access token that is not a valid header value is not sent, and its state is unknown."""
     async with amo_client(amo, clock) as client:
         result = await client.introspect_access_token(access_token=access_token, domain=HOST, account_id="31920194")
     assert (result.state, amo.sandbox.introspections) == (TokenState.UNKNOWN, 0)
@@ -149,7 +149,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(PAIR), PAIR)
 async def test_client_truncated_answer_is_unknown_outcome(
     amo: Amo, clock: FakeClock, status: bytes, body: bytes
 ) -> None:
-    """A truncated answer without a whole pair is an unknown outcome (tests/amo/test_shapes.py has those with one)."""
+    """A truncated answer without a whole pair is an unknown outcome; `test_shapes.py` tests those with a pair."""
     answer = b"HTTP/1.1 %s\r\nContent-Length: 999\r\n\r\n%s" % (status, body)
     async with _raw_amo(amo, answer), amo_client(amo, clock) as client:
         with pytest.raises(UnknownOutcome) as raised:

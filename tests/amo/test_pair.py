@@ -32,7 +32,7 @@ def test_find_pair_in_text_with_many_objects_finds_none() -> None:
 
 
 def test_find_pair_in_nested_text_stops_at_work_limit() -> None:
-    """The parsing from each brace up to the pair is limited to twice the text's length."""
+    """The search stops after it has parsed more than twice the text's length in total."""
 
     def nested(depth: int) -> bytes:
         return b'{"a":' * depth + b'"' + b"x" * 100_000 + b'" "refresh_token" ' + json.dumps(PAIR).encode()

@@ -171,7 +171,7 @@ async def test_acquire_cancelled_check_uses_no_share(clock: FakeClock, priority:
 
 
 class SendQueue:
-    """Requests that hold a slot and are ready to be sent, and the times of sending."""
+    """Requests that wait to be sent, and the times at which they were sent."""
 
     def __init__(self, rate_limiter: RateLimiter, clock: FakeClock) -> None:
         self.rate_limiter, self.clock = rate_limiter, clock
@@ -253,7 +253,7 @@ async def test_wait_to_send_uses_each_slot_once(clock: FakeClock) -> None:
 
 
 async def test_wait_to_send_precedes_first_slots(clock: FakeClock) -> None:
-    """A request that holds a claim precedes requests without a slot."""
+    """A request whose slot has expired gets the next slot before requests that have not had a slot."""
     rate_limiter = _rate_limiter(clock, per_second=0.2)
     queue, ready = Queue(rate_limiter), SendQueue(rate_limiter, clock)
     await rate_limiter.acquire(Priority.BACKGROUND)
@@ -270,7 +270,7 @@ async def test_wait_to_send_precedes_first_slots(clock: FakeClock) -> None:
 
 
 async def test_wait_to_send_during_pause_waits_or_gives_false(clock: FakeClock) -> None:
-    """During a pause a claimed request waits, or is not sent if its limit is shorter."""
+    """A request with a slot waits until the pause ends, or is not sent if its limit is shorter."""
     rate_limiter = _rate_limiter(clock, per_second=5)
     await _granted(rate_limiter, clock, 1)
     await rate_limiter.pause(1)
@@ -302,7 +302,7 @@ async def test_wait_to_send_after_limit_uses_no_slot(clock: FakeClock) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_wait_to_send_never_exceeds_rate(clock: FakeClock, seed: int) -> None:
-    """For any delays of claims and of the loop, at most one request a second exceeds the rate."""
+    """For any delays of requests and of the event loop, at most one request a second exceeds the rate."""
     draw = random.Random(seed)  # noqa: S311 -- the seed makes it repeatable
     rate_limiter = _rate_limiter(clock, per_second=5)
     ready = SendQueue(rate_limiter, clock)

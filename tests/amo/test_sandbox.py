@@ -1,4 +1,4 @@
-"""AMO's stand-in follows AMO's rules strictly."""
+"""The AMO sandbox: its answers follow AMO's rules strictly."""
 
 import hashlib
 import hmac
@@ -90,7 +90,7 @@ async def test_sandbox_wrong_client_is_rejected_without_hint(caller: Caller, nam
 
 
 async def test_sandbox_credential_of_other_account_is_unreadable(caller: Caller) -> None:
-    """Another account's code or token is unreadable, and a host without an account is 404."""
+    """Another account's code or token gets a 400, and a host without an account answers 404."""
     caller.amo.fake.open_account("other.amocrm.ru")
     _, pair = await caller.exchange()
     token = pair["refresh_token"]
@@ -170,7 +170,7 @@ async def test_sandbox_disable_calls_hook(amo: Amo) -> None:
 
 
 async def test_sandbox_ledger_counts_failed_request_as_no_double_spend(caller: Caller) -> None:
-    """A request that met a fault before evaluation is noted, and its repetition is no double spend."""
+    """A request that fails before its evaluation is recorded, and its repetition is not a double spend."""
     _, pair = await caller.exchange()
     caller.amo.sandbox.faults.add(Fault.HTTP_500)
     for _ in range(2):
@@ -185,7 +185,7 @@ async def test_sandbox_ledger_counts_failed_request_as_no_double_spend(caller: C
 
 @pytest.mark.parametrize("invalidates", [False, True])
 async def test_sandbox_refresh_invalidates_access_token_by_setting(caller: Caller, invalidates: bool) -> None:  # noqa: FBT001 -- pytest passes it
-    """The old access token stays valid after a refresh or not, because AMO's behaviour is unknown."""
+    """A setting decides whether a refresh invalidates the old access token, as AMO's behaviour is unknown."""
     caller.amo.fake.quirks.refresh_kills_access = invalidates
     _, pair = await caller.exchange()
     await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])

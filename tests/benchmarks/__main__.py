@@ -40,11 +40,11 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
     "claims": {"rows": 5000},
     "start": {"connections": 2000},
 }
-"""Options of a quick run, which tells only whether it works."""
+"""Options of a quick run, which shows only whether the benchmarks work."""
 
 
 def options_of(name: str, given: list[str], *, quick: bool) -> dict[str, Any]:
-    """Return a benchmark's options: the given ones, else those of a quick run, else the function's defaults."""
+    """Return a benchmark's options: given values, otherwise a quick run's, otherwise the function's defaults."""
     parameters = inspect.signature(BENCHMARKS[name]).parameters.values()
     known = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
     values = known | dict(QUICK[name] if quick else {})
@@ -81,7 +81,7 @@ async def _measure(report: Report, given: argparse.Namespace, folder: Path) -> R
                 report = dataclasses.replace(report, failed={**report.failed, name: why})
             else:
                 report = dataclasses.replace(report, outcomes={**report.outcomes, name: outcome})
-            if given.json:  # each time: who ends a long run keeps what it has found
+            if given.json:  # after each benchmark, so that an interrupted run keeps its results
                 given.json.write_text(json.dumps(dataclasses.asdict(report), indent=2), encoding="utf-8")
     return report
 

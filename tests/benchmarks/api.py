@@ -1,4 +1,4 @@
-"""Both APIs under load: hand-outs, also while everything is refreshed, and callbacks, also beside a backlog."""
+"""Both APIs under load: hand-outs, also while connections are refreshed, and callbacks, also during a backlog."""
 
 import asyncio
 import time
@@ -16,13 +16,13 @@ from tests.benchmarks.report import Figure, Outcome
 from tests.service import API_KEY, environment
 
 _PATHS = 100
-"""Connections that are asked for in turn; all of them are in the database."""
+"""The number of connections whose tokens are requested in turn; the database contains all connections."""
 _KEY = {"Authorization": f"Bearer {API_KEY}"}
 _NO_LIMIT = {"LIMITS__FAILED_CODES": "1000000"}
 
 
 async def handout(bench: Bench, *, seconds: float = 4.0, connections: int = 1000, callers: int = 64) -> Outcome:
-    """Measure access tokens handed out from memory, beside bare aiohttp with the same bytes and headers."""
+    """Measure access-token hand-outs from memory, and bare aiohttp with the same bytes and headers."""
     key, figures = new_key(), list[Figure]()
     curves: Mapping[str, Sequence[Sequence[float]]] = {}
     async with serving_amo() as (amo, fake):
@@ -33,7 +33,7 @@ async def handout(bench: Bench, *, seconds: float = 4.0, connections: int = 1000
         for access in (False, True):
             suffix = ", access lines on" if access else ""
             async with bench.bare("answer", str(answer)) as bare, bench.service(environ, access=access) as service:
-                for server in (bare, service):  # the first hand-outs warm the memory
+                for server in (bare, service):  # the first hand-outs fill the cache
                     await bench.tokens(server, paths, callers=callers, seconds=1)
 
                 async def load(server: Server, callers: int = callers) -> Load:
@@ -67,7 +67,7 @@ async def refreshing(
     callers: int = 64,
     latency: float = 0.2,
 ) -> Outcome:
-    """Measure hand-outs while every connection is refreshed, because backends ask for it."""
+    """Measure hand-outs while backends request a refresh of every connection."""
     key = new_key()
     async with serving_amo(latency=latency) as (amo, fake):
         paths = await fill(bench.folder, Cipher([key]), fake, connections=connections)
@@ -79,7 +79,7 @@ async def refreshing(
                 asking = bench.tokens(service, paths[:_PATHS], callers=callers, seconds=seconds)
                 load = await bench.seen(service, asking)
                 if refreshes.done() and loads:
-                    break  # it was measured in part while nothing was refreshed
+                    break  # the refreshes ended before this load did
                 loads.append(load)
             figures = [
                 *load_figures(loads, what="hand-outs"),
@@ -91,7 +91,7 @@ async def refreshing(
 
 
 async def _refresh(server: Server, paths: Sequence[str]) -> float:
-    """Refresh them all, as many at a time as the service does; return how many were done in a second."""
+    """Refresh all connections, as many at a time as the service does; return the refreshes per second."""
     began = time.perf_counter()
     connector = aiohttp.TCPConnector(limit=16)
     async with aiohttp.ClientSession(headers=_KEY, connector=connector, raise_for_status=True) as http:
@@ -105,14 +105,15 @@ async def _refresh(server: Server, paths: Sequence[str]) -> float:
 
 
 async def callback(bench: Bench, *, accounts: int = 2000, relay_accounts: int = 8000, callers: int = 16) -> Outcome:
-    """Measure callbacks, the durable store included, beside a relay that asks AMO as well and stores nothing.
+    """Measure callbacks with their durable writes, and a relay that also calls AMO but stores nothing.
 
-    All are new accounts, and become new rows. The relay gets more: it is quicker, and CPU time is coarse.
+    Each callback is of a new account and adds a row. The relay gets more callbacks, because it is faster and CPU time
+    is measured coarsely.
     """
     async with serving_amo() as (amo, fake):
         environ = environment(amo, new_key(), **_NO_LIMIT)
         async with bench.bare("relay", amo.endpoint) as relay, bench.service(environ) as service:
-            for server in (relay, service):  # so that all begin warm
+            for server in (relay, service):  # warm up before the first round
                 await bench.callbacks(server, fake.callback_paths(100), callers=callers)
 
             async def load(server: Server, accounts: int, callers: int = callers) -> Load:
@@ -150,7 +151,7 @@ async def backlog(
 ) -> Outcome:
     """Measure callbacks while thousands of refreshes wait for the rate limit.
 
-    They come evenly, when they are due, answered or not, and latency counts from then.
+    Callbacks are due at even intervals, and do not wait for earlier answers. Latency counts from the due time.
     """
     key, dues = new_key(), [number / per_second for number in range(int(per_second * seconds))]
     async with serving_amo(latency=latency) as (amo, fake):

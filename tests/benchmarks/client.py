@@ -1,6 +1,6 @@
-"""Load without `wrk`: callers who ask again as soon as they are answered, or each at its time, answered or not.
+"""Load without `wrk`: callers that send the next request after each answer, or each request at its due time.
 
-Run as a process of its own, with a file that tells what to ask; prints the result as JSON.
+Run it as a separate process, with a `LoadRequest` in a JSON file. It prints the result as JSON.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadRequest:
-    """What to ask: each path once, or over and over for so many seconds; or each when it is due."""
+    """The requests of a load: each path once, repeatedly for `seconds`, or when it is due."""
 
     address: str
     paths: Sequence[str]
@@ -30,9 +30,9 @@ class LoadRequest:
     callers: int
     seconds: float | None = None
     dues: Sequence[float] = ()
-    """Seconds after which each path is asked for, by a caller of its own; latency counts from then."""
+    """Seconds from the start until each path is requested, by a separate caller; latency counts from then."""
     good: str = "HTTP/1.1 200 "
-    """What every answer must have."""
+    """Text that the head of every answer must contain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +99,7 @@ async def load(asked: LoadRequest) -> Answers:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the least of some ordered values that so large a share of them does not exceed."""
+    """Return the smallest of the ordered values that at least this share of them does not exceed."""
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
 
 

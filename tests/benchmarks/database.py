@@ -23,7 +23,7 @@ from amo_callback.store.engine import to_micros
 from tests.service import BASE, HOST, Amo
 
 FILE = "amo-callback.db"
-"""The service's own name for it, where nothing else is configured."""
+"""The default name of the service's database file."""
 _INSERT = """
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, sealed_pair, access_issued_at, access_expires_at,
@@ -36,7 +36,7 @@ INSERT INTO connections (
 
 
 class BigVendor(FakeAmo):
-    """AMO whose accounts never move, so that one is found by its host at once."""
+    """A fake AMO whose accounts never move, so that an account is found by its host without a search."""
 
     def __init__(self) -> None:
         super().__init__(integration=SandboxIntegration(), now=SystemClock().now)
@@ -54,7 +54,7 @@ class BigVendor(FakeAmo):
         return [self.open_account(f"account{first + one}.amocrm.ru") for one in range(number)]
 
     def callback_paths(self, number: int) -> Sequence[str]:
-        """Let the users of so many new accounts allow access, and return the paths that AMO redirects to."""
+        """Open accounts whose users allow access, and return the callback paths to which AMO redirects them."""
         accounts = self.open_accounts(number)
         settle()
         queries = (
@@ -66,7 +66,7 @@ class BigVendor(FakeAmo):
 
 @asynccontextmanager
 async def serving_amo(*, latency: float = 0.0) -> AsyncIterator[tuple[Amo, BigVendor]]:
-    """Serve the stand-in, which takes so many seconds for an answer, in the benchmark's own process."""
+    """Serve the stand-in for AMO in the benchmark's process, with `latency` seconds before each answer."""
     fake = BigVendor()
     sandbox = Sandbox(fake, clock=SystemClock(), latency=latency)
     runner = web.AppRunner(sandbox.app(), access_log=None)
@@ -80,15 +80,15 @@ async def serving_amo(*, latency: float = 0.0) -> AsyncIterator[tuple[Amo, BigVe
 
 
 def settle() -> None:
-    """Look through what the stand-in remembers for garbage now, and never again, while others wait for its answers."""
+    """Collect garbage now, and exclude the remaining objects from later collections, which would delay answers."""
     gc.collect()
     gc.freeze()
 
 
 async def fill(folder: Path, cipher: Cipher, fake: BigVendor, *, connections: int) -> Sequence[str]:
-    """Make the service's database, with so many connections of new accounts; return the paths of their tokens."""
+    """Create the service's database with connections of new accounts; return the paths of their tokens."""
     async with open_store(f"sqlite:///{FILE}", folder=folder, clock=SystemClock()):
-        pass  # now it has its tables
+        pass  # opening the store creates its tables
     accounts = fake.open_accounts(connections)
     with closing(sqlite3.connect(folder / FILE)) as database, database:
         database.executemany(_INSERT, _rows(fake, cipher, accounts))
@@ -97,7 +97,7 @@ async def fill(folder: Path, cipher: Cipher, fake: BigVendor, *, connections: in
 
 
 def _rows(fake: BigVendor, cipher: Cipher, accounts: Sequence[SandboxAccount]) -> Iterator[dict[str, object]]:
-    """Exchange a code of each account, and return its connection as the service stores it."""
+    """Exchange a code of each account, and yield its connection as the service stores it."""
     known = fake.integration
     integration = Integration(
         client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri
@@ -126,7 +126,7 @@ def _rows(fake: BigVendor, cipher: Cipher, accounts: Sequence[SandboxAccount]) -
 
 
 def make_due(folder: Path) -> None:
-    """Make the refresh of every connection due, one after the other; the service must not run."""
+    """Make every connection due, in the order of the rows; the service must not run meanwhile."""
     past = to_micros(SystemClock().now() - timedelta(hours=1))
     with closing(sqlite3.connect(folder / FILE)) as database, database:
         database.execute("UPDATE connections SET next_refresh_at = ? + rowid", [past])

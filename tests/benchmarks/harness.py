@@ -1,4 +1,4 @@
-"""The harness of all benchmarks: servers in processes of their own, loads on them, rounds and figures."""
+"""The harness of all benchmarks: servers in separate processes, their loads, rounds and figures."""
 
 import asyncio
 import dataclasses
@@ -25,7 +25,7 @@ AMO_CALLBACK = ("-m", "amo_callback.cli.main", "serve")
 DEEP_LINK = "foryoure://amo-crm/callback?code="
 WRK = shutil.which("wrk")
 CALLERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Under how much load latency is plotted."""
+"""The numbers of callers for which latency is plotted."""
 _WAIT_LIMIT = 60.0
 _SCRIPT = """
 local paths, at = {{ {paths} }}, 0
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, slots=True)
 class Server:
-    """A process that serves, where, and since when (CLOCK_MONOTONIC)."""
+    """A server's process, its addresses, and when it was started and became ready (CLOCK_MONOTONIC)."""
 
     public: str
     private: str
@@ -57,7 +57,7 @@ class Server:
     began: float
     ready: float
     lags_from: float | None = None
-    """From when on the next load's lags count, where that is before its beginning."""
+    """The time from which lags count for the next load, if they count before the load starts."""
 
     @property
     def resident(self) -> float:
@@ -67,14 +67,14 @@ class Server:
         return int(size) / 1000
 
     def cpu_seconds(self) -> float:
-        """Return how long all threads have run, in the kernel too."""
+        """Return the CPU time of all threads, in user and kernel mode."""
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObservedClient:
-    """What a load did to a server's process: CPU in seconds, and the longest lags of loops in milliseconds."""
+    """A server's CPU time in seconds during a load, and the longest lags of its loop and an idle loop in ms."""
 
     cpu: float
     lag: float
@@ -86,7 +86,7 @@ Load = tuple["Answers", ObservedClient]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:
-    """What a benchmark is given: an empty folder, an idle loop's lags, and whether curves are asked for, too."""
+    """The environment of a benchmark: an empty folder, an idle loop's lags, and whether curves are requested."""
 
     rounds: int
     folder: Path
@@ -94,7 +94,7 @@ class Bench:
     curves: bool
 
     async def alternate(self, *, what: str, **measures: Callable[[], Awaitable[T]]) -> dict[str, list[T]]:
-        """Measure each in turn, round after round."""
+        """Run each measurement once per round, in turn; return the results by name."""
         found: dict[str, list[T]] = {name: [] for name in measures}
         for number in range(self.rounds):
             print(f"  {what}, round {number + 1}", file=sys.stderr, flush=True)
@@ -103,7 +103,7 @@ class Bench:
         return found
 
     async def seen(self, server: Server, load: Coroutine[object, object, T]) -> tuple[T, ObservedClient]:
-        """Watch a server during a load."""
+        """Run a load; return its result, and the server's CPU time and lags meanwhile."""
         began, cpu = time.monotonic(), server.cpu_seconds()
         result = await load
         cpu = server.cpu_seconds() - cpu
@@ -116,7 +116,7 @@ class Bench:
     # --- loads ---------------------------------------------------------------------------------------
 
     async def tokens(self, server: Server, paths: Sequence[str], *, callers: int, seconds: float | None) -> Answers:
-        """Ask for tokens, over and over for that long, or once each."""
+        """Request access tokens, repeatedly for `seconds`, or once per path if it is `None`."""
         if WRK is None or seconds is None:
             asked = LoadRequest(address=server.private, paths=paths, key=API_KEY, callers=callers, seconds=seconds)
             return await self._own_client(asked)
@@ -129,7 +129,7 @@ class Bench:
     async def callbacks(
         self, server: Server, paths: Sequence[str], *, callers: int = 0, dues: Sequence[float] = ()
     ) -> Answers:
-        """Come as AMO's redirect does, by each path once: as fast as is answered, or each when it is due."""
+        """Request each callback path once, as after AMO's redirect: after the caller's previous answer, or when due."""
         good = f"\r\nLocation: {DEEP_LINK}"
         return await self._own_client(
             LoadRequest(address=server.public, paths=paths, callers=callers, dues=dues, good=good)
@@ -143,7 +143,7 @@ class Bench:
     async def curves_of(
         self, loads: Mapping[str, Callable[[int], Awaitable[Load]]]
     ) -> Mapping[str, Sequence[Sequence[float]]]:
-        """Measure latency under more and more load, where that is asked for."""
+        """Measure latency with an increasing number of callers, if curves are requested."""
         found: dict[str, list[tuple[float, ...]]] = {name: [] for name in loads if self.curves}
         for name, points in found.items():
             for callers in CALLERS:
@@ -166,7 +166,7 @@ class Bench:
     async def service(
         self, environ: Mapping[str, str], *, access: bool = False, python: Sequence[str] = ()
     ) -> AsyncIterator[Server]:
-        """Run the service, with a sampler of its loop's lags, or as `python` says; its log goes to a file."""
+        """Run the service with a sampler of its loop's lags, or by the arguments `python`; log to a file."""
         out, errors, lags = (self.folder / f"service.{name}" for name in ("log", "errors", "lags"))
         lags.unlink(missing_ok=True)
         notify = self.folder / "notify"
@@ -176,7 +176,7 @@ class Bench:
         started = re.compile(rb'^.*"service.started".*\n', re.MULTILINE)
 
         def is_ready() -> bool:
-            """Hear what systemd hears; the log comes later, from a thread."""
+            """Return whether `READY=1` was received and the start is in the log, which a thread writes later."""
             with suppress(BlockingIOError):
                 if listener.recv(4096).startswith(b"READY=1"):
                     output["ready"] = time.monotonic()
@@ -206,7 +206,7 @@ class Bench:
 
 @asynccontextmanager
 async def idle_loop(folder: Path) -> AsyncIterator[Path]:
-    """Run an event loop with nothing to do, whose lags are the machine's; return where they are written."""
+    """Run an idle event loop, whose lags are caused by the machine; yield the file of its lags."""
     lags = folder / "idle.lags"
     async with running("-m", "tests.benchmarks.servers", str(lags), "idle", out=folder / "idle.log") as process:
         await until(lags.exists, process)
@@ -221,7 +221,7 @@ async def running(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> AsyncIterator[Process]:
-    """Run Python with its output in a file, and stop it at the end."""
+    """Run Python with its output in a file, and terminate it when the block ends."""
     env = {"PYTHONPATH": str(ROOT), "PATH": os.defpath, **(environ or {})}
     with out.open("wb") as file, errors.open("wb") as error_file:
         process = await asyncio.create_subprocess_exec(
@@ -236,7 +236,7 @@ async def running(
 
 
 async def until(found: Callable[[], bool], process: Process, *, every: float = 0.02) -> None:
-    """Wait for something that a process does; raise where it ends before, or takes too long."""
+    """Wait until `found` is true; raise an error if the process ends first or the time limit is exceeded."""
     give_up_at = time.monotonic() + _WAIT_LIMIT
     while not found():
         if process.returncode is not None:
@@ -263,13 +263,13 @@ async def _answers(*command: str) -> Answers:
 
 
 def longest_lag(text: str, since: float, until: float) -> float:
-    """Return the longest lag that began between two moments, in milliseconds; the last line may be half written."""
+    """Return the longest lag that began between two times, in milliseconds; an incomplete last line is ignored."""
     found = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return 1000 * max((float(lag) for came, lag in found if since <= float(came) - float(lag) <= until), default=0.0)
 
 
 def lag_figures(seen: Sequence[ObservedClient], *, suffix: str = "", at_most: float | None = 20) -> Sequence[Figure]:
-    """Tell the service's loop's longest lags, and by how much they exceed an idle loop's."""
+    """Return the longest lags of the service's loop, and their difference from an idle loop's."""
     over = [one.lag - one.idle for one in seen]
     return [
         Figure(name=f"longest lag{suffix}", unit="ms", values=[one.lag for one in seen]),
@@ -283,7 +283,7 @@ def cpu_of(loads: Sequence[Load]) -> Sequence[float]:
 
 
 def load_figures(loads: Sequence[Load], *, what: str, suffix: str = "") -> Sequence[Figure]:
-    """Tell how fast requests were answered, and what CPU one took."""
+    """Return the request rate, the latencies, and the CPU time per request."""
     return [
         Figure(name=f"{what}{suffix}", unit="1/s", values=[one.per_second for one, _ in loads]),
         *(
@@ -295,5 +295,5 @@ def load_figures(loads: Sequence[Load], *, what: str, suffix: str = "") -> Seque
 
 
 def ratios(name: str, ours: Sequence[float], theirs: Sequence[float], **bar: float | None) -> Figure:
-    """Tell what ours is of theirs, round by round."""
+    """Return the ratio of `ours` to `theirs` in each round."""
     return Figure(name=name, unit="ratio", values=[a / b for a, b in zip(ours, theirs, strict=True)], **bar)

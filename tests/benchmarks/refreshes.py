@@ -1,4 +1,4 @@
-"""What is refreshed without being asked for: a sweep of all connections, and the claims of a store."""
+"""Refreshes by the scheduler: a sweep of all connections, and the claims of a store."""
 
 import asyncio
 import sqlite3
@@ -23,7 +23,7 @@ from tests.postgres import Databases, Server, serving_postgres
 from tests.service import environment
 
 BATCH, BATCHES = 16, 20
-"""Connections that are claimed in one round of the scheduler: its default concurrency. Rounds that are measured."""
+"""Connections claimed in one round of the scheduler (its default concurrency), and the number of rounds."""
 _NUMBERS = {
     "sqlite": "(WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows}) "
     "SELECT n, randomblob(1000) AS pair FROM numbers)",
@@ -42,7 +42,7 @@ FROM {numbers}
 
 
 async def sweep(bench: Bench, *, connections: int = 10_000, concurrency: int = 64, latency: float = 0.1) -> Outcome:
-    """Measure refreshes where every connection is due: the service is started anew for each round."""
+    """Measure refreshes when every connection is due; the service is restarted for each round."""
     key, version = new_key(), 1
     async with serving_amo(latency=latency) as (amo, fake):
         await fill(bench.folder, Cipher([key]), fake, connections=connections)
@@ -86,11 +86,11 @@ async def sweep(bench: Bench, *, connections: int = 10_000, concurrency: int = 6
 
 
 async def claims(bench: Bench, *, rows: int = 1_000_000, due: int = 1000) -> Outcome:
-    """Measure claims with a thousand connections and with very many, on each engine: the ratio is what matters.
+    """Measure the ratio of claims with a thousand connections to claims with very many, on each engine.
 
-    A batch is what the scheduler does: one question for what is due, then a claim of each, one committed write after
-    the other. What was claimed is refreshed between batches, outside of the measured time, and is due again, as the
-    last. Databases write as in production (`synchronous=FULL`, `fsync=on`), where the temporary folder is.
+    A batch does the same as the scheduler: one query for due connections, then a claim of each, in successive
+    committed writes. Between batches, outside the measured time, the claimed connections are refreshed and become the
+    last due ones. Databases write as in production (`synchronous=FULL`, `fsync=on`), to the temporary folder's disk.
     """
     figures: list[Figure] = []
     for engine in ("sqlite", "postgresql"):
@@ -99,7 +99,7 @@ async def claims(bench: Bench, *, rows: int = 1_000_000, due: int = 1000) -> Out
             server = stack.enter_context(serving_postgres(settings=())) if engine == "postgresql" else None
             stores = [await _filled(stack, bench.folder, server, rows=one, due=due) for one in (1000, rows)]
             for store in stores:
-                await _claims(store)  # so that both begin warm
+                await _claims(store)  # warm up before the first round
             few, many = (partial(_claims, store) for store in stores)
             found = await bench.alternate(what=name, few=few, many=many)
         figures += [
@@ -111,7 +111,7 @@ async def claims(bench: Bench, *, rows: int = 1_000_000, due: int = 1000) -> Out
 
 
 async def _filled(stack: AsyncExitStack, folder: Path, server: Server | None, *, rows: int, due: int) -> Store:
-    """Open a store with so many connections in it."""
+    """Open a store that contains `rows` connections, of which `due` are due."""
     now, day = to_micros(SystemClock().now()), DAY // DAY.resolution
     engine = "postgresql" if server else "sqlite"
     insert = _INSERT.format(
@@ -144,7 +144,7 @@ def _run_sqlite(file: Path, statements: Sequence[str]) -> None:
 
 
 async def _claims(store: Store) -> float:
-    """Return how many claims a second some batches take, the refreshes after each left aside."""
+    """Return the claims per second over all batches, without the time of the refreshes after each batch."""
     clock, seconds = SystemClock(), 0.0
     for _ in range(BATCHES):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Reports: figures with the bars that they should reach, as JSON, as a table and as plots."""
+"""Reports: figures and the bars that they should reach, as JSON, a table and plots."""
 
 import math
 import os
@@ -21,7 +21,7 @@ QUICK = "A QUICK RUN, to see that all works: these are no figures to quote."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """One figure of a benchmark: a value for each round, and what their median should reach."""
+    """One figure of a benchmark: a value for each round, and the bar that their median should reach."""
 
     name: str
     unit: str
@@ -43,7 +43,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The result of one benchmark; curves have callers, answers a second, p50 and p99 in milliseconds, by server."""
+    """A benchmark's result; each server's curve has callers, answers per second, p50 and p99 in milliseconds."""
 
     figures: Sequence[Figure]
     curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """A run: where, with what, and its results."""
+    """A run's time, options, machine and results."""
 
     when: str
     quick: bool
@@ -63,7 +63,7 @@ class Report:
 
 
 def begin(*, quick: bool, rounds: int) -> Report:
-    """Return a report of this machine without any outcome yet."""
+    """Return a report of this machine without outcomes."""
     return Report(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
@@ -80,7 +80,7 @@ def begin(*, quick: bool, rounds: int) -> Report:
 
 
 def lines(report: Report, earlier: Report | None = None) -> str:
-    """Return a report as text: every figure a row, beside the earlier report's median where there is one."""
+    """Return a report as text: a row per figure, with the earlier report's median if there is one."""
     before = {} if earlier is None else {(name, one.name): one.median for name, one in _figures(earlier)}
     head = [*_HEAD, *(("EARLIER", "CHANGE") if earlier else ())]
     rows = [
@@ -117,12 +117,12 @@ def _change(figure: Figure, before: float | None) -> Sequence[object]:
 
 
 def _number(value: float) -> str:
-    """Write three digits or more."""
+    """Format a number with at least three digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def draw(report: Report, folder: Path) -> Sequence[Path]:
-    """Draw latency, p50 and p99, against the requests answered in a second, on logarithmic axes; return the files."""
+    """Plot p50 and p99 latency against the requests answered per second, on logarithmic axes; return the files."""
     import pygal  # type: ignore[import-untyped]  # noqa: PLC0415 -- because nothing else needs it
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def draw(report: Report, folder: Path) -> Sequence[Path]:
             y_title="milliseconds",
             logarithmic=True,
             print_labels=True,
-            js=[],  # an image needs no script from elsewhere
+            js=[],  # without this, an image would load a script from another host
         )
         for who, points in outcome.curves.items():
             chart.add(f"{who}, p50", [{"value": (speed, p50), "label": f"{n:g}"} for n, speed, p50, _ in points])

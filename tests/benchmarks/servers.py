@@ -1,7 +1,7 @@
-"""The servers that are measured, each with the lags of its loop written to a file meanwhile.
+"""The measured servers, each of which writes the lags of its loop to a file.
 
-Run as a process of its own: `python -m tests.benchmarks.servers LAGS service|idle`, or `… LAGS answer|relay WITH`,
-which print their address.
+Run each as a separate process: `python -m tests.benchmarks.servers LAGS service|idle`, or `… LAGS answer|relay WITH`.
+The latter two print their address.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 
 _PERIOD, _LEAST = 0.005, 0.001
-"""Seconds between samples, and up to which a lag is none: the loop's own timers are no finer."""
+"""Seconds between samples, and the longest lag that is ignored, because the loop's timers are no finer."""
 
 
 async def beside(file: Path, work: Coroutine[object, object, T]) -> T:
-    """Run `work`, and write the loop's lags meanwhile: when the loop came (CLOCK_MONOTONIC), and how late."""
+    """Run `work`, and write the loop's lags: the time of each late wake-up (CLOCK_MONOTONIC) and its delay."""
 
     async def sample() -> None:
         with file.open("w", buffering=1, encoding="utf-8") as lines:
@@ -49,7 +49,7 @@ async def beside(file: Path, work: Coroutine[object, object, T]) -> T:
 
 
 async def answer(file: str) -> None:
-    """Answer as a hand-out does, with the bytes of a file."""
+    """Serve the bytes of a file with the headers of a hand-out."""
     body, headers = Path(file).read_bytes(), {"Cache-Control": "no-store", "X-Request-ID": "0123456789abcdef"}
 
     async def handler(_request: web.Request) -> web.Response:
@@ -59,7 +59,7 @@ async def answer(file: str) -> None:
 
 
 async def relay(endpoint: str) -> None:
-    """Exchange a callback's code as the service does, and forget the pair."""
+    """Exchange a callback's code as the service does, and discard the pair."""
     known = SandboxIntegration()
     integration = Integration(
         client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri, endpoint=endpoint

@@ -1,7 +1,7 @@
-"""How long the service takes to be ready, and how much memory it holds.
+"""The service's start time and memory.
 
-Ready is what systemd hears: `READY=1`, from the start of the process on. Memory is its resident set: when it is ready,
-and once the token of each connection has been handed out.
+The start time is from the start of the process to its `READY=1` for systemd. Memory is the resident set, measured when
+the service is ready and after the token of each connection has been handed out.
 """
 
 from amo_callback.crypto import Cipher, new_key
@@ -12,7 +12,7 @@ from tests.service import environment
 
 
 async def start(bench: Bench, *, connections: int = 100_000, callers: int = 16) -> Outcome:
-    """Measure with no connection, then with all of them."""
+    """Measure the service without connections, then with all connections."""
     key = new_key()
     async with serving_amo() as (amo, _):
         environ = environment(amo, key)
@@ -28,12 +28,12 @@ async def start(bench: Bench, *, connections: int = 100_000, callers: int = 16) 
                 return ready, memory, server.resident
 
         async def watched() -> ObservedClient:
-            """Do the same with a sampler, whose memory is not to be counted."""
+            """Measure lags in a separate run, because the sampler's memory must not be counted."""
             async with bench.service(environ) as server:
                 _, seen = await bench.seen(server, bench.tokens(server, paths, callers=callers, seconds=None))
                 return seen
 
-        await empty()  # makes the database, and has Python compile what it must
+        await empty()  # creates the database and compiles the modules
         starts = (await bench.alternate(what="starts with no connection", empty=empty))["empty"]
         paths = await fill(bench.folder, Cipher([key]), BigVendor(), connections=connections)
         what = f"starts and {connections} hand-outs"

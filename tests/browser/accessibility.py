@@ -1,4 +1,4 @@
-"""Accessibility of a page by axe-core, and elements that overflow the screen."""
+"""A page's accessibility, checked by axe-core, and its elements that overflow the screen."""
 
 from importlib import resources
 
@@ -28,7 +28,7 @@ _AXE = """async runOnly => {
 
 
 async def axe(page: Page | Frame, *, contrast_only: bool = False) -> dict[str, list[str]]:
-    """Run axe-core on the page as it is, or only for its present colours."""
+    """Run axe-core on the current page; with `contrast_only`, only its contrast rule, after an earlier full run."""
     if not contrast_only:
         source = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
         await page.evaluate(f"() => {{ {source} }}")

@@ -21,7 +21,7 @@ class Device:
     """A browser's user agent and screen."""
 
     user_agent: str | None = None
-    """`None` is Chromium's own, on a desktop."""
+    """`None` keeps Chromium's own desktop user agent."""
     width: int = 1280
     height: int = 800
     pixels: float = 1
@@ -50,7 +50,7 @@ WITHOUT_ATTEMPT = {
     ),
     "android-telegram": _phone(f"{_ANDROID} Chrome/140.0.0.0 Mobile Safari/537.36 Telegram-Android/11.0 (Pixel 8)"),
 }
-"""Browsers in which an automatic attempt is harmful: an app's own view, or a desktop.
+"""Browsers in which the page makes no automatic attempt: a desktop browser and in-app browsers.
 
 tests/web/agents.py has all kinds of browsers.
 """
@@ -92,7 +92,7 @@ class Tab:
 
     @property
     def launches(self) -> list[str]:
-        """The requested addresses outside of the web."""
+        """The requested addresses with a scheme that the browser does not handle itself."""
         web = ("http:", "https:", "data:", "about:", "blob:", "chrome-error:")
         return [address for address in self.requests if not address.startswith(web)]
 
@@ -133,18 +133,18 @@ class Tab:
             await self.cdp.send("Emulation.setUserAgentOverride", {"userAgent": device.user_agent})
 
     async def pass_time(self, seconds: float) -> None:
-        """Advance the document's virtual time, which then stands still, so that nothing is loaded."""
+        """Advance the document's virtual time, then stop it; while it is stopped, nothing is loaded."""
         over = asyncio.Event()
         self.cdp.once("Emulation.virtualTimeBudgetExpired", lambda _: over.set())
         await self.cdp.send("Emulation.setVirtualTimePolicy", {"policy": "advance", "budget": seconds * 1000})
         await asyncio.wait_for(over.wait(), WAIT_LIMIT)
 
     async def go_on(self) -> None:
-        """Let the document's time run without waiting for timers."""
+        """Resume the document's virtual time, which skips the delays of timers."""
         await self.cdp.send("Emulation.setVirtualTimePolicy", {"policy": "advance"})
 
     async def hide_and_show(self) -> None:
-        """Simulate that another app comes to the front and this one returns, because no tab can be hidden."""
+        """Simulate a switch to another app and back, because the tests cannot hide a tab."""
         for state in ("hidden", "visible"):
             await self.page.evaluate(
                 """state => {
@@ -156,7 +156,7 @@ class Tab:
             )
 
     async def come_back(self) -> None:
-        """Simulate the restore from the back-forward cache."""
+        """Simulate the page's restoration from the back-forward cache."""
         await self.page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
 
     async def note(self) -> str:
@@ -168,7 +168,7 @@ class Tab:
 class Chromium:
     """A source of tabs in the shared browser or in a new one.
 
-    An accepted launch of the app is remembered by the whole browser process.
+    The whole browser process remembers an accepted launch of the app, so tests of launches need a new browser.
     """
 
     playwright: Playwright
@@ -187,7 +187,7 @@ class Chromium:
         own_browser: bool = False,
         browser: Browser | None = None,
     ) -> Tab:
-        """Open a tab in its own context, and in a new browser if it launches the app."""
+        """Open a tab in its own context, in a new browser if `own_browser` or `flags` are given."""
         browser = await self.own(*flags) if own_browser or flags else browser or self.shared
         context = await browser.new_context(
             user_agent=device.user_agent,
@@ -254,7 +254,11 @@ async def launch(playwright: Playwright, *flags: str) -> Browser:
     return await playwright.chromium.launch(
         executable_path=find_chromium(),
         timeout=1000 * WAIT_LIMIT,
-        args=["--no-sandbox", "--disable-gpu", *flags],  # root has no sandbox, and a container may lack both
+        args=[
+            "--no-sandbox",
+            "--disable-gpu",
+            *flags,
+        ],  # as root there is no sandbox; a container may lack it and a GPU
     )
 
 

@@ -19,7 +19,7 @@ in_one_loop = partial(pytest_asyncio.fixture, loop_scope="session")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests of this folder in one event loop, to which the browser belongs."""
+    """Run all tests of this folder in the session's event loop, because the browser is bound to it."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)

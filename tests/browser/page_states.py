@@ -1,4 +1,4 @@
-"""Every state of the return page, and how to reach it."""
+"""Every state of the return page, with a function that reaches it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping

@@ -16,7 +16,7 @@ def _link(app: Running, *, state: str = STATE) -> str:
 
 
 async def _automatic_actions(tab: Tab) -> list[object]:
-    """Return the automatic actions of a page with a button within a minute."""
+    """Check that the page has its button, and return the page's automatic actions within a minute."""
     await tab.page.wait_for_load_state("load")
     assert await tab.page.locator("#open").is_visible()
     await tab.pass_time(60)
@@ -28,7 +28,7 @@ async def _automatic_actions(tab: Tab) -> list[object]:
 
 @pytest.mark.parametrize("device", [IPHONE, ANDROID], ids=["iphone", "android"])
 async def test_page_on_phone_attempts_once_after_load(chromium: Chromium, app: Running, device: Device) -> None:
-    """The page makes one attempt with the button's link once it is loaded, and its address records that."""
+    """The page makes one attempt with the button's link once it is loaded, and its address records the attempt."""
     tab = await chromium.tab(device, own_browser=True)
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state=STATE)}"))
     assert await tab.page.locator("#open").get_attribute("data-auto") is not None
@@ -111,7 +111,7 @@ async def test_page_without_javascript_has_working_button(chromium: Chromium, ap
 
 @pytest.mark.parametrize("device", ["phone", "desktop"])
 async def test_page_attempts_have_distinct_addresses(chromium: Chromium, app: Running, device: str) -> None:
-    """The first attempt uses the plain link and each later one another, because Safari refuses a cancelled one."""
+    """The first attempt uses the plain link, each later one a new one, because Safari refuses a cancelled link."""
     tab = await chromium.tab(IPHONE if device == "phone" else DESKTOP, own_browser=True)
     await tab.page.goto(await returned(app))
     for _ in range(2 if device == "phone" else 3):
@@ -160,7 +160,7 @@ async def test_note_explains_button_if_app_did_not_open(chromium: Chromium, app:
 
 
 async def test_note_after_return_says_that_tab_can_be_closed(chromium: Chromium, app: Running) -> None:
-    """After a return from the app the note is another one, and the help is open."""
+    """After a return from the app the note has changed, and the help is open."""
     notes = {}
     for how in ("late", "hidden", "restored"):
         tab = await chromium.tab(IPHONE, own_browser=True)

@@ -112,7 +112,7 @@ async def _look(tab: Tab, tried: Tried, *, link: str | None, case: str) -> None:
 
 
 def _escaped(value: bytes) -> str:
-    """Escape every byte, so that the browser does not decide."""
+    """Escape every byte, so that the browser does not choose the encoding."""
     return "".join(f"%{byte:02x}" for byte in value)
 
 

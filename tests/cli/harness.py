@@ -49,7 +49,7 @@ REQUIRED = {
 
 
 def environ_with(**more: str) -> dict[str, str]:
-    """Return the environment of a service with the required settings and more."""
+    """Return the environment of a service with the required settings and the given ones."""
     return {f"AMO_CALLBACK_{name}": value for name, value in {**REQUIRED, **more}.items()}
 
 
@@ -58,7 +58,7 @@ def settings_with(**more: str) -> Settings:
 
 
 def context_in(folder: Path, *keys: str, **more: str) -> CommandContext:
-    """Return the context of a command with its database in a folder, and encryption keys and settings."""
+    """Return a command's context with these encryption keys and settings, and with its database in a folder."""
     if keys:
         more["STORAGE__ENCRYPTION_KEYS"] = "\n".join(keys)
     return load_context(None, {**environ_with(**more), "STATE_DIRECTORY": str(folder)})
@@ -85,7 +85,7 @@ def by_check(findings: Iterable[Finding]) -> dict[str, tuple[Severity, str]]:
 
 @asynccontextmanager
 async def answering(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    """Serve another application than the service and yield its address."""
+    """Serve an application other than the service and yield its address."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     log = make_logger(level="error", style="json", stream=io.StringIO())

@@ -42,7 +42,7 @@ _SEEN = probe.ObservedClient(peer="127.0.0.1", forwarded=False, client="127.0.0.
     ],
 )
 def test_connection_error_names_reason_without_address(error: OSError, reason: str) -> None:
-    """The reason is the operating system's text for the error; the resolver has texts of its own."""
+    """The reason is the error text of the operating system or of the resolver."""
     key = ConnectionKey("a.example", 1, is_ssl=False, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None)
     assert connection_error(ClientConnectorError(key, error)) == reason
 
@@ -70,7 +70,7 @@ async def test_api_client_unproven_service_gets_no_api_key(tmp_path: Path, encry
 async def test_api_client_foreign_answer_is_command_error(
     tmp_path: Path, encryption_key: str, cipher: Cipher, status: int, text: str
 ) -> None:
-    """An answer that is not the service's is reported as that, without a traceback."""
+    """An answer that the service would not send is reported as another server's, without a traceback."""
 
     async def answer(request: web.Request) -> web.Response:
         if request.path != "/healthz":

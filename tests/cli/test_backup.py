@@ -51,7 +51,7 @@ async def base(tmp_path: Path, environ: dict[str, str]) -> Path:
 
 @pytest.fixture
 async def copy(base: Path, environ: dict[str, str], tmp_path: Path) -> Path:
-    """Return a backup of that database, which gets a third connection afterwards."""
+    """Back up the database, add a third connection to it, and return the backup's path."""
     path = tmp_path / "copy"
     with backup.open_snapshot(base / NAME) as snapshot:
         backup.back_up(snapshot, path, now=SystemClock().now())
@@ -105,7 +105,7 @@ async def test_restore_without_terminal_requires_yes(base: Path, environ: dict[s
 async def test_restore_on_terminal_asks_for_confirmation(
     answer: str, restored: bool, base: Path, environ: dict[str, str], copy: Path  # noqa: FBT001 -- pytest passes it
 ) -> None:  # fmt: skip
-    """The question names the backup's contents, its time and the consequence; any answer but yes is a no."""
+    """The question names the backup's contents, its time and the consequence; only yes confirms."""
     made_at = rfc3339(FakeClock().now())
     with closing(sqlite3.connect(copy)) as opened:
         opened.execute("DELETE FROM meta WHERE name = 'frozen'")
@@ -425,7 +425,7 @@ async def test_command_with_database_that_is_no_file_fails(
 
 @pytest.fixture
 def roots(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """Return a folder of the service's user, and one that only root may enter."""
+    """Return a folder for the service's user, and one that only root may enter."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     if not all(parent.stat().st_mode & stat.S_IXOTH for parent in Path(amo_callback.__file__).parents):

@@ -27,7 +27,7 @@ PACKAGE = Path(amo_callback.__file__).parent
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
 @pytest.mark.parametrize("exists", [True, False])
 def test_acting_as_owner_switches_to_database_owner(tmp_path: Path, *, exists: bool) -> None:
-    """Root acts as the owner of the database, or of its folder before there is one, and becomes root afterwards."""
+    """Root acts as the owner of the database, or of its folder if there is no database, and becomes root afterwards."""
     database = tmp_path / "amo-callback.db"
     if exists:
         database.touch()
@@ -41,7 +41,7 @@ def test_acting_as_owner_switches_to_database_owner(tmp_path: Path, *, exists: b
 def _be_interrupted_as_nobody(database: Path) -> None:
     with acting_as_owner(database):
         assert (os.geteuid(), os.getegid(), os.getgroups()) == (NOBODY, NOBODY, [])
-        assert Path.home() == Path(pwd.getpwuid(NOBODY).pw_dir)  # libraries read it, and root's is closed
+        assert Path.home() == Path(pwd.getpwuid(NOBODY).pw_dir)  # libraries read it; root's is inaccessible
         assert getpass.getuser() == pwd.getpwuid(NOBODY).pw_name
         raise KeyboardInterrupt
 
@@ -49,7 +49,7 @@ def _be_interrupted_as_nobody(database: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
 @pytest.mark.parametrize("there", ["rescue", "", "no/such/rescue"])
 def test_acting_as_owner_with_server_uses_rescue_folder(tmp_path: Path, there: str) -> None:
-    """With a database server the owner of the rescue folder counts, or of its nearest existing parent."""
+    """With a database server, root acts as the owner of the rescue folder or of its nearest existing parent."""
     (tmp_path / "rescue").mkdir()
     os.chown(tmp_path / "rescue" if there == "rescue" else tmp_path, NOBODY, NOBODY)
     place = context_in(tmp_path, STORAGE__URL="postgresql://u@h/d", STORAGE__RESCUE=there or "other")

@@ -89,7 +89,7 @@ async def test_init_on_terminal_asks_and_writes_configuration(tmp_path: Path) ->
 
 
 async def test_init_shows_registration_values_before_question_and_at_end(tmp_path: Path) -> None:
-    """The redirect URI and the hook are shown; a secret key may follow later, and its place is named."""
+    """The redirect URI and the hook are shown; the secret key may be added later, and the output names its setting."""
     status, shown = await typed(
         "init",
         "--deep-link",
@@ -261,7 +261,7 @@ async def test_init_for_systemd_keeps_existing_keys(tmp_path: Path) -> None:
 
 
 async def test_init_for_systemd_with_postgresql_sets_rescue_folder(tmp_path: Path) -> None:
-    """With PostgreSQL a common rescue folder is set, because service and command would use different ones."""
+    """With PostgreSQL a common rescue folder is set, because the default differs between service and command."""
     url = "postgresql://amo_callback@/amo_callback?host=/run/postgresql"
     assert (await _for_systemd(tmp_path, *NEEDED, "--database", url))[0] == 0
     storage = _toml(tmp_path / "etc/amo-callback/config.toml")["storage"]

@@ -51,7 +51,7 @@ def test_progress_without_terminal_writes_nothing(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("typed", "agreed"), [("y\n", True), ("n\n", False), ("\n", False), ("", False)])
 def test_confirm_on_terminal_accepts_only_yes(typed: str, *, agreed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any answer but a yes, or the end of the input, is a no."""
+    """Only a yes confirms; a no, an empty line and the end of the input do not."""
     monkeypatch.setattr(sys, "stdin", _Terminal(typed))
     assert confirm("Sure?", yes=False) is agreed
 

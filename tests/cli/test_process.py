@@ -30,7 +30,7 @@ class Ending:
 
 
 async def test_deadline_ends_process_with_first_status() -> None:
-    """The process exits after its seconds with the first status, also before the service has started."""
+    """The process exits at the deadline with the first status, even if the service has not started."""
     ending = Ending()
     ending.deadline.begin(0)
     ending.deadline.begin(1)

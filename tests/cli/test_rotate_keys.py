@@ -1,4 +1,4 @@
-"""The command `rotate-keys`: beside the service, interrupted, and its output."""
+"""The command `rotate-keys`: its output, and a run while the service refreshes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Place:
     new: str = field(default_factory=new_key, repr=False)
 
     def environ(self, keys: str | None = None) -> dict[str, str]:
-        """Return the environment with these keys, or with both."""
+        """Return the environment with these keys, by default with both."""
         return environ_with(STORAGE__ENCRYPTION_KEYS=keys or f"{self.new}\n{self.old}")
 
     async def rotate(self, *options: str, keys: str | None = None) -> tuple[int, str, str]:
@@ -106,7 +106,7 @@ async def test_rotate_keys_while_service_refreshes(tmp_path: Path) -> None:
 
 
 async def test_rotate_keys_reports_records_per_key(here: Place) -> None:
-    """A dry run changes nothing; the rotation reports the records per key and which keys are no longer needed."""
+    """A dry run changes nothing; the rotation reports the records per key and the keys that are no longer needed."""
     await here.fill(3)
     status, out, err = await here.rotate("--dry-run")
     assert (status, err) == (0, "")

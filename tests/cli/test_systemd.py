@@ -1,4 +1,4 @@
-"""`systemd print`, `install` and `uninstall` below a folder in place of a machine."""
+"""`systemd print`, `install` and `uninstall` in a folder that replaces the root directory."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_uninstall_removes_units_only(root: Path) -> None:
 
 
 async def test_print_prints_each_file(tmp_path: Path) -> None:
-    """Without a name the names are listed; each name prints its file, units with their settings."""
+    """Without a name the command lists the names; with a name it prints that file, and units have their settings."""
     _, listed, _ = await command("systemd", "print", folder=tmp_path)
     assert listed.split() == units.names()
     config = ("--config", str(tmp_path / "none.toml"))

@@ -221,7 +221,7 @@ async def test_export_failure_names_reason_and_leaves_no_file(here: Host) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_export_stopped_by_signal_leaves_no_partial_file(here: Host, number: int) -> None:
-    """The source stays frozen and says so, and a second export succeeds."""
+    """The source stays frozen, the error reports the freeze, and a second export succeeds."""
     await here.fill(a_record())
     with closing(sqlite3.connect(here.folder / "amo-callback.db")) as database, database:
         database.execute("UPDATE connections SET attempt = 'of a dead process', presented_token = 'a token'")

@@ -124,7 +124,7 @@ def test_load_settings_reads_credentials_directory(tmp_path: Path) -> None:
 
 
 def test_load_settings_does_not_read_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment is a parameter."""
+    """Settings come from the `environ` argument, not from the process's environment."""
     monkeypatch.setenv("AMO_CALLBACK_APP__NAME", "leaked")
     assert load_settings(None, REQUIRED).app.name == "For You"
 
@@ -332,7 +332,7 @@ JWKS_URL = "APP__JWKS_URL=https://a.example/keys"
     ],
 )
 def test_load_settings_incomplete_jwt_settings_are_reported(given: tuple[str, ...], expected: list[str]) -> None:
-    """One kind of key needs its audience, no setting may be without effect, and no error shows the secret."""
+    """Missing, conflicting, invalid and unused JWT settings are reported, without the secret."""
     environ = {f"AMO_CALLBACK_{name}": value for name, _, value in (setting.partition("=") for setting in given)}
     problems = _problems(environ)
     assert len(problems) == len(expected)

@@ -22,14 +22,14 @@ def test_toml_string_of_any_text_is_read_back_unchanged(text: str) -> None:
 
 
 def test_toml_string_of_lone_surrogate_raises() -> None:
-    """A path or a command line may contain half a character."""
+    """A lone surrogate, which a path or a command line may contain, is refused."""
     with pytest.raises(ValueError, match="invalid Unicode"):
         toml_string("a\udc80")
 
 
 @given(TEXT, TEXT.filter(bool))
 def test_write_config_contains_exactly_the_given_values(name: str, secret: str) -> None:
-    """No value ends its string early."""
+    """No value can terminate its TOML string or add a setting."""
     secrets = InitialSecrets(encryption_key=new_key(), api_keys="a:" + "k" * 32, client_secret=secret)
     config = InitialConfig(client_id=name, redirect_uri=name, deep_link=name, database=name, base_path="/x")
     assert tomllib.loads(write_config(config, secrets)) == {
@@ -42,5 +42,5 @@ def test_write_config_contains_exactly_the_given_values(name: str, secret: str) 
 
 
 def test_initial_secrets_repr_shows_no_secret() -> None:
-    """A trace shows no secret."""
+    """The repr, which a traceback may show, contains no secret."""
     assert "sekret" not in repr(InitialSecrets(encryption_key="sekret", api_keys="sekret", client_secret="sekret"))

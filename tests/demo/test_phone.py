@@ -1,4 +1,4 @@
-"""The demo's page in place of the app."""
+"""The demo's phone page, which takes the place of the app."""
 
 import re
 

@@ -35,7 +35,7 @@ async def test_scenario_cut_request_is_refreshed_after_introspection(show: Walkt
 
 
 async def test_scenario_lost_answer_needs_reauthorization(show: Walkthrough) -> None:
-    """A lost pair needs reauthorization, and a new grant reactivates the connection."""
+    """A connection with a lost pair needs reauthorization, and a new grant reactivates it."""
     one = await show.connect()
     assert await show.attempt("lost", one.id) == 204
     lifetime = await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")

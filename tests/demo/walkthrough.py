@@ -15,7 +15,7 @@ from amo_callback.demo.feed import FeedEntry
 from tests.wait_limit import WAIT_LIMIT
 
 TOKEN_LIFE = 3600.0
-"""Seconds, long enough that only a requested refresh happens."""
+"""The access tokens' lifetime in seconds, long enough that only requested refreshes happen."""
 
 
 @dataclass(kw_only=True, slots=True)

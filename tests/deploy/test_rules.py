@@ -1,4 +1,4 @@
-"""The alert rules: valid for Prometheus, tested, documented and with an action."""
+"""The alert rules are valid for Prometheus, tested and documented, and each has an action."""
 
 import re
 import shutil

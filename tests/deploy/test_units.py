@@ -87,7 +87,7 @@ def test_socket_unit_with_host_name_is_refused() -> None:
 
 @pytest.mark.parametrize("path", ["/etc/a b", "/etc/%n", "/etc/$HOME", '/etc/"', "/etc/a\nExecStart=/bin/sh", "etc"])
 def test_service_unit_with_unsafe_path_is_refused(path: str) -> None:
-    """Blanks, specifiers, variables, quotes and line breaks do not get into a unit."""
+    """A path with a blank, specifier, variable, quote or line break is refused, and so is a relative path."""
     with pytest.raises(ConfigurationError, match="absolute paths"):
         units.render(units.SERVICE, dataclasses.replace(HERE, credentials=Path(path)))
 

@@ -1,6 +1,6 @@
 """Three instances on one database under load, and the cost of faults during refreshes.
 
-AMO answers slowly, access tokens are valid for 30 seconds, and a refresh invalidates the old one immediately.
+AMO answers slowly, access tokens are valid for 30 seconds, and a refresh immediately invalidates the previous token.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from tests.postgres import Server
 
 INSTANCES, ACCOUNTS = 3, 40
 CALLERS = 2
-"""Backends of each instance, each with about ten requests a second."""
+"""The number of backends per instance; each sends at most ten requests a second."""
 FORCED = 0.02
-"""The share of their requests that force a refresh."""
+"""The share of the backends' requests that force a refresh."""
 BURST = 12
-"""Connections refreshed at once just before a fault."""
+"""The number of connections refreshed at once just before a fault."""
 LEASE, TIMEOUT = 10.0, 4.0
 _UNREACHABLE = (sqlite3.Error, *ERRORS)
 
@@ -72,7 +72,7 @@ class Cluster:
 
     @asynccontextmanager
     async def under_load(self) -> AsyncIterator[None]:
-        """Let backends request tokens of any connection continuously during the block."""
+        """Send backends' requests for random connections' tokens continuously during the block."""
         tasks = [asyncio.create_task(self._call(number % INSTANCES)) for number in range(INSTANCES * CALLERS)]
         tasks.append(asyncio.create_task(self._observe()))
         try:
@@ -127,7 +127,7 @@ class Cluster:
             await asyncio.sleep(0.5)
 
     async def begin_refreshes(self, *numbers: int) -> None:
-        """Let instances begin many refreshes, and return at a random moment during these."""
+        """Start many refreshes on the instances, and return at a random moment during these refreshes."""
 
         async def have_begun() -> bool:
             if all(task.done() for task in self._burst):
@@ -153,7 +153,7 @@ class Cluster:
         ]  # fmt: skip
 
     async def settle(self, *, newer_than: Mapping[int, int] | None = None) -> None:
-        """Wait until each connection is valid or in doubt, and connect the others."""
+        """Wait until each connection is valid or in doubt, then reconnect those in doubt or not settled in time."""
         unsettled = {account.id: account for account in self.stage.accounts}
         broken: list[SandboxAccount] = []
 
@@ -177,10 +177,10 @@ class Cluster:
         await asyncio.gather(*map(self.connect, (*broken, *unsettled.values())))
 
     async def connect(self, account: SandboxAccount) -> None:
-        """Connect an account, also if it was connected before."""
+        """Connect or reconnect an account, and repeat failed tries until one succeeds."""
 
         async def is_connected() -> bool:
-            with suppress(AssertionError, aiohttp.ClientError):  # while the service is busy it asks for a retry
+            with suppress(AssertionError, aiohttp.ClientError):  # a busy service refuses the callback
                 await self.stage.connect(self.instances[0], [account])
                 return True
             return False

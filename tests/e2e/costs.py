@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from amo_callback.amo.sandbox.ledger import Ledger
 
 ACCESS, LATENCY = 30.0, 1.5
-"""Seconds of an access token's lifetime without a refresh, and of AMO's latency."""
+"""An access token's lifetime unless it is refreshed, and AMO's latency, in seconds."""
 RECENT = timedelta(seconds=6)
 """The time for which a token that became invalid may still be handed out as fresh."""
 
@@ -27,7 +27,7 @@ class HandOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IssuedPair:
-    """A token pair issued by AMO, the time the service first had it, and the end of its access token."""
+    """An issued token pair, and the times when the service first had it and when its access token became invalid."""
 
     host: str
     obtained_at: datetime | None
@@ -35,9 +35,10 @@ class IssuedPair:
 
 
 def costs(ledger: Ledger, hand_outs: Sequence[HandOut], stored: Mapping[str, datetime]) -> dict[str, int]:
-    """Count errors; `stored` has the refresh tokens observed in the database, with their first times.
+    """Count errors.
 
-    `beyond the rules` counts double spends without an unknown outcome.
+    `stored` maps each refresh token observed in the database to the time of its first observation.
+    `beyond the rules` counts double spends that no unknown outcome permits.
     """
     obtained = dict(stored)
     refresh_tokens = dict(zip(ledger.access_tokens, ledger.issued, strict=True))
@@ -80,7 +81,7 @@ def _issued(ledger: Ledger, obtained: Mapping[str, datetime]) -> dict[str, Issue
 def _beyond_the_rules(ledger: Ledger, obtained: Mapping[str, datetime]) -> int:
     """Count presentations of a spent token except the first one after an unknown outcome.
 
-    The outcome was known if the token's next pair had been obtained before the presentation.
+    The outcome was known if the token's next pair had been obtained before the request was sent.
     """
     issued = iter(ledger.issued)
     successors, again, beyond = dict[str, str](), set[str](), 0
@@ -96,7 +97,7 @@ def _beyond_the_rules(ledger: Ledger, obtained: Mapping[str, datetime]) -> int:
 
 
 def _is_refused(hand_out: HandOut, pairs: Iterable[IssuedPair]) -> bool:
-    """Check whether a request got no token although the service had a valid one all the time."""
+    """Check whether an unforced request got no token although the service had a valid token throughout."""
     if hand_out.status == 200 or hand_out.forced:
         return False
     return any(

@@ -18,7 +18,7 @@ _WAL = f"{DATABASE}-wal"
 
 
 class Disk(Protocol):
-    """A folder for a database, and how to fill its disk."""
+    """A folder for a database, on a disk that can be filled."""
 
     folder: Path
 
@@ -50,7 +50,7 @@ class SmallDisk:
 
 
 class LimitedFiles:
-    """A limit of the process's file sizes, if mounting is not permitted."""
+    """A limit on the process's file sizes, used if mounting is not permitted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ def limit_files(process: Process, size: int) -> None:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[SmallDisk]:
-    """Mount a small file system; raises `PermissionError` if mounting is not permitted."""
+    """Mount a small file system, or raise `PermissionError` if mounting is not permitted."""
     folder.mkdir()
     _mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", folder)
     try:
@@ -101,7 +101,7 @@ def unwritable(folder: Path, process: Process) -> Iterator[None]:
     """Make a running process's database readable and not writable.
 
     A file system with an open file cannot be remounted read-only, so the files are made immutable.
-    If that is not permitted or has no effect, the process may write no file at all.
+    If that is not permitted or has no effect, the process's file size limit is set to zero.
     """
     files = [folder / DATABASE, folder / _WAL]
     with ExitStack() as stack:

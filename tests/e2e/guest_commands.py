@@ -84,7 +84,7 @@ def _load(url: str, clients: str, *headers: str) -> int:
 
 
 async def load(url: str, clients: int, headers: Iterable[str], *, counts: Counter[str], ended: asyncio.Event) -> None:
-    """Send requests continuously until the end, half over kept connections, and count made and lost ones."""
+    """Send requests until `ended` is set, half over persistent connections, and count sent and failed requests."""
     parts = urlsplit(url)
     lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", *headers]
 
@@ -126,7 +126,7 @@ _DELETE_MODULE = 106 if _ARM else 176
 _ADD_KEY = 217 if _ARM else 248
 _IO_SETUP = 0 if _ARM else 206
 SHARED_MEMORY = 0x616D6F
-"""The key of a segment created by another process."""
+"""The key of a shared-memory segment created by another process."""
 
 
 def _probe(*names: str) -> int:
@@ -152,7 +152,10 @@ def _tried(name: str) -> str:
 
 
 def _call(name: str, *arguments: Any, reached: tuple[int, ...] = ()) -> None:
-    """Make a system call; invalid arguments avoid a change, and `reached` are their expected errors."""
+    """Make a system call.
+
+    Some calls have invalid arguments, so that they change nothing; their `reached` errors show that they are permitted.
+    """
     if getattr(libc, name)(*arguments) == -1 and (number := ctypes.get_errno()) not in reached:
         raise OSError(number, os.strerror(number))
 
@@ -210,7 +213,7 @@ def _dump_core() -> None:
 
 
 def _keep_a_key() -> None:
-    _call("syscall", _ADD_KEY, b"user", b"probe", b"x", 1, -2)  # of this process only
+    _call("syscall", _ADD_KEY, b"user", b"probe", b"x", 1, -2)  # -2 is this process's own keyring
 
 
 def _queue_input() -> None:

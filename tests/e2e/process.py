@@ -59,7 +59,7 @@ class Process:
 
 
 def process_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the tests' variables, except for Python's and coverage's."""
+    """Return this process's environment without `AMO_CALLBACK*` and `PYTEST*` variables, and with `more`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AMO_CALLBACK", "PYTEST"))}
     return {**kept, **more}
 
@@ -124,5 +124,5 @@ async def command(
 
 
 def without_slow_steps(text: str) -> str:
-    """Remove asyncio's warnings of slow steps in development mode, as plain text or log lines."""
+    """Remove asyncio's development-mode warnings about slow steps, in plain text or log lines."""
     return "".join(line for line in text.splitlines(keepends=True) if "Executing <" not in line)

@@ -25,7 +25,7 @@ from tests.wait_limit import WAIT_LIMIT
 DATABASE = "amo-callback.db"
 _SEED = 31920194
 LIFE = 3600.0
-"""Seconds of the access tokens' default lifetime: none expires in a test on a slow machine."""
+"""The access tokens' default lifetime in seconds, long enough that none expires in a test on a slow machine."""
 _QUICK = {
     # Longer than the scheduling delays of a busy machine, including the stand-in's.
     "AMO__TIMEOUT": "60",
@@ -110,7 +110,7 @@ class Stage:
             yield process
 
     async def connect(self, process: Process, accounts: Iterable[SandboxAccount] | None = None) -> None:
-        """Connect accounts, also if connected before; all accounts by default."""
+        """Connect or reconnect accounts, by default all of them."""
         for account in self.accounts if accounts is None else accounts:
             query = f"code={self.amo.fake.allow(account)}&referer={account.host}"
             answer = await self._ask(process, "GET", "public", f"{BASE}/callback?{query}")
@@ -122,7 +122,7 @@ class Stage:
         return await self._ask(process, "GET", "private", f"/connections/account:{account.id}/token?min_ttl={min_ttl}")
 
     async def refresh(self, process: Process, account: SandboxAccount, *, rejected: str | None = None) -> Answer:
-        """Request a refresh as a backend does after a 401, for this token or the current one."""
+        """Request a refresh as a backend does after a 401, with `rejected` or the current token as the rejected one."""
         rejected = rejected or (await self.token(process, account)).json().get("access_token")
         body = {} if rejected is None else {"rejected_access_token": rejected}
         return await self._ask(process, "POST", "private", f"/connections/account:{account.id}/refresh", json=body)
@@ -175,24 +175,24 @@ class Stage:
         ]
 
     async def until_refreshed(self, *, times: int = 1) -> None:
-        """Wait until every account has been refreshed a number of times."""
+        """Wait until every account has been refreshed `times` more times."""
         before = {account.id: self.refreshed(account) for account in self.accounts}
         await eventually(
             lambda: all(self.refreshed(account) >= before[account.id] + times for account in self.accounts)
         )
 
     async def until_asked(self, times: int) -> None:
-        """Wait until the stand-in has got a number of requests."""
+        """Wait until the stand-in has received a number of further requests."""
         await asyncio.wait_for(self.amo.sandbox.until_asked(self.amo.sandbox.requests + times), WAIT_LIMIT)
 
     async def some_moment(self, *, latency: float) -> None:
-        """Wait for a random time that ends near a refresh, with AMO's full latency, a part of it, or none."""
+        """Set AMO's latency to all, a fifth or none of `latency`, and wait until a random moment near a request."""
         self.amo.sandbox.latency = self.chance.choice([0.0, 0.2 * latency, latency])
         await self.until_asked(self.chance.randint(1, 2 * len(self.accounts)))
         await asyncio.sleep(self.chance.uniform(0, 0.02 + self.amo.sandbox.latency))
 
     async def until_ready(self, process: Process, *, failing: Iterable[str] = (), among: bool = False) -> None:
-        """Wait until a process is ready, or until exactly these checks fail, or these `among` others."""
+        """Wait until a process is ready, or until exactly the `failing` checks fail, or these `among` others."""
         wanted = (not failing, list(failing))
 
         async def is_so() -> bool:

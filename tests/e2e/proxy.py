@@ -12,7 +12,7 @@ _CHUNK = 65536
 
 
 class CommitProxy:
-    """A proxy of all bytes; while `cutting` is set, the answers of half of the COMMITs are lost."""
+    """A proxy that forwards all bytes; while `cutting` is set, about half of the COMMITs get no answer."""
 
     def __init__(self, server: Path, *, folder: Path, chance: Random) -> None:
         self._server = server
@@ -53,7 +53,10 @@ class CommitProxy:
 async def _forward_answers(
     server: asyncio.StreamReader, to_client: asyncio.StreamWriter, committing: asyncio.Event
 ) -> None:
-    """Forward answers until one of a COMMIT must be lost; the client sends nothing before that answer."""
+    """Forward answers until the answer to a COMMIT must be dropped.
+
+    The client sends nothing between a COMMIT and its answer.
+    """
     while (answer := await server.read(_CHUNK)) and not committing.is_set():
         to_client.write(answer)
         await to_client.drain()
@@ -66,7 +69,7 @@ def _is_commit(request: bytes) -> bool:
 
 @asynccontextmanager
 async def commit_proxy(server: Path, *, chance: Random) -> AsyncIterator[CommitProxy]:
-    """Run a proxy in front of the server with its socket in the folder `server`."""
+    """Run a proxy in front of the PostgreSQL server whose socket is in the folder `server`."""
     with TemporaryDirectory(prefix="pg-proxy-") as folder:
         proxy = CommitProxy(server / SOCKET, folder=Path(folder), chance=chance)
         listening = await asyncio.start_unix_server(proxy.forward, Path(folder) / SOCKET)

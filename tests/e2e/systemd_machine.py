@@ -1,4 +1,4 @@
-"""A machine booted by systemd, with amo-callback installed as an administrator does."""
+"""A machine booted by systemd, with amo-callback installed as an administrator installs it."""
 
 import json
 import os
@@ -79,7 +79,7 @@ class Lab:
         return json.loads(self.sh(self.python, str(self.program), *words, given=given).out)
 
     def ask(self, url: str, *headers: str, method: str = "GET", body: str = "") -> Any:
-        """Send a request from inside; a refused connection has the status 0."""
+        """Send a request from inside the machine; the status is 0 if the connection fails."""
         return self.inside("ask", method, url, *headers, given=body)
 
     def write(self, path: str, text: str) -> None:
@@ -103,7 +103,7 @@ class Lab:
         return f"Authorization: Bearer {line.rpartition(':')[2]}"
 
     def connect(self) -> None:
-        """Connect the stand-in's account as a user does who returns from its page."""
+        """Connect the stand-in's account as a user returning from its consent page does."""
         allowed = self.ask(f"http://{AMO}/oauth/allow?host=reforyou.amocrm.ru&state=s")
         query = allowed["headers"]["Location"].partition("?")[2]
         answer = self.ask(f"http://{PUBLIC}{BASE}/callback?{query}")
@@ -132,7 +132,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def booted() -> Iterator[Lab]:
-    """Boot a machine with the built package under /opt, or skip the test if there is none."""
+    """Boot a machine with the package installed under /opt, or skip the test if no machine is available."""
     if not (result := os.environ.get(VARIABLE)):
         pytest.skip(f"{VARIABLE} names no command that boots a systemd")
     if os.geteuid() != 0 or not Path("/usr/bin/python3").exists():

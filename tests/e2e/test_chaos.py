@@ -1,7 +1,7 @@
-"""Faults during refreshes of three instances, and their cost by the stand-in's ledger.
+"""Faults during refreshes of three instances, with their cost counted from the stand-in's ledger.
 
 `pytest -n2 --dist load tests/e2e/test_chaos.py --chaos 10` runs ten rounds of each fault and prints a table.
-Without the option some faults happen once.
+Without the option each fault in `ALWAYS_TESTED` happens once.
 """
 
 import asyncio
@@ -93,9 +93,9 @@ FAULTS = {
     "PostgreSQL, restart, AMO keeps old access tokens": restart,
     "PostgreSQL, COMMIT cut": cut,
 }
-"""SQLite has no connection to cut."""
+"""The faults to test; `cut` is for PostgreSQL only, because SQLite has no connection to cut."""
 ALWAYS_TESTED = {"PostgreSQL, kill -9", "PostgreSQL, SIGSTOP", "PostgreSQL, restart"}
-"""Faults that happen once in each run of all tests; tests/e2e/test_custody.py has those of SQLite."""
+"""Faults that happen once in each run of all tests; tests/e2e/test_custody.py tests SQLite's."""
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def chaos(request: pytest.FixtureRequest, name: str) -> int:
     rounds = int(request.config.getoption("chaos"))
     if not rounds and name not in ALWAYS_TESTED:
         pytest.skip("ask for this fault with --chaos ROUNDS")
-    # Over several rounds a token may expire while only another instance's memory has the next pair.
+    # Over several rounds a token may expire while the next pair is only in another instance's memory.
     return 1 if "keeps" in name else rounds or 1
 
 

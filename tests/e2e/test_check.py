@@ -23,7 +23,7 @@ def _free_port() -> int:
 
 
 def _fix_addresses(stage: Stage, folder: Path) -> None:
-    """Give the listeners addresses that the configuration contains."""
+    """Set the listeners' addresses in the configuration, because a port chosen at start is not known to `check`."""
     public = f"127.0.0.1:{_free_port()}"
     stage.settings |= {
         "SERVER__PUBLIC": public,
@@ -84,7 +84,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at what is another's")
 async def test_check_as_root_acts_as_database_owner(folder: Path, encryption_key: str) -> None:
-    """No file of root remains, and a file that the owner cannot read is reported."""
+    """No file owned by root remains, and a file that the database's owner cannot read is reported."""
     async with staged(folder, encryption_key, accounts=1) as stage:
         _fix_addresses(stage, folder)
         async with stage.serving() as process:

@@ -13,13 +13,13 @@ from tests.e2e.processes import Stage, staged
 OPEN_FILES = 256
 ROOM = (OPEN_FILES - 200) // 2
 CROWD = 400
-"""Clients, many more than the available descriptors."""
+"""The number of clients, far above the number of available descriptors."""
 GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n"
 
 
 @asynccontextmanager
 async def _crowd(address: str, first: bytes) -> AsyncIterator[None]:
-    """Connect many clients that send these bytes only, and keep their connections open."""
+    """Connect many clients that send only `first`, and keep their connections open during the block."""
     host, _, port = address.rpartition(":")
     writers = []
     try:
@@ -35,7 +35,7 @@ async def _crowd(address: str, first: bytes) -> AsyncIterator[None]:
 
 
 async def _closed(stage: Stage, address: str, listener: str) -> float:
-    """Return the number of connections closed for newer ones or for a timeout."""
+    """Return the number of connections closed because of newer ones or a timeout."""
     async with stage.http.get(f"http://{address}/metrics") as answer:
         name = f'amo_callback_client_connections_closed_total{{listener="{listener}",'
         return sum(float(line.split()[-1]) for line in (await answer.text()).splitlines() if line.startswith(name))

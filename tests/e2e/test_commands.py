@@ -1,4 +1,4 @@
-"""Commands that use the private API of the running service, or otherwise their own on the store."""
+"""Commands that use the running service's private API, or the store directly if no service is running."""
 
 import json
 from pathlib import Path

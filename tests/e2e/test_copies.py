@@ -1,4 +1,4 @@
-"""Copies of the database spend nothing beside the original."""
+"""Copies of the database spend no token while the original is in use."""
 
 import shutil
 import signal
@@ -61,7 +61,7 @@ async def _restored(stage: Stage) -> Stage:
 
 
 async def _check_twin(twin: Stage, process: Process) -> int:
-    """Request every token of a copy, also refreshes, and return the number of tokens it handed out."""
+    """Request each token and its refresh from a copy, and return the number of tokens handed out."""
     ready, failing = await twin.ready(process)
     assert not ready
     assert "frozen" in failing

@@ -95,7 +95,7 @@ async def _until_settled(stage: Stage, claimed: dict[int, Row]) -> None:
 
 
 def _spent_unheard(stage: Stage, claimed: dict[int, Row]) -> set[int]:
-    """Return the accounts whose token the killed process had spent and the next one presented once more."""
+    """Return the accounts whose token the killed process had spent and the next process presented once more."""
     statuses = {
         name: [entry.status for entry in stage.presented(row.presented_token or "")] for name, row in claimed.items()
     }
@@ -104,7 +104,7 @@ def _spent_unheard(stage: Stage, claimed: dict[int, Row]) -> set[int]:
 
 
 async def test_locked_database_loses_no_connection(tmp_path: Path, encryption_key: str) -> None:
-    """While another process holds the lock tokens are handed out, and issued pairs are stored afterwards."""
+    """While another process holds the lock, tokens are handed out; issued pairs are stored afterwards."""
     async with staged(tmp_path, encryption_key, accounts=4, every=2) as stage:
         async with stage.connected() as process:
             stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW)

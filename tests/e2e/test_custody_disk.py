@@ -84,7 +84,7 @@ async def test_pending_writes_on_full_disk_are_handed_out_and_stored_later(disk:
 
 
 async def _issue_on_full_disk(stage: Stage, disk: Disk, process: Process) -> None:
-    """Let pairs arrive on a full disk and check how they are kept."""
+    """Let AMO issue pairs while the disk is full, and check their rescue files and hand-out."""
     await stage.connect(process)
     stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW)
     await stage.until_asked(2)
@@ -107,7 +107,7 @@ def _rescued(disk: Disk) -> list[str]:
 
 
 async def test_rescue_reserve_stores_pair_on_full_disk(one_disk: SmallDisk, encryption_key: str) -> None:
-    """On a full disk shared with the rescue folder, the reserved space takes the pair's file each time."""
+    """On a full disk shared with the rescue folder, the pair's rescue file fits into the reserved space each time."""
     async with _every_two_seconds(one_disk.folder, encryption_key, accounts=1) as stage:
         async with stage.connected() as process:
             for time in (1, 2):

@@ -143,6 +143,6 @@ async def test_demo_with_used_port_exits_1(tmp_path: Path, streams: str) -> None
 
 @pytest.mark.parametrize("options", [["--port", "65534"], ["--port", "x"], ["--token-life", "0"]])
 def test_demo_invalid_number_is_usage_error(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A port without two more above it, or a lifetime of zero, is a usage error."""
+    """A port above 65533, a port that is no number, or a lifetime of zero is a usage error."""
     assert main(["demo", *options]) == 2
     assert options[0] in capsys.readouterr().err

@@ -24,7 +24,7 @@ ACCOUNTS = 12
 
 @asynccontextmanager
 async def _asked(stage: Stage, process: Process) -> AsyncIterator[None]:
-    """Let callers request tokens and refreshes of a host continuously during the block."""
+    """Let callers request tokens and refreshes from one process continuously during the block."""
 
     async def ask(number: int) -> None:
         while True:
@@ -51,7 +51,7 @@ async def _run(stage: Stage, *arguments: str) -> str:
 async def test_move_under_load_loses_no_connection(
     tmp_path: Path, encryption_key: str, either: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Exported during refreshes and imported beside a running service, connections are refreshed only there."""
+    """Connections exported during refreshes and imported into a running service are refreshed only by that one."""
     old_folder, new_folder = tmp_path / "old", tmp_path / "new"
     old_folder.mkdir()
     new_folder.mkdir()
@@ -90,7 +90,7 @@ async def test_move_under_load_loses_no_connection(
 
 
 async def test_import_killed_continues_with_remaining_records(tmp_path: Path, encryption_key: str) -> None:
-    """Committed batches stay, and a second import writes the others once."""
+    """Committed batches stay, and a second import writes the remaining records once."""
     records = [a_record(number) for number in range(10 * BATCH)]
     async with open_store(f"sqlite:///{DATABASE}", folder=tmp_path, clock=SystemClock()):
         pass

@@ -1,4 +1,4 @@
-"""Export from SQLite and import into PostgreSQL of many connections.
+"""Export of many connections from SQLite, and their import into PostgreSQL.
 
 `AMO_CALLBACK_TEST_CONNECTIONS=100000 python -m pytest tests/e2e/test_large_transfer.py -n0` sets their number.
 """

@@ -15,13 +15,13 @@ from tests.service import API_KEY, Amo, environment
 from tests.wait_limit import WAIT_LIMIT
 
 _MORE_THAN_A_PIPE_TAKES = 600
-"""Requests, each of which logs about 200 bytes."""
+"""The number of requests, each of which logs about 200 bytes."""
 
 
 async def test_log_pipe_without_reader_blocks_neither_requests_nor_stop(
     amo: Amo, encryption_key: str, tmp_path: Path
 ) -> None:
-    """With a full log pipe requests are answered, and SIGTERM ends the process."""
+    """With a full log pipe, requests are answered, and SIGTERM ends the process."""
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "serve",

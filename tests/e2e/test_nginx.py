@@ -145,7 +145,7 @@ async def test_nginx_proxies_service_routes_and_others_to_other_backend(app: Run
                 assert (await answer.json())["name"] == "other", path
         async with app.http.get(f"https://{nginx.address}{BASE}/return/AbC-dEf_1?x=secret", ssl=False) as answer:
             assert answer.status == 404
-        await eventually(lambda: f'"GET {BASE}/return/" 404' in nginx.logged())  # written after the client is done
+        await eventually(lambda: f'"GET {BASE}/return/" 404' in nginx.logged())  # logged after the response is sent
         logged = nginx.logged()
     assert f'"GET {BASE}/callback" 302' in logged
     code = query.partition("code=")[2].partition("&")[0]
@@ -183,7 +183,7 @@ async def test_nginx_replaces_forwarded_for_and_omits_unreadable_request(app: Ru
             async with app.http.get(long, ssl=False) as answer:
                 assert answer.status == 400
                 assert "Go back to the app" in await answer.text()
-        await eventually(lambda: nginx.logged().count('" 400 ') == 2)  # written after the client is done
+        await eventually(lambda: nginx.logged().count('" 400 ') == 2)  # logged after the response is sent
         assert "def50200" not in nginx.logged()
 
 
@@ -194,5 +194,5 @@ async def test_nginx_with_unavailable_service_logs_no_code(app: Running, tmp_pat
     async with _fronted(tmp_path, service=unused, other=unused) as nginx:
         async with app.http.get(f"https://{nginx.address}{BASE}/callback?code=def50200", ssl=False) as answer:
             assert answer.status == 502
-        await eventually(lambda: '" 502 ' in nginx.logged())  # written after the client is done
+        await eventually(lambda: '" 502 ' in nginx.logged())  # logged after the response is sent
         assert "def50200" not in nginx.logged()

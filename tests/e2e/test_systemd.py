@@ -102,7 +102,7 @@ def test_second_installation_changes_nothing(machine: Lab) -> None:
 
 
 def test_metrics_include_process_figures(machine: Lab) -> None:
-    """In spite of the unit's restrictions the metrics include memory and open files."""
+    """In spite of the unit's restrictions, the metrics include memory and open files."""
     text = machine.ask(f"http://{PRIVATE}/metrics")["text"]
     assert "\nprocess_resident_memory_bytes " in text
     assert "\nprocess_open_fds " in text
@@ -135,7 +135,7 @@ def test_invalid_configuration_is_not_restarted(lab: Lab) -> None:
 
 
 def test_connections_with_invalid_configuration_hit_trigger_limit(lab: Lab) -> None:
-    """A waiting client starts the service until the socket's trigger limit; a restart after the fix recovers."""
+    """A waiting client starts the service until the socket's trigger limit; after the fix, a restart succeeds."""
     lab.write(SOCKET_DROP_IN, "[Socket]\nTriggerLimitBurst=3\nTriggerLimitIntervalSec=300\n")
     lab.sh("systemctl", "daemon-reload")
     lab.sh("systemctl", "stop", *units.UNITS)
@@ -207,7 +207,7 @@ def test_commands_as_root_leave_files_to_service_user(lab: Lab) -> None:
 
 
 def test_backup_timer_makes_backup_owned_by_root(lab: Lab) -> None:
-    """The backup service runs beside the service; its copy is root's, and no file of root's is beside the database."""
+    """The backup service runs beside the service; root owns its copy and no file in the database's folder."""
     for name in ("backup.timer", "backup.service"):
         unit = lab.sh(lab.amo_callback, "systemd", "print", name).out
         lab.write(f"/etc/systemd/system/amo-callback-{name}", unit)
@@ -281,7 +281,7 @@ def test_unix_socket_admits_group_members_only(lab: Lab) -> None:
         lab.sh(*restart)
         opened = lab.show("amo-callback-public.socket", "ActiveEnterTimestampMonotonic")
         begun = lab.show("amo-callback-private.socket", "InactiveExitTimestampMonotonic")
-        assert int(*begun.values()) >= int(*opened.values())  # at the same time one could find its address in use
+        assert int(*begun.values()) >= int(*opened.values())  # started together, one could fail: address in use
         assert lab.sh("stat", "-c", "%a %U %G", path).out.split() == ["660", "root", "amo-callback"]
         refused = lab.sh(*curl, check=False)
         assert refused.status == 7  # curl: failed to connect

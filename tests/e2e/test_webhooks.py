@@ -1,4 +1,4 @@
-"""The command `amo-callback webhooks`, with and without_service a running service."""
+"""The command `amo-callback webhooks`, with and without a running service."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ async def _run_json(stage: Stage, *arguments: str) -> Any:
 
 
 async def test_webhooks_are_listed_and_retried_with_and_without_service(tmp_path: Path, encryption_key: str) -> None:
-    """The output is the same with and without the service, and a retry without it is sent by the next one."""
+    """The output is the same with and without the service, and the next process sends a webhook retried without it."""
     async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
         stage.settings |= {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": SECRET, "LOG__LEVEL": "debug"}
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"

@@ -1,4 +1,4 @@
-"""Requests that no client sends, at every path of both APIs: a 4xx, and no trace of a bug in response or log."""
+"""Hostile requests to every path of both APIs cause no 5xx, and no trace of a bug in response or log."""
 
 import asyncio
 import io
@@ -107,7 +107,7 @@ def _check_log(app: Running) -> None:
 async def test_malformed_body_is_refused_by_every_operation_that_reads_one(
     app: Running, record_property: Callable[[str, object], None]
 ) -> None:
-    """Each body is 400, or 413 if it is too long; AMO is not asked and nothing is started."""
+    """Each body is refused with 400, or 413 if it is too long, and AMO receives no token request."""
     asked = 0
     for method, path, operation in await _operations(app):
         if "requestBody" not in operation:
@@ -123,7 +123,7 @@ async def test_malformed_body_is_refused_by_every_operation_that_reads_one(
 
 
 async def test_body_is_read_as_json_with_any_content_type(app: Running) -> None:
-    """The type changes neither what is refused nor, for `curl -d`, what is accepted."""
+    """An invalid body is refused with every type, and a valid one is accepted with the type that `curl -d` sends."""
     for method, path, operation in await _operations(app):
         if "requestBody" not in operation:
             continue
@@ -153,7 +153,7 @@ async def test_body_of_operation_that_reads_none_is_ignored(app: Running) -> Non
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
 async def test_invalid_name_in_path_is_400_or_404(app: Running, name: str) -> None:
-    """Every path with a name refuses any invalid one."""
+    """Every path with a name refuses an invalid name."""
     for method, path, operation in await _operations(app):
         if "{" not in path:
             continue
@@ -166,7 +166,7 @@ async def test_invalid_name_in_path_is_400_or_404(app: Running, name: str) -> No
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_unknown_method_is_405_with_allow(app: Running, method: str) -> None:
-    """A method that is not part of HTTP may be 400; `Allow` names the existing ones."""
+    """The status is 405 with `Allow`, or 400 for a method that is not part of HTTP."""
     for _, path, operation in await _operations(app):
         answer = await _ask(app, _filled_path(path), api=operation["tags"][0], method=method)
         _check(answer, f"{method} {path}")
@@ -176,7 +176,7 @@ async def test_unknown_method_is_405_with_allow(app: Running, method: str) -> No
 
 
 async def test_invalid_private_parameter_is_400(app: Running) -> None:
-    """Every private operation refuses doubled, empty, binary and long values."""
+    """Every private operation refuses repeated, empty, binary and long values."""
     asked = 0
     for method, path, operation in await _operations(app):
         if operation["tags"] != ["private"]:
@@ -197,7 +197,7 @@ async def test_invalid_private_parameter_is_400(app: Running) -> None:
 
 
 async def test_malformed_public_query_causes_no_bug(app: Running) -> None:
-    """A browser's query is read leniently, and never as more than it says."""
+    """A browser's malformed query is accepted or refused, without a 5xx, an injected header or a logged bug."""
     for method, path, operation in await _operations(app):
         if operation["tags"] != ["public"]:
             continue

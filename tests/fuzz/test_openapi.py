@@ -65,7 +65,10 @@ async def app(run: Any) -> AsyncIterator[Running]:
 
 
 FROZEN = ("take_token", "refresh_token", "readyz", "head_readyz")
-"""Operations that are 503 while frozen: a backend, which cannot freeze, requests them; an administrator the others."""
+"""Operations that return 503 during a freeze.
+
+A backend's key, which cannot freeze, is used for them; the administrator's run excludes them.
+"""
 RUNS = {
     "a backend": Fuzz(api="private", key=API_KEY, only=FROZEN),
     "an administrator": Fuzz(api="private", key=ADMIN_KEY, without=FROZEN),

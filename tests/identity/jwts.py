@@ -1,4 +1,4 @@
-"""JWTs as the app's issuer makes them, and as attackers forge them."""
+"""Builders of valid and forged JWTs and their keys."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ SECRET = "the-app's-jwt-secret-0123456789-0123456789"
 AUDIENCE = "foryoure-api"
 RULES = JwtRules(audience=AUDIENCE)
 NOW = int(time.time())
-"""The time of import: tokens are checked against the machine's clock, which has advanced since."""
+"""The time at which this module was imported; verifiers use the machine's current time."""
 
 
 @cache
@@ -41,7 +41,7 @@ def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, **more: Any) -> dic
 
 
 def claims(*, without: str = "", **changes: Any) -> dict[str, Any]:
-    """Return the claims of a valid token with the changes."""
+    """Return a valid token's claims with `changes` and without the claim named by `without`."""
     content = {"sub": "42", "aud": AUDIENCE, "exp": NOW + 86_400, **changes}
     return {name: value for name, value in content.items() if name != without}
 
@@ -51,7 +51,7 @@ def b64(content: bytes) -> str:
 
 
 def unsigned(content: dict[str, Any] | bytes, **header: Any) -> str:
-    """Return a token's first two parts."""
+    """Return a token's header and payload, without a signature."""
     payload = content if isinstance(content, bytes) else json.dumps(content).encode()
     return f"{b64(json.dumps(header).encode())}.{b64(payload)}"
 

@@ -129,13 +129,13 @@ async def test_jwks_keys_and_addresses_in_token_are_ignored(users: JwksVerifier,
 
 
 async def test_jwks_malformed_token_causes_no_request(users: JwksVerifier, issuer: Issuer) -> None:
-    """Junk is rejected without a request to the issuer."""
+    """A token that is not a JWT is rejected without a request to the issuer."""
     assert await _unauthorized(users, "junk") == "form"
     assert issuer.requests == []
 
 
 async def test_jwks_token_with_wrong_claims_is_rejected(users: JwksVerifier) -> None:
-    """A valid signature does not replace audience and expiry."""
+    """A token with a valid signature and a wrong audience or a past expiry is rejected."""
     assert await _unauthorized(users, _signed_by("first", claims(aud="another"))) == "audience"
     assert await _unauthorized(users, _signed_by("first", claims(exp=NOW - 60))) == "expired"
 
@@ -158,7 +158,7 @@ async def test_jwks_rotated_key_is_found_within_a_minute(users: JwksVerifier, is
 async def test_jwks_rotated_only_key_without_kid_is_found(
     users: JwksVerifier, issuer: Issuer, clock: FakeClock
 ) -> None:
-    """Only the signature shows that the key has changed."""
+    """Without a `kid`, a failed signature check makes the verifier fetch the new key."""
     issuer.keys = [jwk(rsa_key("first"))]
     unnamed = [signed(claims(), key=rsa_key(name), alg="RS256") for name in ("first", "second")]
     assert await users.verify(unnamed[0]) == "42"
@@ -168,7 +168,7 @@ async def test_jwks_rotated_only_key_without_kid_is_found(
 
 
 async def test_jwks_set_is_fresh_for_ten_minutes(users: JwksVerifier, issuer: Issuer, clock: FakeClock) -> None:
-    """A key that the issuer has withdrawn is accepted no longer than that."""
+    """A key withdrawn by the issuer is accepted for less than ten minutes after the set was fetched."""
     assert await users.verify(_signed_by("first")) == "42"
     issuer.keys = [jwk(rsa_key("second"), kid="second")]
     clock.advance(599)
@@ -289,7 +289,7 @@ async def test_jwks_answer_without_key_set_is_unavailable(
 
 
 async def test_jwks_set_of_maximum_size_is_read(users: JwksVerifier, issuer: Issuer) -> None:
-    """One more byte is too long."""
+    """A key set of exactly the maximum size is accepted."""
     issuer.body = issuer.published.ljust(LIMIT)
     assert await users.verify(_signed_by("first")) == "42"
 
@@ -328,7 +328,7 @@ async def test_jwks_slow_or_unreachable_issuer_is_unavailable(clock: FakeClock, 
 
 
 async def test_jwks_proxy_of_environment_is_ignored(users: JwksVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the configuration determines where keys come from."""
+    """Requests go directly to the configured URL, because the proxy variables are not used."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     assert await users.verify(_signed_by("first")) == "42"
@@ -346,7 +346,7 @@ async def test_jwks_request_accepts_no_compression_and_no_keep_alive(users: Jwks
 async def test_jwks_request_sends_no_cookie(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) -> None:
     """A cookie of the issuer is not kept."""
     issuer.headers = {"Set-Cookie": "session=1; Path=/"}
-    url = issuer.url.replace("127.0.0.1", "localhost")  # cookies of bare addresses are never kept
+    url = issuer.url.replace("127.0.0.1", "localhost")  # aiohttp stores no cookies of IP addresses
     async with open_jwks(url, rules=RULES, clock=clock, observer=witness) as users:
         for _ in range(2):
             assert await users.verify(_signed_by("first")) == "42"

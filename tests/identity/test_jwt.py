@@ -58,7 +58,7 @@ async def _refused(token: str, **options: Any) -> str:
     ids=count(),  # tokens differ between processes, so they are no test ids
 )
 async def test_hs256_other_algorithm_or_signature_is_rejected(token: str, why: str) -> None:
-    """A token's own `alg` is not trusted, and no token is left unchecked."""
+    """A token is rejected unless it is signed with HS256 and the secret, whatever its `alg` states."""
     assert await _refused(token) == why
 
 
@@ -76,7 +76,7 @@ async def test_hs256_other_algorithm_or_signature_is_rejected(token: str, why: s
     ],
 )
 async def test_hs256_header_that_changes_meaning_is_rejected(header: dict[str, Any]) -> None:
-    """A header that must be understood, and is not supported, is not ignored."""
+    """A token is rejected if its header has a parameter that changes its meaning and is not supported."""
     assert await _refused(signed(**header)) == "form"
 
 
@@ -111,7 +111,7 @@ async def test_hs256_header_that_changes_meaning_is_rejected(header: dict[str, A
     ],
 )
 async def test_hs256_malformed_token_is_rejected(token: str) -> None:
-    """Junk, encrypted and nested tokens, and tokens without JSON are rejected."""
+    """Tokens that are malformed, encrypted, nested or without a JSON object are rejected."""
     assert await _refused(token) == "form"
 
 
@@ -219,7 +219,7 @@ async def test_hs256_user_without_text_or_whole_number_is_rejected(sub: object) 
     ("sub", "user"), [("x" * 255, "x" * 255), ("Иван 7", "Иван 7"), (42, "42"), (0, "0"), (-7, "-7")]
 )
 async def test_hs256_user_is_returned_as_text(sub: object, user: str) -> None:
-    """Backends number their users or name them."""
+    """A user id that is text or a whole number is returned as text."""
     assert await _user(signed(claims(sub=sub))) == user
 
 
@@ -235,7 +235,7 @@ async def test_hs256_user_claim_replaces_sub() -> None:
 
 
 def test_hs256_short_secret_or_public_key_raises() -> None:
-    """A public key is known to everyone, so it would accept everyone's tokens."""
+    """Anyone could sign tokens with a public key, and a short secret can be guessed."""
     for secret in ("", "x" * 31, PEM.decode(), json.dumps(jwk(rsa_key("issuer"))), "ssh-rsa " + "A" * 300):
         with pytest.raises(ValueError, match=r"must have at least 32 bytes|must be a shared secret") as raised:
             Hs256Verifier(secret, rules=RULES)
@@ -320,7 +320,7 @@ def test_read_jwks_skips_unusable_keys(bad: object) -> None:
     ids=["keys", "lists", "objects"],
 )
 def test_read_jwks_oversized_set_raises(content: bytes) -> None:
-    """Reading it, or trying a token with each of its keys, would delay every other request."""
+    """A set with too many keys or values is refused, because reading or trying them would block other requests."""
     with pytest.raises(ValueError, match="contains too m"):
         read_jwks(content)
 
@@ -339,7 +339,7 @@ def test_read_jwks_oversized_set_raises(content: bytes) -> None:
     ],
 )
 def test_read_jwks_invalid_content_raises(content: bytes, why: str) -> None:
-    """HTML of a proxy and other JSON are refused."""
+    """HTML, JSON without usable keys and deeply nested JSON are refused."""
     with pytest.raises(ValueError, match=why):
         read_jwks(content)
 

@@ -30,7 +30,7 @@ from tests.service import HOST
 async def test_complete_in_other_process_waits_and_returns_same_result(
     process: Process, other: Process, minutes: int
 ) -> None:
-    """One process exchanges and both return its handle; the lease holds however the wall clock is stepped."""
+    """One process exchanges and both return its handle; steps of the wall clock do not end the lease."""
     async with process.slow_exchange(code := process.amo.code()) as first:
         second = asyncio.create_task(other.complete(code))
         await other.clock.until_sleeping(0.25)
@@ -44,7 +44,7 @@ async def test_complete_in_other_process_waits_and_returns_same_result(
 
 
 async def test_complete_after_lease_of_lost_process_exchanges_again(process: Process, other: Process) -> None:
-    """Another process waits for the lease of a lost one, then exchanges the code; a late result is discarded."""
+    """Another process waits for a lost process's lease, then exchanges the code; a late result is discarded."""
     code = process.amo.code()
     other.connect = other.make(SlowAmo(process.clock, 0))
     lost = asyncio.create_task(other.complete(code))
@@ -76,7 +76,7 @@ async def _block(process: Process) -> None:
 
 
 async def test_exchange_while_amo_blocked_is_sent_every_ten_seconds(process: Process) -> None:
-    """The first exchange is sent immediately, each other ten seconds after the one before."""
+    """The first exchange is sent immediately, and each further exchange ten seconds after the previous one."""
     await _block(process)
     process.amo.sandbox.faults.persistent = Fault.BLOCKED
     callbacks = [asyncio.create_task(process.complete(process.amo.code())) for _ in range(3)]
@@ -94,7 +94,7 @@ async def test_exchange_while_amo_blocked_is_sent_every_ten_seconds(process: Pro
 
 @pytest.mark.parametrize("allowed", [True, False])
 async def test_exchange_success_ends_amo_block(process: Process, *, allowed: bool) -> None:
-    """AMO has issued a pair, even if the pair is discarded because the account is not allowed."""
+    """The block ends once AMO issues a pair, even if the account is not allowed and the pair is discarded."""
     rules: dict[str, Any] = {} if allowed else {"allowed_accounts": ["1"]}
     process.connect = process.make(**rules)
     await _block(process)
@@ -108,7 +108,7 @@ async def test_exchange_success_ends_amo_block(process: Process, *, allowed: boo
 
 
 async def test_exchange_of_refused_code_keeps_amo_block(process: Process) -> None:
-    """A refusal of the code is no success."""
+    """A refusal of the code does not end the block."""
     await _block(process)
     await process.complete("not AMO's")
     assert await process.store.amo_block() is not None
@@ -167,7 +167,7 @@ async def test_pending_write_of_grant_is_stored_once_store_recovers(process: Pro
 
 
 async def test_complete_with_unresponsive_store_raises_after_8_seconds(process: Process) -> None:
-    """If not even the claim is written after 8 s, there is no return address, and the user must try again."""
+    """If the store does not respond within 8 s, there is no return address, and the user must try again."""
     process.failing.before["grant"] = lambda _: process.clock.sleep(3600)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.tick(8)
@@ -284,7 +284,7 @@ async def test_claim_lost_to_other_process_returns_its_result(process: Process, 
 
 
 async def test_exchange_late_pair_of_earlier_grant_is_superseded(process: Process) -> None:
-    """If a user connects twice and the first answer is last, the later grant's pair stays, with an event."""
+    """If the earlier of two grants is answered last, the later grant's pair is kept, and an event is recorded."""
     async with process.slow_exchange(process.amo.code()) as late:
         process.clock.advance(5)
         assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
@@ -328,7 +328,7 @@ async def test_complete_caller_without_host_fails_alone(process: Process) -> Non
 
 
 async def test_complete_after_lease_waits_for_pending_write_of_same_process(process: Process) -> None:
-    """While a pair waits for the store, the app calls after the lease without a host, and waits as well."""
+    """While a pair waits for the store, an app's call without a host after the lease waits as well."""
     code = process.amo.code()
     process.failing.away = {"save_connected"}
     callback = asyncio.create_task(process.complete(code))
@@ -345,7 +345,7 @@ async def test_complete_after_lease_waits_for_pending_write_of_same_process(proc
 
 
 async def test_complete_concurrent_callers_have_separate_attempt_limits(process: Process, client: AmoClient) -> None:
-    """Of two callers with one code, the first one's address has no reservation left, the second one's has."""
+    """Of two callers with one code, only the second one's address has a reservation left."""
     process.connect = process.make(client, attempts=1)
     assert (await process.complete("junk")).error == "auth_failed"
     code = process.amo.code()

@@ -18,7 +18,7 @@ def _limiter(clock: FakeClock, *, attempts: int = 2) -> AttemptLimiter:
 
 
 def test_attempt_limiter_reservation_ends_after_window_or_release(clock: FakeClock) -> None:
-    """Of two attempts, the third is refused until a window has passed or AMO has accepted one of the two."""
+    """With a limit of two, a third attempt is refused until a window has passed or AMO has accepted one of the two."""
     limiter = _limiter(clock)
     limiter.reserve("192.0.2.1")
     clock.advance(30)
@@ -31,7 +31,7 @@ def test_attempt_limiter_reservation_ends_after_window_or_release(clock: FakeClo
 
 
 def test_attempt_limiter_release_after_window_frees_no_other(clock: FakeClock) -> None:
-    """An exchange that took longer than the window frees nothing when it is accepted."""
+    """An exchange that took longer than the window frees no reservation when it is accepted."""
     limiter = _limiter(clock)
     late = limiter.reserve("192.0.2.1")
     clock.advance(60)
@@ -197,7 +197,7 @@ def test_attempt_limiter_changed_limit_counts_earlier_attempts(clock: FakeClock)
 
 
 async def test_start_limiter_second_half_of_links_is_for_new_addresses(clock: FakeClock) -> None:
-    """In the second half an address that has followed a link is refused, and another one is not."""
+    """Once half of the links are used, an address that has followed a link is refused, and a new address is not."""
     starts = StartLimiter(
         each=_limiter(clock, attempts=9), links=_limiter(clock, attempts=4), queue=AdmissionQueue(capacity=9)
     )

@@ -21,7 +21,7 @@ def _request(**more: object) -> AuthorizationRequest:
 
 
 def test_check_verifier_of_challenge_passes() -> None:
-    """The verifier of the standard's example passes, and so does none without a challenge."""
+    """The verifier of RFC 7636's example passes, and so does a missing verifier without a challenge."""
     check_verifier(_request(), VERIFIER)
     check_verifier(_request(challenge=None), None)
     check_verifier(None, None)
@@ -57,7 +57,7 @@ def test_check_verifier_not_of_43_to_128_characters_raises(size: int) -> None:
 
 
 def _state_naming(user: object) -> bytes:
-    """Return a state as the existing app makes it."""
+    """Return a state with a user id in the existing app's format."""
     return base64.b64encode(json.dumps({"userId": user, "r": 1}).encode())
 
 
@@ -109,7 +109,7 @@ def test_binding_of_request_and_state(
      *map(_state_naming, (None, True, 42.0, ["42"], {"id": "42"}, "42 ", "042"))],
 )  # fmt: skip
 def test_binding_of_state_without_user_id_is_none(state: bytes) -> None:
-    """A state that is not JSON, however deep, or names the user by anything but the id, binds no owner."""
+    """A state that is not JSON, or has no exact id as `userId`, binds no owner; deep nesting raises nothing."""
     assert binding_of(None, user="42", state=state, takes_app_states=True) is Binding.NONE
 
 
@@ -118,6 +118,6 @@ def test_binding_of_state_without_user_id_is_none(state: bytes) -> None:
 def test_binding_of_state_accepts_every_base64_form(
     encode: Callable[[bytes], bytes], change: Callable[[bytes], bytes]
 ) -> None:
-    """Both alphabets are read, padded or not, and with a plus that became a space."""
+    """Both alphabets are accepted, with or without padding, and with a space in place of a plus."""
     state = encode(json.dumps({"userId": "42", "r": "??>>~~~\xff"}, ensure_ascii=False).encode())
     assert binding_of(None, user="42", state=change(state), takes_app_states=True) is Binding.FIRST_OWNER

@@ -106,7 +106,7 @@ async def test_redeem_code_failing_between_reads_needs_verifier(process: Process
 
 
 async def test_save_connected_repeated_does_not_rebind_owner(store: Store) -> None:
-    """A rescue file may remain after its commit: the backend's owner, who has disconnected since, is not bound."""
+    """If a rescue file remains after its commit, an owner who has disconnected since is not bound by it."""
     grant = a_grant()
     await store.claim_grant(grant, now=START)
     pair = NewConnection(grant=grant, connection=a_connection(), token_iat=1, owner="42")
@@ -119,7 +119,7 @@ async def test_save_connected_repeated_does_not_rebind_owner(store: Store) -> No
 
 
 async def test_redeem_ticket_expires_exactly_after_ten_minutes(process: Process) -> None:
-    """A ticket is accepted until ten minutes have passed; the ticket of a failed grant never is."""
+    """A ticket is accepted until ten minutes have passed; the ticket of a failed grant is never accepted."""
     process.amo.sandbox.faults.add(Fault.HTTP_500)
     failed, ticket = [(await process.complete(process.amo.code())).ticket for _ in range(2)]
     redeemer = process.redeemer(process.store)

@@ -98,7 +98,7 @@ def test_log_fields_with_secret_names_are_redacted() -> None:
 
 
 def test_log_level_and_style_are_applied() -> None:
-    """Lines below the level are not written; a file is no terminal, so `auto` is JSON there."""
+    """Lines below the level are not written; the style `auto` is JSON if the stream is not a terminal."""
     log = Log(level="warning", style="auto")
     log.logger.info("no")
     log.logger.warning("yes")

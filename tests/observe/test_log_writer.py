@@ -56,7 +56,7 @@ def test_log_writer_keeps_lines_whole_and_in_order() -> None:
 
 
 def test_log_writer_without_reader_counts_lost_lines_without_waiting() -> None:
-    """Once the pipe is read again, a line has the number lost: each line is either read or counted."""
+    """Once the pipe is read again, a line reports the number of lost lines: each is either read or counted."""
     with _pipe(limit=10_000) as pipe, ThreadPoolExecutor(1) as executor:
         for number in range(5000):  # the pipe takes the first 64 KiB
             pipe.logger.info("e", number=number)

@@ -114,7 +114,7 @@ def test_metrics_counters_start_at_zero() -> None:
 
 
 def test_metrics_unknown_values_have_no_sample() -> None:
-    """Values are unknown before the first stats, and so are times that do not exist."""
+    """Stats have no samples before the first poll, and a time that does not exist has none."""
     unknown = _samples(Metrics(), stats=None, stats_age=None, stats_seconds=None)
     assert not any("amo_callback_connections" in name or "stats" in name for name in unknown)
     empty = _samples(Metrics(), stats=some_stats(active=0, next_expiry=None, next_deadline=None))

@@ -61,7 +61,7 @@ def test_notifier_full_queue_is_sent_with_next_message(notify_socket: socket.soc
 
 
 def test_notifier_without_socket_sends_nothing() -> None:
-    """The service runs without systemd, and continues if the socket has gone."""
+    """The service runs without systemd, and continues if the socket is missing."""
     quiet = Notifier({}, pid=1)
     quiet("READY=1")
     assert (quiet.enabled, quiet.watchdog) == (False, None)
@@ -69,7 +69,7 @@ def test_notifier_without_socket_sends_nothing() -> None:
 
 
 def test_notifier_unsupported_address_raises() -> None:
-    """An unsupported address ends the start, because systemd would wait for it in vain."""
+    """An unsupported address fails the start, because systemd would never receive a notification."""
     with pytest.raises(ConfigurationError, match="NOTIFY_SOCKET"):
         Notifier({"NOTIFY_SOCKET": "vsock:2:1234"}, pid=1)
 

@@ -64,7 +64,7 @@ async def test_watchdog_is_notified_three_times_per_interval() -> None:
 
 
 async def test_watchdog_is_not_notified_while_liveness_fails() -> None:
-    """Only a restart helps then; once the process is alive again, notifications continue."""
+    """Without notifications systemd restarts the process; they resume once liveness passes."""
     async with _watched() as made:
         made.alive = False
         await made.beat()

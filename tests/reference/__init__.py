@@ -1,1 +1,1 @@
-"""README's reference tables, made from the code; `python -m tests.reference` writes them."""
+"""README's reference tables, generated from the code; `python -m tests.reference` writes them."""

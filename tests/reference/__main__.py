@@ -1,4 +1,4 @@
-"""Write the tables into README.md, each into its block."""
+"""Write each table into its block in README.md."""
 
 import asyncio
 import sys

@@ -1,9 +1,9 @@
-"""Count the service's own calls and SQL statements on the way of a callback, a refresh and a hand-out.
+"""Count the service's own calls and SQL statements in a callback, a refresh, a hand-out and an idle sweep.
 
     python -m tests.reference.flows
 
-A call is one of a function that is defined in the package, the stand-in for AMO and the demonstration left out;
-resuming a coroutine is none.
+Only calls of functions in the package are counted, without those in the stand-in for AMO and the demo. Resuming a
+coroutine is not a call.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Flow:
 
 @asynccontextmanager
 async def recorded(app: Running) -> AsyncIterator[Flow]:
-    """Record what is called, on the loop's thread and on the database's, and which statements SQLite runs."""
+    """Record the calls on the threads of the loop and the database, and the statements that SQLite runs."""
     flow = Flow()
 
     def profile(frame: FrameType, event: str, _: object) -> None:
@@ -73,16 +73,16 @@ async def recorded(app: Running) -> AsyncIterator[Flow]:
 
 
 _FIRST_INSTRUCTIONS = 4
-"""A call begins before these; a coroutine that is resumed goes on behind them."""
+"""The highest instruction offset at which a call starts; a resumed coroutine continues at a higher offset."""
 _ALMOST = 4.0
-"""Seconds before a refresh is due: less than the scheduler's poll interval, so that it sleeps until then."""
+"""Seconds before a refresh is due; less than the poll interval, so the scheduler sleeps until the due time."""
 _SETTLED = 0.5
-"""Seconds of real time for what other tasks do after hours of waiting."""
+"""Seconds of real time for other tasks that become due when the clock advances by hours."""
 
 
 async def until_almost_due(app: Running, connection_id: str) -> None:
-    """Advance to just before a refresh, so that what else is due after hours of waiting has been done before it."""
-    await asyncio.sleep(_SETTLED)  # a task that does not sleep yet is not woken
+    """Advance to just before a refresh, so that other tasks due after hours are done before the measurement."""
+    await asyncio.sleep(_SETTLED)  # advancing the clock wakes only tasks that already sleep
     connection = await app.service.services.store.connection(connection_id)
     if connection is None or connection.next_refresh_at is None:
         raise RuntimeError(connection_id)
@@ -93,7 +93,7 @@ async def until_almost_due(app: Running, connection_id: str) -> None:
 
 
 async def measured(app: Running) -> dict[str, Flow]:
-    """Measure each flow once, after each has been gone through before."""
+    """Measure each flow once, after it has run before."""
     flows: dict[str, Flow] = {}
     for name in ("first", "callback to 303"):
         async with recorded(app) as flows[name]:
@@ -121,7 +121,7 @@ async def measured(app: Running) -> dict[str, Flow]:
 
 @asynccontextmanager
 async def serve_apart(clock: ShiftedClock) -> AsyncIterator[Amo]:
-    """Serve the stand-in on a thread of its own: it uses the service's listener, and its calls are not counted."""
+    """Serve the stand-in on a separate thread, because it uses the package's listener and must not be counted."""
     serving: Future[Amo] = Future()
     loop, ended = asyncio.new_event_loop(), asyncio.Event()
 

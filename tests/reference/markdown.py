@@ -1,4 +1,4 @@
-"""Markdown: tables of one line a row, and the blocks of a text that are made by a machine."""
+"""Markdown tables with one line per row, and the generated blocks of a text."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ def blocks(text: str) -> dict[str, list[str]]:
 
 
 def written(text: str, tables: Mapping[str, Sequence[str]]) -> str:
-    """Return a text with these tables in its blocks; those that no table is for stay as they are."""
+    """Return a text with these tables in its blocks; blocks without a table are unchanged."""
 
     def renewed(match: re.Match[str]) -> str:
         if match["name"] not in tables:

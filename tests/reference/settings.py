@@ -1,4 +1,4 @@
-"""All settings: their values and defaults by the model, what they are for by the example's comments."""
+"""The table of settings: values and defaults from the model, descriptions from the example's comments."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def settings(example: str) -> list[str]:
 
 
 def comments_of(example: str) -> dict[str, str]:
-    """Return what the example says of each setting, by its name."""
+    """Return the example's comment on each setting, by the setting's name."""
     found: dict[str, str] = {}
     section = name = ""
     for line in example.splitlines():
@@ -77,7 +77,7 @@ def _default(setting: FieldInfo) -> str:
 
 
 def _about(comment: str) -> str:
-    """Return what a comment says without what other columns say; values and settings in it as code."""
+    """Return a comment without the content of other columns, with its values and settings as code."""
     parts = _ADMINISTRATIVE.sub("", comment).split("`")
     parts[::2] = [_VALUE.sub(r"`\g<0>`", _NAMES.sub(r"`\g<0>`", prose)) for prose in parts[::2]]
     return "`".join(parts)

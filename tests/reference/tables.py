@@ -1,4 +1,4 @@
-"""All tables, by the names of their blocks: routes and errors by the OpenAPI document, metrics by Prometheus's text."""
+"""All tables by block name: routes and errors from the OpenAPI document, metrics from Prometheus's text."""
 
 import dataclasses
 import io
@@ -65,7 +65,7 @@ async def all_tables(repository: Path) -> dict[str, list[str]]:
 
 
 async def documents() -> tuple[Document, Document]:
-    """Return the OpenAPI document with all routes, and as it is where `/metrics` asks for a key."""
+    """Return the OpenAPI documents for `/metrics` without and with a required API key."""
     log = make_logger(level="error", style="json", stream=io.StringIO())
     opened, guarded = (
         load_settings(
@@ -91,7 +91,7 @@ async def documents() -> tuple[Document, Document]:
 
 
 def _endpoints(document: Document, guarded: Document, *, api: str) -> list[str]:
-    """Return the table of an API's routes, those of both APIs last: nobody looks for them."""
+    """Return the table of an API's routes; the routes of both APIs are last, because readers seldom need them."""
     [about] = [tag["description"] for tag in document["tags"] if tag["name"] == api]
     found = []
     for path, item in document["paths"].items():
@@ -113,7 +113,7 @@ def _endpoints(document: Document, guarded: Document, *, api: str) -> list[str]:
 
 
 def _taken(operation: Any, document: Document) -> Iterator[str]:
-    """Yield the names of what is in the query and in the body; what may be left out has its default, or a `?`."""
+    """Yield the names of query and body parameters; an optional one is followed by its default or a `?`."""
     parts = [(one["name"], one["schema"], one["required"]) for one in operation["parameters"] if one["in"] == "query"]
     if "requestBody" in operation:
         name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
@@ -125,7 +125,7 @@ def _taken(operation: Any, document: Document) -> Iterator[str]:
 
 
 def _caller(operation: Any, guarded: Any) -> str:
-    """Return who may call an operation."""
+    """Return the callers allowed to use an operation."""
     if "x-scope" in operation:
         return f"key: {code(operation['x-scope'])}"
     if "x-scope" in guarded:
@@ -141,14 +141,14 @@ def _public_errors(document: Document) -> list[str]:
     rows = [
         [code(error), _listed(statuses[error]), action]
         for error, action in error_actions().items()
-        if error not in {"missing_code", "access_denied"}  # only the deep link has them
+        if error not in {"missing_code", "access_denied"}  # these occur only in the deep link
     ]
     return table(["`error`", "status", "what the app should do"], rows)
 
 
 def _private_errors(document: Document) -> list[str]:
     statuses = _statuses(document, api="private")
-    errors = {kind.api_code: kind for kind in reversed([*error_classes()])}  # of several with a code, the parent
+    errors = {kind.api_code: kind for kind in reversed([*error_classes()])}  # if several share a code, the parent
     rows = [
         [code(problem), _listed({error.http_status, *statuses[problem]}), error.action]
         for problem, error in sorted(errors.items(), key=lambda item: (item[1].http_status, item[0]))
@@ -157,7 +157,7 @@ def _private_errors(document: Document) -> list[str]:
 
 
 def _statuses(document: Document, *, api: str) -> dict[str, set[int]]:
-    """Return with which statuses an API answers each code."""
+    """Return the statuses with which an API answers each error code."""
     found: dict[str, set[int]] = defaultdict(set)
     operations = [one for item in document["paths"].values() for one in item.values() if api in one["tags"]]
     for operation in operations:
@@ -174,7 +174,7 @@ def _listed(statuses: set[int]) -> str:
 
 
 def _metrics() -> list[str]:
-    """Return the table of all metrics but those of the process, which every program has."""
+    """Return the table of all metrics except the process metrics, which every program has."""
     text = Metrics().text(a_service_status(stats=some_stats(waiting_since=START))).decode()
     rows = []
     for family in _FAMILY.finditer(text):

@@ -26,8 +26,8 @@ ON_EITHER = ON_BOTH | {
 }
 """Modules that run on both engines with `--engines both`.
 
-The others test what only one engine does: SQLite's leases, which each process measures, its copied files, and a clock
-that is moved back.
+The other modules test functions of one engine only: SQLite's leases, which each process measures, its copied files,
+and a clock that is moved back.
 """
 
 
@@ -92,5 +92,5 @@ async def amo(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator
 async def harness(
     store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: RecordingObserver
 ) -> RefreshHarness:
-    asyncio.get_running_loop().set_default_executor(InlineExecutor())  # no thread that the test cannot wait for
+    asyncio.get_running_loop().set_default_executor(InlineExecutor())  # because a test cannot wait for a thread
     return RefreshHarness(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)

@@ -34,7 +34,7 @@ API_DOMAIN = "api-b.amocrm.ru"
 """The stand-in's host for introspections of refresh tokens."""
 DAY = 86_400.0
 WAIT_LIMIT = 8.0
-"""Seconds that a caller waits for a forced refresh: a second more than AMO has, and at least eight."""
+"""Seconds that a caller waits for a forced refresh: AMO's time limit plus one second, and at least eight seconds."""
 
 
 class RefreshHarness:
@@ -142,7 +142,7 @@ class RefreshHarness:
         return NewConnection(grant=ended, connection=connection, token_iat=issued.account.token_iat)
 
     async def connect_revoked(self) -> Connection:
-        """Connect, and have one refresh answered with a revoked token; AMO then accepts the token again."""
+        """Connect, and have AMO reject one refresh as revoked; afterwards AMO accepts the token."""
         connection = await self.connect(api_domain=API_DOMAIN)
         self.amo.account.disabled = True
         with pytest.raises(NeedsReauth):
@@ -161,7 +161,7 @@ class RefreshHarness:
         return pair
 
     async def refresh(self, connection: Connection, *, by: RefreshCoordinator | None = None, **more: Any) -> Connection:
-        """Refresh a connection, scheduled unless `trigger` is given, by this process or by another."""
+        """Refresh a connection by this process or by `by`, as a scheduled refresh unless `trigger` is given."""
         trigger = more.pop("trigger", RefreshTrigger.SCHEDULE)
         return await (by or self.coordinator).refresh(connection.id, trigger=trigger, **more)
 
@@ -178,7 +178,7 @@ class RefreshHarness:
         return refreshing
 
     async def begin_queued(self, connection: Connection, **more: Any) -> tuple[asyncio.Task[Connection], asyncio.Event]:
-        """Begin a refresh that waits for its slot until the event is set."""
+        """Begin a refresh that waits for its slot until the returned event is set."""
         queue = QueueingClient(self.client)
         refreshing = self.begin(connection, by=self.make_coordinator(amo=queue), **more)
         await queue.asked.wait()
@@ -207,7 +207,7 @@ class RefreshHarness:
         return refreshing
 
     async def fail(self, connection: Connection, error: type[E], *faults: Fault, **more: Any) -> E:
-        """Expect a refresh to fail, after the given faults of AMO if any, and return its error."""
+        """Add the given faults to AMO, refresh a connection, and return the expected error."""
         self.amo.sandbox.faults.add(*faults)
         with pytest.raises(error) as raised:
             await self.refresh(connection, **more)
@@ -218,7 +218,7 @@ class RefreshHarness:
         return self.amo.sandbox.requests + self.amo.sandbox.introspections
 
     async def hand_out(self, selector: str) -> HandOut:
-        """Request an access token of any age, and wait for the background work that this starts."""
+        """Request an access token with any remaining lifetime, and wait until background work has ended."""
         handed_out = await self.lifecycle.access_tokens.token(selector, min_ttl=0)
         await self.traffic.until_quiet()  # changes by other processes are checked in the background
         return handed_out
@@ -249,7 +249,7 @@ class RefreshHarness:
         await (lifecycle or self.lifecycle).pending_writes.flush()
 
     def refresh_elsewhere(self, connection: Connection) -> None:
-        """Refresh a connection by another system, which makes AMO reject both tokens of its pair."""
+        """Refresh a connection as another system, so that AMO rejects both tokens of the stored pair."""
         self.amo.fake.quirks.refresh_kills_access = True
         self.amo.spend(grant_type="refresh_token", refresh_token=self.pair(connection).refresh_token)
 
@@ -302,7 +302,7 @@ class GatedClient:
         return getattr(self.client, name)
 
     async def refresh(self, **request: Any) -> TokenResponse:
-        """Refresh a connection, scheduled unless `trigger` is given, by this process or by another."""
+        """Send the request once `send` is set, and return AMO's answer once `go_on` is set."""
         self.asked.set()
         await self.send.wait()
         issued = await self.client.refresh(**request)
@@ -327,7 +327,7 @@ class UnreachableClient(GatedClient):
     """A client whose first request does not reach AMO."""
 
     async def refresh(self, **request: Any) -> TokenResponse:
-        """Refresh a connection, scheduled unless `trigger` is given, by this process or by another."""
+        """Raise `RequestNotSent` for the first request, and send every later one."""
         if not self.asked.is_set():
             self.asked.set()
             raise RequestNotSent
@@ -335,5 +335,5 @@ class UnreachableClient(GatedClient):
 
 
 def newer_than(connection: Connection) -> Callable[[Connection], bool]:
-    """Return a condition that is met by any pair after this connection's."""
+    """Return a condition that accepts every pair version except this connection's."""
     return lambda now: now.pair_version != connection.pair_version

@@ -45,7 +45,7 @@ class _SharedClock(SqliteStore):
 
 @contextmanager
 def open_in_process_store(*, clock: Clock, shared: bool) -> Iterator[Store]:
-    """Open a store on a new file; if `shared`, its clock decides on stored times, as PostgreSQL's does."""
+    """Open a store on a new file; if `shared`, the store's clock decides on stored times, as PostgreSQL's does."""
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         path = Path(folder) / "simulation.db"
         writer, reader = _Connection(path), _Connection(path)

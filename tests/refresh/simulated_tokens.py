@@ -7,7 +7,10 @@ from amo_callback.model import Reason, TokenState
 
 DAY = 86_400.0
 _LONG = 18 * 3600.0
-"""Seconds after an access token's expiry. The service waits a day for an introspection; its clock may be stepped."""
+"""Seconds after an access token's expiry during which an unanswered introspection permits no presentation.
+
+The service waits a day. This limit is lower, because the service's clock may be stepped.
+"""
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Token:
     unheard: bool = False
     """Whether an introspection since the presentation was not answered."""
     settled: bool = False
-    """Whether its terminal answer is stored, and introspection has not accepted it since."""
+    """Whether its terminal answer is stored, and introspection has not accepted the token since."""
     refused: bool = False
     """Whether its connection is `needs_reauth` with the reason `refused`."""
     was_needs_reauth: bool = False
@@ -50,7 +53,7 @@ class Token:
         return self.generation, self.number
 
     def present(self, *, at: float, lifetime: float, steady: bool) -> None:
-        """Check that the token may be presented; `steady` means that no clock was stepped."""
+        """Check that the token may be presented, and record it; `steady` means that no clock was stepped."""
         assert not self.answered, "a token was presented although its successor had been stored"
         assert not self.settled, "a token was presented again after its terminal answer had been stored"
         silent = self.unheard and (at > self.issued_at + lifetime + _LONG or not steady)

@@ -2,8 +2,8 @@
 
 The processes share a SQLite file, a rescue folder, a clock that the simulation advances, and the stand-in's rules. Each
 write and each request to AMO waits at a gate before it is executed, and at another before its result is returned. The
-gates of a slow, stopped or killed process are opened late or never. The checks run where a rule would be broken: when a
-token is presented, a pair stored, or a failure stored.
+gates of a slow, stopped or killed process are opened late or never. The rules are checked when a token is presented, a
+pair is stored, or a failure is stored.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TIMEOUT = 15.0
 PAIRS = frozenset({"save_refreshed", "save_connected"})
 MANY = 1000
 SILENCE_KEPT = 5.0
-"""Seconds for which an unanswered introspection counts."""
+"""Seconds after an unanswered introspection in which a handed-out token is not checked."""
 WRITES = frozenset(
     {
         *("claim", "extend", "save_refreshed", "save_connected", "save_failure", "release", "postpone", "disconnect"),
@@ -80,9 +80,9 @@ COMMITS = (
     ),
     *("begin_amo_block", "take_amo_probe", "end_amo_block", "suspend_terminal", "resume_terminal"),
 )
-"""The writes whose COMMIT can lose its answer, the most frequent first."""
+"""The writes whose COMMIT answer can be lost, the most frequent first."""
 ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_failure", "begin_recheck"})
-"""The writes that return the row that they have changed."""
+"""The writes that return the changed row."""
 REFUSALS = 8
 """The number of refusals before a connection becomes `refused`."""
 MINUTE = timedelta(seconds=60)
@@ -133,7 +133,7 @@ class Process:
     """The difference of its machine's clock from the database's, if clocks differ."""
     store_away: bool = False
     lost_answers: list[str] = field(default_factory=list)
-    """The writes whose next COMMIT loses its answer."""
+    """The writes whose next COMMIT answer is lost."""
     dead: bool = False
     ended: asyncio.Task[None] | None = None
 
@@ -209,7 +209,7 @@ class _Observer(RecordingObserver):
 
 
 class _Store:
-    """The store as seen by one process."""
+    """The store of one process, with the gates and faults of the simulation."""
 
     def __init__(self, process: Process) -> None:
         simulation = process.simulation
@@ -225,7 +225,7 @@ class _Store:
 
     async def record(self, event: Event) -> None:
         await self.__getattr__("record")(event)
-        self._process.witness(event)  # the shared store reports its commits to no process
+        self._process.witness(event)  # because the shared store does not report commits to processes
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -250,7 +250,7 @@ class _Store:
                     simulation.unheard[result.id] = process
                 self.failed_at = simulation.clock.monotonic()
                 raise StoreUnavailable("SQLITE_IOERR")
-            if is_probe and result:  # a claim that is not stored sends nothing
+            if is_probe and result:  # because no request follows a claim that is not stored
                 with simulation.recording_failures():
                     simulation.count_probe(process)
             if name in WRITES or name == "connection":
@@ -261,7 +261,7 @@ class _Store:
 
 
 class _Amo:
-    """AMO as seen by one process: the stand-in's rules without a network."""
+    """The AMO client of one process, which applies the stand-in's rules without a network."""
 
     timeout = TIMEOUT
 
@@ -338,7 +338,7 @@ class _Amo:
 
 
 def _damaged_answer(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
-    """Return the part of an answer that arrives."""
+    """Return the status and body that a process receives after a fault."""
     if fault is Fault.HTTP_500_AFTER:
         return 500, b""
     if fault is Fault.NOTHING_AFTER:
@@ -349,7 +349,7 @@ def _damaged_answer(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
 
 
 class Simulation:
-    """Processes, accounts, tokens and faults, with the checks of what must hold."""
+    """Processes, accounts, tokens and faults, with checks of the invariants."""
 
     def __init__(
         self,
@@ -366,7 +366,7 @@ class Simulation:
         self.loop.set_default_executor(InlineExecutor())
         self.store, self.cipher, self.gated = store, cipher, gated
         self.shared = store.has_shared_clock
-        """Whether clocks differ and the store's clock decides, as on PostgreSQL."""
+        """Whether clocks differ and the store's clock decides on stored times, as on PostgreSQL."""
         self.clock = clock
         """The machine's clock or, if clocks differ, the database's."""
         self.disk = MemoryRescue()
@@ -379,17 +379,17 @@ class Simulation:
         self.faults: list[Fault] = []
         self.introspection_away = False
         self.blocked = False
-        """Whether AMO answers 403 to everything."""
+        """Whether AMO answers 403 to every refresh and every introspection."""
         self.lying = False
-        """Whether AMO calls every refresh token revoked."""
+        """Whether AMO rejects every refresh token as revoked."""
         self.pages: set[str] = set()
         """Hosts of deleted accounts that answer with a web server's page."""
         self.drawn: Counter[str] = Counter()
-        """The number of effects of each fault."""
+        """The number of occurrences of each effect of a fault."""
         self.silent_at = -math.inf
         """The monotonic time of the last unanswered introspection."""
         self.unheard: dict[str, Process] = {}
-        """The process that stored a connection's current pair and lost the answer."""
+        """The process that stored a connection's current pair without receiving the COMMIT answer."""
         self.broken: list[BaseException] = []
         """Failed checks and unexpected exceptions of processes."""
         self.rules = RULES
@@ -492,7 +492,7 @@ class Simulation:
         return connection_id(Account(account_id=str(account.id), user_id=str(account.user_id)), account.host)
 
     def present(self, refresh_token: str, *, domain: str, fault: Fault | None) -> tuple[int, bytes]:
-        """Present a refresh token, and return the part of the answer that arrives."""
+        """Present a refresh token, and return the status and body that the process receives."""
         token = self.tokens[refresh_token]
         token.present(at=self.clock.monotonic(), lifetime=self.fake.lifetimes.access, steady=self.steady)
         token.account_deleted = token.account.gone
@@ -538,7 +538,7 @@ class Simulation:
         )
 
     async def grant(self, account: SandboxAccount) -> None:
-        """Store a grant by another process; a deleted account or a frozen service stores none."""
+        """Store a grant by another process, unless the account is deleted or the service is frozen."""
         if account.gone or await self.at_work(self.store.frozen()):
             return
         granted = self._exchange_code(account)
@@ -546,7 +546,7 @@ class Simulation:
         self.spent_elsewhere.discard(granted.connection_id)
 
     async def grant_by(self, process: Process, account: SandboxAccount) -> None:
-        """Store a grant by this process, as a pending write if necessary."""
+        """Store a grant by `process`, as a pending write if necessary."""
         if account.gone or await self.at_work(self.store.frozen()):
             return
         granted = self._exchange_code(account)
@@ -585,7 +585,7 @@ class Simulation:
             next_refresh_at=now + issued.pair.lifetime / 2,
             connected_at=now,
         )
-        number = len(self.tokens)  # AMO's clock, which is never stepped
+        number = len(self.tokens)  # also the token's `iat`, because AMO's clock is never stepped
         grant = a_grant(
             f"code {number}",
             status=GrantStatus.CONNECTED,
@@ -622,7 +622,7 @@ class Simulation:
         self.spent_elsewhere.add(self.name(account))
 
     def delete(self, account: SandboxAccount, *, page: bool) -> None:
-        """Delete an account, which AMO reports in its own format or as a web server's page."""
+        """Delete an account; AMO then answers in its own format or, if `page` is true, with a web server's page."""
         account.gone = True
         if page:
             self.pages.add(account.host)
@@ -650,7 +650,7 @@ class Simulation:
         if name == "claim" and self.shared and before is not None and before.attempt is not None:
             assert before.lease_until is not None
             if before.lease_until > self.clock.now():
-                return None  # as PostgreSQL's statement does
+                return None  # because PostgreSQL's statement checks the lease
         result = await getattr(self.store, name)(*args, **kwargs)
         if name == "disconnect" and result:
             assert not self.fake.is_good(self.pair(args[0]).refresh_token), "living tokens were erased"
@@ -695,7 +695,7 @@ class Simulation:
             self.budget.end()
 
     def is_probe(self, process: Process) -> bool:
-        """Return whether AMO blocks the address and the process knows it, so that each refresh must be a probe."""
+        """Return whether each refresh must be a probe: AMO blocks the address and `knows_block` is true."""
         return self.blocked and process.knows_block
 
     def count_probe(self, process: Process) -> None:
@@ -710,7 +710,7 @@ class Simulation:
             token.settle(row.suspended_reason)
         if row.status is not Status.NEEDS_REAUTH:
             return
-        tried, token.was_needs_reauth = token.was_needs_reauth, True  # a later presentation may lose its answer
+        tried, token.was_needs_reauth = token.was_needs_reauth, True  # a later presentation's answer may be lost
         token.settle(row.reason)
         if row.reason is Reason.REFUSED:
             self.drawn["connections given up as refused"] += 1
@@ -761,11 +761,11 @@ class Simulation:
             assert stored or rescued, f"{process.name} has ended and left a pair nowhere"
 
     async def check_handed_out(self, process: Process, connection: Connection, access_token: str) -> None:
-        """Check that a token that was handed out is valid, as far as the process could know."""
+        """Check that a handed-out token is valid, except in cases that the process cannot detect."""
         row = await self.row(connection.id)
         known = process.lifecycle.leases.has_ended(row)
         under_way = row.attempt is not None and row.failures == 0 and not known
-        changed = row.row_version != connection.row_version  # after it was read, so it was correct then
+        changed = row.row_version != connection.row_version  # after the hand-out read it
         silent = self.clock.monotonic() - self.silent_at <= SILENCE_KEPT or any(
             name == "introspect access token" and not gate.done() for name, gate in process.waiting
         )
@@ -783,7 +783,7 @@ class Simulation:
         assert self.fake.live_account(access_token) is not None, "a dead token was handed out"
 
     async def check_recovered(self) -> None:
-        """Check that every valid connection is active and fresh without faults, and that no write is pending."""
+        """Check that, after all faults, connections with valid tokens are active and fresh, and no write is pending."""
         assert not self.disk.read()
         assert not any(process.lifecycle.pending_writes.names for process in self.living())
         rows = {account.id: await self.row(self.name(account)) for account in self.accounts}
@@ -807,7 +807,7 @@ class Simulation:
             right = row.status is (Status.ACTIVE if good else Status.NEEDS_REAUTH) or (
                 alone_or_unreachable and not good
             )
-            right = right or self.tokens[token].false_revocations > 1  # presented again during a fault of AMO
+            right = right or self.tokens[token].false_revocations > 1  # presented twice during a fault of AMO
             right = right or (blocked and row.status is Status.NEEDS_REAUTH)  # only a success ends a block
             assert right, f"{row.status} {row.reason} {row.last_error}, and its token is good: {good}"
             if row.status is Status.ACTIVE and good:

@@ -52,7 +52,7 @@ async def _connect_blocked(
 
 
 async def _detect_block(harness: RefreshHarness, lifecycle: TokenLifecycle, connections: list[Connection]) -> None:
-    """Have two connections refused, and the latest one, which confirms the block."""
+    """Have two connections refused, and then the latest connection, whose refusal confirms the block."""
     demands = (RefreshTrigger.SCHEDULE, RefreshTrigger.SCHEDULE, RefreshTrigger.PROBE)
     for connection, trigger in zip((*connections[:2], connections[-1]), demands, strict=True):
         await harness.fail(connection, AccountBlocked, by=lifecycle.coordinator, trigger=trigger)
@@ -86,7 +86,7 @@ def _presented_numbers(harness: RefreshHarness, connections: list[Connection], s
 async def test_address_block_limits_requests_to_one_probe_per_retry_cap(
     harness: RefreshHarness, record_property: Callable[[str, object], None]
 ) -> None:
-    """Of 200 due connections at most 18 are sent before the block is found, then 96 probes in a day."""
+    """For 200 due connections at most 18 requests are sent before the block is found, then 96 probes in a day."""
     connections = await _connect(harness, 200, next_refresh_at=START)
     _block_address(harness)
     before = harness.count_requests()
@@ -96,7 +96,7 @@ async def test_address_block_limits_requests_to_one_probe_per_retry_cap(
         await harness.pass_time(DAY, step=300)
     record_property("requests that show the block", opened)
     record_property("requests in the day after that", harness.count_requests() - before - opened)
-    assert opened <= 16 + 2  # one that replaces the first refused refresh, and the confirming refresh
+    assert opened <= 16 + 2  # plus the replacement of the first refused refresh, and the confirming refresh
     assert harness.count_requests() - before - opened == DAY / _RETRY_CAP
     assert harness.amo.sandbox.introspections == 0
     probes = _presented_numbers(harness, connections, opened)
@@ -360,7 +360,7 @@ async def test_address_block_probe_is_shared_by_processes(harness: RefreshHarnes
 
 
 async def test_address_block_stored_block_prevents_second_confirmation(harness: RefreshHarness) -> None:
-    """A process with a suspicion finds the stored block and presents nothing to confirm it."""
+    """A process that suspects a block reads the stored block and presents no token to confirm it."""
     lifecycle, other = harness.make_lifecycle(), harness.make_lifecycle(process="process-2")
     connections = await _connect(harness, 6)
     _block_address(harness)

@@ -79,7 +79,7 @@ async def test_hand_out_with_pending_write_returns_pending_pair(harness: Refresh
 
 
 async def test_refresh_with_pending_write_does_not_present_stored_pair(harness: RefreshHarness) -> None:
-    """The stored, spent token is not presented, also not by a process that has loaded the rescue file."""
+    """Neither this process nor another one that has loaded the rescue file presents the stored, spent token."""
     connection, refreshing = await _begin_pending_write(harness)
     other = harness.make_lifecycle()
     await other.pending_writes.restore()
@@ -492,7 +492,7 @@ async def test_orphan_without_file_is_kept_in_memory_until_written(harness: Refr
     assert harness.witness.names().count("pair.orphaned") == 1
     assert len(pending_writes.names) == 1
     assert (await refreshing).pair_version == 0
-    harness.failing.answers.clear()  # the right database
+    harness.failing.answers.clear()  # the right database has returned
     await pending_writes.restore()
     assert (await harness.now(connection)).pair_version == 2
     assert (pending_writes.names, harness.rescue.files) == ([], {})

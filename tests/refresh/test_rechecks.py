@@ -41,7 +41,7 @@ async def test_recheck_rejected_refresh_token_is_not_presented(harness: RefreshH
 
 
 async def test_disable_hook_accepted_token_is_introspected_twice_more(harness: RefreshHarness) -> None:
-    """AMO may call before it acts, so an accepted token is introspected after one and ten minutes."""
+    """An accepted token is introspected after one and ten minutes, because AMO may send its hook early."""
     connection = await harness.connect(api_domain=API_DOMAIN)
     disabled_hook_at = harness.clock.now()
     await harness.lifecycle.integration_disabled(connection.account_id)

@@ -46,7 +46,7 @@ def test_rescue_folder_and_files_are_private_to_their_user(rescue: RescueFolder,
 
 
 class FullDisk(RescueFolder):
-    """A rescue folder on a full disk, optionally with room once the reserve is removed."""
+    """A rescue folder on a full disk, optionally with free space after the reserve is removed."""
 
     def __init__(self, folder: Path, *, with_reserve: bool) -> None:
         super().__init__(folder)
@@ -139,7 +139,7 @@ def test_rescue_file_removed_during_read_is_skipped(folder: Path) -> None:
     class SharedFolder(PosixPath):
         def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
             found = super().stat(follow_symlinks=follow_symlinks)
-            if self.name == "x-1" and not follow_symlinks:  # the call before it is opened
+            if self.name == "x-1" and not follow_symlinks:  # the last check before the file is opened
                 self.unlink()  # as the other process does
             return found
 

@@ -1,4 +1,4 @@
-"""Instances with different clocks on one PostgreSQL database, whose clock decides."""
+"""Instances with different clocks on one PostgreSQL database, whose clock decides on stored times."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -57,7 +57,7 @@ class Machine(RuleBasedStateMachine):
         status=st.sampled_from([401, 404]),
     )
     def begin(self, *, shared: bool, accounts: int, kills: bool, knows: bool, status: int) -> None:
-        """Begin on one machine, whose clock may be stepped, or on several with different clocks."""
+        """Start the processes on one machine, whose clock may be stepped, or on several with different clocks."""
         self.do(self._begin(shared=shared, accounts=accounts, kills=kills, knows=knows, status=status))
 
     async def _begin(self, *, shared: bool, accounts: int, kills: bool, knows: bool, status: int) -> None:
@@ -186,9 +186,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(process=numbers, is_local=st.booleans())
     def a_backend_asks_for_all(self, process: int, *, is_local: bool) -> None:
-        """Refresh all connections at once, so that many can turn terminal within minutes."""
+        """Refresh all connections at once, so that many can fail terminally within minutes."""
         chosen = self.process(process)
-        self.simulation.clock.advance(11)  # a younger pair is returned unchanged
+        self.simulation.clock.advance(11)  # because a pair younger than ten seconds is returned unchanged
         for account in self.simulation.accounts:
             _ = chosen.run(self._asked(chosen, self.simulation.name(account), forced=True, min_ttl=0))
         self.do(self.simulation.open_gates() if is_local else self.simulation.settle())
@@ -200,7 +200,7 @@ class Machine(RuleBasedStateMachine):
     @rule(process=numbers, account=numbers)
     def a_person_connects_through_a_process(self, process: int, account: int) -> None:
         chosen = self.process(process)
-        if chosen.ended is None:  # a stopping process starts nothing
+        if chosen.ended is None:  # because a stopping process starts no grant
             self.do(self.simulation.grant_by(chosen, self.account(account)))
             self.do(self.simulation.settle())
 
@@ -321,7 +321,7 @@ def test_simulation_any_order_of_faults_breaks_no_rule(
             max_examples=examples,
             stateful_step_count=60,
             derandomize=not more,  # the default rounds are reproducible, more rounds are random
-            phases=[Phase.generate],  # the steps of a failure are printed; shrinking them takes long
+            phases=[Phase.generate],  # because the steps of a failure are printed, and shrinking them takes long
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

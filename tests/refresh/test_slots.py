@@ -39,7 +39,7 @@ def _plain(method: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[
 
 @asynccontextmanager
 async def _limit_rate(harness: RefreshHarness) -> AsyncIterator[RecordedPace]:
-    """Limit the requests of the harness in the fake clock's time."""
+    """Limit the harness's request rate by the fake clock."""
     recorded = RecordedPace(harness.rate_limiter(RATE), harness.clock)
     async with amo_client(harness.amo, harness.clock, rate_limiter=cast("RateLimiter", recorded)) as client:
         harness.client = _without_traffic(client)

@@ -31,7 +31,7 @@ CAP = timedelta(seconds=RefreshRules().retry_cap)
 
 
 class Tampering:
-    """Changes rows of the database without an encryption key."""
+    """A writer that changes database rows without an encryption key."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -116,7 +116,7 @@ async def year(tmp_path: Path, cipher: Cipher, rounds: int) -> AsyncIterator[Yea
 async def test_simulated_year_with_faults_leaves_no_account_without_valid_token(
     year: Year, rounds: int, record_property: Any
 ) -> None:
-    """One request in a hundred fails; every loss is reported, and the old token outlasts the reconnection."""
+    """One request in a hundred fails; every loss is reported, and the old token is valid until the reconnection."""
     process = year.start()
     for _ in range(365 * rounds // 40):
         await year.run_for(1)

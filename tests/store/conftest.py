@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def clock() -> Iterator[WrittenClock]:
-    """Return the clock of the process and its database."""
+    """Return the clock that the process and its database share."""
     with written_clock() as clock:
         yield clock
 
@@ -45,7 +45,7 @@ async def url(postgres: Databases) -> AsyncIterator[str]:
 
 @pytest.fixture
 def open_as(database_url: str, tmp_path: Path, clock: WrittenClock) -> OpenAs:
-    """Return a function that opens the same database as another, named process."""
+    """Return a function that opens the test's database under a given process name."""
     return lambda process: open_store(database_url, folder=tmp_path, clock=clock, process=process)
 
 

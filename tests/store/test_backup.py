@@ -173,7 +173,7 @@ async def test_backup_during_writes_is_consistent(database: Path, target: Path) 
 
 @contextmanager
 def _writing(database: Path) -> Iterator[None]:
-    """Write two marks far apart in one transaction, and ballast, in a loop."""
+    """Write in a loop: each transaction sets one number in two tables and adds a large event."""
     begun, ended = Event(), Event()
 
     def write() -> None:
@@ -351,7 +351,7 @@ async def test_restore_concurrent_open_reads_old_or_new_database(database: Path,
 
 @contextmanager
 def _opening_repeatedly(database: Path, seen: list[tuple[int, int]]) -> Iterator[None]:
-    """Open the database in a loop as a starting service does, read the two marks and write their number."""
+    """Open the database in a loop as a starting service does, read both marks and write an event."""
     ended = Event()
 
     def start() -> None:

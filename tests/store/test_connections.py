@@ -145,7 +145,7 @@ async def test_due_returns_refreshes_rechecks_and_next_time(store: Store) -> Non
 
 
 async def test_claim_concurrent_processes_get_one(store: Store, open_as: OpenAs) -> None:
-    """Of concurrent claims by two processes one succeeds; a reader of that claim can claim after its lease."""
+    """Of concurrent claims by two processes one succeeds; a claim of the returned row succeeds after the lease."""
     stored = await save(store, a_connection())
     claims = [a_claim(stored, attempt=f"attempt-{number}", lease=OVER) for number in range(20)]
     async with open_as("two") as other:

@@ -58,7 +58,7 @@ async def _all(store: Store) -> Sequence[QueuedWebhook]:
 
 
 async def test_webhooks_are_listed_in_order_by_page(store: Store) -> None:
-    """Webhooks are listed in order, page by page, also those of one moment."""
+    """Webhooks, including those with equal times, are listed in order, page by page."""
     ids = await _write(store, 1, 2, 1)
     first = await store.webhooks(limit=2)
     assert [webhook.id for webhook in first] == ids[:2]
@@ -66,7 +66,7 @@ async def test_webhooks_are_listed_in_order_by_page(store: Store) -> None:
 
 
 async def test_claim_webhooks_excludes_leased_webhooks(store: Store) -> None:
-    """A leased webhook is not claimed by another process, and the next time is the end of the lease."""
+    """A leased webhook is not claimed by another process, and the next due time is the end of the lease."""
     ids = await _write(store, 1, 2)
     assert await _next(store) == START
     assert await _claim(store, limit=1) == ids[:1]
@@ -93,7 +93,7 @@ async def test_claim_webhooks_with_lease_in_far_future_reclaims_webhook(store: S
 
 
 async def test_claim_webhooks_returns_first_pending_per_connection(store: Store) -> None:
-    """Each connection's webhooks are claimed in order: the next after the delivery or dead-lettering of the first."""
+    """A connection's next webhook is claimed only after the previous one was delivered or dead-lettered."""
     one, two, three = await _write(store, 1, 1, 1)
     assert await _claim(store) == [one]
     assert await _fail(store, one, again=START + 5 * SECOND)
@@ -156,7 +156,7 @@ async def test_on_webhook_runs_after_commit_with_webhook(store: Store) -> None:
 
 
 async def test_forget_webhooks_after_month(store: Store, clock: FakeClock) -> None:
-    """Webhooks are kept for a month, dead-lettered ones for a month from then."""
+    """A webhook is deleted 30 days after its creation, or after its dead-lettering."""
     dead_lettered, waiting = await _write(store, 1, 2)
     clock.advance(DAY.total_seconds())
     await _claim(store, limit=1)

@@ -122,7 +122,7 @@ async def test_stats_due_connection_becomes_overdue_and_expired(
 
 
 async def test_stats_frozen_connections_are_not_due(store: Store) -> None:
-    """A frozen connection is not due; a freeze of all leaves only the expired ones counted."""
+    """Frozen connections count neither as due nor as overdue; expired ones are counted during a freeze of all."""
     stored = await save(store, a_connection(1))
     await save(store, a_connection(2))
     await store.freeze(stored.id, at=START)
@@ -287,7 +287,7 @@ async def test_freeze_excludes_connections_from_due_probe_and_claim(store: Store
 
 
 async def test_freeze_all_of_possible_copy_replaces_requested_freeze(store: Store) -> None:
-    """After an export, a freeze that was requested before remembers that another host may use the tokens."""
+    """An export's freeze replaces a requested one, and its thaw makes all connections due."""
     connection = await save(store, a_connection(1))
     assert await store.freeze_all(why="requested")
     assert not await store.freeze_all(why="exported", may_be_copy=True)
@@ -347,7 +347,7 @@ async def test_take_amo_probe_concurrent_processes_reserve_one(store: Store, ope
 
 
 async def test_take_amo_exchange_is_reserved_separately_from_probe(store: Store) -> None:
-    """The first exchange may be sent at once while the probe waits; the second waits, too."""
+    """The first exchange is allowed although the probe must wait; the second exchange must wait, too."""
     await store.begin_amo_block("shown", probe_every=DAY)
     assert not await store.take_amo_probe("a", every=DAY)
     assert await store.take_amo_exchange(every=DAY)
@@ -364,7 +364,7 @@ async def test_take_amo_probe_of_probed_connection_begins_new_round(store: Store
 
 
 async def test_amo_block_begins_and_ends_once(store: Store) -> None:
-    """A second begin or end changes nothing; the history has one event of each, and then requests are free."""
+    """A second begin or end changes nothing and adds no event; after the end, requests are allowed."""
     await store.begin_amo_block("a", probe_every=DAY)
     begun = await store.amo_block()
     await store.begin_amo_block("b", probe_every=OVER)

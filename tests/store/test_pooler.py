@@ -53,7 +53,7 @@ async def test_find_pooling_without_pooler_is_none(direct: str) -> None:
 )
 @pytest.mark.parametrize("options", ["", "server_round_robin = 1"], ids=["last", "round robin"])
 async def test_find_pooling_of_idle_pooler_finds_mode(mode: str, pooling: Pooling, options: str, direct: str) -> None:
-    """The pooling mode is found three times in a row, as each query leaves server connections to the pooler."""
+    """The pooling mode is found three times in a row, although the pooler keeps the earlier server connections."""
     with pooled(direct, mode=mode, options=options) as url:
         assert [await find_pooling(url) for _ in range(3)] == [pooling] * 3
 
@@ -73,7 +73,7 @@ async def test_find_pooling_of_busy_pooler_finds_mode(mode: str, direct: str) ->
 
 
 async def test_find_pooling_of_exhausted_session_pooler_is_session(direct: str) -> None:
-    """A session pooler without a free server connection is not taken for a transaction pooler."""
+    """A session pooler without a free server connection is recognized as a session pooler."""
     with pooled(direct, mode="session", size=1) as url:
         assert await find_pooling(url, wait_limit=1.0) is Pooling.SESSION
 

@@ -96,7 +96,7 @@ SESSION = ("synchronous_commit", "default_transaction_isolation", "statement_tim
 
 
 async def _sessions(url: str) -> list[tuple[str, ...]]:
-    """Return the settings of a pooled connection and of the listener's."""
+    """Return the session parameters of a pooled connection and of a single connection."""
     found = []
     async with open_pool(url) as pool, pool.acquire() as pooled:
         own = await connect(url)
@@ -131,7 +131,7 @@ async def test_session_keeps_parameters_of_url(url: str) -> None:
 
 
 async def test_open_database_with_other_encoding_is_refused(url: str) -> None:
-    """A database whose encoding cannot store every owner is refused, as a pair could not be stored."""
+    """A database whose encoding cannot store every owner is refused, because storing a pair could fail."""
     name = f"{urlsplit(url).path[1:]}_1251"
     async with connected(url) as connection:
         how = "ENCODING 'WIN1251' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
@@ -177,7 +177,7 @@ async def test_claim_before_lease_end_by_database_clock_is_refused(url: str) -> 
 
 
 async def test_leases_of_new_instance_last_one_full_lease(url: str) -> None:
-    """A new instance waits a full lease for each attempt, as its process may hold a pair that it could not store."""
+    """A new instance waits a full lease for each attempt, as the attempt's process may hold an unsaved pair."""
     clock = FakeClock()
     async with opened(url) as one, connected(url) as connection:
         stored = await save(one, a_connection())
@@ -191,7 +191,7 @@ async def test_leases_of_new_instance_last_one_full_lease(url: str) -> None:
 
 
 async def test_due_concurrent_instances_get_disjoint_connections(url: str) -> None:
-    """Instances that query at once get disjoint connections, and the next time excludes another instance's."""
+    """Instances that query at once get disjoint connections, and `next_at` ignores other instances' connections."""
     async with opened(url) as one, opened(url, "other") as other:
         for number in range(20):
             await save(one, a_connection(number))
@@ -422,7 +422,7 @@ async def test_slot_write_does_not_clear_last_write_error(url: str) -> None:
 
 
 class NoticeRecorder:
-    """A recorder of the changes that an instance is notified of."""
+    """A recorder of the change notices that an instance receives."""
 
     def __init__(self, store: Store) -> None:
         self.changes: list[ChangeNotice] = []

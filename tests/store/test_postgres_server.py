@@ -119,7 +119,7 @@ async def test_open_unreachable_server_is_unavailable(tmp_path: Path) -> None:
 
 
 async def test_open_server_without_tls_is_configuration_error(tmp_path: Path) -> None:
-    """A server that declines a required TLS is a configuration error, and gets no secret."""
+    """A server without the required TLS is a configuration error, and receives no password."""
     async with _declining() as (port, heard):
         result = await _configuration_error(f"postgresql://u:sekret@127.0.0.1:{port}/amo?sslmode=require", tmp_path)
     assert "the server does not offer TLS, which sslmode requires" in result

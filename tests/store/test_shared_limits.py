@@ -93,7 +93,7 @@ async def test_request_slot_people_precede_background_of_other_instance(
         return (await shared.request_slot(interval=LONG, waiting={kind})).kind
 
     assert await request_slot(one, WaiterKind.PEOPLE) is None
-    await sql.execute("UPDATE slots SET free_at = 0")  # time passes
+    await sql.execute("UPDATE slots SET free_at = 0")  # ends the current slot
     assert await request_slot(other, WaiterKind.BACKGROUND) is None
     assert await request_slot(one, WaiterKind.PEOPLE) is WaiterKind.PEOPLE
     await sql.execute("UPDATE slots SET free_at = 0")

@@ -270,7 +270,7 @@ class _Second(_Overlapping):
 
 
 async def test_wal_stays_bounded_with_overlapping_readers(database: SqliteStore, tmp_path: Path) -> None:
-    """The WAL stays bounded although a reader is always active, when SQLite itself never restarts it."""
+    """The WAL stays bounded while a reader is always active, although SQLite itself then never restarts it."""
     first, second = threading.Semaphore(0), threading.Semaphore(0)
     readers = [
         _Overlapping(tmp_path, begun=first, other_begun=second),

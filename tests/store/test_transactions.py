@@ -116,7 +116,7 @@ async def test_batched_transaction_failure_is_rolled_back_alone(store: Store) ->
 
 
 async def test_transaction_awaiting_other_future_is_refused(tmp_path: Path) -> None:
-    """A transaction runs without an event loop: it may only await itself, and the next one works."""
+    """A transaction may await only its own methods; the transaction after the refused one succeeds."""
     async with open_sqlite(tmp_path / "x.db", clock=SystemClock()) as database:
 
         async def waits(transaction: Transaction) -> None:

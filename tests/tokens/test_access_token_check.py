@@ -69,7 +69,7 @@ async def test_hand_out_token_rejected_after_lost_refresh_raises(harness: Refres
 async def test_hand_out_pair_of_other_process_rejected_during_wait_raises(
     harness: RefreshHarness, *, forced: bool
 ) -> None:
-    """A pair of another process whose next answer is lost during the caller's wait is not handed out."""
+    """A pair of another process is not handed out if its next refresh loses the answer while the caller waits."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.advance(DAY / 2)
@@ -90,7 +90,7 @@ async def test_hand_out_pair_of_other_process_rejected_during_wait_raises(
 
 
 async def test_hand_out_grant_pair_rejected_after_superseding_refresh_raises(harness: RefreshHarness) -> None:
-    """The pair of a grant during the refresh is not handed out if its next refresh lost the answer."""
+    """The pair of a grant stored during the refresh is not handed out if its next refresh loses the answer."""
     harness.amo.fake.quirks.refresh_kills_access = True
     connection = await harness.connect(api_domain=API_DOMAIN)
     harness.clock.advance(DAY / 2)

@@ -20,7 +20,7 @@ READS = ("connection", "connections_of", "connections_owned")
 
 
 class CountingCipher(Cipher):
-    """A cipher that counts the pairs that it opens."""
+    """A cipher that counts the decrypted pairs."""
 
     opened = 0
 
@@ -219,7 +219,7 @@ async def test_cache_put_with_mark_before_write_is_ignored(harness: RefreshHarne
 
 
 async def test_cache_account_entry_ends_with_change_of_any_connection(harness: RefreshHarness) -> None:
-    """A change of any connection of an account ends the account's entry, whose order may change."""
+    """A change of any connection of an account ends the account's entry, because another one may now come first."""
     first, second = await harness.connect_users(2)
     selector = f"account:{first.account_id}"
     assert (await harness.hand_out(selector)).connection.id == second.id

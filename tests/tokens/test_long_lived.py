@@ -119,7 +119,7 @@ async def test_long_lived_token_is_never_due_nor_probed(harness: RefreshHarness)
 
 
 async def test_long_lived_token_recovers_after_clock_is_corrected(harness: RefreshHarness) -> None:
-    """A connection that a clock step ended becomes active, with an event, when the clock is corrected."""
+    """A connection that expired by a clock step becomes active, with an event, when the clock is corrected."""
     connection = await _import_token(harness, lifetime=timedelta(days=60))
     async with harness.running(harness.lifecycle):
         harness.clock.step(timedelta(days=90))
@@ -132,7 +132,7 @@ async def test_long_lived_token_recovers_after_clock_is_corrected(harness: Refre
 
 
 async def test_disable_hook_long_lived_token_is_introspected(harness: RefreshHarness) -> None:
-    """A hook introspects the long-lived access token, which is erased if AMO rejects it."""
+    """A hook causes an introspection of the long-lived access token, which is erased if AMO rejects it."""
     connection = await _import_token(harness)
     await harness.lifecycle.rechecker.begin(connection.account_id)
     await harness.run_due_rechecks()

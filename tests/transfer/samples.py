@@ -34,7 +34,7 @@ READER = JsonReader(claims_of=token_claims, client_id=CLIENT, now=START)
 
 
 def a_record(number: int = 1, **more: Any) -> ExportRecord:
-    """Return a record of an export."""
+    """Return an export record."""
     values: dict[str, Any] = {
         "id": connection_id(Account(account_id=str(number), user_id="1"), ""),
         "account_id": str(number),
@@ -70,7 +70,7 @@ def sealed(records: Sequence[ExportRecord], *, key: str, file_id: str = "a file"
 
 
 async def written(plan: ImportPlan, store: Store, cipher: Cipher) -> Sequence[str]:
-    """Apply a plan."""
+    """Apply the plan and return the ids of the skipped connections."""
     return await apply(
         plan,
         store=store,
@@ -102,7 +102,7 @@ def a_token(number: int = 1, *, at: datetime = START, lifetime: timedelta = DAY,
 
 
 def an_entry(number: int = 1, **more: object) -> dict[str, object]:
-    """Return another system's entry of a connection, without the fields that are `None`."""
+    """Return a connection in the JSON format of another system, without `None` fields."""
     values: dict[str, object] = {
         "access_token": a_token(number),
         "refresh_token": f"refresh-token-of-{number}",
@@ -114,7 +114,7 @@ def an_entry(number: int = 1, **more: object) -> dict[str, object]:
 
 
 async def keep_raw(store: Store, cipher: Cipher, rescue: Any, body: bytes, name: str, **more: str) -> None:
-    """Keep an unreadable answer of AMO as the service does."""
+    """Write an unreadable answer of AMO to the rescue folder as the service does."""
     core = a_core(store=store, cipher=cipher, clock=store.clock)
     raw = RawAnswers(core, rescue=rescue, pending_writes=PendingWrites(core, rescue=rescue))
     await raw.keep(name, UnknownOutcome("not_json", body=body), **more)

@@ -1,4 +1,4 @@
-"""Export: it waits for open attempts, and refuses a store that was thawed."""
+"""The exporter: its wait for open attempts, the exported records, and the refusal of a thawed store."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ async def test_export_of_expired_attempt_includes_doubt(store: Store, cipher: Ci
     assert first is not None
     await store.claim(a_claim(first, attempt="attempt-2", fingerprint=""))
     await freeze(store, why="a test")
-    clock.step(timedelta(days=1))  # the wall clock ends no lease
+    clock.step(timedelta(days=1))  # a change of the wall clock does not end a lease
     waiting = asyncio.create_task(_wait_until_idle(store, clock))
     for _ in range(int(LEASE)):
         await clock.until_sleeping(1)
@@ -191,7 +191,7 @@ async def test_export_undecryptable_pair_is_listed_and_skipped(store: Store, cip
 
 
 async def test_export_includes_freeze_of_connection(store: Store, cipher: Cipher) -> None:
-    """A connection's own freeze is exported, as it may have been moved; the freeze of the source is not."""
+    """A connection's own freeze is exported, because the connection may have been moved; the source's freeze is not."""
     one, _ = await _connect(store, cipher, 1), await _connect(store, cipher, 2)
     await store.freeze(one.id, at=START)
     records = (await _export(store, cipher))[1]
@@ -199,7 +199,7 @@ async def test_export_includes_freeze_of_connection(store: Store, cipher: Cipher
 
 
 async def test_export_of_store_thawed_meanwhile_is_refused(store: Store, cipher: Cipher) -> None:
-    """A store thawed during the export is refused, also if frozen a second time, as its tokens may be spent."""
+    """The export of a store thawed meanwhile fails, even after a second freeze, as its tokens may be spent."""
     connection = await _connect(store, cipher)
 
     async def thawing_page(*, after: str, limit: int, only: object) -> object:

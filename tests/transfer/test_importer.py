@@ -1,4 +1,4 @@
-"""Import: an all-or-nothing plan, and writes that replace only rows as they were read."""
+"""Import: an all-or-nothing plan, and writes that replace only rows unchanged since the plan."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_import_keeps_status_and_freeze(store: Store, cipher: Cipher) -> N
 
 
 async def test_import_keeps_possibly_spent_token(store: Store, cipher: Cipher) -> None:
-    """A possibly spent token is known to the next claim."""
+    """The next claim returns the imported fingerprint of the possibly spent token."""
     record = a_record(possibly_spent_token=fingerprint("refresh-token-of-1"))
     await _import(store, cipher, record)
     claimed = await store.claim(a_claim(await _stored(store, record), fingerprint=record.possibly_spent_token))
@@ -183,7 +183,7 @@ async def test_import_keeps_newer_stored_pair(store: Store, cipher: Cipher) -> N
 
 
 async def test_import_replaces_other_tokens_only_if_requested(store: Store, cipher: Cipher) -> None:
-    """Without `--replace` the import is refused; with it pair and row versions increase, and the history notes it."""
+    """Without `--replace` the import is refused; with it, both versions increase and an event records it."""
     await _import(store, cipher, a_record())
     before = await _stored(store, a_record())
     other = a_record(refresh_token="other", issued_at=START + timedelta(seconds=1))
@@ -285,7 +285,7 @@ async def test_import_keeps_connection_granted_since_plan(store: Store, cipher: 
 
 
 async def test_import_interrupted_continues_with_remaining_records(store: Store, cipher: Cipher) -> None:
-    """A second import skips what was written, also if refreshed since, and writes the rest."""
+    """A second import skips the written connections, even if refreshed since, and writes the others."""
     records = [a_record(number) for number in range(1, BATCH + 3)]
     plan = await _plan(store, cipher, *records)
     plan.new = plan.new[:BATCH]  # the process ended after its first batch

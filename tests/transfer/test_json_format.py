@@ -1,4 +1,4 @@
-"""JSON of another system and raw answers of AMO: accepted forms, and the errors of others."""
+"""JSON of another system and raw answers of AMO: the accepted forms, and the errors of invalid input."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ def test_read_file_long_lived_token_needs_no_expiry() -> None:
 
 
 def test_read_file_expired_access_token_needs_refresh_token() -> None:
-    """An expired access token is accepted while its refresh token may be valid, which is 90 days."""
+    """An entry is accepted up to 90 days after its access token's expiry, as its refresh token may be valid."""
     assert _one(access_token=a_token(at=START - 80 * DAY)).status is Status.ACTIVE
     assert "more than 90 days ago" in _why(access_token=a_token(at=START - 92 * DAY))
 
 
 def test_read_file_notes_owner() -> None:
-    """An owner is noted for the plan."""
+    """A record is marked if its entry names an owner."""
     [source] = _read(json.dumps(an_entry(owner="user-42")).encode())
     assert isinstance(source, ParsedRecord)
     assert source.names_owner
@@ -263,7 +263,7 @@ async def test_read_raw_finds_only_pair_in_damaged_text(store: Store, cipher: Ci
     ids=["a page", "a token that is cut off", "the token presented", "two pairs", "noise"],
 )
 async def test_read_raw_without_certain_pair_is_refused(store: Store, cipher: Cipher, body: bytes) -> None:
-    """Without a certain pair the error says that the user has to connect."""
+    """A file without exactly one complete new pair is refused; the error says that the user must connect."""
     connection = await _connection(store)
     assert await _read_raw(store, cipher, body, file_name(connection)) == RecordError(
         place=f"{ID}-1.raw", why="no token pair was found; the user must connect again"
@@ -289,7 +289,7 @@ async def test_read_raw_of_other_account_is_refused(store: Store, cipher: Cipher
 
 
 async def test_read_raw_of_exchange_returns_new_connection(store: Store, cipher: Cipher) -> None:
-    """The account comes from the access token, and the host is the one that answered."""
+    """The account comes from the access token, and the host from the rescue file."""
     source = await _read_raw(store, cipher, _TEXT[:-1].encode(), grant_file_name("0123abcd"))
     assert isinstance(source, ParsedRecord)
     assert (source.record.account_id, source.record.domain) == ("1", HOST)

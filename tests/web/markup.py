@@ -14,7 +14,7 @@ class Markup:
 
     elements: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     text: dict[str, list[str]] = field(default_factory=dict)
-    """The text of each element, by the element's name."""
+    """The text in the elements, by tag name."""
 
     @classmethod
     def read(cls, html: str) -> Markup:
@@ -26,7 +26,7 @@ class Markup:
         return reader.markup
 
     def named(self, name: str) -> list[dict[str, str]]:
-        """Return the elements of a name."""
+        """Return the elements with this tag name."""
         return [element for found, element in self.elements if found == name]
 
     def find(self, name: str) -> dict[str, str] | None:
@@ -40,7 +40,7 @@ class Markup:
         return found
 
     def text_of(self, name: str) -> str:
-        """Return the text in the elements of a name."""
+        """Return the text in the elements with this tag name."""
         return " ".join(self.text.get(name, []))
 
 

@@ -32,7 +32,7 @@ SOON, NEVER = 0.2, 3600.0
 
 
 def _waits(**seconds: float) -> Waits:
-    """Return time limits, those that are not given being out of reach."""
+    """Return time limits; a limit that is not given is never reached."""
     reasons = {"request": "incomplete_request", "next_request": "idle", "answer": "unread_answer"}
     return Waits(
         **{name: ClientWait(reason=reason, seconds=seconds.get(name, NEVER)) for name, reason in reasons.items()}
@@ -240,7 +240,7 @@ async def test_client_not_reading_response_is_closed_after_answer_limit(listener
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", POST + b"abc", GET], ids=["none", "head", "body", "idle"])
 async def test_connection_cap_new_client_replaces_longest_waiting(listener: Listener, sent: bytes) -> None:
-    """At the cap the client that has waited longest is closed: silent, with a partial request, or idle."""
+    """At the cap the longest-waiting client is closed: without a request, with a partial request, or idle."""
     async with listener.open(waits=_waits(), max_connections=3):
         clients = []
         for _ in range(3):

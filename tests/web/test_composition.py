@@ -56,7 +56,7 @@ class Supervisor:
 
 
 async def test_supervisor_failed_refresher_gets_no_watchdog_pending_write_gets_time(run: Any) -> None:
-    """A failed refresher stops the watchdog notifications; at shutdown a pending write requests more time."""
+    """A failed refresher stops the watchdog notifications; a pending write at shutdown extends the stop timeout."""
     supervisor, clock = Supervisor(), FailingClock()
     async with run(clock=clock, supervisor=supervisor) as app:
         assert supervisor.received[:2] == ["READY=1", "STATUS=refreshing 0 active connections"]

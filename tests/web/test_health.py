@@ -26,7 +26,7 @@ from tests.wait_limit import WAIT_LIMIT
 
 
 class FakeLifecycle:
-    """A token lifecycle whose parts are all this one object."""
+    """A fake token lifecycle that also replaces each of its parts."""
 
     def __init__(self) -> None:
         self.heartbeat_age = self.failed_for = 0.0
@@ -170,7 +170,7 @@ def test_refresher_check_accepts_heartbeat_of_three_poll_intervals() -> None:
 def test_liveness_old_heartbeat_fails_unless_store_is_unavailable(
     heartbeat_age: float, problem: str | None, *, alive: bool
 ) -> None:
-    """A refresher that only waits for its store is alive, because a restart would lose pairs held in memory."""
+    """A refresher that waits for its store passes liveness, because a restart would lose pairs held in memory."""
     fake = FakeServices()
     fake.lifecycle.heartbeat_age, fake.lifecycle.problem = heartbeat_age, problem
     assert is_alive(fake.services) is alive

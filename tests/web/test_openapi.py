@@ -1,4 +1,4 @@
-"""`GET /openapi.json` describes every route, no other, and correctly."""
+"""`GET /openapi.json` describes exactly the served routes, with their scopes and valid examples."""
 
 import json
 import re

@@ -37,7 +37,7 @@ class Delivery:
 
 
 class Receiver:
-    """A receiver that accepts every webhook after the statuses set by a test."""
+    """A receiver that answers with the statuses set by a test, then with `always` or 200."""
 
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []

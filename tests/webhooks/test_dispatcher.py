@@ -257,7 +257,7 @@ async def test_dispatcher_delivers_webhook_of_killed_process_after_lease(harness
 
 
 async def test_dispatcher_clock_moved_forward_repeats_no_delivery_in_flight(harness: DispatcherHarness) -> None:
-    """A process knows its own deliveries, even if their lease appears to have expired."""
+    """A process does not repeat its own deliveries in flight, even if their lease appears to have expired."""
     harness.receiver.open.clear()
     webhook = await harness.write()
     async with harness.dispatcher():

@@ -25,7 +25,7 @@ def _wait(tries: int, *, age: float = 0, share: float = 0.5, **answer: Any) -> f
 
 
 def test_next_try_wait_grows_to_two_hours() -> None:
-    """The first waits are seconds, and the longest repeats."""
+    """The wait grows from seconds to two hours and then stays at two hours."""
     assert [_wait(tries) for tries in range(1, 10)] == [*BACKOFF, BACKOFF[-1], BACKOFF[-1]]
 
 

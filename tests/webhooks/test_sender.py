@@ -45,7 +45,7 @@ def test_message_is_verified_by_standardwebhooks() -> None:
 
 
 def test_message_omits_domain_that_is_not_allowed() -> None:
-    """A changed database must not tell receivers where to send tokens; the other fields are unchanged."""
+    """The domain is omitted, so that receivers send no tokens there; the other fields are unchanged."""
     for domain, allowed, expected in (
         ("evil.example.com", (), None),
         ("evil.example.com", ("evil.example.com",), "evil.example.com"),

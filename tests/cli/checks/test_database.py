@@ -105,7 +105,7 @@ async def test_check_sqlite_other_schema_is_one_finding(version: int, message: s
 
 
 async def test_check_sqlite_empty_file_is_a_warning(tmp_path: Path, encryption_key: str) -> None:
-    """An empty file is not another program's database."""
+    """An empty file is a warning and is not taken for another program's database."""
     place = context_in(tmp_path, encryption_key)
     (tmp_path / NAME).touch()
     assert await _check(place) == {"store": (Severity.WARN, f"{tmp_path / NAME} is empty")}
@@ -172,7 +172,7 @@ async def test_check_sqlite_moved_database_warns_of_freeze(place: CommandContext
 
 
 def test_check_rescue_counts_pending_files(place: CommandContext) -> None:
-    """Pending files in the rescue folder are a warning, the reserve file is not; the folder is not created."""
+    """Pending files in the rescue folder are a warning and the reserve file is not; the check creates no folder."""
     assert by_check(check_rescue(place))["rescue"][0] is Severity.OK
     assert not place.rescue.exists()
     place.rescue.mkdir()
@@ -191,7 +191,7 @@ def test_check_disk_missing_folder_uses_nearest_parent(folder: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_check_disk_foreign_owner_or_open_mode_is_reported(folder: Path) -> None:
-    """A file of root beside the database fails, and a database readable by others warns."""
+    """A file owned by root beside the database fails, and a database readable by others warns."""
     place = context_in(folder)
     database = folder / "amo-callback.db"
     database.touch()

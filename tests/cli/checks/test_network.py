@@ -90,7 +90,7 @@ async def test_check_amo_reports_clock_difference(ahead: int, severity: Severity
     [(405, Severity.OK), (302, Severity.OK), (403, Severity.WARN), (429, Severity.WARN), (502, Severity.WARN)],
 )
 async def test_check_amo_reports_status(status: int, severity: Severity) -> None:
-    """A redirect or a 405 is an answer, and a redirect is not followed."""
+    """A 405 or a redirect, which is not followed, is OK; other error statuses warn."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status, headers={"Location": "http://127.0.0.1:1/", "Date": "yesterday"})
@@ -195,7 +195,7 @@ async def test_check_proxy_with_forwarded_client_is_ok(app: Running, encryption_
 
 
 async def test_probe_through_untrusted_proxy_shows_proxy_as_client(run: Any, encryption_key: str) -> None:
-    """Without its address in `trusted_proxies`, a proxy is seen as the client of all its requests."""
+    """A proxy whose address is not in `trusted_proxies` is seen as the client of all its requests."""
     async with run(SERVER__TRUSTED_PROXIES="192.0.2.1") as app:
         question = probe.seal_nonce(Cipher([encryption_key]), nonce=NONCE)
         headers = {probe.HEADER: question, "X-Forwarded-For": CLIENT}
@@ -262,7 +262,7 @@ async def test_check_proxy_to_other_installation_fails(app: Running) -> None:
 
 
 async def test_check_proxy_unreachable_from_here_warns() -> None:
-    """An unreachable address is only a warning, because many networks do not route to themselves."""
+    """An unreachable address is only a warning, because many networks cannot reach their own public address."""
     severity, result = await _check_address("127.0.0.1:1", new_key())
     assert (severity, result) == (Severity.WARN, "127.0.0.1:1: Connection refused (request sent from this machine)")
 
@@ -270,7 +270,7 @@ async def test_check_proxy_unreachable_from_here_warns() -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("question", ["", "no question", "x" * 600, "é", "answer", "other"])
 async def test_probe_invalid_nonce_gets_no_reply(method: str, question: str, app: Running, encryption_key: str) -> None:
-    """Noise, a replayed reply and a nonce sealed with another key get no reply header."""
+    """Arbitrary text, a replayed reply and a nonce sealed with another key get no reply header."""
     cipher = Cipher([encryption_key])
     made = {
         "answer": probe.reply_to(

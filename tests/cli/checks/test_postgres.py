@@ -108,14 +108,14 @@ async def test_check_postgres_valid_database_is_ok(served: str, encryption_key: 
 def test_check_server_settings_names_unexpected_setting(
     settings: dict[str, str], severity: Severity, result: str
 ) -> None:
-    """A setting that each session overrides is a note, and any other a warning."""
+    """An unexpected setting is a note if each session overrides it, otherwise a warning."""
     good = {name: values[0] for name, values in SETTINGS.items()}
     finding = check_server_settings({**good, **settings})
     assert (finding.severity, finding.message) == (severity, result)
 
 
 async def test_check_server_settings_includes_user_and_database(empty: str) -> None:
-    """Settings of the user and the database are read as a new session has them, not as the check's own session."""
+    """The check reports the user's and database's settings for a new session, not those of its own session."""
     [[name]] = await _fetch(empty, "SELECT current_database()")
     for setting in ("synchronous_commit = off", "default_transaction_isolation = 'repeatable read'"):
         await _run(empty, f"ALTER DATABASE {name} SET {setting}")

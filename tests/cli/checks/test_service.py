@@ -106,7 +106,7 @@ async def test_check_unit_without_systemd_is_ok(tmp_path: Path) -> None:
 
 
 async def test_check_callbacks_failures_warn_with_reasons(run: Any) -> None:
-    """Of at least five callbacks since the start, more than half failed is a warning with the reasons."""
+    """If more than half of at least five callbacks since the start failed, the check warns with the reasons."""
     async with run(AMO__CLIENT_SECRET="another") as app:
         for severity, failed in ((Severity.OK, 4), (Severity.WARN, 5)):
             while app.amo.sandbox.requests < failed:

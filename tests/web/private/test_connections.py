@@ -157,7 +157,7 @@ async def test_freeze_of_one_connection_spares_others(app: Running) -> None:
 
 
 async def test_freeze_thaw_or_delete_ambiguous_selector_is_409(app: Running) -> None:
-    """A selector with two connections changes neither, because the caller must mean one."""
+    """A selector that matches two connections changes neither, because the caller must select one."""
     names = await _connect_users(app, 2)
     account = f"/connections/account:{app.amo.account.id}"
     for path, method in ((f"{account}/freeze", "POST"), (f"{account}/thaw", "POST"), (account, "DELETE")):
@@ -183,7 +183,9 @@ async def test_database_from_another_machine_starts_frozen(app: Running, run: An
     """Until the thaw the service spends nothing, reports the freeze, and hands out only tokens that AMO accepts."""
     connection = await app.connected()
     async with run(machine="there") as twin:
-        assert (await twin.private(f"/connections/{connection}/token")).status == 503  # this AMO does not know it
+        assert (
+            await twin.private(f"/connections/{connection}/token")
+        ).status == 503  # the token is unknown to the twin's AMO
         answer = await twin.private(f"/connections/{connection}/refresh", method="POST")
         assert (answer.status, answer.json()["code"]) == (503, "frozen")
         assert (await twin.private("/readyz", key=None)).json()["checks"]["frozen"]["ok"] is False

@@ -152,7 +152,7 @@ async def test_shutdown_webhook_in_flight_is_stored_as_delivered(run: Any, recei
 
 
 async def test_webhook_and_connection_ids_with_nul_are_404_on_either_engine(run: Any, either: str) -> None:
-    """PostgreSQL accepts no NUL; that is no failure of the store, which stays ready."""
+    """A NUL, which PostgreSQL rejects, does not count as a failure of the store, which stays ready."""
     async with run(STORAGE__URL=either) as app:
         for name in ("%00", "a%00b", "a%FFb", "unknown"):
             assert (await _retry(app, f"/webhooks/{name}/retry")).status == 404

@@ -99,7 +99,7 @@ async def test_metrics_report_checks_connections_and_expiry(app: Running) -> Non
 
 
 async def test_metrics_contain_no_account_or_secret(app: Running) -> None:
-    """No account, host, key, token or connection is in the metrics, whatever has happened."""
+    """The metrics contain no account, host, key, token or connection, even after requests with them."""
     connection = await app.connected()
     await app.private(f"/connections/{connection}/token")
     await app.private("/connections/account:777123777/token", key="wrong" * 10)

@@ -1,4 +1,4 @@
-"""The owners of a connection: how they are bound, attacks on that, and their disconnect."""
+"""The owners of a connection: binding, attacks on the binding, and disconnects."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ async def app(run: Any) -> AsyncIterator[Running]:
 
 
 def _state(user: object) -> str:
-    """Return a state as the existing app makes it."""
+    """Return a state with a user id in the existing app's format."""
     return base64.b64encode(json.dumps({"random": "r?>", "userId": user}).encode()).decode()
 
 
@@ -140,9 +140,9 @@ async def test_fixation_plain_link_with_challenge_joins_no_owned_connection(app:
 
 
 async def test_interception_code_without_verifier_is_403(app: Running) -> None:
-    """Another app with the code gets 403 with its user's JWT or without, and with any verifier or none.
+    """Another app with the code gets 403, with or without its user's JWT, and with its own verifier or none.
 
-    These attempts do not spend the code: the rightful app is served after them.
+    These requests do not spend the code: the app that started the grant can exchange it afterwards.
     """
     phone, thief = Phone(app, "42"), Phone(app, "666")
     code = await phone.connect()
@@ -157,7 +157,7 @@ async def test_interception_code_without_verifier_is_403(app: Running) -> None:
 
 
 async def test_interception_code_and_verifier_with_other_jwt_binds_no_owner(app: Running) -> None:
-    """A thief with code and verifier has no JWT of the user who started the grant."""
+    """An attacker with code and verifier, but without the JWT of the grant's user, becomes no owner."""
     phone, thief = Phone(app, "42"), Phone(app, "666")
     thief.verifier = phone.verifier
     _assert_not_owner(await thief.exchange(await phone.connect()))

@@ -421,7 +421,7 @@ async def test_refused_redirect_log_has_support_code_and_reason(app: Running) ->
 
 
 async def test_rate_limited_callback_log_omits_address(run: Any) -> None:
-    """The address is in the access line and not in this one."""
+    """The refusal's log line omits the client's address, which is in the access log line."""
     async with run(LIMITS__FAILED_CODES="1") as app:
         await app.callback(app.query(code="junk"), html=True)
         page = await app.callback(app.query(code="junk-2"), html=True)

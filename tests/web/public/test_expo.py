@@ -1,7 +1,7 @@
 """Deep links as an Expo app reads them: expo-linking's `parse` decodes each value twice.
 
-The first decoding is that of a form parameter, the second that of a part of an address. If the second fails, that
-value, all later ones, the host and the path are lost.
+The first decoding is for form parameters, the second for URL components. If the second fails, that value, all later
+values, the host and the path are lost.
 """
 
 import re

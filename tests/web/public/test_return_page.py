@@ -157,7 +157,7 @@ async def test_return_page_other_query_retries_nothing(app: Running, query: str)
 
 
 async def test_return_page_final_result_is_not_retried(app: Running) -> None:
-    """A refused code and a completed grant stay as they are, whatever requests a retry."""
+    """A retry request changes neither a refused code nor a completed grant, and AMO is not asked."""
     for code, status in ((None, 200), ("junk", 400)):
         address = await _returned(app, **({"code": code} if code else {}))
         asked = len(app.amo.fake.ledger.entries)
