@@ -179,7 +179,7 @@ def _frozen(lifecycle: TokenLifecycle) -> Check:
 
 def _mass_failure(lifecycle: TokenLifecycle) -> Check:
     problem = (
-        "refreshing is paused until one refresh succeeds, because an unusual number of connections failed within 10 "
+        "refreshing is paused until a probe succeeds, because an unusual number of connections failed within 10 "
         "minutes. Check whether an old database was restored, or whether amo.client_secret belongs to another "
         "integration"
     )
