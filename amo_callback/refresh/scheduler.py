@@ -128,6 +128,8 @@ class RefreshScheduler:
         while True:
             places = max(self._concurrency - len(self._running), 0) if self._gate.paused_by is None else 0
             limit = places + self._concurrency if places else 0
+            # If no place is free, the query returns no refreshes, and a refresh that ends meanwhile must wake the loop.
+            self._more = not limit
             rechecks = max(_RECHECKS - len(self._rechecking), 0)
             due = await self._core.store.due(
                 now=now, limit=limit, rechecks=rechecks, exclude=self._excluded(), turn=self._turn

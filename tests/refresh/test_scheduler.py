@@ -34,12 +34,12 @@ class FakeCoordinator:
         self.held = asyncio.Event()
         self.held.set()
         self.errors: dict[str, Exception] = {}
-        self._called = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def refresh(self, connection_id: str, *, trigger: RefreshTrigger, **_: object) -> None:
         assert trigger is RefreshTrigger.SCHEDULE
         self.asked.append(connection_id)
-        self._called.set()
+        self._changed.set()
         self.running += 1
         self.most_at_once = max(self.most_at_once, self.running)
         try:
@@ -51,11 +51,18 @@ class FakeCoordinator:
             await self.store.save_refreshed(a_refreshed(connection, at=self.clock.now()))
         finally:
             self.running -= 1
+            self._changed.set()
 
     async def until_asked(self, times: int) -> None:
-        while len(self.asked) < times:
-            self._called.clear()
-            await asyncio.wait_for(self._called.wait(), WAIT_LIMIT)
+        await self._until(lambda: len(self.asked) >= times)
+
+    async def until_idle(self) -> None:
+        await self._until(lambda: self.running == 0)
+
+    async def _until(self, happened: Callable[[], bool]) -> None:
+        while not happened():
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), WAIT_LIMIT)
 
 
 class SchedulerHarness:
@@ -150,6 +157,20 @@ async def test_scheduler_backlog_is_queried_in_batches(loop: SchedulerHarness) -
         assert loop.coordinator.most_at_once == 11
         assert len(set(loop.coordinator.asked)) == 40
         assert loop.failing.asked["due"] <= 8
+
+
+async def test_scheduler_backlog_goes_on_if_refreshes_end_during_query(loop: SchedulerHarness) -> None:
+    """All refreshes of the last query end while the next query waits; the rest of the backlog is refreshed at once."""
+    await loop.due(*range(10))
+
+    async def until_idle(*, limit: int, **_: object) -> None:
+        if limit == 0:  # no place was free when the query began
+            await loop.coordinator.until_asked(4)
+            await loop.coordinator.until_idle()
+
+    loop.failing.after["due"] = until_idle
+    async with loop.running(concurrency=2):
+        await loop.coordinator.until_asked(10)
 
 
 async def test_scheduler_stopped_during_backlog_starts_no_more_refreshes(loop: SchedulerHarness) -> None:
