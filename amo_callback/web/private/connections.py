@@ -121,10 +121,8 @@ async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
     """Return a connection without its tokens, and its latest events."""
     [connection, *_] = await call.services.lifecycle.lookup.find(call.name)
     events = await call.services.store.events(connection_id=connection.id, limit=_LAST_EVENTS)
-    owners = await call.services.store.owners_of([connection.id])
-    frozen = connection.frozen or await call.services.store.frozen() is not None
     recorded = [shaped(RecordedEvent, event) for event in events]
-    return shaped(ConnectionWithEvents, connection, owners=owners[connection.id], frozen=frozen, events=recorded)
+    return shaped(ConnectionWithEvents, await _shown(call, connection), events=recorded)
 
 
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
