@@ -1,4 +1,7 @@
-"""Events, and their forms in the log, in the history, and in webhooks."""
+"""Events, and their forms in the log, in the history, and in webhooks.
+
+`webhooks` describes what another notification channel requires.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ A copy of the database on another host contains tokens that introspection accept
 the original's connections. A store is therefore frozen when another location (machine, folder or server) or a restored
 backup is detected. It stays frozen until an operator thaws it, because only a person knows whether the original is
 still in use. During a freeze, valid access tokens are handed out, and pending writes are stored. The SQL statement of
-the claim enforces the freeze for all processes.
+the claim enforces the freeze for all processes. `store.meta` stores the freeze, and decides which freeze replaces
+another.
 """
 
 from __future__ import annotations
