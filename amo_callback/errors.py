@@ -34,7 +34,7 @@ class AmoCallbackError(Exception):
     """The `code` in the private API."""
     http_status: int = 500
     action: str = "internal error, logged as `http.bug`: try again later"
-    """The recommended action of the caller."""
+    """The action that is recommended to the caller."""
     retry_after: float | None = 5.0
     """The seconds until a retry, if `http_status` is 502 or 503; `None` means `refresh.retry_cap`."""
     members: Mapping[str, object] = MappingProxyType({})

@@ -68,7 +68,7 @@ def failure_event(name: str, error: Exception, *, details: bool = True) -> Event
 
 
 def report_bug(name: str, task: asyncio.Task[Any], observer: Observer, *, connection_id: str | None = None) -> None:
-    """Report the exception of a task, which may have no callers left, unless the exception is an `AmoCallbackError`."""
+    """Report the exception of a task that may no longer be awaited; ignore an `AmoCallbackError`."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, AmoCallbackError):
         observer(Event(name=name, level=Level.ERROR, connection_id=connection_id, error=error))

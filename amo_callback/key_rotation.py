@@ -1,4 +1,4 @@
-"""Key rotation: re-encrypt records from older keys with the newest key while the service runs.
+"""Key rotation: re-encrypt records that older keys encrypted, using the newest key, while the service runs.
 
 A record is replaced only if it is unchanged since it was read. No progress is stored: records that the newest key
 decrypts need no work, so an interrupted rotation can be started again.
@@ -86,7 +86,7 @@ class Rotation:
         return await self._scan((*_STORED, RecordKind.CANARY), advance, reencrypt=False)
 
     async def run(self, advance: Callable[[int], None]) -> RotationResult:
-        """Re-encrypt records from older keys.
+        """Re-encrypt the records that are encrypted with older keys.
 
         A second pass finds records that another process wrote with an older key during the first pass.
         """

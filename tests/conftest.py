@@ -24,9 +24,8 @@ _SECONDS_A_CASE = 6
 _SLOWEST = ("e2e", "browser", "fuzz")
 """Folders with slow tests, which run first: a slow test at the end would leave the other workers idle."""
 
-hypothesis.settings.register_profile(
-    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)  # no test may fail because the machine is slow
+# No test may fail because the machine is slow.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 
 

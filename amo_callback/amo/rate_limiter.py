@@ -149,9 +149,8 @@ class RateLimiter:
     async def pause(self, seconds: float) -> None:
         """Stop granting slots in all instances for `seconds`, because AMO requested a pause."""
         self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
-        with suppress(
-            StoreUnavailable
-        ):  # acceptable: without the store, an instance grants only one token check per second
+        # A failure is acceptable, because without the store an instance grants only one token check per second.
+        with suppress(StoreUnavailable):
             await self._shared.pause(seconds)
 
     async def _dispatch(self) -> None:

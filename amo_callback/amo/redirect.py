@@ -54,10 +54,8 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
     if domain is None:
         host = None if referer in {code, state} else loggable_host(referer)
         return refused(error="account_not_allowed", refused="host", refused_host=host)
-    if not _is_utf8(code):
-        return refused(
-            error="auth_failed", refused="code"
-        )  # JSON cannot contain this code, so AMO cannot have issued it
+    if not _is_utf8(code):  # JSON cannot contain this code, so AMO cannot have issued it
+        return refused(error="auth_failed", refused="code")
     return dataclasses.replace(redirect, code=code, domain=domain)
 
 
@@ -77,9 +75,8 @@ def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
         name = _unquote(raw_name)
         if name.partition(b"[")[0] not in _OURS:
             continue
-        if (
-            b"[" in name or name in found
-        ):  # some frameworks parse `code[]=…` as a list; it is never valid in the callback
+        # Some frameworks parse `code[]=…` as a list; it is never valid in the callback.
+        if b"[" in name or name in found:
             spoiled.add(name.partition(b"[")[0])
         elif _BROKEN_ESCAPE.search(raw_value):
             spoiled.add(name)

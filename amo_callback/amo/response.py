@@ -19,7 +19,7 @@ _ENDLESS = 16 * HEAD_LIMIT
 _STATUS_LINE = re.compile(rb"HTTP/[0-9.]+[ \t]+([1-9][0-9]{2})(?![0-9])")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _LONGEST_END = 3
-"""The maximum length of an incomplete end of the headers (CR LF CR LF without its last byte)."""
+"""The maximum length of a partial header terminator (CR LF CR LF without its last byte)."""
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _LONGEST_CHUNK_LINE = 4096
 _WITHOUT_CONTENT = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}

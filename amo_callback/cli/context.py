@@ -150,7 +150,7 @@ _PROGRAM = (__file__, pydantic.__file__, os.__file__)
 
 @contextmanager
 def _report_unreadable_program(owned: Path) -> Iterator[None]:
-    """Raise `CommandFailed`, with a fix, if the effective user cannot read this program.
+    """Raise `CommandFailed`, whose text suggests a fix, if the effective user cannot read this program.
 
     Modules are imported on demand, possibly after root has switched to another user.
     """

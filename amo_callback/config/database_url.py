@@ -26,7 +26,7 @@ class PostgresUrl:
     is_verified: bool
     """Whether the server's certificate and host name are verified."""
     secrets: Sequence[str] = field(repr=False)
-    """The passwords, each as written in the URL and decoded."""
+    """The passwords, each in two forms: as written in the URL, and decoded."""
 
     def __str__(self) -> str:
         return f"PostgreSQL database {self.database} at {', '.join(self.hosts)}"
@@ -52,7 +52,7 @@ def validate_url(url: str) -> None:
 
 
 def url_secrets(url: str) -> Sequence[str]:
-    """Return the passwords in `url`, as written and decoded; return all of the URL if it is invalid."""
+    """Return the passwords in `url`, both as written and decoded; return the whole URL if it is invalid."""
     try:
         return read_postgres(url).secrets if is_postgres(url) else ()
     except ValueError:  # an invalid URL may contain the password anywhere

@@ -155,7 +155,7 @@ class StartLimiter:
                 yield
 
     def _reserve_link(self, address: str | None, priority: Priority) -> None:
-        """Reserve one of the plain links allowed in total; the second half is for addresses without an earlier link."""
+        """Reserve one of the plain links allowed in total; half of them are for addresses without a link so far."""
         half_is_used = 2 * self._links.count(_ALL) >= self._links.attempts
         if half_is_used and address is not None and self._each.count(address, among=priority) > 1:
             raise QueueFull

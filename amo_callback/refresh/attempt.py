@@ -122,9 +122,8 @@ class RefreshAttempts:
         try:
             row = await self._core.store.claim(claim, events=_takeover_events(connection))
         except StoreUnavailable:
-            with suppress(
-                StoreUnavailable
-            ):  # release the claim, which may have been committed, because its token is not presented
+            # The claim may have been committed. It is released, because its token will not be presented.
+            with suppress(StoreUnavailable):
                 await self._core.store.release(connection_id=claim.connection_id, attempt=claim.attempt)
             raise
         if row is None:

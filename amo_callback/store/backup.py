@@ -239,7 +239,7 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _kept(database: Path) -> Iterator[None]:
-    """Raise `BackupFailed`, with a fix, for errors that occur while the current database is copied."""
+    """Raise `BackupFailed`, whose text suggests a fix, for errors that occur while the current database is copied."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:

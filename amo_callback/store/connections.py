@@ -256,7 +256,7 @@ class Connections(Repository):
         return await self._record_each(transaction, found, event)
 
     async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
-        """Set connections without a refresh token to `needs_reauth` (`missing`) if their access token has expired.
+        """Set connections without a refresh token to `needs_reauth` (reason `missing`) once the access token expires.
 
         If the clock was wrong and the access token is still valid, the connection becomes active again. Returns the
         events.

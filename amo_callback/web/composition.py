@@ -228,9 +228,8 @@ async def open_services(
         )
         lifecycle = TokenLifecycle(core, rescue=rescue, machine=paths.machine)
         if idle:
-            await (
-                lifecycle.freeze_switch.watch()
-            )  # not prepare(): without a listener, a process must not freeze the connections of a copied database
+            # Not `prepare`: without a listener, a process must not freeze the connections of a copied database.
+            await lifecycle.freeze_switch.watch()
             core.stop.set()
         else:
             await lifecycle.prepare()

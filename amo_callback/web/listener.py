@@ -145,7 +145,7 @@ def _listen(address: str, name: str, *, mode: int) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         is_in_use = error.errno == errno.EADDRINUSE and not Path(address.removeprefix(UNIX)).is_file()
-        # `CommandFailed` lets systemd restart the service, because the other process may exit.
+        # After `CommandFailed`, systemd restarts the service, and the process at this address may exit in the meantime.
         failed = CommandFailed if is_in_use else ConfigurationError
         raise failed(f"server.{name}: cannot listen on {address}: {error.strerror or error}") from None
 

@@ -176,9 +176,8 @@ async def test_key_rotation_during_refresh_keeps_new_pair(harness: RefreshHarnes
     stored = await refreshing
     assert stored.pair_version == 2
     assert harness.amo.fake.is_good(harness.pair(stored).refresh_token)
-    assert await harness.store.reencrypt([reencrypted]) == [
-        sealed
-    ]  # the row no longer contains the bytes that were read
+    # The row no longer contains the bytes that were read.
+    assert await harness.store.reencrypt([reencrypted]) == [sealed]
     assert await harness.now(connection) == stored
 
 

@@ -82,9 +82,8 @@ async def test_429_at_one_instance_pauses_all(instances: Any) -> None:
         database = await asyncpg.connect(one.settings.storage.url.get_secret_value())
         before = await database.fetchval("SELECT extract(epoch FROM now()) * 1000000")
         assert "error=amo_unavailable" in (await one.callback(one.query())).location
-        assert (
-            await database.fetchval("SELECT free_at FROM slots") - before >= 1_000_000
-        )  # AMO requested a pause of one second
+        # AMO requested a pause of one second.
+        assert await database.fetchval("SELECT free_at FROM slots") - before >= 1_000_000
         await database.close()
 
 
