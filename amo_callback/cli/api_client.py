@@ -129,7 +129,7 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
     if probe.read_reply(cipher, answer, nonce=nonce) is None:
         raise CommandFailed(
             "server.private: the listening process did not prove that it has the configured encryption keys, so no API "
-            "key was sent. If the service was upgraded or its keys were changed, restart the service"
+            "key was sent. If the service was upgraded or these keys were changed, restart it"
         )
     return True
 

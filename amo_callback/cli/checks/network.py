@@ -227,7 +227,7 @@ def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
         return fail(
             "proxy",
             f"the amo-callback service at {name} does not have the encryption keys of this configuration",
-            fix="restart the service if its keys were changed; otherwise correct the upstream of the proxy",
+            fix="restart the service if its encryption keys were changed; otherwise correct the upstream of the proxy",
         )
     return fail(
         "proxy",
