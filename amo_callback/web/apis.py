@@ -19,6 +19,7 @@ from amo_callback.web.private import connections, events, imports, tokens
 from amo_callback.web.private.api import PrivateApi
 from amo_callback.web.public import account, callback
 from amo_callback.web.public.api import PublicApi
+from amo_callback.web.public.app_links import app_link_routes
 from amo_callback.web.route import Jwt, Reply, Route, both_methods
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Callable[[], s
         return document_text((private, public), settings.amo.redirect_uri)
 
     private = PrivateApi(services, _private_routes(settings, document))
-    public = PublicApi(services, _public_routes(settings.server.base_path, with_users=services.users is not None))
+    public = PublicApi(services, _public_routes(settings, with_users=services.users is not None))
     return public, private, document
 
 
@@ -78,15 +79,16 @@ async def open_listeners(
             await asyncio.gather(*(listener.close() for listener in opened))
 
 
-def _public_routes(base: str, *, with_users: bool) -> Sequence[Route]:
-    """Return the routes of the public API, all below `base` except `/healthz`.
+def _public_routes(settings: Settings, *, with_users: bool) -> Sequence[Route]:
+    """Return the routes of the public API, all below the base path except `/healthz` and those for https deep links.
 
     Routes that require a JWT are omitted unless `with_users` is true.
     """
-    routes = [*callback.ROUTES, *account.ROUTES, *authorizations.PUBLIC_ROUTES]
+    base, routes = settings.server.base_path, [*callback.ROUTES, *account.ROUTES, *authorizations.PUBLIC_ROUTES]
     return [
         *(replace(route, path=base + route.path) for route in routes if with_users or route.access is not Jwt.REQUIRED),
         *both_methods(health.HEALTHZ),
+        *app_link_routes(settings.app),
     ]
 
 
