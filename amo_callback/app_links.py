@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from amo_callback.config.settings import App
 
@@ -23,11 +23,15 @@ def app_link_files(app: App) -> Mapping[str, str]:
     """Return the content of each file for which there are settings, by path."""
     found = {}
     if app.ios_app_ids:
-        paths = dict.fromkeys(urlsplit(link).path for link in app.https_links)
-        found[IOS_FILE] = json.dumps(_site_association(app.ios_app_ids, paths))
+        found[IOS_FILE] = json.dumps(_site_association(app.ios_app_ids, link_paths(app)))
     if app.android_package is not None and app.android_cert_fingerprints:
         found[ANDROID_FILE] = json.dumps(_asset_links(app.android_package, app.android_cert_fingerprints))
     return found
+
+
+def link_paths(app: App) -> Sequence[str]:
+    """Return the different paths of all https deep links."""
+    return list(dict.fromkeys(urlsplit(link).path for link in app.https_links))
 
 
 def host_of(link: str) -> str:
@@ -35,7 +39,7 @@ def host_of(link: str) -> str:
     return urlsplit(link).netloc.lower().removesuffix(":443")
 
 
-def _site_association(app_ids: Sequence[str], paths: Iterable[str]) -> object:
+def _site_association(app_ids: Sequence[str], paths: Sequence[str]) -> object:
     return {"applinks": {"details": [{"appIDs": [*app_ids], "components": [{"/": path} for path in paths]}]}}
 
 

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 UNREADABLE = "malformed request"
 """The parser's answer to a request that is not valid HTTP."""
 
-_kept: dict[tuple[bool, bool, str], Conformance] = {}
+_kept: dict[tuple[bool, bool, str, str], Conformance] = {}
 
 
 def conformance_of(running: Running) -> Conformance:
     """Return the check for this service, shared by services with the same routes and base path."""
     services, settings = running.service.services, running.settings
-    key = (services.users is not None, settings.server.metrics_auth, settings.server.base_path)
+    app = settings.app
+    links = repr((app.deep_link, app.ios_app_ids, app.android_cert_fingerprints))
+    key = (services.users is not None, settings.server.metrics_auth, settings.server.base_path, links)
     if key not in _kept:
         *_, document = make_apis(services)
         _kept[key] = Conformance(json.loads(document()))

@@ -35,6 +35,10 @@ _ENVIRONMENT = {
     "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
     "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
     "AMO_CALLBACK_AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
+    "AMO_CALLBACK_APP__DEEP_LINK": "https://app.example.com/amo-crm",
+    "AMO_CALLBACK_APP__IOS_APP_IDS": "ABCDE12345.com.example.app",
+    "AMO_CALLBACK_APP__ANDROID_PACKAGE": "com.example.app",
+    "AMO_CALLBACK_APP__ANDROID_CERT_FINGERPRINTS": ":".join(["AB"] * 32),
     "AMO_CALLBACK_APP__JWT_SECRET": "a-secret-of-the-app-that-is-long-enough",
     "AMO_CALLBACK_APP__JWT_AUDIENCE": "amo-callback",
 }

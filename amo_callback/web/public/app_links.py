@@ -7,7 +7,7 @@ from urllib.parse import quote_from_bytes, urlsplit
 
 from aiohttp import web
 
-from amo_callback.app_links import ANDROID_FILE, IOS_FILE, app_link_files, host_of
+from amo_callback.app_links import ANDROID_FILE, IOS_FILE, app_link_files, host_of, link_paths
 from amo_callback.grant import MAX_CODE, MAX_STATE
 from amo_callback.web.public.callback import raw_query
 from amo_callback.web.public.return_response import app_link_page
@@ -44,9 +44,9 @@ def app_link_routes(app: App) -> Sequence[Route]:
     }
     routes = [files[path] for path in app_link_files(app)]
     page = Reply(about="A page with a link that opens the app.", type=str, media=("text/html",))
-    for path in dict.fromkeys(urlsplit(link).path for link in app.https_links):
+    for number, path in enumerate(link_paths(app), start=1):
         links = [link for link in app.https_links if urlsplit(link).path == path]
-        operation = f"app_link_{len(routes)}"
+        operation = f"app_link_{number}"
         routes.append(Route("GET", path, _page_of(links), replies={200: page}, operation=operation))
     return [one for route in routes for one in both_methods(route)]
 
