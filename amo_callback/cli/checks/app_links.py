@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _CHECK = "app_links"
 _JSON = "application/json"
-_FORWARD = 'forward this path to server.public: see the second server in "nginx" in the README'
+_FORWARD = 'forward this path to server.public: see "App links" in the README'
 
 
 async def check_app_links(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
