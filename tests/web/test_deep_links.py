@@ -1,7 +1,5 @@
 """Several deep links: an authorization request names one, and each way back of the request uses it."""
 
-import dataclasses
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -9,10 +7,10 @@ from urllib.parse import quote
 import pytest
 
 from amo_callback.amo.sandbox.app import Fault
-from amo_callback.grant import AuthorizationRequest, WayBack
+from amo_callback.grant import AuthorizationRequest
 from tests.service import BASE, HOST, LINK, Answer, Running
 from tests.web.markup import Markup
-from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, of
+from tests.web.phone import WITH_USERS, Phone, allow, bearer, of
 
 OTHER = "foryoure-dev://amo-crm/callback"
 WEB = "https://app.example.com/amo-crm"
@@ -216,15 +214,6 @@ async def test_deep_link_is_stored_encrypted(app: Running) -> None:
     assert content
     assert WEB.encode() not in content
     assert WEB not in app.log.getvalue()
-
-
-def test_request_stored_before_deep_links_is_readable(cipher: Any) -> None:
-    """A stored request without the field has no deep link."""
-    kept = dataclasses.asdict(AuthorizationRequest(user="42", challenge=challenge_of("v" * 43)))
-    del kept["deep_link"]
-    sealed = cipher.seal(json.dumps(kept).encode(), context="state:x")
-    opened = cipher.open_request(sealed, state_hash="x")
-    assert opened.way_back(b"s") == WayBack(state=b"s", deep_link=None)
 
 
 # --- https links -----------------------------------------------------------------------------------
