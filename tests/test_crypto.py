@@ -74,7 +74,7 @@ def test_seal_uses_stable_contexts_and_fields(cipher: Cipher) -> None:
 
 
 def test_open_reads_earlier_records(cipher: Cipher) -> None:
-    """Records of earlier versions are read, including grants without ticket and request, and requests without deep link."""
+    """Records of earlier versions are read, even without ticket, request and deep link."""
 
     def sealed(fields: object, name: str) -> bytes:
         return cipher.seal(json.dumps(fields).encode(), context=name)
