@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
 
-from amo_callback.web.apis import make_apis
+from amo_callback.web.apis import openapi_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,11 +25,10 @@ _kept: dict[tuple[bool, bool, str], Conformance] = {}
 
 def conformance_of(running: Running) -> Conformance:
     """Return the check for this service, shared by services with the same routes and base path."""
-    services, settings = running.service.services, running.settings
-    key = (services.users is not None, settings.server.metrics_auth, settings.server.base_path)
+    settings = running.settings
+    key = (settings.app.jwt_audience is not None, settings.server.metrics_auth, settings.server.base_path)
     if key not in _kept:
-        *_, document = make_apis(services)
-        _kept[key] = Conformance(json.loads(document()))
+        _kept[key] = Conformance(json.loads(openapi_text(settings)))
     return _kept[key]
 
 

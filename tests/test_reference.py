@@ -11,10 +11,10 @@ TABLES = {"fruit": ["| fruit |", "| --- |", "| apple |"]}
 TEXT = "before\n<!-- reference: fruit -->\n\n| fruit |\n| --- |\n| pear |\n\n<!-- end -->\nafter\n"
 
 
-async def test_readme_reference_matches_code() -> None:
+def test_readme_reference_matches_code() -> None:
     """Each table of the README has the rows of the code, and each block has a table."""
     found = blocks((REPOSITORY / "README.md").read_text(encoding="utf-8"))
-    assert found == await all_tables(REPOSITORY), "run .venv/bin/python -m tests.reference"
+    assert found == all_tables(REPOSITORY), "run .venv/bin/python -m tests.reference"
 
 
 def test_example_configuration_explains_each_setting() -> None:

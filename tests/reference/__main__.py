@@ -1,6 +1,5 @@
 """Write each table into its block in README.md."""
 
-import asyncio
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 def main() -> int:
     readme = REPOSITORY / "README.md"
-    tables = asyncio.run(all_tables(REPOSITORY))
+    tables = all_tables(REPOSITORY)
     text = written(readme.read_text(encoding="utf-8"), tables)
     readme.write_text(text, encoding="utf-8")
     others = sorted(tables.keys() ^ blocks(text).keys())

@@ -1,25 +1,19 @@
 """All tables by block name: routes and errors from the OpenAPI document, metrics from Prometheus's text."""
 
-import dataclasses
-import io
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from amo_callback.cli.info import EXAMPLE_ENVIRONMENT
 from amo_callback.cli.main import COMMANDS, STATUSES
-from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
-from amo_callback.crypto import new_key
 from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.errors import error_classes
-from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.observe.metrics import Metrics
-from amo_callback.web.apis import make_apis
-from amo_callback.web.composition import DataPaths, open_service
+from amo_callback.web.apis import openapi_text
 from amo_callback.web.public.api import error_actions
 from tests.builders import a_service_status, some_stats
 from tests.fakes import START
@@ -28,23 +22,13 @@ from tests.reference.settings import settings
 
 Document = dict[str, Any]
 
-
-_ENVIRONMENT = {
-    "AMO_CALLBACK_SERVER__PUBLIC": "127.0.0.1:0",
-    "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:0",
-    "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
-    "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
-    "AMO_CALLBACK_AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
-    "AMO_CALLBACK_APP__JWT_SECRET": "a-secret-of-the-app-that-is-long-enough",
-    "AMO_CALLBACK_APP__JWT_AUDIENCE": "amo-callback",
-}
 _FAMILY = re.compile(
     r"# HELP (?P<name>amo_callback_\S+) (?P<about>.*)\n# TYPE (?P=name) (?P<type>\w+)\n(?P<samples>(?:[^#\n].*\n)*)"
 )
 
 
-async def all_tables(repository: Path) -> dict[str, list[str]]:
-    document, guarded = await documents()
+def all_tables(repository: Path) -> dict[str, list[str]]:
+    document, guarded = (_document(metrics_auth=choice) for choice in ("no", "yes"))
     words = DEEP_LINK_ERRORS.items()
     return {
         "public endpoints": _endpoints(document, guarded, api="public"),
@@ -64,30 +48,10 @@ async def all_tables(repository: Path) -> dict[str, list[str]]:
     }
 
 
-async def documents() -> tuple[Document, Document]:
-    """Return the OpenAPI documents for `/metrics` without and with a required API key."""
-    log = make_logger(level="error", style="json", stream=io.StringIO())
-    opened, guarded = (
-        load_settings(
-            None,
-            {
-                **_ENVIRONMENT,
-                "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": new_key(),
-                "AMO_CALLBACK_SERVER__METRICS_AUTH": choice,
-            },
-        )
-        for choice in ("no", "yes")
-    )
-    with TemporaryDirectory() as name:
-        paths = DataPaths(folder=Path(name), rescue=Path(name) / "rescue", machine="here")
-        async with open_service(
-            opened, paths=paths, clock=SystemClock(), log=log, observer=LogObserver(log)
-        ) as service:
-            first, second = (
-                json.loads(make_apis(dataclasses.replace(service.services, settings=one))[-1]())
-                for one in (opened, guarded)
-            )
-    return first, second
+def _document(*, metrics_auth: str) -> Document:
+    more = {"AMO_CALLBACK_SERVER__METRICS_AUTH": metrics_auth}
+    document: Document = json.loads(openapi_text(load_settings(None, EXAMPLE_ENVIRONMENT | more)))
+    return document
 
 
 def _endpoints(document: Document, guarded: Document, *, api: str) -> list[str]:
