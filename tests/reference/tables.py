@@ -22,18 +22,22 @@ from tests.reference.settings import settings
 
 Document = dict[str, Any]
 
+REPOSITORY = Path(__file__).parent.parent.parent
+DOCUMENTS = ("README.md", "amo_callback/docs/mobile-app.md")
+"""The documents with generated tables."""
+
 _FAMILY = re.compile(
     r"# HELP (?P<name>amo_callback_\S+) (?P<about>.*)\n# TYPE (?P=name) (?P<type>\w+)\n(?P<samples>(?:[^#\n].*\n)*)"
 )
 
 
-def all_tables(repository: Path) -> dict[str, list[str]]:
+def all_tables() -> dict[str, list[str]]:
     document, guarded = (_document(metrics_auth=choice) for choice in ("no", "yes"))
     words = DEEP_LINK_ERRORS.items()
     return {
         "public endpoints": _endpoints(document, guarded, api="public"),
         "private endpoints": _endpoints(document, guarded, api="private"),
-        "settings": settings((repository / "config.example.toml").read_text(encoding="utf-8")),
+        "settings": settings((REPOSITORY / "config.example.toml").read_text(encoding="utf-8")),
         "deep link errors": table(
             ["`error`", "what happened", "what the app should do", "the page's status"],
             [[code(word), known.meaning, known.action, str(known.status)] for word, known in words],
