@@ -33,16 +33,11 @@ _FAMILY = re.compile(
 
 def all_tables() -> dict[str, list[str]]:
     document, guarded = (_document(metrics_auth=choice) for choice in ("no", "yes"))
-    words = DEEP_LINK_ERRORS.items()
     return {
         "public endpoints": _endpoints(document, guarded, api="public"),
         "private endpoints": _endpoints(document, guarded, api="private"),
         "settings": settings((REPOSITORY / "config.example.toml").read_text(encoding="utf-8")),
-        "deep link errors": table(
-            ["`error`", "what happened", "what the app should do", "the page's status"],
-            [[code(word), known.meaning, known.action, str(known.status)] for word, known in words],
-        ),
-        "public errors": _public_errors(document),
+        "app errors": _app_errors(document),
         "private errors": _private_errors(document),
         "commands": table(
             ["command", "does"], [[code(f"amo-callback {name}"), one[1]] for name, one in COMMANDS.items()]
@@ -102,16 +97,23 @@ def _caller(operation: Any, guarded: Any) -> str:
     return "user's JWT" if kinds == ["jwt"] else "anybody, or user's JWT" if "jwt" in kinds else "anybody"
 
 
-def _public_errors(document: Document) -> list[str]:
+def _app_errors(document: Document) -> list[str]:
+    """Return the table of all errors that an app receives; the page has the same status as the routes."""
     statuses = _statuses(document, api="public")
     statuses["not_found"].add(404)
     statuses["method_not_allowed"].add(405)
-    rows = [
-        [code(error), _listed(statuses[error]), action]
-        for error, action in error_actions().items()
-        if error not in {"missing_code", "access_denied"}  # these occur only in the deep link
-    ]
-    return table(["`error`", "status", "what the app should do"], rows)
+    messages = {kind.code: kind.app_message for kind in error_classes() if kind.app_message}
+    rows = []
+    for error, action in error_actions().items():
+        known = DEEP_LINK_ERRORS.get(error)
+        if known is None:
+            happened = messages.get(error, "").removesuffix(".")
+        else:
+            statuses[error].add(known.status)
+            happened = known.meaning
+            action = action if action == known.action else f"{known.action}; for a response: {action}"
+        rows.append([code(error), "yes" if known else "", _listed(statuses[error]), happened, action])
+    return table(["`error`", "deep link", "status", "what happened", "what the app should do"], rows)
 
 
 def _private_errors(document: Document) -> list[str]:
