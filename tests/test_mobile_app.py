@@ -188,11 +188,23 @@ class RecipeApp:
             if "ask" in message:
                 task = asyncio.create_task(self._answer(**message))
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(self._answered)
             elif "done" in message:
                 self._calls[message["done"]].set_result(message.get("value"))
             else:
                 self._calls[message["failed"]].set_exception(RuntimeError(message["text"]))
+        self._fail(EOFError("the app's process has ended"))
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Let each call that waits for its result raise an error."""
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(error)
 
     async def _answer(self, ask: int, name: str, args: list[Any]) -> None:
         value: Any = None
@@ -266,11 +278,12 @@ async def test_recipe_app_killed_during_browser_claims_result_at_start(app: Runn
 
     phone.on_open = end_app
     connecting = phone.call("connect")
+    with pytest.raises(EOFError):
+        await connecting
     await returned.wait()
     async with phone.running():
         assert (await phone.call("claim"))["data"] == _connected(app)
         assert await phone.call("claim") is None
-    assert not connecting.done()
 
 
 async def test_recipe_dismiss_after_success_claims_result(app: Running, phone: RecipeApp) -> None:
