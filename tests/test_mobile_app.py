@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -352,7 +353,7 @@ async def test_recipe_foreign_link_is_ignored(app: Running, phone: RecipeApp) ->
 
     async def receive_foreign_links(url: str) -> Any:
         attempt = phone.stored
-        for foreign in (link, f"{LINK}?error=access_denied&state=other", f"{LINK}s?code=c&state=s", "foryoure://home"):
+        for foreign in (link, f"{LINK}?error=access_denied&state=other", f"{LINK}s", "foryoure://home"):
             assert await phone.call("openLink", foreign) is None
         assert attempt == phone.stored is not None
         return await phone.come_back(url)
@@ -431,3 +432,21 @@ async def test_recipe_wrong_account_is_replaced_by_right_one(app: Running, phone
     assert (await phone.call("disconnect", wrong["accountId"]))["data"] == _connected(app)
     nothing = {"connected": False, "hasTokens": False, "domain": None, "accountId": None}
     assert (await phone.call("disconnect"))["data"] == nothing
+
+
+async def test_recipe_late_result_keeps_newer_attempt(app: Running, phone: RecipeApp) -> None:
+    """If the user has started again, the result of the earlier attempt does not remove the newer attempt."""
+    newer = json.dumps({"state": "newer", "verifier": "v" * 64})
+
+    async def start_again(url: str) -> Any:
+        phone.on_sleep = partial(return_late, url)
+        return DISMISSED
+
+    async def return_late(url: str) -> None:
+        app.clock.advance(2)
+        phone.stored = newer
+        await allow(app, url)
+
+    phone.on_open = start_again
+    assert (await phone.call("connect"))["data"] == _connected(app)
+    assert phone.stored == newer
