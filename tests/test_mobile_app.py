@@ -450,3 +450,15 @@ async def test_recipe_late_result_keeps_newer_attempt(app: Running, phone: Recip
     phone.on_open = start_again
     assert (await phone.call("connect"))["data"] == _connected(app)
     assert phone.stored == newer
+
+
+async def test_recipe_claim_during_connect_asks_nothing(app: Running, phone: RecipeApp) -> None:
+    """When the app becomes active while `connect` runs, only `connect` asks for the result."""
+
+    async def become_active(url: str) -> Any:
+        assert [await phone.call("claim"), await phone.call("openLink", LINK)] == [None, None]
+        return await phone.come_back(url)
+
+    phone.on_open = become_active
+    assert (await phone.call("connect"))["data"] == _connected(app)
+    assert await phone.call("claim") is None

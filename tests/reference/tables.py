@@ -1,5 +1,6 @@
 """All tables by block name: routes and errors from the OpenAPI document, metrics from Prometheus's text."""
 
+import inspect
 import json
 import re
 from collections import defaultdict
@@ -11,7 +12,7 @@ from amo_callback.cli.info import EXAMPLE_ENVIRONMENT
 from amo_callback.cli.main import COMMANDS, STATUSES
 from amo_callback.config.loader import load_settings
 from amo_callback.deeplink import DEEP_LINK_ERRORS
-from amo_callback.errors import error_classes
+from amo_callback.errors import AmoCallbackError, InternalError, error_classes
 from amo_callback.observe.metrics import Metrics
 from amo_callback.web.apis import openapi_text
 from amo_callback.web.public.api import error_actions
@@ -102,18 +103,24 @@ def _app_errors(document: Document) -> list[str]:
     statuses = _statuses(document, api="public")
     statuses["not_found"].add(404)
     statuses["method_not_allowed"].add(405)
-    messages = {kind.code: kind.app_message for kind in error_classes() if kind.app_message}
+    kinds = {kind.code: kind for kind in error_classes() if "code" in vars(kind) or kind is InternalError}
     rows = []
     for error, action in error_actions().items():
         known = DEEP_LINK_ERRORS.get(error)
-        if known is None:
-            happened = messages.get(error, "").removesuffix(".")
-        else:
+        if known is not None:
             statuses[error].add(known.status)
-            happened = known.meaning
-            action = action if action == known.action else f"{known.action}; for a response: {action}"
-        rows.append([code(error), "yes" if known else "", _listed(statuses[error]), happened, action])
+            both = action if action == known.action else f"{known.action}; for a response: {action}"
+            rows.append([code(error), "yes", _listed(statuses[error]), known.meaning, both])
+        else:
+            happened = _clause(kinds[error]) if error in kinds else "the route has other methods"
+            rows.append([code(error), "", _listed(statuses[error]), happened, action])
     return table(["`error`", "deep link", "status", "what happened", "what the app should do"], rows)
+
+
+def _clause(kind: type[AmoCallbackError]) -> str:
+    """Return an error's docstring as a table's cell."""
+    text = inspect.cleandoc(kind.__doc__ or "").removesuffix(".")
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def _private_errors(document: Document) -> list[str]:
