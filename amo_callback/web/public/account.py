@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from aiohttp import web
+    from pydantic.config import JsonDict
 
     from amo_callback.web.route import Call
 
@@ -63,7 +64,7 @@ class HookQuery(BaseModel):
     """An alternative name for `client_uuid`."""
 
 
-_STRING = {"type": "string"}
+_STRING: JsonDict = {"type": "string"}
 _Code = Annotated[str, Field(min_length=1, max_length=MAX_CODE)]
 _State = Annotated[str, Field(max_length=MAX_STATE)]
 _Verifier = Annotated[str, Field(max_length=1024)]

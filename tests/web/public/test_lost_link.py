@@ -36,7 +36,7 @@ def _error(answer: Answer) -> tuple[int, str]:
 async def test_lost_link_is_claimed_by_state_and_verifier(app: Running, own: str) -> None:
     """While AMO has not redirected, the answer is `pending`; then the user gets the result and owns the connection."""
     phone = Phone(app, "42")
-    started = await phone.start(**({"state": own} if own else {}))
+    started = await (phone.start(state=own) if own else phone.start())
     assert not own or started["state"] == own
     for _ in range(2):
         answer = await _claim(phone, started["state"])
