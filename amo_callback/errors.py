@@ -141,11 +141,11 @@ class CodeExpired(UserError):
 
 
 class GrantExpired(UserError):
-    """The authorization code is older than 20 minutes, or its ticket is older than 10 minutes."""
+    """The code is older than 20 minutes, its ticket than 10, or the authorization request than 30 minutes."""
 
     code = deep_link_error = "code_expired"
     http_status = 410
-    app_message = "The code has expired: connect again."
+    app_message = "The code or the authorization request has expired: connect again."
     refused = "code"
 
 
@@ -421,7 +421,7 @@ class NotFound(AmoCallbackError):
     code = api_code = "not_found"
     http_status = 404
     app_message = "The code or state is unknown: connect again."
-    action = "the id, code or state is unknown, or the connection was disconnected: do not ask again"
+    action = "the id, code or state is unknown, or the connection was disconnected: do not repeat the request"
 
 
 class Pending(AmoCallbackError):
