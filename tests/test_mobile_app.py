@@ -68,6 +68,17 @@ def test_mobile_app_names_each_route_of_the_app() -> None:
     assert {route for route in routes if f"`{route}`" not in DOCUMENT} == set()
 
 
+def test_mobile_app_errors_of_lost_link_are_documented() -> None:
+    """Each status and error in the table of a lost link is one of `exchange-code` in the OpenAPI document."""
+    document = json.loads(openapi_text(load_settings(None, EXAMPLE_ENVIRONMENT)))
+    responses = document["paths"][f"{BASE}/exchange-code"]["post"]["responses"]
+    table = DOCUMENT.partition("### A lost link")[2].partition("###")[0]
+    named = re.findall(r"(\d{3}) `(\w+)`", table)
+    assert len(named) == 5
+    for status, error in named:
+        assert error in responses[status]["content"]["application/json"]["schema"]["properties"]["error"]["enum"]
+
+
 async def test_mobile_app_responses_are_as_in_examples(app: Running) -> None:
     """The service's responses have the members and the messages of the examples."""
     answers = await _answers(app)
