@@ -62,10 +62,11 @@ class Authorizations:
         state = STATE_PREFIX + self._rules.new_secret()
         state_hash = fingerprint(state)
         app_state = state.encode() if request.state is None else request.state
-        has_proof = request.user is not None and request.challenge is not None
         issued = IssuedState(
             state_hash=state_hash,
-            request_hash=request_fingerprint(request.user or "", app_state) if has_proof else None,
+            request_hash=None
+            if request.user is None or request.challenge is None
+            else request_fingerprint(request.user, app_state),
             sealed=self._cipher.seal_request(request, state_hash=state_hash),
             expires_at=self._clock.now() + STATE_LIFETIME,
         )

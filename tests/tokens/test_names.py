@@ -142,3 +142,6 @@ async def test_owner_name_ended_by_hook_needs_reauth_until_the_user_acts(harness
         await harness.store.forget_ended("77")
     assert await _named(harness, "owner:77") == first.id
     assert await _named(harness, "owner:88") == second.id
+    assert await harness.store.disconnect(await now(harness.store, first), on_request=True)
+    with pytest.raises(NotFound):
+        await _named(harness, "owner:77")
