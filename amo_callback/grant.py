@@ -189,6 +189,8 @@ class GrantResult:
     connection_id: str | None = None
     grant_no: int = 0
     """The value of the store's counter when the code was first claimed."""
+    abandoned: bool = False
+    """Whether the process that exchanged the code has exited without a result."""
 
     @property
     def app_state(self) -> bytes | None:
