@@ -48,10 +48,10 @@ def check_accent(color: str) -> str:
     if not _COLOR.fullmatch(color):
         raise ValueError('must be a color such as "#2563eb"')
     for background, fix in zip(BACKGROUNDS, ("darker", "lighter"), strict=True):
-        measured = contrast(color, background)
+        measured = math.floor(100 * contrast(color, background)) / 100
         if measured < _LEAST_CONTRAST:
             raise ValueError(
-                f"has a contrast of {math.floor(100 * measured) / 100} with the page's background {background}, but {_LEAST_CONTRAST:g} is "
+                f"has a contrast of {measured} with the page's background {background}, but {_LEAST_CONTRAST:g} is "
                 f"required; choose a {fix} color"
             )
     return color
@@ -73,7 +73,7 @@ def read_logo(path: Path) -> str:
 
 
 def _is_svg(content: bytes) -> bool:
-    from xml.etree.ElementTree import ParseError, fromstring  # noqa: PLC0415, S405 -- needed only for an SVG logo
+    from xml.etree.ElementTree import ParseError, fromstring  # noqa: PLC0415 -- needed only for an SVG logo
 
     try:
         return fromstring(content).tag == _SVG_ROOT  # noqa: S314 -- the operator's own small file

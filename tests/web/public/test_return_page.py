@@ -28,11 +28,12 @@ async def _returned(app: Running, **query: str) -> str:
 
 
 async def test_return_page_opens_automatically_only_in_phone_browsers(app: Running) -> None:
-    """A success opens the app once in iOS and Android browsers, never in other apps, desktops or unknown browsers."""
+    """A success opens the app once in iOS and Android browsers, and on tablets, but not in other browsers."""
     address = await _returned(app)
     for name, (kind, agent) in AGENTS.items():
         _, markup = await _look(app, address, agent)
-        assert ("data-auto" in markup.id("open")) == (kind in {Kind.IOS, Kind.ANDROID}), name
+        opens, unsure = kind in {Kind.IOS, Kind.ANDROID}, kind in {Kind.MAC, Kind.LINUX}
+        assert ("data-auto" in markup.id("open"), "data-tablet" in markup.id("open")) == (opens or unsure, unsure), name
         assert markup.id("open")["href"].startswith(f"{LINK}?code=")
 
 
@@ -67,11 +68,13 @@ async def test_callback_page_of_replay_with_other_state_opens_automatically_once
 
 
 async def test_return_page_language_follows_accept_language(app: Running) -> None:
-    """The page and the 404 page are in Ukrainian, Russian or English; a malformed header means English."""
+    """The page and the 404 page are in the browser's language; a malformed header means English."""
     address = await _returned(app)
     for accepted, language, title in (
         ("uk-UA,uk;q=0.9,en;q=0.8", "uk", "amoCRM підключено"),
-        ("ru", "ru", "amoCRM подключена"),
+        ("ru", "ru", "Аккаунт amoCRM подключён"),
+        ("es-MX", "es", "Cuenta de amoCRM conectada"),
+        ("pt-BR", "pt", "Conta amoCRM conectada"),
         ("de", "en", "amoCRM is connected"),
         ("й;q=!,\U0001f600-*," * 200, "en", "amoCRM is connected"),
     ):
@@ -80,7 +83,7 @@ async def test_return_page_language_follows_accept_language(app: Running) -> Non
         assert answer.headers["Vary"] == "Accept, Accept-Language, User-Agent"
     _, gone = await _look(app, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA", **{"Accept-Language": "uk"})
     assert gone.text_of("h1") == "Ця сторінка вже не діє"
-    assert (gone.named("a"), gone.named("script")) == ([], [])
+    assert gone.named("a") == [{"id": "open", "class": "button", "href": LINK}]
 
 
 async def test_return_page_shows_account_and_support_code_without_secrets(app: Running) -> None:
@@ -96,7 +99,7 @@ async def test_return_page_shows_account_and_support_code_without_secrets(app: R
 
 
 async def test_return_page_android_package_adds_intent_link(run: Any) -> None:
-    """With `app.android_package` the help has an intent link, in Android's browsers only."""
+    """With `app.android_package` the page has a second button with an intent link, in Android's browsers only."""
     async with run(APP__ANDROID_PACKAGE="com.example.for_you") as app:
         code = app.amo.code()
         address = await _returned(app, code=code, state="a;end#b")
@@ -106,6 +109,11 @@ async def test_return_page_android_package_adds_intent_link(run: Any) -> None:
             "#Intent;scheme=foryoure;package=com.example.for_you;end"
         )
         assert markup.id("open")["href"] == f"{LINK}?code={code}&state=a%3Bend%23b"
+        assert [link["class"] for link in markup.named("a")] == ["button", "second"]
+        _, gone = await _look(app, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA", CHROME)
+        assert gone.id("intent")["href"] == (
+            "intent://amo-crm/callback#Intent;scheme=foryoure;package=com.example.for_you;end"
+        )
         for agent in (SAFARI, INSTAGRAM, DESKTOP):
             assert (await _look(app, address, agent))[1].find("intent") is None
 
