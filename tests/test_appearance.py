@@ -59,14 +59,23 @@ def test_accepted_accents_are_readable() -> None:
     assert accepted > 100
 
 
+_FORM = 'must be a color such as "#2563eb"'
+
+
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("#ffd600", "has a contrast of 1.41 with the page's background #ffffff, but 3 is required; choose a darker color"),
-        ("#1a56db", "has a contrast of 2.87 with the page's background #111827, but 3 is required; choose a lighter color"),
-        *((value, 'must be a color such as "#2563eb"') for value in ("red", "#25e", "#2563eb00", "#2563eb;}", "#25\n63eb")),
+        (
+            "#ffd600",
+            "has a contrast of 1.41 with the page's background #ffffff, but 3 is required; choose a darker color",
+        ),
+        (
+            "#1a56db",
+            "has a contrast of 2.87 with the page's background #111827, but 3 is required; choose a lighter color",
+        ),
+        *((value, _FORM) for value in ("red", "#25e", "#2563eb00", "#2563eb;}", "#25\n63eb")),
     ],
-)  # fmt: skip
+)
 def test_load_settings_invalid_accent_is_reported_with_measured_contrast(value: str, problem: str) -> None:
     """The error has the measured ratio and the fix."""
     with pytest.raises(ConfigurationError) as raised:
