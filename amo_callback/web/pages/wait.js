@@ -7,7 +7,7 @@
     const limit = setTimeout(() => stop.abort(), 15000);
     try {
       const answer = await fetch(address, {headers: {Accept: "text/html"}, signal: stop.signal});
-      /* Only a page with the result has the app's button; a proxy's error page has none. `\s` does not match itself. */
+      /* Only a page with the result has the app's button; a proxy's error page has none. The pattern does not match this script. */
       if (/\sid="open"/.test(await answer.text())) return location.replace(address);
     } catch { /* The network may return. */ }
     clearTimeout(limit);
