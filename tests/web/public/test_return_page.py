@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import segno
 
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.web.pages import Kind
@@ -116,6 +117,38 @@ async def test_return_page_android_package_adds_intent_link(run: Any) -> None:
         )
         for agent in (SAFARI, INSTAGRAM, DESKTOP):
             assert (await _look(app, address, agent))[1].find("intent") is None
+
+
+async def test_return_page_qr_code_has_public_address_of_handle(app: Running) -> None:
+    """The code has the redirect URI's origin and the handle's path; a replay's page, with another state, has none."""
+    query = app.query(state="mine")
+    address = (await app.callback(query, html=True)).location
+    origin = app.settings.amo.redirect_uri.partition("/api/")[0]
+    code = segno.make_qr(f"{origin}{address}", error="m").svg_inline(omitsize=True, svgclass=None, lineclass=None)
+    for visited in (address, f"{address}?n=1"):
+        assert code in (await _look(app, visited, DESKTOP))[0].text
+    other = query.replace("state=mine", "state=other")
+    replay = await app.callback(other, html=True, headers={"User-Agent": DESKTOP})
+    assert (replay.status, 'id="scan"' in replay.text) == (200, False)
+
+
+async def test_page_names_crm_of_account_or_of_consent_page(run: Any) -> None:
+    """Pages of kommo.com accounts say Kommo, even before AMO is asked; otherwise the consent page's host decides."""
+    kommo = "reforyou.kommo.com"
+    for authorize_url, without in (("https://www.kommo.com/oauth", "Kommo"), ("https://www.amocrm.ru/oauth", "amoCRM")):
+        async with run(AMO__AUTHORIZE_URL=authorize_url) as app:
+            denied = await app.callback("error=access_denied&state=s", html=True)
+            unknown = await app.callback(f"code=a&state=ac1.x&referer={kommo}", html=True)
+            app.amo.account.host = kommo
+            connected = await app.callback(f"code={app.amo.code()}&state=s&referer={kommo}", html=True)
+            _, page = await _look(app, connected.location)
+            junk = await app.callback(f"code=junk&state=s&referer={kommo}", html=True)
+            _, refused = await _look(app, junk.location)
+        assert f"access in {without}" in denied.text
+        assert page.text_of("h1") == "Kommo is connected"
+        assert refused.text_of("h1") == "Kommo could not be connected"
+        assert "Kommo" in unknown.text
+        assert "amoCRM" not in unknown.text
 
 
 # --- retries ---------------------------------------------------------------------------------------
