@@ -32,14 +32,22 @@ class DeepLinkError(NamedTuple):
 
 DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
     {
-        "missing_code": DeepLinkError("the redirect contains neither a code nor an error", "start again"),
-        "access_denied": DeepLinkError("the user declined access", "do nothing, or offer to try again"),
+        "missing_code": DeepLinkError(
+            "the redirect contains neither a code nor an error",
+            "start again",
+            message="amoCRM returned no code: connect again.",
+        ),
+        "access_denied": DeepLinkError(
+            "the user declined access", "do nothing, or offer to try again", message="Access was not granted in amoCRM."
+        ),
         "invalid_state": DeepLinkError(
             "the state belongs to another authorization request, was already used, or is older than half an hour",
             "start again",
             message="The link belongs to another attempt: connect again.",
         ),
-        "invalid_request": DeepLinkError("the redirect was damaged in transit", "start again"),
+        "invalid_request": DeepLinkError(
+            "the redirect was damaged in transit", "start again", message="The link was damaged: connect again."
+        ),
         "account_not_allowed": DeepLinkError(
             "the host is neither amoCRM's nor in `amo.allowed_domains`, "
             "or the account is not in `amo.allowed_accounts`",
@@ -58,7 +66,7 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
             "amoCRM or this service is unavailable or slow",
             "try again in a minute",
             status=503,
-            message="amoCRM is not available right now: try again with the same code.",
+            message="amoCRM or this service is temporarily unavailable: send the same request again.",
         ),
         "rate_limited": DeepLinkError(
             "too many authorization requests or rejected codes from one address or user",

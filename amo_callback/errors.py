@@ -26,7 +26,7 @@ class AmoCallbackError(Exception):
 
     code: ClassVar[str] = "internal_error"
     """The error's name in the log, in events and in metrics."""
-    deep_link_error: ClassVar[str] = "auth_failed"
+    deep_link_error: str = "auth_failed"
     """The `error` in the deep link, and in the public API unless there is an `app_message`."""
     app_message: ClassVar[str | None] = None
     """The message in the public API, if the API returns `http_status` and `code` instead of the deep link's error."""
@@ -103,6 +103,16 @@ class InvalidState(UserError):
     refused = "state"
 
 
+class AuthorizationRefused(UserError):
+    """AMO's redirect contained an error instead of a code, or was refused."""
+
+    code = deep_link_error = "access_denied"
+
+    def __init__(self, deep_link_error: str) -> None:
+        super().__init__()
+        self.deep_link_error = deep_link_error
+
+
 class AccountNotAllowed(UserError):
     """The account, or the host in the callback, is not allowed."""
 
@@ -131,11 +141,11 @@ class CodeExpired(UserError):
 
 
 class GrantExpired(UserError):
-    """The authorization code is older than 20 minutes, or its ticket is older than 10 minutes."""
+    """The code is older than 20 minutes, its ticket than 10, or the authorization request than 30 minutes."""
 
     code = deep_link_error = "code_expired"
     http_status = 410
-    app_message = "The code has expired: connect again."
+    app_message = "The code or the authorization request has expired: connect again."
     refused = "code"
 
 
@@ -410,8 +420,19 @@ class NotFound(AmoCallbackError):
 
     code = api_code = "not_found"
     http_status = 404
-    app_message = "Unknown code: connect again."
-    action = "the id or code is unknown, or the connection was disconnected: check the id or code"
+    app_message = "The code or state is unknown: connect again."
+    action = "the id, code or state is unknown, or the connection was disconnected: do not repeat the request"
+
+
+class Pending(AmoCallbackError):
+    """AMO has not redirected the user back to the callback yet."""
+
+    code = "pending"
+    api_code = NotFound.api_code
+    http_status = 404
+    app_message = "The user has not returned from amoCRM yet: ask again."
+    action = _WAIT
+    retry_after = 2.0
 
 
 class Ambiguous(AmoCallbackError):

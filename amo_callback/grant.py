@@ -67,6 +67,11 @@ class AuthorizationRequest:
         return self.user if self.asserted_by_backend and self.challenge is None else None
 
 
+def request_fingerprint(user: str, app_state: bytes) -> str:
+    """Return the fingerprint by which an app finds its user's authorization request without a code."""
+    return fingerprint(user.encode() + b"\0" + app_state)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IssuedState:
     """The stored authorization request of an issued state."""
@@ -75,8 +80,12 @@ class IssuedState:
     sealed: bytes | None = field(repr=False)
     """The encrypted request; after a code arrives, the grant's encrypted secrets."""
     expires_at: datetime
+    request_hash: str | None = None
+    """The fingerprint of the user and the app's state, if the app can present them instead of a code."""
     code_hash: str | None = None
     """The fingerprint of the code that came with the state."""
+    error: str | None = None
+    """The error of the code's grant, or of a redirect without a code."""
 
 
 class CodeSource(Enum):
@@ -139,6 +148,8 @@ class Grant:
     accepted_at: datetime | None = None
     no: int = 0
     """The value of the store's counter when the code was first claimed."""
+    connected_no: int | None = None
+    """The value of the store's counter when the grant's pair was stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,8 +198,6 @@ class GrantResult:
     support: str
     """A support code for the page and the log; it contains no secret."""
     connection_id: str | None = None
-    grant_no: int = 0
-    """The value of the store's counter when the code was first claimed."""
     abandoned: bool = False
     """Whether the process that exchanged the code has exited without a result."""
 

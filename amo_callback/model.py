@@ -122,8 +122,8 @@ class Connection:
     """The reason for a terminal failure that is suspended because of a mass failure."""
     suspended_token: str | None = None
     """The fingerprint of the refresh token whose failure is suspended."""
-    connected_no: int = field(default=0, compare=False)
-    """The value of the store's counter when the account was last connected."""
+    precedence: int = field(default=0, compare=False)
+    """The rank among the account's connections; `account:` names the active one with the highest value."""
     frozen: bool = False
     """Whether this connection, or every connection, is frozen."""
     lease_left: float | None = field(default=None, compare=False)

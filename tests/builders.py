@@ -1,6 +1,8 @@
 """Values for tests, with defaults for the fields that a test does not set."""
 
 import asyncio
+import dataclasses
+import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -186,6 +188,20 @@ async def save(store: Store, connection: Connection, *, iat: int | None = None, 
     claimed = await store.claim_grant(grant, now=START)
     await store.save_connected(NewConnection(grant=claimed, connection=connection, token_iat=iat))
     return await now(store, connection)
+
+
+async def connected_grant(store: Store, code: str) -> str:
+    """Store a successful grant without its connection, and return the fingerprint of its code."""
+    grant = await store.claim_grant(a_grant(code), now=START)
+    number = await store.reserve_serials(1) + 1
+    await store.finish_grant(dataclasses.replace(grant, status=GrantStatus.CONNECTED, connected_no=number))
+    return grant.code_hash
+
+
+async def bind(store: Store, connection_id: str, owner: str, *, first_only: bool = False) -> bool:
+    """Present a new grant of a connection as an app user, and return whether the user is an owner."""
+    code_hash = await connected_grant(store, f"code {uuid.uuid4()}")
+    return await store.bind(connection_id, owner=owner, code_hash=code_hash, first_only=first_only)
 
 
 def an_event(connection: Connection, name: str = "connection.moved", **fields: object) -> Event:

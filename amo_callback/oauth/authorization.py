@@ -8,7 +8,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import InvalidState, NotFound
-from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, CodeSource, IssuedState, is_our_state
+from amo_callback.grant import (
+    STATE_PREFIX,
+    AuthorizationRequest,
+    CodeSource,
+    IssuedState,
+    is_our_state,
+    request_fingerprint,
+)
 from amo_callback.model import fingerprint
 from amo_callback.oauth.ownership import check_verifier
 
@@ -54,8 +61,12 @@ class Authorizations:
         """
         state = STATE_PREFIX + self._rules.new_secret()
         state_hash = fingerprint(state)
+        app_state = state.encode() if request.state is None else request.state
         issued = IssuedState(
             state_hash=state_hash,
+            request_hash=None
+            if request.user is None or request.challenge is None
+            else request_fingerprint(request.user, app_state),
             sealed=self._cipher.seal_request(request, state_hash=state_hash),
             expires_at=self._clock.now() + STATE_LIFETIME,
         )
@@ -63,7 +74,7 @@ class Authorizations:
             await self._store.issue_state(issued)
         return StartedAuthorization(
             authorize_url=self._amo.consent_url(state),
-            state=state.encode() if request.state is None else request.state,
+            state=app_state,
             expires_at=issued.expires_at,
         )
 
@@ -105,6 +116,13 @@ class Authorizations:
             presented.state or b"", state or b""
         ):
             raise InvalidState
+
+    async def record_refusal(self, state: bytes | None, *, error: str) -> None:
+        """Record the error of a redirect without a code, which the app receives when it asks for the result."""
+        if is_our_state(state):
+            issued = await self._store.issued_state(fingerprint(state or b""))
+            if issued is not None and issued.code_hash is None and issued.error is None:
+                await self._store.record_refusal(issued.state_hash, error=error)
 
     async def app_state(self, state: bytes | None) -> bytes | None:
         """Return the app's own state if `state` was issued for a request that has one, otherwise `state`."""

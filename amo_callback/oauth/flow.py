@@ -50,4 +50,4 @@ class OAuth:
             authorizations=self.authorizations,
             limits=limits,
         )
-        self.redeemer = Redeemer(core, rules, service=self.connect, attempts=limits.codes)
+        self.redeemer = Redeemer(core, rules, service=self.connect, limits=limits)

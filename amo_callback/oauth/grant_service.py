@@ -25,7 +25,7 @@ from amo_callback.errors import (
     UserError,
 )
 from amo_callback.events import report_bug
-from amo_callback.grant import CodePresentation, GrantStatus
+from amo_callback.grant import CodePresentation, CodeSource, GrantStatus, is_our_state
 from amo_callback.model import fingerprint
 from amo_callback.oauth.code_exchange import CodeExchange
 from amo_callback.oauth.grants import GrantRecords
@@ -71,9 +71,32 @@ class GrantService:
         the exchange. Raises `UserError` if this service rejects the code without sending it to AMO; also raises
         `NotFound`, `PkceMismatch`, `QueueFull`, `StoreUnavailable` and `ShuttingDown`.
         """
-        result = await self._completed(presented)
+        try:
+            result = await self._completed(presented)
+        except InvalidState:
+            earlier = await self._with_earlier_code(presented)
+            if earlier is None:
+                raise
+            presented = earlier
+            result = await self._completed(presented)
         self._authorizations.check(presented, state=result.state, request=result.request)
         return result
+
+    async def _with_earlier_code(self, presented: CodePresentation) -> CodePresentation | None:
+        """Return the presentation with the code that has used up its state, if that code is for the same account.
+
+        A user who goes back in the browser and allows access again brings a second code with the same state. The user
+        gets the result of the first code, and the second code is not exchanged.
+        """
+        if presented.source is not CodeSource.BROWSER or not is_our_state(presented.state):
+            return None
+        issued = await self._core.store.issued_state(fingerprint(presented.state or b""))
+        grant = None if issued is None or not issued.code_hash else await self._core.store.grant(issued.code_hash)
+        if grant is None or grant.sealed is None or grant.expires_at <= self._core.clock.now():
+            return None
+        secrets = self._grants.secrets_of(grant)
+        is_same_account = secrets.domain == self._core.amo.check_domain(presented.host)
+        return dataclasses.replace(presented, code=secrets.code) if is_same_account else None
 
     async def _completed(self, presented: CodePresentation) -> GrantResult:
         while True:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from amo_callback.core import Core
-    from amo_callback.grant import AuthorizationRequest, CodePresentation
+    from amo_callback.grant import AuthorizationRequest, CodePresentation, IssuedState
 
 
 CODE_LIFETIME = timedelta(minutes=20)
@@ -79,6 +79,10 @@ class GrantRecords:
         """Decrypt the secrets of a grant; raises `DecryptionFailed`, also if the secrets were erased."""
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
+    def request_of(self, issued: IssuedState) -> AuthorizationRequest:
+        """Decrypt the authorization request of a state without a code; raises `DecryptionFailed`."""
+        return self._cipher.open_request(issued.sealed or b"", state_hash=issued.state_hash)
+
     def to_result(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
         """Return the current result of a grant; the secrets are decrypted unless they are passed in."""
         secrets = secrets or self.secrets_of(grant)
@@ -97,6 +101,5 @@ class GrantRecords:
             domain=secrets.domain,
             support=support_code(grant.code_hash),
             connection_id=grant.connection_id,
-            grant_no=grant.no,
             abandoned=abandoned,
         )

@@ -174,6 +174,8 @@ class Limits:
         self._requests_per_second = requests_per_second
         capacity = capacity_for(per_second=requests_per_second, seconds=queued_for)
         self.codes = AttemptLimiter(attempts=attempts, window=window, clock=clock)
+        self.polls = AttemptLimiter(attempts=1, window=1.0, clock=clock)
+        """The limit on requests for the result of an authorization request without a code, per user."""
         self.queue = AdmissionQueue(capacity=capacity)
         self._each = AttemptLimiter(attempts=attempts, window=window, clock=clock)
         self._links = AttemptLimiter(attempts=self._links_in(window), window=window, clock=clock)

@@ -73,7 +73,7 @@ class Connections(Repository):
     async def connections_of(self, account_id: str) -> Sequence[Connection]:
         """Return an AMO account's connections, except disconnected ones.
 
-        They are ordered by status, active first, and then by expiry, latest first.
+        They are ordered by status, active first, and then by precedence.
         """
         return [read_connection(row) for row in await self.read("connections_of", account_id=account_id)]
 
@@ -221,10 +221,11 @@ class Connections(Repository):
     async def disconnect(
         self, transaction: Transaction, connection: Connection, *, on_request: bool, events: Sequence[Event] = ()
     ) -> bool:
-        """Erase a connection's tokens and owners; `False` if the row has changed since it was read.
+        """Erase a connection's tokens, and end its ownerships; `False` if the row has changed since it was read.
 
-        With `on_request`, a grant claimed before the disconnect can no longer store its pair.
-        Without it, the grant can still store its pair.
+        With `on_request`, the owners are deleted, and a grant claimed before the disconnect can no longer store its
+        pair. Without it, the grant can still store its pair, and `owner:` still names the connection until the user
+        connects or disconnects.
         """
         serial = await self._next_serial(transaction)
         await transaction.run("lock_connection", id=connection.id)
@@ -237,7 +238,11 @@ class Connections(Repository):
         )
         if changed:
             await self._record(transaction, events, connection)
-            await transaction.run("forget_owners", connection_id=connection.id)
+            ended = {"connection_id": connection.id}
+            if on_request:
+                await transaction.run("forget_owners", **ended)
+            else:
+                await transaction.run("end_ownerships", **ended, serial=serial)
         return bool(changed)
 
     async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:

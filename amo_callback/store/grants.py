@@ -38,8 +38,15 @@ class Grants(Repository):
         await self.write("issue_state", **values_of(issued))
 
     async def issued_state(self, state_hash: str) -> IssuedState | None:
-        found = await self.read("issued_state", state_hash=state_hash)
-        return _read_state(found[0]) if found else None
+        return _first_state(await self.read("issued_state", state_hash=state_hash))
+
+    async def latest_request(self, request_hash: str) -> IssuedState | None:
+        """Return the latest authorization request of a user with the same state for the app."""
+        return _first_state(await self.read("latest_request", request_hash=request_hash))
+
+    async def record_refusal(self, state_hash: str, *, error: str) -> None:
+        """Record the error of a redirect without a code in the authorization request, unless it has a code or error."""
+        await self.write("record_refusal", state_hash=state_hash, error=error)
 
     async def grant_by_handle(self, handle_hash: str) -> Grant | None:
         return _first(await self.read("grant_by_handle", handle_hash=handle_hash))
@@ -92,7 +99,7 @@ class Grants(Repository):
         grant, serial = granted.grant, await self._next_serial(transaction)
         values = {
             **values_of(granted.connection),
-            "connected_no": serial,
+            "precedence": serial,
             "token_iat": granted.token_iat,
             "grant_no": grant.no,
             "code_hash": grant.code_hash,
@@ -101,16 +108,16 @@ class Grants(Repository):
         found = await transaction.run("save_connected", **values)
         if not found and await self._is_connected(transaction, grant):
             return None
-        if granted.owner is not None:
-            bound = {"connection_id": granted.connection_id, "owner": granted.owner}
-            await self._bind(transaction, **bound, grant_no=grant.no, serial=serial)
         saved = read_connection(found[0]) if found else None
+        grant = dataclasses.replace(grant, connected_no=serial)
+        if saved is None and not await self._is_active(transaction, granted.connection_id):
+            grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.deep_link_error)
+        await transaction.run("finish_grant", **values_of(grant))
+        if granted.owner is not None:
+            await self._bind(transaction, granted.connection_id, owner=granted.owner, grant=grant)
         if saved is not None:
             await self._record(transaction, events, saved)
-        elif not await self._is_active(transaction, granted.connection_id):
-            grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.deep_link_error)
         await self._note_pair_obtained(transaction, granted.connection.client_id)
-        await transaction.run("finish_grant", **values_of(grant))
         return saved
 
     @staticmethod
@@ -137,57 +144,61 @@ class Grants(Repository):
             bindings[row["connection_id"]][row["owner"]] = row["bound_no"]
         return bindings
 
-    async def connections_owned(self, owner: str) -> Sequence[Connection]:
-        """Return an owner's connections, except disconnected ones.
+    async def connections_named(self, owner: str) -> Sequence[Connection]:
+        """Return an owner's connections; the one that the user connected last comes first.
 
-        They are ordered by status, active first, and then by expiry, latest first.
+        If AMO's hook ended the user's ownership, the connection is included as disconnected until the user connects or
+        disconnects, even if another user has connected it again.
         """
-        return [read_connection(row) for row in await self.read("connections_owned", owner=owner)]
+        return [_read_named(row) for row in await self.read("connections_named", owner=owner)]
 
-    async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
-        """Make a user an owner of a connection, through the grant with the number `grant_no`.
+    async def bind(self, connection_id: str, *, owner: str, code_hash: str, first_only: bool) -> bool:
+        """Make a user an owner of a connection through a successful grant, and return whether the user is an owner.
 
+        The connection becomes the one that the user connected last, unless a later grant of the user has succeeded.
         Returns `False` in these cases:
 
         - the connection does not exist or is disconnected;
         - all its owners were removed, or the user left it, after the grant was claimed;
         - `first_only` is true and the connection has another owner.
         """
-        if owner in (await self.owners_of([connection_id]))[connection_id]:
+        if await self.read("is_bound", connection_id=connection_id, owner=owner, code_hash=code_hash):
             return True  # a repeated request writes nothing
 
         async def work(transaction: Transaction) -> bool:
-            serial = await self._next_serial(transaction)
+            grant = _first(await transaction.run("grant", code_hash=code_hash))
             await transaction.run("lock_connection", id=connection_id)
             owners = await self._owners(transaction, connection_id)
-            if owner in owners:
-                return True
-            if owners and first_only:
+            if grant is None or (first_only and owners and owner not in owners):
                 return False
-            return await self._bind(
-                transaction, connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
-            )
+            return await self._bind(transaction, connection_id, owner=owner, grant=grant) or owner in owners
 
         return await self.transact(work)
 
-    async def unbind(self, owner: str) -> Sequence[Event]:
-        """Remove a user from all their connections, and disconnect connections of which they were the only owner.
+    async def unbind(self, owner: str, *, account_id: str | None = None) -> Sequence[Event]:
+        """Remove a user from the connections of one account, or of all accounts.
 
-        Returns the events. Raises `Frozen` if one of the connections is frozen, because another host may use its
-        tokens.
+        Connections of which they were the only owner are disconnected. Returns the events. Raises `Frozen` if one of
+        the connections is frozen, because another host may use its tokens.
         """
-        if not await self.connections_owned(owner):
+        if not await self.connections_named(owner):
             return []  # a repeated request writes nothing
 
         async def work(transaction: Transaction) -> Sequence[Event]:
             serial = await self._next_serial(transaction)
             await transaction.run("lock_owned", owner=owner)
-            owned = [read_connection(row) for row in await transaction.run("connections_owned", owner=owner)]
-            if any(connection.frozen for connection in owned):
+            await transaction.run("forget_ended", owner=owner)
+            named = map(_read_named, await transaction.run("connections_named", owner=owner))
+            left = [connection for connection in named if account_id in {None, connection.account_id}]
+            if any(connection.frozen for connection in left):
                 raise Frozen
-            return [await self._take(transaction, connection, owner=owner, serial=serial) for connection in owned]
+            return [await self._take(transaction, connection, owner=owner, serial=serial) for connection in left]
 
         return await self.transact(work)
+
+    async def forget_ended(self, owner: str) -> None:
+        """Forget the connections of which AMO's hook ended a user's ownership; `owner:` no longer names them."""
+        await self.write("forget_ended", owner=owner)
 
     async def _take(self, transaction: Transaction, connection: Connection, *, owner: str, serial: int) -> Event:
         last = await self._owners(transaction, connection.id) == [owner]
@@ -206,18 +217,28 @@ class Grants(Repository):
     async def _owners(self, transaction: Transaction, connection_id: str) -> Sequence[str]:
         return [row["owner"] for row in await transaction.run("owners_of", ids=json_list([connection_id]))]
 
-    async def _bind(
-        self, transaction: Transaction, *, connection_id: str, owner: str, grant_no: int, serial: int
-    ) -> bool:
-        """Make a user an owner within a transaction; `False` if the user already is, or must not become, an owner."""
-        bound = await transaction.run(
-            "bind_owner", connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
-        )
-        if bound:
+    async def _bind(self, transaction: Transaction, connection_id: str, *, owner: str, grant: Grant) -> bool:
+        """Make a user an owner through a grant within a transaction; `False` if that changes nothing."""
+        binding = {"connection_id": connection_id, "owner": owner, "connected_no": grant.connected_no}
+        if await transaction.run("bind_owner", **binding, grant_no=grant.no):
             event = Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})
             await self._record(transaction, [event])
-        return bool(bound)
+        elif not await transaction.run("rebind_owner", **binding):
+            return False
+        await transaction.run("forget_ended", owner=owner)
+        return True
 
 
 def _first(found: Sequence[Row]) -> Grant | None:
     return _read_grant(found[0]) if found else None
+
+
+def _first_state(found: Sequence[Row]) -> IssuedState | None:
+    return _read_state(found[0]) if found else None
+
+
+def _read_named(row: Row) -> Connection:
+    connection = read_connection(row)
+    if row["hook_no"] is None:
+        return connection
+    return dataclasses.replace(connection, status=Status.DISCONNECTED, sealed_pair=None)

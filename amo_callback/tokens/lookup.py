@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Ambiguous, NotFound, StoreUnavailable
+from amo_callback.errors import Ambiguous, NeedsReauth, NotFound, StoreUnavailable
 from amo_callback.model import Connection, Status
 from amo_callback.tokens.cache import OpenConnection, open_connection
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from amo_callback.refresh.pending_writes import PendingWrites
     from amo_callback.tokens.cache import ConnectionCache
 
-_ACCOUNT, _OWNER = "account:", "owner:"
+_ACCOUNT = "account:"
+OWNER = "owner:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,11 +68,20 @@ class ConnectionLookup:
         return stored if newest is stored.connection else open_connection(newest, self._core)
 
     async def find(self, selector: str) -> Sequence[Connection]:
-        """Return the connections that a selector names; raises `NotFound`.
+        """Return the connections that fit a selector; the one that the selector names comes first.
 
-        Active connections come first, then all others. Both groups are sorted by access-token expiry, the latest first.
+        `account:` names the active connection that was connected last. `owner:` names the connection that the user
+        connected last, whatever its status. Raises `NotFound`, and `NeedsReauth` if AMO's hook ended the user's
+        ownership of the named connection.
         """
-        if selector.startswith(_OWNER):
+        found = await self.find_all(selector)
+        if found[0].status is Status.DISCONNECTED:
+            raise NeedsReauth(Status.DISCONNECTED)
+        return found
+
+    async def find_all(self, selector: str) -> Sequence[Connection]:
+        """Return the same connections as `find`; if AMO's hook ended the ownership, a connection is disconnected."""
+        if selector.startswith(OWNER):
             return self._existing(await self._read(selector))
         account_id = selector.removeprefix(_ACCOUNT) if selector.startswith(_ACCOUNT) else None
         if account_id == "":
@@ -94,27 +104,30 @@ class ConnectionLookup:
         """Read the store and cache the result."""
         mark = self._cache.mark()
         stored: Sequence[Connection]
-        if selector.startswith(_OWNER):
-            stored = await self._core.store.connections_owned(selector.removeprefix(_OWNER))
+        if selector.startswith(OWNER):
+            stored = await self._core.store.connections_named(selector.removeprefix(OWNER))
         elif selector.startswith(_ACCOUNT):
             stored = await self._core.store.connections_of(selector.removeprefix(_ACCOUNT))
         else:
             connection = await self._core.store.connection(selector)
-            stored = [] if connection is None else [connection]
-        existing = [one for one in stored if one.status is not Status.DISCONNECTED]
-        first = open_connection(existing[0], self._core) if existing else None
-        self._cache.put(selector, first, mark, others=[one.id for one in existing[1:]])
-        return existing
+            stored = [] if connection is None or connection.status is Status.DISCONNECTED else [connection]
+        is_named = bool(stored) and stored[0].status is not Status.DISCONNECTED
+        first = open_connection(stored[0], self._core) if is_named else None
+        self._cache.put(selector, first, mark, others=[one.id for one in stored[1:]])
+        return stored
 
     def _existing(self, stored: Sequence[Connection]) -> Sequence[Connection]:
-        found = [self._pending_writes.overlay(one) for one in stored]
+        found = [one if one.status is Status.DISCONNECTED else self._pending_writes.overlay(one) for one in stored]
         if not found:
             raise NotFound
         return found
 
     async def find_one(self, selector: str) -> Connection:
-        """Return the only connection that a selector names; raises `NotFound`, and `Ambiguous` if there are several."""
-        [first, *others] = await self.find(selector)
+        """Return the only connection that fits a selector; raises `NotFound`, and `Ambiguous` if there are several.
+
+        A connection of which AMO's hook ended the ownership is disconnected.
+        """
+        [first, *others] = await self.find_all(selector)
         if others:
             raise Ambiguous
         return first

@@ -70,10 +70,10 @@ class ExportRecord:
     recheck_at: AwareDatetime | None = None
     frozen: bool = False
     """Whether this connection is frozen individually, because another host may use its tokens."""
-    connected_no: int
-    """The connection's position in the order in which connections were made."""
+    precedence: int
+    """The connection's position in the order by which `account:` names one of several connections."""
     owners: Mapping[_Owner, int] = dataclasses.field(default_factory=dict)
-    """The owners, each with a position in the order in which users became owners."""
+    """The owners, each with a position in the order in which users last connected."""
 
     @property
     def pair(self) -> TokenPair:

@@ -176,7 +176,7 @@ async def apply(
         imported, events = [], []
         async for record in _in_turns(batch):
             connection, replaces = _connection(record, cipher, rules, random), replaced.get(record.id)
-            connection = dataclasses.replace(connection, connected_no=before + order[record.id, None])
+            connection = dataclasses.replace(connection, precedence=before + order[record.id, None])
             owners = {owner: before + order[record.id, owner] for owner in record.owners}
             imported.append(ImportedConnection(connection=connection, replaces=replaces, owners=owners))
             events.append(_event(connection, record, source=source, replaces=replaces is not None))
@@ -190,7 +190,7 @@ def _order(records: Sequence[ExportRecord]) -> dict[tuple[str, str | None], int]
     """Return the position (from 1) of each connection and each owner in the order of the numbers in the file."""
     numbers: dict[tuple[str, str | None], int] = {}
     for record in records:
-        numbers[record.id, None] = record.connected_no
+        numbers[record.id, None] = record.precedence
         numbers.update({(record.id, owner): bound_no for owner, bound_no in record.owners.items()})
     return {name: place for place, name in enumerate(sorted(numbers, key=numbers.__getitem__), start=1)}
 

@@ -125,7 +125,7 @@ class JsonReader:
             refresh_expires_at=issued_at + REFRESH_TOKEN_LIFETIME if entry.refresh_token else None,
             connected_at=self.now,
             grant_iat=claims.account.token_iat,
-            connected_no=number,
+            precedence=number,
         )
 
     async def read_raw(self, name: str, sealed: bytes, *, store: Store, cipher: Cipher) -> ParsedRecord | RecordError:

@@ -309,8 +309,8 @@ REFUSED: dict[str, dict[str, Craft]] = {
             "owners",
             "CREATE TABLE owners (owner)",
             f"{ENDLESS} INSERT INTO owners (owner) SELECT NULL FROM c LIMIT 200000",
-            *(f"ALTER TABLE owners ADD COLUMN {name}" for name in ("connection_id", "bound_no", "left_no")),
-            *(f"ALTER TABLE owners ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
+            *(f"ALTER TABLE owners ADD COLUMN {name}" for name in ("connection_id", "bound_no", "left_no", "hook_no")),
+            *(f"ALTER TABLE owners ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(95)),
         )
     },
     "Is a directory": {"a folder": recreated(lambda copy: copy.mkdir())},

@@ -23,20 +23,21 @@ BODIES = {
     "minus infinity": b"-Infinity",
     "broken UTF-8": b'{"code": "\xff\xfe", "owner": "\xff", "state": "\xff", "rejected_access_token": "\xff"}',
     "lone surrogate": b'{"code": "\\ud800", "owner": "\\ud800", "state": "\\ud800", '
-    b'"rejected_access_token": "\\ud800"}',
+    b'"rejected_access_token": "\\ud800", "accountId": "\\ud800"}',
     "UTF-16": '{"code": "x", "owner": "42"}'.encode("utf-16"),
     "10,000 levels of lists": DEEP,
     "10,000 levels of objects": b'{"a":' * 10_000,
     "5 MB": b'{"code": "' + b"x" * 5_000_000 + b'"}',
     "a number of 5,000 digits": b'{"code": 1%(n)s, "owner": 1%(n)s, "state": 1%(n)s, "rejected_access_token": 1%(n)s, '
-    b'"connections": [{"access_token": 1%(n)s}]}' % {b"n": b"0" * 5_000},
+    b'"connections": [{"access_token": 1%(n)s}], "accountId": 1%(n)s}' % {b"n": b"0" * 5_000},
     "a number of 4,000 digits": b'{"code": 1%(n)s, "owner": 1%(n)s, "state": 1%(n)s, "rejected_access_token": 1%(n)s, '
-    b'"connections": [{"access_token": 1%(n)s}]}' % {b"n": b"0" * 4_000},
-    "1e999": b'{"code": 1e999, "owner": 1e999, "state": 1e999, "rejected_access_token": 1e999, '
+    b'"connections": [{"access_token": 1%(n)s}], "accountId": 1%(n)s}' % {b"n": b"0" * 4_000},
+    "1e999": b'{"accountId": 1e999, "code": 1e999, "owner": 1e999, "state": 1e999, "rejected_access_token": 1e999, '
     b'"connections": [{"expires_at": 1e999}]}',
-    "NaN as values": b'{"code": NaN, "owner": NaN, "state": NaN, "rejected_access_token": NaN, '
+    "NaN as values": b'{"accountId": NaN, "code": NaN, "owner": NaN, "state": NaN, "rejected_access_token": NaN, '
     b'"connections": [{"access_token": "x", "refresh_token": "x", "domain": "a.amocrm.ru", "expires_at": NaN}]}',
-    "wrong types": b'{"code": {}, "owner": [], "state": {}, "rejected_access_token": {}, "connections": {}}',
+    "wrong types": b'{"code": {}, "owner": [], "state": {}, "rejected_access_token": {}, "connections": {}, '
+    b'"accountId": {}}',
 }
 TYPES = ("application/x-www-form-urlencoded", "text/plain", "application/xml", "multipart/form-data; boundary=x",
          "application/json; charset=utf-7", "application/json; charset=nonsense", "\xff")  # fmt: skip

@@ -83,7 +83,7 @@ class Process:
 
     def redeemer(self, store: object, *, attempts: int = 30) -> Redeemer:
         core = dataclasses.replace(self.core(self.client), store=cast("Store", store))
-        return Redeemer(core, self.rules(), service=self.connect, attempts=self.limits(attempts).codes)
+        return Redeemer(core, self.rules(), service=self.connect, limits=self.limits(attempts))
 
     def limits(self, attempts: int = 100) -> Limits:
         return Limits(attempts=attempts, window=60, requests_per_second=5, queued_for=40, clock=self.clock)
@@ -96,9 +96,9 @@ class Process:
     def _wake(self, _connected: Connection) -> None:
         self.woken += 1
 
-    async def complete(self, code: str, state: bytes | None = b"s") -> GrantResult:
+    async def complete(self, code: str, state: bytes | None = b"s", *, host: str = HOST) -> GrantResult:
         return await self.connect.complete(
-            CodePresentation(code=code.encode(), state=state, host=HOST, address="192.0.2.1")
+            CodePresentation(code=code.encode(), state=state, host=host, address="192.0.2.1")
         )
 
     @asynccontextmanager

@@ -31,7 +31,7 @@ from amo_callback.oauth.limits import priority_of
 from amo_callback.oauth.redemption import RedeemRequest
 from amo_callback.rate_limit import Priority
 from amo_callback.store import Store
-from tests.builders import a_connection, a_grant, save
+from tests.builders import a_connection, a_grant, bind, save
 from tests.fakes import START, Override, answering
 from tests.oauth.process import Process
 
@@ -112,7 +112,7 @@ async def test_save_connected_repeated_does_not_rebind_owner(store: Store) -> No
     pair = NewConnection(grant=grant, connection=a_connection(), token_iat=1, owner="42")
     assert await store.save_connected(pair) is not None
     name = pair.connection_id
-    await store.bind(name, owner="17", grant_no=1, first_only=False)
+    await bind(store, name, "17")
     await store.unbind("42")
     assert await store.save_connected(pair) is None
     assert (await store.owners_of([name]))[name] == ["17"]
@@ -135,14 +135,15 @@ async def test_redeem_ticket_expires_exactly_after_ten_minutes(process: Process)
 
 
 async def test_claim_with_state_just_used_uses_no_reservation(process: Process, other: Process) -> None:
-    """If another code uses the state between read and claim, AMO is not asked."""
+    """If a code of another account uses the state between read and claim, AMO is not asked."""
     authorizations = process.authorizations()
     state, fresh = [(await authorizations.start(AuthorizationRequest(user="42"))).state for _ in range(2)]
-    first, second = process.amo.code(), process.amo.code()
+    account, second = process.amo.fake.open_account("another.amocrm.ru"), process.amo.code()
+    first = process.amo.fake.allow(account)
 
     async def race(_grant: Grant, *, state_hash: str, **_: object) -> None:
         if state_hash == fingerprint(state):
-            await other.complete(first, state)
+            await other.complete(first, state, host=account.host)
 
     process.connect = process.make(attempts=1)
     process.failing.away = {"claim_grant"}
@@ -201,7 +202,7 @@ async def test_page_of_owner_connections_starts_after_cursor(store: Store) -> No
     """Each page starts after the end of the previous one."""
     names = [(await save(store, a_connection(number), iat=number)).id for number in (1, 2, 3)]
     for name in names:
-        await store.bind(name, owner="42", grant_no=1, first_only=True)
+        await bind(store, name, "42", first_only=True)
     after, seen = "", list[str]()
     for _ in names:
         [one] = await store.page(after=after, limit=1, only=ConnectionFilter(owner="42"))

@@ -15,7 +15,8 @@ from tests.refresh.harness import RefreshHarness
 from tests.service import Amo, serve_amo
 
 ON_BOTH = {
-    *("test_access_tokens", "test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused")
+    *("test_access_tokens", "test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_names"),
+    "test_refused",
 }
 """Modules that always run on both engines."""
 ON_POSTGRES = {"test_shared_clock"}

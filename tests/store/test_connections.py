@@ -81,7 +81,7 @@ async def test_lookup_of_name_with_nul_finds_nothing(store: Store) -> None:
     for odd in ("\0", "1\0", "a\0b"):
         assert await store.connection(odd) is None
         assert await store.connections_of(odd) == []
-        assert await store.connections_owned(odd) == []
+        assert await store.connections_named(odd) == []
         assert await store.owners_of([odd]) == {odd: []}
         assert await store.page(after="", limit=9, only=ConnectionFilter(owner=odd)) == []
         assert await store.events(connection_id=odd, limit=9) == []

@@ -12,7 +12,19 @@ import pytest
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.grant import GrantStatus, IssuedState, NewConnection
 from amo_callback.model import ConnectionFilter, ImportedConnection, Reason, Status, fingerprint
-from tests.builders import DAY, a_claim, a_connection, a_failure, a_grant, a_refreshed, now, present, save
+from tests.builders import (
+    DAY,
+    a_claim,
+    a_connection,
+    a_failure,
+    a_grant,
+    a_refreshed,
+    bind,
+    connected_grant,
+    now,
+    present,
+    save,
+)
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -246,11 +258,11 @@ async def test_bind_first_only_with_other_owner_is_refused(store: Store) -> None
     """Binding an owner twice has no effect, and `first_only` is refused if the connection has another owner."""
     stored = await save(store, a_connection())
     for _ in range(2):
-        assert await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
-    assert not await store.bind(stored.id, owner="17", grant_no=1, first_only=True)
-    assert await store.bind(stored.id, owner="17", grant_no=1, first_only=False)
+        assert await bind(store, stored.id, "42", first_only=True)
+    assert not await bind(store, stored.id, "17", first_only=True)
+    assert await bind(store, stored.id, "17")
     assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["42", "17"], "unknown": []}
-    assert [one.id for one in await store.connections_owned("17")] == [stored.id]
+    assert [one.id for one in await store.connections_named("17")] == [stored.id]
     assert [one.id for one in await store.page(after="", limit=9, only=ConnectionFilter(owner="42"))] == [stored.id]
     assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", status=Status.NEEDS_REAUTH)) == []
     assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", account_id="7")) == []
@@ -261,13 +273,14 @@ async def test_bind_first_only_with_other_owner_is_refused(store: Store) -> None
 async def test_counter_orders_connections_and_bindings(store: Store) -> None:
     """The counter orders grants and bindings independently of clocks; a repeated binding does not advance it."""
     one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
-    assert 0 < one.connected_no < other.connected_no
+    assert 0 < one.precedence < other.precedence
     again = await save(store, a_connection(1, connected_at=START + SECOND), iat=2)
-    assert again.connected_no > other.connected_no
+    assert again.precedence > other.precedence
+    codes = {connection.id: await connected_grant(store, connection.id) for connection in (other, one)}
     for connection in (other, one, other):
-        await store.bind(connection.id, owner="42", grant_no=1, first_only=False)
+        assert await store.bind(connection.id, owner="42", code_hash=codes[connection.id], first_only=False)
     bindings = await store.bindings_of([one.id, other.id])
-    assert again.connected_no < bindings[other.id]["42"] < bindings[one.id]["42"]
+    assert again.precedence < bindings[other.id]["42"] < bindings[one.id]["42"]
     assert await store.disconnect(await now(store, other), on_request=True)
     after = (await store.claim_grant(a_grant("after"), now=START)).no
     assert after > bindings[one.id]["42"]
@@ -276,12 +289,12 @@ async def test_counter_orders_connections_and_bindings(store: Store) -> None:
 async def test_bind_to_disconnected_connection_is_refused(store: Store) -> None:
     """A disconnected or unknown connection takes no owner, and a disconnect removes its owners."""
     stored = await save(store, a_connection())
-    await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
+    await bind(store, stored.id, "42", first_only=True)
     assert await store.disconnect(stored, on_request=True)
     assert await store.owners_of([stored.id]) == {stored.id: []}
     for name in (stored.id, "unknown"):
-        assert not await store.bind(name, owner="42", grant_no=1, first_only=False)
-    assert await store.connections_owned("42") == []
+        assert not await bind(store, name, "42")
+    assert await store.connections_named("42") == []
 
 
 async def test_save_connected_with_owner_binds_owner(store: Store) -> None:
@@ -300,32 +313,33 @@ async def test_save_connected_with_owner_binds_owner(store: Store) -> None:
 async def test_bind_by_grant_before_unbind_is_refused(store: Store, *, on_request: bool) -> None:
     """A grant from before the owner was unbound, or the connection disconnected, binds no owner; a later grant does."""
     stored = await save(store, a_connection(), iat=1)
-    before = (await store.claim_grant(a_grant("before"), now=START)).no
+    before = await connected_grant(store, "before")
     for owner in ("42", "17"):
-        assert await store.bind(stored.id, owner=owner, grant_no=before, first_only=False)
+        assert await store.bind(stored.id, owner=owner, code_hash=before, first_only=False)
     await store.unbind("42")
-    assert not await store.bind(stored.id, owner="42", grant_no=before, first_only=False)
-    between = (await store.claim_grant(a_grant("between"), now=START)).no
-    assert await store.bind(stored.id, owner="42", grant_no=between, first_only=False)
+    assert not await store.bind(stored.id, owner="42", code_hash=before, first_only=False)
+    between = await connected_grant(store, "between")
+    assert await store.bind(stored.id, owner="42", code_hash=between, first_only=False)
     await store.disconnect(await now(store, stored), on_request=on_request)
     await save(store, a_connection(), iat=2)
-    for no in (before, between):
-        assert not await store.bind(stored.id, owner="7", grant_no=no, first_only=True)
-    after = (await store.claim_grant(a_grant("after"), now=START)).no
-    assert await store.bind(stored.id, owner="7", grant_no=after, first_only=True)
+    for code_hash in (before, between):
+        for owner in ("42", "7"):
+            assert not await store.bind(stored.id, owner=owner, code_hash=code_hash, first_only=True)
+    after = await connected_grant(store, "after")
+    assert await store.bind(stored.id, owner="7", code_hash=after, first_only=True)
 
 
 async def test_unbind_disconnects_connections_without_other_owner(store: Store) -> None:
     """Unbinding an owner disconnects connections without another owner, and is refused during a freeze."""
     alone, shared, foreign = [await save(store, a_connection(number)) for number in (1, 2, 3)]
     for one in (alone, shared):
-        await store.bind(one.id, owner="42", grant_no=1, first_only=False)
+        await bind(store, one.id, "42")
     for one in (shared, foreign):
-        await store.bind(one.id, owner="17", grant_no=1, first_only=False)
+        await bind(store, one.id, "17")
     await store.freeze_all(why="a test")
     with pytest.raises(Frozen):
         await store.unbind("42")
-    assert len(await store.connections_owned("42")) == 2
+    assert len(await store.connections_named("42")) == 2
     await store.thaw_all(machine=None)
     result = {(event.connection_id, event.name) for event in await store.unbind("42")}
     assert result == {(alone.id, "connection.disconnected"), (shared.id, "owner.unbound")}

@@ -23,7 +23,7 @@ from amo_callback.store.engine import Engine, load_statements
 from amo_callback.store.meta import freeze_value
 from amo_callback.store.migrate import load_migrations, migrate_postgres
 from amo_callback.store.postgres_connection import Listener, connect, open_pool
-from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, present, save
+from tests.builders import DAY, a_claim, a_connection, a_refreshed, bind, now, present, save
 from tests.fakes import START, FakeClock
 from tests.postgres import connected, serving_postgres, with_option
 from tests.wait_limit import WAIT_LIMIT
@@ -277,10 +277,7 @@ async def test_bind_first_only_concurrent_instances_bind_one(url: str) -> None:
         for number in range(10):
             stored = await save(one, a_connection(number))
             bound = await asyncio.gather(
-                *(
-                    store.bind(stored.id, owner=owner, grant_no=1, first_only=True)
-                    for store, owner in ((one, "7"), (other, "8"))
-                )
+                *(bind(store, stored.id, owner, first_only=True) for store, owner in ((one, "7"), (other, "8")))
             )
             assert sorted(bound) == [False, True]
 

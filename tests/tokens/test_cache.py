@@ -12,11 +12,11 @@ from amo_callback.errors import NotFound, StoreUnavailable
 from amo_callback.model import Connection, TokenPair
 from amo_callback.store import Store, open_store
 from amo_callback.tokens.cache import ConnectionCache, OpenConnection, open_connection
-from tests.builders import a_connection, a_refreshed, now, present, save
+from tests.builders import a_connection, a_refreshed, bind, now, present, save
 from tests.fakes import FakeClock
 from tests.refresh.harness import RefreshHarness
 
-READS = ("connection", "connections_of", "connections_owned")
+READS = ("connection", "connections_of", "connections_named")
 
 
 class CountingCipher(Cipher):
@@ -45,7 +45,7 @@ async def _fill_cache(harness: RefreshHarness, *selectors: str) -> None:
 async def _connect_owned(harness: RefreshHarness) -> tuple[Connection, list[str]]:
     """Return a connection with an owner, and its selectors, all of them cached."""
     connection = await harness.connect()
-    await harness.store.bind(connection.id, owner="42", grant_no=1, first_only=False)
+    await bind(harness.store, connection.id, "42")
     selectors = [connection.id, f"account:{connection.account_id}", "owner:42"]
     await _fill_cache(harness, *selectors)
     return connection, selectors
@@ -84,7 +84,7 @@ async def test_cache_disconnect_by_this_process_applies_at_once(
 async def test_cache_owner_change_by_this_process_applies_at_once(harness: RefreshHarness) -> None:
     """A bound owner gets tokens at once, and an unbound owner gets none."""
     connection, _ = await _connect_owned(harness)
-    await harness.store.bind(connection.id, owner="43", grant_no=1, first_only=False)
+    await bind(harness.store, connection.id, "43")
     await _fill_cache(harness, "owner:43")
     harness.clock.advance(0.1)
     await harness.store.unbind("42")
@@ -228,7 +228,7 @@ async def test_cache_account_entry_ends_with_change_of_any_connection(harness: R
     stale = present(harness.lifecycle.cache.get_stale(selector))
     assert (stale.found.connection.id, stale.changed) == (second.id, True)
     assert harness.lifecycle.cache.get(selector) is None
-    assert (await harness.hand_out(selector)).connection.id == first.id
+    assert (await harness.hand_out(selector)).connection.id == second.id
 
 
 async def test_cache_above_limit_evicts_oldest_entries(harness: RefreshHarness) -> None:

@@ -50,7 +50,7 @@ def a_record(number: int = 1, **more: Any) -> ExportRecord:
         "refreshed_at": START + timedelta(microseconds=123457),
         "connected_at": START,
         "grant_iat": 1,
-        "connected_no": number,
+        "precedence": number,
     }
     return ExportRecord(**{**values, **more})
 

@@ -16,7 +16,7 @@ from amo_callback.model import ImportedConnection, Reason, Status, TokenPair
 from amo_callback.refresh.leases import Leases
 from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host, read_export
 from amo_callback.transfer.exporter import PAGE, export, freeze, wait_until_idle
-from tests.builders import DAY, a_claim, a_connection, a_failure, a_grant, a_refreshed, now
+from tests.builders import DAY, a_claim, a_connection, a_failure, a_grant, a_refreshed, bind, now
 from tests.fakes import START, MemoryRescue, Override
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ async def test_export_includes_owners(store: Store, cipher: Cipher) -> None:
     """Owners are exported with their connections, so that the app finds them on the next host."""
     connection = await _connect(store, cipher)
     for owner in ("42", "17"):
-        assert await store.bind(connection.id, owner=owner, grant_no=1, first_only=False)
+        assert await bind(store, connection.id, owner)
     await freeze(store, why="a test")
     _, [record] = await _export(store, cipher)
     assert list(record.owners) == ["42", "17"]

@@ -76,7 +76,7 @@ async def test_import_stores_every_field(store: Store, cipher: Cipher) -> None:
     stored = await _stored(store, record)
     assert cipher.decrypt_pair(stored) == record.pair
     same = set(dataclasses.asdict(record)) - {"access_token", "refresh_token", "issued_at", "expires_at", "owners"}
-    same -= {"connected_no"}
+    same -= {"precedence"}
     assert {name: getattr(stored, name) for name in same} == {name: getattr(record, name) for name in same}
     assert (stored.access_issued_at, stored.access_expires_at) == (START, START + DAY)
     assert (stored.next_refresh_at, stored.pair_version, stored.attempt) == (START + DAY / 2, 1, None)
@@ -92,19 +92,19 @@ async def test_import_keeps_order_of_connections_and_owners(store: Store, cipher
     """Imported connections and owners keep their order and follow those already stored, across batches."""
     here = await save(store, a_connection(900))
     records = [
-        a_record(number, connected_no=900 - number, owners={"42": number, "17": 10**18 - number})
+        a_record(number, precedence=900 - number, owners={"42": number, "17": 10**18 - number})
         for number in range(BATCH + 2)
     ]
     await _import(store, cipher, *records)
     names = [record.id for record in records]
-    connected = {one.id: one.connected_no for one in await store.connections_by_id(names)}
+    connected = {one.id: one.precedence for one in await store.connections_by_id(names)}
     bound = await store.bindings_of(names)
     assert sorted(names, key=connected.__getitem__) == names[::-1]
     assert sorted(names, key=lambda name: bound[name]["42"]) == names
     assert sorted(names, key=lambda name: bound[name]["17"]) == names[::-1]
     later = await save(store, a_connection(901))
-    assert here.connected_no < min(connected.values())
-    assert later.connected_no > max(number for each in bound.values() for number in each.values())
+    assert here.precedence < min(connected.values())
+    assert later.precedence > max(number for each in bound.values() for number in each.values())
 
 
 async def test_import_keeps_status_and_freeze(store: Store, cipher: Cipher) -> None:

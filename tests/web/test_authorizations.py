@@ -161,22 +161,46 @@ async def test_issued_state_unknown_is_invalid_state(run: Any, mode: str) -> Non
         assert app.amo.fake.ledger.entries == []
 
 
-async def test_issued_state_second_code_is_invalid_state(app: Running) -> None:
-    """A second code with the same state is `invalid_state`; a repeated code gets its earlier result."""
+async def test_issued_state_second_code_of_account_gets_first_result(app: Running) -> None:
+    """A user who goes back and allows access again returns to the app, and the second code is not exchanged."""
     url = (await _start(app, {})).json()["data"]["authorize_url"]
     code = app.amo.code()
     first = await allow(app, url, code=code)
-    assert of((await allow(app, url)).location)["error"] == "invalid_state"
-    assert (await allow(app, url, code=code)).location == first.location
+    assert "error" not in of(first.location)
+    for again in (code, None):
+        assert (await allow(app, url, code=again)).location == first.location
+    page, repeated = [await allow(app, url, html=True) for _ in range(2)]
+    assert page.location == repeated.location
+    assert len(app.amo.fake.ledger.entries) == 1
+
+
+async def test_issued_state_second_code_after_temporary_failure_retries_first(app: Running) -> None:
+    """If the first code's exchange failed temporarily, a second code with the state makes it be tried again."""
+    url = (await _start(app, {})).json()["data"]["authorize_url"]
+    app.amo.sandbox.faults.add(Fault.HTTP_500)
+    assert of((await allow(app, url)).location)["error"] == "amo_unavailable"
+    assert "error" not in of((await allow(app, url)).location)
+    assert len({entry.presented for entry in app.amo.fake.ledger.entries}) == 1
+
+
+async def test_issued_state_second_code_of_another_account_is_invalid_state(app: Running) -> None:
+    """A second code with the same state is `invalid_state` if it names another account, or if AMO's server sends it."""
+    url = (await _start(app, {})).json()["data"]["authorize_url"]
+    await allow(app, url)
+    another = app.amo.fake.open_account("another.amocrm.ru")
+    query = f"code={app.amo.fake.allow(another)}&state={quote(of(url)['state'], safe='')}"
+    for more in (f"&referer={another.host}", f"&referer={HOST}&from_exchange=1"):
+        answer = await app.callback(query + more)
+        assert "invalid_state" in answer.headers.get("Location", answer.text)
     assert len(app.amo.fake.ledger.entries) == 1
 
 
 async def test_issued_state_concurrent_codes_only_one_is_exchanged(app: Running) -> None:
-    """Of concurrent codes with one state, the code claimed first is exchanged; the others are `invalid_state`."""
+    """Of concurrent codes with one state, the code claimed first is exchanged, and the others get its result."""
     url = (await _start(app, {})).json()["data"]["authorize_url"]
     answers = await asyncio.gather(*(allow(app, url) for _ in range(5)))
-    words = sorted(of(answer.location).get("error", "") for answer in answers)
-    assert words == [""] + ["invalid_state"] * 4
+    [location] = {answer.location for answer in answers}
+    assert "error" not in of(location)
     assert len(app.amo.fake.ledger.entries) == 1
 
 

@@ -80,9 +80,10 @@ SELECT (SELECT value FROM meta WHERE name = 'amo_block') AS value, :clock AS clo
 SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections WHERE id = :id;
 
 -- name: connections_of
+-- The connection that `account:` names comes first.
 SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections
 WHERE account_id = :account_id AND status <> 'disconnected'
-ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
+ORDER BY status = 'active' DESC, precedence DESC, id;
 
 -- name: page
 SELECT * FROM connections
@@ -134,6 +135,7 @@ RETURNING *;
 -- Does not depend on the attempt: even if another process holds the lease, the pair is valid unless a newer pair is
 -- stored.
 UPDATE connections SET
+    precedence = CASE WHEN status = 'active' THEN precedence ELSE (SELECT min(precedence) FROM connections AS other WHERE other.account_id = connections.account_id) - 1 END,
     sealed_pair = :sealed_pair, api_domain = :api_domain,
     status = 'active', reason = NULL, last_error = NULL, failures = 0, needs_reauth_since = NULL, warned_days = NULL,
     recheck_at = CASE WHEN status = 'active' THEN recheck_at END,
@@ -207,6 +209,7 @@ WHERE status = 'active' AND last_error = 'host_not_allowed';
 
 -- name: reactivate (changes connection)
 UPDATE connections SET
+    precedence = (SELECT min(precedence) FROM connections AS other WHERE other.account_id = connections.account_id) - 1,
     status = 'active', reason = NULL, last_error = NULL, failures = 0, needs_reauth_since = NULL, recheck_at = NULL,
     next_refresh_at = :next_refresh_at, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
@@ -256,7 +259,9 @@ RETURNING *;
 
 -- name: restore_missing (changes connection)
 -- Reverts `expire_missing` if the access token is still valid: the clock was ahead when `expire_missing` ran.
-UPDATE connections SET status = 'active', reason = NULL, row_version = row_version + 1
+UPDATE connections SET
+    status = 'active', reason = NULL, row_version = row_version + 1,
+    precedence = (SELECT min(precedence) FROM connections AS other WHERE other.account_id = connections.account_id) - 1
 WHERE id IN (
     SELECT id FROM connections
     WHERE status <> 'active' AND status = 'needs_reauth' AND reason = 'missing' AND access_expires_at > :now
@@ -329,7 +334,7 @@ RETURNING *;
 -- name: save_connected (changes connection, changes owners)
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, sealed_pair, access_issued_at,
-    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, connected_no
+    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, precedence
 )
 SELECT
     :id, :account_id, :user_id, :domain, :api_domain, :client_id, 'active',
@@ -337,7 +342,7 @@ SELECT
 --postgres     CAST(:sealed_pair AS BYTEA),
     CAST(:access_issued_at AS BIGINT), CAST(:access_expires_at AS BIGINT), CAST(:refresh_expires_at AS BIGINT), NULL,
     CAST(:next_refresh_at AS BIGINT), CAST(:connected_at AS BIGINT), CAST(:token_iat AS BIGINT),
-    CAST(:connected_no AS BIGINT)
+    CAST(:precedence AS BIGINT)
 -- If this grant's pair was stored before, it is not stored again, because its refresh token may have been spent since.
 WHERE NOT EXISTS (
     SELECT 1 FROM grants WHERE code_hash = :code_hash AND attempt = :grant_attempt AND status = 'connected'
@@ -349,7 +354,7 @@ ON CONFLICT (id) DO UPDATE SET
     access_issued_at = excluded.access_issued_at, access_expires_at = excluded.access_expires_at,
     refresh_expires_at = excluded.refresh_expires_at, refreshed_at = NULL,
     next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
-    grant_iat = excluded.grant_iat, connected_no = excluded.connected_no,
+    grant_iat = excluded.grant_iat, precedence = excluded.precedence,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, presented_token = NULL, possibly_spent_token = NULL,
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
@@ -393,7 +398,7 @@ RETURNING *, :clock AS clock;
 -- The first code that returns with a state takes over the state's row, unless the code has already been claimed.
 UPDATE grants SET
     code_hash = :code_hash, handle_hash = :handle_hash, ticket_hash = :ticket_hash, sealed = :sealed,
-    status = 'exchanging', attempt = :attempt,
+    status = 'exchanging', error = NULL, attempt = :attempt,
     lease_until = :clock + (CAST(:lease_until AS BIGINT) - CAST(:now AS BIGINT)),
     expires_at = :expires_at, no = (SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'serial')
 WHERE state_hash = :state_hash AND code_hash IS NULL AND expires_at > :now
@@ -404,7 +409,7 @@ RETURNING *, :clock AS clock;
 -- name: finish_grant
 UPDATE grants SET
     status = :status, error = :error, connection_id = :connection_id, possibly_spent = :possibly_spent,
-    accepted_at = :accepted_at
+    accepted_at = :accepted_at, connected_no = :connected_no
 WHERE code_hash = :code_hash AND attempt = :attempt
 RETURNING code_hash;
 
@@ -422,39 +427,71 @@ RETURNING number;
 SELECT *, :clock AS clock FROM grants WHERE ticket_hash = :ticket_hash;
 
 -- name: issue_state
-INSERT INTO grants (state_hash, sealed, expires_at) VALUES (:state_hash, :sealed, :expires_at);
+INSERT INTO grants (state_hash, request_hash, sealed, expires_at)
+VALUES (:state_hash, :request_hash, :sealed, :expires_at);
 
 -- name: issued_state
-SELECT state_hash, sealed, expires_at, code_hash FROM grants WHERE state_hash = :state_hash;
+SELECT * FROM grants WHERE state_hash = :state_hash;
+
+-- name: latest_request
+SELECT * FROM grants WHERE request_hash = :request_hash ORDER BY number DESC LIMIT 1;
+
+-- name: record_refusal
+-- The state stays valid, because the user may go back and allow access.
+UPDATE grants SET error = :error WHERE state_hash = :state_hash AND code_hash IS NULL AND error IS NULL
+RETURNING state_hash;
 
 -- name: owners_of
 SELECT connection_id, owner, bound_no FROM owners
 WHERE connection_id IN (SELECT value FROM json_each(:ids)) AND left_no IS NULL
 ORDER BY connection_id, bound_no, owner;
 
--- name: connections_owned
-SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections
-WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL) AND status <> 'disconnected'
-ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
+-- name: connections_named
+-- The connection that `owner:` names comes first. Includes connections whose ownership AMO's hook has ended.
+SELECT
+    connections.*, hook_no, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock
+FROM owners
+JOIN connections ON connections.id = owners.connection_id
+WHERE owner = :owner AND (left_no IS NULL OR hook_no IS NOT NULL)
+ORDER BY bound_no DESC, connection_id;
+
+-- name: is_bound
+-- Returns a row if the grant, or a later one, has made the user an owner.
+SELECT 1 AS found FROM owners
+WHERE connection_id = :connection_id AND owner = :owner AND left_no IS NULL
+    AND bound_no >= (SELECT connected_no FROM grants WHERE code_hash = :code_hash);
 
 -- name: bind_owner (changes connection, changes owners)
 -- A grant claimed before the user left, or before all owners were removed, adds no owner.
 INSERT INTO owners (connection_id, owner, bound_no)
-SELECT id, :owner, CAST(:serial AS BIGINT) FROM connections
+SELECT id, :owner, CAST(:connected_no AS BIGINT) FROM connections
 WHERE id = :connection_id AND status <> 'disconnected' AND (forgotten_no IS NULL OR forgotten_no <= :grant_no)
-ON CONFLICT (connection_id, owner) DO UPDATE SET bound_no = excluded.bound_no, left_no = NULL
+ON CONFLICT (connection_id, owner) DO UPDATE SET bound_no = excluded.bound_no, left_no = NULL, hook_no = NULL
 WHERE owners.left_no <= :grant_no
 RETURNING owner;
 
+-- name: rebind_owner (changes connection, changes owners)
+-- An earlier grant that is presented later changes nothing.
+UPDATE owners SET bound_no = :connected_no
+WHERE connection_id = :connection_id AND owner = :owner AND left_no IS NULL AND bound_no < :connected_no
+RETURNING owner;
+
+-- name: forget_ended (changes owners)
+DELETE FROM owners WHERE owner = :owner AND hook_no IS NOT NULL
+RETURNING connection_id AS id;
+
 -- name: import_owner (changes connection, changes owners)
 INSERT INTO owners (connection_id, owner, bound_no) VALUES (:connection_id, :owner, :bound_no)
-ON CONFLICT (connection_id, owner) DO UPDATE SET bound_no = excluded.bound_no, left_no = NULL;
+ON CONFLICT (connection_id, owner) DO UPDATE SET bound_no = excluded.bound_no, left_no = NULL, hook_no = NULL;
 
 -- name: unbind_owner (changes connection, changes owners)
 UPDATE owners SET left_no = :serial WHERE connection_id = :connection_id AND owner = :owner;
 
 -- name: forget_owners (changes connection, changes owners)
 DELETE FROM owners WHERE connection_id = :connection_id;
+
+-- name: end_ownerships (changes connection, changes owners)
+UPDATE owners SET left_no = :serial, hook_no = :serial WHERE connection_id = :connection_id AND left_no IS NULL;
 
 -- name: exchanging
 SELECT *, :clock AS clock FROM grants WHERE status = 'exchanging' AND expires_at > :now;
@@ -572,11 +609,11 @@ SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_e
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
     access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, possibly_spent_token, recheck_at,
-    connected_no, frozen_at
+    precedence, frozen_at
 ) VALUES (
     :id, :account_id, :user_id, :domain, :api_domain, :client_id, :status, :reason, :sealed_pair, :access_issued_at,
     :access_expires_at, :refresh_expires_at, :refreshed_at, :next_refresh_at, :connected_at, :grant_iat, :possibly_spent_token,
-    :recheck_at, :connected_no, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
+    :recheck_at, :precedence, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
 )
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
@@ -585,7 +622,7 @@ ON CONFLICT (id) DO UPDATE SET
     access_expires_at = excluded.access_expires_at, refresh_expires_at = excluded.refresh_expires_at,
     refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
     connected_at = excluded.connected_at, grant_iat = excluded.grant_iat,
-    connected_no = excluded.connected_no, possibly_spent_token = excluded.possibly_spent_token,
+    precedence = excluded.precedence, possibly_spent_token = excluded.possibly_spent_token,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, presented_token = NULL,
     recheck_at = excluded.recheck_at, needs_reauth_since = NULL, disabled_hook_at = NULL, rechecked_at = NULL, recheck_pause = NULL,
     warned_days = NULL,

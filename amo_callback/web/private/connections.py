@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from amo_callback.errors import Ambiguous, Frozen, NotFound
+from amo_callback.errors import Ambiguous, Frozen, NeedsReauth, NotFound
 from amo_callback.identity import Scope
 from amo_callback.model import ConnectionFilter, Reason, Status
 from amo_callback.refresh.disconnection import disconnect
+from amo_callback.tokens.lookup import OWNER
 from amo_callback.web.parsing import Page, Text, paginate
 from amo_callback.web.private.events import RecordedEvent
 from amo_callback.web.route import Route, Time, shape, shaped
@@ -128,6 +129,9 @@ async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
     """Disconnect a connection and erase its tokens; the integration remains installed in AMO."""
     connection = await call.services.lifecycle.lookup.find_one(call.name)
+    if connection.status is Status.DISCONNECTED:  # AMO's hook ended the ownership, and only the name is left
+        await call.services.store.forget_ended(call.name.removeprefix(OWNER))
+        return await _shown(call, connection)
     return await _shown(
         call, await disconnect(connection.id, reason=f"requested by API key {call.caller}", store=call.services.store)
     )
@@ -185,7 +189,14 @@ async def _shown(call: Call[None, None], connection: Connection) -> ShownConnect
 
 ROUTES = (
     Route("GET", "/connections", list_connections, Scope.READ, query=ConnectionsQuery, answer=ConnectionsPage),
-    Route("GET", "/connections/{id}", show_connection, Scope.READ, answer=ConnectionWithEvents, errors=(NotFound,)),
+    Route(
+        "GET",
+        "/connections/{id}",
+        show_connection,
+        Scope.READ,
+        answer=ConnectionWithEvents,
+        errors=(NotFound, NeedsReauth),
+    ),
     Route(
         "DELETE",
         "/connections/{id}",

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amo_callback.errors import (
     AccountNotAllowed,
     AuthFailed,
+    AuthorizationRefused,
     CodeExpired,
     CodeUsed,
     GrantExpired,
     InvalidRequest,
     InvalidState,
     NotFound,
+    Pending,
     PkceMismatch,
     RetryableError,
     StoreUnavailable,
     TooManyAttempts,
+    Unauthorized,
 )
-from amo_callback.grant import MAX_CODE, GrantStatus
+from amo_callback.grant import MAX_CODE, MAX_STATE, GrantStatus
 from amo_callback.model import Status
 from amo_callback.oauth.redemption import RedeemRequest
 from amo_callback.web.parsing import Body, read_known_query
@@ -39,12 +42,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from aiohttp import web
+    from pydantic.config import JsonDict
 
     from amo_callback.web.route import Call
 
-_DISCONNECTED = "amoCRM is disconnected. To also withdraw the permission in amoCRM, remove the integration there."
+_DISCONNECTED = "The account is disconnected. To also withdraw the permission in amoCRM, remove the integration there."
 _NOT_AMOS = (403, PkceMismatch.code, "The query or its signature is invalid.")
-_NOT_TO_YOU = "The account is connected, but you are not an owner of the connection."
+_NOT_TO_YOU = "The account is connected, but not to you."
 
 
 class HookQuery(BaseModel):
@@ -60,33 +64,57 @@ class HookQuery(BaseModel):
     """An alternative name for `client_uuid`."""
 
 
-class ExchangeBody(Body):
-    """The code from the deep link."""
+_STRING: JsonDict = {"type": "string"}
+_Code = Annotated[str, Field(min_length=1, max_length=MAX_CODE)]
+_State = Annotated[str, Field(max_length=MAX_STATE)]
+_Verifier = Annotated[str, Field(max_length=1024)]
 
-    wanted: ClassVar[str] = 'The body must be a JSON object {"code": "…"}, with a code of 1 to 4096 bytes.'
+
+class ExchangeBody(Body):
+    """The code from the deep link, or the state and verifier of an authorization request whose link was lost."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["code"], "properties": {"code": _STRING}},
+                {"required": ["state", "code_verifier"], "properties": {"state": _STRING, "code_verifier": _STRING}},
+            ]
+        }
+    )
+
+    wanted: ClassVar[str] = (
+        'The body must be a JSON object {"code": "…"}, with a code of 1 to 4096 bytes, '
+        'or {"state": "…", "code_verifier": "…"}.'
+    )
     names_field: ClassVar[bool] = False
     seconds: ClassVar[float] = 4.0
 
-    code: Annotated[str, Field(min_length=1, max_length=MAX_CODE, repr=False)]
+    code: Annotated[_Code | None, Field(repr=False)] = None
     """AMO's authorization code, or a ticket."""
-    code_verifier: Annotated[Annotated[str, Field(max_length=1024)] | None, Field(repr=False)] = None
+    state: Annotated[_State | None, Field(repr=False)] = None
+    """The state in the response of `POST /authorizations`; requires the user's JWT, and is ignored beside a code."""
+    code_verifier: Annotated[_Verifier | None, Field(repr=False)] = None
     """The verifier of the code challenge in the authorization request (RFC 7636)."""
     referer: str | None = None
     """The account's host, for a code that the callback has not received."""
 
-    @field_validator("code")
-    @classmethod
-    def _fits(cls, value: str) -> str:
-        if len(value.encode(errors="surrogatepass")) > MAX_CODE:
+    @model_validator(mode="after")
+    def _is_code_or_state(self) -> Self:
+        if self.code is None and (self.state is None or self.code_verifier is None):
+            raise ValueError("a code, or a state and a verifier")
+        if len((self.code or "").encode(errors="surrogatepass")) > MAX_CODE:
             raise ValueError("too long")
-        return value
+        return self
 
 
 async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | web.Response:
     """Exchange a code if necessary, and return its result; a user who provably started the flow can become an owner."""
-    user = call.caller or None
+    user, code, state = call.caller or None, call.body.code, call.body.state or ""
+    if user is None and code is None:
+        raise Unauthorized("missing")
     presented = RedeemRequest(
-        code=call.body.code.encode(),
+        code=(code or "").encode(),
+        state=state.encode(errors="surrogatepass") if code is None else None,
         verifier=call.body.code_verifier,
         user=user,
         host=call.body.referer,
@@ -110,16 +138,31 @@ async def status(call: Call[None, None]) -> Success[AppStatus]:
     return Success(data=shown, message=shown.message)
 
 
-async def disconnect(call: Call[None, None]) -> Success[AppStatus]:
-    """Remove the user as an owner of their connections, and erase the tokens of connections without another owner."""
-    for event in await call.services.store.unbind(call.caller):
+class DisconnectBody(Body):
+    """The account to disconnect; without an account, all accounts of the user are disconnected."""
+
+    wanted: ClassVar[str] = 'The body must be empty or a JSON object with the optional string "accountId".'
+    names_field: ClassVar[bool] = False
+    seconds: ClassVar[float] = 4.0
+
+    accountId: Annotated[str, Field(min_length=1, max_length=64)] | None = None  # noqa: N815 -- the existing app's name
+    """The `accountId` in the status."""
+
+
+async def disconnect(call: Call[None, DisconnectBody]) -> Success[AppStatus]:
+    """Remove the user as an owner of one account's connections or of all connections; return the resulting status.
+
+    The tokens of connections without another owner are erased.
+    """
+    for event in await call.services.store.unbind(call.caller, account_id=call.body.accountId):
         call.services.log.info(event.name, connection_id=event.connection_id, **event.fields)
-    return Success(data=NOT_CONNECTED, message=_DISCONNECTED)
+    return Success(data=await status_of(call, call.caller), message=_DISCONNECTED)
 
 
 async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
+    """Return the status of the account that the user connected last."""
     try:
-        [connection, *_] = await call.services.lifecycle.lookup.find(f"owner:{user}")
+        [connection, *_] = await call.services.lifecycle.lookup.find_all(f"owner:{user}")
     except NotFound:
         return NOT_CONNECTED
     return app_status(connection, call.services.core.clock.now())
@@ -156,15 +199,25 @@ ROUTES = (
             CodeExpired,
             CodeUsed,
             AuthFailed,
+            AuthorizationRefused,
             PkceMismatch,
             NotFound,
+            Pending,
             GrantExpired,
             TooManyAttempts,
             RetryableError,
         ),
     ),
     Route("GET", "/status", status, Jwt.REQUIRED, answer=Success[AppStatus], errors=(RetryableError,)),
-    Route("POST", "/disconnect", disconnect, Jwt.REQUIRED, answer=Success[AppStatus], errors=(RetryableError,)),
+    Route(
+        "POST",
+        "/disconnect",
+        disconnect,
+        Jwt.REQUIRED,
+        body=DisconnectBody,
+        answer=Success[AppStatus],
+        errors=(RetryableError,),
+    ),
     Route(
         "GET",
         "/hooks/disconnect",

@@ -14,6 +14,7 @@ from amo_callback.errors import (
     InternalError,
     InvalidRequest,
     NotFound,
+    Pending,
     PkceMismatch,
     StoreUnavailable,
     Unauthorized,
@@ -83,7 +84,7 @@ NOT_CONNECTED = AppStatus(connected=False, hasTokens=False, domain=None, account
 
 
 def app_status(connection: Connection | None, now: datetime) -> AppStatus:
-    if connection is None or connection.status is Status.DISCONNECTED:
+    if connection is None:
         return NOT_CONNECTED
     expires_at = connection.access_expires_at
     return AppStatus(
@@ -96,7 +97,9 @@ def app_status(connection: Connection | None, now: datetime) -> AppStatus:
 
 def failure(status: int, error: str, message: str) -> web.Response:
     response = web.json_response({"success": False, "error": error, "message": message}, status=status)
-    if status in {429, 503}:
+    if error == Pending.code:
+        response.headers["Retry-After"] = f"{Pending.retry_after:.0f}"
+    elif status in {429, 503}:
         response.headers["Retry-After"] = _RETRY_AFTER
     return response
 
@@ -110,7 +113,7 @@ def deep_link_failure(error: str) -> web.Response:
 def error_actions() -> Mapping[str, str]:
     """Return the app's action for each error code of the envelope."""
     shown = {error: known.action for error, known in DEEP_LINK_ERRORS.items()}
-    own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, StoreUnavailable, InternalError)
+    own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, Pending, StoreUnavailable, InternalError)
     own_actions = {error.code: error.action for error in own}
     return {**shown, **own_actions, METHOD_NOT_ALLOWED: "use a method listed in the `Allow` header"}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
-from amo_callback.errors import AmoCallbackError, NotFound, OperatorError, RetryableError
+from amo_callback.errors import AmoCallbackError, NotFound, OperatorError, RetryableError, StoreUnavailable
 from amo_callback.grant import CallbackParams, CodePresentation, CodeSource, support_code
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TEXT, TO_APP, head_route, is_prefetch
 from amo_callback.web.public.return_response import (
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from amo_callback.web.route import Call
 
 _HTML = ("text/html",)
+_RECORDED = frozenset({"error", "host"})
+"""The refused items of a redirect whose error is recorded for the app: AMO's `error`, and the account's host."""
 
 
 class CallbackQuery(BaseModel):
@@ -60,6 +62,8 @@ async def callback(call: Call[None, None]) -> web.Response:
     if params.code is None or params.domain is None:
         refused = {"refused": params.refused, "host": params.refused_host}
         error = params.error or AmoCallbackError.deep_link_error
+        if params.refused in _RECORDED:
+            await _record_refusal(call, params.state, error)
         return await _failed(call, kind, params, error=error, support=params.support, fields=refused)
     visit = CodePresentation(
         code=params.code,
@@ -94,6 +98,13 @@ async def _failed(
     call.services.metrics.called_back(error)
     state = await _app_state(call, params.state)
     return failed(call, kind, error=error, state=state, support=support, domain=params.domain, fields=fields)
+
+
+async def _record_refusal(call: Call[None, None], state: bytes | None, error: str) -> None:
+    try:
+        await call.services.oauth.authorizations.record_refusal(state, error=error)
+    except StoreUnavailable as lost:
+        call.services.log.warning("callback.refusal_not_stored", **lost.fields)
 
 
 async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:

@@ -205,7 +205,7 @@ async def test_connections_list_page_is_limited_by_owners(app: Running) -> None:
                 [name],
             )
             bound = [(name, str(number)) for number in range(owners)]
-            database.executemany("INSERT INTO owners VALUES (?, ?, 0, NULL)", bound)
+            database.executemany("INSERT INTO owners (connection_id, owner, bound_no) VALUES (?, ?, 0)", bound)
     pages: list[str] = []
     cursor: str | None = ""
     while cursor is not None:

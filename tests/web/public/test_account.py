@@ -38,7 +38,7 @@ def _assert_not_owner(answer: Answer) -> None:
     expected = {
         "success": True,
         "data": NOTHING,
-        "message": "The account is connected, but you are not an owner of the connection.",
+        "message": "The account is connected, but not to you.",
     }
     assert answer.json() == expected
 
@@ -242,7 +242,7 @@ async def test_exchange_code_not_owner_gets_own_status(app: Running) -> None:
     assert answer.json() == {
         "success": True,
         "data": mine,
-        "message": "The account is connected, but you are not an owner of the connection.",
+        "message": "The account is connected, but not to you.",
     }
 
 

@@ -40,8 +40,10 @@ CREATE TABLE connections (
     connected_at INTEGER NOT NULL,
     -- AMO's issue time (`iat`) of the first pair of the current grant
     grant_iat INTEGER,
-    -- `serial` when the connection was last connected
-    connected_no INTEGER NOT NULL DEFAULT 0,
+    -- determines which of an account's active connections `account:` names: the one with the highest value. It is
+    -- `serial` when the account was last connected. After the connection was inactive, it is lower than the values of
+    -- the account's other connections.
+    precedence INTEGER NOT NULL DEFAULT 0,
     pair_version INTEGER NOT NULL DEFAULT 1,
     row_version INTEGER NOT NULL DEFAULT 1,
     lease_owner TEXT,
@@ -100,14 +102,17 @@ CREATE INDEX connections_by_client_mismatch ON connections (id) WHERE last_error
 CREATE INDEX connections_by_host_not_allowed ON connections (id)
     WHERE status = 'active' AND last_error = 'host_not_allowed';
 
--- owners: app users who own a connection or have left one.
+-- owners: app users who own a connection or have owned it.
 CREATE TABLE owners (
     connection_id TEXT NOT NULL,
     owner TEXT NOT NULL,
-    -- `serial` when the user last became an owner
+    -- `serial` when the user last connected the account; `owner:` names the connection with the highest value
     bound_no INTEGER NOT NULL,
-    -- `serial` when the user left; a grant claimed before that does not make them an owner again
+    -- `serial` when the ownership ended; a grant claimed before that does not make the user an owner again
     left_no INTEGER,
+    -- `serial` when AMO's hook ended the ownership; until the user connects or disconnects, `owner:` still names the
+    -- connection
+    hook_no INTEGER,
     PRIMARY KEY (connection_id, owner)
 ) STRICT, WITHOUT ROWID;
 
@@ -115,11 +120,14 @@ CREATE INDEX owners_by_owner ON owners (owner);
 
 -- grants: one row per authorization, from the request to the result. An authorization request inserts a row with its
 -- state, which is valid for 30 minutes. The first code that returns with the state takes over this row. A code without
--- an issued state inserts a new row. The secrets are erased 20 minutes after the code arrives, and the row is deleted a
--- day later.
+-- an issued state inserts a new row. The secrets are erased 20 minutes after the code arrives, or when the state expires.
+-- The row is deleted a day later.
 CREATE TABLE grants (
     number INTEGER PRIMARY KEY,
     state_hash TEXT UNIQUE,
+    -- hash of the user and the app's state, if the request has a user and a challenge; the app may present the state
+    -- instead of a code
+    request_hash TEXT,
     code_hash TEXT UNIQUE,
     handle_hash TEXT UNIQUE,
     -- hash of the ticket that the app may present instead of AMO's code
@@ -139,6 +147,8 @@ CREATE TABLE grants (
     accepted_at INTEGER,
     -- `serial` when the code was first claimed
     no INTEGER,
+    -- `serial` when the grant's pair was stored
+    connected_no INTEGER,
     CHECK (state_hash IS NOT NULL OR code_hash IS NOT NULL),
     CHECK (
         code_hash IS NULL
@@ -148,6 +158,7 @@ CREATE TABLE grants (
 ) STRICT;
 
 CREATE INDEX grants_by_expiry ON grants (expires_at);
+CREATE INDEX grants_by_request ON grants (request_hash, number) WHERE request_hash IS NOT NULL;
 
 -- events: the history of connections and of the service.
 CREATE TABLE events (
