@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from amo_callback.config.database_url import LOOPBACK
 from amo_callback.config.types import (
+    Accent,
     AccountIds,
     ApiKeyLines,
     BasePath,
@@ -103,6 +104,10 @@ class App(_Section):
         Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)+$", max_length=255)] | None
     ) = None
     name: str = "For You"
+    accent: Accent | None = None
+    logo: Annotated[Path, Field(json_schema_extra={"format": "file-path"})] | None = None
+    ios_store_url: HttpsUrl | None = None
+    android_store_url: HttpsUrl | None = None
     jwt_secret: JwtSecret | None = None
     jwks_url: HttpsUrl | None = None
     jwt_audience: Annotated[NonEmptyStr | None, Field(validate_default=True)] = None

@@ -97,7 +97,7 @@ async def _failed(
 ) -> web.Response:
     call.services.metrics.called_back(error)
     state = await _app_state(call, params.state)
-    return failed(call, kind, error=error, state=state, support=support, fields=fields)
+    return failed(call, kind, error=error, state=state, support=support, domain=params.domain, fields=fields)
 
 
 async def _record_refusal(call: Call[None, None], state: bytes | None, error: str) -> None:
@@ -165,6 +165,7 @@ async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
             error=error.deep_link_error,
             state=before.app_state,
             support=before.support,
+            domain=before.domain,
             fields=error.fields,
         )
     return redirect(303, return_address(call, outcome))
