@@ -121,7 +121,7 @@ _NOTES = {Kind.OTHER: "on_phone", Kind.IN_APP: "in_app"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """The content of a page; `variant` is `connected`, `exchanging`, `gone`, or a deep link error."""
+    """The content of a page; `variant` is `connected`, `exchanging`, `gone`, `app_link`, or a deep link error."""
 
     variant: str
     status: int
