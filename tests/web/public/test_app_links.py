@@ -48,7 +48,8 @@ async def test_files_have_apples_and_googles_format(app: Running) -> None:
                     "components": [{"/": "/amo-crm/back"}],
                 }
             ]
-        }
+        },
+        "webcredentials": {"apps": ["ABCDE12345.com.example.app", "ABCDE12345.com.example.app-dev"]},
     }
     assert (await app.public(ANDROID_FILE)).json() == [
         {
