@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 UNREADABLE = "malformed request"
 """The parser's answer to a request that is not valid HTTP."""
 
-_kept: dict[tuple[bool, bool, str], Conformance] = {}
+_kept: dict[tuple[bool, bool, str, str], Conformance] = {}
 
 
 def conformance_of(running: Running) -> Conformance:
     """Return the check for this service, shared by services with the same routes and base path."""
-    settings = running.settings
-    key = (settings.app.jwt_audience is not None, settings.server.metrics_auth, settings.server.base_path)
+    settings, app = running.settings, running.settings.app
+    links = repr((app.deep_link, app.ios_app_ids, app.android_cert_fingerprints))
+    key = (app.jwt_audience is not None, settings.server.metrics_auth, settings.server.base_path, links)
     if key not in _kept:
         _kept[key] = Conformance(json.loads(openapi_text(settings)))
     return _kept[key]

@@ -137,6 +137,8 @@ class RecipeApp:
         self.app, self.user = app, user
         self.stored: str | None = None
         self.slept: list[float] = []
+        self.returned: list[str] = []
+        """The deep links without their parameters by which the browser has returned."""
         self.on_open: Callable[[str], Coroutine[Any, Any, Any]] = self.come_back
         self.on_sleep: Callable[[], Coroutine[Any, Any, Any]] = self.let_time_pass
         self._folder, self._deep_link = folder, deep_link
@@ -183,7 +185,9 @@ class RecipeApp:
 
     async def come_back(self, url: str) -> Any:
         """Allow access in the browser, and return with the link."""
-        return {"type": "success", "url": (await allow(self.app, url)).location}
+        link = (await allow(self.app, url)).location
+        self.returned.append(link.partition("?")[0])
+        return {"type": "success", "url": link}
 
     async def let_time_pass(self) -> None:
         self.app.clock.advance(self.slept[-1] / 1000)
@@ -473,3 +477,15 @@ async def test_recipe_claim_during_connect_asks_nothing(app: Running, phone: Rec
     phone.on_open = become_active
     assert (await phone.call("connect"))["data"] == _connected(app)
     assert await phone.call("claim") is None
+
+
+async def test_recipe_development_build_returns_by_its_own_deep_link(run: Any, tmp_path: Path) -> None:
+    """A build with another scheme returns by its own deep link; one that is not configured is refused at the start."""
+    _require_node()
+    link = "foryoure-dev://amo-crm/callback"
+    async with run(**WITH_USERS, APP__DEEP_LINK=f"{LINK} {link}") as app:
+        async with RecipeApp(app, tmp_path, deep_link=link).running() as phone:
+            assert (await phone.call("connect"))["data"] == _connected(app)
+            assert phone.returned == [link]
+        async with RecipeApp(app, tmp_path, deep_link="other://callback").running() as phone:
+            assert (await phone.call("connect"))["error"] == "invalid_request"

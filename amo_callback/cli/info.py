@@ -23,11 +23,15 @@ EXAMPLE_ENVIRONMENT = {
     "AMO_CALLBACK_AMO__CLIENT_ID": "00000000-0000-0000-0000-000000000000",
     "AMO_CALLBACK_AMO__CLIENT_SECRET": "the client secret",
     "AMO_CALLBACK_AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
+    "AMO_CALLBACK_APP__DEEP_LINK": "https://app.example.com/amo-crm",
+    "AMO_CALLBACK_APP__IOS_APP_IDS": "ABCDE12345.com.example.app",
+    "AMO_CALLBACK_APP__ANDROID_PACKAGE": "com.example.app",
+    "AMO_CALLBACK_APP__ANDROID_CERT_FINGERPRINTS": ":".join(["AB"] * 32),
     "AMO_CALLBACK_APP__JWKS_URL": "https://admin.example.com/jwks.json",
     "AMO_CALLBACK_APP__JWT_AUDIENCE": "amo-callback",
     "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": "A" * 43 + "=",
 }
-"""The configuration of the printed OpenAPI document, with which all routes of apps and backends exist."""
+"""The configuration of the printed OpenAPI document, with which all routes exist."""
 
 
 @click.command()

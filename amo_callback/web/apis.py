@@ -19,6 +19,7 @@ from amo_callback.web.private import connections, events, imports, tokens
 from amo_callback.web.private.api import PrivateApi
 from amo_callback.web.public import account, callback
 from amo_callback.web.public.api import PublicApi
+from amo_callback.web.public.app_links import app_link_routes
 from amo_callback.web.route import Jwt, Reply, Route, both_methods
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ async def open_listeners(
 
 
 def _public_routes(settings: Settings) -> Sequence[Route]:
-    """Return the routes of the public API, all below `server.base_path` except `/healthz`.
+    """Return the routes of the public API, all below the base path except `/healthz` and those for https deep links.
 
     Routes that require a JWT are omitted unless JWTs are configured.
     """
@@ -86,6 +87,7 @@ def _public_routes(settings: Settings) -> Sequence[Route]:
     return [
         *(replace(route, path=base + route.path) for route in routes if with_users or route.access is not Jwt.REQUIRED),
         *both_methods(health.HEALTHZ),
+        *app_link_routes(settings.app),
     ]
 
 

@@ -212,8 +212,9 @@ def _path_parameters(route: Route) -> Iterator[Json]:
 def _operation_id(route: Route) -> str:
     """Return the operation's id: the handler's name; for HEAD, an id made from the last part of the path."""
     if route.method != hdrs.METH_HEAD:
-        return route.handler.__name__
-    return "head_" + re.sub(r"\W", "", route.path.replace("/{", "_").rpartition("/")[2])
+        return route.operation or route.handler.__name__
+    name = route.operation or re.sub(r"\W", "", route.path.replace("/{", "_").rpartition("/")[2])
+    return f"head_{name}"
 
 
 def _parameter(schema: Json) -> Json:

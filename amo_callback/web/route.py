@@ -166,6 +166,8 @@ class Route:
     """Responses that the handler builds itself, by status."""
     unparsed_query: type[BaseModel] | None = None
     """The model that documents a query that the handler parses itself."""
+    operation: str | None = None
+    """The OpenAPI operation id, if several routes have the same handler; by default, the handler's name."""
 
 
 class Api(ABC):

@@ -58,7 +58,10 @@ def known_settings() -> Iterator[tuple[str, FieldInfo, Mapping[str, Any]]]:
 
 
 def _values(schema: Mapping[str, Any]) -> str:
-    schema = next((kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}), schema)
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) > 1:
+        return " or ".join(map(_values, kinds))
+    schema = next(iter(kinds), schema)
     if "enum" in schema:
         return codes(json.dumps(value) for value in schema["enum"])
     kind = _FORMATS.get(schema.get("format", ""), _KINDS.get(schema["type"], schema["type"]))

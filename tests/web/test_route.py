@@ -36,7 +36,7 @@ class Broken:
     async def complete(self, _visit: object) -> None:
         raise self.error
 
-    async def app_state(self, _state: object) -> None:
+    async def way_back(self, _state: object) -> None:
         raise self.error
 
     async def redeem(self, _presented: object) -> None:
