@@ -125,7 +125,9 @@ def show(call: Call[Any, Any], outcome: GrantResult, *, back: WayBack, retry_url
 def expired_page(call: Call[Any, Any]) -> web.Response:
     """Return the page for an unknown or expired return handle; its link opens the app without parameters."""
     support = _log_failure(call, error=_GONE, support=None, fields={"refused": "handle"})
-    return _page(call, View(variant=_GONE, status=404, link=call.services.settings.app.default_deep_link, support=support))
+    return _page(
+        call, View(variant=_GONE, status=404, link=call.services.settings.app.default_deep_link, support=support)
+    )
 
 
 def app_link_page(call: Call[Any, Any], link: str) -> web.Response:
@@ -202,6 +204,6 @@ def _page(call: Call[Any, Any], view: View) -> web.Response:
     agent, package = _user_agent(call.request), call.services.settings.app.android_package
     if view.link and is_web_link(view.link):
         view = dataclasses.replace(view, auto_open=False)
-    elif view.link and package and agent.may_be_android:
+    if view.link and package and agent.may_be_android:
         view = dataclasses.replace(view, intent=intent_link(view.link, package=package))
     return call.services.pages.render(view, agent)
