@@ -20,10 +20,16 @@ PAIR = TokenPair(
 )
 TOKENS = (PAIR.access_token, PAIR.refresh_token)
 PAIR_FIELDS = {"access_token": "the-access-token", "refresh_token": "the-refresh-token"}
-REQUEST = AuthorizationRequest(user="42", asserted_by_backend=True, challenge="the-challenge", state=b"\xff\0")
-REQUEST_FIELDS = {"user": "42", "asserted_by_backend": True, "challenge": "the-challenge", "state": "/wA="}
+REQUEST = AuthorizationRequest(
+    user="42", asserted_by_backend=True, challenge="the-challenge", state=b"\xff\0", deep_link="app:x"
+)
+REQUEST_FIELDS = {
+    "user": "42", "asserted_by_backend": True, "challenge": "the-challenge", "state": "/wA=", "deep_link": "app:x"
+}  # fmt: skip
 ANONYMOUS = AuthorizationRequest()
-ANONYMOUS_FIELDS = {"user": None, "asserted_by_backend": False, "challenge": None, "state": None}
+ANONYMOUS_FIELDS = {
+    "user": None, "asserted_by_backend": False, "challenge": None, "state": None, "deep_link": None
+}  # fmt: skip
 GRANT = GrantSecrets(
     handle="the-handle", code=b"\xfe", state=b"s", domain="a.amocrm.ru", ticket="the-ticket", request=REQUEST
 )
