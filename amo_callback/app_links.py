@@ -40,7 +40,11 @@ def host_of(link: str) -> str:
 
 
 def _site_association(app_ids: Sequence[str], paths: Sequence[str]) -> object:
-    return {"applinks": {"details": [{"appIDs": [*app_ids], "components": [{"/": path} for path in paths]}]}}
+    return {
+        "applinks": {"details": [{"appIDs": [*app_ids], "components": [{"/": path} for path in paths]}]},
+        # `ASWebAuthenticationSession` requires it for https links: https://developer.apple.com/forums/thread/805416
+        "webcredentials": {"apps": [*app_ids]},
+    }
 
 
 def _asset_links(package: str, fingerprints: Sequence[str]) -> object:

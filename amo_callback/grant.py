@@ -213,6 +213,8 @@ class GrantResult:
     support: str
     """A support code for the page and the log; it contains no secret."""
     connection_id: str | None = None
+    abandoned: bool = False
+    """Whether the process that exchanged the code has exited without a result."""
 
     @property
     def way_back(self) -> WayBack:

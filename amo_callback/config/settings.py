@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from amo_callback.config.types import (
+    Accent,
     AccountIds,
     ApiKeyLines,
     BasePath,
@@ -106,6 +107,10 @@ class App(_Section):
     android_cert_fingerprints: Fingerprints = ()
     ios_app_ids: IosAppIds = ()
     name: str = "For You"
+    accent: Accent | None = None
+    logo: Annotated[Path, Field(json_schema_extra={"format": "file-path"})] | None = None
+    ios_store_url: HttpsUrl | None = None
+    android_store_url: HttpsUrl | None = None
     jwt_secret: JwtSecret | None = None
     jwks_url: HttpsUrl | None = None
     jwt_audience: Annotated[NonEmptyStr | None, Field(validate_default=True)] = None

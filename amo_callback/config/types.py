@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 from pydantic_settings import NoDecode
 
+from amo_callback.appearance import check_accent
 from amo_callback.config.database_url import LOOPBACK, validate_url
 from amo_callback.identity import read_api_keys
 
@@ -194,6 +195,7 @@ def _base_path(value: str) -> str:
 
 
 StrTuple = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
+Accent = Annotated[str, AfterValidator(check_accent)]
 DeepLinks = Annotated[
     tuple[str, ...],
     NoDecode,

@@ -19,7 +19,7 @@ _ADMINISTRATIVE = re.compile(r"\(secret\) |; required(?=\.|$)|[;,] see README")
 _NAMES = re.compile(rf"\b(?:{'|'.join(Settings.model_fields)})\.[a-z_]+\b")
 _BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
 _KINDS = {"boolean": "`true`, `false`", "integer": "whole number", "array": "list", "string": "text"}
-_FORMATS = {"password": "secret", "path": "folder", "uri": "URL"}
+_FORMATS = {"password": "secret", "path": "folder", "file-path": "file", "uri": "URL"}
 
 
 def settings(example: str) -> list[str]:

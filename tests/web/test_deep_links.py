@@ -224,7 +224,8 @@ async def test_https_link_is_opened_by_button_or_redirect_mode(run: Any) -> None
     async with run(APP__DEEP_LINK=WEB, APP__RETURN_MODE="page") as app:
         page = await app.callback(app.query(), html=True, headers={"User-Agent": IPHONE})
         shown = await app.public(page.location, headers=HTML)
-        assert Markup.read(shown.text).id("open")["href"].startswith(f"{WEB}?code=")
+        button = Markup.read(shown.text).id("open")
+        assert (button["href"].startswith(f"{WEB}?code="), "data-auto" in button) == (True, False)
         assert "Refresh" not in shown.headers
         assert (await app.callback("error=access_denied")).status == 400
     async with run(APP__DEEP_LINK=WEB, APP__RETURN_MODE="redirect") as app:

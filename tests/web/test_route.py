@@ -76,7 +76,7 @@ class Apis:
         broken, stream, clock = cast("Any", Broken(error)), io.StringIO(), ShiftedClock()
         log = make_logger(level="info", style="json", stream=stream)
         services = dataclasses.replace(self._services, store=broken, oauth=broken, lifecycle=broken, log=log)
-        public_api, private_api, _ = make_apis(services)
+        public_api, private_api = make_apis(services)
         async with (
             open_listener(public_api.make_app(), "127.0.0.1:0", name="public", clock=clock, log=log) as public,
             open_listener(private_api.make_app(), "127.0.0.1:0", name="private", clock=clock, log=log) as private,

@@ -8,6 +8,7 @@ from urllib.parse import quote_from_bytes, urlsplit
 from aiohttp import web
 
 from amo_callback.app_links import ANDROID_FILE, IOS_FILE, app_link_files, host_of, link_paths
+from amo_callback.deeplink import is_web_link
 from amo_callback.grant import MAX_CODE, MAX_STATE
 from amo_callback.web.public.callback import raw_query
 from amo_callback.web.public.return_response import app_link_page
@@ -60,7 +61,9 @@ def _page_of(links: Sequence[str]) -> Handler:
         The query is only copied into the page's link; no code is exchanged.
         """
         host = call.request.headers.get("Host", "").lower().removesuffix(":443")
-        link = next((link for link in links if host_of(link) == host), links[0])
+        requested = next((link for link in links if host_of(link) == host), links[0])
+        # Browsers do not open the app for a link to the host of the page.
+        link = next((one for one in call.services.settings.app.deep_link if not is_web_link(one)), requested)
         query = quote_from_bytes(raw_query(call.request), safe=_QUERY_SAFE)
         return app_link_page(call, f"{link}?{query}" if 0 < len(query) <= _MAX_QUERY else link)
 

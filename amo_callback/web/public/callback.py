@@ -97,7 +97,7 @@ async def _failed(
 ) -> web.Response:
     call.services.metrics.called_back(error)
     back = await _way_back(call, params.state)
-    return failed(call, kind, error=error, back=back, support=support, fields=fields)
+    return failed(call, kind, error=error, back=back, support=support, domain=params.domain, fields=fields)
 
 
 async def _record_refusal(call: Call[None, None], state: bytes | None, error: str) -> None:
@@ -161,6 +161,7 @@ async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
             error=error.deep_link_error,
             back=before.way_back,
             support=before.support,
+            domain=before.domain,
             fields=error.fields,
         )
     return redirect(303, return_address(call, outcome))

@@ -8,6 +8,7 @@ import pytest
 from yarl import URL
 
 from amo_callback.app_links import ANDROID_FILE, IOS_FILE
+from amo_callback.web.pages import LANGUAGES
 from tests.service import BASE, HOST, LINK, READ_KEY, Answer, Running
 from tests.web.markup import Markup
 
@@ -48,7 +49,8 @@ async def test_files_have_apples_and_googles_format(app: Running) -> None:
                     "components": [{"/": "/amo-crm/back"}],
                 }
             ]
-        }
+        },
+        "webcredentials": {"apps": ["ABCDE12345.com.example.app", "ABCDE12345.com.example.app-dev"]},
     }
     assert (await app.public(ANDROID_FILE)).json() == [
         {
@@ -108,7 +110,7 @@ async def test_page_opens_app_and_exchanges_nothing(app: Running) -> None:
     code = app.amo.code()
     answer = await app.public(f"/amo-crm/back?code={code}&state=a%20b%ff&referer={HOST}")
     assert answer.status == 200
-    assert _linked(answer) == f"{WEB}?code={code}&state=a%20b%ff&referer={HOST}"
+    assert _linked(answer) == f"{LINK}?code={code}&state=a%20b%ff&referer={HOST}"
     assert "data-auto" not in answer.text
     assert Markup.read(answer.text).text_of("h1") == "Continue in For You"
     assert app.amo.sandbox.requests == 0
@@ -128,7 +130,7 @@ async def test_page_is_not_stored_or_indexed_and_sends_no_referrer(app: Running)
     assert (await app.public("/amo-crm/back", method="POST")).status == 405
 
 
-@pytest.mark.parametrize("language", ["en", "uk", "ru"])
+@pytest.mark.parametrize("language", LANGUAGES)
 async def test_page_has_text_in_each_language(app: Running, language: str) -> None:
     """The page follows `Accept-Language`."""
     answer = await app.public("/amo-crm/back", headers={"Accept-Language": language})
@@ -162,7 +164,7 @@ async def test_page_has_text_in_each_language(app: Running, language: str) -> No
 async def test_page_link_has_received_query_escaped_and_limited(app: Running, query: str, expected: str) -> None:
     """Any query stays one attribute of one link, and a longer one than a deep link's is left out."""
     status, page = await _raw(app, f"GET /amo-crm/back{query} HTTP/1.1\r\nHost: a\r\nUser-Agent: {ANDROID}".encode())
-    assert (status, Markup.read(page).id("open")["href"]) == (200, WEB + expected)
+    assert (status, Markup.read(page).id("open")["href"]) == (200, LINK + expected)
     assert [len(Markup.read(page).named(name)) for name in ("script", "style", "h1")] == [1, 1, 1]
     assert not any(name.startswith("on") for _, element in Markup.read(page).elements for name in element)
 
@@ -233,12 +235,12 @@ async def test_several_links_have_their_own_pages(run: Any) -> None:
 
 
 async def test_callback_and_page_of_link_are_separate_routes(app: Running) -> None:
-    """The way back from AMO ends at the https link, whose page shows the same link."""
+    """The way back from AMO ends at the https link, whose page shows the app's own link with the same query."""
     started = await app.public(f"{BASE}/connect?deep_link={URL(WEB)}")
     state = URL(started.location).query["state"]
     code = app.amo.code()
     back = await app.callback(f"code={code}&state={state}&referer={HOST}")
     assert back.location.startswith(f"{WEB}?code={code}")
     page = await app.public(back.location.removeprefix("https://app.example.com"))
-    assert _linked(page) == back.location
+    assert _linked(page) == LINK + back.location.removeprefix(WEB)
     assert app.amo.sandbox.requests == 1
