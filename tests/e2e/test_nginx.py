@@ -241,7 +241,7 @@ async def test_nginx_serves_files_and_page_of_https_link_without_logging_its_que
             assert (await ask("GET", path, "admin.example.com"))[0] == 404
         status, media, page = await ask("GET", f"/amo-crm/callback?{query}")
         assert (status, media) == (200, "text/html; charset=utf-8")
-        assert f"https://{LINK_HOST}/amo-crm/callback?code={secrets[0]}&amp;state={secrets[1]}" in page
+        assert f"foryoure://amo-crm/callback?code={secrets[0]}&amp;state={secrets[1]}" in page
         for target in (f"/?{query}", f"/amo-crm/callback/?{query}", f"{BASE}/callback?{query}", f"/x%00?{query}"):
             assert (await ask("GET", target))[0] in {400, 404}
         for target in (f"/amo-crm/callback?{query}{'x' * 40_000}", f"/amo-crm/callback?{query}{'x' * 200_000}"):
