@@ -116,13 +116,16 @@ async def test_page_in_background_attempts_when_shown(chromium: Chromium, app: R
 
 
 async def test_https_link_is_never_opened_automatically(chromium: Chromium, run: Any) -> None:
-    """An app link has only the button, without an intent link, because a script would leave the page for it."""
+    """A script would leave the page for an https link, so the user presses a button or, on Android, the intent link."""
     async with run(APP__DEEP_LINK="https://open.example.com/amo", APP__ANDROID_PACKAGE="ae.foryoure.app") as app:
         tab = await chromium.tab(ANDROID, own_browser=True)
         address = await returned(app)
         await tab.page.goto(address)
         assert await _automatic_actions(tab) == []
-        assert (tab.page.url, await tab.page.locator("#intent").count()) == (address, 0)
+        assert tab.page.url == address
+        intent = await tab.page.locator("#intent").get_attribute("href") or ""
+        assert intent.startswith("intent://open.example.com/amo?code=")
+        assert intent.endswith("#Intent;scheme=https;package=ae.foryoure.app;end")
         assert (await tab.link() or "").startswith("https://open.example.com/amo?code=")
 
 
