@@ -26,10 +26,11 @@ _AWAY = "The service does not respond: reload the page in a few seconds.\n"
 class Proxy:
     """A reverse proxy in front of the public API, and a substitute for parts of a phone.
 
-    For requests of the panel's frame, the proxy sends a phone's user agent, so that the frame shows the page for phones.
-    It replaces the app's deep link with the URL of the simulated app, because no installed app handles the link. It
-    allows the panel to frame the service's pages. The service itself forbids framing (`frame-ancestors 'none'`), and a
-    proxy in production must not allow it. All other requests are forwarded unchanged, so that real apps can be tried.
+    For requests of the panel's frame, the proxy sends a phone's user agent, so that the frame shows the page for
+    phones. It replaces the app's deep link with the URL of the simulated app, because no installed app handles the
+    link. It allows the panel to frame the service's pages. The service itself forbids framing (`frame-ancestors
+    'none'`), and a proxy in production must not allow it. All other requests are forwarded unchanged, so that real apps
+    can be tried.
     """
 
     def __init__(self, http: aiohttp.ClientSession, *, panel: str, deep_link: str) -> None:

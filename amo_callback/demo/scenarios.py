@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _BACKENDS = 100
 _AWAY = Fault.HTML
-SLOW = 10.0
+SLOW = 9.0
 """Seconds until AMO's response in the scenario `slow`, more than the service lets the user wait."""
 
 
