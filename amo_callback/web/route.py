@@ -40,6 +40,8 @@ TimeText = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time
 Shape = TypeVar("Shape")
 QueryType = TypeVar("QueryType")
 BodyType = TypeVar("BodyType")
+_LOGGED = frozenset({"error", "detail"})
+"""The fields of an error in the log line of its request."""
 _REALM = 'Bearer realm="amo-callback"'
 
 
@@ -241,11 +243,13 @@ class Api(ABC):
         client = services.proxies.client_of(request)
         request_id = make_request_id(request, take_over=self.takes_over_request_ids)
         token = REQUEST_ID.set(request_id)
+        failure: Mapping[str, object] = {}
         try:
             try:
                 response = await self._call(route, request, client)
             except AmoCallbackError as error:
                 response = self.render_error(error)
+                failure = {name: value for name, value in error.fields.items() if name in _LOGGED}
                 if challenge := challenge_for(error):
                     response.headers["WWW-Authenticate"] = challenge
             except web.HTTPException as error:
@@ -271,6 +275,7 @@ class Api(ABC):
                     status=response.status,
                     seconds=self._clock.monotonic() - started,
                     peer=client,
+                    failure=failure,
                 )
             return response
         finally:
