@@ -87,6 +87,8 @@ class ConnectionSnapshot:
     domain: str
     status: str
     reason: str
+    owners: Sequence[str]
+    """The app users who own the connection."""
     pairs: int
     """The number of token pairs that AMO has issued for this account."""
     left: float
@@ -160,6 +162,7 @@ def _connection_snapshot(
         domain=item["domain"],
         status=item["status"],
         reason=item["reason"] or "",
+        owners=item["owners"],
         pairs=pairs,
         left=max(0.0, _seconds_to(item["access_expires_at"], now) or 0.0),
         lifetime=lifetime,

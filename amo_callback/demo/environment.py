@@ -1,4 +1,4 @@
-"""The demo's environment: the service, its reverse proxy, the stand-in for AMO, and the panel."""
+"""The demo's environment: the service, its reverse proxy, the stand-in for AMO, the phone and the panel."""
 
 from __future__ import annotations
 
@@ -7,43 +7,39 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
-from yarl import URL
 
 from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, Lifetimes, SandboxIntegration
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
+from amo_callback.demo.access import guard
 from amo_callback.demo.backend import Backend, Poller
-from amo_callback.demo.feed import YOU, Feed, LogStream
-from amo_callback.demo.panel import Renderer, loopback_only, panel_routes
+from amo_callback.demo.feed import Feed, LogStream
+from amo_callback.demo.panel import Renderer, panel_routes
 from amo_callback.demo.phone import AUDIENCE, AppConfig, Phone
+from amo_callback.demo.proxy import Proxy
 from amo_callback.demo.scenarios import Scenarios
 from amo_callback.observe.log import make_logger, take_over_library_logs
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable
 
     from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
     from amo_callback.demo.feed import FeedEntry
 
+_DEEP_LINK = "foryoure://amo-crm/callback"
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3
 """The number of ports to choose: for the panel, the stand-in for AMO, and the proxy."""
-_NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
-"""Headers that the proxy does not forward: hop-by-hop headers (RFC 9110, section 7.6.1), and Content-Length."""
-_POLICY = "Content-Security-Policy"
-_AWAY = "The service does not respond: reload the page in a few seconds.\n"
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 
@@ -99,70 +95,18 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
         "AMO__REDIRECT_URI": known.redirect_uri,
         "AMO__AUTHORIZE_URL": f"http://{addresses.amo}/oauth",
         "AMO__ENDPOINT": f"http://{addresses.amo}/{{domain}}",
-        "AMO__TIMEOUT": "3",
-        "APP__DEEP_LINK": f"http://{addresses.panel}/phone/return",
+        "AMO__TIMEOUT": "12",
+        "APP__DEEP_LINK": _DEEP_LINK,
         "APP__JWT_SECRET": made.jwt_secret,
         "APP__JWT_AUDIENCE": AUDIENCE,
         "REFRESH__POLL_INTERVAL": "1",
-        "REFRESH__LEASE": "4",
+        "REFRESH__LEASE": "16",
         "REFRESH__RETRY_BASE": "2",
         "REFRESH__RETRY_CAP": "10",
         "STORAGE__ENCRYPTION_KEYS": made.encryption_key,
         "API__KEYS": f"demo:{made.api_key}",
     }
     return load_settings(None, {f"AMO_CALLBACK_{name}": value for name, value in values.items()})
-
-
-class Proxy:
-    """A reverse proxy in front of the public API.
-
-    It allows the panel to show the service's pages in the frame of a simulated phone. The service itself forbids
-    framing (`frame-ancestors 'none'`), and a proxy in production must not allow it.
-    """
-
-    def __init__(self, http: aiohttp.ClientSession, *, panel: str) -> None:
-        self._http = http
-        self._panel = panel
-        self.public: str | None = None
-        """The public API's address; `None` until the API listens."""
-
-    def app(self) -> web.Application:
-        app = web.Application(client_max_size=1024**2)
-        app.add_routes([web.route("*", "/{path:.*}", self._pass)])
-        return app
-
-    async def _pass(self, request: web.Request) -> web.Response:
-        if self.public is None:
-            return web.Response(status=502, text=_AWAY)
-        if not request.raw_path.startswith("/"):
-            return web.Response(
-                status=400, text="The proxy serves only this host: request a path, not a complete URL.\n"
-            )
-        address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
-        headers = CIMultiDict(_end_to_end(request.headers.items()))
-        headers["X-Forwarded-For"] = request.remote or ""  # replaces the client's value, which may be forged
-        try:
-            async with self._http.request(
-                request.method, address, headers=headers, data=await request.read(), allow_redirects=False
-            ) as answer:
-                passed = web.Response(status=answer.status, body=await answer.read())
-                passed.headers.clear()
-                passed.headers.extend(_end_to_end(answer.headers.items()))
-        except (aiohttp.ClientError, TimeoutError):
-            return web.Response(status=502, text=_AWAY)
-        return self._framed(passed)
-
-    def _framed(self, answer: web.Response) -> web.Response:
-        policy = answer.headers.get(_POLICY)
-        if policy is not None:
-            allowed = f"frame-ancestors http://{self._panel}"
-            answer.headers[_POLICY] = policy.replace("frame-ancestors 'none'", allowed)
-        answer.headers.popall("X-Frame-Options", None)
-        return answer
-
-
-def _end_to_end(headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    return [(name, value) for name, value in headers if name.lower() not in _NOT_PASSED_ON]
 
 
 @asynccontextmanager
@@ -190,8 +134,9 @@ async def open_demo(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="amo-callback-demo-")))
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False))
-        proxy = Proxy(http, panel=addresses.panel)
+        proxy = Proxy(http, panel=addresses.panel, deep_link=_DEEP_LINK)
         for name, app, address in (("amo", sandbox.app(), addresses.amo), ("proxy", proxy.app(), addresses.proxy)):
+            app.middlewares.append(guard(address, changes={"/oauth/allow"}))
             await stack.enter_async_context(open_listener(app, address, name=name, clock=clock, log=log))
         paths = DataPaths(folder=folder, rescue=folder / "rescue", machine="demo")
         service = await stack.enter_async_context(
@@ -200,25 +145,27 @@ async def open_demo(
         proxy.public = service.public
         backend = Backend(http, private=service.private, key=made.api_key)
         poller = Poller(backend, sandbox, clock=clock)
-        scenarios = Scenarios(sandbox, backend, feed, hook=f"http://{addresses.proxy}/api/amo-crm/hooks/disconnect")
         renderer = Renderer(phone_sites=[addresses.amo, addresses.proxy])
         phone = Phone(
             http,
             AppConfig(
                 base=f"http://{addresses.proxy}/api/amo-crm",
-                deep_link="foryoure://amo-crm/callback",
+                deep_link=_DEEP_LINK,
                 jwt_secret=made.jwt_secret,
             ),
             renderer=renderer,
             clock=clock,
-            report=partial(feed.add, YOU),
+            report=feed.add,
         )
+        stack.push_async_callback(phone.close)
+        hook = f"http://{addresses.proxy}/api/amo-crm/hooks/disconnect"
+        scenarios = Scenarios(sandbox, backend, phone, feed, hook=hook)
         curl = (
             f"curl -H 'Authorization: Bearer {made.api_key}' "
             f"'http://{service.private}/connections/account:{fake.accounts[0].id}/token?min_ttl=1'"
         )
         panel = panel_routes(poller, feed, scenarios, renderer, curl=curl)
-        pages = web.Application(middlewares=[loopback_only])
+        pages = web.Application(middlewares=[guard(addresses.panel, changes={"/phone/connect"})])
         pages.add_routes([*panel, *phone.routes(), *renderer.routes()])
         await stack.enter_async_context(open_listener(pages, addresses.panel, name="panel", clock=clock, log=log))
         polling = asyncio.create_task(poller.run(), name="poller")

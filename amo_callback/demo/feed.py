@@ -1,4 +1,4 @@
-"""The event feed: sentences about the actions of the service, AMO and the user."""
+"""The event feed: sentences about the actions of the service, AMO, the app and the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.events import Event
 
-SERVICE, AMO, YOU = "service", "amoCRM", "you"
+SERVICE, AMO, APP, YOU = "service", "amoCRM", "app", "you"
 _KEPT = 200
 """The maximum number of entries kept."""
 
@@ -37,7 +37,7 @@ class FeedEntry:
 
 
 class Feed:
-    """The latest entries: the service's events, the entries of AMO's ledger, and the user's actions."""
+    """The latest entries: the service's events, the entries of AMO's ledger, and actions of the app and the user."""
 
     def __init__(self, *, clock: Clock, ledger: Ledger, on_entry: Callable[[FeedEntry], None]) -> None:
         self._clock = clock

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from importlib import resources
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -16,13 +14,10 @@ from amo_callback.demo.scenarios import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aiohttp.typedefs import Handler
-
     from amo_callback.demo.backend import Poller
     from amo_callback.demo.feed import Feed
     from amo_callback.demo.scenarios import Scenarios
 
-_HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
 _STATIC = {
     "panel.css": "text/css",
     "panel.js": "text/javascript",
@@ -63,32 +58,6 @@ class Renderer:
             raise web.HTTPNotFound
         text = (resources.files("amo_callback.demo") / "pages" / name).read_text(encoding="utf-8")
         return web.Response(text=text, content_type=_STATIC[name], charset="utf-8")
-
-
-@web.middleware
-async def loopback_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Reject requests whose `Host` header is not `localhost` or a loopback address.
-
-    Without this check, a website whose name resolves to 127.0.0.1 could read the API key from the panel.
-    """
-    named = request.headers.getall("Host", [])
-    if len(named) != 1 or not _is_loopback(named[0]):
-        return web.Response(
-            status=421, text="The panel does not accept this host name: open it at 127.0.0.1 or localhost.\n"
-        )
-    return await handler(request)
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether a `Host` header is `localhost` or a loopback address."""
-    match = _HOST.fullmatch(host)
-    name = match["name"].lower() if match is not None else ""
-    if name == "localhost":
-        return True
-    try:
-        return ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def panel_routes(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import aiohttp
 import jwt
 from aiohttp import web
 
+from amo_callback.demo.feed import APP, YOU
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import aiohttp
 
     from amo_callback.clock import Clock
     from amo_callback.demo.panel import Renderer
@@ -27,6 +30,8 @@ _SHOWN = 10
 """The maximum number of characters shown of a code or state."""
 _STARTS = 20
 """The maximum number of flows whose PKCE verifiers are kept."""
+_ASK_EVERY = 2.0
+"""Seconds between two requests for a result, if the service does not respond."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +55,15 @@ class AppConfig:
     jwt_secret: str = field(repr=False)
 
 
+class AppAnswer(NamedTuple):
+    """A response of the public API to the app."""
+
+    status: int
+    content: Mapping[str, Any]
+    retry_after: float | None = None
+    """The seconds in the header `Retry-After`."""
+
+
 class Phone:
     def __init__(
         self,
@@ -58,7 +72,7 @@ class Phone:
         *,
         renderer: Renderer,
         clock: Clock,
-        report: Callable[[str], None],
+        report: Callable[[str, str], None],
     ) -> None:
         self._http = http
         self._app = app
@@ -68,22 +82,52 @@ class Phone:
         self._verifiers: dict[str, str] = {}
         """The PKCE verifier of each authorization request, by state."""
         self._screen = Screen()
+        self._screens = 0
+        """The number of screens shown so far, with which an open page notices a new screen."""
+        self._loses_next = False
+        self._lost: str | None = None
+        """The state of the flow whose deep link does not reach the app."""
+        self._asking: asyncio.Task[None] | None = None
+
+    def lose_next_link(self) -> None:
+        """Lose the deep link of the next flow, in which the app requests the result instead."""
+        self._loses_next = True
+
+    async def close(self) -> None:
+        """Stop the requests for a result."""
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                await asking
 
     def routes(self) -> Sequence[web.RouteDef]:
         return [
             web.get("/phone", self._home),
             web.get("/phone/connect", self._connect),
             web.get("/phone/return", self._return),
-            web.get("/phone/status", self._status),
+            web.get("/phone/version", self._new_version),
             web.post("/phone/disconnect", self._disconnect),
         ]
 
     async def _home(self, _request: web.Request) -> web.Response:
-        status = await self._ask("GET", "/status")
-        return self._renderer.page("phone.html", screen=self._screen, status=status.get("data") or {})
+        status = await self._status()
+        return self._renderer.page("phone.html", screen=self._screen, status=status, version=self._version(status))
 
-    async def _status(self, _request: web.Request) -> web.Response:
-        return web.json_response((await self._ask("GET", "/status")).get("data"))
+    async def _new_version(self, _request: web.Request) -> web.Response:
+        return web.json_response({"version": self._version(await self._status())})
+
+    async def _status(self) -> Mapping[str, Any]:
+        return (await self._ask("GET", "/status")).content.get("data") or {}
+
+    def _version(self, status: Mapping[str, Any]) -> str:
+        """Return a string that changes whenever the page shows another screen or status."""
+        return f"{self._screens} {status.get('connected')}"
+
+    def _show(self, screen: Screen) -> web.Response:
+        self._screen = screen
+        self._screens += 1
+        return _to("/phone")
 
     async def _connect(self, _request: web.Request) -> web.Response:
         verifier = secrets.token_urlsafe(32)
@@ -92,50 +136,86 @@ class Phone:
         started = await self._ask(
             "POST", "/authorizations", {"code_challenge": challenge, "code_challenge_method": "S256"}
         )
-        if not started.get("success"):
-            self._screen = Screen(title="Not started", text=str(started.get("message")))
-            return _to("/phone")
+        if not started.content.get("success"):
+            return self._show(Screen(title="Not started", text=str(started.content.get("message"))))
         while len(self._verifiers) >= _STARTS:
             del self._verifiers[next(iter(self._verifiers))]
-        self._verifiers[started["data"]["state"]] = verifier
-        return _to(started["data"]["authorize_url"])
+        state = started.content["data"]["state"]
+        self._verifiers[state] = verifier
+        await self.close()
+        if self._loses_next:
+            self._loses_next, self._lost = False, state
+            self._asking = asyncio.create_task(self._claim(state, verifier), name="claim")
+        return _to(started.content["data"]["authorize_url"])
 
     async def _return(self, request: web.Request) -> web.Response:
         """Handle a deep link as an app must: compare the state, handle each link only once, and exchange the code."""
         code, state = request.query.get("code"), request.query.get("state", "")
+        if state == self._lost and state in self._verifiers:
+            self._report(YOU, "The deep link is lost: the app does not receive it.")
+            return web.Response(status=204)  # the browser keeps the page that it shows
         verifier = self._verifiers.pop(state, None)
         if verifier is None:
             return _to("/phone")  # the link was already handled, or this app did not start the flow
         link = f"{self._app.deep_link}?{shortened(request.query)}"
         if code is None:
             word = request.query.get("error", "")
-            self._screen = Screen(title="Not connected", text=f"The deep link contains error={word}.", link=link)
-            return _to("/phone")
+            return self._show(Screen(title="Not connected", text=f"The deep link contains error={word}.", link=link))
         answer = await self._ask("POST", "/exchange-code", {"code": code, "code_verifier": verifier})
-        self._screen = Screen(
-            title="Back in the app" if answer.get("success") else "Not connected",
-            connected=bool(answer.get("success")),
-            text="The state matches the one that the service issued.",
-            link=link,
-            request=f'POST /exchange-code {{"code": "{code[:_SHOWN]}…", "code_verifier": "…"}}',
-            answer=_json(answer),
+        return self._show(
+            _screen_of(
+                answer,
+                title="Back in the app",
+                text="The state matches the one that the service issued.",
+                link=link,
+                request=f'POST /exchange-code {{"code": "{code[:_SHOWN]}…", "code_verifier": "…"}}',
+            )
         )
-        return _to("/phone")
+
+    async def _claim(self, state: str, verifier: str) -> None:
+        """Request the result of a flow until there is one, as an app must that has received no deep link."""
+        body = {"state": state, "code_verifier": verifier}
+        before = None
+        while True:
+            answer = await self._ask_if_reachable("POST", "/exchange-code", body)
+            result = answer.content.get("error") or f"connected: {answer.content['data']['connected']}"
+            if (answer.status, result) != before:
+                again = "" if answer.retry_after is None else f" The app asks again every {answer.retry_after:.0f} s."
+                self._report(APP, f"The app asks for the result: {answer.status}, {result}.{again}")
+            before = answer.status, result
+            if answer.retry_after is None:
+                break
+            await self._clock.sleep(answer.retry_after)
+        self._verifiers.pop(state, None)
+        self._show(
+            _screen_of(
+                answer,
+                title="Connected without the deep link",
+                text="The app has received no deep link. It has asked the service for the result.",
+                request=f'POST /exchange-code {{"state": "{state[:_SHOWN]}…", "code_verifier": "…"}}',
+            )
+        )
 
     async def _disconnect(self, _request: web.Request) -> web.Response:
         answer = await self._ask("POST", "/disconnect")
-        if answer.get("success"):
-            self._report("The app user disconnected: the service erased the tokens.")
-        self._screen = Screen(title="Disconnected", request="POST /disconnect", answer=_json(answer))
-        return _to("/phone")
+        if answer.content.get("success"):
+            self._report(YOU, "The app user disconnected: the service erased the tokens.")
+        return self._show(Screen(title="Disconnected", request="POST /disconnect", answer=_json(answer)))
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> dict[str, Any]:
+    async def _ask_if_reachable(self, method: str, path: str, body: Mapping[str, str]) -> AppAnswer:
+        try:
+            return await self._ask(method, path, body)
+        except (aiohttp.ClientError, TimeoutError, ValueError):  # a proxy's error is not JSON
+            return AppAnswer(502, {"error": "no response of the service"}, _ASK_EVERY)
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> AppAnswer:
         now = self._clock.now()
         claims = {"sub": USER, "aud": AUDIENCE, "exp": now + timedelta(minutes=5)}
         headers = {"Authorization": f"Bearer {jwt.encode(claims, self._app.jwt_secret, algorithm='HS256')}"}
         async with self._http.request(method, self._app.base + path, json=body, headers=headers) as response:
-            answer: dict[str, Any] = await response.json(content_type=None)
-        return answer
+            wait = response.headers.get("Retry-After")
+            content = await response.json(content_type=None)
+            return AppAnswer(response.status, content, None if wait is None else float(wait))
 
 
 def shortened(query: Mapping[str, str]) -> str:
@@ -143,8 +223,21 @@ def shortened(query: Mapping[str, str]) -> str:
     return "&".join(f"{name}={value[:_SHOWN]}{'…' * (len(value) > _SHOWN)}" for name, value in query.items())
 
 
-def _json(answer: Mapping[str, Any]) -> str:
-    return json.dumps(answer, indent=1, ensure_ascii=False)
+def _screen_of(answer: AppAnswer, *, title: str, text: str, request: str, link: str = "") -> Screen:
+    """Return the screen for a response of `exchange-code`; `title` is the title if the account is connected."""
+    connected = bool(answer.content.get("success"))
+    return Screen(
+        title=title if connected else "Not connected",
+        connected=connected,
+        text=text,
+        link=link,
+        request=request,
+        answer=_json(answer),
+    )
+
+
+def _json(answer: AppAnswer) -> str:
+    return json.dumps(answer.content, indent=1, ensure_ascii=False)
 
 
 def _to(address: str) -> web.Response:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from amo_callback.demo.backend import Backend, ConnectionSnapshot
     from amo_callback.demo.feed import Feed
+    from amo_callback.demo.phone import Phone
 
 _BACKENDS = 100
 _AWAY = Fault.HTML
+SLOW = 10.0
+"""Seconds until AMO's response in the scenario `slow`, more than the service lets the user wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +70,21 @@ SCENARIOS = (
         "tokens, amoCRM rejects them, and the service erases them. To continue, connect again on the phone.",
     ),
     Scenario(
+        name="slow",
+        title="Delay the next connection",
+        expect=f"Then connect on the phone. amoCRM responds after {SLOW:.0f} seconds; after 8 seconds, the phone shows "
+        'the page "Still connecting". When amoCRM has responded, the page shows the result and opens the app.',
+        one=False,
+    ),
+    Scenario(
+        name="lost_link",
+        title="Lose the deep link",
+        expect="Then connect on the phone. The page reports the connection, but its deep link does not reach the app. "
+        "The app requests the result every 2 seconds with its state and its PKCE verifier, and its user becomes the "
+        "owner.",
+        one=False,
+    ),
+    Scenario(
         name="away",
         title="amoCRM unreachable / reachable",
         expect="The service still hands out valid access tokens, and retries refreshes later. No connection is lost.",
@@ -77,9 +95,10 @@ SCENARIOS = (
 
 
 class Scenarios:
-    def __init__(self, sandbox: Sandbox, backend: Backend, feed: Feed, *, hook: str) -> None:
+    def __init__(self, sandbox: Sandbox, backend: Backend, phone: Phone, feed: Feed, *, hook: str) -> None:
         self._sandbox = sandbox
         self._backend = backend
+        self._phone = phone
         self._feed = feed
         self._hook = hook
         self._on_one: Mapping[str, Callable[[ConnectionSnapshot, SandboxAccount], Awaitable[None]]] = {
@@ -90,11 +109,16 @@ class Scenarios:
             "move": self._move,
             "revoke": self._revoke,
         }
+        self._without_connection: Mapping[str, Callable[[], None]] = {
+            "slow": self._slow,
+            "lost_link": self._lose_link,
+            "away": self._away,
+        }
 
     async def run(self, name: str, connection: ConnectionSnapshot | None) -> bool:
         """Run a scenario; return `False` if the scenario or the connection that it requires does not exist."""
-        if name == "away":
-            self._away()
+        if name in self._without_connection:
+            self._without_connection[name]()
             return True
         act = self._on_one.get(name)
         account = None if connection is None else self._account(connection)
@@ -111,6 +135,15 @@ class Scenarios:
         away = self._sandbox.faults.persistent is None
         self._sandbox.faults.persistent = self._sandbox.introspection_faults.persistent = _AWAY if away else None
         self._feed.add(YOU, "amoCRM is unreachable." if away else "amoCRM is reachable again.")
+
+    def _slow(self) -> None:
+        self._sandbox.code_delay = SLOW
+        text = f"amoCRM's response to the next authorization code is delayed by {SLOW:.0f} s: connect on the phone."
+        self._feed.add(YOU, text)
+
+    def _lose_link(self) -> None:
+        self._phone.lose_next_link()
+        self._feed.add(YOU, "The next deep link does not reach the app: connect on the phone.")
 
     async def _refresh(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         self._feed.add(YOU, "A backend requests a new token.", domain=account.host)

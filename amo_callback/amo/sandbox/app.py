@@ -77,6 +77,8 @@ class Sandbox:
         self.introspection_faults = Faults()
         self.introspections = 0
         self.latency = latency
+        self.code_delay = 0.0
+        """Seconds by which the response to the next accepted authorization code is delayed."""
         self.requests = 0
         """The number of requests to the token endpoint, including requests with a fault."""
         self.asked = asyncio.Event()
@@ -161,6 +163,9 @@ class Sandbox:
             self.fake.turned_away(request.match_info["host"], body=body)
             return web.Response(status=refused) if refused else await _BEFORE[fault](request, None)
         reply = self.fake.token(request.match_info["host"], body=body, content_type=request.content_type)
+        if reply.status == 200 and self.fake.ledger.entries[-1].kind == "authorization_code":
+            delay, self.code_delay = self.code_delay, 0.0
+            await self._clock.sleep(delay)
         if fault is Fault.SLOW:
             await self.go_on.wait()
         elif fault is Fault.HUGE_AFTER:

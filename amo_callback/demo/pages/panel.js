@@ -35,6 +35,7 @@
     const due = one.due_in === null ? "no refresh is scheduled"
       : one.due_in > 0 ? "refresh in " + Math.round(one.due_in) + " s, at the mark" : "the refresh is due";
     set(part("times"), `Access token: ${Math.round(one.left)} of ${one.lifetime} s left; ${due}.`);
+    set(part("owners"), one.owners.join(", ") || "none");
     set(part("pairs"), String(one.pairs));
     set(part("backend"), one.backend_status + ", " + one.backend_words);
     part("backend").className = "backend" + (one.backend_status === 200 ? "" : " bad");
@@ -68,6 +69,8 @@
       lines.prepend(item);
       last = line.number;
     }
+    const [latest] = fresh.slice(-1);
+    if (latest) set(at("latest"), `${latest.at} ${latest.who}: ${latest.text}`);
     while (lines.children.length > 200) lines.lastElementChild.remove();
   }
 

@@ -1,7 +1,7 @@
-/* A real app would get a push notification from its backend; this page polls the status. */
+/* A real app would get a push notification from its backend; this page polls the version of its content. */
 setInterval(async () => {
   try {
-    const status = await (await fetch("/phone/status")).json();
-    if ((status.connected ? "yes" : "no") !== document.body.dataset.connected) location.reload();
+    const {version} = await (await fetch("/phone/version")).json();
+    if (version !== document.body.dataset.version) location.reload();
   } catch { /* The demo has ended. */ }
 }, 2000);
