@@ -24,7 +24,7 @@ from amo_callback.demo.feed import Feed, LogStream
 from amo_callback.demo.panel import Renderer, panel_routes
 from amo_callback.demo.phone import AUDIENCE, AppConfig, Phone
 from amo_callback.demo.proxy import Proxy
-from amo_callback.demo.scenarios import Scenarios
+from amo_callback.demo.scenarios import SLOW, Scenarios
 from amo_callback.observe.log import make_logger, take_over_library_logs
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
@@ -95,12 +95,12 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
         "AMO__REDIRECT_URI": known.redirect_uri,
         "AMO__AUTHORIZE_URL": f"http://{addresses.amo}/oauth",
         "AMO__ENDPOINT": f"http://{addresses.amo}/{{domain}}",
-        "AMO__TIMEOUT": "12",
+        "AMO__TIMEOUT": str(SLOW + 1),
         "APP__DEEP_LINK": _DEEP_LINK,
         "APP__JWT_SECRET": made.jwt_secret,
         "APP__JWT_AUDIENCE": AUDIENCE,
         "REFRESH__POLL_INTERVAL": "1",
-        "REFRESH__LEASE": "16",
+        "REFRESH__LEASE": str(SLOW + 2),
         "REFRESH__RETRY_BASE": "2",
         "REFRESH__RETRY_CAP": "10",
         "STORAGE__ENCRYPTION_KEYS": made.encryption_key,
