@@ -93,6 +93,14 @@ def failure_link(base: str, *, error: str, state: bytes | None) -> str:
     return _link(base, "error", error.encode(), state)
 
 
+def is_web_link(link: str) -> bool:
+    """Return whether a deep link is an http or https URL, which a page must not open automatically.
+
+    A script's navigation never opens an app link: the browser would leave the page for the URL.
+    """
+    return link.partition(":")[0].lower() in {"http", "https"}
+
+
 def intent_link(link: str, *, package: str) -> str:
     """Return a deep link as an Android `intent:` URL, which opens only the app `package`.
 

@@ -49,6 +49,15 @@ def is_our_state(state: bytes | None) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WayBack:
+    """The state and the deep link with which the user returns to the app."""
+
+    state: bytes | None = field(default=None, repr=False)
+    deep_link: str | None = None
+    """The deep link that the authorization request names; a stored one may no longer be configured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AuthorizationRequest:
     """An authorization request that this service started."""
 
@@ -60,6 +69,12 @@ class AuthorizationRequest:
     """The S256 code challenge (RFC 7636); only the app instance that started the request has the verifier."""
     state: bytes | None = field(default=None, repr=False)
     """The app's own state, which the app receives instead of the issued state."""
+    deep_link: str | None = None
+    """One of the configured deep links; `None` for the default."""
+
+    def way_back(self, state: bytes | None) -> WayBack:
+        """Return the way back for a received `state`, which the app's own state replaces."""
+        return WayBack(state=state if self.state is None else self.state, deep_link=self.deep_link)
 
     @property
     def asserted_owner(self) -> str | None:
@@ -198,11 +213,17 @@ class GrantResult:
     support: str
     """A support code for the page and the log; it contains no secret."""
     connection_id: str | None = None
+    abandoned: bool = False
+    """Whether the process that exchanged the code has exited without a result."""
+
+    @property
+    def way_back(self) -> WayBack:
+        return WayBack(state=self.state) if self.request is None else self.request.way_back(self.state)
 
     @property
     def app_state(self) -> bytes | None:
         """The state for the app: the app's own state if the request has one, otherwise the received state."""
-        return self.state if self.request is None or self.request.state is None else self.request.state
+        return self.way_back.state
 
 
 def support_code(code_hash: str) -> str:

@@ -51,6 +51,11 @@ def parse_account_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | No
     return None
 
 
+def crm_name(host: str) -> str:
+    """Return the name by which the users of AMO's hosts know AMO."""
+    return "Kommo" if f".{host}".endswith(".kommo.com") else "amoCRM"
+
+
 def account_url(endpoint: str, host: str, *, allowed: Sequence[str] = ()) -> str:
     """Return an endpoint's URL, with `{domain}` replaced by `host`; raises `HostNotAllowed`.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
 
-from amo_callback.web.apis import make_apis
+from amo_callback.web.apis import openapi_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 UNREADABLE = "malformed request"
 """The parser's answer to a request that is not valid HTTP."""
 
-_kept: dict[tuple[bool, bool, str], Conformance] = {}
+_kept: dict[tuple[bool, bool, str, str], Conformance] = {}
 
 
 def conformance_of(running: Running) -> Conformance:
     """Return the check for this service, shared by services with the same routes and base path."""
-    services, settings = running.service.services, running.settings
-    key = (services.users is not None, settings.server.metrics_auth, settings.server.base_path)
+    settings, app = running.settings, running.settings.app
+    links = repr((app.deep_link, app.ios_app_ids, app.android_cert_fingerprints))
+    key = (app.jwt_audience is not None, settings.server.metrics_auth, settings.server.base_path, links)
     if key not in _kept:
-        *_, document = make_apis(services)
-        _kept[key] = Conformance(json.loads(document()))
+        _kept[key] = Conformance(json.loads(openapi_text(settings)))
     return _kept[key]
 
 

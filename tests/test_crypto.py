@@ -20,10 +20,16 @@ PAIR = TokenPair(
 )
 TOKENS = (PAIR.access_token, PAIR.refresh_token)
 PAIR_FIELDS = {"access_token": "the-access-token", "refresh_token": "the-refresh-token"}
-REQUEST = AuthorizationRequest(user="42", asserted_by_backend=True, challenge="the-challenge", state=b"\xff\0")
-REQUEST_FIELDS = {"user": "42", "asserted_by_backend": True, "challenge": "the-challenge", "state": "/wA="}
+REQUEST = AuthorizationRequest(
+    user="42", asserted_by_backend=True, challenge="the-challenge", state=b"\xff\0", deep_link="app:x"
+)
+REQUEST_FIELDS = {
+    "user": "42", "asserted_by_backend": True, "challenge": "the-challenge", "state": "/wA=", "deep_link": "app:x"
+}  # fmt: skip
 ANONYMOUS = AuthorizationRequest()
-ANONYMOUS_FIELDS = {"user": None, "asserted_by_backend": False, "challenge": None, "state": None}
+ANONYMOUS_FIELDS = {
+    "user": None, "asserted_by_backend": False, "challenge": None, "state": None, "deep_link": None
+}  # fmt: skip
 GRANT = GrantSecrets(
     handle="the-handle", code=b"\xfe", state=b"s", domain="a.amocrm.ru", ticket="the-ticket", request=REQUEST
 )
@@ -65,7 +71,7 @@ def test_seal_uses_stable_contexts_and_fields(cipher: Cipher) -> None:
 
 
 def test_open_reads_earlier_records(cipher: Cipher) -> None:
-    """Records of earlier versions are read, including grants without ticket and request."""
+    """Records of earlier versions are read, even without ticket, request and deep link."""
 
     def sealed(fields: object, name: str) -> bytes:
         return cipher.seal(json.dumps(fields).encode(), context=name)
@@ -74,7 +80,9 @@ def test_open_reads_earlier_records(cipher: Cipher) -> None:
     assert cipher.open_grant(sealed(GRANT_FIELDS, "grant:x"), code_hash="x") == GRANT
     assert cipher.open_grant(sealed(OLD_GRANT_FIELDS, "grant:x"), code_hash="x") == OLD_GRANT
     assert cipher.open_request(sealed(REQUEST_FIELDS, "state:x"), state_hash="x") == REQUEST
-    assert cipher.open_request(sealed(ANONYMOUS_FIELDS, "state:x"), state_hash="x") == ANONYMOUS
+    old = {name: value for name, value in ANONYMOUS_FIELDS.items() if name != "deep_link"}
+    for fields in (ANONYMOUS_FIELDS, old):
+        assert cipher.open_request(sealed(fields, "state:x"), state_hash="x") == ANONYMOUS
     cipher.check_canary(sealed("whatever", "canary"))
 
 

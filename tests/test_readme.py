@@ -1,35 +1,43 @@
-"""The README's links, and the tables of the other documents."""
+"""The documents' links and tables."""
 
 import re
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 _ROOT = Path(__file__).parent.parent
-_README = (_ROOT / "README.md").read_text(encoding="utf-8")
+_DOCUMENTS = [_ROOT / "README.md", *sorted((_ROOT / "amo_callback/docs").iterdir())]
 
 
-def _prose() -> str:
-    return re.sub(r"^```.*?^```$", "", _README, flags=re.MULTILINE | re.DOTALL)
+def _prose(document: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-def test_readme_anchors_exist() -> None:
-    """Each `#anchor` is the anchor that GitHub generates for a heading."""
-    headings = re.findall(r"^#{1,4} (.*)$", _prose(), re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    linked = set(re.findall(r"\]\((#[^)]+)\)", _prose()))
-    assert len(linked) > 10
-    assert linked - anchors == set()
+def _anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub generates for a document's headings."""
+    headings = re.findall(r"^#{1,4} (.*)$", _prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_readme_linked_files_exist() -> None:
-    """Each linked file and picture is in the repository."""
-    linked = set(re.findall(r"\]\(([\w./-]+)\)|src=\"([^\"]+)\"", _prose()))
-    files = {link or picture for link, picture in linked}
-    assert ".pictures/demo.png" in files
-    assert {file for file in files if not (_ROOT / file).exists()} == set()
+@pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda document: document.name)
+def test_document_links_lead_to_files_and_headings(document: Path) -> None:
+    """Each link between documents leads to a file in the repository, and its anchor to a heading of that file."""
+    links = re.findall(r"\]\(([\w./-]*)(?:#([^)]+))?\)", _prose(document))
+    for path, anchor in links:
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), path
+        assert not anchor or anchor in _anchors(target), (path, anchor)
+
+
+def test_readme_pictures_and_links_are_found() -> None:
+    """The README links to its own headings, to pictures and to the other documents."""
+    links = set(re.findall(r"\]\(([\w./#-]+)\)|src=\"([^\"]+)\"", _prose(_ROOT / "README.md")))
+    names = {link or picture for link, picture in links}
+    assert {".pictures/demo.png", ".pictures/return.png", "#run", "amo_callback/docs/mobile-app.md"} <= names
+    assert {name for name in names if "#" not in name and not (_ROOT / name).exists()} == set()
 
 
 def test_glossary_modules_exist() -> None:

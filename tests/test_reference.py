@@ -1,20 +1,20 @@
-"""The README's reference tables match the code."""
-
-from pathlib import Path
+"""The reference tables of the README and other documents match the code."""
 
 from tests.reference.markdown import blocks, table, written
 from tests.reference.settings import comments_of, known_settings
-from tests.reference.tables import all_tables
+from tests.reference.tables import DOCUMENTS, REPOSITORY, all_tables
 
-REPOSITORY = Path(__file__).parent.parent
 TABLES = {"fruit": ["| fruit |", "| --- |", "| apple |"]}
 TEXT = "before\n<!-- reference: fruit -->\n\n| fruit |\n| --- |\n| pear |\n\n<!-- end -->\nafter\n"
 
 
-async def test_readme_reference_matches_code() -> None:
-    """Each table of the README has the rows of the code, and each block has a table."""
-    found = blocks((REPOSITORY / "README.md").read_text(encoding="utf-8"))
-    assert found == await all_tables(REPOSITORY), "run .venv/bin/python -m tests.reference"
+def test_reference_matches_code() -> None:
+    """Each table is in one document and has the rows of the code, and each block has a table."""
+    found = [blocks((REPOSITORY / name).read_text(encoding="utf-8")) for name in DOCUMENTS]
+    names = [name for document in found for name in document]
+    assert len(names) == len(set(names))
+    tables = {name: rows for document in found for name, rows in document.items()}
+    assert tables == all_tables(), "run .venv/bin/python -m tests.reference"
 
 
 def test_example_configuration_explains_each_setting() -> None:

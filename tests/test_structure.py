@@ -16,6 +16,7 @@ ONE_PLACE = {
     "prometheus_client": {"observe"},
     "jinja2": {"web", "amo", "demo"},
     "pydantic_settings": {"config"},
+    "segno": {"web"},
     "standardwebhooks": {"webhooks"},
     "uvloop": {"cli"},
     "aiohttp": {"amo", "identity", "webhooks", "web", "cli", "demo"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amo_callback.cli.checks.app_links import check_app_links
 from amo_callback.cli.checks.configuration import check_outgoing, check_secrets, check_settings
 from amo_callback.cli.checks.database import check_disk, check_rescue, check_sqlite
 from amo_callback.cli.checks.finding import fail, ok, report, run_check, run_check_async
@@ -99,6 +100,7 @@ async def _check_others(
             run_check_async("service", check_service(settings, wait_limit=wait_limit)),
             run_check_async("systemd", check_unit(environ, amo_timeout=settings.amo.timeout, wait_limit=wait_limit)),
             run_check_async("proxy", check_proxy(settings, http, cipher=cipher, nonce=secrets.token_hex(16))),
+            run_check_async("app_links", check_app_links(settings, http)),
             run_check_async("amo", check_amo(settings, http)),
             run_check_async("jwks_url", check_key_set(settings, http)),
             run_check_async("webhook", check_receiver(settings, http)),

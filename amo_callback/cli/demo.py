@@ -15,6 +15,7 @@ from amo_callback.cli.output import printable
 from amo_callback.cli.serve import on_signal, until_end
 from amo_callback.clock import SystemClock
 from amo_callback.demo.environment import Addresses, choose_addresses, open_demo
+from amo_callback.demo.phone import ANOTHER_USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,8 @@ the app, and a backend.
 
   Open          http://{panel}/
   Get a token   {curl}
+  Try an app    {base}  (base URL)
+                {jwt}  (JWT of user {user}, valid for a day)
 
 In the demo, an access token is valid for {life} seconds. Press Ctrl-C to end the demo.
 
@@ -67,7 +70,8 @@ async def _demo(addresses: Addresses, *, token_life: int) -> int:
         clock=SystemClock(),
         on_entry=lambda entry: output.write(f"{line_of(entry)}\n"),
     ) as opened:
-        output.write(_WELCOME.format(panel=addresses.panel, curl=opened.curl, life=token_life))
+        values = {"curl": opened.curl, "base": opened.base, "jwt": opened.jwt, "user": ANOTHER_USER, "life": token_life}
+        output.write(_WELCOME.format(panel=addresses.panel, **values))
         status = await until_end(opened.service, signalled)
     output.write(_FAREWELL)
     return status if output.error is None else _report_closed_output(output.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 
@@ -10,8 +11,27 @@ from click.shell_completion import get_completion_class
 
 import amo_callback
 
-_MANUAL = "manual"
-"""The name under which `docs` lists the README."""
+_DOCUMENTS = {
+    "manual": "Install, configure and operate the service; its reference.",
+    "mobile-app": "Connect a mobile app, with recipes for Expo, Android and iOS.",
+    "openapi": "The OpenAPI document of both APIs, as JSON.",
+    "security": "Assets, attackers, and the limits of the protection.",
+    "glossary": "The project's terms, and the modules that define them.",
+}
+"""The summary of each document."""
+EXAMPLE_ENVIRONMENT = {
+    "AMO_CALLBACK_AMO__CLIENT_ID": "00000000-0000-0000-0000-000000000000",
+    "AMO_CALLBACK_AMO__CLIENT_SECRET": "the client secret",
+    "AMO_CALLBACK_AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
+    "AMO_CALLBACK_APP__DEEP_LINK": "https://app.example.com/amo-crm",
+    "AMO_CALLBACK_APP__IOS_APP_IDS": "ABCDE12345.com.example.app",
+    "AMO_CALLBACK_APP__ANDROID_PACKAGE": "com.example.app",
+    "AMO_CALLBACK_APP__ANDROID_CERT_FINGERPRINTS": ":".join(["AB"] * 32),
+    "AMO_CALLBACK_APP__JWKS_URL": "https://admin.example.com/jwks.json",
+    "AMO_CALLBACK_APP__JWT_AUDIENCE": "amo-callback",
+    "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": "A" * 43 + "=",
+}
+"""The configuration of the printed OpenAPI document, with which all routes exist."""
 
 
 @click.command()
@@ -36,20 +56,30 @@ def completion(ctx: click.Context, shell: str) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-def docs(name: str | None) -> None:
+@click.pass_context
+def docs(ctx: click.Context, name: str | None) -> None:
     """Print the document NAME; without NAME, list all documents."""
-    folder = resources.files("amo_callback") / "docs"
-    names = sorted(
-        {_MANUAL, *(file.name.removesuffix(".md") for file in folder.iterdir() if file.name.endswith(".md"))}
-    )
     if name is None:
-        click.echo("\n".join(names))
-    elif name not in names:
-        raise click.UsageError(f"unknown document {name}: choose one of {', '.join(names)}")
-    elif name == _MANUAL:
+        formatter = ctx.make_formatter()
+        formatter.write_dl(list(_DOCUMENTS.items()))
+        click.echo(formatter.getvalue(), nl=False)
+    elif name not in _DOCUMENTS:
+        raise click.UsageError(f"unknown document {name}: choose one of {', '.join(_DOCUMENTS)}")
+    elif name == "openapi":
+        click.echo(_openapi())
+    elif name == "manual":
         click.echo_via_pager(packaged_text("README.md"))
     else:
-        click.echo_via_pager((folder / f"{name}.md").read_text(encoding="utf-8"))
+        file = resources.files("amo_callback") / "docs" / f"{name}.md"
+        click.echo_via_pager(file.read_text(encoding="utf-8"))
+
+
+def _openapi() -> str:
+    """Return the OpenAPI document; it needs neither a configuration nor a running service."""
+    from amo_callback.config.loader import load_settings  # noqa: PLC0415 -- loads pydantic, which other commands do not use
+    from amo_callback.web.apis import openapi_text  # noqa: PLC0415 -- loads the service
+
+    return json.dumps(json.loads(openapi_text(load_settings(None, EXAMPLE_ENVIRONMENT))), indent=2, ensure_ascii=False)
 
 
 def packaged_text(name: str) -> str:

@@ -87,10 +87,8 @@ def read_deep_link(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must consist of printable characters")
     try:
-        return App(deep_link=text).deep_link
+        return App(deep_link=(text,)).default_deep_link
     except ValidationError as error:
-        if error.errors()[0]["type"] == "string_pattern_mismatch":
-            raise ValueError("must be a URL such as foryoure://amo-crm/callback, without ? or #") from None
         raise ValueError(_reason(error)) from None
 
 
@@ -179,7 +177,7 @@ def _read_secret_file(file: str) -> str:
     "--deep-link",
     type=_checked(read_deep_link),
     metavar="URL",
-    help=f"The URL that opens the app. Default: {App().deep_link}",
+    help=f"The URL that opens the app. Default: {App().default_deep_link}",
 )
 @click.option(
     "--database", type=_checked(read_database), metavar="URL", help="The database URL. Default: a SQLite file."
@@ -227,8 +225,10 @@ def init(
             )
         if asking and deep_link is None:
             click.echo("\nWhich URL opens your app? It is defined in the app, not in amoCRM: ask the app's developers.")
-            deep_link = click.prompt("Deep link", value_proc=_checked(read_deep_link), default=App().deep_link)
-        decided = paths.decide(callback, client_id=client_id, deep_link=deep_link or App().deep_link, database=database)
+            deep_link = click.prompt("Deep link", value_proc=_checked(read_deep_link), default=App().default_deep_link)
+        decided = paths.decide(
+            callback, client_id=client_id, deep_link=deep_link or App().default_deep_link, database=database
+        )
         lines = write(paths, decided, client_secret)
     except click.Abort as abort:
         if not isinstance(abort.__context__, EOFError):

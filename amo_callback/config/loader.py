@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: 
 from pydantic_settings.exceptions import SettingsError
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
+from amo_callback.appearance import read_logo
 from amo_callback.config.database_url import SQLITE, is_postgres, url_secrets
 from amo_callback.config.settings import DEFAULT_AMO_TIMEOUT, PREFIX, Server, Settings
 from amo_callback.errors import ConfigurationError
@@ -78,7 +79,16 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
         raise ConfigurationError(*problems, *_explain(error)) from None
     if problems:
         raise ConfigurationError(*problems)
-    return settings
+    return _with_logo(settings, path)
+
+
+def _with_logo(settings: Settings, path: Path | None) -> Settings:
+    """Return the settings with an absolute path to the logo; raises `ConfigurationError` if it cannot be used."""
+    if settings.app.logo is None:
+        return settings
+    logo = beside(path, settings.app.logo)
+    read_logo(logo)
+    return settings.model_copy(update={"app": settings.app.model_copy(update={"logo": logo})})
 
 
 def secret_folders(path: Path | None, environ: Mapping[str, str]) -> Sequence[Path]:

@@ -9,16 +9,19 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from amo_callback.config.database_url import LOOPBACK
 from amo_callback.config.types import (
+    Accent,
     AccountIds,
     ApiKeyLines,
     BasePath,
     DatabaseUrl,
+    DeepLinks,
     Domains,
     EncryptionKeys,
     FileMode,
+    Fingerprints,
     HttpsUrl,
+    IosAppIds,
     JwtSecret,
     ListenAddress,
     Networks,
@@ -93,29 +96,47 @@ class Amo(_Section):
 class App(_Section):
     """`[app]`: the mobile app and its deep link."""
 
-    deep_link: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*:[^?#\s\"'<>\\]+$")] = (
-        "foryoure://amo-crm/callback"
-    )
+    deep_link: DeepLinks = Field(default="foryoure://amo-crm/callback", validate_default=True)
+    """The deep links that an authorization request can name, the default first."""
     return_mode: Literal["redirect", "page", "auto"] = "auto"
     hand_back: HandBack = "code"
     state: Literal["app", "issued"] = "app"
     android_package: (
         Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)+$", max_length=255)] | None
     ) = None
+    android_cert_fingerprints: Fingerprints = ()
+    ios_app_ids: IosAppIds = ()
     name: str = "For You"
+    accent: Accent | None = None
+    logo: Annotated[Path, Field(json_schema_extra={"format": "file-path"})] | None = None
+    ios_store_url: HttpsUrl | None = None
+    android_store_url: HttpsUrl | None = None
     jwt_secret: JwtSecret | None = None
     jwks_url: HttpsUrl | None = None
     jwt_audience: Annotated[NonEmptyStr | None, Field(validate_default=True)] = None
     jwt_issuer: NonEmptyStr | None = None
     jwt_user_claim: NonEmptyStr = "sub"
 
-    @field_validator("deep_link")
+    @property
+    def default_deep_link(self) -> str:
+        return self.deep_link[0]
+
+    @property
+    def https_links(self) -> tuple[str, ...]:
+        return _https_links(self.deep_link)
+
+    def known_deep_link(self, wanted: str | None) -> str:
+        """Return `wanted` if it is configured, otherwise the default deep link."""
+        return wanted if wanted is not None and wanted in self.deep_link else self.default_deep_link
+
+    @field_validator("android_cert_fingerprints", "ios_app_ids")
     @classmethod
-    def _safe_scheme(cls, value: str) -> str:
-        if value.partition(":")[0].lower() in {"javascript", "data", "vbscript", "file", "blob", "about"}:
-            raise ValueError("must be a URL with the app's own scheme")
-        if value.lower().startswith("http:") and urlsplit(value).hostname not in LOOPBACK:
-            raise ValueError("must not use http, which is not encrypted; use the app's own scheme, or https")
+    def _app_links_are_there(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        # An invalid setting is not in `info.data`; it is reported by an error of its own.
+        if value and "deep_link" in info.data and not _https_links(info.data["deep_link"]):
+            raise ValueError("has no effect without an https link in app.deep_link")
+        if value and info.field_name != "ios_app_ids" and info.data.get("android_package", "bad") is None:
+            raise ValueError("has no effect without app.android_package")
         return value
 
     @field_validator("jwks_url")
@@ -136,6 +157,10 @@ class App(_Section):
         if info.field_name == "jwt_audience" and value is None and verified:
             raise ValueError('required with app.jwt_secret or app.jwks_url; the "aud" of a JWT must contain this value')
         return value
+
+
+def _https_links(links: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(link for link in links if link.lower().startswith("https:"))
 
 
 class LimitsSection(_Section):
@@ -233,4 +258,22 @@ class Settings(BaseSettings):
         path = urlsplit(self.amo.redirect_uri).path
         if not path.endswith("/callback"):
             raise ValueError("the path of amo.redirect_uri must end in /callback, where the service receives callbacks")
+        return self
+
+    @model_validator(mode="after")
+    def _app_links_are_separate(self) -> Self:
+        """Reject https deep links that would not open the app, or whose page would replace a route of the service."""
+        base = self.server.base_path
+        for link in self.app.https_links:
+            parts = urlsplit(link)
+            if parts.hostname == urlsplit(self.amo.redirect_uri).hostname:
+                raise ValueError(
+                    f"app.deep_link: {link!r} must have another host than amo.redirect_uri, because browsers do not "
+                    "open the app for a link to the host of the current page"
+                )
+            if parts.path == "/healthz" or f"{parts.path}/".startswith((f"{base}/", "/.well-known/")):
+                raise ValueError(
+                    f"app.deep_link: the path of {link!r} must not be /healthz, or begin with {base} or /.well-known, "
+                    "which are paths of the service"
+                )
         return self

@@ -31,7 +31,7 @@ class InitialConfig:
     client_id: str
     redirect_uri: str
     base_path: str = Server().base_path
-    deep_link: str = App().deep_link
+    deep_link: str = App().default_deep_link
     database: str
     rescue: str | None = None
     secrets_folder: str | None = None

@@ -8,9 +8,10 @@ from ipaddress import IPv6Network, ip_network
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 from pydantic_settings import NoDecode
 
+from amo_callback.appearance import check_accent
 from amo_callback.config.database_url import LOOPBACK, validate_url
 from amo_callback.identity import read_api_keys
 
@@ -126,6 +127,55 @@ def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
     return lowered
 
 
+_DEEP_LINK = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):[^?#\s\"'<>\\]+")
+_BROWSER_SCHEMES = frozenset({"javascript", "data", "vbscript", "file", "blob", "about"})
+
+
+def _deep_links(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Accept one deep link or several different ones."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError("must be a URL, or a list of different URLs")
+    for value in values:
+        try:
+            _check_deep_link(value)
+        except ValueError as error:
+            raise error if len(values) == 1 else ValueError(f"{value!r} {error}") from None
+    return values
+
+
+def _check_deep_link(value: str) -> None:
+    match = _DEEP_LINK.fullmatch(value)
+    if match is None:
+        raise ValueError("must be a URL such as foryoure://amo-crm/callback, without ? or #")
+    scheme = match["scheme"].lower()
+    if scheme in _BROWSER_SCHEMES:
+        raise ValueError("must be a URL with the app's own scheme")
+    parts = urlsplit(value)
+    if scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ValueError("must not use http, which is not encrypted; use the app's own scheme, or https")
+    if scheme != "https":
+        return
+    name = parts.netloc.lower().removesuffix(":443")
+    if not _NAME.fullmatch(name):
+        raise ValueError("must have a host name and no port other than 443, because phones open no other https link")
+    try:
+        _base_path(parts.path)
+    except ValueError:
+        raise ValueError('must have a path such as "/amo-crm", whose segments consist of A-Z a-z 0-9 . _ ~ -') from None
+
+
+_FINGERPRINT = re.compile(r"(?:[0-9A-F]{2}:){31}[0-9A-F]{2}")
+
+
+def _fingerprints(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Accept SHA-256 fingerprints in both cases; Android compares them in upper case."""
+    upper = tuple(value.upper() for value in values)
+    for value in upper:
+        if not _FINGERPRINT.fullmatch(value):
+            raise ValueError(f'{value!r} must be a SHA-256 fingerprint: 32 bytes such as "AB:CD:…"')
+    return upper
+
+
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
     """Accept IP addresses and networks; convert an IPv4-mapped IPv6 network to an IPv4 network."""
     return tuple(_network(value) for value in values)
@@ -145,6 +195,20 @@ def _base_path(value: str) -> str:
 
 
 StrTuple = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
+Accent = Annotated[str, AfterValidator(check_accent)]
+DeepLinks = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(_split),
+    AfterValidator(_deep_links),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+IosAppIds = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[A-Z0-9]{10}\.[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*$", max_length=255)], ...],
+    NoDecode,
+    BeforeValidator(_split),
+]
+Fingerprints = Annotated[StrTuple, AfterValidator(_fingerprints)]
 AccountIds = Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9]{1,20}$")], ...], NoDecode, BeforeValidator(_split)]
 BasePath = Annotated[str, AfterValidator(_base_path)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]

@@ -7,6 +7,7 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from amo_callback.demo.access import guard
 from amo_callback.demo.backend import Backend, Poller
 from amo_callback.demo.feed import Feed, LogStream
 from amo_callback.demo.panel import Renderer, panel_routes
-from amo_callback.demo.phone import AUDIENCE, AppConfig, Phone
+from amo_callback.demo.phone import ANOTHER_USER, AUDIENCE, AppConfig, Phone
 from amo_callback.demo.proxy import Proxy
 from amo_callback.demo.scenarios import SLOW, Scenarios
 from amo_callback.observe.log import make_logger, take_over_library_logs
@@ -40,6 +41,7 @@ _DEEP_LINK = "foryoure://amo-crm/callback"
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3
 """The number of ports to choose: for the panel, the stand-in for AMO, and the proxy."""
+_JWT_LIFE = timedelta(days=1)
 _TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 
@@ -67,6 +69,10 @@ class Demo:
     poller: Poller
     curl: str = field(repr=False)
     """A curl command that requests a token."""
+    base: str
+    """The base URL of the public API, for an app that is tried with the demo."""
+    jwt: str = field(repr=False)
+    """The JWT of that app's user."""
 
 
 def choose_addresses(first: int | None) -> Addresses:
@@ -100,7 +106,7 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
         "APP__JWT_SECRET": made.jwt_secret,
         "APP__JWT_AUDIENCE": AUDIENCE,
         "REFRESH__POLL_INTERVAL": "1",
-        "REFRESH__LEASE": str(SLOW + 2),
+        "REFRESH__LEASE": str(SLOW + 2),  # a request waits for its rate-limit slot for a second
         "REFRESH__RETRY_BASE": "2",
         "REFRESH__RETRY_CAP": "10",
         "STORAGE__ENCRYPTION_KEYS": made.encryption_key,
@@ -146,13 +152,12 @@ async def open_demo(
         backend = Backend(http, private=service.private, key=made.api_key)
         poller = Poller(backend, sandbox, clock=clock)
         renderer = Renderer(phone_sites=[addresses.amo, addresses.proxy])
+        config = AppConfig(
+            base=f"http://{addresses.proxy}/api/amo-crm", deep_link=_DEEP_LINK, jwt_secret=made.jwt_secret
+        )
         phone = Phone(
             http,
-            AppConfig(
-                base=f"http://{addresses.proxy}/api/amo-crm",
-                deep_link=_DEEP_LINK,
-                jwt_secret=made.jwt_secret,
-            ),
+            config,
             renderer=renderer,
             clock=clock,
             report=feed.add,
@@ -170,7 +175,8 @@ async def open_demo(
         await stack.enter_async_context(open_listener(pages, addresses.panel, name="panel", clock=clock, log=log))
         polling = asyncio.create_task(poller.run(), name="poller")
         stack.push_async_callback(_end, polling)
-        yield Demo(service=service, poller=poller, curl=curl)
+        token = config.jwt_of(ANOTHER_USER, expires_at=clock.now() + _JWT_LIFE)
+        yield Demo(service=service, poller=poller, curl=curl, base=config.base, jwt=token)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -20,12 +20,16 @@ from amo_callback.demo.feed import APP, YOU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from amo_callback.clock import Clock
     from amo_callback.demo.panel import Renderer
 
 USER = "42"
+ANOTHER_USER = "77"
+"""The user of an app that is tried with the demo."""
 AUDIENCE = "demo"
+_JWT_LIFE = timedelta(minutes=5)
 _SHOWN = 10
 """The maximum number of characters shown of a code or state."""
 _STARTS = 20
@@ -53,6 +57,10 @@ class AppConfig:
     """The base URL of the public API."""
     deep_link: str
     jwt_secret: str = field(repr=False)
+
+    def jwt_of(self, user: str, *, expires_at: datetime) -> str:
+        claims = {"sub": user, "aud": AUDIENCE, "exp": expires_at}
+        return jwt.encode(claims, self.jwt_secret, algorithm="HS256")
 
 
 class AppAnswer(NamedTuple):
@@ -209,9 +217,7 @@ class Phone:
             return AppAnswer(502, {"error": "no response of the service"}, _ASK_EVERY)
 
     async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> AppAnswer:
-        now = self._clock.now()
-        claims = {"sub": USER, "aud": AUDIENCE, "exp": now + timedelta(minutes=5)}
-        headers = {"Authorization": f"Bearer {jwt.encode(claims, self._app.jwt_secret, algorithm='HS256')}"}
+        headers = {"Authorization": f"Bearer {self._app.jwt_of(USER, expires_at=self._clock.now() + _JWT_LIFE)}"}
         async with self._http.request(method, self._app.base + path, json=body, headers=headers) as response:
             wait = response.headers.get("Retry-After")
             content = await response.json(content_type=None)

@@ -17,6 +17,8 @@ PHONE_USER_AGENT = (
 )
 _NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
 """Headers that the proxy does not forward: hop-by-hop headers (RFC 9110, section 7.6.1), and Content-Length."""
+_FROM_FRAMES = frozenset({"iframe", "empty"})
+"""The values of `Sec-Fetch-Dest` for a page in a frame, and for the requests of its script."""
 _POLICY = "Content-Security-Policy"
 _AWAY = "The service does not respond: reload the page in a few seconds.\n"
 
@@ -24,10 +26,11 @@ _AWAY = "The service does not respond: reload the page in a few seconds.\n"
 class Proxy:
     """A reverse proxy in front of the public API, and a substitute for parts of a phone.
 
-    The proxy sends a phone's user agent, so that the panel's frame shows the page for phones. It replaces the app's
-    deep link with the URL of the simulated app, because no installed app handles the link. It allows the panel to frame
-    the service's pages. The service itself forbids framing (`frame-ancestors 'none'`), and a proxy in production must
-    not allow it.
+    For requests of the panel's frame, the proxy sends a phone's user agent, so that the frame shows the page for
+    phones. It replaces the app's deep link with the URL of the simulated app, because no installed app handles the
+    link. It allows the panel to frame the service's pages. The service itself forbids framing (`frame-ancestors
+    'none'`), and a proxy in production must not allow it. All other requests are forwarded unchanged, so that real apps
+    can be tried.
     """
 
     def __init__(self, http: aiohttp.ClientSession, *, panel: str, deep_link: str) -> None:
@@ -51,20 +54,22 @@ class Proxy:
                 status=400, text="The proxy serves only this host: request a path, not a complete URL.\n"
             )
         address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
+        is_framed = request.headers.get("Sec-Fetch-Dest") in _FROM_FRAMES
         try:
             async with self._http.request(
                 request.method,
                 address,
-                headers=_headers_from(request),
+                headers=_headers_from(request, is_framed=is_framed),
                 data=await request.read(),
                 allow_redirects=False,
             ) as answer:
-                passed = web.Response(status=answer.status, body=self._linked(await answer.read()))
+                body = await answer.read()
+                passed = web.Response(status=answer.status, body=self._linked(body) if is_framed else body)
                 passed.headers.clear()
                 passed.headers.extend(_end_to_end(answer.headers.items()))
         except (aiohttp.ClientError, TimeoutError):
             return web.Response(status=502, text=_AWAY)
-        return self._framed(passed)
+        return self._framed(passed) if is_framed else passed
 
     def _linked(self, body: bytes) -> bytes:
         """Return a page with links to the simulated app in place of deep links."""
@@ -82,12 +87,11 @@ class Proxy:
         return answer
 
 
-def _headers_from(request: web.Request) -> CIMultiDict[str]:
+def _headers_from(request: web.Request, *, is_framed: bool) -> CIMultiDict[str]:
     headers = CIMultiDict(_end_to_end(request.headers.items()))
     headers["X-Forwarded-For"] = request.remote or ""  # replaces the client's value, which may be forged
     headers["Accept-Encoding"] = "identity"  # a compressed page cannot be searched for links
-    is_in_own_tab = request.headers.get("Sec-Fetch-Dest") == "document"
-    if headers.get("User-Agent", "").startswith("Mozilla/") and not is_in_own_tab:
+    if is_framed:
         headers["User-Agent"] = PHONE_USER_AGENT
     return headers
 

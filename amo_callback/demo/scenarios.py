@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BACKENDS = 100
 _AWAY = Fault.HTML
 SLOW = 9.0
-"""Seconds until AMO's response in the scenario `slow`: more than the 8 s for which the service lets a browser wait."""
+"""Seconds until AMO's response in the scenario `slow`, more than the service lets the user wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from amo_callback.grant import (
     AuthorizationRequest,
     CodeSource,
     IssuedState,
+    WayBack,
     is_our_state,
     request_fingerprint,
 )
@@ -124,16 +125,16 @@ class Authorizations:
             if issued is not None and issued.code_hash is None and issued.error is None:
                 await self._store.record_refusal(issued.state_hash, error=error)
 
-    async def app_state(self, state: bytes | None) -> bytes | None:
-        """Return the app's own state if `state` was issued for a request that has one, otherwise `state`."""
+    async def way_back(self, state: bytes | None) -> WayBack:
+        """Return the way back of the request for which `state` was issued, otherwise the default with `state`."""
         if state is None or not is_our_state(state):
-            return state
+            return WayBack(state=state)
         issued = await self._store.issued_state(fingerprint(state))
         if issued is None or issued.sealed is None:
-            return state
+            return WayBack(state=state)
         request: AuthorizationRequest | None
         if issued.code_hash is None:
             request = self._cipher.open_request(issued.sealed, state_hash=issued.state_hash)
         else:
             request = self._cipher.open_grant(issued.sealed, code_hash=issued.code_hash).request
-        return state if request is None or request.state is None else request.state
+        return WayBack(state=state) if request is None else request.way_back(state)

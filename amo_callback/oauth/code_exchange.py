@@ -106,7 +106,10 @@ class Exchanger:
             await self._core.store.finish_grant(ended)
             return ended
         except BaseException:
-            await self._core.store.finish_grant(_failed(grant, UnknownOutcome("a bug")))
+            bug = UnknownOutcome("a bug")
+            ended = _failed(grant, bug)
+            self._report_failure(ended, bug, exchange.domain)
+            await self._core.store.finish_grant(ended)
             raise
         return await self._save(grant, exchange, issued)
 

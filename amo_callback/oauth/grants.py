@@ -87,8 +87,9 @@ class GrantRecords:
         """Return the current result of a grant; the secrets are decrypted unless they are passed in."""
         secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error
-        if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
-            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # its process has exited
+        abandoned = status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0
+        if abandoned:
+            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error
         return GrantResult(
             status=status,
             error=error,
@@ -100,4 +101,5 @@ class GrantRecords:
             domain=secrets.domain,
             support=support_code(grant.code_hash),
             connection_id=grant.connection_id,
+            abandoned=abandoned,
         )

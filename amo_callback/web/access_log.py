@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from aiohttp import web
     from structlog.typing import FilteringBoundLogger
@@ -38,8 +38,12 @@ def log_request(
     status: int,
     seconds: float,
     peer: str | None,
+    failure: Mapping[str, object],
 ) -> None:
-    """Log a request without its path and query, which may contain a return handle or an authorization code."""
+    """Log a request without its path and query, which may contain a return handle or an authorization code.
+
+    `failure` contains the code of the request's error, and the failed check if a JWT was refused.
+    """
     sent = request.headers.get("traceparent")
     trace = None if sent is None else _TRACE.fullmatch(sent)
     write = log.debug if route in _QUIET else log.info
@@ -51,6 +55,7 @@ def log_request(
         status=status,
         ms=round(seconds * 1000, 1),
         peer=peer,
+        **failure,
         **({"trace_id": trace[1]} if trace else {}),
     )
 

@@ -19,11 +19,12 @@ from amo_callback.web.private import connections, events, imports, tokens
 from amo_callback.web.private.api import PrivateApi
 from amo_callback.web.public import account, callback
 from amo_callback.web.public.api import PublicApi
+from amo_callback.web.public.app_links import app_link_routes
 from amo_callback.web.route import Jwt, Reply, Route, both_methods
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from amo_callback.config.settings import Settings
     from amo_callback.web.composition import Services
@@ -32,17 +33,15 @@ if TYPE_CHECKING:
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Callable[[], str]]:
-    """Return the public API, the private API, and a function that returns their OpenAPI document."""
+def make_apis(services: Services) -> tuple[PublicApi, PrivateApi]:
     settings = services.settings
+    return PublicApi(services, _public_routes(settings)), PrivateApi(services, _private_routes(settings))
 
-    @cache
-    def document() -> str:
-        return document_text((private, public), settings.amo.redirect_uri)
 
-    private = PrivateApi(services, _private_routes(settings, document))
-    public = PublicApi(services, _public_routes(settings.server.base_path, with_users=services.users is not None))
-    return public, private, document
+def openapi_text(settings: Settings) -> str:
+    """Return the OpenAPI document of both APIs with this configuration."""
+    apis = ((PrivateApi, _private_routes(settings)), (PublicApi, _public_routes(settings)))
+    return document_text(apis, settings.amo.redirect_uri)
 
 
 @asynccontextmanager
@@ -51,7 +50,7 @@ async def open_listeners(
 ) -> AsyncIterator[Sequence[HttpListener]]:
     """Open the listeners of both APIs, and close them concurrently on exit."""
     server, opened = services.settings.server, []
-    public, private, _ = make_apis(services)
+    public, private = make_apis(services)
     async with AsyncExitStack() as stack:
         for api, address in ((public, server.public), (private, server.private)):
             options = ListenerOptions(
@@ -78,19 +77,23 @@ async def open_listeners(
             await asyncio.gather(*(listener.close() for listener in opened))
 
 
-def _public_routes(base: str, *, with_users: bool) -> Sequence[Route]:
-    """Return the routes of the public API, all below `base` except `/healthz`.
+def _public_routes(settings: Settings) -> Sequence[Route]:
+    """Return the routes of the public API, all below the base path except `/healthz` and those for https deep links.
 
-    Routes that require a JWT are omitted unless `with_users` is true.
+    Routes that require a JWT are omitted unless JWTs are configured.
     """
+    base, with_users = settings.server.base_path, settings.app.jwt_audience is not None
     routes = [*callback.ROUTES, *account.ROUTES, *authorizations.PUBLIC_ROUTES]
     return [
         *(replace(route, path=base + route.path) for route in routes if with_users or route.access is not Jwt.REQUIRED),
         *both_methods(health.HEALTHZ),
+        *app_link_routes(settings.app),
     ]
 
 
-def _private_routes(settings: Settings, document: Callable[[], str]) -> Sequence[Route]:
+def _private_routes(settings: Settings) -> Sequence[Route]:
+    document = cache(partial(openapi_text, settings))
+
     async def openapi(_call: Call[None, None]) -> web.Response:
         """Return the OpenAPI document of both APIs."""
         text = await asyncio.to_thread(document)  # the first call generates the document, which is slow

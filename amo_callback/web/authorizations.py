@@ -9,7 +9,7 @@ from aiohttp import web
 from pydantic import ConfigDict, Field
 
 from amo_callback.errors import AmoCallbackError, InvalidRequest, RetryableError, TooManyAttempts
-from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, is_our_state
+from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, WayBack, is_our_state
 from amo_callback.identity import MAX_USER, Scope
 from amo_callback.oauth.ownership import CHALLENGE
 from amo_callback.web.parsing import Body, invalid, read_known_query
@@ -18,6 +18,7 @@ from amo_callback.web.public.return_response import choose, failed, redirect
 from amo_callback.web.route import Jwt, Reply, Route, Time, shape, shaped
 
 if TYPE_CHECKING:
+    from amo_callback.config.settings import App
     from amo_callback.web.route import Call
 
 _PKCE = ("code_challenge", "code_challenge_method")
@@ -42,8 +43,8 @@ class AuthorizationBody(Body):
     )
 
     wanted: ClassVar[str] = (
-        'The body must be a JSON object with the optional strings "state" and "code_challenge"; "code_challenge" '
-        'requires "code_challenge_method": "S256".'
+        'The body must be a JSON object with the optional strings "state", "code_challenge" and "deep_link"; '
+        '"code_challenge" requires "code_challenge_method": "S256".'
     )
     names_field: ClassVar[bool] = False
     seconds: ClassVar[float] = 4.0
@@ -54,8 +55,12 @@ class AuthorizationBody(Body):
     """The PKCE challenge: the SHA-256 hash of the verifier, as 43 characters of base64url (RFC 7636)."""
     code_challenge_method: Literal["S256"] | None = None
     """Required with `code_challenge`, and allowed only with it."""
+    deep_link: str | None = None
+    """One of the deep links in `app.deep_link`, with which the user returns to the app; by default, the first one."""
 
-    def to_request(self, *, user: str | None = None, asserted_by_backend: bool = False) -> AuthorizationRequest:
+    def to_request(
+        self, app: App, *, user: str | None = None, asserted_by_backend: bool = False
+    ) -> AuthorizationRequest:
         """Return the authorization request; raises `InvalidRequest`, whose message names the field.
 
         The challenge method must be S256, because `plain` would reveal the verifier to anyone who sees the link.
@@ -69,8 +74,14 @@ class AuthorizationBody(Body):
             raise InvalidRequest("code_challenge: required with code_challenge_method")
         if self.code_challenge is not None and self.code_challenge_method is None:
             raise InvalidRequest("code_challenge_method: must be S256")
+        if self.deep_link is not None and self.deep_link not in app.deep_link:
+            raise InvalidRequest("deep_link: must be one of the deep links in app.deep_link")
         return AuthorizationRequest(
-            user=user, asserted_by_backend=asserted_by_backend, challenge=self.code_challenge, state=state or None
+            user=user,
+            asserted_by_backend=asserted_by_backend,
+            challenge=self.code_challenge,
+            state=state or None,
+            deep_link=self.deep_link,
         )
 
 
@@ -89,8 +100,8 @@ class OwnedAuthorizationBody(AuthorizationBody):
     """The parameters of an authorization request for one of the backend's users."""
 
     wanted: ClassVar[str] = (
-        'the body must be {"owner": "…"} with the optional strings "state" and "code_challenge"; "code_challenge" '
-        'requires "code_challenge_method": "S256"'
+        'the body must be {"owner": "…"} with the optional strings "state", "code_challenge" and "deep_link"; '
+        '"code_challenge" requires "code_challenge_method": "S256"'
     )
     names_field: ClassVar[bool] = True
 
@@ -99,7 +110,8 @@ class OwnedAuthorizationBody(AuthorizationBody):
 
 async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
     """Start an authorization request for an app user, and return the URL to open in a browser."""
-    started = await call.services.oauth.authorizations.start(call.body.to_request(user=call.caller))
+    request = call.body.to_request(call.services.settings.app, user=call.caller)
+    started = await call.services.oauth.authorizations.start(request)
     return Success(
         data=shaped(AuthorizationStarted, started, state=started.state.decode()),
         message="Open authorize_url in a browser.",
@@ -111,7 +123,7 @@ async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> Authorization
     owner = str(call.body.owner)
     if len(owner) > MAX_USER or not owner.isprintable():
         raise invalid("owner", f"must be at most {MAX_USER} printable characters")
-    request = call.body.to_request(user=owner, asserted_by_backend=True)
+    request = call.body.to_request(call.services.settings.app, user=owner, asserted_by_backend=True)
     started = await call.services.oauth.authorizations.start(request)
     call.services.log.info("grant.started", key=call.caller, owner=owner)
     return shaped(AuthorizationStarted, started, state=started.state.decode())
@@ -121,12 +133,14 @@ async def connect(call: Call[None, None]) -> web.Response:
     """Start an authorization request for a user who follows a plain link, and redirect to AMO's consent page."""
     if is_prefetch(call.request):
         return web.Response(status=204)
+    back = WayBack()
     try:
-        request = read_known_query(call.request, AuthorizationBody).to_request()
+        request = read_known_query(call.request, AuthorizationBody).to_request(call.services.settings.app)
+        back = WayBack(deep_link=request.deep_link)
         started = await call.services.oauth.authorizations.start(request, address=call.address)
     except AmoCallbackError as error:
         kind = choose(call, CallbackParams())
-        return failed(call, kind, error=error.deep_link_error, state=None, fields=error.fields)
+        return failed(call, kind, error=error.deep_link_error, back=back, fields=error.fields)
     return redirect(303, started.authorize_url)
 
 

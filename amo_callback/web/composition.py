@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.transport import Transport, tls_context
+from amo_callback.appearance import read_logo
 from amo_callback.config.types import read_webhook_secrets
 from amo_callback.core import Core
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.events import Event, Level
+from amo_callback.hosts import crm_name
 from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.oauth.flow import OAuth
 from amo_callback.observe.metrics import Metrics
@@ -36,7 +39,7 @@ from amo_callback.tokens.lifecycle import TokenLifecycle
 from amo_callback.web import health
 from amo_callback.web.apis import open_listeners
 from amo_callback.web.client_ip import TrustedProxies
-from amo_callback.web.pages import Pages
+from amo_callback.web.pages import Brand, Pages
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import Signer, open_sender
 
@@ -243,10 +246,23 @@ async def open_services(
             users=users,
             api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value())),
             proxies=TrustedProxies(settings.server.trusted_proxies),
-            pages=Pages(app_name=settings.app.name),
+            pages=Pages(_brand(settings)),
             metrics=metrics,
             log=log,
         )
+
+
+def _brand(settings: Settings) -> Brand:
+    """Return the appearance of the return page; raises `ConfigurationError` if the logo cannot be used."""
+    app = settings.app
+    return Brand(
+        app=app.name,
+        crm=crm_name(urlsplit(settings.amo.authorize_url).hostname or ""),
+        ios_store_url=app.ios_store_url,
+        android_store_url=app.android_store_url,
+        accent=app.accent,
+        logo=None if app.logo is None else read_logo(app.logo),
+    )
 
 
 @asynccontextmanager

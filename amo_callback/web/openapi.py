@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document of both APIs, generated from their routes.
 
-It describes the routes of this process: those that require a JWT are included only if JWTs are configured.
+It describes the routes of one configuration: those that require a JWT are included only if JWTs are configured.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ class _Schemas(GenerateJsonSchema):
         return False
 
 
-def document_text(apis: Sequence[Api], redirect_uri: str) -> str:
+def document_text(apis: Sequence[tuple[type[Api], Sequence[Route]]], redirect_uri: str) -> str:
     address = urlsplit(redirect_uri)
     servers = {
         "private": {"url": "/", "description": "The private API, which also serves this document."},
         "public": {"url": f"{address.scheme}://{address.netloc}", "description": "The public API."},
     }
-    served = [(api.name, route, _replies(api, route)) for api in apis for route in api.routes]
+    served = [(api.name, route, _replies(api, route)) for api, routes in apis for route in routes]
     wanted = {(_key(kind), mode): kind for _, route, replies in served for kind, mode in _types(route, replies)}
     found, rest = TypeAdapter.json_schemas(
         [(key, mode, TypeAdapter(kind)) for (key, mode), kind in wanted.items()],
@@ -189,7 +189,7 @@ def _key(kind: object) -> str:
     return repr(kind)
 
 
-def _replies(api: Api, route: Route) -> Mapping[int, Reply]:
+def _replies(api: type[Api], route: Route) -> Mapping[int, Reply]:
     done = {} if route.answer is None else {200: Reply(about="The request succeeded.", type=route.answer)}
     return {**done, **api.error_replies(route), **route.replies}
 
@@ -212,8 +212,9 @@ def _path_parameters(route: Route) -> Iterator[Json]:
 def _operation_id(route: Route) -> str:
     """Return the operation's id: the handler's name; for HEAD, an id made from the last part of the path."""
     if route.method != hdrs.METH_HEAD:
-        return route.handler.__name__
-    return "head_" + re.sub(r"\W", "", route.path.replace("/{", "_").rpartition("/")[2])
+        return route.operation or route.handler.__name__
+    name = route.operation or re.sub(r"\W", "", route.path.replace("/{", "_").rpartition("/")[2])
+    return f"head_{name}"
 
 
 def _parameter(schema: Json) -> Json:

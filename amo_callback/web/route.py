@@ -40,6 +40,8 @@ TimeText = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time
 Shape = TypeVar("Shape")
 QueryType = TypeVar("QueryType")
 BodyType = TypeVar("BodyType")
+_LOGGED = frozenset({"error", "detail"})
+"""The fields of an error in the log line of its request."""
 _REALM = 'Bearer realm="amo-callback"'
 
 
@@ -166,6 +168,8 @@ class Route:
     """Responses that the handler builds itself, by status."""
     unparsed_query: type[BaseModel] | None = None
     """The model that documents a query that the handler parses itself."""
+    operation: str | None = None
+    """The OpenAPI operation id, if several routes have the same handler; by default, the handler's name."""
 
 
 class Api(ABC):
@@ -209,38 +213,43 @@ class Api(ABC):
     def render_http_error(self, error: web.HTTPException) -> web.Response:
         """Render an HTTP error raised by aiohttp."""
 
+    @classmethod
     @abstractmethod
-    def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:
+    def describe(cls, error: type[AmoCallbackError]) -> tuple[int, str, str]:
         """Return an error's status, its code, and the client's action."""
 
+    @classmethod
     @abstractmethod
-    def error_reply(self, status: int, actions: Mapping[str, str]) -> Reply:
+    def error_reply(cls, status: int, actions: Mapping[str, str]) -> Reply:
         """Return the documentation of a status: the client's action for each code."""
 
-    def error_replies(self, route: Route) -> Mapping[int, Reply]:
+    @classmethod
+    def error_replies(cls, route: Route) -> Mapping[int, Reply]:
         """Return the documentation of a route's errors, including errors that other routes share."""
         errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
-        errors += self.access_errors if route.access is not None else ()
+        errors += cls.access_errors if route.access is not None else ()
         if route.query is not None or route.body is not None:
             errors.append(InvalidRequest)
         found: dict[int, dict[str, str]] = defaultdict(dict)
-        for status, code, action in map(self.describe, errors):
+        for status, code, action in map(cls.describe, errors):
             found[status][code] = action
         if route.body is not None:
-            _, code, action = self.describe(InvalidRequest)
+            _, code, action = cls.describe(InvalidRequest)
             found[408][code] = found[413][code] = action
-        return {status: self.error_reply(status, actions) for status, actions in found.items()}
+        return {status: cls.error_reply(status, actions) for status, actions in found.items()}
 
     async def _answer(self, route: Route | None, request: web.Request) -> web.StreamResponse:
         services, started = self.services, self._clock.monotonic()
         client = services.proxies.client_of(request)
         request_id = make_request_id(request, take_over=self.takes_over_request_ids)
         token = REQUEST_ID.set(request_id)
+        failure: Mapping[str, object] = {}
         try:
             try:
                 response = await self._call(route, request, client)
             except AmoCallbackError as error:
                 response = self.render_error(error)
+                failure = {name: value for name, value in error.fields.items() if name in _LOGGED}
                 if challenge := challenge_for(error):
                     response.headers["WWW-Authenticate"] = challenge
             except web.HTTPException as error:
@@ -266,6 +275,7 @@ class Api(ABC):
                     status=response.status,
                     seconds=self._clock.monotonic() - started,
                     peer=client,
+                    failure=failure,
                 )
             return response
         finally:

@@ -41,6 +41,27 @@ ANDROID = _phone(
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Mobile Safari/537.36"
 )
 
+IPAD = Device(
+    user_agent="Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 "
+    "Safari/605.1.15",
+    width=768,
+    height=1024,
+    touch=True,
+)
+"""An iPad, which identifies itself as a Mac."""
+ANDROID_TABLET = Device(
+    user_agent="Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
+    width=800,
+    height=1280,
+    touch=True,
+)
+"""An Android tablet that requests desktop pages."""
+TOUCH_LAPTOP = Device(
+    user_agent="Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 "
+    "Safari/537.36",
+    touch=True,
+)
+
 WITHOUT_ATTEMPT = {
     "desktop": DESKTOP,
     "ios-instagram": _phone(f"{_IOS} Mobile/15E148 Instagram 350.0.0.0.0 (iPhone15,2; iOS 18_5; uk_UA)"),
@@ -146,14 +167,18 @@ class Tab:
     async def hide_and_show(self) -> None:
         """Simulate a switch to another app and back, because the tests cannot hide a tab."""
         for state in ("hidden", "visible"):
-            await self.page.evaluate(
-                """state => {
-                  Object.defineProperty(document, 'visibilityState', {value: state, configurable: true});
-                  Object.defineProperty(document, 'hidden', {value: state === 'hidden', configurable: true});
-                  document.dispatchEvent(new Event('visibilitychange', {bubbles: true}));
-                }""",
-                state,
-            )
+            await self.become(state)
+
+    async def become(self, state: str) -> None:
+        """Simulate a change of the document's visibility."""
+        await self.page.evaluate(
+            """state => {
+              Object.defineProperty(document, 'visibilityState', {value: state, configurable: true});
+              Object.defineProperty(document, 'hidden', {value: state === 'hidden', configurable: true});
+              document.dispatchEvent(new Event('visibilitychange', {bubbles: true}));
+            }""",
+            state,
+        )
 
     async def come_back(self) -> None:
         """Simulate the page's restoration from the back-forward cache."""
@@ -201,7 +226,10 @@ class Chromium:
             extra_http_headers=dict(headers or {}),
         )
         context.set_default_timeout(1000 * WAIT_LIMIT)
-        return await self.another(context)
+        tab = await self.another(context)
+        if device.touch:
+            await tab.cdp.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 5})
+        return tab
 
     async def own(self, *flags: str) -> Browser:
         self.browsers.append(await launch(self.playwright, *flags))

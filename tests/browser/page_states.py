@@ -4,9 +4,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from amo_callback.amo.sandbox.app import Fault
+from amo_callback.web.pages import read_texts
 from tests.service import BASE, HOST, Running
 
 STATE = "the-app's state"
+
+
+def titles(language: str = "en") -> Mapping[str, str]:
+    """Return the title of each variant of the page."""
+    values = {"{app}": "For You", "{crm}": "amoCRM"}
+    found = {variant: texts["title"] for variant, texts in read_texts(language).items() if "title" in texts}
+    for placeholder, value in values.items():
+        found = {variant: title.replace(placeholder, value) for variant, title in found.items()}
+    return found
 
 
 def public(app: Running, path: str) -> str:

@@ -1,10 +1,22 @@
 """The return page's one automatic attempt to open the app, and its button."""
 
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, WITHOUT_ATTEMPT, Chromium, Device, Tab
+from tests.browser.chromium import (
+    ANDROID,
+    ANDROID_TABLET,
+    DESKTOP,
+    IPAD,
+    IPHONE,
+    TOUCH_LAPTOP,
+    WITHOUT_ATTEMPT,
+    Chromium,
+    Device,
+    Tab,
+)
 from tests.browser.page_states import STATE, public, returned
 from tests.service import BASE, LINK, Running
 
@@ -52,10 +64,80 @@ async def test_page_elsewhere_makes_no_attempt(chromium: Chromium, app: Running)
             if device.touch == touch:
                 await tab.call_itself(device)
                 await tab.page.goto(address)
-                assert (name, await tab.page.locator("[data-auto]").count()) == (name, 0)
+                assert (name, await tab.page.locator("[data-auto]:not([data-tablet])").count()) == (name, 0)
                 assert (name, await _automatic_actions(tab)) == (name, [])
                 assert await tab.link() == _link(app)
                 await tab.go_on()
+
+
+@pytest.mark.parametrize("device", [IPAD, ANDROID_TABLET], ids=["ipad", "android"])
+async def test_page_on_tablet_is_phones_page(chromium: Chromium, run: Any, device: Device) -> None:
+    """A tablet with a desktop's user agent attempts once, and gets neither the desktop's note nor its QR code."""
+    async with run(APP__ANDROID_PACKAGE="ae.foryoure.app") as app:
+        tab = await chromium.tab(device, own_browser=True)
+        await tab.page.goto(await returned(app))
+        assert await tab.until_launched() == _link(app)
+        await tab.pass_time(60)
+        assert tab.launches == [_link(app)]
+        for part in ("#scan", ".note"):
+            assert (await tab.page.locator(part).count(), await tab.page.locator(part).is_visible()) == (1, False)
+        assert await tab.page.locator("#intent").is_visible() == (device is ANDROID_TABLET)
+
+
+@pytest.mark.parametrize("device", [DESKTOP, TOUCH_LAPTOP], ids=["linux", "windows-touch"])
+async def test_page_on_desktop_shows_its_address_as_qr_code(chromium: Chromium, run: Any, device: Device) -> None:
+    """A desktop without a touch screen, and any Windows, shows the note and the QR code and makes no attempt."""
+    async with run(APP__ANDROID_PACKAGE="ae.foryoure.app") as app:
+        tab = await chromium.tab(device, own_browser=True, scheme="dark")
+        await tab.page.goto(await returned(app))
+        assert await _automatic_actions(tab) == []
+        assert await tab.page.locator(".note").is_visible()
+        code = tab.page.get_by_role("img", name="QR code with the address of this page")
+        assert await code.is_visible()
+        assert await code.evaluate("each => getComputedStyle(each).backgroundColor") == "rgb(255, 255, 255)"
+        assert await code.locator("path").evaluate("each => getComputedStyle(each).stroke") == "rgb(0, 0, 0)"
+        assert not await tab.page.locator("#intent").is_visible()
+
+
+async def test_page_in_background_attempts_when_shown(chromium: Chromium, app: Running) -> None:
+    """A page that loads in the background attempts once when it is shown, and shows the note after a return."""
+    tab = await chromium.tab(IPHONE, own_browser=True)
+    await tab.page.add_init_script("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    await tab.page.goto(await returned(app))
+    assert await _automatic_actions(tab) == []
+    assert "?n=" not in tab.page.url
+    await tab.go_on()
+    await tab.become("visible")
+    assert await tab.until_launched() == _link(app)
+    assert "n=1" in tab.page.url
+    await tab.hide_and_show()
+    assert "close this tab" in await tab.note()
+    assert tab.launches == [_link(app)]
+
+
+async def test_https_link_is_never_opened_automatically(chromium: Chromium, run: Any) -> None:
+    """A script would leave the page for an https link, so the user presses a button or, on Android, the intent link."""
+    async with run(APP__DEEP_LINK="https://open.example.com/amo", APP__ANDROID_PACKAGE="ae.foryoure.app") as app:
+        tab = await chromium.tab(ANDROID, own_browser=True)
+        address = await returned(app)
+        await tab.page.goto(address)
+        assert await _automatic_actions(tab) == []
+        assert tab.page.url == address
+        intent = await tab.page.locator("#intent").get_attribute("href") or ""
+        assert intent.startswith("intent://open.example.com/amo?code=")
+        assert intent.endswith("#Intent;scheme=https;package=ae.foryoure.app;end")
+        assert (await tab.link() or "").startswith("https://open.example.com/amo?code=")
+
+
+async def test_gone_page_opens_app_without_parameters(chromium: Chromium, app: Running) -> None:
+    """The page of an expired handle opens the app only by its button, with the bare link."""
+    tab = await chromium.tab(ANDROID, own_browser=True)
+    await tab.page.goto(public(app, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"))
+    assert await _automatic_actions(tab) == []
+    for _ in range(2):
+        await tab.tap()
+    await tab.pass_time(1)
+    assert tab.launches == [LINK, f"{LINK}?n=2"]
 
 
 @pytest.mark.parametrize("again", ["reload", "back", "forward", "n=1", "n=2", "another visit"])

@@ -22,7 +22,7 @@ _ANY_LINK = re.compile(
     rf"{LINK}\?(?:code=(?:[A-Za-z0-9._~-]|%[0-9A-F]{{2}})+&state=(?:[A-Za-z0-9._~-]|%[0-9A-F]{{2}})*"
     r"|error=[a-z_]+(?:&state=(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})*)?)"
 )
-_OF_ONE_REQUEST = re.compile(rb"(?<=nonce=\")[\w-]+|(?<=<code>)[\w-]+")
+_OF_ONE_REQUEST = re.compile(rb"(?<=nonce=\")[\w-]+|(?<=<code>)[\w-]+|(?<= d=\"M4 4)[^\"]+")
 _OUR_HEADERS = {
     "cache-control",
     "connection",
@@ -53,7 +53,7 @@ _LOOK = """() => ({
 })"""
 _OUR_ELEMENTS = {
     *("html", "head", "meta", "title", "link", "style", "body", "main", "svg", "circle", "path", "h1", "p", "b"),
-    *("a", "details", "summary", "ul", "li", "code", "script"),
+    *("a", "details", "summary", "ul", "li", "code", "script", "figure", "div", "figcaption"),
 }
 
 

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, Route
+from playwright.async_api import Page
 
-from amo_callback.web.pages import LANGUAGES, read_texts
+from amo_callback.web.pages import LANGUAGES, Brand, Kind, Pages, UserAgent, View
 from tests.browser.accessibility import OVERFLOW, axe
-from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, WITHOUT_ATTEMPT, Chromium, picture
-from tests.browser.page_states import SETTINGS, STATES, returned
+from tests.browser.chromium import ANDROID, ANDROID_TABLET, DESKTOP, IPAD, IPHONE, WITHOUT_ATTEMPT, Chromium, picture
+from tests.browser.page_states import SETTINGS, STATES, returned, titles
 from tests.service import Running
 
 _SIZES = {
     "small phone": (320, 568),
+    "narrow phone": (360, 640),
     "phone": (390, 760),
     "desktop": (1280, 800),
     "desktop at 200 %": (640, 400),
@@ -22,13 +23,6 @@ _SIZES = {
 }
 LONG_NAME = "Застосунок із дуже довгою назвоюбезжодногопробілувсередині та ще двома словами"
 LONG_HOST = "a-very-long-name-of-an-account-that-has-as-many-letters-as-dns.amocrm.ru"
-
-
-async def _without_refresh(route: Route) -> None:
-    """Remove the refresh header, so that the page does not reload."""
-    answer = await route.fetch()
-    headers = {name: value for name, value in answer.headers.items() if name != "refresh"}
-    await route.fulfill(response=answer, headers=headers)
 
 
 async def _open_all(page: Page) -> None:
@@ -48,16 +42,15 @@ async def test_page_of_each_state_is_accessible(
     chromium: Chromium, run: Any, pictures: Path | None, record_property: Callable[[str, object], None], language: str
 ) -> None:
     """Axe-core finds no violation in either scheme with open help, and nothing is wider than the screen."""
-    texts = read_texts(language)
+    texts = titles(language)
     looked = 0
     violations: list[str] = []
     tab = await chromium.tab(WITHOUT_ATTEMPT["android-telegram"], language=language)
     page = tab.page
-    await page.route("**/*", _without_refresh)
     for state, reach in STATES.items():
         async with run(APP__ANDROID_PACKAGE="ae.foryoure.app", **SETTINGS.get(state, {})) as app:
             await page.goto(await reach(app))
-            title = texts[state]["title"]
+            title = texts[state]
             assert (await page.locator("h1").inner_text(), await page.title()) == (title, title)
             assert await page.evaluate("document.documentElement.lang") == language
             await picture(tab, pictures, f"{state}-{language}-closed")
@@ -78,6 +71,59 @@ async def test_page_of_each_state_is_accessible(
     record_property("pages looked at", looked)
     record_property("axe violations", len(violations))
     assert violations == []
+
+
+_LOGO = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 96 32"><style>.a { fill: #059669 }</style>
+<rect class="a" width="32" height="32" rx="8"/><circle class="a" cx="56" cy="16" r="14"/></svg>"""
+_STORES = {"APP__IOS_STORE_URL": "https://apps.apple.com/app/id1", "APP__ANDROID_STORE_URL": "https://play.example/a"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_page_of_each_device_is_accessible_with_app_colors(
+    chromium: Chromium, run: Any, pictures: Path | None, tmp_path: Path, language: str
+) -> None:
+    """With accent, logo, stores, a QR code or a second button, axe-core finds no violation and everything fits."""
+    logo = tmp_path / "logo.svg"
+    logo.write_text(_LOGO)
+    app_colors = {"APP__ACCENT": "#059669", "APP__LOGO": str(logo), "APP__ANDROID_PACKAGE": "ae.foryoure.app"}
+    violations: list[str] = []
+    devices = {"desktop": DESKTOP, "iphone": IPHONE, "android": ANDROID, "ipad": IPAD, "tablet": ANDROID_TABLET}
+    async with run(**app_colors, **_STORES) as app:
+        address = f"{await returned(app)}?n=1"
+        for name, device in devices.items():
+            tab = await chromium.tab(device, language=language)
+            await tab.page.goto(address)
+            await _open_all(tab.page)
+            assert await tab.page.locator("#scan").is_visible() == (device is DESKTOP)
+            assert await tab.page.locator("#intent").is_visible() == (device in {ANDROID, ANDROID_TABLET})
+            assert await tab.page.evaluate("document.querySelector('.logo').naturalWidth") > 0
+            for scheme in ("light", "dark"):
+                await tab.page.emulate_media(color_scheme=scheme)
+                found = await axe(tab.page, contrast_only=scheme == "dark")
+                violations += [f"{name}, {scheme}: {what}" for what in found["violations"] + found["undecided"]]
+                await picture(tab, pictures, f"{name}-{language}-{scheme}")
+            await _check_fits(tab.page, name)
+            assert tab.violations == []
+            await tab.context.close()
+    assert violations == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_app_link_page_is_accessible(chromium: Chromium, pictures: Path | None, language: str) -> None:
+    """The page at an app link's own address has no violation in either scheme, and fits every screen."""
+    brand = Brand(app="For You", crm="Kommo", ios_store_url="https://a.example", android_store_url="https://b.example")
+    view = View(variant="app_link", status=200, link="https://open.example.com/amo?code=c&state=s")
+    html = Pages(brand).render(view, UserAgent(kind=Kind.OTHER, language=language)).text
+    assert html is not None
+    tab = await chromium.tab(ANDROID, language=language)
+    await tab.page.set_content(html)
+    await _open_all(tab.page)
+    for scheme in ("light", "dark"):
+        await tab.page.emulate_media(color_scheme=scheme)
+        found = await axe(tab.page, contrast_only=scheme == "dark")
+        assert found["violations"] + found["undecided"] == []
+        await picture(tab, pictures, f"app-link-{language}-{scheme}")
+    await _check_fits(tab.page, "app link")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

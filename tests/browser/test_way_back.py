@@ -2,20 +2,18 @@
 
 import asyncio
 import re
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
 
 from amo_callback.amo.sandbox.app import Fault
-from amo_callback.web.pages import read_texts
 from tests.browser.chromium import DESKTOP, IPHONE, Chromium, Device, Tab
 from tests.browser.conftest import Site
-from tests.browser.page_states import public
+from tests.browser.page_states import public, titles
 from tests.service import BASE, LINK, Running
 
 RETURN = re.compile(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}")
-TITLES = {variant: texts["title"] for variant, texts in read_texts("en").items() if "title" in texts}
+TITLES = titles()
 
 
 async def _heading(tab: Tab) -> str:
@@ -85,27 +83,6 @@ async def test_callback_prefetch_spends_no_code(chromium: Chromium, app: Running
 
 
 # --- errors --------------------------------------------------------------------------------------
-
-
-async def test_page_waits_for_slow_amo_at_same_address(chromium: Chromium, run: Any) -> None:
-    """While AMO does not answer, the page says so, and the same address then shows the result."""
-    async with run() as app:
-        app.amo.sandbox.faults.add(Fault.SLOW)
-        tab = await chromium.tab(IPHONE, own_browser=True)
-        visit = asyncio.create_task(tab.page.goto(public(app, f"{BASE}/callback?{app.query(state='s')}")))
-        await app.amo.sandbox.asked.wait()
-        await app.clock.until_sleeping(8)
-        app.clock.advance(8)
-        answer = await visit
-        assert answer is not None
-        assert (answer.status, (await answer.all_headers())["refresh"]) == (200, "2")
-        waiting = tab.page.url
-        assert (await _heading(tab), await tab.link(), tab.launches) == (TITLES["exchanging"], None, [])
-        app.amo.sandbox.go_on.set()
-        await app.witness.until("connection.connected")
-        await tab.page.wait_for_selector("#open")
-        assert (await _heading(tab), tab.page.url.partition("?")[0]) == (TITLES["connected"], waiting)
-        assert len(app.amo.fake.ledger.exchanges()) == 1
 
 
 async def test_page_after_temporary_failure_can_be_retried(chromium: Chromium, app: Running) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
+import amo_callback
 from amo_callback.cli.main import COMMANDS, cli, main
 
 _IMPORTS = """
@@ -84,11 +87,26 @@ def test_completion_imports_no_command() -> None:
 
 
 def test_docs_lists_and_prints_documents(capsys: pytest.CaptureFixture[str]) -> None:
-    """Documents are listed and printed, and an unknown name is a usage error with all names."""
+    """Each document is listed with a summary of one line and printed; an unknown name is a usage error."""
+    files = {file.stem for file in (Path(amo_callback.__file__).parent / "docs").iterdir()}
     assert main(["docs"]) == 0
-    assert capsys.readouterr().out.split() == ["glossary", "manual", "security"]
-    for name, title in (("security", "# Security"), ("manual", "# amo-callback")):
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert listed.keys() == files | {"manual", "openapi"}
+    assert all(summary.endswith(".") for summary in listed.values())
+    for name in files | {"manual"}:
         assert main(["docs", name]) == 0
-        assert title in capsys.readouterr().out
+        assert capsys.readouterr().out.startswith("# ")
     assert main(["docs", "nothing"]) == 2
-    assert "glossary, manual, security" in capsys.readouterr().err
+    assert "manual, mobile-app, openapi" in capsys.readouterr().err
+
+
+def test_docs_openapi_needs_no_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The OpenAPI document is printed without a configuration file or variables, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["docs", "openapi"], environ={}) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["openapi"] == "3.1.0"
+    assert {"/api/amo-crm/status", "/api/amo-crm/authorizations", "/connections/{id}/token"} <= document["paths"].keys()
+    assert list(tmp_path.iterdir()) == []

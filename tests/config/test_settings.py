@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel, SecretStr
 
 from amo_callback.config.loader import find_config, load_settings, rescue_folder, storage_folder
-from amo_callback.config.settings import Settings
+from amo_callback.config.settings import App, Settings
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 KEY = "tQRvEK4i32xUy-FfF4sxzkorot4eA0h7hCH2cGQzfk4="
 NEW = "whsec_" + "A" * 32
 """A webhook secret."""
+IOS_APP = "ABCDE12345.com.example.app"
+FINGERPRINT = ":".join(f"{number:02X}" for number in range(0xA0, 0xC0))
 REQUIRED = {
     "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
     "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
@@ -249,7 +252,56 @@ def test_load_settings_unknown_setting_suggests_nearest(text: str, nearest: str,
         ("AMO__TIMEOUT", "nan", "amo.timeout: 'nan': input should be"),
         ("AMO__REQUESTS_PER_SECOND", "0", "amo.requests_per_second: '0': input should be greater than 0"),
         ("APP__DEEP_LINK", "javascript:alert(1)", "app.deep_link: 'javascript:alert(1)': must be a URL"),
-        ("APP__DEEP_LINK", "foryoure://a?b=c", "app.deep_link: 'foryoure://a?b=c': string should match pattern"),
+        ("APP__DEEP_LINK", "foryoure://a?b=c", "app.deep_link: 'foryoure://a?b=c': must be a URL such as"),
+        ("APP__DEEP_LINK", "", "app.deep_link: '': must be a URL, or a list of different URLs"),
+        ("APP__DEEP_LINK", "a:b c:d a:b", "app.deep_link: 'a:b c:d a:b': must be a URL, or a list of different URLs"),
+        (
+            "APP__DEEP_LINK",
+            "a:b data:c",
+            "app.deep_link: 'a:b data:c': 'data:c' must be a URL with the app's own scheme",
+        ),
+        *(
+            ("APP__DEEP_LINK", link, f"app.deep_link: {link!r}: must have a host name and no port other than 443")
+            for link in (
+                "https://app.example.com:8443/x",
+                "https:/x",
+                "https:x",
+                "https://localhost/x",
+                "https://a.example.com.:443/x",
+                "https://[::1]/x",
+                "HTTPS://a.example.com:/x",
+            )
+        ),
+        *(
+            (
+                "APP__DEEP_LINK",
+                f"https://app.example.com{path}",
+                f"app.deep_link: 'https://app.example.com{path}': must have a path",
+            )
+            for path in ("", "/", "/x/", "//x", "/x/../y", "/x*", "/$(lang)", "/{x}", "/%41", "/x;y")
+        ),
+        *(
+            ("APP__DEEP_LINK", link, f"app.deep_link: {link!r} must have another host than amo.redirect_uri")
+            for link in ("https://admin.example.com/x", "HTTPS://ADMIN.example.com:443/x")
+        ),
+        *(
+            (
+                "APP__DEEP_LINK",
+                f"https://app.example.com{path}",
+                f"app.deep_link: the path of 'https://app.example.com{path}' must not",
+            )
+            for path in ("/healthz", "/api/amo-crm", "/api/amo-crm/callback", "/.well-known", "/.well-known/x")
+        ),
+        (
+            "APP__IOS_APP_IDS",
+            IOS_APP,
+            f"app.ios_app_ids: {IOS_APP!r}: has no effect without an https link in app.deep_link",
+        ),
+        (
+            "APP__ANDROID_CERT_FINGERPRINTS",
+            FINGERPRINT,
+            f"app.android_cert_fingerprints: {FINGERPRINT!r}: has no effect without an https link in app.deep_link",
+        ),
         ("APP__ANDROID_PACKAGE", "app", "app.android_package: 'app': string should match pattern"),
         ("APP__ANDROID_PACKAGE", "a.b;end", "app.android_package: 'a.b;end': string should match pattern"),
         ("APP__RETURN_MODE", "popup", "app.return_mode: 'popup': input should be 'redirect', 'page' or 'auto'"),
@@ -264,6 +316,56 @@ def test_load_settings_invalid_value_is_reported_with_key(key: str, value: str, 
     """The error has key, value and the expected form."""
     [problem] = _problems({f"AMO_CALLBACK_{key}": value})
     assert problem.startswith(expected)
+
+
+def test_deep_link_is_string_or_list_with_default_first(tmp_path: Path) -> None:
+    """One deep link is a string in TOML, several are a list; in the environment, spaces or commas separate them."""
+    links = ("foryoure://a", "foryoure-dev://b", "https://app.example.com/amo-crm_1.~x")
+    one = load_settings(_written(tmp_path, '[app]\ndeep_link = "foryoure://a"'), REQUIRED).app
+    assert (one.deep_link, one.default_deep_link, one.https_links) == (links[:1], links[0], ())
+    several = load_settings(_written(tmp_path, f"[app]\ndeep_link = {list(links)}"), REQUIRED).app
+    assert (several.deep_link, several.default_deep_link, several.https_links) == (links, links[0], links[2:])
+    assert load_settings(None, {**REQUIRED, "AMO_CALLBACK_APP__DEEP_LINK": ", ".join(links)}).app == several
+    [problem] = _problems({}, _written(tmp_path, "[app]\ndeep_link = []"))
+    assert problem == "app.deep_link: []: must be a URL, or a list of different URLs"
+
+
+def test_known_deep_link_falls_back_to_default() -> None:
+    """A deep link that is not configured, such as one stored before a change of the setting, is replaced."""
+    app = App(deep_link=("a:b", "c:d"))
+    wanted: list[Any] = [None, "", "c:d", "c:", "C:D", "a:b,c:d", 7, ["c:d"], {}]
+    assert [app.known_deep_link(each) for each in wanted] == ["a:b", "a:b", "c:d", *["a:b"] * 6]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("IOS_APP_IDS", "com.example.app", "'com.example.app': string should match pattern"),
+        ("IOS_APP_IDS", "ABCDE12345", "'ABCDE12345': string should match pattern"),
+        ("IOS_APP_IDS", "abcde12345.com.example", "'abcde12345.com.example': string should match pattern"),
+        ("IOS_APP_IDS", "ABCDE12345.com.*", "'ABCDE12345.com.*': string should match pattern"),
+        ("ANDROID_CERT_FINGERPRINTS", FINGERPRINT, f"{FINGERPRINT!r}: has no effect without app.android_package"),
+        *(
+            ("ANDROID_CERT_FINGERPRINTS", value, f"{value!r}: {value.upper()!r} must be a SHA-256")
+            for value in (FINGERPRINT[:-3], f"{FINGERPRINT}:AB", FINGERPRINT.replace(":", ""), f"{FINGERPRINT[:-2]}XY")
+        ),
+    ],
+)  # fmt: skip
+def test_app_link_setting_invalid_is_reported(key: str, value: str, expected: str) -> None:
+    """The apps of an https link need complete ids, SHA-256 fingerprints, and a package for the fingerprints."""
+    link = {"AMO_CALLBACK_APP__DEEP_LINK": "https://app.example.com/amo-crm"}
+    [problem] = _problems({**link, f"AMO_CALLBACK_APP__{key}": value})
+    assert re.match(rf"app\.{key.lower()}(?:\.0)?: {re.escape(expected)}", problem)
+
+
+def test_android_fingerprints_are_converted_to_upper_case() -> None:
+    """A fingerprint in lower case is accepted, because some tools print it so, and Android requires upper case."""
+    app = App(
+        deep_link=("https://app.example.com/x",),
+        android_package="com.example.app",
+        android_cert_fingerprints=(FINGERPRINT.lower(),),
+    )
+    assert app.android_cert_fingerprints == (FINGERPRINT,)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,6 @@ async def open_walkthrough(addresses: Addresses | None = None) -> AsyncIterator[
     addresses = addresses or choose_addresses(None)
     async with (
         open_demo(addresses, token_life=TOKEN_LIFE, clock=clock, on_entry=lines.append) as demo,
-        aiohttp.ClientSession(headers={"Accept": "text/html"}) as http,
+        aiohttp.ClientSession(headers={"Accept": "text/html", "Sec-Fetch-Dest": "iframe"}) as http,
     ):
         yield Walkthrough(addresses=addresses, clock=clock, http=http, demo=demo, lines=lines)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 from yarl import URL
 
+from amo_callback.app_links import ANDROID_FILE, IOS_FILE
 from amo_callback.deploy.units import text_of
 from amo_callback.web.listener import open_listener
 from tests.e2e.processes import eventually
@@ -61,8 +63,15 @@ async def _run(*words: str) -> tuple[int, str]:
     return process.returncode or 0, out.decode()
 
 
-async def _written(folder: Path, *, service: str, other: str) -> str:
-    """Write the example with local addresses, logs and certificate, and return its address."""
+LINK_HOST = "app.example.com"
+_COMMENTED_OUT = re.compile(r"^#(?=server|    |}|$)", re.MULTILINE)
+
+
+async def _written(folder: Path, *, service: str, other: str, with_link: bool = False) -> str:
+    """Write the example with local addresses, logs and certificate, and return its address.
+
+    `with_link` uncomments the server of the https deep link.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     key, certificate = folder / "key.pem", folder / "certificate.pem"
@@ -71,11 +80,14 @@ async def _written(folder: Path, *, service: str, other: str) -> str:
         "-subj", "/CN=admin.example.com", "-keyout", str(key), "-out", str(certificate),
     )  # fmt: skip
     assert made[0] == 0, made
-    text = EXAMPLE
+    text = _COMMENTED_OUT.sub("", EXAMPLE) if with_link else EXAMPLE
+    assert text.count("\nserver {") == 1 + with_link
     for theirs, ours in {
         "listen 443 ssl;": f"listen {address} ssl;",
         "/etc/ssl/certs/admin.example.com.pem": str(certificate),
         "/etc/ssl/private/admin.example.com.key": str(key),
+        f"/etc/ssl/certs/{LINK_HOST}.pem": str(certificate),
+        f"/etc/ssl/private/{LINK_HOST}.key": str(key),
         "http://127.0.0.1:8080;": f"http://{service};",
         "http://127.0.0.1:3000;": f"http://{other};",
         "/var/log/nginx/": f"{folder}/",
@@ -88,9 +100,9 @@ async def _written(folder: Path, *, service: str, other: str) -> str:
 
 
 @asynccontextmanager
-async def _fronted(folder: Path, *, service: str, other: str) -> AsyncIterator[Nginx]:
+async def _fronted(folder: Path, *, service: str, other: str, with_link: bool = False) -> AsyncIterator[Nginx]:
     nginx = _nginx()
-    address = await _written(folder, service=service, other=other)
+    address = await _written(folder, service=service, other=other, with_link=with_link)
     process = await asyncio.create_subprocess_exec(nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"))
     host, _, port = address.partition(":")
 
@@ -120,10 +132,11 @@ async def _echo(name: str, log: FilteringBoundLogger) -> AsyncIterator[str]:
         yield opened.address
 
 
-async def test_nginx_accepts_example_without_warning(tmp_path: Path) -> None:
-    """`nginx -t` reports neither an error nor a warning."""
+@pytest.mark.parametrize("with_link", [False, True])
+async def test_nginx_accepts_example_without_warning(tmp_path: Path, *, with_link: bool) -> None:
+    """`nginx -t` reports neither an error nor a warning, with and without the server of the https deep link."""
     nginx = _nginx()
-    await _written(tmp_path, service="127.0.0.1:8080", other="127.0.0.1:3000")
+    await _written(tmp_path, service="127.0.0.1:8080", other="127.0.0.1:3000", with_link=with_link)
     status, result = await _run(nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
     assert status == 0, result
     assert "warn" not in result
@@ -193,6 +206,61 @@ async def test_nginx_with_unavailable_service_logs_no_code(app: Running, tmp_pat
         unused = f"127.0.0.1:{listener.getsockname()[1]}"
     async with _fronted(tmp_path, service=unused, other=unused) as nginx:
         async with app.http.get(f"https://{nginx.address}{BASE}/callback?code=def50200", ssl=False) as answer:
+            assert answer.status == 502
+        await eventually(lambda: '" 502 ' in nginx.logged())  # logged after the response is sent
+        assert "def50200" not in nginx.logged()
+
+
+async def test_nginx_serves_files_and_page_of_https_link_without_logging_its_query(run: Any, tmp_path: Path) -> None:
+    """The link's host serves the files without a redirect and the page; neither nginx nor the service logs a query."""
+    secrets = ["def50200secret", "zzsecretstate"]
+    query = f"code={secrets[0]}&state={secrets[1]}"
+    settings = {
+        "APP__DEEP_LINK": f"foryoure://amo-crm/callback https://{LINK_HOST}/amo-crm/callback",
+        "APP__IOS_APP_IDS": "ABCDE12345.com.example.app",
+        "APP__ANDROID_PACKAGE": "com.example.app",
+        "APP__ANDROID_CERT_FINGERPRINTS": ":".join(["AB"] * 32),
+    }
+    async with (
+        run(**settings) as app,
+        _echo("other", app.service.services.log) as other,
+        _fronted(tmp_path, service=app.service.public, other=other, with_link=True) as nginx,
+    ):
+
+        async def ask(method: str, target: str, host: str = LINK_HOST) -> tuple[int, str, str]:
+            url = URL(f"https://{nginx.address}{target}", encoded=True)
+            options = {"ssl": False, "allow_redirects": False, "server_hostname": host, "headers": {"Host": host}}
+            async with app.http.request(method, url, **options) as answer:
+                assert "Location" not in answer.headers
+                return answer.status, answer.headers["Content-Type"], await answer.text()
+
+        for path in (IOS_FILE, ANDROID_FILE):
+            own = await app.public(path)
+            assert await ask("GET", f"{path}?{query}") == (200, "application/json", own.text)
+            assert await ask("HEAD", f"{path}?{query}") == (200, "application/json", "")
+            assert (await ask("GET", path, "admin.example.com"))[0] == 404
+        status, media, page = await ask("GET", f"/amo-crm/callback?{query}")
+        assert (status, media) == (200, "text/html; charset=utf-8")
+        assert f"foryoure://amo-crm/callback?code={secrets[0]}&amp;state={secrets[1]}" in page
+        for target in (f"/?{query}", f"/amo-crm/callback/?{query}", f"{BASE}/callback?{query}", f"/x%00?{query}"):
+            assert (await ask("GET", target))[0] in {400, 404}
+        for target in (f"/amo-crm/callback?{query}{'x' * 40_000}", f"/amo-crm/callback?{query}{'x' * 200_000}"):
+            assert (await ask("GET", target))[0] == 400
+        await eventually(lambda: nginx.logged().count('" 400 ') >= 2)  # logged after the response is sent
+        logged = nginx.logged()
+        assert '"GET /amo-crm/callback" 200' in logged
+        assert app.amo.sandbox.requests == 0
+        assert [secret for secret in secrets if secret in logged + app.log.getvalue()] == []
+
+
+async def test_nginx_of_https_link_with_unavailable_service_logs_no_query(app: Running, tmp_path: Path) -> None:
+    """If the service is unavailable, nginx's error log does not contain the link's query."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        unused = f"127.0.0.1:{listener.getsockname()[1]}"
+    async with _fronted(tmp_path, service=unused, other=unused, with_link=True) as nginx:
+        url = f"https://{nginx.address}/amo-crm/callback?code=def50200"
+        options: dict[str, Any] = {"ssl": False, "server_hostname": LINK_HOST, "headers": {"Host": LINK_HOST}}
+        async with app.http.get(url, **options) as answer:
             assert answer.status == 502
         await eventually(lambda: '" 502 ' in nginx.logged())  # logged after the response is sent
         assert "def50200" not in nginx.logged()

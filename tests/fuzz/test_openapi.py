@@ -15,6 +15,13 @@ from tests.web.phone import WITH_USERS, jwt_of
 WRONG_KEY = "wrong-api-key-0123456789-0123456789-012345678"
 NO_LIMITS = {"LIMITS__FAILED_CODES": "1000000", "AMO__DEFAULT_DOMAIN": HOST}
 """Settings without a limit on the fuzzer's attempts; other tests cover the limits."""
+APP_LINK = {
+    "APP__DEEP_LINK": "foryoure://amo-crm/callback https://app.example.com/amo-crm",
+    "APP__IOS_APP_IDS": "ABCDE12345.com.example.app",
+    "APP__ANDROID_PACKAGE": "com.example.app",
+    "APP__ANDROID_CERT_FINGERPRINTS": ":".join(["AB"] * 32),
+}
+"""Settings with which the routes of an https deep link exist."""
 
 RULES = """
 warnings = false
@@ -60,7 +67,7 @@ class Fuzz:
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
     """Run the service with JWT settings and without limits."""
-    async with run(**WITH_USERS, **NO_LIMITS) as running:
+    async with run(**WITH_USERS, **NO_LIMITS, **APP_LINK) as running:
         yield running
 
 

@@ -271,6 +271,8 @@ async def test_exchange_bug_is_logged_and_code_is_in_doubt(process: Process) -> 
     assert isinstance((await process.witness.until("grant.bug")).error, AssertionError)
     grant = await process.failing.grant(fingerprint("code"))
     assert (grant.status, grant.possibly_spent) == (GrantStatus.FAILED, True)
+    [failed] = process.witness.named("grant.failed")
+    assert (failed.fields["support_code"], failed.fields["word"]) == (fingerprint("code")[:8], "amo_unavailable")
 
 
 async def test_claim_lost_to_other_process_returns_its_result(process: Process, other: Process) -> None:

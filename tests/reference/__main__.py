@@ -1,22 +1,22 @@
-"""Write each table into its block in README.md."""
+"""Write each table into its block in README.md or another document."""
 
-import asyncio
 import sys
-from pathlib import Path
 
 from tests.reference.markdown import blocks, written
-from tests.reference.tables import all_tables
-
-REPOSITORY = Path(__file__).parent.parent.parent
+from tests.reference.tables import DOCUMENTS, REPOSITORY, all_tables
 
 
 def main() -> int:
-    readme = REPOSITORY / "README.md"
-    tables = asyncio.run(all_tables(REPOSITORY))
-    text = written(readme.read_text(encoding="utf-8"), tables)
-    readme.write_text(text, encoding="utf-8")
-    others = sorted(tables.keys() ^ blocks(text).keys())
-    print(f"no block, or no table, for: {', '.join(others)}" if others else "README.md has every table as the code is")
+    tables, found = all_tables(), set[str]()
+    for name in DOCUMENTS:
+        file = REPOSITORY / name
+        text = written(file.read_text(encoding="utf-8"), tables)
+        file.write_text(text, encoding="utf-8")
+        found |= blocks(text).keys()
+    others = sorted(tables.keys() ^ found)
+    print(
+        f"no block, or no table, for: {', '.join(others)}" if others else "the documents have every table of the code"
+    )
     return 1 if others else 0
 
 

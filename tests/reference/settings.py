@@ -19,7 +19,7 @@ _ADMINISTRATIVE = re.compile(r"\(secret\) |; required(?=\.|$)|[;,] see README")
 _NAMES = re.compile(rf"\b(?:{'|'.join(Settings.model_fields)})\.[a-z_]+\b")
 _BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
 _KINDS = {"boolean": "`true`, `false`", "integer": "whole number", "array": "list", "string": "text"}
-_FORMATS = {"password": "secret", "path": "folder", "uri": "URL"}
+_FORMATS = {"password": "secret", "path": "folder", "file-path": "file", "uri": "URL"}
 
 
 def settings(example: str) -> list[str]:
@@ -58,7 +58,10 @@ def known_settings() -> Iterator[tuple[str, FieldInfo, Mapping[str, Any]]]:
 
 
 def _values(schema: Mapping[str, Any]) -> str:
-    schema = next((kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}), schema)
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) > 1:
+        return " or ".join(map(_values, kinds))
+    schema = next(iter(kinds), schema)
     if "enum" in schema:
         return codes(json.dumps(value) for value in schema["enum"])
     kind = _FORMATS.get(schema.get("format", ""), _KINDS.get(schema["type"], schema["type"]))

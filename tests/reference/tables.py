@@ -1,25 +1,20 @@
 """All tables by block name: routes and errors from the OpenAPI document, metrics from Prometheus's text."""
 
-import dataclasses
-import io
+import inspect
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from amo_callback.cli.info import EXAMPLE_ENVIRONMENT
 from amo_callback.cli.main import COMMANDS, STATUSES
-from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
-from amo_callback.crypto import new_key
 from amo_callback.deeplink import DEEP_LINK_ERRORS
-from amo_callback.errors import error_classes
-from amo_callback.observe.log import LogObserver, make_logger
+from amo_callback.errors import AmoCallbackError, InternalError, error_classes
 from amo_callback.observe.metrics import Metrics
-from amo_callback.web.apis import make_apis
-from amo_callback.web.composition import DataPaths, open_service
+from amo_callback.web.apis import openapi_text
 from amo_callback.web.public.api import error_actions
 from tests.builders import a_service_status, some_stats
 from tests.fakes import START
@@ -28,33 +23,22 @@ from tests.reference.settings import settings
 
 Document = dict[str, Any]
 
+REPOSITORY = Path(__file__).parent.parent.parent
+DOCUMENTS = ("README.md", "amo_callback/docs/mobile-app.md")
+"""The documents with generated tables."""
 
-_ENVIRONMENT = {
-    "AMO_CALLBACK_SERVER__PUBLIC": "127.0.0.1:0",
-    "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:0",
-    "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
-    "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
-    "AMO_CALLBACK_AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
-    "AMO_CALLBACK_APP__JWT_SECRET": "a-secret-of-the-app-that-is-long-enough",
-    "AMO_CALLBACK_APP__JWT_AUDIENCE": "amo-callback",
-}
 _FAMILY = re.compile(
     r"# HELP (?P<name>amo_callback_\S+) (?P<about>.*)\n# TYPE (?P=name) (?P<type>\w+)\n(?P<samples>(?:[^#\n].*\n)*)"
 )
 
 
-async def all_tables(repository: Path) -> dict[str, list[str]]:
-    document, guarded = await documents()
-    words = DEEP_LINK_ERRORS.items()
+def all_tables() -> dict[str, list[str]]:
+    document, guarded = (_document(metrics_auth=choice) for choice in ("no", "yes"))
     return {
         "public endpoints": _endpoints(document, guarded, api="public"),
         "private endpoints": _endpoints(document, guarded, api="private"),
-        "settings": settings((repository / "config.example.toml").read_text(encoding="utf-8")),
-        "deep link errors": table(
-            ["`error`", "what happened", "what the app should do", "the page's status"],
-            [[code(word), known.meaning, known.action, str(known.status)] for word, known in words],
-        ),
-        "public errors": _public_errors(document),
+        "settings": settings((REPOSITORY / "config.example.toml").read_text(encoding="utf-8")),
+        "app errors": _app_errors(document),
         "private errors": _private_errors(document),
         "commands": table(
             ["command", "does"], [[code(f"amo-callback {name}"), one[1]] for name, one in COMMANDS.items()]
@@ -64,30 +48,10 @@ async def all_tables(repository: Path) -> dict[str, list[str]]:
     }
 
 
-async def documents() -> tuple[Document, Document]:
-    """Return the OpenAPI documents for `/metrics` without and with a required API key."""
-    log = make_logger(level="error", style="json", stream=io.StringIO())
-    opened, guarded = (
-        load_settings(
-            None,
-            {
-                **_ENVIRONMENT,
-                "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": new_key(),
-                "AMO_CALLBACK_SERVER__METRICS_AUTH": choice,
-            },
-        )
-        for choice in ("no", "yes")
-    )
-    with TemporaryDirectory() as name:
-        paths = DataPaths(folder=Path(name), rescue=Path(name) / "rescue", machine="here")
-        async with open_service(
-            opened, paths=paths, clock=SystemClock(), log=log, observer=LogObserver(log)
-        ) as service:
-            first, second = (
-                json.loads(make_apis(dataclasses.replace(service.services, settings=one))[-1]())
-                for one in (opened, guarded)
-            )
-    return first, second
+def _document(*, metrics_auth: str) -> Document:
+    more = {"AMO_CALLBACK_SERVER__METRICS_AUTH": metrics_auth}
+    document: Document = json.loads(openapi_text(load_settings(None, EXAMPLE_ENVIRONMENT | more)))
+    return document
 
 
 def _endpoints(document: Document, guarded: Document, *, api: str) -> list[str]:
@@ -134,16 +98,29 @@ def _caller(operation: Any, guarded: Any) -> str:
     return "user's JWT" if kinds == ["jwt"] else "anybody, or user's JWT" if "jwt" in kinds else "anybody"
 
 
-def _public_errors(document: Document) -> list[str]:
+def _app_errors(document: Document) -> list[str]:
+    """Return the table of all errors that an app receives; the page has the same status as the routes."""
     statuses = _statuses(document, api="public")
     statuses["not_found"].add(404)
     statuses["method_not_allowed"].add(405)
-    rows = [
-        [code(error), _listed(statuses[error]), action]
-        for error, action in error_actions().items()
-        if error not in {"missing_code", "access_denied"}  # these occur only in the deep link
-    ]
-    return table(["`error`", "status", "what the app should do"], rows)
+    kinds = {kind.code: kind for kind in error_classes() if "code" in vars(kind) or kind is InternalError}
+    rows = []
+    for error, action in error_actions().items():
+        known = DEEP_LINK_ERRORS.get(error)
+        if known is not None:
+            statuses[error].add(known.status)
+            both = action if action == known.action else f"{known.action}; for a response: {action}"
+            rows.append([code(error), "yes", _listed(statuses[error]), known.meaning, both])
+        else:
+            happened = _clause(kinds[error]) if error in kinds else "the route has other methods"
+            rows.append([code(error), "", _listed(statuses[error]), happened, action])
+    return table(["`error`", "deep link", "status", "what happened", "what the app should do"], rows)
+
+
+def _clause(kind: type[AmoCallbackError]) -> str:
+    """Return an error's docstring as a table's cell."""
+    text = inspect.cleandoc(kind.__doc__ or "").removesuffix(".")
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def _private_errors(document: Document) -> list[str]:

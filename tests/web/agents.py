@@ -17,6 +17,10 @@ _XIAOMI = (
 _WINDOWS = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
 )
+_LINUX = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)"
+_CHROMEBOOK = (
+    "Mozilla/5.0 (X11; CrOS x86_64 14541.0.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
+)
 _WINDOWS_PHONE = (
     "Mozilla/5.0 (Mobile; Windows Phone 8.1; Android 4.0; ARM; Trident/7.0; rv:11.0; IEMobile/11.0; NOKIA; "
     "Lumia 520) like iPhone OS 7_0_3 Mac OS X AppleWebKit/537 (KHTML, like Gecko) Mobile Safari/537"
@@ -54,9 +58,16 @@ AGENTS = {
     "snapchat": (Kind.IN_APP, f"{_IPHONE} Version/18.5 Mobile/15E148 Safari/604.1 Snapchat/13.0.0.40 (like Safari)"),
     "twitter": (Kind.IN_APP, f"{_IPHONE} Mobile/15E148 Twitter for iPhone/10.47"),
     "linkedin": (Kind.IN_APP, f"{_IPHONE} Mobile/15E148 [LinkedInApp]/9.30.1452"),
-    "safari_mac_or_ipad": (Kind.OTHER, f"{_MAC} Version/18.5 Safari/605.1.15"),
+    "safari_mac_or_ipad": (Kind.MAC, f"{_MAC} Version/18.5 Safari/605.1.15"),
+    "chrome_mac_or_ipad": (Kind.MAC, f"{_MAC} CriOS/126 Version/11.1.1 Safari/605.1.15"),
+    "webview_ipad_or_mac": (Kind.OTHER, _MAC),
+    "firefox_mac": (Kind.OTHER, "Mozilla/5.0 (Macintosh; Intel Mac OS X 10.15; rv:127.0) Gecko/20100101 Firefox/127.0"),
     "chrome_windows": (Kind.OTHER, _WINDOWS),
-    "firefox_linux": (Kind.OTHER, "Mozilla/5.0 (X11; Linux x86_64; rv:127.0) Gecko/20100101 Firefox/127.0"),
+    "chromebook": (Kind.OTHER, _CHROMEBOOK),
+    "android_tablet_or_linux": (Kind.LINUX, f"{_LINUX} Chrome/126.0.0.0 Safari/537.36"),
+    "telegram_desktop_site": (Kind.IN_APP, f"{_LINUX} Chrome/126.0.0.0 Safari/537.36 Telegram-Android/11.3.3"),
+    "web_kit_host_linux": (Kind.OTHER, _LINUX),
+    "firefox_linux": (Kind.LINUX, "Mozilla/5.0 (X11; Linux x86_64; rv:127.0) Gecko/20100101 Firefox/127.0"),
     "windows_phone": (Kind.OTHER, _WINDOWS_PHONE),
     "android_http_client": (Kind.OTHER, "Dalvik/2.1.0 (Linux; U; Android 14; SM-S911B Build/UP1A.231005.007)"),
     "curl": (Kind.OTHER, "curl/8.5.0"),

@@ -10,6 +10,8 @@ import jsonschema_rs
 import pytest
 import schemathesis
 
+from amo_callback.cli.info import EXAMPLE_ENVIRONMENT
+from amo_callback.cli.main import main
 from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.errors import (
     AccountBlocked,
@@ -71,7 +73,7 @@ async def test_openapi_document_is_valid_3_1(app: Running) -> None:
 
 async def test_openapi_operations_are_the_served_routes(app: Running) -> None:
     """The document contains exactly the routes that are served."""
-    public, private, _ = make_apis(app.service.services)
+    public, private = make_apis(app.service.services)
     served = {
         (api.name, route.method, "" if route.resource is None else route.resource.canonical)
         for api in (public, private)
@@ -85,6 +87,14 @@ async def test_openapi_operations_are_the_served_routes(app: Running) -> None:
         for server in operation["servers"]
     }
     assert documented == served
+
+
+async def test_docs_openapi_prints_served_document(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`amo-callback docs openapi` prints the document of a service with the same settings."""
+    same = {name.removeprefix("AMO_CALLBACK_"): value for name, value in EXAMPLE_ENVIRONMENT.items()}
+    async with run(**same) as app:
+        assert main(["docs", "openapi"]) == 0
+        assert json.loads(capsys.readouterr().out) == await _document(app)
 
 
 async def test_openapi_without_jwt_settings_omits_user_routes(app: Running, run: Any) -> None:

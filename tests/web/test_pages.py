@@ -1,5 +1,6 @@
 """The return page in its variants and languages, and the detection of browser and language."""
 
+import dataclasses
 import itertools
 import re
 import time
@@ -7,14 +8,17 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 
 import pytest
+import segno
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amo_callback.appearance import BACKGROUNDS, contrast
 from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.web.pages import (
     LANGUAGES,
     PLACEHOLDER,
+    Brand,
     Kind,
     Pages,
     UserAgent,
@@ -29,18 +33,25 @@ from tests.web.markup import Markup
 LINK = "foryoure://amo-crm/callback?code=c&state=s"
 INTENT = "intent://amo-crm/callback?code=c&state=s#Intent;scheme=foryoure;package=com.example.app;end"
 HOST = "reforyou.amocrm.ru"
+ADDRESS = "https://admin.example.com/api/amo-crm/return/AAAAAAAAAAAAAAAAAAAAAA"
 CONNECTED = View(variant="connected", status=200, link=LINK, auto_open=True, domain=HOST, support="0a1b2c3d")
+APP_LINK = View(variant="app_link", status=200, link="https://open.example.com/amo?code=c&state=s")
+EN = UserAgent(kind=Kind.IOS, language="en")
+BRAND = Brand(app="For You", crm="amoCRM")
+IOS_STORE, ANDROID_STORE = "https://apps.apple.com/app/id1", "https://play.google.com/store/apps/details?id=a&hl=en"
 VIEWS = [
     CONNECTED,
     View(variant="connected", status=200, link=LINK, intent=INTENT, attempted=True, domain=HOST, support="0a1b2c3d"),
     View(variant="exchanging", status=200, support="0a1b2c3d"),
-    View(variant="gone", status=404),
+    View(variant="gone", status=404, link="foryoure://amo-crm/callback", support="0a1b2c3d"),
     View(variant="amo_unavailable", status=503, retry_url=""),
     *(View(variant=word, status=known.status, link=LINK, intent=INTENT) for word, known in DEEP_LINK_ERRORS.items()),
     *(
         View(variant=word, status=known.status, link=LINK, retry_url="?again=1", support="0a1b2c3d")
         for word, known in DEEP_LINK_ERRORS.items()
     ),
+    APP_LINK,
+    dataclasses.replace(CONNECTED, address=ADDRESS),
 ]
 
 
@@ -56,7 +67,7 @@ def _html(answer: web.Response) -> str:
 
 @pytest.fixture(scope="module")
 def pages() -> Pages:
-    return Pages(app_name="For You")
+    return Pages(BRAND)
 
 
 def test_pages_are_small_and_load_nothing(pages: Pages, record_property: Callable[[str, object], None]) -> None:
@@ -69,7 +80,8 @@ def test_pages_are_small_and_load_nothing(pages: Pages, record_property: Callabl
         heaviest = max(heaviest, len(html.encode()) - links)
         assert not [element for _, element in markup.elements if "src" in element or "target" in element]
         assert [element["href"] for element in markup.named("link")] == ["data:,"]
-        assert not re.search(r"https?://|@import|url\(|http-equiv|animation|transition|\{[a-z]+\}|None", html)
+        assert not re.search(r"@import|url\(|animation|transition|\{[a-z]+\}|None", html)
+        assert re.findall(r"https?://[^/]*", html) == ["https://open.example.com"] * (view is APP_LINK)
     record_property("bytes at most", heaviest)
     assert heaviest <= 10_000
 
@@ -82,8 +94,8 @@ def test_pages_are_complete_documents_in_their_language(pages: Pages) -> None:
         assert [element["lang"] for element in markup.named("html")] == [visitor.language]
         assert markup.text_of("title") == markup.text_of("h1") != ""
         assert (len(markup.named("main")), len(markup.named("h1"))) == (1, 1)
-        assert [icon["aria-hidden"] for icon in markup.named("svg")] == ["true"]
-        metas = {element.get("name"): element.get("content") for element in markup.named("meta")}
+        assert [icon.get("aria-hidden") for icon in markup.named("svg") if "class" in icon] == ["true"]
+        metas = {element.get("name", ""): element.get("content") for element in markup.named("meta")}
         assert metas["viewport"] == "width=device-width, initial-scale=1"
         assert metas["color-scheme"] == "light dark"
         ids = [element["id"] for _, element in markup.elements if "id" in element]
@@ -93,7 +105,7 @@ def test_pages_are_complete_documents_in_their_language(pages: Pages) -> None:
 
 
 def test_pages_script_and_style_have_fresh_nonce(pages: Pages) -> None:
-    """Only a page with a link to the app may run its script; the nonce is new on each page."""
+    """Only a page with a link, or one that waits for the result, may run its script; the nonce is new on each page."""
     nonces = set()
     for view in VIEWS:
         answer = pages.render(view, UserAgent(kind=Kind.IOS, language="en"))
@@ -101,8 +113,10 @@ def test_pages_script_and_style_have_fresh_nonce(pages: Pages) -> None:
         [style] = markup.named("style")
         nonce = style["nonce"]
         nonces.add(nonce)
-        scripts = f"script-src 'nonce-{nonce}'; " if view.link else ""
-        assert [element["nonce"] for element in markup.named("script")] == [nonce] * bool(view.link)
+        waits = view.variant == "exchanging"
+        scripts = f"script-src 'nonce-{nonce}'; " if view.link or waits else ""
+        scripts += "connect-src 'self'; " if waits else ""
+        assert [element["nonce"] for element in markup.named("script")] == [nonce] * bool(scripts)
         assert policy == (
             f"default-src 'none'; {scripts}style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'"
@@ -147,43 +161,155 @@ def test_connected_page_after_attempt_shows_help(pages: Pages) -> None:
 def test_error_page_has_text_and_buttons_in_every_language(pages: Pages, word: str, language: str) -> None:
     """Each error has its own text and a button to the app, no automatic opening, and a retry if it is transient."""
     visitor = UserAgent(kind=Kind.IOS, language=language)
-    texts = read_texts(language)
+    texts = fill(read_texts(language), {"app": "For You", "crm": "amoCRM", "domain": ""})
     final = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK), visitor)))
     assert final.text_of("h1") == texts[word]["title"]
-    assert texts[word]["todo"].replace("{app}", "For You") in final.text["p"]
+    assert texts[word]["todo"] in final.text["p"]
     assert final.named("a") == [{"id": "open", "class": "button", "href": LINK}]
     passing = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK, retry_url=""), visitor)))
-    assert texts["todo"]["again"].replace("{app}", "For You") in passing.text["p"]
+    assert texts["todo"]["again"] in passing.text["p"]
     assert passing.named("a") == [
         {"id": "again", "class": "button", "href": ""},
         {"id": "open", "class": "second", "href": LINK},
     ]
 
 
-def test_exchanging_page_reloads_itself(pages: Pages) -> None:
-    """Only the page of an unfinished exchange reloads, by a header and by a link to its own address."""
+def test_exchanging_page_shows_result_without_header(pages: Pages) -> None:
+    """Only the page of an unfinished exchange waits: by its script, else by a meta element, and by a link to itself."""
     for view in VIEWS:
         answer = pages.render(view, UserAgent(kind=Kind.IOS, language="en"))
-        waits = view.variant == "exchanging"
-        assert answer.headers.get("Refresh") == ("2" if waits else None)
+        html, waits = _html(answer), view.variant == "exchanging"
+        assert "Refresh" not in answer.headers
+        assert html.count('<noscript><meta http-equiv="refresh" content="2"></noscript>') == waits
+        assert ("fetch(" in html) == waits
         if waits:
-            assert Markup.read(_html(answer)).named("a") == [{"id": "look", "class": "button", "href": ""}]
+            assert Markup.read(html).named("a") == [{"id": "look", "class": "button", "href": ""}]
 
 
 @pytest.mark.parametrize(
-    ("kind", "note"), [(Kind.IOS, None), (Kind.ANDROID, None), (Kind.IN_APP, "in_app"), (Kind.OTHER, "on_phone")]
+    ("kind", "note"),
+    [
+        (Kind.IOS, None),
+        (Kind.ANDROID, None),
+        (Kind.IN_APP, "in_app"),
+        (Kind.OTHER, "on_phone"),
+        (Kind.MAC, "on_phone"),
+        (Kind.LINUX, "on_phone"),
+    ],
 )
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_connected_page_note_depends_on_browser_kind(pages: Pages, kind: Kind, note: str | None, language: str) -> None:
     """In-app browsers and desktops get a note above the button; other browsers get none."""
     html = _html(pages.render(CONNECTED, UserAgent(kind=kind, language=language)))
-    texts = fill(read_texts(language), {"app": "For You", "domain": HOST})["page"]
+    texts = fill(read_texts(language), {"app": "For You", "crm": "amoCRM", "domain": HOST})["page"]
     notes = [key for key in ("in_app", "on_phone") if texts[key] in html]
     assert notes == ([note] if note else [])
     if note:
         assert html.index('class="note"') < html.index('id="open"')
-    bare = Markup.read(_html(pages.render(View(variant="gone", status=404), UserAgent(kind=kind, language=language))))
+    unread = View(variant="amo_unavailable", status=503, retry_url="")
+    bare = Markup.read(_html(pages.render(unread, UserAgent(kind=kind, language=language))))
     assert not [element for element in bare.named("p") if element.get("class") == "note"]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_page_that_may_be_tablets_marks_parts_for_script(pages: Pages, kind: Kind) -> None:
+    """On a Mac or Linux, the script decides by the touch screen; the parts that it changes are marked."""
+    view = dataclasses.replace(CONNECTED, intent=INTENT if kind in {Kind.ANDROID, Kind.LINUX} else None)
+    markup = Markup.read(_html(pages.render(view, UserAgent(kind=kind, language="en"))))
+    assert ("data-tablet" in markup.id("open")) == (kind in {Kind.MAC, Kind.LINUX})
+    parts = {element["data-only"]: name for name, element in markup.elements if "data-only" in element}
+    desktop = {"desktop": "p"} if kind in {Kind.MAC, Kind.LINUX, Kind.OTHER} else {}
+    assert parts == {**desktop, **({"tablet": "a"} if kind is Kind.LINUX else {})}
+    assert ("hidden" in (markup.find("intent") or {})) == (kind is Kind.LINUX)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_qr_code_is_only_on_desktops_with_address(pages: Pages, kind: Kind) -> None:
+    """A desktop's page shows its own address as a QR code with a text alternative; a retry or other devices do not."""
+    agent = UserAgent(kind=kind, language="en")
+    view = dataclasses.replace(CONNECTED, address=ADDRESS)
+    html = _html(pages.render(view, agent))
+    markup = Markup.read(html)
+    desktop = kind in {Kind.MAC, Kind.LINUX, Kind.OTHER}
+    alternatives = [element["aria-label"] for element in markup.named("div") if element.get("role") == "img"]
+    assert alternatives == ["QR code with the address of this page"] * desktop
+    if desktop:
+        size = segno.make_qr(ADDRESS, error="m").symbol_size(border=4)[0]
+        assert f'<svg viewBox="0 0 {size} {size}">' in html
+        assert html.index('id="scan"') < html.index('id="open"')
+    for other in (CONNECTED, dataclasses.replace(view, retry_url=""), dataclasses.replace(view, link=None)):
+        assert "scan" not in _html(pages.render(other, agent)).partition("<body>")[2].partition("<script")[0]
+
+
+def test_crm_is_named_as_its_users_know_it() -> None:
+    """Pages of kommo.com accounts say Kommo and others amoCRM; without an account, the consent page's host decides."""
+    for crm, domain, expected in (
+        ("Kommo", "reforyou.kommo.com", "Kommo"),
+        ("amoCRM", "reforyou.kommo.com", "Kommo"),
+        ("Kommo", "reforyou.amocrm.ru", "amoCRM"),
+        ("Kommo", "notkommo.com", "amoCRM"),
+        ("Kommo", None, "Kommo"),
+        ("amoCRM", None, "amoCRM"),
+    ):
+        pages = Pages(dataclasses.replace(BRAND, crm=crm))
+        for view, agent in itertools.product(VIEWS, _visitors()):
+            html = _html(pages.render(dataclasses.replace(view, domain=domain), agent)).replace(domain or "-", "")
+            assert ({"amoCRM", "Kommo"} - {expected}).pop() not in html
+    assert "Kommo is connected" in _html(Pages(BRAND).render(dataclasses.replace(CONNECTED, domain="a.kommo.com"), EN))
+
+
+# --- the app: stores, color and logo ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "stores"),
+    [
+        (Kind.IOS, ["ios"]),
+        (Kind.ANDROID, ["android"]),
+        (Kind.IN_APP, ["ios", "android"]),
+        (Kind.OTHER, ["ios", "android"]),
+        (Kind.MAC, ["ios", "android"]),
+        (Kind.LINUX, ["ios", "android"]),
+    ],
+)
+def test_store_links_fit_device(kind: Kind, stores: list[str]) -> None:
+    """A phone sees its own store, other devices see both; a store without a URL has no link."""
+    urls = {"ios": IOS_STORE, "android": ANDROID_STORE}
+    pages = Pages(dataclasses.replace(BRAND, ios_store_url=IOS_STORE, android_store_url=ANDROID_STORE))
+    for view in VIEWS:
+        markup = Markup.read(_html(pages.render(view, UserAgent(kind=kind, language="en"))))
+        found = {link["id"]: link["href"] for link in markup.named("a") if link["id"].endswith("-store")}
+        assert found == ({f"{store}-store": urls[store] for store in stores} if view.link else {})
+    only = Pages(dataclasses.replace(BRAND, ios_store_url=IOS_STORE))
+    html = _html(only.render(CONNECTED, UserAgent(kind=Kind.OTHER, language="en")))
+    assert ("ios-store" in html, "android-store" in html) == (True, False)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_app_link_page_has_button_and_stores(language: str) -> None:
+    """The page at an app link's own address opens the link by a button and shows the store, without a support code."""
+    pages = Pages(dataclasses.replace(BRAND, ios_store_url=IOS_STORE))
+    answer = pages.render(APP_LINK, UserAgent(kind=Kind.IOS, language=language))
+    markup = Markup.read(_html(answer))
+    assert answer.status == 200
+    assert markup.text_of("h1") == read_texts(language)["app_link"]["title"].replace("{app}", "For You")
+    assert [(link["id"], link["class"], link["href"]) for link in markup.named("a")] == [
+        ("open", "button", APP_LINK.link),
+        ("ios-store", "second", IOS_STORE),
+    ]
+    assert (markup.named("code"), "data-auto" in markup.id("open")) == ([], False)
+
+
+def test_accent_and_logo_change_page() -> None:
+    """The accent colors the button, with the readable text color; the logo is an image with the app's name."""
+    pages = Pages(dataclasses.replace(BRAND, accent="#059669", logo="data:image/png;base64,AAAA"))
+    for view in VIEWS:
+        html = _html(pages.render(view, EN))
+        assert ":root { --button: #059669; --on-button: #000000; --link: var(--text) }" in html
+        assert Markup.read(html).named("img") == [
+            {"class": "logo", "src": "data:image/png;base64,AAAA", "alt": "For You"}
+        ]
+        assert _html(Pages(BRAND).render(view, EN)).count("--button:") == 2
 
 
 @pytest.mark.parametrize(
@@ -201,9 +327,11 @@ def test_connected_page_note_depends_on_browser_kind(pages: Pages, kind: Kind, n
 def test_pages_hostile_values_stay_text(hostile: str) -> None:
     """Markup in an app name, account or link stays text or the value of one attribute."""
     view = View(variant="connected", status=200, link=hostile, intent=hostile, domain=hostile, support=hostile)
-    html = _html(Pages(app_name=hostile).render(view, UserAgent(kind=Kind.ANDROID, language="uk")))
+    brand = Brand(app=hostile, crm=hostile, logo=hostile)
+    html = _html(Pages(brand).render(view, UserAgent(kind=Kind.ANDROID, language="uk")))
     markup = Markup.read(html)
-    assert [len(markup.named(name)) for name in ("script", "img", "a", "style")] == [1, 0, 2, 1]
+    assert [len(markup.named(name)) for name in ("script", "img", "a", "style")] == [1, 1, 2, 1]
+    assert [image["alt"] for image in markup.named("img")] == [hostile]
     assert not any(name.startswith("on") for _, element in markup.elements for name in element)
     assert markup.id("open")["href"] == markup.id("intent")["href"] == hostile
     assert markup.text_of("b") == hostile.strip()
@@ -214,7 +342,7 @@ def test_pages_hostile_values_stay_text(hostile: str) -> None:
 
 
 def test_texts_have_same_keys_and_placeholders_in_every_language() -> None:
-    """Every language has the same sections, keys and placeholders; only `account` texts use the domain."""
+    """Every language has the same sections, keys and placeholders, and no text names AMO itself."""
     english = read_texts("en")
     for language in LANGUAGES:
         texts = read_texts(language)
@@ -226,8 +354,8 @@ def test_texts_have_same_keys_and_placeholders_in_every_language() -> None:
                 names = set(PLACEHOLDER.findall(text))
                 assert text.strip(), f"{language} {section}.{key}"
                 assert names == set(PLACEHOLDER.findall(english[section][key])), f"{language} {section}.{key}"
-                assert names <= ({"app", "domain"} if section == "account" else {"app"})
-                assert set(re.findall(r"(?i)\bamo\w*", text)) <= {"amoCRM"}, f"{language} {section}.{key}"
+                assert names <= ({"app", "crm", "domain"} if section == "account" else {"app", "crm"})
+                assert not re.search("(?i)amo ?crm|kommo", text), f"{language} {section}.{key}"
 
 
 def test_colours_meet_wcag_contrast_in_both_schemes() -> None:
@@ -235,22 +363,12 @@ def test_colours_meet_wcag_contrast_in_both_schemes() -> None:
     css = (resources.files("amo_callback.web.pages") / "page.css").read_text(encoding="utf-8")
     light, _, dark = css.partition("@media (prefers-color-scheme: dark)")
     for scheme in (light, dark):
-        colours = {name: _luminance(value) for name, value in re.findall(r"--([\w-]+): #([0-9a-f]{6})", scheme)}
+        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", scheme))
         for text, ground in (("text", "back"), ("quiet", "back"), ("link", "back"), ("on-button", "button")):
-            assert _contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
         for shape in ("good", "bad", "button"):
-            assert _contrast(colours[shape], colours["back"]) >= 3, shape
-
-
-def _luminance(colour: str) -> float:
-    """Return the relative luminance, https://www.w3.org/TR/WCAG22/#dfn-relative-luminance."""
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def _contrast(one: float, other: float) -> float:
-    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+            assert contrast(colours[shape], colours["back"]) >= 3, shape
+    assert tuple(re.findall(r"--back: (#\w+)", css)) == BACKGROUNDS
 
 
 # --- the browser -----------------------------------------------------------------------------------
@@ -262,7 +380,8 @@ def test_user_agent_kind_is_detected(name: str) -> None:
     kind, agent = AGENTS[name]
     visitor = parse_user_agent(user_agent=agent, accept_language="")
     assert visitor.kind is kind
-    assert visitor.allows_auto_open == (kind in {Kind.IOS, Kind.ANDROID})
+    assert visitor.may_be_tablet == (kind in {Kind.MAC, Kind.LINUX})
+    assert visitor.allows_auto_open == (visitor.may_be_tablet or kind in {Kind.IOS, Kind.ANDROID})
 
 
 @pytest.mark.parametrize(
@@ -284,7 +403,9 @@ def test_user_agent_kind_is_detected(name: str) -> None:
         ("uk;q=0.000, ru;q=0.001", "ru"),
         ("uk-UA;q=0, uk;q=0.5", "uk"),
         ("en;q=0, de", "uk"),
-        ("en;q=0, uk;q=0, ru;q=0", "en"),
+        ("en;q=0, uk;q=0, ru;q=0, es;q=0, pt;q=0", "en"),
+        ("es-MX,es;q=0.9,en;q=0.8", "es"),
+        ("pt-BR,pt;q=0.9,en-US;q=0.8", "pt"),
         ("*", "en"),
         ("*, ru;q=0.1", "ru"),
         ("de, *;q=0.5", "en"),

@@ -23,6 +23,7 @@ from amo_callback.web.apis import make_apis
 from amo_callback.web.listener import open_listener
 from tests.fakes import ShiftedClock
 from tests.service import API_KEY, BASE, HOST, Running
+from tests.web.phone import WITH_USERS, jwt_of
 
 SECRET = "def50200" + "ab" * 30
 
@@ -36,7 +37,7 @@ class Broken:
     async def complete(self, _visit: object) -> None:
         raise self.error
 
-    async def app_state(self, _state: object) -> None:
+    async def way_back(self, _state: object) -> None:
         raise self.error
 
     async def redeem(self, _presented: object) -> None:
@@ -76,7 +77,7 @@ class Apis:
         broken, stream, clock = cast("Any", Broken(error)), io.StringIO(), ShiftedClock()
         log = make_logger(level="info", style="json", stream=stream)
         services = dataclasses.replace(self._services, store=broken, oauth=broken, lifecycle=broken, log=log)
-        public_api, private_api, _ = make_apis(services)
+        public_api, private_api = make_apis(services)
         async with (
             open_listener(public_api.make_app(), "127.0.0.1:0", name="public", clock=clock, log=log) as public,
             open_listener(private_api.make_app(), "127.0.0.1:0", name="private", clock=clock, log=log) as private,
@@ -186,6 +187,21 @@ async def test_access_log_line_has_route_and_trace_without_path(app: Running) ->
     }
     assert (second["route"], second["method"], second["status"], "trace_id" in second) == ("none", "other", 404, False)
     assert "secret" not in app.log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("claims", "detail"),
+    [({"aud": "another"}, "audience"), ({"exp": 0}, "expired"), (None, "missing"), ({"sub": ""}, "user")],
+)
+async def test_refused_jwt_is_logged_with_failed_check(run: Any, claims: dict[str, Any] | None, detail: str) -> None:
+    """The log line of a 401 names the failed check, and contains nothing of the JWT."""
+    async with run(**WITH_USERS) as app:
+        headers = {} if claims is None else {"Authorization": f"Bearer {jwt_of('42', **claims)}"}
+        answer = await app.public(f"{BASE}/status", headers=headers)
+        assert answer.status == 401
+        line = [line for line in app.lines() if line["event"] == "http.request"][-1]
+        assert (line["status"], line["error"], line["detail"]) == (401, "unauthorized", detail)
+        assert "another" not in app.log.getvalue()
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from amo_callback.config.settings import Settings
+    from amo_callback.config.settings import App, Settings
 
 _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "wss", "view-source", "chrome"})
 """URL schemes that do not open a custom app on phones."""
@@ -73,7 +73,7 @@ def open_to_others(file: Path, permission: int) -> bool:
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
     yield _redirect_uri(settings)
-    yield _deep_link(settings)
+    yield from (_deep_link(settings.app, link) for link in settings.app.deep_link)
     yield _api_keys(settings)
     yield from _proxies(settings)
     yield _private_address(settings)
@@ -101,29 +101,28 @@ def _redirect_uri(settings: Settings) -> Finding:
     return ok("redirect_uri", settings.amo.redirect_uri)
 
 
-def _deep_link(settings: Settings) -> Finding:
-    app = settings.app
-    scheme, _, rest = app.deep_link.partition(":")
+def _deep_link(app: App, link: str) -> Finding:
+    scheme, _, rest = link.partition(":")
     if scheme.lower() in _NO_APPS:
         return fail(
             "deep_link",
-            f"{app.deep_link}: the scheme {scheme} does not open the app on phones",
+            f"{link}: the scheme {scheme} does not open the app on phones",
             fix="set app.deep_link to the app's deep link",
         )
     host = rest[2:].partition("/")[0] if rest.startswith("//") else ""
     if scheme != scheme.lower() or host != host.lower():
         return warn(
             "deep_link",
-            f"{app.deep_link}: the scheme or the host contains capital letters, and Android matches case-sensitively",
+            f"{link}: the scheme or the host contains capital letters, and Android matches case-sensitively",
             fix="write the scheme and the host in lower case in app.deep_link, and in the app's intent filter",
         )
     if scheme == "http":
         return warn(
             "deep_link",
-            f"{app.deep_link}: an http link opens the browser instead of the app",
+            f"{link}: an http link opens the browser instead of the app",
             fix="use the app's scheme, or https",
         )
-    example = success_link(app.deep_link, hand_back=app.hand_back, code=b"CODE", state=b"STATE")
+    example = success_link(link, hand_back=app.hand_back, code=b"CODE", state=b"STATE")
     return ok("deep_link", f"the deep link is {example}")
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _MAX_BODY = 256 * 1024
 """The maximum number of bytes read from a response."""
-_CERTIFICATE = "the TLS certificate is not valid"
+INVALID_CERTIFICATE = "the TLS certificate is not valid"
 _SKEW_WARN, _SKEW_FAIL = 30.0, 300.0
 """The minimum clock skews, in seconds, that cause a warning or a failure. This machine's clock determines expiry."""
 _SET_CLOCK = "synchronize this machine's clock: timedatectl set-ntp true"
@@ -56,10 +56,12 @@ class NoResponse:
 
 
 @asynccontextmanager
-async def open_probe(*, clock: Clock, wait_limit: float) -> AsyncIterator[HttpProbe]:
+async def open_probe(
+    *, clock: Clock, wait_limit: float, connector: aiohttp.TCPConnector | None = None
+) -> AsyncIterator[HttpProbe]:
     """Open an HTTP session, and yield a function that sends a request with a timeout of `wait_limit` seconds."""
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=True),
+        connector=connector or aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,
@@ -92,7 +94,7 @@ async def _probe(
     except TimeoutError:
         return NoResponse(why=f"no response within {wait_limit:g} s")
     except aiohttp.ClientConnectorCertificateError:
-        return NoResponse(why=_CERTIFICATE)
+        return NoResponse(why=INVALID_CERTIFICATE)
     except aiohttp.ClientConnectorDNSError:
         return NoResponse(why="the host name cannot be resolved")
     except aiohttp.ClientConnectorError as error:
@@ -202,7 +204,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
     answer = await http("HEAD", address, headers={probe.HEADER: probe.seal_nonce(cipher, nonce=nonce)})
     if isinstance(answer, NoResponse):
         message = f"{name}: {answer.why}"
-        if answer.why == _CERTIFICATE:
+        if answer.why == INVALID_CERTIFICATE:
             yield fail("proxy", message, fix="configure the proxy with a certificate that browsers accept")
         else:
             yield warn(

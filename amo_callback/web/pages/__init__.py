@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from amo_callback.appearance import text_color
+from amo_callback.hosts import crm_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -23,15 +26,15 @@ Texts = dict[str, dict[str, str]]
 """Page texts by section and key."""
 
 _FOLDER = resources.files("amo_callback.web") / "pages" / "texts"
-LANGUAGES = ("en", "uk", "ru")
+LANGUAGES = ("en", "uk", "ru", "es", "pt")
 """The languages of the pages, the default first; each has a file in `texts/`."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_RELOAD_AFTER = 2
-"""Seconds after which the page reloads while the code is being exchanged."""
 _POLICY = (
     "default-src 'none'; {script}style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+_EXCHANGING = "exchanging"
+"""The variant of the page that waits for the result: its script requests the page's own URL."""
 
 _MAX_AGENT = 2048
 _MAX_LANGUAGES = 512
@@ -47,6 +50,8 @@ _IN_APP = re.compile(
 https://developer.chrome.com/docs/webview/user-agent."""
 _IOS = re.compile(r"\b(?:iPhone|iPad|iPod)\b")
 _ANDROID = re.compile(r"\bAndroid\b.*(?:Chrome|Firefox|Safari|OPR)/")
+_MAC = re.compile(r"\(Macintosh;.*Safari/")
+_LINUX = re.compile(r"\(X11; Linux .*(?:Chrome|Firefox|Safari|OPR)/")
 _RANGE = re.compile(
     r"(?P<tag>\*|[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*)"
     r"(?:[ \t]*;[ \t]*[qQ]=(?P<q>0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?"
@@ -61,8 +66,12 @@ class Kind(Enum):
     """An Android browser, or a browser tab inside an app."""
     IN_APP = "in_app"
     """A web view inside another app, where opening a deep link may replace the page with an error."""
+    MAC = "mac"
+    """A browser on a Mac, or on an iPad that identifies itself as a Mac."""
+    LINUX = "linux"
+    """A browser on desktop Linux, or on an Android tablet that requests desktop pages."""
     OTHER = "other"
-    """A desktop or unknown browser; also an iPad that identifies itself as a Macintosh."""
+    """Another desktop browser, or an unknown one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,12 +80,22 @@ class UserAgent:
     language: str
 
     @property
+    def may_be_tablet(self) -> bool:
+        """Whether the browser may be a tablet's; the page's script can tell by the touch screen."""
+        return self.kind in {Kind.MAC, Kind.LINUX}
+
+    @property
     def allows_auto_open(self) -> bool:
-        """Whether a page may open the deep link automatically.
+        """Whether a page may open the deep link automatically; on a Mac or Linux, only if the device is a tablet.
 
         In other browsers, opening the link may replace the page with an error.
         """
-        return self.kind in {Kind.IOS, Kind.ANDROID}
+        return self.may_be_tablet or self.kind in {Kind.IOS, Kind.ANDROID}
+
+    @property
+    def may_be_android(self) -> bool:
+        """Whether an `intent:` link may work."""
+        return self.kind in {Kind.ANDROID, Kind.LINUX}
 
 
 def parse_user_agent(*, user_agent: str, accept_language: str) -> UserAgent:
@@ -92,7 +111,8 @@ def _kind(agent: str) -> Kind:
         return Kind.IN_APP
     if _IOS.search(agent):
         return Kind.IOS if "Safari/" in agent else Kind.IN_APP
-    return Kind.ANDROID if _ANDROID.search(agent) else Kind.OTHER
+    kinds = {Kind.ANDROID: _ANDROID, Kind.MAC: _MAC, Kind.LINUX: _LINUX}
+    return next((kind for kind, pattern in kinds.items() if pattern.search(agent)), Kind.OTHER)
 
 
 def _language(accepted: str) -> str:
@@ -116,12 +136,12 @@ def _language(accepted: str) -> str:
     return max(wanted, key=lambda language: weights[language], default=(offered or LANGUAGES)[0])
 
 
-_NOTES = {Kind.OTHER: "on_phone", Kind.IN_APP: "in_app"}
+_DESKTOPS = frozenset({Kind.MAC, Kind.LINUX, Kind.OTHER})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """The content of a page; `variant` is `connected`, `exchanging`, `gone`, or a deep link error."""
+    """The content of a page; `variant` is `connected`, `exchanging`, `gone`, `app_link`, or a deep link error."""
 
     variant: str
     status: int
@@ -137,14 +157,32 @@ class View:
     retry_url: str | None = None
     """The URL that retries a temporary failure; empty for the page's own URL."""
     domain: str | None = None
-    """The host of the connected account."""
+    """The account's host, if it is known."""
+    address: str | None = field(default=None, repr=False)
+    """The page's public URL, with which a phone can show the page, too."""
     support: str | None = None
     """The support code."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Brand:
+    """The app as the user knows it."""
+
+    app: str
+    """The app's name."""
+    crm: str
+    """AMO's name on pages without an account."""
+    ios_store_url: str | None = None
+    android_store_url: str | None = None
+    accent: str | None = None
+    """The color of the button, as `#RRGGBB`."""
+    logo: str | None = field(default=None, repr=False)
+    """The app's logo, as a `data:` URL."""
+
+
 class Pages:
-    def __init__(self, *, app_name: str) -> None:
-        self._app_name = app_name
+    def __init__(self, brand: Brand) -> None:
+        self._brand = brand
         self._texts = {language: read_texts(language) for language in LANGUAGES}
         environment = Environment(
             loader=PackageLoader("amo_callback.web", "pages"),
@@ -157,32 +195,66 @@ class Pages:
         self._template = environment.get_template("page.html")
 
     def render(self, view: View, agent: UserAgent) -> web.Response:
-        texts = fill(self._texts[agent.language], {"app": self._app_name, "domain": view.domain or ""})
+        brand = self._brand
+        values = {
+            "app": brand.app,
+            "crm": crm_name(view.domain) if view.domain else brand.crm,
+            "domain": view.domain or "",
+        }
+        texts = fill(self._texts[agent.language], values)
+        note = _note(view, agent)
         nonce = secrets.token_urlsafe(16)
         html = self._template.render(
             view=view,
-            language=agent.language,
+            agent=agent,
+            brand=brand,
+            on_accent=text_color(brand.accent) if brand.accent else None,
             texts=texts,
             text=texts[view.variant],
             todo=texts["todo"]["again"] if view.retry_url is not None else texts[view.variant].get("todo"),
-            note=_note(view, agent, texts),
+            note=note,
+            qr_code=_qr_code(view.address) if view.address and note == _ON_PHONE else None,
+            stores=_stores(brand, agent.kind),
             nonce=nonce,
         )
         response = web.Response(text=html, status=view.status, content_type="text/html", charset="utf-8")
-        script = f"script-src 'nonce-{nonce}'; " if view.link else ""
+        script = f"script-src 'nonce-{nonce}'; " if view.link or view.variant == _EXCHANGING else ""
+        if view.variant == _EXCHANGING:
+            script += "connect-src 'self'; "
         response.headers["Content-Security-Policy"] = _POLICY.format(nonce=nonce, script=script)
         response.headers["Vary"] = "Accept, Accept-Language, User-Agent"
-        if view.variant == "exchanging":
-            # This is a header, because accessibility checkers reject `<meta http-equiv=refresh>`.
-            response.headers["Refresh"] = str(_RELOAD_AFTER)
         return response
 
 
-def _note(view: View, agent: UserAgent, texts: Texts) -> str | None:
-    """Return the note for a link button that may not work in this browser; `None` if the retry button comes first."""
-    if view.link is None or view.retry_url is not None or agent.kind not in _NOTES:
+_ON_PHONE = "on_phone"
+
+
+def _note(view: View, agent: UserAgent) -> str | None:
+    """Return the key of the note for a button that may not work in this browser.
+
+    Returns `None` if the retry button comes first, and on the app link's page, which only phones are sent to.
+    """
+    if view.link is None or view.retry_url is not None or view.variant == "app_link":
         return None
-    return texts["page"][_NOTES[agent.kind]]
+    if agent.kind is Kind.IN_APP:
+        return "in_app"
+    return _ON_PHONE if agent.kind in _DESKTOPS else None
+
+
+def _stores(brand: Brand, kind: Kind) -> Mapping[str, str]:
+    """Return the URLs of the app's stores by platform, without the store of the other platform if that is known."""
+    urls = {
+        "ios": None if kind is Kind.ANDROID else brand.ios_store_url,
+        "android": None if kind is Kind.IOS else brand.android_store_url,
+    }
+    return {platform: url for platform, url in urls.items() if url is not None}
+
+
+def _qr_code(url: str) -> str:
+    """Return a URL as a QR code: an SVG element without colors for the background, and with the quiet zone."""
+    import segno  # noqa: PLC0415 -- loaded only if a desktop shows the page
+
+    return segno.make_qr(url, error="m").svg_inline(border=4, omitsize=True, svgclass=None, lineclass=None)
 
 
 def read_texts(language: str) -> Texts:

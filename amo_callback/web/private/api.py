@@ -125,10 +125,12 @@ class PrivateApi(Api):
         code = NotFound.api_code if error.status == HTTPStatus.NOT_FOUND else InvalidRequest.api_code
         return _problem(error.status, code, error.reason)
 
-    def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:
+    @classmethod
+    def describe(cls, error: type[AmoCallbackError]) -> tuple[int, str, str]:
         return error.http_status, error.api_code, error.action
 
-    def error_reply(self, status: int, actions: Mapping[str, str]) -> Reply:
+    @classmethod
+    def error_reply(cls, status: int, actions: Mapping[str, str]) -> Reply:
         always = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 502: "Retry-After", 503: "Retry-After"}
         headers = (always[status],) if status in always else ()
         return error_reply(actions, member="code", type=Problem, media=("application/problem+json",), headers=headers)

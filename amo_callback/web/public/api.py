@@ -164,13 +164,15 @@ class PublicApi(Api):
         code = _HTTP_ERRORS.get(error.status, InvalidRequest.code)
         return failure(error.status, code, f"{error.status} {HTTPStatus(error.status).phrase}")
 
-    def describe(self, error: type[AmoCallbackError]) -> tuple[int, str, str]:
+    @classmethod
+    def describe(cls, error: type[AmoCallbackError]) -> tuple[int, str, str]:
         if error.app_message is not None:
             return error.http_status, error.code, error_actions()[error.code]
         code = error.deep_link_error
         return DEEP_LINK_ERRORS[code].status, code, error_actions()[code]
 
-    def error_reply(self, status: int, actions: Mapping[str, str]) -> Reply:
+    @classmethod
+    def error_reply(cls, status: int, actions: Mapping[str, str]) -> Reply:
         return failure_reply(status, *actions)
 
 

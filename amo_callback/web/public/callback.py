@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
 from amo_callback.errors import AmoCallbackError, NotFound, OperatorError, RetryableError, StoreUnavailable
-from amo_callback.grant import CallbackParams, CodePresentation, CodeSource, support_code
+from amo_callback.grant import CallbackParams, CodePresentation, CodeSource, WayBack, support_code
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TEXT, TO_APP, head_route, is_prefetch
 from amo_callback.web.public.return_response import (
     ResponseKind,
@@ -82,8 +82,8 @@ async def callback(call: Call[None, None]) -> web.Response:
         bug = AmoCallbackError()
         return await _failed(call, kind, params, error=bug.deep_link_error, support=support, fields=bug.fields)
     call.services.metrics.called_back(outcome.error or outcome.status.value)
-    state = params.state if params.state == outcome.state else await _app_state(call, params.state)
-    return respond(call, kind, outcome=outcome, state=state)
+    back = outcome.way_back if params.state == outcome.state else await _way_back(call, params.state)
+    return respond(call, kind, outcome=outcome, back=back)
 
 
 async def _failed(
@@ -96,8 +96,8 @@ async def _failed(
     fields: Mapping[str, object],
 ) -> web.Response:
     call.services.metrics.called_back(error)
-    state = await _app_state(call, params.state)
-    return failed(call, kind, error=error, state=state, support=support, fields=fields)
+    back = await _way_back(call, params.state)
+    return failed(call, kind, error=error, back=back, support=support, domain=params.domain, fields=fields)
 
 
 async def _record_refusal(call: Call[None, None], state: bytes | None, error: str) -> None:
@@ -107,19 +107,15 @@ async def _record_refusal(call: Call[None, None], state: bytes | None, error: st
         call.services.log.warning("callback.refusal_not_stored", **lost.fields)
 
 
-async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:
-    """Return the state for the app.
-
-    This is the app's own state if the received state was issued for a request that has one; otherwise, it is the
-    received state.
-    """
+async def _way_back(call: Call[None, None], state: bytes | None) -> WayBack:
+    """Return the way back of the request for which `state` was issued, otherwise the default with `state`."""
     try:
-        return await call.services.oauth.authorizations.app_state(state)
+        return await call.services.oauth.authorizations.way_back(state)
     except AmoCallbackError:
-        return state  # the result of the request matters more than this error
+        return WayBack(state=state)  # the result of the request matters more than this error
     except Exception:
         call.services.log.exception("http.bug")
-        return state
+        return WayBack(state=state)
 
 
 def raw_query(request: web.Request) -> bytes:
@@ -149,7 +145,7 @@ async def return_page(call: Call[None, None]) -> web.Response:
         return unavailable_page(call, error)
     if retry:
         return await _retry(call, outcome)
-    return show(call, outcome, state=outcome.state, retry_url="?again=1")
+    return show(call, outcome, back=outcome.way_back, retry_url="?again=1")
 
 
 async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
@@ -163,8 +159,9 @@ async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
             call,
             ResponseKind.PAGE,
             error=error.deep_link_error,
-            state=before.app_state,
+            back=before.way_back,
             support=before.support,
+            domain=before.domain,
             fields=error.fields,
         )
     return redirect(303, return_address(call, outcome))

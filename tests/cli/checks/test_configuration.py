@@ -47,6 +47,7 @@ def test_check_settings_valid_settings_are_ok() -> None:
         ("APP__DEEP_LINK", "foryoure://AMO-crm/callback", "deep_link", Severity.WARN),
         ("APP__DEEP_LINK", "http://localhost/app", "deep_link", Severity.WARN),
         ("APP__DEEP_LINK", "https://example.com/App", "deep_link", Severity.OK),
+        ("APP__DEEP_LINK", "foryoure://a ForYoure://a", "deep_link", Severity.WARN),
         ("API__KEYS", "", "api_keys", Severity.WARN),
         ("API__KEYS", f"reader:read:{API_KEY}", "api_keys", Severity.WARN),
         ("SERVER__TRUSTED_PROXIES", "127.0.0.1,0.0.0.0/0", "trusted_proxies", Severity.WARN),

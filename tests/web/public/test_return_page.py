@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import segno
 
 from amo_callback.amo.sandbox.app import Fault
 from amo_callback.web.pages import Kind
@@ -28,11 +29,12 @@ async def _returned(app: Running, **query: str) -> str:
 
 
 async def test_return_page_opens_automatically_only_in_phone_browsers(app: Running) -> None:
-    """A success opens the app once in iOS and Android browsers, never in other apps, desktops or unknown browsers."""
+    """A success opens the app once in iOS and Android browsers, and on tablets, but not in other browsers."""
     address = await _returned(app)
     for name, (kind, agent) in AGENTS.items():
         _, markup = await _look(app, address, agent)
-        assert ("data-auto" in markup.id("open")) == (kind in {Kind.IOS, Kind.ANDROID}), name
+        opens, unsure = kind in {Kind.IOS, Kind.ANDROID}, kind in {Kind.MAC, Kind.LINUX}
+        assert ("data-auto" in markup.id("open"), "data-tablet" in markup.id("open")) == (opens or unsure, unsure), name
         assert markup.id("open")["href"].startswith(f"{LINK}?code=")
 
 
@@ -67,11 +69,13 @@ async def test_callback_page_of_replay_with_other_state_opens_automatically_once
 
 
 async def test_return_page_language_follows_accept_language(app: Running) -> None:
-    """The page and the 404 page are in Ukrainian, Russian or English; a malformed header means English."""
+    """The page and the 404 page are in the browser's language; a malformed header means English."""
     address = await _returned(app)
     for accepted, language, title in (
         ("uk-UA,uk;q=0.9,en;q=0.8", "uk", "amoCRM підключено"),
-        ("ru", "ru", "amoCRM подключена"),
+        ("ru", "ru", "Аккаунт amoCRM подключён"),
+        ("es-MX", "es", "Cuenta de amoCRM conectada"),
+        ("pt-BR", "pt", "Conta amoCRM conectada"),
         ("de", "en", "amoCRM is connected"),
         ("й;q=!,\U0001f600-*," * 200, "en", "amoCRM is connected"),
     ):
@@ -80,7 +84,7 @@ async def test_return_page_language_follows_accept_language(app: Running) -> Non
         assert answer.headers["Vary"] == "Accept, Accept-Language, User-Agent"
     _, gone = await _look(app, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA", **{"Accept-Language": "uk"})
     assert gone.text_of("h1") == "Ця сторінка вже не діє"
-    assert (gone.named("a"), gone.named("script")) == ([], [])
+    assert gone.named("a") == [{"id": "open", "class": "button", "href": LINK}]
 
 
 async def test_return_page_shows_account_and_support_code_without_secrets(app: Running) -> None:
@@ -96,7 +100,7 @@ async def test_return_page_shows_account_and_support_code_without_secrets(app: R
 
 
 async def test_return_page_android_package_adds_intent_link(run: Any) -> None:
-    """With `app.android_package` the help has an intent link, in Android's browsers only."""
+    """With `app.android_package` the page has a second button with an intent link, in Android's browsers only."""
     async with run(APP__ANDROID_PACKAGE="com.example.for_you") as app:
         code = app.amo.code()
         address = await _returned(app, code=code, state="a;end#b")
@@ -106,8 +110,45 @@ async def test_return_page_android_package_adds_intent_link(run: Any) -> None:
             "#Intent;scheme=foryoure;package=com.example.for_you;end"
         )
         assert markup.id("open")["href"] == f"{LINK}?code={code}&state=a%3Bend%23b"
+        assert [link["class"] for link in markup.named("a")] == ["button", "second"]
+        _, gone = await _look(app, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA", CHROME)
+        assert gone.id("intent")["href"] == (
+            "intent://amo-crm/callback#Intent;scheme=foryoure;package=com.example.for_you;end"
+        )
         for agent in (SAFARI, INSTAGRAM, DESKTOP):
             assert (await _look(app, address, agent))[1].find("intent") is None
+
+
+async def test_return_page_qr_code_has_public_address_of_handle(app: Running) -> None:
+    """The code has the redirect URI's origin and the handle's path; a replay's page, with another state, has none."""
+    query = app.query(state="mine")
+    address = (await app.callback(query, html=True)).location
+    origin = app.settings.amo.redirect_uri.partition("/api/")[0]
+    code = segno.make_qr(f"{origin}{address}", error="m").svg_inline(omitsize=True, svgclass=None, lineclass=None)
+    for visited in (address, f"{address}?n=1"):
+        assert code in (await _look(app, visited, DESKTOP))[0].text
+    other = query.replace("state=mine", "state=other")
+    replay = await app.callback(other, html=True, headers={"User-Agent": DESKTOP})
+    assert (replay.status, 'id="scan"' in replay.text) == (200, False)
+
+
+async def test_page_names_crm_of_account_or_of_consent_page(run: Any) -> None:
+    """Pages of kommo.com accounts say Kommo, even before AMO is asked; otherwise the consent page's host decides."""
+    kommo = "reforyou.kommo.com"
+    for authorize_url, without in (("https://www.kommo.com/oauth", "Kommo"), ("https://www.amocrm.ru/oauth", "amoCRM")):
+        async with run(AMO__AUTHORIZE_URL=authorize_url) as app:
+            denied = await app.callback("error=access_denied&state=s", html=True)
+            unknown = await app.callback(f"code=a&state=ac1.x&referer={kommo}", html=True)
+            app.amo.account.host = kommo
+            connected = await app.callback(f"code={app.amo.code()}&state=s&referer={kommo}", html=True)
+            _, page = await _look(app, connected.location)
+            junk = await app.callback(f"code=junk&state=s&referer={kommo}", html=True)
+            _, refused = await _look(app, junk.location)
+        assert f"access in {without}" in denied.text
+        assert page.text_of("h1") == "Kommo is connected"
+        assert refused.text_of("h1") == "Kommo could not be connected"
+        assert "Kommo" in unknown.text
+        assert "amoCRM" not in unknown.text
 
 
 # --- retries ---------------------------------------------------------------------------------------
