@@ -40,6 +40,8 @@ async def test_demo_phone_connects_beside_panel(chromium: Chromium, pictures: Pa
         show.pass_lease()
         accepted = "Introspection, which spends nothing, accepts a refresh token."
         await tab.page.locator("#lines").get_by_text(accepted).wait_for()
+        await show.until(lambda lifetime: lifetime.spent == 2)
+        await tab.page.locator(".pairs", has_text="3").wait_for()
         await picture(tab, pictures, "demo")
         assert await tab.page.locator("article .domain").all_inner_texts() == ["reforyou.amocrm.ru"]
         assert await tab.page.locator("#ready").inner_text() == "service ready"
@@ -76,7 +78,7 @@ async def test_demo_lost_link_keeps_page_until_app_has_result(chromium: Chromium
         await phone.locator("#connect").click()
         await tab.page.locator("#lines").get_by_text("404, pending").wait_for()
         await phone.locator("a.allow").first.click()
-        await tab.page.locator("#lines").get_by_text("200, connected: True.").wait_for()
+        await tab.page.locator("#lines").get_by_text("200, amoCRM is connected.").wait_for()
         await phone.get_by_role("heading", name="amoCRM is connected").wait_for()
         assert await phone.locator(".note").count() == 0
         await tab.page.locator("article .owners", has_text="42").wait_for()
