@@ -22,7 +22,7 @@ async def test_phone_refusal_returns_access_denied(show: Walkthrough) -> None:
     page = await show.page(link(consent, r'class="refuse" href="([^"]+)"'))
     html = await show.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
     assert "The deep link contains error=access_denied." in html
-    assert 'data-connected="no"' in html
+    assert '"connected": false' in html
 
 
 async def test_phone_second_account_is_second_connection(show: Walkthrough) -> None:
