@@ -37,14 +37,27 @@ class Walkthrough:
         async with self.http.get(address) as response:
             return await response.text()
 
+    async def consent(self) -> str:
+        """Start on the phone page and return AMO's consent page."""
+        return await self.page(f"http://{self.addresses.panel}/phone/connect")
+
+    async def allow(self, consent: str, host: str = "reforyou.amocrm.ru") -> str:
+        """Allow access and return the service's page."""
+        target = link(consent, rf'class="allow[^>]*href="([^"]+host={re.escape(host)}[^"]+)"')
+        return await self.page(f"http://{self.addresses.amo}{target}")
+
     async def connect(self, host: str = "reforyou.amocrm.ru") -> ConnectionSnapshot:
         """Connect an account on the phone page and return to the app."""
-        consent = await self.page(f"http://{self.addresses.panel}/phone/connect")
-        allow = link(consent, rf'class="allow[^>]*href="([^"]+host={re.escape(host)}[^"]+)"')
-        page = await self.page(f"http://{self.addresses.amo}{allow}")
+        page = await self.allow(await self.consent(), host)
         assert "Back in the app" in await self.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
         lifetime = await self.until(lambda lifetime: any(one.domain == host for one in lifetime.connections))
         return next(one for one in lifetime.connections if one.domain == host)
+
+    async def until_said(self, who: str, text: str) -> None:
+        """Wait until a line of the feed begins with `text`."""
+        async with asyncio.timeout(WAIT_LIMIT):
+            while not any(said.startswith(text) for said in self.said(who)):  # noqa: ASYNC110 -- the feed has no event
+                await asyncio.sleep(0.02)
 
     async def attempt(self, name: str, connection: str = "") -> int:
         """Start a scenario as the panel's button does."""
