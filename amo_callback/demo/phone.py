@@ -186,7 +186,7 @@ class Phone:
         before = None
         while True:
             answer = await self._ask_if_reachable("POST", "/exchange-code", body)
-            result = answer.content.get("error") or f"connected: {answer.content['data']['connected']}"
+            result = answer.content.get("error") or _connection(answer)
             if (answer.status, result) != before:
                 again = "" if answer.retry_after is None else f" The app asks again every {answer.retry_after:.0f} s."
                 self._report(APP, f"The app asks for the result: {answer.status}, {result}.{again}")
@@ -240,6 +240,10 @@ def _screen_of(answer: AppAnswer, *, title: str, text: str, request: str, link: 
         request=request,
         answer=_json(answer),
     )
+
+
+def _connection(answer: AppAnswer) -> str:
+    return "connected" if answer.content["data"]["connected"] else "not connected"
 
 
 def _json(answer: AppAnswer) -> str:

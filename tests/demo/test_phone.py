@@ -181,7 +181,7 @@ async def test_phone_asks_for_result_until_there_is_one(flow: _Flow) -> None:
         (APP, "The app asks for the result: 404, pending. The app asks again every 2 s."),
         (APP, "The app asks for the result: 502, no response of the service. The app asks again every 2 s."),
         (APP, "The app asks for the result: 503, store_unavailable. The app asks again every 7 s."),
-        (APP, "The app asks for the result: 200, connected: True."),
+        (APP, "The app asks for the result: 200, connected."),
     ]
     assert (len(flow.proofs), {proof["state"] for proof in flow.proofs}) == (6, {f"{_STATE}1"})
     [verifier] = {proof["code_verifier"] for proof in flow.proofs}
@@ -199,6 +199,16 @@ async def test_phone_result_that_is_an_error_is_shown(flow: _Flow) -> None:
     html = await flow.until_shown("<h1>Not connected</h1>")
     assert "code_expired" in html
     assert flow.said == [(APP, "The app asks for the result: 410, code_expired.")]
+
+
+async def test_phone_result_of_user_without_connection_is_reported(flow: _Flow) -> None:
+    """A successful response for an account that another user owns is not reported as a connection."""
+    assert flow.phone is not None
+    flow.answers.append(_json(200, {"success": True, "data": {**_CONNECTED, "connected": False}}))
+    flow.phone.lose_next_link()
+    await flow.connect()
+    await flow.until_shown("POST /exchange-code")
+    assert flow.said == [(APP, "The app asks for the result: 200, not connected.")]
 
 
 async def test_phone_next_connection_ends_requests_for_earlier_result(flow: _Flow) -> None:

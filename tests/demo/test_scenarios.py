@@ -126,7 +126,7 @@ async def test_scenario_lost_link_is_claimed_with_state(show: Walkthrough) -> No
     await show.until_said("app", "The app asks for the result: 200")
     assert show.said("app") == [
         "The app asks for the result: 404, pending. The app asks again every 2 s.",
-        "The app asks for the result: 200, connected: True.",
+        "The app asks for the result: 200, connected.",
     ]
     assert show.said("you") == [
         "The next deep link does not reach the app: connect on the phone.",
