@@ -17,8 +17,6 @@ PHONE_USER_AGENT = (
 )
 _NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
 """Headers that the proxy does not forward: hop-by-hop headers (RFC 9110, section 7.6.1), and Content-Length."""
-_FROM_FRAMES = frozenset({"iframe", "empty"})
-"""The values of `Sec-Fetch-Dest` for a page in a frame, and for the requests of its script."""
 _POLICY = "Content-Security-Policy"
 _AWAY = "The service does not respond: reload the page in a few seconds.\n"
 
@@ -26,7 +24,7 @@ _AWAY = "The service does not respond: reload the page in a few seconds.\n"
 class Proxy:
     """A reverse proxy in front of the public API, and a substitute for parts of a phone.
 
-    For requests of the panel's frame, the proxy sends a phone's user agent, so that the frame shows the page for
+    For pages in the panel's frame, the proxy sends a phone's user agent, so that the frame shows the page for
     phones. It replaces the app's deep link with the URL of the simulated app, because no installed app handles the
     link. It allows the panel to frame the service's pages. The service itself forbids framing (`frame-ancestors
     'none'`), and a proxy in production must not allow it. All other requests are forwarded unchanged, so that real apps
@@ -54,7 +52,7 @@ class Proxy:
                 status=400, text="The proxy serves only this host: request a path, not a complete URL.\n"
             )
         address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
-        is_framed = request.headers.get("Sec-Fetch-Dest") in _FROM_FRAMES
+        is_framed = request.headers.get("Sec-Fetch-Dest") == "iframe"
         try:
             async with self._http.request(
                 request.method,

@@ -72,8 +72,8 @@ SCENARIOS = (
     Scenario(
         name="slow",
         title="Delay the next connection",
-        expect=f"Then connect on the phone. amoCRM responds after {SLOW:.0f} seconds; after 8 seconds, the phone shows "
-        'the page "Still connecting". When amoCRM has responded, the page shows the result and opens the app.',
+        expect='Then connect on the phone. After 8 seconds, the phone shows the page "Still connecting". amoCRM '
+        f"responds after {SLOW:.0f} seconds. Then the page shows the result and opens the app, without a tap.",
         one=False,
     ),
     Scenario(
@@ -81,7 +81,7 @@ SCENARIOS = (
         title="Lose the deep link",
         expect="Then connect on the phone. The page reports the connection, but its deep link does not reach the app. "
         "The app requests the result every 2 seconds with its state and its PKCE verifier, and its user becomes the "
-        "owner.",
+        'owner. To see its screen, select "Open the app on the phone".',
         one=False,
     ),
     Scenario(

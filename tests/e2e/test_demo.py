@@ -1,6 +1,8 @@
 """The command `amo-callback demo`."""
 
 import asyncio
+import base64
+import hashlib
 import os
 import pty
 import re
@@ -81,6 +83,36 @@ async def test_demo_connects_account_and_shows_refresh(tmp_path: Path) -> None:
     assert "amo-callback init" in rest.decode()
     assert "\x1b" not in result + rest.decode()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_demo_prints_base_url_and_jwt_for_app(tmp_path: Path) -> None:
+    """With the printed base URL and JWT, an app starts a flow, receives its deep link, and gets the result."""
+    verifier = "v" * 43
+    digest = hashlib.sha256(verifier.encode()).digest()
+    challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    async with _demo(tmp_path) as process, aiohttp.ClientSession(headers={"Accept": "text/html"}) as browser:
+        assert process.stdout is not None
+        shown = (await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C to end the demo.\n"), WAIT_LIMIT)).decode()
+        found = re.search(r"Try an app +(\S+)  \(base URL\)\n +(\S+)  \(JWT of user 77, valid for a day\)", shown)
+        assert found, shown
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {found[2]}"}) as app:
+            start = {"code_challenge": challenge, "code_challenge_method": "S256"}
+            async with app.post(f"{found[1]}/authorizations", json=start) as response:
+                started = (await response.json())["data"]
+            async with browser.get(started["authorize_url"]) as response:
+                allow = response.url.join(
+                    URL(link(await response.text(), r'class="allow" href="([^"]+)"'), encoded=True)
+                )
+            async with browser.get(allow) as response:
+                deep_link = URL(link(await response.text(), r'id="open"[^>]*href="([^"]+)"'))
+            assert str(deep_link).startswith("foryoure://amo-crm/callback?code=")
+            assert deep_link.query["state"] == started["state"]
+            proof = {"code": deep_link.query["code"], "code_verifier": verifier}
+            async with app.post(f"{found[1]}/exchange-code", json=proof) as response:
+                result = await response.json()
+            async with app.get(f"{found[1]}/status") as response:
+                assert (await response.json())["data"] == result["data"]
+    assert (result["success"], result["data"]["domain"]) == (True, "reforyou.amocrm.ru")
 
 
 async def test_demo_ends_when_terminal_is_closed(tmp_path: Path) -> None:
