@@ -242,10 +242,6 @@ def _screen_of(answer: AppAnswer, *, title: str, text: str, request: str, link: 
     )
 
 
-def _connection(answer: AppAnswer) -> str:
-    return "connected" if answer.content["data"]["connected"] else "not connected"
-
-
 def _json(answer: AppAnswer) -> str:
     return json.dumps(answer.content, indent=1, ensure_ascii=False)
 

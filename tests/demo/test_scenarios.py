@@ -162,68 +162,6 @@ async def test_scenario_away_hands_out_valid_token(show: Walkthrough) -> None:
     await show.until(lambda lifetime: lifetime.spent == 1 and not lifetime.away)
 
 
-_OPEN = r'id="open"[^>]*href="([^"]+)"'
-
-
-async def test_scenario_slow_shows_waiting_page_and_then_result(show: Walkthrough) -> None:
-    """The delayed connection shows a waiting page, whose address then has the result; the next one is not delayed."""
-    assert await show.attempt("slow") == 204
-    assert show.said("you") == [
-        "amoCRM's response to the next authorization code is delayed by 9 s: connect on the phone."
-    ]
-    allow = link(await show.consent(), r'class="allow" href="([^"]+)"')
-    async with show.http.get(f"http://{show.addresses.amo}{allow}") as response:
-        waiting, page = str(response.url), await response.text()
-    assert "<h1>Still connecting…</h1>" in page
-    assert not re.search(r'\sid="open"', page)
-    assert show.said("service") == []
-    await show.until_said("service", "Connected:")
-    page = await show.page(waiting)
-    assert "data-auto" in page
-    assert "Back in the app" in await show.page(link(page, _OPEN))
-    again = await show.allow(await show.consent())
-    assert "<h1>Still connecting…</h1>" not in again
-    assert "Back in the app" in await show.page(link(again, _OPEN))
-
-
-async def test_scenario_lost_link_is_claimed_with_state(show: Walkthrough) -> None:
-    """The app that receives no deep link gets the result with its state and verifier, and its user is the owner."""
-    assert await show.attempt("lost_link") == 204
-    consent = await show.consent()
-    await show.until_said("app", "The app asks for the result: 404, pending.")
-    deep_link = link(await show.allow(consent), _OPEN)
-    async with show.http.get(deep_link) as response:
-        assert (response.status, str(response.url)) == (204, deep_link)
-    await show.until_said("app", "The app asks for the result: 200")
-    assert show.said("app") == [
-        "The app asks for the result: 404, pending. The app asks again every 2 s.",
-        "The app asks for the result: 200, connected.",
-    ]
-    assert show.said("you") == [
-        "The next deep link does not reach the app: connect on the phone.",
-        "The deep link is lost: the app does not receive it.",
-    ]
-    html = await show.page(f"http://{show.addresses.panel}/phone")
-    assert "<h1>Connected without the deep link</h1>" in html
-    assert "POST /exchange-code {&#34;state&#34;: &#34;ac1." in html
-    await show.until(lambda lifetime: [one.owners for one in lifetime.connections] == [["42"]])
-    assert "Connected without the deep link" in await show.page(deep_link)  # it was handled
-    await show.connect("gingersnaps.amocrm.ru")  # its link is not lost
-    assert len(show.said("app")) == 2
-
-
-async def test_scenario_lost_link_of_refusal_shows_error(show: Walkthrough) -> None:
-    """The app that receives no deep link also learns that the user refused."""
-    await show.attempt("lost_link")
-    consent = await show.consent()
-    await show.page(link(consent, r'class="refuse" href="([^"]+)"'))
-    await show.until_said("app", "The app asks for the result: 400, access_denied.")
-    html = await show.page(f"http://{show.addresses.panel}/phone")
-    assert "<h1>Not connected</h1>" in html
-    assert "Connected without the deep link" not in html
-    assert not show.demo.poller.snapshot.connections
-
-
 async def test_scenario_unknown_name_or_connection_is_not_found(show: Walkthrough) -> None:
     """An unknown scenario or connection is not found, and a form is refused."""
     one = await show.connect()

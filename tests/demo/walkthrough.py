@@ -44,15 +44,6 @@ class Walkthrough:
         async with self.http.get(address) as response:
             return str(response.url), await response.text()
 
-    async def consent(self) -> str:
-        """Start on the phone page and return AMO's consent page."""
-        return await self.page(f"http://{self.addresses.panel}/phone/connect")
-
-    async def allow(self, consent: str, host: str = "reforyou.amocrm.ru") -> str:
-        """Allow access and return the service's page."""
-        target = link(consent, rf'class="allow[^>]*href="([^"]+host={re.escape(host)}[^"]+)"')
-        return await self.page(f"http://{self.addresses.amo}{target}")
-
     async def connect(self, host: str = "reforyou.amocrm.ru") -> ConnectionSnapshot:
         """Connect an account on the phone page and return to the app."""
         page = await self.page(await self.allow(host))
