@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from aiohttp import web
 from pydantic import ConfigDict, Field
 
-from amo_callback.errors import AmoCallbackError, InvalidRequest, RetryableError, TooManyAttempts
+from amo_callback.errors import InvalidRequest, RetryableError, TooManyAttempts
 from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, WayBack, is_our_state
 from amo_callback.identity import MAX_USER, Scope
 from amo_callback.oauth.ownership import CHALLENGE
 from amo_callback.web.parsing import Body, invalid, read_known_query
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TO_APP, Success, head_route, is_prefetch
-from amo_callback.web.public.return_response import choose, failed, redirect
+from amo_callback.web.public.return_response import choose, failed, known_error, redirect
 from amo_callback.web.route import Jwt, Reply, Route, Time, shape, shaped
 
 if TYPE_CHECKING:
@@ -138,9 +138,9 @@ async def connect(call: Call[None, None]) -> web.Response:
         request = read_known_query(call.request, AuthorizationBody).to_request(call.services.settings.app)
         back = WayBack(deep_link=request.deep_link)
         started = await call.services.oauth.authorizations.start(request, address=call.address)
-    except AmoCallbackError as error:
-        kind = choose(call, CallbackParams())
-        return failed(call, kind, error=error.deep_link_error, back=back, fields=error.fields)
+    except Exception as error:  # noqa: BLE001 -- a bug is logged, and the user still gets a page
+        kind, known = choose(call, CallbackParams()), known_error(call, error)
+        return failed(call, kind, error=known.deep_link_error, back=back, fields=known.fields)
     return redirect(303, started.authorize_url)
 
 

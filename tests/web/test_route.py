@@ -37,6 +37,9 @@ class Broken:
     async def complete(self, _visit: object) -> None:
         raise self.error
 
+    async def start(self, *_: object, **__: object) -> None:
+        raise self.error
+
     async def way_back(self, _state: object) -> None:
         raise self.error
 
@@ -124,7 +127,6 @@ async def test_callback_bug_redirects_to_app_with_auth_failed(apis: Apis) -> Non
     ("path", "member"),
     [
         (f"{BASE}/exchange-code", "error"),
-        (f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA", "error"),
         ("/connections/x/token", "code"),
     ],
 )
@@ -134,6 +136,18 @@ async def test_route_bug_is_500_in_each_api(apis: Apis, path: str, member: str) 
     assert (asked.status, json.loads(asked.text)[member]) == (500, "internal_error")
     assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
     assert "ZeroDivisionError" not in asked.text
+    assert SECRET not in str(asked)
+
+
+@pytest.mark.parametrize(("path", "status"), [(f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA", 503), (f"{BASE}/connect", 400)])
+async def test_page_bug_has_support_code_of_its_log_line(apis: Apis, path: str, status: int) -> None:
+    """After a bug, a person gets a page with a support code, which is in one line of the log."""
+    asked = await apis.ask(ZeroDivisionError(SECRET), path, accept="text/html")
+    assert asked.status == status
+    [refused] = [line for line in asked.log if line["event"] == "callback.refused"]
+    assert f"<code>{refused['support_code']}</code>" in asked.text
+    assert refused["error"] == "internal_error"
+    assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
     assert SECRET not in str(asked)
 
 

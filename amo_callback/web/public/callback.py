@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
-from amo_callback.errors import AmoCallbackError, NotFound, OperatorError, RetryableError, StoreUnavailable
+from amo_callback.errors import AmoCallbackError, NotFound, StoreUnavailable
 from amo_callback.grant import CallbackParams, CodePresentation, CodeSource, WayBack, support_code
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TEXT, TO_APP, head_route, is_prefetch
 from amo_callback.web.public.return_response import (
@@ -15,6 +15,7 @@ from amo_callback.web.public.return_response import (
     choose,
     expired_page,
     failed,
+    known_error,
     redirect,
     respond,
     return_address,
@@ -75,12 +76,9 @@ async def callback(call: Call[None, None]) -> web.Response:
     support = support_code(visit.code_hash)
     try:
         outcome = await call.services.oauth.connect.complete(visit)
-    except AmoCallbackError as known:
+    except Exception as error:  # noqa: BLE001 -- a bug is logged, and the user still gets a page
+        known = known_error(call, error)
         return await _failed(call, kind, params, error=known.deep_link_error, support=support, fields=known.fields)
-    except Exception:
-        call.services.log.exception("http.bug")
-        bug = AmoCallbackError()
-        return await _failed(call, kind, params, error=bug.deep_link_error, support=support, fields=bug.fields)
     call.services.metrics.called_back(outcome.error or outcome.status.value)
     back = outcome.way_back if params.state == outcome.state else await _way_back(call, params.state)
     return respond(call, kind, outcome=outcome, back=back)
@@ -141,8 +139,8 @@ async def return_page(call: Call[None, None]) -> web.Response:
         outcome = await call.services.oauth.connect.result(call.request.match_info["handle"])
     except NotFound:
         return expired_page(call)
-    except (RetryableError, OperatorError) as error:
-        return unavailable_page(call, error)
+    except Exception as error:  # noqa: BLE001 -- a bug is logged, and the user still gets a page
+        return unavailable_page(call, known_error(call, error))
     if retry:
         return await _retry(call, outcome)
     return show(call, outcome, back=outcome.way_back, retry_url="?again=1")
@@ -154,15 +152,16 @@ async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
         outcome = await call.services.oauth.connect.retry(before.handle, address=call.address)
     except NotFound:
         return expired_page(call)  # the grant has just expired
-    except AmoCallbackError as error:
+    except Exception as error:  # noqa: BLE001 -- a bug is logged, and the user still gets a page
+        known = known_error(call, error)
         return failed(
             call,
             ResponseKind.PAGE,
-            error=error.deep_link_error,
+            error=known.deep_link_error,
             back=before.way_back,
             support=before.support,
             domain=before.domain,
-            fields=error.fields,
+            fields=known.fields,
         )
     return redirect(303, return_address(call, outcome))
 

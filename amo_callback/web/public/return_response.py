@@ -11,7 +11,7 @@ from urllib.parse import urljoin
 from aiohttp import web
 
 from amo_callback.deeplink import DEEP_LINK_ERRORS, failure_link, intent_link, is_web_link, success_link
-from amo_callback.errors import RetryableError, TooManyAttempts
+from amo_callback.errors import AmoCallbackError, RetryableError, TooManyAttempts
 from amo_callback.grant import CallbackParams, GrantResult, GrantStatus
 from amo_callback.web.pages import UserAgent, View, parse_user_agent
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from amo_callback.config.settings import App
-    from amo_callback.errors import AmoCallbackError
     from amo_callback.grant import WayBack
     from amo_callback.web.route import Call
 
@@ -98,6 +97,14 @@ def failed(
     """
     support = _log_failure(call, error=error, support=support, fields=fields)
     return _failed(call, kind, error=error, back=back, support=support, domain=domain)
+
+
+def known_error(call: Call[Any, Any], error: Exception) -> AmoCallbackError:
+    """Return an error of this service; any other exception is a bug, which is logged."""
+    if isinstance(error, AmoCallbackError):
+        return error
+    call.services.log.error("http.bug", exc_info=error)
+    return AmoCallbackError()
 
 
 def show(call: Call[Any, Any], outcome: GrantResult, *, back: WayBack, retry_url: str = "") -> web.Response:
