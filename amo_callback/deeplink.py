@@ -72,7 +72,7 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
             "too many authorization requests or rejected codes from one address or user",
             "try again in a minute",
             status=429,
-            message="Too many attempts: try again in a minute.",
+            message="Too many attempts: try again later.",
         ),
         "auth_failed": DeepLinkError("amoCRM did not accept the code", "start again"),
     }

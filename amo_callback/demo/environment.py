@@ -106,7 +106,7 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
         "APP__JWT_SECRET": made.jwt_secret,
         "APP__JWT_AUDIENCE": AUDIENCE,
         "REFRESH__POLL_INTERVAL": "1",
-        "REFRESH__LEASE": str(SLOW + 2),  # a request waits for its rate-limit slot for a second
+        "REFRESH__LEASE": str(SLOW + 4),  # a code waits for its rate-limit slot for up to three seconds
         "REFRESH__RETRY_BASE": "2",
         "REFRESH__RETRY_CAP": "10",
         "STORAGE__ENCRYPTION_KEYS": made.encryption_key,

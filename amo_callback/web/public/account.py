@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _DISCONNECTED = "The account is disconnected. To also withdraw the permission in amoCRM, remove the integration there."
 _NOT_AMOS = (403, PkceMismatch.code, "The query or its signature is invalid.")
+_NOT_YOURS = "No account was disconnected, because none was connected."
 _NOT_TO_YOU = "The account is connected, but not to you."
 
 
@@ -141,12 +142,24 @@ async def status(call: Call[None, None]) -> Success[AppStatus]:
 class DisconnectBody(Body):
     """The account to disconnect; without an account, all accounts of the user are disconnected."""
 
-    wanted: ClassVar[str] = 'The body must be empty or a JSON object with the optional string "accountId".'
+    wanted: ClassVar[str] = (
+        'The body must be empty or a JSON object; "accountId", if present, must be a string of 1 to 64 characters.'
+    )
     names_field: ClassVar[bool] = False
     seconds: ClassVar[float] = 4.0
 
-    accountId: Annotated[str, Field(min_length=1, max_length=64)] | None = None  # noqa: N815 -- the existing app's name
-    """The `accountId` in the status."""
+    accountId: Annotated[  # noqa: N815 -- the existing app's name
+        Annotated[str, Field(min_length=1, max_length=64)] | None,
+        WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 64}),
+    ] = None
+    """The `accountId` in the status; `null` is invalid, so that an unknown account does not mean all accounts."""
+
+    @field_validator("accountId", mode="before")
+    @classmethod
+    def _is_known(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("null")
+        return value
 
 
 async def disconnect(call: Call[None, DisconnectBody]) -> Success[AppStatus]:
@@ -154,9 +167,10 @@ async def disconnect(call: Call[None, DisconnectBody]) -> Success[AppStatus]:
 
     The tokens of connections without another owner are erased.
     """
-    for event in await call.services.store.unbind(call.caller, account_id=call.body.accountId):
+    events = await call.services.store.unbind(call.caller, account_id=call.body.accountId)
+    for event in events:
         call.services.log.info(event.name, connection_id=event.connection_id, **event.fields)
-    return Success(data=await status_of(call, call.caller), message=_DISCONNECTED)
+    return Success(data=await status_of(call, call.caller), message=_DISCONNECTED if events else _NOT_YOURS)
 
 
 async def status_of(call: Call[Any, Any], user: str) -> AppStatus:

@@ -68,12 +68,16 @@ async def test_disconnect_of_one_account_leaves_the_others(app: Running) -> None
     assert answer["message"].startswith("The account is disconnected.")
     assert await _token(app, "owner:77") == (200, str(wrong.id))
     for body in ({"accountId": str(right.id)}, {"accountId": "0"}):
-        assert (await _disconnect(phone, body)).json()["data"]["accountId"] == str(wrong.id)
+        answer = (await _disconnect(phone, body)).json()
+        assert answer["data"]["accountId"] == str(wrong.id)
+        assert answer["message"] == "No account was disconnected, because none was connected."
     assert (await _disconnect(phone, {})).json()["data"]["connected"] is False
     assert [await app.service.services.store.connections_of(str(one.id)) for one in (wrong, right)] == [[], []]
 
 
-@pytest.mark.parametrize("body", [{"accountId": 7}, {"accountId": ""}, {"accountId": "7" * 65}, [], "7"])
+@pytest.mark.parametrize(
+    "body", [{"accountId": 7}, {"accountId": None}, {"accountId": ""}, {"accountId": "7" * 65}, [], "7"]
+)
 async def test_disconnect_invalid_account_disconnects_nothing(app: Running, body: object) -> None:
     """An invalid body is 400 and disconnects no account."""
     phone = Phone(app, "77")
