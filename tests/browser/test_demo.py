@@ -67,7 +67,7 @@ async def test_demo_return_page_opens_app_without_click(chromium: Chromium) -> N
         opened = [address for address in tab.requests if "/phone/return?" in address]
         pages = [address for address in tab.requests if "/api/amo-crm/return/" in address]
         assert (len(opened), len(pages), tab.launches) == (1, 1, [])
-        assert await tab.page.locator("article").count() == 1
+        await tab.page.locator("article .owners", has_text="42").wait_for()
 
 
 async def test_demo_slow_answer_opens_app_without_click(chromium: Chromium, pictures: Path | None) -> None:
