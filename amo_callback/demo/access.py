@@ -43,11 +43,11 @@ def guard(address: str, *, changes: Container[str] = ()) -> Middleware:
     return check
 
 
-def own_hosts(address: str) -> Container[str]:
+def own_hosts(address: str) -> frozenset[str]:
     """Return the values of `Host` that a browser on this machine sends to the server at `address`."""
     port = address.rpartition(":")[2]
-    with_port = {f"{name}:{port}" for name in _NAMES}
-    return with_port | set(_NAMES) if port == "80" else with_port
+    with_port = frozenset(f"{name}:{port}" for name in _NAMES)
+    return with_port.union(_NAMES) if port == "80" else with_port
 
 
 def _is_from_itself(request: web.Request, host: str) -> bool:

@@ -25,7 +25,7 @@ from amo_callback.demo.feed import Feed, LogStream
 from amo_callback.demo.panel import Renderer, panel_routes
 from amo_callback.demo.phone import ANOTHER_USER, AUDIENCE, AppConfig, Phone
 from amo_callback.demo.proxy import Proxy
-from amo_callback.demo.scenarios import Scenarios
+from amo_callback.demo.scenarios import SLOW, Scenarios
 from amo_callback.observe.log import make_logger, take_over_library_logs
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
@@ -101,12 +101,12 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
         "AMO__REDIRECT_URI": known.redirect_uri,
         "AMO__AUTHORIZE_URL": f"http://{addresses.amo}/oauth",
         "AMO__ENDPOINT": f"http://{addresses.amo}/{{domain}}",
-        "AMO__TIMEOUT": "9.8",
+        "AMO__TIMEOUT": str(SLOW + 1),
         "APP__DEEP_LINK": _DEEP_LINK,
         "APP__JWT_SECRET": made.jwt_secret,
         "APP__JWT_AUDIENCE": AUDIENCE,
         "REFRESH__POLL_INTERVAL": "1",
-        "REFRESH__LEASE": "10",
+        "REFRESH__LEASE": str(SLOW + 2),  # a request waits for its rate-limit slot for a second
         "REFRESH__RETRY_BASE": "2",
         "REFRESH__RETRY_CAP": "10",
         "STORAGE__ENCRYPTION_KEYS": made.encryption_key,

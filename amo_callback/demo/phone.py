@@ -186,7 +186,7 @@ class Phone:
         before = None
         while True:
             answer = await self._ask_if_reachable("POST", "/exchange-code", body)
-            result = answer.content.get("error") or _connection(answer)
+            result = answer.content.get("error") or answer.content["message"].rstrip(".")
             if (answer.status, result) != before:
                 again = "" if answer.retry_after is None else f" The app asks again every {answer.retry_after:.0f} s."
                 self._report(APP, f"The app asks for the result: {answer.status}, {result}.{again}")
@@ -240,10 +240,6 @@ def _screen_of(answer: AppAnswer, *, title: str, text: str, request: str, link: 
         request=request,
         answer=_json(answer),
     )
-
-
-def _connection(answer: AppAnswer) -> str:
-    return "connected" if answer.content["data"]["connected"] else "not connected"
 
 
 def _json(answer: AppAnswer) -> str:

@@ -153,11 +153,14 @@ class Tab:
         if device.user_agent is not None:
             await self.cdp.send("Emulation.setUserAgentOverride", {"userAgent": device.user_agent})
 
-    async def pass_time(self, seconds: float) -> None:
-        """Advance the document's virtual time, then stop it; while it is stopped, nothing is loaded."""
+    async def pass_time(self, seconds: float, *, policy: str = "advance") -> None:
+        """Advance the document's virtual time, then stop it; while it is stopped, nothing is loaded.
+
+        With the policy `pauseIfNetworkFetchesPending`, no time passes during a request.
+        """
         over = asyncio.Event()
         self.cdp.once("Emulation.virtualTimeBudgetExpired", lambda _: over.set())
-        await self.cdp.send("Emulation.setVirtualTimePolicy", {"policy": "advance", "budget": seconds * 1000})
+        await self.cdp.send("Emulation.setVirtualTimePolicy", {"policy": policy, "budget": seconds * 1000})
         await asyncio.wait_for(over.wait(), WAIT_LIMIT)
 
     async def go_on(self) -> None:

@@ -120,7 +120,7 @@ async def test_page_stops_to_ask_after_handle_has_expired(chromium: Chromium, ru
             await route.abort()
 
         await tab.page.route(_ANY, fail)
-        await tab.pass_time(22 * 60)
+        await tab.pass_time(22 * 60, policy="pauseIfNetworkFetchesPending")
         before = asked
         assert before > 1
         await tab.pass_time(600)

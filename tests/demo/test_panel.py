@@ -1,4 +1,4 @@
-"""The demo's panel: its content and its secrets."""
+"""The demo's panel: its content and its access control."""
 
 import re
 
@@ -41,4 +41,3 @@ async def test_demo_repr_contains_no_secret(show: Walkthrough) -> None:
     for secret in (made.api_key, made.jwt_secret, made.encryption_key):
         assert secret not in repr(made)
     assert show.demo.curl not in repr(show.demo)
-    assert show.demo.jwt not in repr(show.demo)

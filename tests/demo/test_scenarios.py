@@ -1,9 +1,11 @@
 """The demo's scenarios and their visible results."""
 
-import re
+import asyncio
+
+from yarl import URL
 
 from amo_callback.demo.backend import ConnectionSnapshot, Snapshot
-from amo_callback.demo.scenarios import SCENARIOS, moved
+from amo_callback.demo.scenarios import SCENARIOS, SLOW, moved
 from tests.demo.walkthrough import Walkthrough, link
 
 
@@ -31,6 +33,7 @@ async def test_scenario_cut_request_is_refreshed_after_introspection(show: Walkt
     """A request that AMO did not process is followed by introspection and a refresh."""
     one = await show.connect()
     assert await show.attempt("cut", one.id) == 204
+    show.pass_lease()
     lifetime = await show.until(lambda lifetime: lifetime.spent == 1)
     assert (_only(lifetime).status, lifetime.again) == ("active", 0)
     assert "Introspection, which spends nothing, accepts a refresh token." in show.said("amoCRM")
@@ -40,6 +43,7 @@ async def test_scenario_lost_answer_needs_reauthorization(show: Walkthrough) -> 
     """A connection with a lost pair needs reauthorization, and a new grant reactivates it."""
     one = await show.connect()
     assert await show.attempt("lost", one.id) == 204
+    show.pass_lease()
     lifetime = await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
     assert (_only(lifetime).reason, lifetime.again, _only(lifetime).due_in) == ("in_doubt", 1, None)
     assert "Connect amoCRM again" in await show.page(f"http://{show.addresses.panel}/phone")
@@ -51,6 +55,7 @@ async def test_scenario_lost_without_request_leaves_no_fault(show: Walkthrough) 
     """If no request is sent, no fault remains for the next grant."""
     one = await show.connect()
     await show.attempt("lost", one.id)
+    show.pass_lease()
     await show.until(lambda lifetime: _only(lifetime).status == "needs_reauth")
     assert await show.attempt("lost", one.id) == 204
     assert show.said("you")[-1] == "No request was sent to amoCRM for this connection, so nothing was lost."
@@ -76,6 +81,71 @@ async def test_scenario_revoke_erases_connection(show: Walkthrough) -> None:
     assert (again.id, again.status, again.backend_status) == (one.id, "active", 200)
 
 
+async def test_scenario_slow_shows_waiting_page_then_result(show: Walkthrough) -> None:
+    """After 8 s the page says that it is still connecting; after AMO's answer, the same page links to the app."""
+    assert await show.attempt("slow") == 204
+    allowing = asyncio.create_task(show.visit(await show.allow()))
+    await show.until(lambda lifetime: lifetime.issued == 1)
+    show.clock.advance(8)
+    address, page = await allowing
+    assert "Still connecting" in page
+    assert "/phone/return" not in page
+    show.clock.advance(SLOW - 8)
+    assert _only(await show.until(lambda lifetime: bool(lifetime.connections))).owners == []
+    page = await show.page(address)
+    assert "amoCRM is connected" in page
+    assert "Back in the app" in await show.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
+    await show.until(lambda lifetime: _only(lifetime).owners == ["42"])
+
+
+async def test_scenario_slow_delays_next_code_only(show: Walkthrough) -> None:
+    """A refresh is not delayed, the next code is, and the code after it is not."""
+    one = await show.connect()
+    assert await show.attempt("slow") == 204
+    assert await show.attempt("refresh", one.id) == 204
+    assert show.said("you")[-1].startswith("The response: 200")
+    allowing = asyncio.create_task(show.visit(await show.allow()))
+    await show.until(lambda lifetime: lifetime.issued == 3)
+    await show.connect("gingersnaps.amocrm.ru")
+    assert not allowing.done()
+    show.clock.advance(SLOW)
+    await allowing
+
+
+async def test_scenario_lost_link_is_claimed_by_app(show: Walkthrough) -> None:
+    """The app asks until the user has allowed access, and the user becomes the owner, although the link is lost."""
+    assert await show.attempt("lost_link") == 204
+    allow = await show.allow()
+    await show.until_said("app", "The app asks for the result: 404, pending. The app asks again every 2 s.")
+    deep_link = URL(f"http://{show.addresses.panel}/phone/return") % {"code": "c", "state": URL(allow).query["state"]}
+    async with show.http.get(deep_link) as response:
+        assert response.status == 204
+    assert show.said("you")[-1] == "The deep link is lost: the app does not receive it."
+    assert "amoCRM is connected" in await show.page(allow)
+    await show.until_said("app", "The app asks for the result: 200, amoCRM is connected.")
+    await show.until(lambda lifetime: [one.owners for one in lifetime.connections] == [["42"]])
+    assert "Connected without the deep link" in await show.page(str(deep_link))
+    assert (await show.connect()).owners == ["42"]
+
+
+async def test_scenario_lost_link_of_refusal_gives_error(show: Walkthrough) -> None:
+    """The app gets the error of a refusal whose deep link is lost."""
+    assert await show.attempt("lost_link") == 204
+    consent = await show.page(f"http://{show.addresses.panel}/phone/connect")
+    await show.page(link(consent, r'class="refuse" href="([^"]+)"'))
+    await show.until_said("app", "The app asks for the result: 400, access_denied.")
+    assert "Not connected" in await show.page(f"http://{show.addresses.panel}/phone")
+
+
+async def test_scenario_lost_link_ends_with_next_attempt(show: Walkthrough) -> None:
+    """A new attempt ends the requests for the result of the earlier one, and receives its own deep link."""
+    assert await show.attempt("lost_link") == 204
+    await show.allow()
+    await show.until_said("app", "The app asks for the result: 404, pending. The app asks again every 2 s.")
+    await show.connect()
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "claim"] == []
+
+
 async def test_scenario_away_hands_out_valid_token(show: Walkthrough) -> None:
     """While AMO is unavailable a refresh fails and the valid token is handed out; then the refresh succeeds."""
     one = await show.connect()
@@ -88,69 +158,8 @@ async def test_scenario_away_hands_out_valid_token(show: Walkthrough) -> None:
     assert (_only(lifetime).status, _only(lifetime).backend_status, lifetime.spent) == ("active", 200, 0)
     assert "Bad gateway" in await show.page(f"http://{show.addresses.panel}/phone/connect")
     assert await show.attempt("away") == 204
+    show.pass_lease()
     await show.until(lambda lifetime: lifetime.spent == 1 and not lifetime.away)
-
-
-_OPEN = r'id="open"[^>]*href="([^"]+)"'
-
-
-async def test_scenario_slow_shows_waiting_page_and_then_result(show: Walkthrough) -> None:
-    """The delayed connection shows a waiting page, whose address then has the result; the next one is not delayed."""
-    assert await show.attempt("slow") == 204
-    assert show.said("you") == [
-        "amoCRM's response to the next authorization code is delayed by 9 s: connect on the phone."
-    ]
-    allow = link(await show.consent(), r'class="allow" href="([^"]+)"')
-    async with show.http.get(f"http://{show.addresses.amo}{allow}") as response:
-        waiting, page = str(response.url), await response.text()
-    assert "<h1>Still connecting…</h1>" in page
-    assert not re.search(r'\sid="open"', page)
-    assert show.said("service") == []
-    await show.until_said("service", "Connected:")
-    page = await show.page(waiting)
-    assert "data-auto" in page
-    assert "Back in the app" in await show.page(link(page, _OPEN))
-    again = await show.allow(await show.consent())
-    assert "<h1>Still connecting…</h1>" not in again
-    assert "Back in the app" in await show.page(link(again, _OPEN))
-
-
-async def test_scenario_lost_link_is_claimed_with_state(show: Walkthrough) -> None:
-    """The app that receives no deep link gets the result with its state and verifier, and its user is the owner."""
-    assert await show.attempt("lost_link") == 204
-    consent = await show.consent()
-    await show.until_said("app", "The app asks for the result: 404, pending.")
-    deep_link = link(await show.allow(consent), _OPEN)
-    async with show.http.get(deep_link) as response:
-        assert (response.status, str(response.url)) == (204, deep_link)
-    await show.until_said("app", "The app asks for the result: 200")
-    assert show.said("app") == [
-        "The app asks for the result: 404, pending. The app asks again every 2 s.",
-        "The app asks for the result: 200, connected.",
-    ]
-    assert show.said("you") == [
-        "The next deep link does not reach the app: connect on the phone.",
-        "The deep link is lost: the app does not receive it.",
-    ]
-    html = await show.page(f"http://{show.addresses.panel}/phone")
-    assert "<h1>Connected without the deep link</h1>" in html
-    assert "POST /exchange-code {&#34;state&#34;: &#34;ac1." in html
-    await show.until(lambda lifetime: [one.owners for one in lifetime.connections] == [["42"]])
-    assert "Connected without the deep link" in await show.page(deep_link)  # it was handled
-    await show.connect("gingersnaps.amocrm.ru")  # its link is not lost
-    assert len(show.said("app")) == 2
-
-
-async def test_scenario_lost_link_of_refusal_shows_error(show: Walkthrough) -> None:
-    """The app that receives no deep link also learns that the user refused."""
-    await show.attempt("lost_link")
-    consent = await show.consent()
-    await show.page(link(consent, r'class="refuse" href="([^"]+)"'))
-    await show.until_said("app", "The app asks for the result: 400, access_denied.")
-    html = await show.page(f"http://{show.addresses.panel}/phone")
-    assert "<h1>Not connected</h1>" in html
-    assert "Connected without the deep link" not in html
-    assert not show.demo.poller.snapshot.connections
 
 
 async def test_scenario_unknown_name_or_connection_is_not_found(show: Walkthrough) -> None:

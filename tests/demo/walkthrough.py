@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from amo_callback.clock import SystemClock
 from amo_callback.demo.backend import ConnectionSnapshot, Snapshot
 from amo_callback.demo.environment import Addresses, Demo, choose_addresses, open_demo
 from amo_callback.demo.feed import FeedEntry
+from amo_callback.demo.scenarios import SLOW
+from tests.fakes import ShiftedClock
 from tests.wait_limit import WAIT_LIMIT
 
 TOKEN_LIFE = 3600.0
@@ -20,9 +21,10 @@ TOKEN_LIFE = 3600.0
 
 @dataclass(kw_only=True, slots=True)
 class Walkthrough:
-    """The running demo, its HTTP client and the lines of its feed."""
+    """The running demo, its clock, its HTTP client and the lines of its feed."""
 
     addresses: Addresses
+    clock: ShiftedClock
     http: aiohttp.ClientSession
     demo: Demo
     lines: list[FeedEntry]
@@ -34,36 +36,41 @@ class Walkthrough:
         return self.demo.poller.snapshot
 
     async def page(self, address: str) -> str:
+        _, text = await self.visit(address)
+        return text
+
+    async def visit(self, address: str) -> tuple[str, str]:
+        """Return the address and the text of the page to which an address leads."""
         async with self.http.get(address) as response:
-            return await response.text()
-
-    async def consent(self) -> str:
-        """Start on the phone page and return AMO's consent page."""
-        return await self.page(f"http://{self.addresses.panel}/phone/connect")
-
-    async def allow(self, consent: str, host: str = "reforyou.amocrm.ru") -> str:
-        """Allow access and return the service's page."""
-        target = link(consent, rf'class="allow[^>]*href="([^"]+host={re.escape(host)}[^"]+)"')
-        return await self.page(f"http://{self.addresses.amo}{target}")
+            return str(response.url), await response.text()
 
     async def connect(self, host: str = "reforyou.amocrm.ru") -> ConnectionSnapshot:
         """Connect an account on the phone page and return to the app."""
-        page = await self.allow(await self.consent(), host)
+        page = await self.page(await self.allow(host))
         assert "Back in the app" in await self.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
         lifetime = await self.until(lambda lifetime: any(one.domain == host for one in lifetime.connections))
         return next(one for one in lifetime.connections if one.domain == host)
 
-    async def until_said(self, who: str, text: str) -> None:
-        """Wait until a line of the feed begins with `text`."""
-        async with asyncio.timeout(WAIT_LIMIT):
-            while not any(said.startswith(text) for said in self.said(who)):  # noqa: ASYNC110 -- the feed has no event
-                await asyncio.sleep(0.02)
+    async def allow(self, host: str = "reforyou.amocrm.ru") -> str:
+        """Start on the phone page, and return the address of the link that allows access."""
+        consent = await self.page(f"http://{self.addresses.panel}/phone/connect")
+        allow = link(consent, rf'class="allow[^>]*href="([^"]+host={re.escape(host)}[^"]+)"')
+        return f"http://{self.addresses.amo}{allow}"
 
     async def attempt(self, name: str, connection: str = "") -> int:
         """Start a scenario as the panel's button does."""
         address = f"http://{self.addresses.panel}/scenarios/{name}?connection={connection}"
         async with self.http.post(address, json={}) as response:
             return response.status
+
+    def pass_lease(self) -> None:
+        """Advance the clock to the next try of a refresh whose outcome is unknown."""
+        self.clock.advance(SLOW + 3)
+
+    async def until_said(self, who: str, text: str) -> None:
+        async with asyncio.timeout(WAIT_LIMIT):
+            while text not in self.said(who):  # noqa: ASYNC110 -- the feed has no event
+                await asyncio.sleep(0.02)
 
     def said(self, who: str) -> list[str]:
         return [line.text for line in self.lines if line.who == who]
@@ -79,9 +86,10 @@ def link(html: str, pattern: str) -> str:
 @asynccontextmanager
 async def open_walkthrough(addresses: Addresses | None = None) -> AsyncIterator[Walkthrough]:
     lines: list[FeedEntry] = []
+    clock = ShiftedClock()
     addresses = addresses or choose_addresses(None)
     async with (
-        open_demo(addresses, token_life=TOKEN_LIFE, clock=SystemClock(), on_entry=lines.append) as demo,
+        open_demo(addresses, token_life=TOKEN_LIFE, clock=clock, on_entry=lines.append) as demo,
         aiohttp.ClientSession(headers={"Accept": "text/html", "Sec-Fetch-Dest": "iframe"}) as http,
     ):
-        yield Walkthrough(addresses=addresses, http=http, demo=demo, lines=lines)
+        yield Walkthrough(addresses=addresses, clock=clock, http=http, demo=demo, lines=lines)

@@ -42,7 +42,7 @@ async def _demo(folder: Path, *, lifetime: int = 30, **options: Any) -> AsyncIte
 
 
 async def _connect(panel: str) -> str:
-    """Connect as the phone page does in the panel's frame, and return the app's last page."""
+    """Connect as the phone page does and return the app's last page."""
     async with aiohttp.ClientSession(headers={"Accept": "text/html", "Sec-Fetch-Dest": "iframe"}) as http:
         address = f"{panel}/phone"
         for pattern in (
