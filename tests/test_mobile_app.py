@@ -446,7 +446,8 @@ async def test_recipe_wrong_account_is_replaced_by_right_one(app: Running, phone
     assert (await phone.call("connect"))["data"] == _connected(app)
     assert (await phone.call("disconnect", wrong["accountId"]))["data"] == _connected(app)
     nothing = {"connected": False, "hasTokens": False, "domain": None, "accountId": None}
-    assert (await phone.call("disconnect"))["data"] == nothing
+    assert (await phone.call("disconnect"))["error"] == "invalid_request"  # no account is not all accounts
+    assert (await phone.call("disconnectAll"))["data"] == nothing
 
 
 async def test_recipe_late_result_keeps_newer_attempt(app: Running, phone: RecipeApp) -> None:
