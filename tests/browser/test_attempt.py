@@ -129,6 +129,18 @@ async def test_https_link_is_never_opened_automatically(chromium: Chromium, run:
         assert (await tab.link() or "").startswith("https://open.example.com/amo?code=")
 
 
+@pytest.mark.parametrize("javascript", [True, False])
+async def test_app_link_page_opens_app_by_its_own_scheme(chromium: Chromium, run: Any, *, javascript: bool) -> None:
+    """At an https link's own address, a tap opens the app by the app's own scheme, also without JavaScript."""
+    async with run(APP__DEEP_LINK=f"https://open.example.com/amo {LINK}") as app:
+        tab = await chromium.tab(ANDROID, own_browser=True, javascript=javascript)
+        await tab.page.goto(public(app, "/amo?code=c&state=s"))
+        assert await _automatic_actions(tab) == []
+        await tab.tap()
+        await tab.pass_time(1)
+        assert tab.launches == [f"{LINK}?code=c&state=s"]
+
+
 async def test_gone_page_opens_app_without_parameters(chromium: Chromium, app: Running) -> None:
     """The page of an expired handle opens the app only by its button, with the bare link."""
     tab = await chromium.tab(ANDROID, own_browser=True)

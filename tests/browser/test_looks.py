@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from playwright.async_api import Page
 
-from amo_callback.web.pages import LANGUAGES, Brand, Kind, Pages, UserAgent, View
+from amo_callback.web.pages import LANGUAGES
 from tests.browser.accessibility import OVERFLOW, axe
 from tests.browser.chromium import ANDROID, ANDROID_TABLET, DESKTOP, IPAD, IPHONE, WITHOUT_ATTEMPT, Chromium, picture
-from tests.browser.page_states import SETTINGS, STATES, returned, titles
-from tests.service import Running
+from tests.browser.page_states import SETTINGS, STATES, public, returned, titles
+from tests.service import LINK, Running
 
 _SIZES = {
     "small phone": (320, 568),
@@ -109,21 +109,22 @@ async def test_page_of_each_device_is_accessible_with_app_colors(
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_app_link_page_is_accessible(chromium: Chromium, pictures: Path | None, language: str) -> None:
+async def test_app_link_page_is_accessible(chromium: Chromium, run: Any, pictures: Path | None, language: str) -> None:
     """The page at an app link's own address has no violation in either scheme, and fits every screen."""
-    brand = Brand(app="For You", crm="Kommo", ios_store_url="https://a.example", android_store_url="https://b.example")
-    view = View(variant="app_link", status=200, link="https://open.example.com/amo?code=c&state=s")
-    html = Pages(brand).render(view, UserAgent(kind=Kind.OTHER, language=language)).text
-    assert html is not None
-    tab = await chromium.tab(ANDROID, language=language)
-    await tab.page.set_content(html)
-    await _open_all(tab.page)
-    for scheme in ("light", "dark"):
-        await tab.page.emulate_media(color_scheme=scheme)
-        found = await axe(tab.page, contrast_only=scheme == "dark")
-        assert found["violations"] + found["undecided"] == []
-        await picture(tab, pictures, f"app-link-{language}-{scheme}")
-    await _check_fits(tab.page, "app link")
+    async with run(APP__DEEP_LINK=f"{LINK} https://open.example.com/amo", **_STORES) as app:
+        for name, device in {"phone": ANDROID, "tablet": IPAD, "desktop": DESKTOP}.items():
+            tab = await chromium.tab(device, language=language)
+            await tab.page.goto(public(app, "/amo?code=c&state=s"))
+            assert await tab.link() == f"{LINK}?code=c&state=s"
+            await _open_all(tab.page)
+            for scheme in ("light", "dark"):
+                await tab.page.emulate_media(color_scheme=scheme)
+                found = await axe(tab.page, contrast_only=scheme == "dark")
+                assert found["violations"] + found["undecided"] == []
+                await picture(tab, pictures, f"app-link-{name}-{language}-{scheme}")
+            await _check_fits(tab.page, "app link")
+            assert (tab.violations, tab.launches) == ([], [])
+            await tab.context.close()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
