@@ -314,6 +314,18 @@ async def test_recipe_dismiss_after_success_claims_result(app: Running, phone: R
     assert phone.slept == []
 
 
+async def test_recipe_session_with_bare_link_claims_result(app: Running, phone: RecipeApp) -> None:
+    """If the browser returns by a link that only opens the app, `connect` asks for the result by the state."""
+
+    async def return_by_bare_link(url: str) -> Any:
+        await phone.come_back(url)
+        return {"type": "success", "url": LINK}
+
+    phone.on_open = return_by_bare_link
+    assert (await phone.call("connect"))["data"] == _connected(app)
+    assert phone.stored is None
+
+
 async def test_recipe_dismiss_before_callback_waits_for_result(app: Running, phone: RecipeApp) -> None:
     """While the user has not come back from AMO, the recipe asks again after the seconds in `Retry-After`."""
     opened = asyncio.get_running_loop().create_future()
