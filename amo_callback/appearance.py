@@ -44,7 +44,7 @@ def text_color(background: str) -> str:
 
 
 def check_accent(color: str) -> str:
-    """Return the button's color; raises `ValueError` if it cannot be told from one of the page's backgrounds."""
+    """Return the button's color; raises `ValueError` if its contrast with a background of the page is low."""
     if not _COLOR.fullmatch(color):
         raise ValueError('must be a color such as "#2563eb"')
     for background, fix in zip(BACKGROUNDS, ("darker", "lighter"), strict=True):

@@ -26,8 +26,8 @@ class DeepLinkError(NamedTuple):
     action: str
     """The recommended action of the app."""
     status: int = 400
-    message: str = "amoCRM does not accept the code: connect again."
-    """The message for the user of the app."""
+    message: str = "The code was not accepted: connect again."
+    """The message for the user of the app, who may know AMO as Kommo; so it names neither."""
 
 
 DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
@@ -35,10 +35,10 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
         "missing_code": DeepLinkError(
             "the redirect contains neither a code nor an error",
             "start again",
-            message="amoCRM returned no code: connect again.",
+            message="No code was returned: connect again.",
         ),
         "access_denied": DeepLinkError(
-            "the user declined access", "do nothing, or offer to try again", message="Access was not granted in amoCRM."
+            "the user declined access", "do nothing, or offer to try again", message="Access was not granted."
         ),
         "invalid_state": DeepLinkError(
             "the state belongs to another authorization request, was already used, or is older than half an hour",
@@ -52,7 +52,7 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
             "the host is neither amoCRM's nor in `amo.allowed_domains`, "
             "or the account is not in `amo.allowed_accounts`",
             "choose another account",
-            message="This amoCRM account cannot be connected here.",
+            message="This account cannot be connected here.",
         ),
         "code_expired": DeepLinkError(
             "the code is older than 20 minutes", "start again", message="The code has expired: connect again."
@@ -66,7 +66,7 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
             "amoCRM or this service is unavailable or slow",
             "try again in a minute",
             status=503,
-            message="amoCRM or this service is temporarily unavailable: send the same request again.",
+            message="Temporarily unavailable: send the same request again.",
         ),
         "rate_limited": DeepLinkError(
             "too many authorization requests or rejected codes from one address or user",

@@ -24,7 +24,7 @@ _WAIT = "try again after `Retry-After` seconds"
 class AmoCallbackError(Exception):
     """amo-callback failed for an unspecified reason."""
 
-    code: ClassVar[str] = "internal_error"
+    code: str = "internal_error"
     """The error's name in the log, in events and in metrics."""
     deep_link_error: str = "auth_failed"
     """The `error` in the deep link, and in the public API unless there is an `app_message`."""
@@ -103,14 +103,14 @@ class InvalidState(UserError):
     refused = "state"
 
 
-class AuthorizationRefused(UserError):
-    """AMO's redirect contained an error instead of a code, or was refused."""
+class GrantFailed(UserError):
+    """The grant has failed, or AMO's redirect contained an error instead of a code."""
 
     code = deep_link_error = "access_denied"
 
     def __init__(self, deep_link_error: str) -> None:
         super().__init__()
-        self.deep_link_error = deep_link_error
+        self.code = self.deep_link_error = deep_link_error
 
 
 class AccountNotAllowed(UserError):
@@ -430,7 +430,7 @@ class Pending(AmoCallbackError):
     code = "pending"
     api_code = NotFound.api_code
     http_status = 404
-    app_message = "The user has not returned from amoCRM yet: ask again."
+    app_message = "The user has not returned from the consent page yet: ask again."
     action = _WAIT
     retry_after = 2.0
 

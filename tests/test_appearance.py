@@ -3,8 +3,10 @@
 import base64
 import itertools
 import os
+import re
 import struct
 import zlib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,12 @@ def png() -> bytes:
 
 
 # --- color -----------------------------------------------------------------------------------------
+
+
+def test_backgrounds_are_those_of_the_page() -> None:
+    """The contrast is checked with the backgrounds of the page's light and dark color schemes."""
+    css = (resources.files("amo_callback.web") / "pages" / "page.css").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"--back: (#\w+)", css)) == BACKGROUNDS
 
 
 @pytest.mark.parametrize(

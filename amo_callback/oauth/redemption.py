@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import AuthorizationRefused, GrantExpired, NotFound, Pending, PkceMismatch
+from amo_callback.errors import GrantExpired, GrantFailed, NotFound, Pending, PkceMismatch
 from amo_callback.grant import CodePresentation, CodeSource, GrantStatus, request_fingerprint
 from amo_callback.model import fingerprint
 from amo_callback.oauth.grants import GrantRecords
@@ -68,7 +68,7 @@ class Redeemer:
         """Return the result of a grant, and make the calling user an owner if the proof suffices.
 
         Raises `PkceMismatch`, `GrantExpired` (also for an expired ticket), `TooManyAttempts`, and the other errors of
-        `GrantService.complete`. For a state, also raises `Pending`, `AuthorizationRefused`, and `NotFound` if it is
+        `GrantService.complete`. For a state, also raises `Pending`, `GrantFailed`, and `NotFound` if it is
         not the state of an authorization request of this user with a challenge.
         """
         if presented.state is None:
@@ -115,11 +115,11 @@ class Redeemer:
             raise NotFound
         if issued.code_hash is None:
             self._check_waiting(issued, presented)
-            raise Pending if issued.error is None else AuthorizationRefused(issued.error)
+            raise Pending if issued.error is None else GrantFailed(issued.error)
         grant = await self._store.grant(issued.code_hash)
         if grant is None or grant.sealed is None or grant.expires_at <= self._clock.now():
             if grant is not None and grant.status is GrantStatus.REFUSED and grant.error is not None:
-                raise AuthorizationRefused(grant.error)
+                raise GrantFailed(grant.error)
             raise GrantExpired
         return self._grants.secrets_of(grant)
 

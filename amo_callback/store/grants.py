@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import CodeExpired, Frozen, InvalidState
+from amo_callback.deeplink import DEEP_LINK_ERRORS
+from amo_callback.errors import AmoCallbackError, CodeExpired, Frozen, InvalidState
 from amo_callback.events import Event, connection_event
 from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Status
@@ -21,10 +22,18 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
     from amo_callback.store.engine import Row, Transaction
 
+
+def _known_error(stored: str | None) -> str | None:
+    """Return an error of the deep link; an unknown error can only have been written by hand."""
+    return stored if stored is None or stored in DEEP_LINK_ERRORS else AmoCallbackError.deep_link_error
+
+
 _read_grant = row_reader(
-    Grant, converters={"status": GrantStatus, "possibly_spent": bool}, computed={"lease_left": lease_left}
+    Grant,
+    converters={"status": GrantStatus, "possibly_spent": bool, "error": _known_error},
+    computed={"lease_left": lease_left},
 )
-_read_state = row_reader(IssuedState)
+_read_state = row_reader(IssuedState, converters={"error": _known_error})
 
 
 class Grants(Repository):

@@ -78,7 +78,7 @@ async def test_demo_lost_link_keeps_page_until_app_has_result(chromium: Chromium
         await phone.locator("#connect").click()
         await tab.page.locator("#lines").get_by_text("404, pending").wait_for()
         await phone.locator("a.allow").first.click()
-        await tab.page.locator("#lines").get_by_text("200, amoCRM is connected.").wait_for()
+        await tab.page.locator("#lines").get_by_text("200, The account is connected.").wait_for()
         await phone.get_by_role("heading", name="amoCRM is connected").wait_for()
         assert await phone.locator(".note").count() == 0
         await tab.page.locator("article .owners", has_text="42").wait_for()

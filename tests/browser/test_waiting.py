@@ -109,8 +109,8 @@ async def test_page_waits_through_network_errors(chromium: Chromium, run: Any) -
         assert answers >= 3
 
 
-async def test_page_stops_to_ask_after_handle_has_expired(chromium: Chromium, run: Any) -> None:
-    """Without a connection, the page stops to ask after 21 minutes, and its button remains."""
+async def test_page_stops_asking_after_handle_has_expired(chromium: Chromium, run: Any) -> None:
+    """Without a connection, the page stops asking after 21 minutes, and its button remains."""
     async with _waiting(chromium, run) as (_, tab, _):
         asked = 0
 

@@ -122,7 +122,7 @@ async def test_scenario_lost_link_is_claimed_by_app(show: Walkthrough) -> None:
         assert response.status == 204
     assert show.said("you")[-1] == "The deep link is lost: the app does not receive it."
     assert "amoCRM is connected" in await show.page(allow)
-    await show.until_said("app", "The app asks for the result: 200, amoCRM is connected.")
+    await show.until_said("app", "The app asks for the result: 200, The account is connected.")
     await show.until(lambda lifetime: [one.owners for one in lifetime.connections] == [["42"]])
     assert "Connected without the deep link" in await show.page(str(deep_link))
     assert (await show.connect()).owners == ["42"]

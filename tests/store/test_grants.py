@@ -146,15 +146,15 @@ async def test_claim_grant_concurrent_calls_return_one_attempt(store: Store) -> 
 async def test_claim_grant_of_ended_grant_returns_result(store: Store, status: GrantStatus) -> None:
     """An ended grant is not begun a second time."""
     grant = await store.claim_grant(a_grant(), now=START)
-    assert await store.finish_grant(dataclasses.replace(grant, status=status, error="e"))
+    assert await store.finish_grant(dataclasses.replace(grant, status=status, error="code_used"))
     after = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 1440)
-    assert (after.status, after.error, after.attempt) == (status, "e", "attempt-1")
+    assert (after.status, after.error, after.attempt) == (status, "code_used", "attempt-1")
 
 
 async def test_claim_grant_of_failed_grant_begins_new_attempt(store: Store) -> None:
     """A failed grant can be claimed until its code expires; it keeps its handle and its doubt."""
     grant = await store.claim_grant(a_grant(), now=START)
-    failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="e", possibly_spent=True)
+    failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="code_used", possibly_spent=True)
     assert await store.finish_grant(failed)
     for over, at in ((grant.attempt, grant.expires_at), (None, START), ("another", START)):
         assert (await store.claim_grant(a_grant(attempt="2"), now=at, over=over)).attempt == "attempt-1"
@@ -252,6 +252,16 @@ async def test_grant_by_ticket_finds_grant(store: Store) -> None:
     assert await store.finish_grant(ended)
     assert await store.grant_by_ticket("ticket") == ended
     assert await store.grant_by_ticket("another") is None
+
+
+async def test_grant_with_unknown_error_is_auth_failed(store: Store) -> None:
+    """An error that can only have been written by hand is read as `auth_failed`."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    assert await store.finish_grant(dataclasses.replace(grant, status=GrantStatus.REFUSED, error="by hand"))
+    assert present(await store.grant(grant.code_hash)).error == "auth_failed"
+    await store.issue_state(a_state())
+    await store.record_refusal("state", error="by hand")
+    assert present(await store.issued_state("state")).error == "auth_failed"
 
 
 async def test_bind_first_only_with_other_owner_is_refused(store: Store) -> None:

@@ -81,7 +81,7 @@ class UserAgent:
 
     @property
     def may_be_tablet(self) -> bool:
-        """Whether the browser may be a tablet's; the page's script can tell by the touch screen."""
+        """Whether the device may be a tablet; the page's script checks whether it has a touch screen."""
         return self.kind in {Kind.MAC, Kind.LINUX}
 
     @property
@@ -232,7 +232,7 @@ _ON_PHONE = "on_phone"
 def _note(view: View, agent: UserAgent) -> str | None:
     """Return the key of the note for a button that may not work in this browser.
 
-    Returns `None` if the retry button comes first, and on the app link's page, which only phones are sent to.
+    Returns `None` if the retry button comes first, and on the app link's page, which has the stores' links instead.
     """
     if view.link is None or view.retry_url is not None or view.variant == "app_link":
         return None

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 from amo_callback.errors import (
     AccountNotAllowed,
     AuthFailed,
-    AuthorizationRefused,
     CodeExpired,
     CodeUsed,
     GrantExpired,
+    GrantFailed,
     InvalidRequest,
     InvalidState,
     NotFound,
@@ -32,7 +32,6 @@ from amo_callback.web.public.api import (
     AppStatus,
     Success,
     app_status,
-    deep_link_failure,
     failure,
     failure_reply,
 )
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
 
     from amo_callback.web.route import Call
 
-_DISCONNECTED = "The account is disconnected. To also withdraw the permission in amoCRM, remove the integration there."
+_DISCONNECTED = "The account is disconnected. To also withdraw the permission, remove the integration in the account."
 _NOT_AMOS = (403, PkceMismatch.code, "The query or its signature is invalid.")
-_NOT_YOURS = "No account was disconnected, because none was connected."
+_NOTHING_DISCONNECTED = "Nothing was disconnected: there was no such connection."
 _NOT_TO_YOU = "The account is connected, but not to you."
 
 
@@ -108,7 +107,7 @@ class ExchangeBody(Body):
         return self
 
 
-async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | web.Response:
+async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus]:
     """Exchange a code if necessary, and return its result; a user who provably started the flow can become an owner."""
     user, code, state = call.caller or None, call.body.code, call.body.state or ""
     if user is None and code is None:
@@ -123,8 +122,10 @@ async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | 
     )
     redeemed = await call.services.oauth.redeemer.redeem(presented)
     outcome, connection = redeemed.result, redeemed.connection
-    if outcome.status is GrantStatus.EXCHANGING or outcome.error is not None:
-        return deep_link_failure(outcome.error or RetryableError.deep_link_error)
+    if outcome.error is not None:
+        raise GrantFailed(outcome.error)
+    if outcome.status is GrantStatus.EXCHANGING:
+        raise RetryableError
     if user is None or redeemed.is_owner:
         shown = app_status(connection, call.services.core.clock.now())
         return Success(data=shown, message=shown.message)
@@ -170,7 +171,7 @@ async def disconnect(call: Call[None, DisconnectBody]) -> Success[AppStatus]:
     events = await call.services.store.unbind(call.caller, account_id=call.body.accountId)
     for event in events:
         call.services.log.info(event.name, connection_id=event.connection_id, **event.fields)
-    return Success(data=await status_of(call, call.caller), message=_DISCONNECTED if events else _NOT_YOURS)
+    return Success(data=await status_of(call, call.caller), message=_DISCONNECTED if events else _NOTHING_DISCONNECTED)
 
 
 async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
@@ -213,7 +214,7 @@ ROUTES = (
             CodeExpired,
             CodeUsed,
             AuthFailed,
-            AuthorizationRefused,
+            GrantFailed,
             PkceMismatch,
             NotFound,
             Pending,

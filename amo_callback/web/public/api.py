@@ -77,7 +77,7 @@ class AppStatus:
 
     @property
     def message(self) -> str:
-        return "amoCRM is connected." if self.connected else "amoCRM is not connected."
+        return "The account is connected." if self.connected else "The account is not connected."
 
 
 NOT_CONNECTED = AppStatus(connected=False, hasTokens=False, domain=None, accountId=None)

@@ -310,7 +310,7 @@ async def test_disconnect_by_last_owner_erases_tokens(app: Running) -> None:
     assert await phones[0].status() == NOTHING
     assert await phones[1].is_connected()
     last = await _disconnect(app, "17")
-    assert "remove the integration there" in last.json()["message"]
+    assert "remove the integration in the account" in last.json()["message"]
     stored = await app.stored(connection.id)
     assert (stored.status, stored.sealed_pair) == ("disconnected", None)
     assert (await app.private(f"/connections/{connection.id}/token")).status == 404

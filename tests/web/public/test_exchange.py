@@ -32,7 +32,7 @@ async def test_exchange_code_known_code_returns_connection_repeatedly(app: Runni
             {
                 "success": True,
                 "data": {"connected": True, "hasTokens": True, "domain": HOST, "accountId": str(app.amo.account.id)},
-                "message": "amoCRM is connected.",
+                "message": "The account is connected.",
             },
         )
     assert len(app.amo.fake.ledger.entries) == 1
@@ -75,6 +75,13 @@ async def test_exchange_code_unknown_code_is_exchanged(run: Any) -> None:
         assert len(app.amo.fake.ledger.entries) == 2
 
 
+async def test_exchange_code_failure_is_logged_with_its_error(app: Running) -> None:
+    """The request's log line has the error that the app receives."""
+    answer = await _ask(app, code="junk", referer=HOST)
+    line = [line for line in app.lines() if line["event"] == "http.request"][-1]
+    assert (line["status"], line["error"]) == (answer.status, answer.json()["error"]) == (400, "auth_failed")
+
+
 async def test_exchange_code_during_exchange_waits_for_result(app: Running) -> None:
     """If the app calls before the callback has finished, both get the result of one exchange."""
     code = app.amo.code()
@@ -106,7 +113,7 @@ async def test_exchange_code_connection_in_needs_reauth_is_not_connected(run: An
         answer = (await _ask(app, code=code, referer=HOST)).json()
         data = answer["data"]
         assert (data["connected"], data["hasTokens"], data["domain"]) == (False, False, HOST)
-        assert answer["message"] == "amoCRM is not connected."
+        assert answer["message"] == "The account is not connected."
 
 
 @pytest.mark.parametrize("code", ["junk", "junk\0", "й" * 2048])

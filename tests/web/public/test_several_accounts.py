@@ -70,7 +70,7 @@ async def test_disconnect_of_one_account_leaves_the_others(app: Running) -> None
     for body in ({"accountId": str(right.id)}, {"accountId": "0"}):
         answer = (await _disconnect(phone, body)).json()
         assert answer["data"]["accountId"] == str(wrong.id)
-        assert answer["message"] == "No account was disconnected, because none was connected."
+        assert answer["message"] == "Nothing was disconnected: there was no such connection."
     assert (await _disconnect(phone, {})).json()["data"]["connected"] is False
     assert [await app.service.services.store.connections_of(str(one.id)) for one in (wrong, right)] == [[], []]
 
