@@ -36,7 +36,7 @@ class AmoCallbackError(Exception):
     action: str = "internal error, logged as `http.bug`: try again later"
     """The action that is recommended to the caller."""
     retry_after: float | None = 5.0
-    """The seconds until a retry, if `http_status` is 502 or 503; `None` means `refresh.retry_cap`."""
+    """The seconds until a retry, if a retry can succeed; `None` means `refresh.retry_cap`."""
     members: Mapping[str, object] = MappingProxyType({})
     """Additional members of the private API's problem details."""
 
@@ -131,6 +131,10 @@ class TooManyAttempts(UserError):
     code = deep_link_error = "rate_limited"
     http_status = 429
     refused = "address"
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__()
+        self.retry_after = retry_after
 
 
 class CodeExpired(UserError):

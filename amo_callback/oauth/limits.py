@@ -64,7 +64,7 @@ class AttemptLimiter:
         while reserved and now - reserved[0] >= self._window:
             reserved.popleft()
         if len(reserved) >= self.attempts:
-            raise TooManyAttempts
+            raise TooManyAttempts(self._window - (now - reserved[-self.attempts]))
         reserved.append(now)
         self._reserved.move_to_end(name)
         while len(self._reserved) > _ADDRESSES:

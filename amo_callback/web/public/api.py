@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
@@ -41,7 +42,10 @@ ERROR_PAGES = {
 }
 _HTTP_ERRORS = {404: NotFound.code, 405: METHOD_NOT_ALLOWED}
 """The codes of HTTP errors, by status; every other status has the code `invalid_request`."""
-_RETRY_AFTER = "5"
+_TEMPORARY = frozenset({429, 503})
+"""The statuses whose responses always have a `Retry-After` header."""
+_RETRY_AFTER = 5.0
+"""The seconds in `Retry-After` of an error without a time of its own."""
 Data = TypeVar("Data")
 
 
@@ -95,19 +99,11 @@ def app_status(connection: Connection | None, now: datetime) -> AppStatus:
     )
 
 
-def failure(status: int, error: str, message: str) -> web.Response:
+def failure(status: int, error: str, message: str, *, retry_after: float | None = None) -> web.Response:
     response = web.json_response({"success": False, "error": error, "message": message}, status=status)
-    if error == Pending.code:
-        response.headers["Retry-After"] = f"{Pending.retry_after:.0f}"
-    elif status in {429, 503}:
-        response.headers["Retry-After"] = _RETRY_AFTER
+    if retry_after is not None or status in _TEMPORARY:
+        response.headers["Retry-After"] = str(max(1, math.ceil(retry_after or _RETRY_AFTER)))
     return response
-
-
-def deep_link_failure(error: str) -> web.Response:
-    """Return the response for an error of the deep link."""
-    known = DEEP_LINK_ERRORS[error]
-    return failure(known.status, error, known.message)
 
 
 def error_actions() -> Mapping[str, str]:
@@ -156,9 +152,12 @@ class PublicApi(Api):
     def render_error(self, error: AmoCallbackError) -> web.Response:
         if isinstance(error, InvalidRequest):
             return failure(error.http_status, error.code, str(error))
-        if error.app_message is None:
-            return deep_link_failure(error.deep_link_error)
-        return failure(error.http_status, error.code, error.app_message)
+        status, code, message = error.http_status, error.code, error.app_message
+        if message is None:
+            code = error.deep_link_error
+            status, message = DEEP_LINK_ERRORS[code].status, DEEP_LINK_ERRORS[code].message
+        can_retry = status in _TEMPORARY or isinstance(error, Pending)
+        return failure(status, code, message, retry_after=error.retry_after if can_retry else None)
 
     def render_http_error(self, error: web.HTTPException) -> web.Response:
         code = _HTTP_ERRORS.get(error.status, InvalidRequest.code)

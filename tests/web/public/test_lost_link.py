@@ -175,7 +175,7 @@ async def test_lost_link_is_asked_at_most_once_a_second(app: Running) -> None:
     assert _error(await _claim(phone, started["state"])) == (404, "pending")
     for state in (started["state"], "ac1.unknown"):
         answer = await app.public(PATH, method="POST", json={**body, "state": state}, headers=bearer("42"))
-        assert _error(answer) == (429, "rate_limited")
+        assert (*_error(answer), answer.headers["Retry-After"]) == (429, "rate_limited", "1")
     answer = await app.public(PATH, method="POST", json=body, headers=bearer("17"))
     assert (*_error(answer), other.user) == (404, "not_found", "17")
     assert _error(await _claim(phone, started["state"])) == (404, "pending")
