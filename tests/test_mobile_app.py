@@ -392,15 +392,38 @@ async def test_recipe_foreign_link_is_ignored(app: Running, phone: RecipeApp) ->
 
 @pytest.mark.parametrize("is_lost", [False, True])
 async def test_recipe_declined_access_returns_error_word(app: Running, phone: RecipeApp, *, is_lost: bool) -> None:
-    """The error word reaches the app by the link or, if the link is lost, by the state; the attempt is over."""
+    """The error reaches the app once, by the link or the state; a later link with a code still connects."""
+    opened: list[str] = []
 
     async def decline(url: str) -> Any:
+        opened.append(url)
         link = (await app.callback(f"error=access_denied&state={of(url)['state']}")).location
         return DISMISSED if is_lost else {"type": "success", "url": link}
 
     phone.on_open = decline
     answer = await phone.call("connect")
-    assert (answer["success"], answer["error"], phone.stored) == (False, "access_denied", None)
+    assert (answer["success"], answer["error"]) == (False, "access_denied")
+    assert await phone.call("claim") is None
+    link = (await allow(app, opened[0])).location  # the user goes back in the browser
+    app.clock.advance(1)
+    assert (await phone.call("openLink", link))["data"] == _connected(app)
+    assert phone.stored is None
+
+
+async def test_recipe_error_link_after_success_returns_success(app: Running, phone: RecipeApp) -> None:
+    """If a second code of another account has the attempt's state, its error link does not end the attempt."""
+
+    async def allow_twice(url: str) -> Any:
+        await allow(app, url)
+        code = app.amo.fake.allow(app.amo.fake.open_account("second.amocrm.ru"))
+        query = f"code={code}&state={of(url)['state']}&referer=second.amocrm.ru"
+        link = (await app.callback(query)).location
+        assert of(link)["error"] == "invalid_state"
+        return {"type": "success", "url": link}
+
+    phone.on_open = allow_twice
+    assert (await phone.call("connect"))["data"] == _connected(app)
+    assert phone.stored is None
 
 
 async def test_recipe_temporary_failure_keeps_attempt(app: Running, phone: RecipeApp) -> None:

@@ -126,12 +126,12 @@ async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus]:
         raise GrantFailed(outcome.error)
     if outcome.status is GrantStatus.EXCHANGING:
         raise RetryableError
+    if connection is None or connection.status is Status.DISCONNECTED:
+        return Success(data=NOT_CONNECTED, message=NOT_CONNECTED.message)
     if user is None or redeemed.is_owner:
         shown = app_status(connection, call.services.core.clock.now())
         return Success(data=shown, message=shown.message)
-    shown = await status_of(call, user)
-    is_connected = connection is not None and connection.status is Status.ACTIVE
-    return Success(data=shown, message=_NOT_TO_YOU if is_connected else shown.message)
+    return Success(data=await status_of(call, user), message=_NOT_TO_YOU)
 
 
 async def status(call: Call[None, None]) -> Success[AppStatus]:

@@ -87,9 +87,7 @@ class AppStatus:
 NOT_CONNECTED = AppStatus(connected=False, hasTokens=False, domain=None, accountId=None)
 
 
-def app_status(connection: Connection | None, now: datetime) -> AppStatus:
-    if connection is None:
-        return NOT_CONNECTED
+def app_status(connection: Connection, now: datetime) -> AppStatus:
     expires_at = connection.access_expires_at
     return AppStatus(
         connected=connection.status is Status.ACTIVE,

@@ -75,6 +75,18 @@ async def test_disconnect_of_one_account_leaves_the_others(app: Running) -> None
     assert [await app.service.services.store.connections_of(str(one.id)) for one in (wrong, right)] == [[], []]
 
 
+async def test_exchange_code_of_disconnected_account_is_not_another_account(app: Running) -> None:
+    """After the flow's account is disconnected, its result is not the account that was connected since."""
+    phone, wrong, right = Phone(app, "77"), app.amo.account, app.amo.fake.open_account("right.amocrm.ru")
+    code = await phone.connect()
+    await phone.exchange(code)
+    await _connect(phone, right)
+    await _disconnect(phone, {"accountId": str(wrong.id)})
+    answer = (await phone.exchange(code)).json()
+    assert (answer["data"]["connected"], answer["data"]["accountId"]) == (False, None)
+    assert answer["message"] == "The account is not connected."
+
+
 @pytest.mark.parametrize("body", [*({"accountId": wrong} for wrong in (7, None, "", "7" * 65)), [], "7"])
 async def test_disconnect_invalid_account_disconnects_nothing(app: Running, body: object) -> None:
     """An invalid body is 400 and disconnects no account."""
