@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.process import command
-from tests.e2e.processes import Stage, staged
+from tests.e2e.processes import Stage, eventually, staged
 
 OPEN_FILES = 256
 ROOM = (OPEN_FILES - 200) // 2
@@ -41,6 +41,10 @@ async def _closed(stage: Stage, address: str, listener: str) -> float:
         return sum(float(line.split()[-1]) for line in (await answer.text()).splitlines() if line.startswith(name))
 
 
+async def _are_closed(stage: Stage, address: str, listener: str, number: int) -> bool:
+    return await _closed(stage, address, listener) >= number
+
+
 @pytest.mark.parametrize(
     ("listener", "first"),
     [("private", b""), ("public", b""), ("public", GET), ("public", GET + b"\r\n")],
@@ -65,7 +69,7 @@ async def test_idle_connections_block_neither_callbacks_nor_tokens_nor_refreshes
             while stage.refreshed(known) < refreshed + 2:
                 assert (await stage.token(process, known)).status == 200
                 await asyncio.sleep(0.05)
-            assert await _closed(stage, started["private"], listener) >= CROWD - ROOM
+            await eventually(lambda: _are_closed(stage, started["private"], listener, CROWD - ROOM))
         [low] = process.named("descriptors.low")
         assert (low["limit"], low["max_connections"], low["level"]) == (OPEN_FILES, ROOM, "warning")
         [full] = process.named("http.connections_full")
