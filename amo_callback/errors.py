@@ -461,16 +461,17 @@ class UnknownApiKey(AmoCallbackError):
 
 
 class Forbidden(AmoCallbackError):
-    """The API key does not have the required scope."""
+    """The API key is limited to some connections: the requested one is not one of them, or does not exist."""
 
     code = api_code = "forbidden"
     http_status = 403
-    action = "send a key that has the required `scope`"
+    action = "send a key that has the required `scope` and is valid for the connection"
 
-    def __init__(self, scope: str) -> None:
-        super().__init__()
+    def __init__(self, scope: str | None = None) -> None:
+        super().__init__(None if scope is None else "The API key does not have the required scope.")
         self.scope = scope
-        self.members = {"scope": scope}
+        """The scope that the key lacks; `None` if the key is limited to other connections."""
+        self.members = {} if scope is None else {"scope": scope}
 
 
 class Unauthorized(AmoCallbackError):

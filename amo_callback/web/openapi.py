@@ -34,8 +34,8 @@ _ABOUT = """\
 The private API is for backends; each operation names the scope that the API key must have. The public API is for
 browsers, the app and AMO. Bodies are parsed as JSON, regardless of their Content-Type. A body can be up to 64 KiB; an
 import can be up to 1 MiB, with 1,000 connections. HTTP errors such as 405 and 413 have the same format as the API's
-other errors, but the response to a malformed HTTP request is 400 in plain text. Clients must ignore unknown members,
-because new members may be added to responses.
+other errors, but the response to a malformed HTTP request is 400 in plain text. HEAD is allowed wherever GET is.
+Clients must ignore unknown members, because new members may be added to responses.
 """
 _HEADERS = {
     "Location": "The URL to redirect to.",
@@ -164,7 +164,7 @@ class _Writer:
             return
         schema = self._schemas[_key(model)]
         schema = self._components[schema["$ref"].removeprefix(_REF)] if "$ref" in schema else schema
-        for name, field in schema["properties"].items():
+        for name, field in schema.get("properties", {}).items():
             required = name in schema.get("required", ())
             yield {"name": name, "in": "query", "required": required, **_parameter(_not_null(field))}
 

@@ -82,7 +82,8 @@ def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
     known = model.model_fields
     for name in request.query:
         if name not in known:
-            raise invalid(name, f"unknown parameter; valid parameters are {', '.join(sorted(known))}")
+            valid = f"valid parameters are {', '.join(sorted(known))}" if known else "this route has no parameters"
+            raise invalid(name, f"unknown parameter; {valid}")
         if len(request.query.getall(name)) > 1:
             raise invalid(name, "must be given only once")
     try:

@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import partial
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from amo_callback.identity import Scope
+    from amo_callback.model import ConnectionLimits
     from amo_callback.web.composition import Services
 
 Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -75,13 +76,24 @@ def _plain(value: object) -> object:
     raise TypeError(f"cannot encode {type(value).__name__} as JSON")
 
 
+class Caller(NamedTuple):
+    """The authenticated sender of a request."""
+
+    name: str = ""
+    """The name of the API key or the id of the app user; empty for an unauthenticated caller."""
+    limits: ConnectionLimits | None = None
+    """The connections for which the API key is valid; `None` for all connections."""
+
+
 class Call(NamedTuple, Generic[QueryType, BodyType]):
     """The argument of a handler: the request, its parsed input, and the services."""
 
     request: web.Request
     services: Services
     caller: str
-    """The name of the API key or the id of the app user; empty for an unauthenticated caller."""
+    """The caller's name; see `Caller`."""
+    limits: ConnectionLimits | None
+    """The connections for which the caller's API key is valid; `None` for all connections."""
     address: str | None
     """The client's IP address; `None` if it is unknown."""
     query: QueryType
@@ -115,7 +127,8 @@ def challenge_for(error: AmoCallbackError) -> str | None:
     The header for a request without a token has no error code (RFC 6750, 3).
     """
     if isinstance(error, Forbidden):
-        return f'{_REALM}, error="insufficient_scope", scope="{error.scope}"'
+        scope = "" if error.scope is None else f', scope="{error.scope}"'
+        return f'{_REALM}, error="insufficient_scope"{scope}'
     if isinstance(error, UnknownApiKey | Unauthorized):
         return f'{_REALM}, error="invalid_token"' if error.presented else _REALM
     return None
@@ -170,6 +183,8 @@ class Route:
     """The model that documents a query that the handler parses itself."""
     operation: str | None = None
     """The OpenAPI operation id, if several routes have the same handler; by default, the handler's name."""
+    obeys_limits: bool = False
+    """Whether the handler obeys the limits of an API key; a limited key is refused on every other route."""
 
 
 class Api(ABC):
@@ -191,16 +206,19 @@ class Api(ABC):
     def make_app(self) -> web.Application:
         """Return the application; the wrapper also handles requests that match no route."""
         app = web.Application()
+        has_own_head = {route.path for route in self.routes if route.method == hdrs.METH_HEAD}
         for route in self.routes:
             app.router.add_route(route.method, route.path, partial(self._answer, route))
+            if route.method == hdrs.METH_GET and route.path not in has_own_head:
+                app.router.add_route(hdrs.METH_HEAD, route.path, partial(self._answer, route))
         unmatched = Unmatched("/{path}")
         app.router.register_resource(unmatched)
         unmatched.add_route(hdrs.METH_ANY, partial(self._answer, None))
         return app
 
     @abstractmethod
-    async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
-        """Return the caller's name; raises an error if the caller does not have access."""
+    async def authenticate(self, request: web.Request, route: Route) -> Caller:
+        """Return the caller; raises an error if the caller does not have access to the route."""
 
     @abstractmethod
     async def check_unmatched(self, request: web.Request) -> None:
@@ -285,10 +303,10 @@ class Api(ABC):
         if route is None:
             await self.check_unmatched(request)
             raise await _http_error(request)
-        caller = await self.authenticate(request, route.access)
+        caller = await self.authenticate(request, route)
         query = None if route.query is None else read_query(request, route.query)
         body = None if route.body is None else await read_body(request, route.body)
-        answer = await route.handler(Call(request, self.services, caller, client, query, body))
+        answer = await route.handler(Call(request, self.services, *caller, client, query, body))
         return answer if isinstance(answer, web.StreamResponse) else json_response(answer)
 
 
@@ -306,8 +324,3 @@ async def _http_error(request: web.Request) -> web.HTTPException:
         if not isinstance(resource, Unmatched):
             allowed |= (await resource.resolve(request))[1]
     return web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound()
-
-
-def both_methods(route: Route) -> Sequence[Route]:
-    """Return a GET route and the corresponding HEAD route."""
-    return [route, replace(route, method="HEAD")]

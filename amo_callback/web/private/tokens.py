@@ -22,6 +22,7 @@ from amo_callback.errors import (
 )
 from amo_callback.identity import Scope
 from amo_callback.web.parsing import INTEGER, Body, Query
+from amo_callback.web.private.rights import permitted
 from amo_callback.web.route import Route, TimeText
 
 if TYPE_CHECKING:
@@ -78,13 +79,15 @@ class TokenAnswer(TypedDict):  # a dict, because it is fast to create and to enc
 
 async def take_token(call: Call[TokenQuery, None]) -> web.Response:
     """Return a connection's access token; if it expires too soon, the token pair is refreshed first."""
-    return await _hand_out(call, call.services.lifecycle.access_tokens.token(call.name, min_ttl=call.query.min_ttl))
+    selector = await permitted(call, call.name)
+    return await _hand_out(call, call.services.lifecycle.access_tokens.token(selector, min_ttl=call.query.min_ttl))
 
 
 async def refresh_token(call: Call[None, RefreshBody]) -> web.Response:
     """Refresh a connection's token pair now, and return the access token; a stale token is never returned."""
     rejected = call.body.rejected_access_token
-    return await _hand_out(call, call.services.lifecycle.access_tokens.refresh(call.name, rejected=rejected))
+    selector = await permitted(call, call.name, rejected=rejected)
+    return await _hand_out(call, call.services.lifecycle.access_tokens.refresh(selector, rejected=rejected))
 
 
 async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> web.Response:
@@ -129,6 +132,7 @@ ROUTES = (
         query=TokenQuery,
         answer=TokenAnswer,
         errors=HAND_OUT_ERRORS,
+        obeys_limits=True,
     ),
     Route(
         "POST",
@@ -138,5 +142,6 @@ ROUTES = (
         body=RefreshBody,
         answer=TokenAnswer,
         errors=HAND_OUT_ERRORS,
+        obeys_limits=True,
     ),
 )
