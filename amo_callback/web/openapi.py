@@ -41,6 +41,10 @@ _HEADERS = {
     "Location": "The URL to redirect to.",
     "Retry-After": "The number of seconds to wait before a retry.",
     "WWW-Authenticate": "A `Bearer` challenge with the parameters of RFC 6750.",
+    "X-Amo-Authorization": "The value of the `Authorization` header for AMO: `Bearer` and the access token.",
+    "X-Amo-Base-Url": "The base URL of AMO's API for this account.",
+    "X-Amo-Domain": "The account's host.",
+    "X-Amo-Error": "The `code` of the error, for a proxy that does not read the body.",
 }
 _SECURITY_SCHEMES = {
     "apiKey": {"type": "http", "scheme": "bearer", "description": "A backend's API key."},

@@ -71,7 +71,7 @@ async def app(run: Any) -> AsyncIterator[Running]:
         yield running
 
 
-FROZEN = ("take_token", "refresh_token", "readyz")
+FROZEN = ("take_token", "take_authorization", "refresh_token", "readyz")
 """Operations that return 503 during a freeze.
 
 A backend's key, which cannot freeze, is used for them; the administrator's run excludes them.

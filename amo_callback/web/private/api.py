@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from amo_callback.web.composition import Services
     from amo_callback.web.route import Route
 
+_ERROR_HEADER = "X-Amo-Error"
+
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
 class RejectedConnection(TypedDict):
@@ -105,7 +107,7 @@ class PrivateApi(Api):
     @classmethod
     def error_reply(cls, status: int, actions: Mapping[str, str]) -> Reply:
         always = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 502: "Retry-After", 503: "Retry-After"}
-        headers = (always[status],) if status in always else ()
+        headers = (_ERROR_HEADER, *((always[status],) if status in always else ()))
         return error_reply(actions, member="code", type=Problem, media=("application/problem+json",), headers=headers)
 
 
@@ -114,5 +116,6 @@ def _problem(status: int, code: str, detail: str, members: Mapping[str, object] 
     return web.json_response(
         {"status": status, "title": title, "code": code, "detail": detail, **members},
         status=status,
+        headers={_ERROR_HEADER: code},
         content_type="application/problem+json",
     )

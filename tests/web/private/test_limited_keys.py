@@ -73,6 +73,8 @@ async def test_limited_key_is_valid_for_its_connection_by_every_name(setting: Se
         assert (await setting.ask(f"/connections/{name}", key)).json()["id"] == setting.mine.id
         token = await setting.ask(f"/connections/{name}/token", key)
         assert token.json()["account_id"] == MINE
+        headers = (await setting.ask(f"/connections/{name}/authorization", key)).headers
+        assert headers["X-Amo-Authorization"] == f"Bearer {token.json()['access_token']}"
         rejected = {"rejected_access_token": token.json()["access_token"]}
         refreshed = await setting.ask(f"/connections/{name}/refresh", key, method="POST", json=rejected)
         assert refreshed.json()["account_id"] == MINE
@@ -81,7 +83,7 @@ async def test_limited_key_is_valid_for_its_connection_by_every_name(setting: Se
 
 
 @pytest.mark.parametrize("key", ["account", "owner", "own name"])
-@pytest.mark.parametrize("route", ["{}", "{}/token", "{}/refresh", "events"])
+@pytest.mark.parametrize("route", ["{}", "{}/token", "{}/authorization", "{}/refresh", "events"])
 async def test_limited_key_cannot_tell_other_connections_from_missing_ones(
     setting: Setting, key: str, route: str
 ) -> None:
