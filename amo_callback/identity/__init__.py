@@ -58,17 +58,18 @@ class ApiKeys:
     def replace(self, keys: Sequence[ApiKey]) -> None:
         self._keys = tuple(keys)
 
-    def find(self, presented: str | None) -> ApiKey:
-        """Return the matching key; raises `UnknownApiKey`.
+    def find(self, presented: str | None, *readings: str) -> ApiKey:
+        """Return the key that matches the presented text or one of its other `readings`; raises `UnknownApiKey`.
 
         Every key is compared, each in constant time. Callers with a wrong key are neither delayed nor locked out, so
         that an outdated key does not affect other callers.
         """
-        digest = _digest(presented or "")
+        digests = [_digest(text) for text in (presented or "", *readings)]
         found = None
         for key in self._keys:
-            if hmac.compare_digest(key.digest, digest):
-                found = key
+            for digest in digests:
+                if hmac.compare_digest(key.digest, digest):
+                    found = key
         if found is None:
             self._on_refused()
             raise UnknownApiKey(presented=bool(presented))

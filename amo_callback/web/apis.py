@@ -16,7 +16,7 @@ from amo_callback.web.client_connections import ListenerOptions
 from amo_callback.web.listener import HttpListener, open_listener
 from amo_callback.web.openapi import OpenApi, document_text
 from amo_callback.web.parsing import Query
-from amo_callback.web.private import connections, events, imports, tokens
+from amo_callback.web.private import connections, events, imports, oauth_token, tokens
 from amo_callback.web.private.api import PrivateApi
 from amo_callback.web.public import account, callback
 from amo_callback.web.public.api import PublicApi
@@ -102,6 +102,7 @@ def _private_routes(settings: Settings) -> Sequence[Route]:
 
     routes = (
         *tokens.ROUTES,
+        *oauth_token.ROUTES,
         *imports.ROUTES,
         *connections.ROUTES,
         *events.ROUTES,

@@ -159,7 +159,7 @@ class _Writer:
         if route.body is not None:
             operation["requestBody"] = {
                 "required": bool(route.body.model_json_schema().get("required")),
-                "content": {"application/json": {"schema": self._schemas[_key(route.body)]}},
+                "content": {media: {"schema": self._schemas[_key(route.body)]} for media in route.body.media},
             }
         return operation
 

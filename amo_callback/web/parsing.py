@@ -58,6 +58,8 @@ class Body(BaseModel):
 
     wanted: ClassVar[str]
     """The error message for an invalid body."""
+    media: ClassVar[tuple[str, ...]] = ("application/json",)
+    """The documented media types; a body is parsed in the same way whatever its Content-Type is."""
     names_field: ClassVar[bool] = True
     """Whether the error message begins with the name of the field."""
     max_size: ClassVar[int] = 64 * 1024

@@ -183,6 +183,8 @@ class Route:
     """The model that documents a query that the handler parses itself."""
     operation: str | None = None
     """The OpenAPI operation id, if several routes have the same handler; by default, the handler's name."""
+    render_error: Callable[[AmoCallbackError, Services], web.Response] | None = None
+    """The function that renders errors, if their format differs from that of the API."""
     obeys_limits: bool = False
     """Whether the handler obeys the limits of an API key; a limited key is refused on every other route."""
 
@@ -266,10 +268,8 @@ class Api(ABC):
             try:
                 response = await self._call(route, request, client)
             except AmoCallbackError as error:
-                response = self.render_error(error)
+                response = self._render(route, error)
                 failure = {name: value for name, value in error.fields.items() if name in _LOGGED}
-                if challenge := challenge_for(error):
-                    response.headers["WWW-Authenticate"] = challenge
             except web.HTTPException as error:
                 response = self.render_http_error(error)
                 if "Allow" in error.headers:
@@ -278,7 +278,7 @@ class Api(ABC):
                 raise  # the client has disconnected
             except Exception:
                 services.log.exception("http.bug")
-                response = self.render_error(InternalError())
+                response = self._render(route, InternalError())
             for name, value in self.headers.items():
                 response.headers.setdefault(name, value)
             response.headers["X-Request-ID"] = request_id
@@ -298,6 +298,14 @@ class Api(ABC):
             return response
         finally:
             REQUEST_ID.reset(token)
+
+    def _render(self, route: Route | None, error: AmoCallbackError) -> web.Response:
+        if route is not None and route.render_error is not None:
+            return route.render_error(error, self.services)
+        response = self.render_error(error)
+        if challenge := challenge_for(error):
+            response.headers["WWW-Authenticate"] = challenge
+        return response
 
     async def _call(self, route: Route | None, request: web.Request, client: str | None) -> web.StreamResponse:
         if route is None:

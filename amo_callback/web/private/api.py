@@ -92,8 +92,7 @@ class PrivateApi(Api):
             members["reconnect_url"] = self.services.settings.amo.connect_url
         response = _problem(error.http_status, error.api_code, str(error), members)
         if error.http_status in {502, 503}:
-            seconds = self.services.settings.refresh.retry_cap if error.retry_after is None else error.retry_after
-            response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+            response.headers["Retry-After"] = retry_after_of(error, self.services)
         return response
 
     def render_http_error(self, error: web.HTTPException) -> web.Response:
@@ -109,6 +108,12 @@ class PrivateApi(Api):
         always = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 502: "Retry-After", 503: "Retry-After"}
         headers = (_ERROR_HEADER, *((always[status],) if status in always else ()))
         return error_reply(actions, member="code", type=Problem, media=("application/problem+json",), headers=headers)
+
+
+def retry_after_of(error: AmoCallbackError, services: Services) -> str:
+    """Return the value of `Retry-After` for an error that may pass."""
+    seconds = services.settings.refresh.retry_cap if error.retry_after is None else error.retry_after
+    return str(max(1, math.ceil(seconds)))
 
 
 def _problem(status: int, code: str, detail: str, members: Mapping[str, object] = MappingProxyType({})) -> web.Response:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from amo_callback.tokens.access_tokens import HandOut
+    from amo_callback.tokens.cache import AccessToken
     from amo_callback.web.route import Call
 
 HAND_OUT_ERRORS = (NotFound, NeedsReauth, AccountBlocked, RetryableError, OperatorError, Frozen, HostNotAllowed)
@@ -80,7 +81,7 @@ class TokenAnswer(TypedDict):  # a dict, because it is fast to create and to enc
 
 async def take_token(call: Call[TokenQuery, None]) -> web.Response:
     """Return a connection's access token; if it expires too soon, the token pair is refreshed first."""
-    return _rendered(call, await _hand_out(call, _token(call)))
+    return _rendered(call, await hand_out(call, _token(call)))
 
 
 async def take_authorization(call: Call[TokenQuery, None]) -> web.Response:
@@ -88,7 +89,7 @@ async def take_authorization(call: Call[TokenQuery, None]) -> web.Response:
 
     The status, `Retry-After` and `X-Amo-Error` describe a failure, because a proxy does not read the body.
     """
-    handed_out = await _hand_out(call, _header_value(_token(call)))
+    handed_out = await hand_out(call, _header_value(_token(call)))
     headers = {
         "X-Amo-Authorization": f"Bearer {handed_out.token.value}",
         "X-Amo-Domain": handed_out.connection.domain,
@@ -99,7 +100,7 @@ async def take_authorization(call: Call[TokenQuery, None]) -> web.Response:
 
 async def refresh_token(call: Call[None, RefreshBody]) -> web.Response:
     """Refresh a connection's token pair now, and return the access token; a stale token is never returned."""
-    return _rendered(call, await _hand_out(call, _refresh(call)))
+    return _rendered(call, await hand_out(call, _refresh(call)))
 
 
 async def _token(call: Call[TokenQuery, None]) -> HandOut:
@@ -122,7 +123,7 @@ async def _header_value(handing_out: Awaitable[HandOut]) -> HandOut:
     return handed_out
 
 
-async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> HandOut:
+async def hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> HandOut:
     """Count and log a hand-out."""
     services = call.services
     try:
@@ -144,15 +145,19 @@ async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> Ha
     return handed_out
 
 
+def seconds_left(call: Call[Any, Any], token: AccessToken) -> int:
+    """Return the remaining lifetime of an access token in seconds."""
+    return max(int((token.expires_at - call.services.core.clock.now()).total_seconds()), 0)
+
+
 def _rendered(call: Call[Any, Any], handed_out: HandOut) -> web.Response:
     token, connection = handed_out.token, handed_out.connection
-    left = token.expires_at - call.services.core.clock.now()
     shown: TokenAnswer = {
         "connection_id": connection.id,
         "access_token": token.value,
         "token_type": "Bearer",
         "expires_at": rfc3339(token.expires_at),
-        "expires_in": max(int(left.total_seconds()), 0),
+        "expires_in": seconds_left(call, token),
         "issued_at": rfc3339(token.issued_at),
         "account_id": connection.account_id,
         "domain": connection.domain,
