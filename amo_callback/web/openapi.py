@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from amo_callback import __version__
 from amo_callback.identity import Scope
-from amo_callback.web.route import Jwt, Reply
+from amo_callback.web.route import ClientSecret, Jwt, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,12 +48,14 @@ _HEADERS = {
 }
 _SECURITY_SCHEMES = {
     "apiKey": {"type": "http", "scheme": "bearer", "description": "A backend's API key."},
+    "oauthClient": {"type": "http", "scheme": "basic", "description": "Any user name, and an API key as the password."},
     "jwt": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An app user's JWT."},
 }
 _SECURITY: dict[object, list[Json]] = {
     None: [],
     Jwt.REQUIRED: [{"jwt": []}],
     Jwt.OPTIONAL: [{}, {"jwt": []}],
+    ClientSecret.BASIC_OR_BODY: [{}, {"oauthClient": []}],
     **{scope: [{"apiKey": []}] for scope in Scope},
 }
 

@@ -24,6 +24,7 @@ from amo_callback import probe
 from amo_callback.clock import rfc3339
 from amo_callback.errors import AmoCallbackError, Forbidden, InternalError, InvalidRequest, Unauthorized, UnknownApiKey
 from amo_callback.events import REQUEST_ID
+from amo_callback.identity import Scope
 from amo_callback.web.access_log import log_request, make_request_id
 from amo_callback.web.client_ip import answer_probe
 from amo_callback.web.parsing import Body, Query, read_body, read_query
@@ -31,7 +32,6 @@ from amo_callback.web.parsing import Body, Query, read_body, read_query
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from amo_callback.identity import Scope
     from amo_callback.model import ConnectionLimits
     from amo_callback.web.composition import Services
 
@@ -112,6 +112,12 @@ class Jwt(Enum):
     OPTIONAL = "optional"
 
 
+class ClientSecret(Enum):
+    """The ways in which an OAuth client can authenticate; the handler checks the secret."""
+
+    BASIC_OR_BODY = "basic or body"
+
+
 def bearer(request: web.Request) -> str | None:
     """Return the bearer token: `None` without an `Authorization` header, an empty string if the header is invalid."""
     headers = request.headers.getall("Authorization", ())
@@ -168,8 +174,8 @@ class Route:
     method: str
     path: str
     handler: Handler
-    access: Scope | Jwt | None = None
-    """The scope that the API key must have, or the rule for JWTs; `None` without authentication."""
+    access: Scope | Jwt | ClientSecret | None = None
+    """The scope that the API key must have, or the rule for JWTs or OAuth clients; `None` without authentication."""
     _: KW_ONLY
     query: type[Query] | None = None
     body: type[Body] | None = None
@@ -247,7 +253,7 @@ class Api(ABC):
     def error_replies(cls, route: Route) -> Mapping[int, Reply]:
         """Return the documentation of a route's errors, including errors that other routes share."""
         errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
-        errors += cls.access_errors if route.access is not None else ()
+        errors += cls.access_errors if isinstance(route.access, Scope | Jwt) else ()
         if route.query is not None or route.body is not None:
             errors.append(InvalidRequest)
         found: dict[int, dict[str, str]] = defaultdict(dict)

@@ -20,6 +20,7 @@ from amo_callback.errors import (
     StoreUnavailable,
     UnknownApiKey,
 )
+from amo_callback.identity import Scope
 from amo_callback.web.route import Api, Caller, Reply, bearer, error_reply
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class PrivateApi(Api):
 
     async def authenticate(self, request: web.Request, route: Route) -> Caller:
         """Return the API key's name and limits; raises `UnknownApiKey` and `Forbidden`."""
-        if route.access is None:
+        if not isinstance(route.access, Scope):
             return Caller()
         key = self.services.api_keys.find(bearer(request))
         if route.access not in key.scopes:

@@ -33,7 +33,7 @@ from amo_callback.web.parsing import Body, invalid
 from amo_callback.web.private.api import retry_after_of
 from amo_callback.web.private.rights import permitted
 from amo_callback.web.private.tokens import hand_out, seconds_left
-from amo_callback.web.route import Reply, Route, json_response
+from amo_callback.web.route import ClientSecret, Reply, Route, json_response
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -187,6 +187,7 @@ ROUTES = (
         "POST",
         "/oauth/token",
         issue_token,
+        ClientSecret.BASIC_OR_BODY,
         body=TokenRequest,
         answer=OAuthToken,
         replies={
