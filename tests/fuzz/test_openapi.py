@@ -30,7 +30,7 @@ warnings = false
 [[operations]]
 include-operation-id = [
   "exchange_code", "callback", "connect", "return_page", "start_grant", "start", "hook_disconnect",
-  "import_connections",
+  "import_connections", "issue_token",
 ]
 checks.positive_data_acceptance.expected-statuses = [200, 204, 302, 303, 400, 401, 403, 404, 429]
 
