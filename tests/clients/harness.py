@@ -1,0 +1,174 @@
+"""Clients of the service that run as processes, a gate that records their requests, and AMO at its own hosts."""
+
+import asyncio
+import os
+import shutil
+import socket
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from trustme import CA
+
+from tests.service import API_KEY, Answer, Running
+
+
+@dataclass(kw_only=True, slots=True)
+class Gate:
+    """A proxy in front of the private API, on a TCP address and on a Unix socket."""
+
+    address: str
+    socket: Path
+    requests: list[str] = field(default_factory=list)
+    """The last part of each request's path, and the status of its response."""
+    retry_after: str | None = None
+    """The value of `Retry-After` in place of the service's."""
+    before_answer: Callable[[Answer], Awaitable[object]] | None = None
+    """Called with each response before the client receives it."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"AMO_CALLBACK": f"http://{self.address}", "API_KEY": API_KEY, "SOCKET": str(self.socket)}
+
+
+@asynccontextmanager
+async def open_gate(app: Running) -> AsyncIterator[Gate]:
+    async def forward(request: web.Request) -> web.Response:
+        known = {name: request.headers[name] for name in ("Authorization", "Content-Type") if name in request.headers}
+        answer = await app.private(
+            request.raw_path, key=None, method=request.method, headers=known, data=await request.read()
+        )
+        gate.requests.append(f"{request.path.rpartition('/')[2]} {answer.status}")
+        if gate.before_answer is not None:
+            await gate.before_answer(answer)
+        kept = {name: answer.headers[name] for name in ("Content-Type", "Retry-After") if name in answer.headers}
+        if gate.retry_after is not None and "Retry-After" in kept:
+            kept["Retry-After"] = gate.retry_after
+        return web.Response(status=answer.status, body=answer.text.encode(), headers=kept)
+
+    gateway = web.Application()
+    gateway.add_routes([web.route("*", "/{path:.*}", forward)])
+    runner = web.AppRunner(gateway)
+    await runner.setup()
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        path, listening = Path(folder) / "s", socket.create_server(("127.0.0.1", 0))
+        gate = Gate(address=f"127.0.0.1:{listening.getsockname()[1]}", socket=path)
+        try:
+            await web.SockSite(runner, listening).start()
+            await web.UnixSite(runner, path).start()
+            yield gate
+        finally:
+            await runner.cleanup()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """The exit status and the output of a process that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def run_program(*command: str, environment: Mapping[str, str], folder: Path) -> Ended:
+    """Run a command in a folder, with this environment and the PATH."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Ended(status=process.returncode, out=out.decode(), err=err.decode())
+
+
+def require(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+
+
+# --- AMO at its own hosts -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AmoHosts:
+    """The stand-in for AMO at `https://{host}`, for libraries that call no other address.
+
+    Clients either use `proxy`, or connect to `port` in place of port 443.
+    """
+
+    port: int
+    proxy: str
+    authority: Path
+    """The certificate authority, in PEM."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of Python's requests and of curl."""
+        return {"HTTPS_PROXY": self.proxy, "REQUESTS_CA_BUNDLE": str(self.authority)}
+
+
+@asynccontextmanager
+async def open_amo_hosts(app: Running, folder: Path, *, explains_401: bool = False) -> AsyncIterator[AmoHosts]:
+    """Serve the stand-in over TLS, and a proxy that leads to it; `explains_401` adds a problem to AMO's 401."""
+
+    async def serve(request: web.Request) -> web.Response:
+        url = f"http://{app.amo.address}/{request.host}{request.path_qs}"
+        headers = {"Authorization": request.headers.get("Authorization", "")}
+        async with app.http.request(request.method, url, headers=headers, data=await request.read()) as answer:
+            if answer.status == 401 and explains_401:
+                return web.json_response({"title": "Unauthorized", "status": 401}, status=401)
+            return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
+
+    authority, context = CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(app.amo.account.host).configure_cert(context)
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    amo, listening = web.Application(), socket.create_server(("127.0.0.1", 0))
+    amo.add_routes([web.route("*", "/{path:.*}", serve)])
+    runner = web.AppRunner(amo)
+    await runner.setup()
+    port = listening.getsockname()[1]
+    proxy = await asyncio.start_server(lambda reader, writer: _tunnel(reader, writer, port), "127.0.0.1", 0)
+    try:
+        await web.SockSite(runner, listening, ssl_context=context).start()
+        yield AmoHosts(
+            port=port,
+            proxy=f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}",
+            authority=folder / "authority.pem",
+        )
+    finally:
+        proxy.close()
+        await runner.cleanup()
+
+
+async def _tunnel(client: asyncio.StreamReader, to_client: asyncio.StreamWriter, port: int) -> None:
+    """Answer a CONNECT request, and connect the client to the port."""
+    await client.readuntil(b"\r\n\r\n")
+    server, to_server = await asyncio.open_connection("127.0.0.1", port)
+    to_client.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    await asyncio.gather(_copy(client, to_server), _copy(server, to_client))
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass  # the other side has closed
+    finally:
+        writer.close()
