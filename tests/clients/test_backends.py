@@ -62,8 +62,8 @@ async def _answers(app: Running) -> list[tuple[str, Any]]:
     async def ask(method: str, path: str, body: object = None, *, query: str = "") -> Any:
         path_here = path.replace("{id}", ACCOUNT) + query
         answer = await app.private(path_here, method=method, **({} if body is None else {"json": body}))
-        found.append((f"{method} {path} {answer.status}", answer.json()))
-        return answer.json()
+        found.append((f"{method} {path} {answer.status}", content := answer.json()))
+        return content
 
     started = await ask("POST", "/authorizations", {"owner": "42"})
     await allow(app, started["authorize_url"])
@@ -71,8 +71,7 @@ async def _answers(app: Running) -> list[tuple[str, Any]]:
     await ask("GET", "/connections")
     token = await ask("GET", "/connections/{id}/token")
     token = await ask("POST", "/connections/{id}/refresh", {"rejected_access_token": token["access_token"]})
-    events = await ask("GET", "/events")
-    del events["items"][1:]
+    del (await ask("GET", "/events"))["items"][1:]  # the example shows only the newest
     rejected = {"rejected_access_token": token["access_token"]}
     await app.private(f"/connections/{ACCOUNT}/freeze", method="POST", key=ADMIN_KEY)
     await ask("POST", "/connections/{id}/refresh", rejected)
