@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
-import aiohttp
 import pytest
 from aiohttp import web
 from trustme import CA
@@ -40,14 +40,14 @@ class Gate:
 @asynccontextmanager
 async def open_gate(app: Running) -> AsyncIterator[Gate]:
     async def forward(request: web.Request) -> web.Response:
-        known = {name: request.headers[name] for name in ("Authorization", "Content-Type") if name in request.headers}
+        known = {name: value for name, value in request.headers.items() if name in {"Authorization", "Content-Type"}}
         answer = await app.private(
             request.raw_path, key=None, method=request.method, headers=known, data=await request.read()
         )
         gate.requests.append(f"{request.path.rpartition('/')[2]} {answer.status}")
         if gate.before_answer is not None:
             await gate.before_answer(answer)
-        kept = {name: answer.headers[name] for name in ("Content-Type", "Retry-After") if name in answer.headers}
+        kept = {name: value for name, value in answer.headers.items() if name in {"Content-Type", "Retry-After"}}
         if gate.retry_after is not None and "Retry-After" in kept:
             kept["Retry-After"] = gate.retry_after
         return web.Response(status=answer.status, body=answer.text.encode(), headers=kept)
@@ -75,8 +75,13 @@ class Ended:
     out: str
     err: str
 
+    @property
+    def printed(self) -> str:
+        """Both outputs: PHP's settings decide to which of them it prints errors."""
+        return self.out + self.err
 
-async def run_program(*command: str, environment: Mapping[str, str], folder: Path) -> Ended:
+
+async def run_program(*command: str, folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Ended:
     """Run a command in a folder, with this environment and the PATH."""
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -106,20 +111,23 @@ def require(*programs: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmoHosts:
-    """The stand-in for AMO at `https://{host}`, for libraries that call no other address.
-
-    Clients either use `proxy`, or connect to `port` in place of port 443.
-    """
+    """The stand-in for AMO at `https://{host}`, for libraries that call no other address."""
 
     port: int
     proxy: str
+    """The URL of a proxy that leads to the port, whatever the host."""
     authority: Path
     """The certificate authority, in PEM."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of Python's requests and of curl."""
-        return {"HTTPS_PROXY": self.proxy, "REQUESTS_CA_BUNDLE": str(self.authority)}
+        """The environment of clients: Python's requests and curl use the proxy, and `amo_hosts.cjs` uses the port."""
+        return {
+            "HTTPS_PROXY": self.proxy,
+            "REQUESTS_CA_BUNDLE": str(self.authority),
+            "NODE_EXTRA_CA_CERTS": str(self.authority),
+            "AMO_PORT": str(self.port),
+        }
 
 
 @asynccontextmanager

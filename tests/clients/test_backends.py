@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.clients.harness import Ended, Gate, open_gate, require, run_program
+from tests.demo.walkthrough import TOKEN_LIFE, open_walkthrough
 from tests.documents import blocks_of, json_examples, openapi_paths, read_document, validate_example
-from tests.service import ADMIN_KEY, API_KEY, Answer, Running
+from tests.service import ADMIN_KEY, API_KEY, BASE, Answer, Running
 from tests.web.phone import allow
 
 DOCUMENT = read_document("backends.md")
@@ -60,8 +61,7 @@ async def _answers(app: Running) -> list[tuple[str, Any]]:
     found = []
 
     async def ask(method: str, path: str, body: object = None, *, query: str = "") -> Any:
-        path_here = path.replace("{id}", ACCOUNT) + query
-        answer = await app.private(path_here, method=method, **({} if body is None else {"json": body}))
+        answer = await app.private(path.replace("{id}", ACCOUNT) + query, method=method, json=body)
         found.append((f"{method} {path} {answer.status}", content := answer.json()))
         return content
 
@@ -152,7 +152,7 @@ async def backend(request: pytest.FixtureRequest, gate: Gate, tmp_path: Path, go
     (folder / request.param).write_text(dict(blocks_of(DOCUMENT, "recipe"))[request.param], encoding="utf-8")
     if file != request.param:
         (folder / file).write_text(dict(blocks_of(DOCUMENT, "use"))[request.param], encoding="utf-8")
-    if program == "php" and "curl" not in (await run_program("php", "-m", environment={}, folder=folder)).out:
+    if program == "php" and "curl" not in (await run_program("php", "-m", folder=folder)).out:
         pytest.skip("php has no curl")
     if program != "go":
         return Backend(command=(program, file), folder=folder, gate=gate)
@@ -194,7 +194,7 @@ async def test_recipe_waits_once(app: Running, backend: Backend) -> None:
     await _freeze(app, await app.connected())
     ended = await backend.run()
     assert ended.status != 0
-    assert "frozen: The connection is frozen" in ended.err
+    assert "frozen: The connection is frozen" in ended.printed
     assert backend.gate.requests == ["token 503", "token 503"]
 
 
@@ -204,7 +204,7 @@ async def test_recipe_raises_at_once_if_wait_is_long(app: Running, backend: Back
     backend.gate.retry_after = "31"
     ended = await backend.run()
     assert ended.status != 0
-    assert "frozen: The connection is frozen" in ended.err
+    assert "frozen: The connection is frozen" in ended.printed
     assert backend.gate.requests == ["token 503"]
 
 
@@ -220,7 +220,7 @@ async def test_recipe_needs_reauth_shows_reconnect_url(app: Running, backend: Ba
     app.amo.account.disabled = True
     ended = await backend.run()
     assert ended.status != 0
-    assert f"needs_reauth: connect again at {RECONNECT_URL}" in ended.err
+    assert f"needs_reauth: connect again at {RECONNECT_URL}" in ended.printed
     assert backend.gate.requests == ["token 200", "refresh 409"]
 
 
@@ -228,7 +228,7 @@ async def test_recipe_unknown_connection_is_not_found(backend: Backend) -> None:
     """A recipe raises an error with the code of an unknown connection, and does not repeat the request."""
     ended = await backend.run()
     assert ended.status != 0
-    assert "not_found: There is no such connection." in ended.err
+    assert "not_found: There is no such connection." in ended.printed
     assert backend.gate.requests == ["token 404"]
 
 
@@ -238,8 +238,8 @@ async def test_recipe_errors_contain_no_secret(app: Running, backend: Backend) -
     token = (await app.private(f"/connections/{connection}/token")).json()["access_token"]
     app.amo.account.disabled = True
     ended = await backend.run()
-    assert API_KEY not in ended.out + ended.err
-    assert token[:50] not in ended.out + ended.err
+    assert API_KEY not in ended.printed
+    assert token[:50] not in ended.printed
 
 
 # --- the commands -----------------------------------------------------------------------------
@@ -256,3 +256,37 @@ async def test_curl_examples_return_access_token(app: Running, gate: Gate, tmp_p
         ended = await run_program("sh", "-c", here, environment=gate.environment, folder=tmp_path)
         assert f'"account_id":"{app.amo.account.id}"' in ended.out, ended.err
     assert gate.requests == ["token 200", "token 200"]
+
+
+async def test_demo_shows_situations_of_document(tmp_path: Path) -> None:
+    """The commands of the document connect an account in the demo; freezing it and a lost response give the errors."""
+    require("curl", "jq")
+    commands = dict(blocks_of(DOCUMENT, "shell"))
+    async with open_walkthrough() as show:
+        exported = dict(part.split("=", 1) for part in show.demo.backend.removeprefix("export ").split())
+        assert exported.keys() == {"AMO_CALLBACK", "API_KEY"}
+        connect = f"{show.demo.backend}\n{commands['connect']}{commands['token']}"
+        assert f'"account_id":"{ACCOUNT[8:]}"' in (await run_program("sh", "-ec", connect, folder=tmp_path)).out
+        [one] = (await show.until(lambda snapshot: bool(snapshot.connections))).connections
+        assert one.owners == ["42"]
+
+        async def ask(method: str, last: str) -> tuple[int, dict[str, Any], str | None]:
+            url = f"{exported['AMO_CALLBACK']}/connections/{ACCOUNT}/{last}"
+            headers = {"Authorization": f"Bearer {exported['API_KEY']}"}
+            async with show.http.request(method, url, headers=headers) as answer:
+                return answer.status, await answer.json(content_type=None), answer.headers.get("Retry-After")
+
+        await ask("POST", "freeze")
+        show.clock.advance(TOKEN_LIFE)
+        status, problem, wait = await ask("GET", "token")
+        assert (status, problem["code"], wait) == (503, "frozen", "10")
+        await ask("POST", "thaw")
+        assert (await ask("GET", "token"))[0] == 200
+        show.clock.advance(11)  # a new pair is not refreshed on demand
+        assert await show.attempt("lost", one.id) == 204
+        show.pass_lease()
+        await show.until(lambda snapshot: snapshot.connections[0].status == "needs_reauth")
+        show.clock.advance(TOKEN_LIFE)
+        status, problem, _ = await ask("GET", "token")
+        assert (status, problem["code"]) == (409, "needs_reauth")
+        assert problem["reconnect_url"] == f"http://{show.addresses.proxy}{BASE}/connect"
