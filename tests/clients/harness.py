@@ -8,7 +8,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,46 +19,55 @@ from trustme import CA
 from tests.service import API_KEY, Answer, Running
 
 
-@dataclass(kw_only=True, slots=True)
 class Gate:
-    """A proxy in front of the private API, on a TCP address and on a Unix socket."""
+    """A proxy in front of the private API, which repeats a response with `Retry-After` until that time is over."""
 
-    address: str
-    socket: Path
-    requests: list[str] = field(default_factory=list)
-    """The last part of each request's path, and the status of its response."""
-    retry_after: str | None = None
-    """The value of `Retry-After` in place of the service's."""
-    before_answer: Callable[[Answer], Awaitable[object]] | None = None
-    """Called with each response before the client receives it."""
+    def __init__(self, app: Running, address: str, path: Path) -> None:
+        self.requests: list[str] = []
+        """The last part of each request's path, and the status of its response."""
+        self.retry_after: str | None = None
+        """The value of `Retry-After` in place of the service's."""
+        self.before_answer: Callable[[Answer], Awaitable[object]] | None = None
+        """Called with each response of the service before the client receives it."""
+        self.environment = {"AMO_CALLBACK": f"http://{address}", "API_KEY": API_KEY, "SOCKET": str(path)}
+        self._app = app
+        self._closed: tuple[float, Answer] | None = None
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"AMO_CALLBACK": f"http://{self.address}", "API_KEY": API_KEY, "SOCKET": str(self.socket)}
+    async def forward(self, request: web.Request) -> web.Response:
+        now = asyncio.get_running_loop().time()
+        is_early = self._closed is not None and now < self._closed[0]
+        answer = self._closed[1] if self._closed is not None and is_early else await self._ask(request)
+        self.requests.append(f"{request.path.rpartition('/')[2]} {answer.status}")
+        kept = {name: value for name, value in answer.headers.items() if name in {"Content-Type", "Retry-After"}}
+        if "Retry-After" in kept and not is_early:
+            self._closed = now + float(kept["Retry-After"]) - _EARLY, answer
+            kept["Retry-After"] = self.retry_after or kept["Retry-After"]
+        return web.Response(status=answer.status, body=answer.text.encode(), headers=kept)
+
+    async def _ask(self, request: web.Request) -> Answer:
+        known = {name: value for name, value in request.headers.items() if name in {"Authorization", "Content-Type"}}
+        answer = await self._app.private(
+            request.raw_path, key=None, method=request.method, headers=known, data=await request.read()
+        )
+        if self.before_answer is not None:
+            await self.before_answer(answer)
+        return answer
+
+
+_EARLY = 0.1
+"""Seconds by which a client's timer may be early."""
 
 
 @asynccontextmanager
 async def open_gate(app: Running) -> AsyncIterator[Gate]:
-    async def forward(request: web.Request) -> web.Response:
-        known = {name: value for name, value in request.headers.items() if name in {"Authorization", "Content-Type"}}
-        answer = await app.private(
-            request.raw_path, key=None, method=request.method, headers=known, data=await request.read()
-        )
-        gate.requests.append(f"{request.path.rpartition('/')[2]} {answer.status}")
-        if gate.before_answer is not None:
-            await gate.before_answer(answer)
-        kept = {name: value for name, value in answer.headers.items() if name in {"Content-Type", "Retry-After"}}
-        if gate.retry_after is not None and "Retry-After" in kept:
-            kept["Retry-After"] = gate.retry_after
-        return web.Response(status=answer.status, body=answer.text.encode(), headers=kept)
-
+    """Open a gate on a TCP address and on a Unix socket."""
     gateway = web.Application()
-    gateway.add_routes([web.route("*", "/{path:.*}", forward)])
-    runner = web.AppRunner(gateway)
-    await runner.setup()
     with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
         path, listening = Path(folder) / "s", socket.create_server(("127.0.0.1", 0))
-        gate = Gate(address=f"127.0.0.1:{listening.getsockname()[1]}", socket=path)
+        gate = Gate(app, f"127.0.0.1:{listening.getsockname()[1]}", path)
+        gateway.add_routes([web.route("*", "/{path:.*}", gate.forward)])
+        runner = web.AppRunner(gateway)
+        await runner.setup()
         try:
             await web.SockSite(runner, listening).start()
             await web.UnixSite(runner, path).start()

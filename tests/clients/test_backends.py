@@ -252,7 +252,7 @@ async def test_curl_examples_return_access_token(app: Running, gate: Gate, tmp_p
     commands = [text for name, text in blocks_of(DOCUMENT, "shell") if name.startswith("token")]
     assert len(commands) == 2
     for command in commands:
-        here = command.replace("/run/amo-callback/private.sock", str(gate.socket)).replace("curl ", "curl -sS ", 1)
+        here = command.replace("/run/amo-callback/private.sock", gate.environment["SOCKET"])
         ended = await run_program("sh", "-c", here, environment=gate.environment, folder=tmp_path)
         assert f'"account_id":"{app.amo.account.id}"' in ended.out, ended.err
     assert gate.requests == ["token 200", "token 200"]
