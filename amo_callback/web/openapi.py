@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from amo_callback import __version__
 from amo_callback.identity import Scope
-from amo_callback.web.route import Jwt, Reply
+from amo_callback.web.route import ClientSecret, Jwt, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +34,8 @@ _ABOUT = """\
 The private API is for backends; each operation names the scope that the API key must have. The public API is for
 browsers, the app and AMO. Bodies are parsed as JSON, regardless of their Content-Type. A body can be up to 64 KiB; an
 import can be up to 1 MiB, with 1,000 connections. HTTP errors such as 405 and 413 have the same format as the API's
-other errors, but the response to a malformed HTTP request is 400 in plain text. Clients must ignore unknown members,
-because new members may be added to responses.
+other errors, but the response to a malformed HTTP request is 400 in plain text. HEAD is allowed wherever GET is.
+Clients must ignore unknown members, because new members may be added to responses.
 """
 _HEADERS = {
     "Location": "The URL to redirect to.",
@@ -48,12 +48,14 @@ _HEADERS = {
 }
 _SECURITY_SCHEMES = {
     "apiKey": {"type": "http", "scheme": "bearer", "description": "A backend's API key."},
+    "oauthClient": {"type": "http", "scheme": "basic", "description": "Any user name, and an API key as the password."},
     "jwt": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An app user's JWT."},
 }
 _SECURITY: dict[object, list[Json]] = {
     None: [],
     Jwt.REQUIRED: [{"jwt": []}],
     Jwt.OPTIONAL: [{}, {"jwt": []}],
+    ClientSecret.BASIC_OR_BODY: [{}, {"oauthClient": []}],
     **{scope: [{"apiKey": []}] for scope in Scope},
 }
 
@@ -62,8 +64,9 @@ _PATH_NAMES = {
     "id": {
         "schema": {"type": "string", "minLength": 1},
         "description": (
-            "A connection's id, or `account:ID` or `owner:ID`. If several connections match, DELETE, freeze and thaw "
-            "respond with 409; all other operations use the active connection whose access token expires last."
+            "A connection's id, or a name: `account:ID` is the active connection of the AMO account that was connected "
+            "last; `owner:ID` is the connection that the app user connected last, whatever its status. A refresh never "
+            "changes the meaning of a name. If several connections match, DELETE, freeze and thaw respond with 409."
         ),
         "example": "account:31920194",
     },
@@ -159,7 +162,7 @@ class _Writer:
         if route.body is not None:
             operation["requestBody"] = {
                 "required": bool(route.body.model_json_schema().get("required")),
-                "content": {"application/json": {"schema": self._schemas[_key(route.body)]}},
+                "content": {media: {"schema": self._schemas[_key(route.body)]} for media in route.body.media},
             }
         return operation
 
@@ -168,7 +171,7 @@ class _Writer:
             return
         schema = self._schemas[_key(model)]
         schema = self._components[schema["$ref"].removeprefix(_REF)] if "$ref" in schema else schema
-        for name, field in schema["properties"].items():
+        for name, field in schema.get("properties", {}).items():
             required = name in schema.get("required", ())
             yield {"name": name, "in": "query", "required": required, **_parameter(_not_null(field))}
 

@@ -30,7 +30,7 @@ warnings = false
 [[operations]]
 include-operation-id = [
   "exchange_code", "callback", "connect", "return_page", "start_grant", "start", "hook_disconnect",
-  "import_connections",
+  "import_connections", "issue_token",
 ]
 checks.positive_data_acceptance.expected-statuses = [200, 204, 302, 303, 400, 401, 403, 404, 429]
 
@@ -71,7 +71,7 @@ async def app(run: Any) -> AsyncIterator[Running]:
         yield running
 
 
-FROZEN = ("take_token", "take_authorization", "refresh_token", "readyz", "head_readyz")
+FROZEN = ("take_token", "take_authorization", "refresh_token", "readyz")
 """Operations that return 503 during a freeze.
 
 A backend's key, which cannot freeze, is used for them; the administrator's run excludes them.

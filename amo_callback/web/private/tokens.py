@@ -23,6 +23,7 @@ from amo_callback.errors import (
 from amo_callback.identity import Scope
 from amo_callback.model import Reason
 from amo_callback.web.parsing import INTEGER, Body, Query
+from amo_callback.web.private.rights import permitted
 from amo_callback.web.route import Reply, Route, TimeText
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from amo_callback.tokens.access_tokens import HandOut
+    from amo_callback.tokens.cache import AccessToken
     from amo_callback.web.route import Call
 
 HAND_OUT_ERRORS = (NotFound, NeedsReauth, AccountBlocked, RetryableError, OperatorError, Frozen, HostNotAllowed)
@@ -79,7 +81,7 @@ class TokenAnswer(TypedDict):  # a dict, because it is fast to create and to enc
 
 async def take_token(call: Call[TokenQuery, None]) -> web.Response:
     """Return a connection's access token; if it expires too soon, the token pair is refreshed first."""
-    return _rendered(call, await _hand_out(call, _token(call)))
+    return _rendered(call, await hand_out(call, _token(call)))
 
 
 async def take_authorization(call: Call[TokenQuery, None]) -> web.Response:
@@ -87,7 +89,7 @@ async def take_authorization(call: Call[TokenQuery, None]) -> web.Response:
 
     The status, `Retry-After` and `X-Amo-Error` describe a failure, because a proxy does not read the body.
     """
-    handed_out = await _hand_out(call, _header_value(_token(call)))
+    handed_out = await hand_out(call, _header_value(_token(call)))
     headers = {
         "X-Amo-Authorization": f"Bearer {handed_out.token.value}",
         "X-Amo-Domain": handed_out.connection.domain,
@@ -98,13 +100,18 @@ async def take_authorization(call: Call[TokenQuery, None]) -> web.Response:
 
 async def refresh_token(call: Call[None, RefreshBody]) -> web.Response:
     """Refresh a connection's token pair now, and return the access token; a stale token is never returned."""
+    return _rendered(call, await hand_out(call, _refresh(call)))
+
+
+async def _token(call: Call[TokenQuery, None]) -> HandOut:
+    selector = await permitted(call, call.name)
+    return await call.services.lifecycle.access_tokens.token(selector, min_ttl=call.query.min_ttl)
+
+
+async def _refresh(call: Call[None, RefreshBody]) -> HandOut:
     rejected = call.body.rejected_access_token
-    refreshing = call.services.lifecycle.access_tokens.refresh(call.name, rejected=rejected)
-    return _rendered(call, await _hand_out(call, refreshing))
-
-
-def _token(call: Call[TokenQuery, None]) -> Awaitable[HandOut]:
-    return call.services.lifecycle.access_tokens.token(call.name, min_ttl=call.query.min_ttl)
+    selector = await permitted(call, call.name, rejected=rejected)
+    return await call.services.lifecycle.access_tokens.refresh(selector, rejected=rejected)
 
 
 async def _header_value(handing_out: Awaitable[HandOut]) -> HandOut:
@@ -116,7 +123,7 @@ async def _header_value(handing_out: Awaitable[HandOut]) -> HandOut:
     return handed_out
 
 
-async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> HandOut:
+async def hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> HandOut:
     """Count and log a hand-out."""
     services = call.services
     try:
@@ -138,15 +145,19 @@ async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> Ha
     return handed_out
 
 
+def seconds_left(call: Call[Any, Any], token: AccessToken) -> int:
+    """Return the remaining lifetime of an access token in seconds."""
+    return max(int((token.expires_at - call.services.core.clock.now()).total_seconds()), 0)
+
+
 def _rendered(call: Call[Any, Any], handed_out: HandOut) -> web.Response:
     token, connection = handed_out.token, handed_out.connection
-    left = token.expires_at - call.services.core.clock.now()
     shown: TokenAnswer = {
         "connection_id": connection.id,
         "access_token": token.value,
         "token_type": "Bearer",
         "expires_at": rfc3339(token.expires_at),
-        "expires_in": max(int(left.total_seconds()), 0),
+        "expires_in": seconds_left(call, token),
         "issued_at": rfc3339(token.issued_at),
         "account_id": connection.account_id,
         "domain": connection.domain,
@@ -166,6 +177,7 @@ ROUTES = (
         query=TokenQuery,
         answer=TokenAnswer,
         errors=HAND_OUT_ERRORS,
+        obeys_limits=True,
     ),
     Route(
         "GET",
@@ -180,6 +192,7 @@ ROUTES = (
                 headers=("X-Amo-Authorization", "X-Amo-Domain", "X-Amo-Base-Url"),
             )
         },
+        obeys_limits=True,
     ),
     Route(
         "POST",
@@ -189,5 +202,6 @@ ROUTES = (
         body=RefreshBody,
         answer=TokenAnswer,
         errors=HAND_OUT_ERRORS,
+        obeys_limits=True,
     ),
 )
