@@ -22,6 +22,9 @@ from tests.fakes import ShiftedClock
 from tests.service import ADMIN_KEY, API_KEY, READ_KEY, Running
 
 UNKNOWN_KEY = "wrong-api-key-0123456789-0123456789-012345678"
+LIMITED_KEY = "limited-api-key-0123456789-0123456789-0123456"
+"""A key for another account."""
+KEYS = f"backend:{API_KEY}\nreader:read:{READ_KEY}\nadmin:admin:{ADMIN_KEY}\nlimited:token:account=1:{LIMITED_KEY}"
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CA:
 @pytest.fixture
 async def proxied(tmp_path: Path, encryption_key: str, authority: CA) -> AsyncIterator[Proxied]:
     """Run nginx in front of AMO; no test may lead to a token or key in a log."""
-    async with run_proxy(tmp_path, encryption_key, authority) as proxied:
+    async with run_proxy(tmp_path, encryption_key, authority, API__KEYS=KEYS) as proxied:
         yield proxied
         assert proxied.leaked() == []
 
@@ -155,6 +158,7 @@ async def test_proxy_sends_bodies_to_amo_alone(proxied: Proxied) -> None:
         (None, "", 401, "unauthorized"),
         (UNKNOWN_KEY, "", 401, "unauthorized"),
         (READ_KEY, "", 403, "forbidden"),
+        (LIMITED_KEY, "", 403, "forbidden"),
         (API_KEY, "account:1", 404, "not_found"),
         (API_KEY, "...", 404, "not_found"),
     ],
