@@ -12,7 +12,7 @@ from amo_callback.errors import InvalidRequest, RetryableError, TooManyAttempts
 from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, WayBack, is_our_state
 from amo_callback.identity import MAX_USER, Scope
 from amo_callback.oauth.ownership import CHALLENGE
-from amo_callback.web.parsing import Body, invalid, read_known_query
+from amo_callback.web.parsing import Body, invalid, read_known_query, schema_of_texts
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TO_APP, Success, head_route, is_prefetch
 from amo_callback.web.public.return_response import choose, failed, known_error, redirect
 from amo_callback.web.route import Jwt, Reply, Route, Time, shape, shaped
@@ -35,10 +35,9 @@ class AuthorizationBody(Body):
     model_config = ConfigDict(
         strict=True,
         json_schema_extra={
-            "anyOf": [
-                {"required": [*_PKCE], "properties": {name: {"type": "string"} for name in _PKCE}},
-                {"properties": {name: {"type": "null"} for name in _PKCE}},
-            ]
+            # If one of them is a text, both are.
+            "if": {"anyOf": [schema_of_texts(name) for name in _PKCE]},
+            "then": schema_of_texts(*_PKCE),
         },
     )
 

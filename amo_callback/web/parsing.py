@@ -15,6 +15,8 @@ from amo_callback.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic.config import JsonDict
+
 _MAX_NAME = 64
 """The maximum number of characters of a field's name in an error message."""
 
@@ -68,6 +70,11 @@ class Body(BaseModel):
     def parse(cls, content: bytes) -> Self:
         """Parse a body; an empty body means `{}`."""
         return cls.model_validate_json(content or b"{}")
+
+
+def schema_of_texts(*names: str) -> JsonDict:
+    """Return the JSON schema of an object in which these members are texts."""
+    return {"required": [*names], "properties": {name: {"type": "string"} for name in names}}
 
 
 def paginate(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | None]:

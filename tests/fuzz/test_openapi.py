@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from amo_callback.web.openapi import COMMON
 from tests.service import ADMIN_KEY, API_KEY, HOST, Running
 from tests.web.phone import WITH_USERS, jwt_of
 
@@ -107,7 +108,8 @@ async def test_api_conforms_to_its_openapi_document(
 
 def _arguments(app: Running, fuzz: Fuzz, cases: int) -> list[str]:
     address = app.service.public if fuzz.api == "public" else app.service.private
-    chosen = [("--include-operation-id", name) for name in fuzz.only] or [("--include-tag", fuzz.api)]
+    tags = [("--include-tag", fuzz.api), ("--include-tag", COMMON)]
+    chosen = [("--include-operation-id", name) for name in fuzz.only] or tags
     key = jwt_of("42") if fuzz.key == "jwt" else fuzz.key
     return [
         "run", "openapi.json", "--url", f"http://{address}", "--max-examples", str(cases),
