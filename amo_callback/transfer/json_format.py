@@ -47,7 +47,10 @@ Parsed values take up to fifty times their length in memory.
 """
 _MEMBER = r'"{}"\s*:\s*"\s*([!#-\[\]-~]+)\s*"'
 """A pattern for a complete member of a JSON object; a truncated value does not match."""
-_Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
+_Identifier = (
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    | Annotated[int, Field(ge=0, lt=2**63, json_schema_extra={"format": "int64"})]
+)
 _Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
 
 
@@ -72,11 +75,11 @@ class ImportEntry:
     domain: Host
     """The account's host."""
     owner: object = None
-    """Ignored."""
+    """Ignored: a user becomes an owner by connecting in the app."""
     account_id: _Identifier | None = None
-    """The id of the AMO account; it must not differ from the one in the access token."""
+    """The id of the AMO account; it must be the one in the access token, if there is one."""
     user_id: _Identifier | None = None
-    """The id of the AMO user; it must not differ from the one in the access token."""
+    """The id of the AMO user; it must be the one in the access token, if there is one."""
 
 
 _ENTRY = TypeAdapter(ImportEntry)

@@ -107,7 +107,7 @@ class OwnedAuthorizationBody(AuthorizationBody):
     owner: Annotated[str, Field(min_length=1, max_length=MAX_USER)] | int
 
 
-async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
+async def start_authorization(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
     """Start an authorization request for an app user, and return the URL to open in a browser."""
     request = call.body.to_request(call.services.settings.app, user=call.caller)
     started = await call.services.oauth.authorizations.start(request)
@@ -117,7 +117,7 @@ async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationSta
     )
 
 
-async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> AuthorizationStarted:
+async def start_owned_authorization(call: Call[None, OwnedAuthorizationBody]) -> AuthorizationStarted:
     """Start an authorization request for `owner`, who becomes an owner of the connection when the flow is complete."""
     owner = str(call.body.owner)
     if len(owner) > MAX_USER or not owner.isprintable():
@@ -147,7 +147,7 @@ PRIVATE_ROUTES = (
     Route(
         "POST",
         "/authorizations",
-        start_grant,
+        start_owned_authorization,
         Scope.TOKEN,
         body=OwnedAuthorizationBody,
         answer=AuthorizationStarted,
@@ -158,7 +158,7 @@ PUBLIC_ROUTES = (
     Route(
         "POST",
         "/authorizations",
-        start,
+        start_authorization,
         Jwt.REQUIRED,
         body=AuthorizationBody,
         answer=Success[AuthorizationStarted],

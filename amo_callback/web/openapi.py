@@ -193,8 +193,8 @@ class _Writer:
             schema = self._schemas[_key(reply.type)]
             if reply.values:
                 # Client generators ignore `dependentSchemas`, so that all errors have one class.
-                members = {name: {"properties": {name: {"enum": [*values]}}} for name, values in reply.values.items()}
-                schema = {"allOf": [schema], "dependentSchemas": members}
+                rules = {name: {"properties": {name: {"enum": [*values]}}} for name, values in reply.values.items()}
+                schema = {**schema, "dependentSchemas": rules}
             response["content"] = {media: {"schema": schema} for media in reply.media}
         return response
 
@@ -239,13 +239,16 @@ def _component(schema: Json) -> Json:
 
 
 def _wrapped(part: Any) -> Any:  # noqa: ANN401 -- any JSON
-    """Return a part of the document with each `$ref` that has siblings in an `allOf`; client generators require it."""
+    """Return a part of the document in which no `$ref` has siblings, because client generators reject them.
+
+    The reference moves to an `anyOf`: with an `allOf`, OpenAPI Generator's PHP client has wrong class names.
+    """
     if isinstance(part, list):
         return [_wrapped(one) for one in part]
     if not isinstance(part, dict):
         return part
     found = {name: _wrapped(value) for name, value in part.items()}
-    return {"allOf": [{"$ref": found.pop("$ref")}], **found} if "$ref" in found and len(found) > 1 else found
+    return {"anyOf": [{"$ref": found.pop("$ref")}], **found} if "$ref" in found and len(found) > 1 else found
 
 
 def _parameter(schema: Json) -> Json:

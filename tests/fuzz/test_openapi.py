@@ -30,8 +30,8 @@ warnings = false
 # Well-formed data may be refused by AMO, by the check of a signature or verifier, or because of stored data.
 [[operations]]
 include-operation-id = [
-  "exchange_code", "callback", "connect", "return_page", "start_grant", "start", "hook_disconnect",
-  "import_connections",
+  "exchange_code", "callback", "connect", "return_page", "start_authorization", "start_owned_authorization",
+  "hook_disconnect", "import_connections",
 ]
 checks.positive_data_acceptance.expected-statuses = [200, 204, 302, 303, 400, 401, 403, 404, 429]
 
@@ -41,10 +41,12 @@ checks.positive_data_acceptance.expected-statuses = [200, 204, 302, 303, 400, 40
 include-operation-id = ["callback", "connect", "return_page"]
 checks.negative_data_rejection.enabled = false
 
-# `Allow` also has GET and DELETE, which this path supports for a connection with the id "import".
+# `Allow` also has GET and DELETE, which this path supports for a connection with the id "import". Too many connections
+# can also be too large a body.
 [[operations]]
 include-operation-id = "import_connections"
 checks.allow_header_conformance.enabled = false
+checks.negative_data_rejection.expected-statuses = [400, 401, 413]
 
 # HEAD does no work with any data: only an invalid name is refused, by 404 and before the key is checked.
 [[operations]]
