@@ -33,6 +33,8 @@ class AmoCallbackError(Exception):
     api_code: str = "internal_error"
     """The `code` in the private API."""
     http_status: int = 500
+    oauth_error: str = "server_error"
+    """The `error` that a standard OAuth client receives (https://www.rfc-editor.org/rfc/rfc6749#section-5.2)."""
     action: str = "internal error, logged as `http.bug`: try again later"
     """The action that is recommended to the caller."""
     retry_after: float | None = 5.0
@@ -84,7 +86,7 @@ class InternalError(AmoCallbackError):
 class UserError(AmoCallbackError):
     """The user has to connect the account again."""
 
-    api_code = "invalid_request"
+    api_code = oauth_error = "invalid_request"
     http_status = 400
     action = "correct the request; `detail` or `message` names the field"
 
@@ -94,6 +96,12 @@ class InvalidRequest(UserError):
 
     code = deep_link_error = "invalid_request"
     refused = "query"
+
+
+class UnsupportedGrantType(InvalidRequest):
+    """The grant type is not supported: use refresh_token, with the name of a connection as the refresh token."""
+
+    oauth_error = "unsupported_grant_type"
 
 
 class InvalidState(UserError):
@@ -193,6 +201,7 @@ class RetryableError(AmoCallbackError):
 
     code = "unavailable"
     api_code = deep_link_error = "amo_unavailable"
+    oauth_error = "temporarily_unavailable"
     http_status = 503
     action = _WAIT
 
@@ -364,6 +373,7 @@ class OperatorError(AmoCallbackError):
     code = "configuration"
     api_code = "amo_credentials"
     deep_link_error = "amo_unavailable"
+    oauth_error = "temporarily_unavailable"
     http_status = 503
     action = f"{_WAIT}; the operator has to correct the configuration: see `/readyz`"
     retry_after = None
@@ -423,6 +433,7 @@ class NotFound(AmoCallbackError):
     """There is no such connection."""
 
     code = api_code = "not_found"
+    oauth_error = "invalid_grant"
     http_status = 404
     app_message = "The code or state is unknown: connect again."
     action = "the id, code or state is unknown, or the connection was disconnected: do not repeat the request"
@@ -451,6 +462,7 @@ class UnknownApiKey(AmoCallbackError):
     """The API key is missing or unknown; send a key in the header `Authorization: Bearer KEY`."""
 
     code = api_code = "unauthorized"
+    oauth_error = "invalid_client"
     http_status = 401
     action = "send a key that is in `api.keys`"
 
@@ -461,16 +473,18 @@ class UnknownApiKey(AmoCallbackError):
 
 
 class Forbidden(AmoCallbackError):
-    """The API key does not have the required scope."""
+    """The API key is limited to some connections: the requested one is not one of them, or does not exist."""
 
     code = api_code = "forbidden"
+    oauth_error = "unauthorized_client"
     http_status = 403
-    action = "send a key that has the required `scope`"
+    action = "send a key that has the required `scope` and is valid for the connection"
 
-    def __init__(self, scope: str) -> None:
-        super().__init__()
+    def __init__(self, scope: str | None = None) -> None:
+        super().__init__(None if scope is None else "The API key does not have the required scope.")
         self.scope = scope
-        self.members = {"scope": scope}
+        """The scope that the key lacks; `None` if the key is limited to other connections."""
+        self.members = {} if scope is None else {"scope": scope}
 
 
 class Unauthorized(AmoCallbackError):
@@ -505,6 +519,7 @@ class NeedsReauth(AmoCallbackError):
     """The connection has no valid access token: the user has to connect again."""
 
     code = api_code = "needs_reauth"
+    oauth_error = "invalid_grant"
     http_status = 409
     action = "the user has to connect again at `reconnect_url`; `reason` contains the cause"
 

@@ -258,6 +258,16 @@ class ConnectionFilter:
     domain: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionLimits:
+    """The connections that an API key is limited to: those of the accounts, and those of the owners."""
+
+    accounts: frozenset[str]
+    """Ids of AMO accounts."""
+    owners: frozenset[str]
+    """Ids of app users."""
+
+
 class TokenState(StrEnum):
     VALID = "valid"
     REJECTED = "rejected"

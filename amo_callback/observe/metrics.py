@@ -47,6 +47,7 @@ CLOSINGS = ("max_connections", "incomplete_request", "idle", "unread_answer")
 TOKEN_RESULTS = (
     "fresh",
     "stale",
+    "forbidden",
     "not_found",
     "needs_reauth",
     "amo_refused",

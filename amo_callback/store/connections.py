@@ -18,7 +18,14 @@ from amo_callback.store.history import Repository
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from amo_callback.model import Claim, ImportedConnection, LeaseExtension, RefreshedPair, RefreshFailure
+    from amo_callback.model import (
+        Claim,
+        ConnectionLimits,
+        ImportedConnection,
+        LeaseExtension,
+        RefreshedPair,
+        RefreshFailure,
+    )
     from amo_callback.store.engine import Row, Transaction
 
 _LAST_DAY = timedelta(days=1)
@@ -77,13 +84,26 @@ class Connections(Repository):
         """
         return [read_connection(row) for row in await self.read("connections_of", account_id=account_id)]
 
-    async def page(self, *, after: str, limit: int, only: ConnectionFilter) -> Sequence[Connection]:
-        """Return up to `limit` connections that match `only`, in the order of their ids, starting after `after`."""
+    async def page(
+        self, *, after: str, limit: int, only: ConnectionFilter, ids: Sequence[str] | None = None
+    ) -> Sequence[Connection]:
+        """Return up to `limit` connections that match `only`, in the order of their ids, starting after `after`.
+
+        If `ids` is given, connections with other ids are omitted.
+        """
         statement = "page" if only.account_id is None else "page_of_account"
         if only.owner is not None:
             statement = "page_of_owner"
-        found = await self.read(statement, after=after, limit=limit, **values_of(only))
+        filters = values_of(only)
+        if ids is not None:
+            statement, filters["ids"] = "page_among", json_list(ids)
+        found = await self.read(statement, after=after, limit=limit, **filters)
         return [read_connection(row) for row in found]
+
+    async def ids_within(self, limits: ConnectionLimits) -> Sequence[str]:
+        """Return the ids of the connections within the limits, including disconnected connections of the accounts."""
+        accounts, owners = json_list(sorted(limits.accounts)), json_list(sorted(limits.owners))
+        return [row["id"] for row in await self.read("ids_within", accounts=accounts, owners=owners)]
 
     async def attempts(self) -> Sequence[Connection]:
         return [read_connection(row) for row in await self.read("attempts")]

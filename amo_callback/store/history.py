@@ -162,18 +162,22 @@ class History(Repository):
         connection_id: str | None = None,
         account_id: str | None = None,
         owner: str | None = None,
+        ids: Sequence[str] | None = None,
         before: int | None = None,
         limit: int,
     ) -> Sequence[StoredEvent]:
         """Return up to `limit` events with ids below `before`, newest first.
 
-        At most one of `connection_id`, `account_id` and `owner` may be given, to filter the events.
+        At most one of `connection_id`, `account_id` and `owner` may be given, to filter the events. If `ids` is given,
+        events of connections with other ids are omitted.
         """
         given = {"account_id": account_id, "owner": owner, "connection_id": connection_id}
-        named = {name: value for name, value in given.items() if value is not None}
-        whose = next(iter(named), None)
+        named: dict[str, str | None] = {name: value for name, value in given.items() if value is not None}
+        statement = _EVENTS[next(iter(named), None)]
+        if ids is not None:
+            statement, named = "events_among", {**given, "ids": json_list(ids)}
         until = _LAST if before is None else before
-        found = await self.read(_EVENTS[whose], before=until, limit=limit, **named)
+        found = await self.read(statement, before=until, limit=limit, **named)
         return [_read_event(row) for row in found]
 
     async def prune(self, *, now: datetime, keep: float) -> None:
@@ -198,9 +202,15 @@ class History(Repository):
 
     # --- webhooks --------------------------------------------------------------------------------
 
-    async def webhooks(self, *, limit: int, after: int = 0) -> Sequence[QueuedWebhook]:
-        """Return up to `limit` waiting and dead-lettered webhooks with numbers above `after`, ordered by number."""
-        return [_read_webhook(row) for row in await self.read("webhooks", after=after, limit=limit)]
+    async def webhooks(
+        self, *, limit: int, after: int = 0, ids: Sequence[str] | None = None
+    ) -> Sequence[QueuedWebhook]:
+        """Return up to `limit` waiting and dead-lettered webhooks with numbers above `after`, ordered by number.
+
+        If `ids` is given, webhooks about connections with other ids are omitted.
+        """
+        statement, among = ("webhooks", {}) if ids is None else ("webhooks_among", {"ids": json_list(ids)})
+        return [_read_webhook(row) for row in await self.read(statement, after=after, limit=limit, **among)]
 
     async def next_webhook(self, *, now: datetime, length: timedelta, exclude: Sequence[str] = ()) -> datetime | None:
         """Return the due time of the next delivery, or `None` if there is none; `length` is the duration of a lease."""

@@ -52,6 +52,7 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _KnownState:
+    asked_at: float
     holds_until: float
     state: TokenState
 
@@ -100,10 +101,11 @@ class AccessTokenCheck:
         while len(self._rejected) > _REMEMBERED:
             self._rejected.popitem(last=False)
 
-    async def state_of(self, found: OpenConnection, *, in_doubt: bool = False) -> TokenState:
+    async def state_of(self, found: OpenConnection, *, in_doubt: bool = False, max_age: float = 0.0) -> TokenState:
         """Return the state of the access token; `UNKNOWN` if AMO cannot be reached or does not respond.
 
-        If `in_doubt` is true, the token is checked even if `is_in_doubt` returns false.
+        If `in_doubt` is true, the token is checked even if `is_in_doubt` returns false. A result is also used, although
+        its cache time has passed, if AMO was asked less than `max_age` seconds ago.
         """
         connection, token = found.connection, found.token
         if token is None:
@@ -112,14 +114,14 @@ class AccessTokenCheck:
             return TokenState.VALID
         key = _key(connection)
         known = self._answers.get(key)
-        if known is None or self._is_over(known):
+        if known is None or self._is_over(known, max_age):
             asking, _ = self._asking.start(key, lambda: self._ask(connection, token.value))
             await wait_at_most(asking, seconds=_WAIT_LIMIT, clock=self._core.clock)
         answer = self._answers.get(key)
-        return TokenState.UNKNOWN if answer is None or self._is_over(answer) else answer.state
+        return TokenState.UNKNOWN if answer is None or self._is_over(answer, max_age) else answer.state
 
-    def _is_over(self, answer: _KnownState) -> bool:
-        return self._core.clock.monotonic() >= answer.holds_until
+    def _is_over(self, answer: _KnownState, max_age: float) -> bool:
+        return self._core.clock.monotonic() >= max(answer.holds_until, answer.asked_at + max_age)
 
     def _ended(self, _key: str, asking: asyncio.Task[None]) -> None:
         report_bug("token_check.bug", asking, self._core.observer)
@@ -140,8 +142,8 @@ class AccessTokenCheck:
         state = introspection.state
         settled = connection.status is Status.NEEDS_REAUTH and state is not TokenState.UNKNOWN
         holds = _SETTLED if settled or state is TokenState.REJECTED else _FROZEN if connection.frozen else _UNSETTLED
-        key = _key(connection)
-        self._answers[key] = _KnownState(holds_until=self._core.clock.monotonic() + holds, state=state)
+        key, now = _key(connection), self._core.clock.monotonic()
+        self._answers[key] = _KnownState(asked_at=now, holds_until=now + holds, state=state)
         if state is TokenState.VALID:
             self._rejected.pop(_pair(connection), None)
         self._answers.move_to_end(key)

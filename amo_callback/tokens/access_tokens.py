@@ -19,7 +19,7 @@ from amo_callback.schedule import fresh_enough, is_unexpired
 from amo_callback.tokens.cache import AccessToken, OpenConnection, open_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from amo_callback.core import Core
     from amo_callback.refresh.coordinator import RefreshCoordinator
@@ -120,8 +120,7 @@ class AccessTokens:
         If an access token was `rejected`, its connection is refreshed, unless the connection already has another valid
         token, which is then returned. Raises the same errors as `token`.
         """
-        candidates = [open_connection(one, self._core) for one in await self._lookup.find(selector)]
-        chosen = self._choose(candidates, rejected)
+        chosen = await self._choose(selector, rejected)
         if rejected is None and chosen.token is not None and self._is_new(chosen.connection, chosen.token):
             return await self._hand_out(chosen.connection, chosen.token)
         if rejected is not None:
@@ -135,6 +134,10 @@ class AccessTokens:
             is_fresh_enough=_newer_than(chosen.connection),
             wait_limit=max(_WAIT_LIMIT, self._core.amo.timeout + 1.0),
         )
+
+    async def connection_of(self, selector: str, rejected: str) -> Connection:
+        """Return the connection that `refresh` refreshes if this access token was `rejected`."""
+        return (await self._choose(selector, rejected)).connection
 
     def _cached(self, selector: str, min_ttl: float) -> HandOut | None:
         """Return a cached token if it is fresh and not in doubt, otherwise `None`."""
@@ -207,8 +210,9 @@ class AccessTokens:
         base_url = await self._hosts.check(connection)
         return HandOut(connection=connection, token=token, base_url=base_url, stale=reason is not None, reason=reason)
 
-    def _choose(self, candidates: Sequence[OpenConnection], rejected: str | None) -> OpenConnection:
-        """Return the candidate to which the rejected token belongs, or the first candidate if no candidate matches."""
+    async def _choose(self, selector: str, rejected: str | None) -> OpenConnection:
+        """Return the connection to which the rejected token belongs, or the named one if no connection matches."""
+        candidates = [open_connection(one, self._core) for one in await self._lookup.find(selector)]
         if rejected is None:
             return candidates[0]
         for candidate in candidates:

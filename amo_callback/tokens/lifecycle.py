@@ -25,6 +25,7 @@ from amo_callback.tokens.access_token_check import AccessTokenCheck
 from amo_callback.tokens.access_tokens import AccessTokens
 from amo_callback.tokens.cache import ConnectionCache
 from amo_callback.tokens.lookup import ConnectionLookup
+from amo_callback.tokens.oauth_tokens import OAuthTokens
 
 if TYPE_CHECKING:
     from amo_callback.core import Core
@@ -80,6 +81,7 @@ class TokenLifecycle:
             check=self.access_token_check,
             hosts=hosts,
         )
+        self.oauth_tokens = OAuthTokens(core, access_tokens=self.access_tokens, check=self.access_token_check)
         self.stats_poller = StatsPoller(core)
 
     async def prepare(self) -> None:

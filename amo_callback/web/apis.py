@@ -15,12 +15,13 @@ from amo_callback.web import authorizations, health
 from amo_callback.web.client_connections import ListenerOptions
 from amo_callback.web.listener import HttpListener, open_listener
 from amo_callback.web.openapi import OpenApi, document_text
-from amo_callback.web.private import connections, events, imports, tokens
+from amo_callback.web.parsing import Query
+from amo_callback.web.private import connections, events, imports, oauth_token, tokens
 from amo_callback.web.private.api import PrivateApi
 from amo_callback.web.public import account, callback
 from amo_callback.web.public.api import PublicApi
 from amo_callback.web.public.app_links import app_link_routes
-from amo_callback.web.route import Jwt, Reply, Route, both_methods
+from amo_callback.web.route import Jwt, Reply, Route
 
 if TYPE_CHECKING:
     import socket
@@ -86,7 +87,7 @@ def _public_routes(settings: Settings) -> Sequence[Route]:
     routes = [*callback.ROUTES, *account.ROUTES, *authorizations.PUBLIC_ROUTES]
     return [
         *(replace(route, path=base + route.path) for route in routes if with_users or route.access is not Jwt.REQUIRED),
-        *both_methods(health.HEALTHZ),
+        health.HEALTHZ,
         *app_link_routes(settings.app),
     ]
 
@@ -99,8 +100,9 @@ def _private_routes(settings: Settings) -> Sequence[Route]:
         text = await asyncio.to_thread(document)  # the first call generates the document, which is slow
         return web.Response(text=text, content_type="application/json")
 
-    return [
+    routes = (
         *tokens.ROUTES,
+        *oauth_token.ROUTES,
         *imports.ROUTES,
         *connections.ROUTES,
         *events.ROUTES,
@@ -112,10 +114,12 @@ def _private_routes(settings: Settings) -> Sequence[Route]:
             Scope.READ if settings.server.metrics_auth else None,
             replies={200: Reply(about="The metrics in Prometheus's text format.", type=str, media=("text/plain",))},
         ),
-        Route("GET", "/openapi.json", openapi, Scope.READ, answer=OpenApi),
-        *both_methods(health.HEALTHZ),
-        *both_methods(health.READYZ),
-    ]
+        Route("GET", "/openapi.json", openapi, Scope.READ, answer=OpenApi, obeys_limits=True),
+        health.HEALTHZ,
+        health.READYZ,
+    )
+    # Every route parses its query, because a misspelled parameter must not be ignored.
+    return [route if route.query is not None else replace(route, query=Query) for route in routes]
 
 
 async def metrics(call: Call[None, None]) -> web.Response:

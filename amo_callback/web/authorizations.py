@@ -13,6 +13,7 @@ from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, Ca
 from amo_callback.identity import MAX_USER, Scope
 from amo_callback.oauth.ownership import CHALLENGE
 from amo_callback.web.parsing import Body, invalid, read_known_query, schema_of_texts
+from amo_callback.web.private.rights import check_owner
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TO_APP, Success, head_route, is_prefetch
 from amo_callback.web.public.return_response import choose, failed, known_error, redirect
 from amo_callback.web.route import Jwt, Reply, Route, Time, shape, shaped
@@ -122,6 +123,7 @@ async def start_owned_authorization(call: Call[None, OwnedAuthorizationBody]) ->
     owner = str(call.body.owner)
     if len(owner) > MAX_USER or not owner.isprintable():
         raise invalid("owner", f"must be at most {MAX_USER} printable characters")
+    check_owner(call, owner)
     request = call.body.to_request(call.services.settings.app, user=owner, asserted_by_backend=True)
     started = await call.services.oauth.authorizations.start(request)
     call.services.log.info("grant.started", key=call.caller, owner=owner)
@@ -152,6 +154,7 @@ PRIVATE_ROUTES = (
         body=OwnedAuthorizationBody,
         answer=AuthorizationStarted,
         errors=(RetryableError,),
+        obeys_limits=True,
     ),
 )
 PUBLIC_ROUTES = (

@@ -37,6 +37,7 @@ from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from amo_callback.web import health
+from amo_callback.web.access_log import LogThrottle
 from amo_callback.web.apis import open_listeners
 from amo_callback.web.client_ip import TrustedProxies
 from amo_callback.web.pages import Brand, Pages
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from amo_callback.refresh.scheduler import RefreshScheduler
     from amo_callback.refresh.stats_poller import StatsPoller
     from amo_callback.store import Store
+
+_UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,6 +233,15 @@ async def open_services(
             stop=asyncio.Event(),
         )
         lifecycle = TokenLifecycle(core, rescue=rescue, machine=paths.machine)
+        refused_keys = LogThrottle(
+            lambda count: log.warning("authorization.refused", count=count, text=_UNKNOWN_KEY), clock=store.clock
+        )
+        stack.callback(refused_keys.close)
+
+        def on_refused() -> None:
+            metrics.key_refused()
+            refused_keys.count()
+
         if idle:
             # Not `prepare`: without a listener, a process must not freeze the connections of a copied database.
             await lifecycle.freeze_switch.watch()
@@ -244,7 +256,7 @@ async def open_services(
             oauth=OAuth(core, settings, lifecycle),
             lifecycle=lifecycle,
             users=users,
-            api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value())),
+            api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value()), on_refused=on_refused),
             proxies=TrustedProxies(settings.server.trusted_proxies),
             pages=Pages(_brand(settings)),
             metrics=metrics,

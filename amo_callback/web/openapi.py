@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from amo_callback import __version__
 from amo_callback.identity import Scope
-from amo_callback.web.route import Jwt, Reply
+from amo_callback.web.route import ClientSecret, Jwt, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,21 +36,28 @@ The private API is for backends; each operation names the scope that the API key
 browsers, the app and AMO; each of its operations names the server. Bodies are parsed as JSON, regardless of their
 Content-Type. A body can be up to 64 KiB; an import can be up to 1 MiB, with 1,000 connections. HTTP errors such as 405
 and 413 have the same format as the API's other errors, but the response to a malformed HTTP request is 400 in plain
-text. Clients must ignore unknown members, because new members may be added to responses.
+text. HEAD is allowed wherever GET is. Clients must ignore unknown members, because new members may be added to
+responses.
 """
 _HEADERS = {
     "Location": "The URL to redirect to.",
     "Retry-After": "The number of seconds to wait before a retry.",
     "WWW-Authenticate": "A `Bearer` challenge with the parameters of RFC 6750.",
+    "X-Amo-Authorization": "The value of the `Authorization` header for AMO: `Bearer` and the access token.",
+    "X-Amo-Base-Url": "The base URL of AMO's API for this account.",
+    "X-Amo-Domain": "The account's host.",
+    "X-Amo-Error": "The `code` of the error, for a proxy that does not read the body.",
 }
 _SECURITY_SCHEMES = {
     "apiKey": {"type": "http", "scheme": "bearer", "description": "A backend's API key."},
+    "oauthClient": {"type": "http", "scheme": "basic", "description": "Any user name, and an API key as the password."},
     "jwt": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An app user's JWT."},
 }
 _SECURITY: dict[object, list[Json]] = {
     None: [],
     Jwt.REQUIRED: [{"jwt": []}],
     Jwt.OPTIONAL: [{}, {"jwt": []}],
+    ClientSecret.BASIC_OR_BODY: [{}, {"oauthClient": []}],
     **{scope: [{"apiKey": []}] for scope in Scope},
 }
 COMMON = "common"
@@ -169,7 +176,7 @@ class _Writer:
         if route.body is not None:
             operation["requestBody"] = {
                 "required": bool(route.body.model_json_schema().get("required")),
-                "content": {"application/json": {"schema": self._schemas[_key(route.body)]}},
+                "content": {media: {"schema": self._schemas[_key(route.body)]} for media in route.body.media},
             }
         return operation
 
@@ -178,7 +185,7 @@ class _Writer:
             return
         schema = self._schemas[_key(model)]
         schema = self._components[schema["$ref"].removeprefix(_REF)] if "$ref" in schema else schema
-        for name, field in schema["properties"].items():
+        for name, field in schema.get("properties", {}).items():
             required = name in schema.get("required", ())
             yield {"name": name, "in": "query", "required": required, **_parameter(_not_null(field))}
 

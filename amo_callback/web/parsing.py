@@ -60,6 +60,8 @@ class Body(BaseModel):
 
     wanted: ClassVar[str]
     """The error message for an invalid body."""
+    media: ClassVar[tuple[str, ...]] = ("application/json",)
+    """The documented media types; a body is parsed in the same way whatever its Content-Type is."""
     names_field: ClassVar[bool] = True
     """Whether the error message begins with the name of the field."""
     max_size: ClassVar[int] = 64 * 1024
@@ -89,7 +91,8 @@ def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
     known = model.model_fields
     for name in request.query:
         if name not in known:
-            raise invalid(name, f"unknown parameter; valid parameters are {', '.join(sorted(known))}")
+            valid = f"valid parameters are {', '.join(sorted(known))}" if known else "this route has no parameters"
+            raise invalid(name, f"unknown parameter; {valid}")
         if len(request.query.getall(name)) > 1:
             raise invalid(name, "must be given only once")
     try:

@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import partial
@@ -24,6 +24,7 @@ from amo_callback import probe
 from amo_callback.clock import rfc3339
 from amo_callback.errors import AmoCallbackError, Forbidden, InternalError, InvalidRequest, Unauthorized, UnknownApiKey
 from amo_callback.events import REQUEST_ID
+from amo_callback.identity import Scope
 from amo_callback.web.access_log import log_request, make_request_id
 from amo_callback.web.client_ip import answer_probe
 from amo_callback.web.parsing import Body, Query, read_body, read_query
@@ -31,7 +32,7 @@ from amo_callback.web.parsing import Body, Query, read_body, read_query
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from amo_callback.identity import Scope
+    from amo_callback.model import ConnectionLimits
     from amo_callback.web.composition import Services
 
 Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -75,13 +76,24 @@ def _plain(value: object) -> object:
     raise TypeError(f"cannot encode {type(value).__name__} as JSON")
 
 
+class Caller(NamedTuple):
+    """The authenticated sender of a request."""
+
+    name: str = ""
+    """The name of the API key or the id of the app user; empty for an unauthenticated caller."""
+    limits: ConnectionLimits | None = None
+    """The connections for which the API key is valid; `None` for all connections."""
+
+
 class Call(NamedTuple, Generic[QueryType, BodyType]):
     """The argument of a handler: the request, its parsed input, and the services."""
 
     request: web.Request
     services: Services
     caller: str
-    """The name of the API key or the id of the app user; empty for an unauthenticated caller."""
+    """The caller's name; see `Caller`."""
+    limits: ConnectionLimits | None
+    """The connections for which the caller's API key is valid; `None` for all connections."""
     address: str | None
     """The client's IP address; `None` if it is unknown."""
     query: QueryType
@@ -100,6 +112,12 @@ class Jwt(Enum):
     OPTIONAL = "optional"
 
 
+class ClientSecret(Enum):
+    """The ways in which an OAuth client can authenticate; the handler checks the secret."""
+
+    BASIC_OR_BODY = "basic or body"
+
+
 def bearer(request: web.Request) -> str | None:
     """Return the bearer token: `None` without an `Authorization` header, an empty string if the header is invalid."""
     headers = request.headers.getall("Authorization", ())
@@ -115,7 +133,8 @@ def challenge_for(error: AmoCallbackError) -> str | None:
     The header for a request without a token has no error code (RFC 6750, 3).
     """
     if isinstance(error, Forbidden):
-        return f'{_REALM}, error="insufficient_scope", scope="{error.scope}"'
+        scope = "" if error.scope is None else f', scope="{error.scope}"'
+        return f'{_REALM}, error="insufficient_scope"{scope}'
     if isinstance(error, UnknownApiKey | Unauthorized):
         return f'{_REALM}, error="invalid_token"' if error.presented else _REALM
     return None
@@ -155,8 +174,8 @@ class Route:
     method: str
     path: str
     handler: Handler
-    access: Scope | Jwt | None = None
-    """The scope that the API key must have, or the rule for JWTs; `None` without authentication."""
+    access: Scope | Jwt | ClientSecret | None = None
+    """The scope that the API key must have, or the rule for JWTs or OAuth clients; `None` without authentication."""
     _: KW_ONLY
     query: type[Query] | None = None
     body: type[Body] | None = None
@@ -170,6 +189,10 @@ class Route:
     """The model that documents a query that the handler parses itself."""
     operation: str | None = None
     """The OpenAPI operation id, if several routes have the same handler; by default, the handler's name."""
+    render_error: Callable[[AmoCallbackError, Services], web.Response] | None = None
+    """The function that renders errors, if their format differs from that of the API."""
+    obeys_limits: bool = False
+    """Whether the handler obeys the limits of an API key; a limited key is refused on every other route."""
 
 
 class Api(ABC):
@@ -191,16 +214,19 @@ class Api(ABC):
     def make_app(self) -> web.Application:
         """Return the application; the wrapper also handles requests that match no route."""
         app = web.Application()
+        has_own_head = {route.path for route in self.routes if route.method == hdrs.METH_HEAD}
         for route in self.routes:
             app.router.add_route(route.method, route.path, partial(self._answer, route))
+            if route.method == hdrs.METH_GET and route.path not in has_own_head:
+                app.router.add_route(hdrs.METH_HEAD, route.path, partial(self._answer, route))
         unmatched = Unmatched("/{path}")
         app.router.register_resource(unmatched)
         unmatched.add_route(hdrs.METH_ANY, partial(self._answer, None))
         return app
 
     @abstractmethod
-    async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
-        """Return the caller's name; raises an error if the caller does not have access."""
+    async def authenticate(self, request: web.Request, route: Route) -> Caller:
+        """Return the caller; raises an error if the caller does not have access to the route."""
 
     @abstractmethod
     async def check_unmatched(self, request: web.Request) -> None:
@@ -227,7 +253,7 @@ class Api(ABC):
     def error_replies(cls, route: Route) -> Mapping[int, Reply]:
         """Return the documentation of a route's errors, including errors that other routes share."""
         errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
-        errors += cls.access_errors if route.access is not None else ()
+        errors += cls.access_errors if isinstance(route.access, Scope | Jwt) else ()
         if route.query is not None or route.body is not None:
             errors.append(InvalidRequest)
         found: dict[int, dict[str, str]] = defaultdict(dict)
@@ -248,10 +274,8 @@ class Api(ABC):
             try:
                 response = await self._call(route, request, client)
             except AmoCallbackError as error:
-                response = self.render_error(error)
+                response = self._render(route, error)
                 failure = {name: value for name, value in error.fields.items() if name in _LOGGED}
-                if challenge := challenge_for(error):
-                    response.headers["WWW-Authenticate"] = challenge
             except web.HTTPException as error:
                 response = self.render_http_error(error)
                 if "Allow" in error.headers:
@@ -260,7 +284,7 @@ class Api(ABC):
                 raise  # the client has disconnected
             except Exception:
                 services.log.exception("http.bug")
-                response = self.render_error(InternalError())
+                response = self._render(route, InternalError())
             for name, value in self.headers.items():
                 response.headers.setdefault(name, value)
             response.headers["X-Request-ID"] = request_id
@@ -281,14 +305,22 @@ class Api(ABC):
         finally:
             REQUEST_ID.reset(token)
 
+    def _render(self, route: Route | None, error: AmoCallbackError) -> web.Response:
+        if route is not None and route.render_error is not None:
+            return route.render_error(error, self.services)
+        response = self.render_error(error)
+        if challenge := challenge_for(error):
+            response.headers["WWW-Authenticate"] = challenge
+        return response
+
     async def _call(self, route: Route | None, request: web.Request, client: str | None) -> web.StreamResponse:
         if route is None:
             await self.check_unmatched(request)
             raise await _http_error(request)
-        caller = await self.authenticate(request, route.access)
+        caller = await self.authenticate(request, route)
         query = None if route.query is None else read_query(request, route.query)
         body = None if route.body is None else await read_body(request, route.body)
-        answer = await route.handler(Call(request, self.services, caller, client, query, body))
+        answer = await route.handler(Call(request, self.services, *caller, client, query, body))
         return answer if isinstance(answer, web.StreamResponse) else json_response(answer)
 
 
@@ -306,8 +338,3 @@ async def _http_error(request: web.Request) -> web.HTTPException:
         if not isinstance(resource, Unmatched):
             allowed |= (await resource.resolve(request))[1]
     return web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound()
-
-
-def both_methods(route: Route) -> Sequence[Route]:
-    """Return a GET route and the corresponding HEAD route."""
-    return [route, replace(route, method="HEAD")]

@@ -31,7 +31,7 @@ warnings = false
 [[operations]]
 include-operation-id = [
   "exchange_code", "callback", "connect", "return_page", "start_authorization", "start_owned_authorization",
-  "hook_disconnect", "import_connections",
+  "hook_disconnect", "import_connections", "issue_token",
 ]
 checks.positive_data_acceptance.expected-statuses = [200, 204, 302, 303, 400, 401, 403, 404, 429]
 
@@ -74,7 +74,7 @@ async def app(run: Any) -> AsyncIterator[Running]:
         yield running
 
 
-FROZEN = ("take_token", "refresh_token", "readyz", "head_readyz")
+FROZEN = ("take_token", "take_authorization", "refresh_token", "readyz")
 """Operations that return 503 during a freeze.
 
 A backend's key, which cannot freeze, is used for them; the administrator's run excludes them.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.events import Event
+from amo_callback.events import Event, connection_event
 from amo_callback.grant import NewConnection
-from amo_callback.model import ConnectionFilter, Reason, Status
+from amo_callback.model import ConnectionFilter, ConnectionLimits, Reason, Status
 from tests.builders import (
     DAY,
     a_claim,
@@ -20,6 +20,7 @@ from tests.builders import (
     a_refreshed,
     an_event,
     an_extension,
+    bind,
     now,
     present,
     save,
@@ -28,6 +29,8 @@ from tests.builders import (
 from tests.fakes import START
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from amo_callback.model import ChangeNotice, Connection
     from amo_callback.store import Store
     from tests.fakes import FakeClock
@@ -442,3 +445,40 @@ async def test_disconnect_by_hook_keeps_time_of_requested_disconnect(store: Stor
     again = await save(store, a_connection(connected_at=START + 2 * SECOND), iat=2, code="again")
     await store.disconnect(again, on_request=False)
     assert await store.save_connected(NewConnection(grant=late, connection=a_connection(), token_iat=3)) is None
+
+
+async def test_lists_among_ids_omit_other_connections(store: Store) -> None:
+    """The ids of accounts and owners limit the lists of connections, events and webhooks, with any other filter."""
+    store.stores_webhooks = True
+    saved = {number: await save(store, a_connection(number)) for number in range(1, 5)}
+    for number, connection in saved.items():
+        moved = [connection_event("connection.moved", connection)]
+        await store.schedule_recheck(await now(store, connection), at=START, events=moved)
+        assert await bind(store, connection.id, f"user {number}")
+    await store.unbind("user 4")
+    owners = frozenset({"user 2", "user 4", "user 5"})
+    limits = ConnectionLimits(accounts=frozenset({saved[1].account_id, "0"}), owners=owners)
+    ids = await store.ids_within(limits)
+    assert set(ids) == {saved[1].id, saved[2].id}
+    assert await store.ids_within(ConnectionLimits(accounts=frozenset(), owners=frozenset({"user 4"}))) == []
+
+    async def listed(**only: Any) -> list[str]:
+        return [one.id for one in await store.page(after="", limit=9, only=ConnectionFilter(**only), ids=ids)]
+
+    async def recorded(**only: Any) -> set[str | None]:
+        return {event.connection_id for event in await store.events(limit=99, ids=ids, **only)}
+
+    assert await listed() == sorted(ids)
+    assert await recorded() == set(ids)
+    for number, expected in ((1, [saved[1].id]), (2, [saved[2].id]), (3, [])):
+        account_id, owner = saved[number].account_id, f"user {number}"
+        assert await listed(account_id=account_id) == await listed(owner=owner) == expected
+        assert await recorded(account_id=account_id) == await recorded(owner=owner) == set(expected)
+        assert await recorded(connection_id=saved[number].id) == set(expected)
+    assert await listed(status=Status.DISCONNECTED) == await listed(domain="other.example") == []
+    [first, _] = webhooks = await store.webhooks(limit=9, ids=ids)
+    assert [webhook.connection_id for webhook in webhooks] == [saved[1].id, saved[2].id]
+    [second] = await store.webhooks(limit=9, after=first.number, ids=ids)
+    assert second == webhooks[1]
+    assert await store.page(after=max(ids), limit=9, only=ConnectionFilter(), ids=ids) == []
+    assert list(await store.events(limit=9, ids=[])) + list(await store.webhooks(limit=9, ids=[])) == []

@@ -22,7 +22,7 @@ from amo_callback.observe.log import make_logger
 from amo_callback.web.apis import make_apis
 from amo_callback.web.listener import open_listener
 from tests.fakes import ShiftedClock
-from tests.service import API_KEY, BASE, HOST, Running
+from tests.service import ADMIN_KEY, API_KEY, BASE, HOST, Running
 from tests.web.phone import WITH_USERS, jwt_of
 
 SECRET = "def50200" + "ab" * 30
@@ -249,5 +249,45 @@ async def test_problem_details_have_title(app: Running) -> None:
         "detail": "There is no such connection.",
     }
     answer = await app.private("/connections/x/token", method="POST")
-    assert (answer.status, answer.json()["title"], answer.headers["Allow"]) == (405, "Method Not Allowed", "GET")
+    assert (answer.status, answer.json()["title"], answer.headers["Allow"]) == (405, "Method Not Allowed", "GET,HEAD")
     assert answer.json()["code"] == "invalid_request"
+
+
+async def test_head_is_answered_wherever_get_is(app: Running) -> None:
+    """HEAD has the status and the headers of GET, and no body, on every route of the private API."""
+    connection = await app.connected()
+    for route in make_apis(app.service.services)[1].routes:
+        if route.method != "GET":
+            continue
+        path = route.path.replace("{id}", connection)
+        get, head = await app.private(path), await app.private(path, method="HEAD")
+        assert (head.status, head.text) == (get.status, "")
+        assert head.headers.get("Content-Type") == get.headers.get("Content-Type")
+    assert (await app.private("/connections/nope", method="HEAD")).status == 404
+    assert (await app.private("/freeze", method="HEAD")).status == 405
+
+
+async def test_unknown_query_parameter_is_named_on_every_private_route(app: Running) -> None:
+    """A misspelled parameter is 400 and named, also on routes without parameters; nothing is done."""
+    connection = await app.connected()
+    for route in make_apis(app.service.services)[1].routes:
+        path = re.sub(r"{\w+}", connection, route.path)
+        answer = await app.private(f"{path}?min_tll=5", method=route.method, key=ADMIN_KEY)
+        assert answer.status == 400, route.path
+        problem = answer.json()
+        is_oauth = route.path == "/oauth/token"
+        assert problem["error" if is_oauth else "code"] == "invalid_request"
+        assert problem["error_description" if is_oauth else "detail"].startswith("min_tll: unknown parameter; ")
+    assert (await app.private("/readyz")).json()["checks"]["frozen"]["ok"]
+    assert app.amo.fake.ledger.refreshes() == []
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "-1", "1.0", "-" * 36, "9" * 19, "%00", f"{'A' * 8}-0000-0000-0000-{'0' * 12}"]
+)
+async def test_malformed_cursor_is_400(app: Running, cursor: str) -> None:
+    """A cursor that no page contained is refused, and the field is named."""
+    for path in ("/connections", "/events", "/webhooks"):
+        answer = await app.private(f"{path}?cursor={cursor}")
+        assert (answer.status, answer.json()["code"]) == (400, "invalid_request"), path
+        assert answer.json()["detail"] == "cursor: must be the next_cursor of the previous page"

@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.config.loader import SECRETS, secret_folders, secrets_in
 from amo_callback.deeplink import success_link
-from amo_callback.identity import Scope, key_with, read_api_keys
+from amo_callback.identity import Scope, read_api_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from amo_callback.config.settings import App, Settings
+    from amo_callback.identity import ApiKey
 
 _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "wss", "view-source", "chrome"})
 """URL schemes that do not open a custom app on phones."""
@@ -127,22 +128,26 @@ def _deep_link(app: App, link: str) -> Finding:
 
 
 def _api_keys(settings: Settings) -> Finding:
-    text = settings.api.keys.get_secret_value()
-    known = read_api_keys(text)
+    known = read_api_keys(settings.api.keys.get_secret_value())
     if not known:
         return warn(
             "api_keys",
             "api.keys is empty: no backend can get a token",
             fix='add a line "name:key" to api.keys (`openssl rand -hex 32` generates a key), and reload the service',
         )
-    missing = [scope for scope in (Scope.TOKEN, Scope.READ) if key_with(text, scope) is None]
+    missing = [scope for scope in (Scope.TOKEN, Scope.READ) if all(scope not in key.scopes for key in known)]
     if missing:
         return warn(
             "api_keys",
             f"no API key has the scope {missing[0]}",
             fix=f'add a key with this scope: "name:{missing[0]}:key"',
         )
-    return ok("api_keys", ", ".join(f"{key.name} ({'+'.join(sorted(key.scopes))})" for key in known))
+    return ok("api_keys", ", ".join(f"{key.name} ({_rights_of(key)})" for key in known))
+
+
+def _rights_of(key: ApiKey) -> str:
+    scopes = "+".join(sorted(key.scopes))
+    return scopes if key.limits is None else f"{scopes}, limited to some connections"
 
 
 def _proxies(settings: Settings) -> Iterator[Finding]:

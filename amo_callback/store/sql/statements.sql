@@ -110,6 +110,26 @@ WHERE account_id = :account_id AND id > :after
 ORDER BY id
 LIMIT :limit;
 
+-- name: ids_within
+-- The connections that an API key is limited to.
+SELECT id FROM connections WHERE account_id IN (SELECT value FROM json_each(:accounts))
+UNION
+SELECT connection_id AS id FROM owners WHERE owner IN (SELECT value FROM json_each(:owners)) AND left_no IS NULL;
+
+-- name: page_among
+SELECT * FROM connections
+WHERE id IN (SELECT value FROM json_each(:ids))
+    AND id > :after
+    AND (CAST(:account_id AS TEXT) IS NULL OR account_id = :account_id)
+    AND (
+        CAST(:owner AS TEXT) IS NULL
+        OR id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL)
+    )
+    AND (CAST(:status AS TEXT) IS NULL OR status = :status)
+    AND (CAST(:domain AS TEXT) IS NULL OR domain = :domain)
+ORDER BY id
+LIMIT :limit;
+
 -- name: quick_check
 --sqlite SELECT quick_check FROM pragma_quick_check(1);
 
@@ -520,6 +540,22 @@ WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner AN
 ORDER BY id DESC
 LIMIT :limit;
 
+-- name: events_among
+SELECT * FROM events
+WHERE connection_id IN (SELECT value FROM json_each(:ids))
+    AND id < :before
+    AND (CAST(:connection_id AS TEXT) IS NULL OR connection_id = :connection_id)
+    AND (
+        CAST(:account_id AS TEXT) IS NULL
+        OR connection_id IN (SELECT id FROM connections WHERE account_id = :account_id)
+    )
+    AND (
+        CAST(:owner AS TEXT) IS NULL
+        OR connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL)
+    )
+ORDER BY id DESC
+LIMIT :limit;
+
 -- name: prune_events
 -- Deletes a batch, because a transaction that deletes years of history would take too long.
 DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER BY at LIMIT :limit)
@@ -539,6 +575,12 @@ VALUES (
 
 -- name: webhooks
 SELECT * FROM webhooks WHERE number > :after ORDER BY number LIMIT :limit;
+
+-- name: webhooks_among
+SELECT * FROM webhooks
+WHERE connection_id IN (SELECT value FROM json_each(:ids)) AND number > :after
+ORDER BY number
+LIMIT :limit;
 
 -- name: next_webhook
 -- Considers, for each connection, the first webhook that is not dead-lettered. A leased webhook is due when its lease

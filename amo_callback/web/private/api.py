@@ -20,17 +20,16 @@ from amo_callback.errors import (
     StoreUnavailable,
     UnknownApiKey,
 )
-from amo_callback.web.access_log import LogThrottle
-from amo_callback.web.route import Api, Reply, bearer, error_reply
+from amo_callback.identity import Scope
+from amo_callback.web.route import Api, Caller, Reply, bearer, error_reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from amo_callback.identity import ApiKey, Scope
     from amo_callback.web.composition import Services
-    from amo_callback.web.route import Jwt, Route
+    from amo_callback.web.route import Route
 
-_UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
+_ERROR_HEADER = "X-Amo-Error"
 
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
@@ -71,45 +70,22 @@ class PrivateApi(Api):
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
         super().__init__(services, routes)
         self._open_paths = {route.path for route in routes if route.access is None}
-        self._refused_keys = LogThrottle(
-            lambda count: services.log.warning("authorization.refused", count=count, text=_UNKNOWN_KEY),
-            clock=services.core.clock,
-        )
 
-    def make_app(self) -> web.Application:
-        app = super().make_app()
-        app.on_cleanup.append(self._close)
-        return app
-
-    async def _close(self, _app: web.Application) -> None:
-        self._refused_keys.close()
-
-    async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
-        """Return the name of the API key; raises `UnknownApiKey`, and `Forbidden` for a key without the scope.
-
-        Rejected keys are counted, but their callers are neither delayed nor locked out, so that an outdated key does
-        not affect other callers.
-        """
-        if access is None:
-            return ""
-        key = self._find_key(request)
-        if access not in key.scopes:
-            raise Forbidden(access.value)
-        return key.name
+    async def authenticate(self, request: web.Request, route: Route) -> Caller:
+        """Return the API key's name and limits; raises `UnknownApiKey` and `Forbidden`."""
+        if not isinstance(route.access, Scope):
+            return Caller()
+        key = self.services.api_keys.find(bearer(request))
+        if route.access not in key.scopes:
+            raise Forbidden(route.access.value)
+        if key.limits is not None and not route.obeys_limits:
+            raise Forbidden
+        return Caller(key.name, key.limits)
 
     async def check_unmatched(self, request: web.Request) -> None:
         """Require an API key, so that callers without a key do not learn which paths exist."""
         if request.path not in self._open_paths:
-            self._find_key(request)
-
-    def _find_key(self, request: web.Request) -> ApiKey:
-        presented = bearer(request) or ""
-        key = self.services.api_keys.find(presented)
-        if key is None:
-            self.services.metrics.key_refused()
-            self._refused_keys.count()
-            raise UnknownApiKey(presented=bool(presented))
-        return key
+            self.services.api_keys.find(bearer(request))
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
         members = dict(error.members)
@@ -117,8 +93,7 @@ class PrivateApi(Api):
             members["reconnect_url"] = self.services.settings.amo.connect_url
         response = _problem(error.http_status, error.api_code, str(error), members)
         if error.http_status in {502, 503}:
-            seconds = self.services.settings.refresh.retry_cap if error.retry_after is None else error.retry_after
-            response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+            response.headers["Retry-After"] = retry_after_of(error, self.services)
         return response
 
     def render_http_error(self, error: web.HTTPException) -> web.Response:
@@ -132,8 +107,14 @@ class PrivateApi(Api):
     @classmethod
     def error_reply(cls, status: int, actions: Mapping[str, str]) -> Reply:
         always = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 502: "Retry-After", 503: "Retry-After"}
-        headers = (always[status],) if status in always else ()
+        headers = (_ERROR_HEADER, *((always[status],) if status in always else ()))
         return error_reply(actions, member="code", type=Problem, media=("application/problem+json",), headers=headers)
+
+
+def retry_after_of(error: AmoCallbackError, services: Services) -> str:
+    """Return the value of `Retry-After` for an error that may pass."""
+    seconds = services.settings.refresh.retry_cap if error.retry_after is None else error.retry_after
+    return str(max(1, math.ceil(seconds)))
 
 
 def _problem(status: int, code: str, detail: str, members: Mapping[str, object] = MappingProxyType({})) -> web.Response:
@@ -141,5 +122,6 @@ def _problem(status: int, code: str, detail: str, members: Mapping[str, object] 
     return web.json_response(
         {"status": status, "title": title, "code": code, "detail": detail, **members},
         status=status,
+        headers={_ERROR_HEADER: code},
         content_type="application/problem+json",
     )

@@ -15,6 +15,7 @@ from amo_callback.refresh.disconnection import disconnect
 from amo_callback.tokens.lookup import OWNER
 from amo_callback.web.parsing import Page, Text, paginate
 from amo_callback.web.private.events import RecordedEvent
+from amo_callback.web.private.rights import permitted, permitted_ids
 from amo_callback.web.route import Route, Time, shape, shaped
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ MAX_OWNERS = 10_000
 class ConnectionsQuery(Page):
     """The query of the list of connections."""
 
-    cursor: Annotated[str, Field(pattern="^[0-9a-f-]{36}$")] | None = None
+    cursor: Annotated[str, Field(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")] | None = None
     """must be the next_cursor of the previous page"""
     account_id: Text | None = None
     """must be the id of an AMO account (1 to 256 characters without control characters)"""
@@ -101,7 +102,8 @@ async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPag
     query, store = call.query, call.services.store
     only = ConnectionFilter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
     all_frozen = await store.frozen() is not None
-    found = await store.page(after=query.cursor or "", limit=query.limit + 1, only=only)
+    ids = await permitted_ids(call)
+    found = await store.page(after=query.cursor or "", limit=query.limit + 1, only=only, ids=ids)
     items, last = paginate(found, query.limit)
     owners = await store.owners_of([connection.id for connection in items])
     if (fitting := _fitting(items, owners)) < len(items):
@@ -120,7 +122,7 @@ def _fitting(items: Sequence[Connection], owners: Mapping[str, Sequence[str]]) -
 
 async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
     """Return a connection without its tokens, and its latest events."""
-    [connection, *_] = await call.services.lifecycle.lookup.find(call.name)
+    [connection, *_] = await call.services.lifecycle.lookup.find(await permitted(call, call.name))
     events = await call.services.store.events(connection_id=connection.id, limit=_LAST_EVENTS)
     recorded = [shaped(RecordedEvent, event) for event in events]
     return shaped(ConnectionWithEvents, await _shown(call, connection), events=recorded)
@@ -188,7 +190,15 @@ async def _shown(call: Call[None, None], connection: Connection) -> ShownConnect
 
 
 ROUTES = (
-    Route("GET", "/connections", list_connections, Scope.READ, query=ConnectionsQuery, answer=ConnectionsPage),
+    Route(
+        "GET",
+        "/connections",
+        list_connections,
+        Scope.READ,
+        query=ConnectionsQuery,
+        answer=ConnectionsPage,
+        obeys_limits=True,
+    ),
     Route(
         "GET",
         "/connections/{id}",
@@ -196,6 +206,7 @@ ROUTES = (
         Scope.READ,
         answer=ConnectionWithEvents,
         errors=(NotFound, NeedsReauth),
+        obeys_limits=True,
     ),
     Route(
         "DELETE",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from amo_callback.errors import NotFound
+from amo_callback.errors import NeedsReauth, NotFound
 from amo_callback.identity import Scope
 from amo_callback.web.parsing import Number, Page, Text, paginate
+from amo_callback.web.private.rights import permitted, permitted_ids
 from amo_callback.web.route import Route, Time, shape, shaped
 
 if TYPE_CHECKING:
@@ -53,9 +55,14 @@ class EventsPage:
 
 async def list_events(call: Call[EventsQuery, None]) -> EventsPage:
     """List the history, newest first; `connection` limits it to a connection, an account or an owner."""
-    query = call.query
+    query, ids = call.query, await permitted_ids(call)
     before = None if query.cursor is None else int(query.cursor)
-    found = await call.services.store.events(**filter_of(query.connection), before=before, limit=query.limit + 1)
+    found = await call.services.store.events(
+        **filter_of(query.connection), ids=ids, before=before, limit=query.limit + 1
+    )
+    if query.connection is not None and not found:
+        with suppress(NeedsReauth):  # the name means a connection that AMO's hook disconnected
+            await call.services.lifecycle.lookup.find(await permitted(call, query.connection))
     items, last = paginate(found, query.limit)
     return EventsPage(
         items=[shaped(RecordedEvent, event) for event in items], next_cursor=None if last is None else str(last.id)
@@ -65,7 +72,7 @@ async def list_events(call: Call[EventsQuery, None]) -> EventsPage:
 def filter_of(selector: str | None) -> dict[str, Any]:
     """Return the store's filter for a selector.
 
-    The connection is not looked up, because its history remains after a disconnect.
+    The connection is looked up only if it has no events, because its history remains after a disconnect.
     """
     if selector is None:
         return {}
@@ -109,7 +116,8 @@ class RetriedWebhooks:
 async def list_webhooks(call: Call[NumberedPage, None]) -> WebhooksPage:
     """List undelivered webhooks, oldest first."""
     query = call.query
-    found = await call.services.store.webhooks(after=int(query.cursor or "0"), limit=query.limit + 1)
+    ids = await permitted_ids(call)
+    found = await call.services.store.webhooks(after=int(query.cursor or "0"), limit=query.limit + 1, ids=ids)
     items, last = paginate(found, query.limit)
     return WebhooksPage(
         items=[_shown(webhook) for webhook in items], next_cursor=None if last is None else str(last.number)
@@ -143,8 +151,17 @@ def _shown(webhook: QueuedWebhook) -> ShownWebhook:
 
 
 ROUTES = (
-    Route("GET", "/events", list_events, Scope.READ, query=EventsQuery, answer=EventsPage),
-    Route("GET", "/webhooks", list_webhooks, Scope.READ, query=NumberedPage, answer=WebhooksPage),
+    Route(
+        "GET",
+        "/events",
+        list_events,
+        Scope.READ,
+        query=EventsQuery,
+        answer=EventsPage,
+        errors=(NotFound,),
+        obeys_limits=True,
+    ),
+    Route("GET", "/webhooks", list_webhooks, Scope.READ, query=NumberedPage, answer=WebhooksPage, obeys_limits=True),
     Route("POST", "/webhooks/retry", retry_webhooks, Scope.ADMIN, answer=RetriedWebhooks),
     Route("POST", "/webhooks/{webhook}/retry", retry_webhook, Scope.ADMIN, answer=RetriedWebhooks, errors=(NotFound,)),
 )

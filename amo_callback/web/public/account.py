@@ -34,6 +34,7 @@ from amo_callback.web.public.api import (
     app_status,
     failure,
     failure_reply,
+    head_route,
 )
 from amo_callback.web.route import Jwt, Route, shape
 
@@ -244,4 +245,5 @@ ROUTES = (
         answer=HookReceived,
         replies={403: failure_reply(403, PkceMismatch.code), 503: failure_reply(503, StoreUnavailable.code)},
     ),
+    head_route("/hooks/disconnect"),  # HEAD must not start a check
 )

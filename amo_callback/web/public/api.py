@@ -21,13 +21,12 @@ from amo_callback.errors import (
     Unauthorized,
 )
 from amo_callback.model import Status
-from amo_callback.web.route import Api, Jwt, Reply, Route, bearer, error_reply, shape
+from amo_callback.web.route import Api, Caller, Jwt, Reply, Route, bearer, error_reply, shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from amo_callback.identity import Scope
     from amo_callback.model import Connection
     from amo_callback.web.route import Call
 
@@ -130,20 +129,20 @@ class PublicApi(Api):
         }
     )
 
-    async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
-        """Return the app user's id, or an empty string for a caller without a JWT.
+    async def authenticate(self, request: web.Request, route: Route) -> Caller:
+        """Return the app user; a caller without a JWT has an empty name.
 
         Raises `Unauthorized` and `JwksUnavailable`.
         """
-        if access is None:
-            return ""
+        if route.access is None:
+            return Caller()
         verifier = self.services.users
         token = None if verifier is None else bearer(request)
-        if token is None and access is Jwt.OPTIONAL:
-            return ""
+        if token is None and route.access is Jwt.OPTIONAL:
+            return Caller()
         if verifier is None or not token:
             raise Unauthorized("missing" if token is None else "header")
-        return await verifier.verify(token)
+        return Caller(await verifier.verify(token))
 
     async def check_unmatched(self, request: web.Request) -> None: ...
 

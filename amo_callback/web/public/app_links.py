@@ -12,7 +12,7 @@ from amo_callback.deeplink import is_web_link
 from amo_callback.grant import MAX_CODE, MAX_STATE
 from amo_callback.web.public.callback import raw_query
 from amo_callback.web.public.return_response import app_link_page
-from amo_callback.web.route import Reply, Route, both_methods
+from amo_callback.web.route import Reply, Route
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def app_link_routes(app: App) -> Sequence[Route]:
         links = [link for link in app.https_links if urlsplit(link).path == path]
         operation = f"app_link_{number}"
         routes.append(Route("GET", path, _page_of(links), replies={200: page}, operation=operation))
-    return [one for route in routes for one in both_methods(route)]
+    return routes
 
 
 def _page_of(links: Sequence[str]) -> Handler:

@@ -50,6 +50,7 @@ def test_check_settings_valid_settings_are_ok() -> None:
         ("APP__DEEP_LINK", "foryoure://a ForYoure://a", "deep_link", Severity.WARN),
         ("API__KEYS", "", "api_keys", Severity.WARN),
         ("API__KEYS", f"reader:read:{API_KEY}", "api_keys", Severity.WARN),
+        ("API__KEYS", f"shop:account=1:{API_KEY}", "api_keys", Severity.OK),
         ("SERVER__TRUSTED_PROXIES", "127.0.0.1,0.0.0.0/0", "trusted_proxies", Severity.WARN),
         ("SERVER__TRUSTED_PROXIES", "::/0", "trusted_proxies", Severity.WARN),
         ("SERVER__TRUSTED_PROXIES", "::ffff:0:0/96", "trusted_proxies", Severity.WARN),

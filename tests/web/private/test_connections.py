@@ -85,7 +85,9 @@ async def test_events_list_is_paged_newest_first(app: Running) -> None:
         assert [event["name"] for event in found] == ["refresh.succeeded"] * 3 + ["connection.connected"]
         assert [event["id"] for event in found] == sorted((event["id"] for event in found), reverse=True)
         assert found[0]["details"]["trigger"] == "forced"
-    assert (await _ask(app, "/events?connection=gone")).json()["items"] == []
+    for selector in ("gone", "account:1", "owner:1"):
+        answer = await _ask(app, f"/events?connection={selector}")
+        assert (answer.status, answer.json()["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize(

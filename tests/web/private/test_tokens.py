@@ -4,13 +4,14 @@ import asyncio
 import re
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.app import Fault
-from tests.service import ADMIN_KEY, API_KEY, HOST, Running
+from tests.service import ADMIN_KEY, API_KEY, HOST, READ_KEY, Running
 
 
 async def test_token_response_has_valid_token_times_and_base_url(app: Running) -> None:
@@ -173,6 +174,97 @@ async def test_token_basic_scheme_is_401(app: Running) -> None:
     assert (await app.private(path, key=None, headers={"Authorization": f"bearer {API_KEY}"})).status == 200
 
 
+# --- GET /connections/{id}/authorization ----------------------------------------------------------
+
+
+async def test_authorization_has_token_of_hand_out_in_headers(app: Running) -> None:
+    """The 204 has the values of `/token` as headers, and is counted and logged in the same way, without the token."""
+    connection = await app.connected()
+    token = (await app.private(f"/connections/{connection}/token")).json()
+    answer = await app.private(f"/connections/account:{app.amo.account.id}/authorization")
+    assert (answer.status, answer.text, answer.headers["Cache-Control"]) == (204, "", "no-store")
+    assert {name: value for name, value in answer.headers.items() if name.startswith("X-Amo-")} == {
+        "X-Amo-Authorization": f"Bearer {token['access_token']}",
+        "X-Amo-Domain": HOST,
+        "X-Amo-Base-Url": token["base_url"],
+    }
+    first, second = [line for line in app.lines() if line["event"] == "token.handed_out"]
+    assert (second["key"], second["connection_id"], second["stale"]) == ("backend", connection, False)
+    assert first.keys() == second.keys()
+    assert 'hand_outs_total{outcome="fresh"} 2.0' in (await app.private("/metrics", key=None)).text
+    assert token["access_token"] not in app.log.getvalue()
+
+
+async def test_authorization_below_min_ttl_has_refreshed_token(run: Any) -> None:
+    """`min_ttl` has the same meaning as for `/token`."""
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+        connection = await app.connected()
+        before = await app.private(f"/connections/{connection}/authorization")
+        app.clock.advance(800)
+        same = await app.private(f"/connections/{connection}/authorization?min_ttl=100")
+        after = await app.private(f"/connections/{connection}/authorization")
+        tokens = [answer.headers["X-Amo-Authorization"] for answer in (before, same, after)]
+        assert (tokens[0] == tokens[1], tokens[1] == tokens[2]) == (True, False)
+        assert app.amo.fake.live_account(tokens[2].removeprefix("Bearer ")) is app.amo.account
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "status", "code"),
+    [
+        ("authorization", None, 401, "unauthorized"),
+        ("authorization", "wrong" * 8, 401, "unauthorized"),
+        ("authorization", READ_KEY, 403, "forbidden"),
+        ("authorization?min_ttl=x", API_KEY, 400, "invalid_request"),
+        ("authorization?token=x", API_KEY, 400, "invalid_request"),
+        ("authorization", API_KEY, 404, "not_found"),
+        ("authorization/x", API_KEY, 404, "not_found"),
+    ],
+)
+async def test_authorization_refused_has_code_in_header(
+    app: Running, path: str, key: str | None, status: int, code: str
+) -> None:
+    """A failure has the status and code that `/token` has, the code also in `X-Amo-Error`, and no other such header."""
+    answer = await app.private(f"/connections/unknown/{path}", key=key)
+    assert (answer.status, answer.json()["code"]) == (status, code)
+    assert {name: value for name, value in answer.headers.items() if name.startswith("X-Amo-")} == {"X-Amo-Error": code}
+    assert ("WWW-Authenticate" in answer.headers) is (status in {401, 403})
+
+
+async def test_authorization_frozen_or_in_needs_reauth_has_no_token(run: Any) -> None:
+    """Without a valid token, a frozen connection is 503 with `Retry-After`, and one in `needs_reauth` is 409."""
+    async with run(lifetimes={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+        connection = await app.connected()
+        app.amo.spend(grant_type="refresh_token", refresh_token=app.amo.fake.ledger.issued[-1])
+        await app.private("/freeze", method="POST", key=ADMIN_KEY)
+        app.clock.advance(1000)
+        frozen = await app.private(f"/connections/{connection}/authorization")
+        assert (frozen.status, frozen.headers["X-Amo-Error"]) == (503, "frozen")
+        assert int(frozen.headers["Retry-After"]) == app.settings.refresh.retry_cap
+        await app.private("/thaw", method="POST", key=ADMIN_KEY)
+        await app.witness.until("connection.needs_reauth")
+        reauth = await app.private(f"/connections/{connection}/authorization")
+        assert (reauth.status, reauth.headers["X-Amo-Error"]) == (409, "needs_reauth")
+        assert [answer.headers.get("X-Amo-Authorization") for answer in (frozen, reauth)] == [None, None]
+
+
+@pytest.mark.parametrize("token", ["line\r\nX-Amo-Base-Url: https://example.com", "tok\u00e9n", "nul\0", "tab\t"])
+async def test_authorization_token_that_is_no_header_value_is_unreadable(app: Running, token: str) -> None:
+    """A stored access token that is not a valid header value is not sent, and the failure is counted."""
+    connection = await app.connected()
+    cipher = app.service.services.core.cipher
+    pair = cipher.decrypt_pair(await app.stored(connection))
+    assert pair is not None
+    sealed = cipher.seal_pair(replace(pair, access_token=token), connection_id=connection)
+    _write(app, "UPDATE connections SET sealed_pair = ?", sealed)
+    app.clock.advance(2)
+    assert (await app.private(f"/connections/{connection}/token")).json()["access_token"] == token
+    answer = await app.private(f"/connections/{connection}/authorization")
+    problem = answer.json()
+    assert (answer.status, problem["code"], problem["reason"]) == (409, "needs_reauth", "unreadable")
+    assert {"X-Amo-Authorization", "X-Amo-Base-Url"} & set(answer.headers) == set()
+    assert 'hand_outs_total{outcome="needs_reauth"} 1.0' in (await app.private("/metrics", key=None)).text
+
+
 # --- POST /connections/{id}/refresh ---------------------------------------------------------------
 
 
@@ -297,7 +389,8 @@ async def test_token_host_not_allowed_is_503_until_setting_allows_it(run: Any) -
         _write(app, "UPDATE connections SET domain = ?", STORED_HOST)
         app.clock.advance(2)
         sent = app.amo.sandbox.requests
-        for path, method in (("token", "GET"), ("refresh", "POST"), ("token?min_ttl=99999", "GET")):
+        paths = {"token": "GET", "refresh": "POST", "token?min_ttl=99999": "GET", "authorization": "GET"}
+        for path, method in paths.items():
             answer = await app.private(f"/connections/{connection}/{path}", method=method)
             assert (answer.status, answer.json()["code"]) == (503, "host_not_allowed")
             assert int(answer.headers["Retry-After"]) == app.settings.refresh.retry_cap
@@ -313,7 +406,7 @@ async def test_token_host_not_allowed_is_503_until_setting_allows_it(run: Any) -
         assert check["detail"].startswith(
             "1 active connections have hosts that are neither AMO's nor in amo.allowed_domains"
         )
-        assert 'outcome="host_not_allowed"} 3.0' in (await app.private("/metrics", key=None)).text
+        assert 'outcome="host_not_allowed"} 4.0' in (await app.private("/metrics", key=None)).text
     async with run(**SETTING) as app:
         answer = await app.private(f"/connections/{connection}/token")
         assert (answer.status, answer.json()["domain"]) == (200, STORED_HOST)
@@ -327,9 +420,10 @@ async def test_token_malformed_stored_host_is_not_repeated(app: Running) -> None
     token = (await app.private(f"/connections/{connection}/token")).json()["access_token"]
     _write(app, "UPDATE connections SET domain = ?", token)
     app.clock.advance(2)
-    answer = await app.private(f"/connections/{connection}/token")
-    assert (answer.status, answer.json()["code"]) == (503, "host_not_allowed")
-    assert token not in answer.text
+    for path in ("token", "authorization"):
+        answer = await app.private(f"/connections/{connection}/{path}")
+        assert (answer.status, answer.headers["X-Amo-Error"]) == (503, "host_not_allowed")
+        assert token not in f"{answer.text}{answer.headers}"
 
 
 async def test_token_of_rows_with_swapped_accounts_is_unreadable(run: Any) -> None:
