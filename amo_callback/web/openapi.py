@@ -128,15 +128,16 @@ def document_text(apis: Sequence[tuple[type[Api], Sequence[Route]]], redirect_ur
     paths: dict[str, Json] = {}
     for name, route, replies in served:
         item, method = paths.setdefault(route.path, {}), route.method.lower()
-        # A server of an operation takes precedence over the address that a client's user sets.
-        own = {"servers": [public]} if name == "public" and method not in item else {}
-        tag = COMMON if method in item else name
-        item[method] = {"tags": [tag], **writer.operation(route, replies), **own}
-    for name in _references(
-        [operation["responses"] for item in paths.values() for operation in item.values()], components
-    ):
-        if "properties" in components[name]:  # otherwise, a generated Go client rejects new members
-            components[name] = {**components[name], "additionalProperties": True}
+        if method in item:  # both APIs serve this operation
+            item[method]["tags"] = [COMMON]
+            continue
+        item[method] = {"tags": [name], **writer.operation(route, replies)}
+        if name == "public":  # on a private operation, a server would replace the one that a client's user sets
+            item[method]["servers"] = [public]
+    responses = [operation["responses"] for item in paths.values() for operation in item.values()]
+    for name in _references(responses, components):
+        if "properties" in components[name]:  # without this, OpenAPI Generator's Go client rejects new members
+            components[name]["additionalProperties"] = True
     used = _references(paths, components)
     document: OpenApi = {
         "openapi": "3.1.0",
