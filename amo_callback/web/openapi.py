@@ -177,7 +177,7 @@ class _Writer:
         if route.body is not None:
             operation["requestBody"] = {
                 "required": bool(route.body.model_json_schema().get("required")),
-                "content": {media: {"schema": self._schemas[_key(route.body)]} for media in route.body.media},
+                "content": {route.body.media: {"schema": self._schemas[_key(route.body)]}},
             }
         return operation
 

@@ -60,8 +60,11 @@ class Body(BaseModel):
 
     wanted: ClassVar[str]
     """The error message for an invalid body."""
-    media: ClassVar[tuple[str, ...]] = ("application/json",)
-    """The documented media types; a body is parsed in the same way whatever its Content-Type is."""
+    media: ClassVar[str] = "application/json"
+    """The documented media type; a body is parsed in the same way whatever its Content-Type is.
+
+    There is one, because with two media types, a client of OpenAPI Generator sends no form.
+    """
     names_field: ClassVar[bool] = True
     """Whether the error message begins with the name of the field."""
     max_size: ClassVar[int] = 64 * 1024

@@ -121,6 +121,8 @@ async def _check(app: Running, folder: Path, *command: str) -> None:
         "token": before["access_token"],
         "lifetime": lifetime.total_seconds(),
         "refreshed": after["access_token"],
+        "authorization": [204, f"Bearer {after['access_token']}"],
+        "issued": after["access_token"],
         "unknown": [404, 404, "not_found"],
         "imported": 1,
         "needs_reauth": [409, "needs_reauth", "missing"],

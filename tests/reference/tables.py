@@ -80,7 +80,8 @@ def _taken(operation: Any, document: Document) -> Iterator[str]:
     """Yield the names of query and body parameters; an optional one is followed by its default or a `?`."""
     parts = [(one["name"], one["schema"], one["required"]) for one in operation["parameters"] if one["in"] == "query"]
     if "requestBody" in operation:
-        name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        [content] = operation["requestBody"]["content"].values()
+        name = content["schema"]["$ref"].rpartition("/")[2]
         shape = document["components"]["schemas"][name]
         parts += [(name, part, name in shape.get("required", ())) for name, part in shape["properties"].items()]
     for name, schema, required in parts:

@@ -31,7 +31,8 @@ func main() {
 	configuration := client.NewConfiguration()
 	configuration.Servers = client.ServerConfigurations{{URL: os.Getenv("AMO_CALLBACK")}}
 	api := client.NewAPIClient(configuration).PrivateAPI
-	ctx := context.WithValue(context.Background(), client.ContextAccessToken, os.Getenv("API_KEY"))
+	anonymous, key := context.Background(), os.Getenv("API_KEY")
+	ctx := context.WithValue(anonymous, client.ContextAccessToken, key)
 
 	page := must(api.ListConnections(ctx).Limit(10).Execute())
 	listed := []string{}
@@ -42,6 +43,11 @@ func main() {
 	rejected := client.NewRefreshBody()
 	rejected.SetRejectedAccessToken(token.AccessToken)
 	refreshed := must(api.RefreshToken(ctx, listed[0]).RefreshBody(*rejected).Execute())
+	authorization, err := api.TakeAuthorization(ctx, listed[0]).Execute()
+	if err != nil {
+		panic(err)
+	}
+	issued := must(api.IssueToken(anonymous).GrantType("refresh_token").RefreshToken(listed[0]).ClientSecret(key).Execute())
 	unknownStatus, unknown := problemOf(api.TakeToken(ctx, "unknown").Execute())
 
 	account, user, expiresAt, owner := "77", int64(5), os.Getenv("EXPIRES_AT"), "42"
@@ -59,6 +65,8 @@ func main() {
 		"token":         token.AccessToken,
 		"lifetime":      token.ExpiresAt.Sub(token.IssuedAt).Seconds(),
 		"refreshed":     refreshed.AccessToken,
+		"authorization": []any{authorization.StatusCode, authorization.Header.Get("X-Amo-Authorization")},
+		"issued":        issued.AccessToken,
 		"unknown":       []any{unknownStatus, unknown.Status, unknown.Code},
 		"imported":      imported.New,
 		"needs_reauth":  []any{reauthStatus, reauth.Code, reauth.GetReason()},

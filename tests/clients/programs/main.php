@@ -40,6 +40,8 @@ $page = $api->listConnections(10);
 $listed = array_map(fn ($one) => $one->getId(), $page->getItems());
 $token = $api->takeToken($listed[0]);
 $refreshed = $api->refreshToken($listed[0], new RefreshBody(['rejected_access_token' => $token->getAccessToken()]));
+[, $status, $headers] = $api->takeAuthorizationWithHttpInfo($listed[0]);
+$issued = $api->issueToken('refresh_token', $listed[0], client_secret: getenv('API_KEY'));
 [$unknownStatus, $unknown] = problem_of(fn () => $api->takeToken('unknown'));
 $entry = new ImportEntry([
     'access_token' => 'opaque',
@@ -56,6 +58,8 @@ echo json_encode([
     'token' => $token->getAccessToken(),
     'lifetime' => $token->getExpiresAt()->getTimestamp() - $token->getIssuedAt()->getTimestamp(),
     'refreshed' => $refreshed->getAccessToken(),
+    'authorization' => [$status, $headers['X-Amo-Authorization'][0]],
+    'issued' => $issued->getAccessToken(),
     'unknown' => [$unknownStatus, $unknown->getStatus(), $unknown->getCode()],
     'imported' => $imported->getNew(),
     'needs_reauth' => [$reauthStatus, $reauth->getCode(), $reauth->getReason()],

@@ -21,6 +21,8 @@ async function main(): Promise<void> {
   const id = page.items[0].id;
   const token = await api.takeToken({ id });
   const refreshed = await api.refreshToken({ id, refreshBody: { rejectedAccessToken: token.accessToken } });
+  const authorization = (await api.takeAuthorizationRaw({ id })).raw;
+  const issued = await api.issueToken({ grantType: "refresh_token", refreshToken: id, clientSecret: API_KEY });
   const unknown = await problemOf(api.takeToken({ id: "unknown" }));
   const entry = { accessToken: "opaque", domain: "second.amocrm.ru", accountId: "77", userId: 5, expiresAt: EXPIRES_AT };
   const imported = await api.importConnections({ importBody: { connections: [entry] } });
@@ -32,6 +34,8 @@ async function main(): Promise<void> {
       token: token.accessToken,
       lifetime: (token.expiresAt.getTime() - token.issuedAt.getTime()) / 1000,
       refreshed: refreshed.accessToken,
+      authorization: [authorization.status, authorization.headers.get("X-Amo-Authorization")],
+      issued: issued.accessToken,
       unknown: [unknown.status, unknown.problem.status, unknown.problem.code],
       imported: imported._new,
       needs_reauth: [reauth.status, reauth.problem.code, reauth.problem.reason],

@@ -4,12 +4,14 @@ import json
 import os
 from datetime import timedelta
 
-from generated import AuthenticatedClient  # type: ignore[import-not-found]  # reason: the test generates it
+from generated import AuthenticatedClient, Client  # type: ignore[import-not-found]  # reason: the test generates it
 from generated.api.private import (  # type: ignore[import-not-found]  # reason: the same
     import_connections,
+    issue_token,
     list_connections,
     refresh_token,
     start_owned_authorization,
+    take_authorization,
     take_token,
 )
 from generated.models import (  # type: ignore[import-not-found]  # reason: the same
@@ -18,6 +20,7 @@ from generated.models import (  # type: ignore[import-not-found]  # reason: the 
     OwnedAuthorizationBody,
     Problem,
     RefreshBody,
+    TokenRequest,
 )
 
 client = AuthenticatedClient(os.environ["AMO_CALLBACK"], os.environ["API_KEY"], raise_on_unexpected_status=True)
@@ -25,6 +28,9 @@ page = list_connections.sync(client=client, limit=10)
 connection = page.items[0].id
 token = take_token.sync(connection, client=client)
 refreshed = refresh_token.sync(connection, client=client, body=RefreshBody(rejected_access_token=token.access_token))
+authorization = take_authorization.sync_detailed(connection, client=client)
+request = TokenRequest("refresh_token", connection, client_secret=os.environ["API_KEY"])
+issued = issue_token.sync(client=Client(os.environ["AMO_CALLBACK"]), body=request)
 unknown = take_token.sync_detailed("unknown", client=client)
 assert isinstance(unknown.parsed, Problem)
 entry = ImportEntry(
@@ -41,6 +47,8 @@ print(
             "token": token.access_token,
             "lifetime": (token.expires_at - token.issued_at) / timedelta(seconds=1),
             "refreshed": refreshed.access_token,
+            "authorization": [authorization.status_code, authorization.headers["X-Amo-Authorization"]],
+            "issued": issued.access_token,
             "unknown": [unknown.status_code, unknown.parsed.status, unknown.parsed.code],
             "imported": imported.new,
             "needs_reauth": [reauth.status_code, reauth.parsed.code, reauth.parsed.reason],

@@ -39,6 +39,8 @@ page = api.list_connections(limit=10)
 connection = page.items[0].id
 token = api.take_token(connection)
 refreshed = api.refresh_token(connection, RefreshBody(rejected_access_token=token.access_token))
+authorization = api.take_authorization_with_http_info(connection)
+issued = api.issue_token("refresh_token", connection, client_secret=os.environ["API_KEY"])
 unknown_status, unknown = problem_of(api.take_token, "unknown")
 entry = ImportEntry(
     access_token="opaque",
@@ -57,6 +59,8 @@ print(
             "token": token.access_token,
             "lifetime": (token.expires_at - token.issued_at) / timedelta(seconds=1),
             "refreshed": refreshed.access_token,
+            "authorization": [authorization.status_code, authorization.headers["X-Amo-Authorization"]],
+            "issued": issued.access_token,
             "unknown": [unknown_status, unknown.status, unknown.code],
             "imported": imported.new,
             "needs_reauth": [reauth_status, reauth.code, reauth.reason],
