@@ -70,8 +70,9 @@ _PATH_NAMES = {
     "id": {
         "schema": {"type": "string", "minLength": 1},
         "description": (
-            "A connection's id, or `account:ID` or `owner:ID`. If several connections match, DELETE, freeze and thaw "
-            "respond with 409; all other operations use the active connection whose access token expires last."
+            "A connection's id, or a name: `account:ID` is the active connection of the AMO account that was connected "
+            "last; `owner:ID` is the connection that the app user connected last, whatever its status. A refresh never "
+            "changes the meaning of a name. If several connections match, DELETE, freeze and thaw respond with 409."
         ),
         "example": "account:31920194",
     },

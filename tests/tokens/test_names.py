@@ -1,9 +1,11 @@
 """The connections that `account:` and `owner:` name, on both engines."""
 
+from collections import Counter
 from datetime import timedelta
 
 import pytest
 
+from amo_callback.amo.sandbox.fake_amo import Lifetimes
 from amo_callback.errors import NeedsReauth, NotFound
 from amo_callback.model import Connection, Reason, Status
 from tests.builders import a_claim, a_failure, a_refreshed, bind, connected_grant, now, present
@@ -52,6 +54,25 @@ async def test_account_name_does_not_change_with_refreshes(harness: RefreshHarne
             harness.clock.advance(11)
             await harness.refresh(connection)
             assert await _named(harness, selector) == second.id
+
+
+async def test_names_do_not_change_through_twenty_background_refreshes(harness: RefreshHarness) -> None:
+    """While the scheduler refreshes, an account with two AMO users and a user with two accounts keep their meaning."""
+    harness.amo.fake.lifetimes = Lifetimes(access=200)
+    due = {"next_refresh_at": harness.clock.now()}
+    [first_user, second_user] = await harness.connect_users(2, **due)
+    [first_account, second_account] = await _accounts(harness)
+    connections = {one.id for one in (first_user, second_user, first_account, second_account)}
+    meanings = {f"account:{first_user.account_id}": second_user.id, "owner:77": second_account.id}
+    lifecycle = harness.make_lifecycle()
+    refreshes = Counter[str | None]()
+    async with harness.running(lifecycle):
+        while any(refreshes[one] < 20 for one in connections):
+            await harness.pass_time(30, step=5)
+            for name, meaning in meanings.items():
+                assert (await lifecycle.access_tokens.token(name, min_ttl=0)).connection.id == meaning
+                assert await _named(harness, name) == meaning
+            refreshes = Counter(event.connection_id for event in harness.witness.named("refresh.succeeded"))
 
 
 @pytest.mark.parametrize("by", ["refresh", "introspection"])

@@ -5,11 +5,13 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from amo_callback.model import Connection
+from amo_callback.model import Connection, ConnectionLimits
+from amo_callback.web.private.rights import permitted
 from tests.builders import bind
 from tests.service import ADMIN_KEY, Answer, Running
 
@@ -103,6 +105,15 @@ async def test_limited_key_cannot_tell_other_connections_from_missing_ones(
     assert expected[2] == 'Bearer realm="amo-callback", error="insufficient_scope"'
     assert [_problem(answer) for answer in answers] == [expected] * len(answers)
     assert setting.app.amo.fake.ledger.refreshes() == []
+
+
+async def test_limited_key_name_is_resolved_once(setting: Setting) -> None:
+    """The connection that is checked is the one that is used, even if its name means another one a moment later."""
+    limits = ConnectionLimits(accounts=frozenset({MINE}), owners=frozenset())
+    call: Any = SimpleNamespace(services=setting.app.service.services, limits=limits)
+    assert await permitted(call, f"owner:{USER}") == setting.mine.id
+    call.limits = None
+    assert await permitted(call, f"owner:{USER}") == f"owner:{USER}"
 
 
 async def test_limited_key_loses_its_right_with_the_owner(setting: Setting) -> None:
