@@ -33,11 +33,11 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/"
 _ABOUT = """\
 The private API is for backends; each operation names the scope that the API key must have. The public API is for
-browsers, the app and AMO; each of its operations names the server. Bodies are parsed as JSON, regardless of their
-Content-Type. A body can be up to 64 KiB; an import can be up to 1 MiB, with 1,000 connections. HTTP errors such as 405
-and 413 have the same format as the API's other errors, but the response to a malformed HTTP request is 400 in plain
-text. HEAD is allowed wherever GET is. Clients must ignore unknown members, because new members may be added to
-responses.
+browsers, the app and AMO; each of its operations names the server. Bodies are parsed as JSON (that of `/oauth/token`
+also as a form), regardless of their Content-Type. A body can be up to 64 KiB; an import can be up to 1 MiB, with 1,000
+connections. HTTP errors such as 405 and 413 have the same format as the API's other errors, but the response to a
+malformed HTTP request is 400 in plain text. HEAD is allowed wherever GET is. Clients must ignore unknown members,
+because new members may be added to responses.
 """
 _HEADERS = {
     "Location": "The URL to redirect to.",
