@@ -220,8 +220,8 @@ async def test_import_of_entry_is_accepted_as_documented(app: Running, change: d
     assert (answer.status == 200) is (change in ACCEPTED), answer.text
 
 
-async def test_openapi_examples_validate_against_schemas(app: Running) -> None:
-    """Every example in the document validates against its schema."""
+async def test_openapi_examples_and_defaults_validate_against_schemas(app: Running) -> None:
+    """Every example and default in the document validates against its schema."""
     document = await _document(app)
     seen = 0
     for name, schema in document["components"]["schemas"].items():
@@ -229,12 +229,15 @@ async def test_openapi_examples_validate_against_schemas(app: Running) -> None:
         for example in schema.get("examples", []):
             assert validator.is_valid(example), name
             seen += 1
+    for part in [part for part in _parts(document) if "default" in part]:
+        assert jsonschema_rs.Draft202012Validator(part).is_valid(part["default"]), part
+        seen += 1
     for _, _, operation in _operations(document):
         for parameter in operation["parameters"]:
             if "example" in parameter:
                 assert jsonschema_rs.Draft202012Validator(parameter["schema"]).is_valid(parameter["example"])
                 seen += 1
-    assert seen > 5
+    assert seen > 10
 
 
 async def test_openapi_operations_require_documented_scope(app: Running) -> None:
