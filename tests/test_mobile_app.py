@@ -13,50 +13,37 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-import jsonschema_rs
 import pytest
 
 from amo_callback.amo.sandbox.app import Fault
-from amo_callback.cli.info import EXAMPLE_ENVIRONMENT
-from amo_callback.config.loader import load_settings
-from amo_callback.web.apis import openapi_text
+from tests.documents import blocks_of, json_examples, openapi_paths, read_document, validate_example
 from tests.service import BASE, HOST, LINK, Running
 from tests.web.phone import WITH_USERS, Phone, allow, jwt_of, of
 
-DOCUMENT = (Path(__file__).parent.parent / "amo_callback/docs/mobile-app.md").read_text(encoding="utf-8")
+DOCUMENT = read_document("mobile-app.md")
+EXAMPLES = json_examples(DOCUMENT)
 PHONE = Path(__file__).parent / "mobile_phone.mjs"
 OTHER_HOST = "second.amocrm.ru"
-_EXAMPLE = re.compile(r"<!-- json: (?P<operation>\S+ \S+) (?P<part>\S+) -->\n```json\n(?P<text>.*?)\n```\n", re.DOTALL)
 DISMISSED = {"type": "dismiss"}
 
 
 # --- the examples -----------------------------------------------------------------------------
 
 
-def _examples() -> list[tuple[str, str, Any]]:
-    """Return each example's operation, its part (`request` or a status) and its value."""
-    return [(one["operation"], one["part"], json.loads(one["text"])) for one in _EXAMPLE.finditer(DOCUMENT)]
-
-
 def test_mobile_app_each_json_block_is_an_example() -> None:
     """Each block of JSON names the operation that it belongs to."""
-    assert len(_examples()) == DOCUMENT.count("```json") > 8
+    assert len(EXAMPLES) == DOCUMENT.count("```json") > 8
 
 
-@pytest.mark.parametrize(("operation", "part", "value"), _examples())
+@pytest.mark.parametrize(("operation", "part", "value"), EXAMPLES)
 def test_mobile_app_example_matches_openapi_document(operation: str, part: str, value: Any) -> None:
     """Each request and response validates against the schema of its operation in the OpenAPI document."""
-    document = json.loads(openapi_text(load_settings(None, EXAMPLE_ENVIRONMENT)))
-    method, path = operation.split()
-    described = document["paths"][BASE + path][method.lower()]
-    content = described["requestBody"] if part == "request" else described["responses"][part]
-    schema = content["content"]["application/json"]["schema"]
-    jsonschema_rs.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
+    validate_example(operation, part, value, base=BASE)
 
 
 def test_mobile_app_names_each_route_of_the_app() -> None:
     """Each public route that an app calls has a place in the document."""
-    paths = json.loads(openapi_text(load_settings(None, EXAMPLE_ENVIRONMENT)))["paths"]
+    paths = openapi_paths()
     routes = {
         f"{method.upper()} {{base}}{path.removeprefix(BASE)}"
         for path, item in paths.items()
@@ -70,8 +57,7 @@ def test_mobile_app_names_each_route_of_the_app() -> None:
 
 def test_mobile_app_errors_of_lost_link_are_documented() -> None:
     """Each status and error in the table of a lost link is one of `exchange-code` in the OpenAPI document."""
-    document = json.loads(openapi_text(load_settings(None, EXAMPLE_ENVIRONMENT)))
-    responses = document["paths"][f"{BASE}/exchange-code"]["post"]["responses"]
+    responses = openapi_paths()[f"{BASE}/exchange-code"]["post"]["responses"]
     table = DOCUMENT.partition("### A lost link")[2].partition("###")[0]
     named = re.findall(r"(\d{3}) `(\w+)`", table)
     assert len(named) == 5
@@ -83,7 +69,7 @@ def test_mobile_app_errors_of_lost_link_are_documented() -> None:
 async def test_mobile_app_responses_are_as_in_examples(app: Running) -> None:
     """The service's responses have the members and the messages of the examples."""
     answers = await _answers(app)
-    for operation, part, value in _examples():
+    for operation, part, value in EXAMPLES:
         if part != "request":
             assert _form(value) in [_form(answer) for name, answer in answers if name == f"{operation} {part}"]
 
@@ -151,9 +137,8 @@ class RecipeApp:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Run the app's process until the block ends."""
-        found = re.search(r"<!-- recipe: amo.js -->\n```js\n(.*?)```\n", DOCUMENT, re.DOTALL)
-        assert found is not None
-        (self._folder / "amo.mjs").write_text(found[1], encoding="utf-8")
+        recipe = dict(blocks_of(DOCUMENT, "recipe"))["amo.js"]
+        (self._folder / "amo.mjs").write_text(recipe, encoding="utf-8")
         shutil.copy(PHONE, self._folder)
         base = f"http://{self.app.service.public}{BASE}"
         process = self._process = await asyncio.create_subprocess_exec(

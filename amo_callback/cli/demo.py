@@ -28,6 +28,7 @@ the app, and a backend.
 
   Open          http://{panel}/
   Get a token   {curl}
+  Try a backend {backend}
   Try an app    {base}  (base URL)
                 {jwt}  (JWT of user {user}, valid for a day)
 
@@ -70,8 +71,8 @@ async def _demo(addresses: Addresses, *, token_life: int) -> int:
         clock=SystemClock(),
         on_entry=lambda entry: output.write(f"{line_of(entry)}\n"),
     ) as opened:
-        values = {"curl": opened.curl, "base": opened.base, "jwt": opened.jwt, "user": ANOTHER_USER, "life": token_life}
-        output.write(_WELCOME.format(panel=addresses.panel, **values))
+        values = {"curl": opened.curl, "backend": opened.backend, "base": opened.base, "jwt": opened.jwt}
+        output.write(_WELCOME.format(panel=addresses.panel, user=ANOTHER_USER, life=token_life, **values))
         status = await until_end(opened.service, signalled)
     output.write(_FAREWELL)
     return status if output.error is None else _report_closed_output(output.error)

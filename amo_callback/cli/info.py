@@ -14,6 +14,7 @@ import amo_callback
 _DOCUMENTS = {
     "manual": "Install, configure and operate the service; its reference.",
     "mobile-app": "Connect a mobile app, with recipes for Expo, Android and iOS.",
+    "backends": "Connect a backend, with recipes, and adapters for libraries.",
     "openapi": "The OpenAPI document of both APIs, as JSON.",
     "security": "Assets, attackers, and the limits of the protection.",
     "glossary": "The project's terms, and the modules that define them.",

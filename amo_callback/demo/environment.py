@@ -69,6 +69,8 @@ class Demo:
     poller: Poller
     curl: str = field(repr=False)
     """A curl command that requests a token."""
+    backend: str = field(repr=False)
+    """A shell command that sets the environment variables of a backend that is tried with the demo."""
     base: str
     """The base URL of the public API, for an app that is tried with the demo."""
     jwt: str = field(repr=False)
@@ -110,7 +112,7 @@ def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> 
         "REFRESH__RETRY_BASE": "2",
         "REFRESH__RETRY_CAP": "10",
         "STORAGE__ENCRYPTION_KEYS": made.encryption_key,
-        "API__KEYS": f"demo:{made.api_key}",
+        "API__KEYS": f"demo:read+token+admin:{made.api_key}",
     }
     return load_settings(None, {f"AMO_CALLBACK_{name}": value for name, value in values.items()})
 
@@ -176,7 +178,14 @@ async def open_demo(
         polling = asyncio.create_task(poller.run(), name="poller")
         stack.push_async_callback(_end, polling)
         token = config.jwt_of(ANOTHER_USER, expires_at=clock.now() + _JWT_LIFE)
-        yield Demo(service=service, poller=poller, curl=curl, base=config.base, jwt=token)
+        yield Demo(
+            service=service,
+            poller=poller,
+            curl=curl,
+            backend=f"export AMO_CALLBACK=http://{service.private} API_KEY={made.api_key}",
+            base=config.base,
+            jwt=token,
+        )
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -97,7 +97,7 @@ def test_docs_lists_and_prints_documents(capsys: pytest.CaptureFixture[str]) -> 
         assert main(["docs", name]) == 0
         assert capsys.readouterr().out.startswith("# ")
     assert main(["docs", "nothing"]) == 2
-    assert "manual, mobile-app, openapi" in capsys.readouterr().err
+    assert "manual, mobile-app, backends, openapi" in capsys.readouterr().err
 
 
 def test_docs_openapi_needs_no_configuration(

@@ -40,4 +40,5 @@ async def test_demo_repr_contains_no_secret(show: Walkthrough) -> None:
     made = DemoSecrets()
     for secret in (made.api_key, made.jwt_secret, made.encryption_key):
         assert secret not in repr(made)
-    assert show.demo.curl not in repr(show.demo)
+    for command in (show.demo.curl, show.demo.backend):
+        assert command not in repr(show.demo)

@@ -115,6 +115,21 @@ async def test_demo_prints_base_url_and_jwt_for_app(tmp_path: Path) -> None:
     assert (result["success"], result["data"]["domain"]) == (True, "reforyou.amocrm.ru")
 
 
+async def test_demo_prints_environment_of_backend(tmp_path: Path) -> None:
+    """With the printed address and API key, a backend starts a flow for one of its users."""
+    async with _demo(tmp_path) as process:
+        assert process.stdout is not None
+        shown = (await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C to end the demo.\n"), WAIT_LIMIT)).decode()
+        found = re.search(r"Try a backend export AMO_CALLBACK=(http://127\.0\.0\.1:\d+) API_KEY=([\w-]{32,})\n", shown)
+        assert found, shown
+        headers = {"Authorization": f"Bearer {found[2]}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as backend,
+            backend.post(f"{found[1]}/authorizations", json={"owner": "42"}) as response,
+        ):
+            assert (await response.json())["authorize_url"].startswith("http://127.0.0.1:")
+
+
 async def test_demo_ends_when_terminal_is_closed(tmp_path: Path) -> None:
     """A closed terminal ends the demo, which leaves no file."""
     parent_end, child_end = pty.openpty()

@@ -25,7 +25,7 @@ from tests.reference.settings import settings
 Document = dict[str, Any]
 
 REPOSITORY = Path(__file__).parent.parent.parent
-DOCUMENTS = ("README.md", "amo_callback/docs/mobile-app.md")
+DOCUMENTS = ("README.md", "amo_callback/docs/mobile-app.md", "amo_callback/docs/backends.md")
 """The documents with generated tables."""
 
 _FAMILY = re.compile(

@@ -455,7 +455,7 @@ async def test_lists_among_ids_omit_other_connections(store: Store) -> None:
         moved = [connection_event("connection.moved", connection)]
         await store.schedule_recheck(await now(store, connection), at=START, events=moved)
         assert await bind(store, connection.id, f"user {number}")
-    await store.unbind("user 4")
+    assert await store.disconnect(await now(store, saved[4]), on_request=False)  # as AMO's hook does
     owners = frozenset({"user 2", "user 4", "user 5"})
     limits = ConnectionLimits(accounts=frozenset({saved[1].account_id, "0"}), owners=owners)
     ids = await store.ids_within(limits)

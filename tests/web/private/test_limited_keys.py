@@ -158,6 +158,10 @@ async def test_limited_key_ended_ownership_needs_reauth_only_for_its_own_connect
     ):
         assert (await setting.ask(f"/connections/{name}/token", key)).status == status, (key, name)
         assert (await setting.ask(f"/connections/{name}", key)).status == status, (key, name)
+    for key, name in (("owner", f"owner:{USER}"), ("account", f"owner:{USER}")):
+        events = await setting.ask(f"/events?connection={name}", key)
+        assert (events.status, events.json()["items"]) == (200, [])
+    assert (await setting.ask("/events?connection=owner:7", "owner")).status == 403
 
 
 @pytest.mark.parametrize("key", ["account", "owner", "either"])
