@@ -1,6 +1,5 @@
 """Clients that generators make from `GET /openapi.json`, used against the running service."""
 
-import asyncio
 import importlib.util
 import json
 import os
@@ -13,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from amo_callback.clock import rfc3339
+from tests.clients.harness import Ended, require, run_program
 from tests.service import ADMIN_KEY, Running
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -31,8 +31,6 @@ def openapi_generator(request: pytest.FixtureRequest) -> Path:
     package = importlib.util.find_spec("openapi_generator_cli")
     if package is None or package.origin is None:
         pytest.skip("openapi-generator-cli is not installed")
-    if shutil.which("java") is None:
-        pytest.skip("java is not installed")
     return Path(package.origin).with_name("openapi-generator.jar")
 
 
@@ -53,16 +51,14 @@ async def test_client_of_openapi_generator_calls_service(
     app: Running, tmp_path: Path, generator: str, openapi_generator: Path
 ) -> None:
     """OpenAPI Generator reports no error in the document, and its client does the same."""
-    for tool in GENERATORS[generator]:
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
+    require("java", *GENERATORS[generator])
     options = ["--package-name=generated", "--global-property=apiTests=false,modelTests=false"]
-    output = await _run(
+    generated = await _run(
         tmp_path,
         *["java", "-jar", str(openapi_generator), "generate", "-i", await _document(app, tmp_path)],
         *["-g", generator, "-o", "client", *options],
     )
-    assert "ERROR" not in output
+    assert "ERROR" not in generated.printed
     await _check(app, tmp_path, *await _build(generator, tmp_path))
 
 
@@ -100,16 +96,15 @@ async def _check(app: Running, folder: Path, *command: str) -> None:
     """Run the program of a client, and check its results."""
     connection = await app.connected()
     before = (await app.private(f"/connections/{connection}/token")).json()
-    results = json.loads(
-        await _run(
-            folder,
-            *command,
-            AMO_CALLBACK=f"http://{app.service.private}",
-            API_KEY=ADMIN_KEY,
-            EXPIRES_AT=rfc3339(app.clock.now() + timedelta(days=1)),
-            PYTHONPATH=os.pathsep.join([str(folder / "client"), str(folder / "packages")]),
-        )
+    ended = await _run(
+        folder,
+        *command,
+        AMO_CALLBACK=f"http://{app.service.private}",
+        API_KEY=ADMIN_KEY,
+        EXPIRES_AT=rfc3339(app.clock.now() + timedelta(days=1)),
+        PYTHONPATH=os.pathsep.join([str(folder / "client"), str(folder / "packages")]),
     )
+    results = json.loads(ended.out)
     after = (await app.private(f"/connections/{connection}/token")).json()
     assert before["access_token"] != after["access_token"]
     assert len(app.amo.fake.ledger.refreshes()) == 1
@@ -139,20 +134,8 @@ async def _install(folder: Path, *command: str) -> None:
         pytest.skip(f"{command[0]} cannot install: {error}")
 
 
-async def _run(folder: Path, *command: str, **environment: str) -> str:
-    """Run a command in a folder, and return its output."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env={**os.environ, **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        out, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, out.decode()
-    return out.decode()
+async def _run(folder: Path, *command: str, **environment: str) -> Ended:
+    """Run a command in a folder; fails if its exit status is not 0."""
+    ended = await run_program(*command, folder=folder, environment={**os.environ, **environment})
+    assert ended.status == 0, ended.printed
+    return ended
