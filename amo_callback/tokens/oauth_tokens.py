@@ -7,8 +7,9 @@ spends nothing, and refreshed only if AMO rejects it.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.model import TokenState
 from amo_callback.tokens.cache import OpenConnection
@@ -25,6 +26,8 @@ _REPEATED = 10.0
 _INTROSPECT_EVERY = 60.0
 """The minimum interval in seconds between two introspections of a connection's token."""
 _REMEMBERED = 10_000
+Place = TypeVar("Place")
+Value = TypeVar("Value")
 
 
 class OAuthTokens:
@@ -38,6 +41,8 @@ class OAuthTokens:
         """The version of the pair that each API key was handed last, and the time of its first hand-out, by the key's
         name and the connection's id.
         """
+        self._introspected: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """The version of the pair that was introspected last, and the time, by the connection's id."""
 
     async def token(self, selector: str, *, key: str) -> HandOut:
         """Return an access token of the connection that `selector` names, for the API key with the name `key`.
@@ -45,21 +50,32 @@ class OAuthTokens:
         Raises the same errors as `AccessTokens.token`.
         """
         hand_out = await self._access_tokens.token(selector, min_ttl=MIN_TTL)
-        connection, token = hand_out.connection, hand_out.token
-        if self._is_repeated(hand_out, key):
-            found = OpenConnection(connection=connection, token=token)
+        if self._is_repeated(hand_out, key) and self._may_introspect(hand_out):
+            found = OpenConnection(connection=hand_out.connection, token=hand_out.token)
             if await self._check.state_of(found, in_doubt=True, max_age=_INTROSPECT_EVERY) is TokenState.REJECTED:
-                hand_out = await self._access_tokens.refresh(connection.id, rejected=token.value)
-        self._remember(hand_out, key)
+                hand_out = await self._access_tokens.refresh(found.connection.id, rejected=hand_out.token.value)
+        place, first = (key, hand_out.connection.id), (hand_out.connection.pair_version, self._clock.monotonic())
+        known = self._handed_out.get(place, first)
+        _put(self._handed_out, place, known if known[0] == first[0] else first)
         return hand_out
 
     def _is_repeated(self, hand_out: HandOut, key: str) -> bool:
         version, at = self._handed_out.get((key, hand_out.connection.id), (None, 0.0))
         return version == hand_out.connection.pair_version and self._clock.monotonic() - at > _REPEATED
 
-    def _remember(self, hand_out: HandOut, key: str) -> None:
-        place, first = (key, hand_out.connection.id), (hand_out.connection.pair_version, self._clock.monotonic())
-        known = self._handed_out.pop(place, first)
-        self._handed_out[place] = known if known[0] == first[0] else first
-        while len(self._handed_out) > _REMEMBERED:
-            self._handed_out.popitem(last=False)
+    def _may_introspect(self, hand_out: HandOut) -> bool:
+        """Return whether the pair may be introspected now, or was introspected in the last minute."""
+        connection, now = hand_out.connection, self._clock.monotonic()
+        version, at = self._introspected.get(connection.id, (None, -math.inf))
+        if now - at < _INTROSPECT_EVERY:
+            return version == connection.pair_version
+        _put(self._introspected, connection.id, (connection.pair_version, now))
+        return True
+
+
+def _put(entries: OrderedDict[Place, Value], place: Place, value: Value) -> None:
+    """Put an entry at the end, and drop the oldest entries."""
+    entries.pop(place, None)
+    entries[place] = value
+    while len(entries) > _REMEMBERED:
+        entries.popitem(last=False)

@@ -137,6 +137,7 @@ def test_units_pass_systemd_analyze(tmp_path: Path) -> None:
 def test_find_accepts_name_without_suffix() -> None:
     """A name without its suffix is found if it is unique."""
     assert units.find("nginx") == units.find("nginx.conf") == "nginx.conf"
+    assert units.find("nginx-proxy") == "nginx-proxy.conf"
     assert units.find("amo-callback") is None
     assert units.find("backup.timer") == "amo-callback-backup.timer"
     assert units.find("public") is None

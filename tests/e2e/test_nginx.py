@@ -1,13 +1,10 @@
 """The example configuration for nginx, in front of the service and another backend."""
 
-import asyncio
 import json
 import re
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +16,13 @@ from yarl import URL
 from amo_callback.app_links import ANDROID_FILE, IOS_FILE
 from amo_callback.deploy.units import text_of
 from amo_callback.web.listener import open_listener
+from tests.e2e.nginx import Nginx, check_example, run_command, run_nginx, unused_address, write_example
 from tests.e2e.processes import eventually
 from tests.fakes import ShiftedClock
 from tests.service import BASE, Running
 from tests.web.phone import WITH_USERS
 
 EXAMPLE = text_of("nginx.conf")
-MAIN = """
-daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log error;
-events {{}}
-http {{
-    access_log {folder}/access.log;
-    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-    scgi_temp_path {folder}; uwsgi_temp_path {folder};
-    include {folder}/example.conf;
-}}
-"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Nginx:
-    """A running nginx with its logs."""
-
-    address: str
-    folder: Path
-
-    def logged(self) -> str:
-        return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
-
-
-def _nginx() -> str:
-    found = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or shutil.which("nginx")
-    if found is None or shutil.which("openssl") is None:
-        pytest.skip("nginx and openssl are not both installed")
-    return found
-
-
-async def _run(*words: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    out, _ = await process.communicate()
-    return process.returncode or 0, out.decode()
-
-
 LINK_HOST = "app.example.com"
 _COMMENTED_OUT = re.compile(r"^#(?=server|    |}|$)", re.MULTILINE)
 
@@ -72,17 +32,18 @@ async def _written(folder: Path, *, service: str, other: str, with_link: bool = 
 
     `with_link` uncomments the server of the https deep link.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    address = unused_address()
     key, certificate = folder / "key.pem", folder / "certificate.pem"
-    made = await _run(
+    made = await run_command(
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
         "-subj", "/CN=admin.example.com", "-keyout", str(key), "-out", str(certificate),
     )  # fmt: skip
     assert made[0] == 0, made
     text = _COMMENTED_OUT.sub("", EXAMPLE) if with_link else EXAMPLE
     assert text.count("\nserver {") == 1 + with_link
-    for theirs, ours in {
+    changes = {
         "listen 443 ssl;": f"listen {address} ssl;",
         "/etc/ssl/certs/admin.example.com.pem": str(certificate),
         "/etc/ssl/private/admin.example.com.key": str(key),
@@ -91,32 +52,16 @@ async def _written(folder: Path, *, service: str, other: str, with_link: bool = 
         "http://127.0.0.1:8080;": f"http://{service};",
         "http://127.0.0.1:3000;": f"http://{other};",
         "/var/log/nginx/": f"{folder}/",
-    }.items():
-        assert theirs in text
-        text = text.replace(theirs, ours)
-    (folder / "example.conf").write_text(text, encoding="utf-8")
-    (folder / "nginx.conf").write_text(MAIN.format(folder=folder), encoding="utf-8")
+    }
+    write_example(folder, text, changes)
     return address
 
 
 @asynccontextmanager
 async def _fronted(folder: Path, *, service: str, other: str, with_link: bool = False) -> AsyncIterator[Nginx]:
-    nginx = _nginx()
     address = await _written(folder, service=service, other=other, with_link=with_link)
-    process = await asyncio.create_subprocess_exec(nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"))
-    host, _, port = address.partition(":")
-
-    def listens() -> bool:
-        assert process.returncode is None, (folder / "error.log").read_text()
-        with socket.socket() as client:
-            return client.connect_ex((host, int(port))) == 0
-
-    try:
-        await eventually(listens)
-        yield Nginx(address=address, folder=folder)
-    finally:
-        process.terminate()
-        await process.wait()
+    async with run_nginx(folder, address) as nginx:
+        yield nginx
 
 
 @asynccontextmanager
@@ -135,9 +80,8 @@ async def _echo(name: str, log: FilteringBoundLogger) -> AsyncIterator[str]:
 @pytest.mark.parametrize("with_link", [False, True])
 async def test_nginx_accepts_example_without_warning(tmp_path: Path, *, with_link: bool) -> None:
     """`nginx -t` reports neither an error nor a warning, with and without the server of the https deep link."""
-    nginx = _nginx()
     await _written(tmp_path, service="127.0.0.1:8080", other="127.0.0.1:3000", with_link=with_link)
-    status, result = await _run(nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
+    status, result = await check_example(tmp_path)
     assert status == 0, result
     assert "warn" not in result
 
@@ -202,8 +146,7 @@ async def test_nginx_replaces_forwarded_for_and_omits_unreadable_request(app: Ru
 
 async def test_nginx_with_unavailable_service_logs_no_code(app: Running, tmp_path: Path) -> None:
     """An unavailable service is a 502, and nginx's error log does not contain the request."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        unused = f"127.0.0.1:{listener.getsockname()[1]}"
+    unused = unused_address()
     async with _fronted(tmp_path, service=unused, other=unused) as nginx:
         async with app.http.get(f"https://{nginx.address}{BASE}/callback?code=def50200", ssl=False) as answer:
             assert answer.status == 502
@@ -255,8 +198,7 @@ async def test_nginx_serves_files_and_page_of_https_link_without_logging_its_que
 
 async def test_nginx_of_https_link_with_unavailable_service_logs_no_query(app: Running, tmp_path: Path) -> None:
     """If the service is unavailable, nginx's error log does not contain the link's query."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        unused = f"127.0.0.1:{listener.getsockname()[1]}"
+    unused = unused_address()
     async with _fronted(tmp_path, service=unused, other=unused, with_link=True) as nginx:
         url = f"https://{nginx.address}/amo-crm/callback?code=def50200"
         options: dict[str, Any] = {"ssl": False, "server_hostname": LINK_HOST, "headers": {"Host": LINK_HOST}}

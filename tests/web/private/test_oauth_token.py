@@ -1,15 +1,18 @@
 """`POST /oauth/token`, the token endpoint for standard OAuth clients."""
 
+import asyncio
 import base64
 import json
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
+from multidict import CIMultiDict
 
 from amo_callback.amo.sandbox.app import Fault
 from tests.service import ADMIN_KEY, API_KEY, HOST, READ_KEY, Answer, Running
 
+_FIELDS = b"".join(b"&field%d=1" % number for number in range(30))
 OTHER_KEY = "other-key-with-the-characters-+/%2B="
 """A key that changes if it is form-encoded."""
 
@@ -91,6 +94,7 @@ async def test_client_authenticates_by_basic_or_body_in_either_format(run: Any, 
         _basic(""),
         {"Authorization": f"Bearer {API_KEY}"},
         {"Authorization": "Basic !"},
+        {"Authorization": _basic(API_KEY)["Authorization"].replace("Basic ", "Basic !")},
         {"Authorization": "Basic " + base64.b64encode(b"\xff:\xff").decode()},
         {"Authorization": "Basic " + base64.b64encode(API_KEY.encode()).decode()},
         {"Authorization": "Digest " + base64.b64encode(f"x:{API_KEY}".encode()).decode()},
@@ -106,6 +110,16 @@ async def test_client_without_valid_key_is_invalid_client(app: Running, headers:
     [line] = [line for line in app.lines() if line["event"] == "http.request" and line["route"] == "/oauth/token"]
     assert (line["status"], line["error"]) == (401, "unauthorized")
     assert API_KEY not in app.log.getvalue()
+
+
+async def test_client_with_two_authorization_headers_is_invalid_client(app: Running) -> None:
+    """A doubled header is refused, because a proxy and the service could read different ones."""
+    await app.connected()
+    doubled = CIMultiDict([*_basic(API_KEY).items(), *_basic("other").items()])
+    doubled.add("Content-Type", "application/x-www-form-urlencoded")
+    body = urlencode({"grant_type": "refresh_token", "refresh_token": f"account:{app.amo.account.id}"})
+    async with app.http.post(f"http://{app.service.private}/oauth/token", data=body, headers=doubled) as answer:
+        assert (answer.status, (await answer.json())["error"]) == (401, "invalid_client")
 
 
 async def test_key_without_the_right_is_unauthorized_client(run: Any) -> None:
@@ -175,7 +189,7 @@ async def test_frozen_connection_is_temporarily_unavailable(run: Any) -> None:
         (b"grant_type=refresh_token&refresh_token=%ff&client_secret={key}", "invalid_request"),
         (b"grant_type=refresh_token&refresh_token=\xff&client_secret={key}", "invalid_request"),
         (b"grant_type=refresh_token&refresh_token=" + b"a" * 513 + b"&client_secret={key}", "invalid_request"),
-        (b"grant_type=refresh_token&refresh_token=a&client_secret={key}" + b"&a=1" * 30, "invalid_request"),
+        (b"grant_type=refresh_token&refresh_token=a&client_secret={key}" + _FIELDS, "invalid_request"),
         (b'{"grant_type": "refresh_token", "refresh_token": 1, "client_secret": "{key}"}', "invalid_request"),
         (b'{"grant_type": "refresh_token"', "invalid_request"),
         (b"[]", "invalid_request"),
@@ -203,7 +217,10 @@ async def test_description_has_only_allowed_characters(app: Running) -> None:
 
 
 async def test_rejected_token_is_introspected_and_refreshed_once(app: Running) -> None:
-    """A client that was handed the token before, and comes again, gets a new one only if AMO rejects the token."""
+    """A client that was handed the token before, and comes again, gets a new one only if AMO rejects the token.
+
+    A connection is introspected at most once a minute, also if it was refreshed in the meantime.
+    """
     connection = await app.connected()
     first = (await _request(app, connection)).json()["access_token"]
     app.clock.advance(11)
@@ -218,9 +235,35 @@ async def test_rejected_token_is_introspected_and_refreshed_once(app: Running) -
     assert app.amo.fake.live_account(second) is app.amo.account
     assert app.amo.sandbox.introspections == 2
     assert len(app.amo.fake.ledger.refreshes()) == 1
-    app.clock.advance(9)
-    assert (await _request(app, connection)).json()["access_token"] == second
-    assert app.amo.sandbox.introspections == 2
+    for seconds, introspections in ((6, 2), (6, 2), (47, 2), (2, 3)):
+        app.clock.advance(seconds)
+        assert (await _request(app, connection)).json()["access_token"] == second
+        assert app.amo.sandbox.introspections == introspections
+
+
+async def test_concurrent_clients_share_introspection_and_refresh(app: Running) -> None:
+    """Many clients that come with the same rejected token cause one refresh.
+
+    A client that comes before the refresh and one that comes during it do not share the introspection.
+    """
+    connection = await app.connected()
+    first = (await _request(app, connection)).json()["access_token"]
+    app.amo.fake.forget(first)
+    app.clock.advance(11)
+    answers = await asyncio.gather(*(_request(app, connection) for _ in range(50)))
+    assert len({answer.json()["access_token"] for answer in answers} - {first}) == 1
+    assert first not in {answer.json()["access_token"] for answer in answers}
+    assert len(app.amo.fake.ledger.refreshes()) == 1
+    assert app.amo.sandbox.introspections in {1, 2}
+
+
+async def test_client_that_comes_often_is_noticed(app: Running) -> None:
+    """The time counts from the first hand-out of a token to the key, not from the last."""
+    connection = await app.connected()
+    for introspections in (0, 0, 1):
+        await _request(app, connection)
+        assert app.amo.sandbox.introspections == introspections
+        app.clock.advance(6)
 
 
 async def test_first_hand_out_to_a_key_is_not_introspected(app: Running) -> None:
