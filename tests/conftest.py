@@ -68,6 +68,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the number of cases that schemathesis generates for each operation (default: %(default)s)",
     )
     parser.addoption(
+        "--openapi-generator",
+        action="store_true",
+        help=(
+            "generate and use clients with OpenAPI Generator, too. This needs Java, the package openapi-generator-cli "
+            "(34 MB), the tools of each language, and a network for their packages"
+        ),
+    )
+    parser.addoption(
         "--engines",
         choices=("some", "both"),
         default="some",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema_rs
 
 from amo_callback.web.apis import openapi_text
+from amo_callback.web.openapi import COMMON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,7 @@ class Conformance:
         path = path.partition("?")[0]
         for template, pattern in self._patterns.items():
             found = self.paths[template].get(method.lower()) if pattern.fullmatch(path) else None
-            if found and (api in found["tags"] or len(found["servers"]) > 1):
+            if found and {api, COMMON} & {*found["tags"]}:
                 return found
         return None
 
@@ -82,5 +83,5 @@ def _closed(components: Mapping[str, Any]) -> dict[str, Any]:
     closed = copy.deepcopy(dict(components))
     for schema in closed["schemas"].values():
         if "properties" in schema:
-            schema.setdefault("additionalProperties", False)
+            schema["additionalProperties"] = False
     return closed

@@ -62,7 +62,8 @@ def test_mobile_app_errors_of_lost_link_are_documented() -> None:
     named = re.findall(r"(\d{3}) `(\w+)`", table)
     assert len(named) == 5
     for status, error in named:
-        assert error in responses[status]["content"]["application/json"]["schema"]["properties"]["error"]["enum"]
+        rule = responses[status]["content"]["application/json"]["schema"]["dependentSchemas"]["error"]
+        assert error in rule["properties"]["error"]["enum"]
 
 
 async def test_mobile_app_responses_are_as_in_examples(app: Running) -> None:

@@ -47,25 +47,42 @@ Parsed values take up to fifty times their length in memory.
 """
 _MEMBER = r'"{}"\s*:\s*"\s*([!#-\[\]-~]+)\s*"'
 """A pattern for a complete member of a JSON object; a truncated value does not match."""
-_Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
+_Identifier = (
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    | Annotated[int, Field(ge=0, lt=2**63, json_schema_extra={"format": "int64"})]
+)
 _Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
 
 
-@validated(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True))
-class _ImportEntry:
-    """A connection in another system's file."""
+@validated(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True),
+)
+class ImportEntry:
+    """A connection from another system."""
 
     access_token: Token = dataclasses.field(repr=False)
     refresh_token: OptionalToken | None = dataclasses.field(repr=False, default=None)
+    """Absent or empty for a long-lived token."""
     expires_in: _Epoch | None = None
+    """The lifetime of the access token in seconds from now; ignored beside `expires_at`."""
     expires_at: _Epoch | Annotated[str, Field(max_length=64)] | None = None
+    """The expiry of the access token: RFC 3339 with a time zone, or seconds since 1970.
+
+    Neither this nor `expires_in` is required if the access token is a JWT with `exp`.
+    """
     domain: Host
+    """The account's host."""
     owner: object = None
+    """Ignored: a user becomes an owner by connecting in the app."""
     account_id: _Identifier | None = None
+    """The id of the AMO account; it must be the one in the access token, if there is one."""
     user_id: _Identifier | None = None
+    """The id of the AMO user; it must be the one in the access token, if there is one."""
 
 
-_ENTRY = TypeAdapter(_ImportEntry)
+_ENTRY = TypeAdapter(ImportEntry)
 
 
 class _Refused(Exception):
@@ -100,7 +117,7 @@ class JsonReader:
             return RecordError(place=place, why=str(refused))
         return ParsedRecord(place=place, record=record, names_owner=entry.owner is not None)
 
-    def _record(self, entry: _ImportEntry, claims: TokenClaims, number: int) -> ExportRecord:
+    def _record(self, entry: ImportEntry, claims: TokenClaims, number: int) -> ExportRecord:
         expires_at = _expiry(entry, claims, self.now)
         if not entry.refresh_token and expires_at <= self.now:
             raise _Refused("the access token has expired, and there is no refresh_token")
@@ -216,7 +233,7 @@ def _life(claims: TokenClaims) -> timedelta:
     return timedelta(seconds=lifetime) if 0 < lifetime <= _MAX_AHEAD.total_seconds() else _LIFE
 
 
-def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime:
+def _expiry(entry: ImportEntry, claims: TokenClaims, now: datetime) -> datetime:
     given = _given_expiry(entry, now)
     if given is None and claims.expires_at is None:
         raise _Refused('expires_in or expires_at is required, because the access token has no "exp" claim')
@@ -227,7 +244,7 @@ def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime
     return expires_at
 
 
-def _given_expiry(entry: _ImportEntry, now: datetime) -> datetime | None:
+def _given_expiry(entry: ImportEntry, now: datetime) -> datetime | None:
     """Return the expiry in the entry; `None` if there is none."""
     if isinstance(entry.expires_at, str):
         expires_at = _rfc3339(entry.expires_at)

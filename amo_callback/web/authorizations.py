@@ -12,7 +12,7 @@ from amo_callback.errors import InvalidRequest, RetryableError, TooManyAttempts
 from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, CallbackParams, WayBack, is_our_state
 from amo_callback.identity import MAX_USER, Scope
 from amo_callback.oauth.ownership import CHALLENGE
-from amo_callback.web.parsing import Body, invalid, read_known_query
+from amo_callback.web.parsing import Body, invalid, read_known_query, schema_of_texts
 from amo_callback.web.private.rights import check_owner
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TO_APP, Success, head_route, is_prefetch
 from amo_callback.web.public.return_response import choose, failed, known_error, redirect
@@ -36,10 +36,9 @@ class AuthorizationBody(Body):
     model_config = ConfigDict(
         strict=True,
         json_schema_extra={
-            "anyOf": [
-                {"required": [*_PKCE], "properties": {name: {"type": "string"} for name in _PKCE}},
-                {"properties": {name: {"type": "null"} for name in _PKCE}},
-            ]
+            # If one of them is a text, both are.
+            "if": {"anyOf": [schema_of_texts(name) for name in _PKCE]},
+            "then": schema_of_texts(*_PKCE),
         },
     )
 
@@ -109,7 +108,7 @@ class OwnedAuthorizationBody(AuthorizationBody):
     owner: Annotated[str, Field(min_length=1, max_length=MAX_USER)] | int
 
 
-async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
+async def start_authorization(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
     """Start an authorization request for an app user, and return the URL to open in a browser."""
     request = call.body.to_request(call.services.settings.app, user=call.caller)
     started = await call.services.oauth.authorizations.start(request)
@@ -119,7 +118,7 @@ async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationSta
     )
 
 
-async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> AuthorizationStarted:
+async def start_owned_authorization(call: Call[None, OwnedAuthorizationBody]) -> AuthorizationStarted:
     """Start an authorization request for `owner`, who becomes an owner of the connection when the flow is complete."""
     owner = str(call.body.owner)
     if len(owner) > MAX_USER or not owner.isprintable():
@@ -150,7 +149,7 @@ PRIVATE_ROUTES = (
     Route(
         "POST",
         "/authorizations",
-        start_grant,
+        start_owned_authorization,
         Scope.TOKEN,
         body=OwnedAuthorizationBody,
         answer=AuthorizationStarted,
@@ -162,7 +161,7 @@ PUBLIC_ROUTES = (
     Route(
         "POST",
         "/authorizations",
-        start,
+        start_authorization,
         Jwt.REQUIRED,
         body=AuthorizationBody,
         answer=Success[AuthorizationStarted],

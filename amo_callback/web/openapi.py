@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs
 from pydantic import TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, NoDefault
 from typing_extensions import TypedDict
 
 from amo_callback import __version__
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
     from pydantic.json_schema import JsonSchemaMode
+    from pydantic_core.core_schema import WithDefaultSchema
 
     from amo_callback.web.route import Api, Route
 
@@ -32,10 +33,11 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/"
 _ABOUT = """\
 The private API is for backends; each operation names the scope that the API key must have. The public API is for
-browsers, the app and AMO. Bodies are parsed as JSON, regardless of their Content-Type. A body can be up to 64 KiB; an
-import can be up to 1 MiB, with 1,000 connections. HTTP errors such as 405 and 413 have the same format as the API's
-other errors, but the response to a malformed HTTP request is 400 in plain text. HEAD is allowed wherever GET is.
-Clients must ignore unknown members, because new members may be added to responses.
+browsers, the app and AMO; each of its operations names the server. Bodies are parsed as JSON (that of `/oauth/token`
+also as a form), regardless of their Content-Type. A body can be up to 64 KiB; an import can be up to 1 MiB, with 1,000
+connections. HTTP errors such as 405 and 413 have the same format as the API's other errors, but the response to a
+malformed HTTP request is 400 in plain text. HEAD is allowed wherever GET is. Clients must ignore unknown members,
+because new members may be added to responses.
 """
 _HEADERS = {
     "Location": "The URL to redirect to.",
@@ -58,8 +60,12 @@ _SECURITY: dict[object, list[Json]] = {
     ClientSecret.BASIC_OR_BODY: [{}, {"oauthClient": []}],
     **{scope: [{"apiKey": []}] for scope in Scope},
 }
-
-
+COMMON = "common"
+_TAGS = {
+    "private": "The private API, which also serves this document.",
+    "public": "The public API.",
+    COMMON: "Operations of both APIs.",
+}
 _PATH_NAMES = {
     "id": {
         "schema": {"type": "string", "minLength": 1},
@@ -95,18 +101,22 @@ class OpenApi(TypedDict):
 
 
 class _Schemas(GenerateJsonSchema):
-    """A generator of schemas without titles, which would only repeat the names of fields."""
+    """A generator of schemas without titles of fields, and without the default `null`, which is the same as none."""
 
     def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 -- pydantic's signature
         return False
 
+    def get_default_value(self, schema: WithDefaultSchema) -> Any:  # noqa: ANN401 -- pydantic's signature
+        return NoDefault if (value := super().get_default_value(schema)) is None else value
+
+    def normalize_name(self, name: str) -> str:
+        """Return a schema's name; the name of a generic type begins with its parameter: `AppStatusSuccess`."""
+        return super().normalize_name(re.sub(r"^(\w+)\[(\w+)\]$", r"\2\1", name))
+
 
 def document_text(apis: Sequence[tuple[type[Api], Sequence[Route]]], redirect_uri: str) -> str:
     address = urlsplit(redirect_uri)
-    servers = {
-        "private": {"url": "/", "description": "The private API, which also serves this document."},
-        "public": {"url": f"{address.scheme}://{address.netloc}", "description": "The public API."},
-    }
+    public = {"url": f"{address.scheme}://{address.netloc}", "description": _TAGS["public"]}
     served = [(api.name, route, _replies(api, route)) for api, routes in apis for route in routes]
     wanted = {(_key(kind), mode): kind for _, route, replies in served for kind, mode in _types(route, replies)}
     found, rest = TypeAdapter.json_schemas(
@@ -114,22 +124,28 @@ def document_text(apis: Sequence[tuple[type[Api], Sequence[Route]]], redirect_ur
         ref_template=_REF + "{model}",
         schema_generator=_Schemas,
     )
-    components: Json = rest.get("$defs", {})
+    components: Json = {name: _component(schema) for name, schema in rest.get("$defs", {}).items()}
     writer = _Writer({key: schema for (key, _), schema in found.items()}, components)
     paths: dict[str, Json] = {}
     for name, route, replies in served:
         item, method = paths.setdefault(route.path, {}), route.method.lower()
         if method in item:  # both APIs serve this operation
-            item[method]["servers"].append(servers[name])
-        else:
-            item[method] = {"tags": [name], **writer.operation(route, replies), "servers": [servers[name]]}
+            item[method]["tags"] = [COMMON]
+            continue
+        item[method] = {"tags": [name], **writer.operation(route, replies)}
+        if name == "public":  # on a private operation, a server would replace the one that a client's user sets
+            item[method]["servers"] = [public]
+    responses = [operation["responses"] for item in paths.values() for operation in item.values()]
+    for name in _references(responses, components):
+        if "properties" in components[name]:  # without this, OpenAPI Generator's Go client rejects new members
+            components[name]["additionalProperties"] = True
     used = _references(paths, components)
     document: OpenApi = {
         "openapi": "3.1.0",
         "info": {"title": "amo-callback", "version": __version__, "description": _ABOUT},
-        "servers": [servers["private"]],
-        "tags": [{"name": name, "description": server["description"]} for name, server in servers.items()],
-        "paths": paths,
+        "servers": [{"url": "/", "description": _TAGS["private"]}],
+        "tags": [{"name": name, "description": about} for name, about in _TAGS.items()],
+        "paths": _wrapped(paths),
         "components": {
             "schemas": {name: schema for name, schema in components.items() if name in used},
             "securitySchemes": _SECURITY_SCHEMES,
@@ -162,7 +178,7 @@ class _Writer:
         if route.body is not None:
             operation["requestBody"] = {
                 "required": bool(route.body.model_json_schema().get("required")),
-                "content": {media: {"schema": self._schemas[_key(route.body)]} for media in route.body.media},
+                "content": {route.body.media: {"schema": self._schemas[_key(route.body)]}},
             }
         return operation
 
@@ -185,8 +201,9 @@ class _Writer:
         if reply.type is not None and not bare:
             schema = self._schemas[_key(reply.type)]
             if reply.values:
-                members = {name: {"enum": [*values]} for name, values in reply.values.items()}
-                schema = {**schema, "properties": members}
+                # Client generators ignore `dependentSchemas`, so that all errors have one class.
+                rules = {name: {"properties": {name: {"enum": [*values]}}} for name, values in reply.values.items()}
+                schema = {**schema, "dependentSchemas": rules}
             response["content"] = {media: {"schema": schema} for media in reply.media}
         return response
 
@@ -220,8 +237,27 @@ def _operation_id(route: Route) -> str:
     """Return the operation's id: the handler's name; for HEAD, an id made from the last part of the path."""
     if route.method != hdrs.METH_HEAD:
         return route.operation or route.handler.__name__
-    name = route.operation or re.sub(r"\W", "", route.path.replace("/{", "_").rpartition("/")[2])
+    name = route.operation or re.sub(r"\W+", "_", route.path.replace("/{", "_").rpartition("/")[2]).strip("_")
     return f"head_{name}"
+
+
+def _component(schema: Json) -> Json:
+    """Return a schema without the title, which only repeats its name."""
+    found: Json = _wrapped(schema)
+    return {name: value for name, value in found.items() if name != "title"}
+
+
+def _wrapped(part: Any) -> Any:  # noqa: ANN401 -- any JSON
+    """Return a part of the document in which no `$ref` has siblings, because client generators reject them.
+
+    The reference moves to an `anyOf`: with an `allOf`, OpenAPI Generator's PHP client has wrong class names.
+    """
+    if isinstance(part, list):
+        return [_wrapped(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    found = {name: _wrapped(value) for name, value in part.items()}
+    return {"anyOf": [{"$ref": found.pop("$ref")}], **found} if "$ref" in found and len(found) > 1 else found
 
 
 def _parameter(schema: Json) -> Json:
@@ -238,7 +274,7 @@ def _parameter(schema: Json) -> Json:
 def _not_null(schema: Json) -> Json:
     """Return the schema of an optional parameter without `null`, which a query cannot contain."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
-    rest = {name: value for name, value in schema.items() if name != "anyOf" and value is not None}
+    rest = {name: value for name, value in schema.items() if name != "anyOf"}
     return {**kinds[0], **rest} if len(kinds) == 1 else {**rest, **({"anyOf": kinds} if kinds else {})}
 
 

@@ -15,6 +15,8 @@ from amo_callback.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic.config import JsonDict
+
 _MAX_NAME = 64
 """The maximum number of characters of a field's name in an error message."""
 
@@ -58,8 +60,11 @@ class Body(BaseModel):
 
     wanted: ClassVar[str]
     """The error message for an invalid body."""
-    media: ClassVar[tuple[str, ...]] = ("application/json",)
-    """The documented media types; a body is parsed in the same way whatever its Content-Type is."""
+    media: ClassVar[str] = "application/json"
+    """The documented media type; a body is parsed in the same way whatever its Content-Type is.
+
+    There is one, because with two media types, a client of OpenAPI Generator sends no form.
+    """
     names_field: ClassVar[bool] = True
     """Whether the error message begins with the name of the field."""
     max_size: ClassVar[int] = 64 * 1024
@@ -70,6 +75,11 @@ class Body(BaseModel):
     def parse(cls, content: bytes) -> Self:
         """Parse a body; an empty body means `{}`."""
         return cls.model_validate_json(content or b"{}")
+
+
+def schema_of_texts(*names: str) -> JsonDict:
+    """Return the JSON schema of an object in which these members are texts."""
+    return {"required": [*names], "properties": {name: {"type": "string"} for name in names}}
 
 
 def paginate(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | None]:

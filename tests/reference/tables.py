@@ -15,6 +15,7 @@ from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.errors import AmoCallbackError, InternalError, error_classes
 from amo_callback.observe.metrics import Metrics
 from amo_callback.web.apis import openapi_text
+from amo_callback.web.openapi import COMMON
 from amo_callback.web.public.api import error_actions
 from tests.builders import a_service_status, some_stats
 from tests.fakes import START
@@ -56,12 +57,11 @@ def _document(*, metrics_auth: str) -> Document:
 
 def _endpoints(document: Document, guarded: Document, *, api: str) -> list[str]:
     """Return the table of an API's routes; the routes of both APIs are last, because readers seldom need them."""
-    [about] = [tag["description"] for tag in document["tags"] if tag["name"] == api]
     found = []
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            servers = [server["description"] for server in operation["servers"]]
-            if method == "head" or about not in servers:
+            common = COMMON in operation["tags"]
+            if method == "head" or not (common or api in operation["tags"]):
                 continue
             methods = "GET, HEAD" if method == "get" and "head" in item else method.upper()
             row = [
@@ -71,7 +71,7 @@ def _endpoints(document: Document, guarded: Document, *, api: str) -> list[str]:
                 _caller(operation, guarded["paths"][path][method]),
                 ", ".join(operation["responses"]),
             ]
-            found.append((len(servers), row))
+            found.append((common, row))
     rows = [row for _, row in sorted(found, key=lambda one: one[0])]
     return table(["route", "what it does", "takes", "for", "statuses"], rows)
 
@@ -80,7 +80,8 @@ def _taken(operation: Any, document: Document) -> Iterator[str]:
     """Yield the names of query and body parameters; an optional one is followed by its default or a `?`."""
     parts = [(one["name"], one["schema"], one["required"]) for one in operation["parameters"] if one["in"] == "query"]
     if "requestBody" in operation:
-        name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        [content] = operation["requestBody"]["content"].values()
+        name = content["schema"]["$ref"].rpartition("/")[2]
         shape = document["components"]["schemas"][name]
         parts += [(name, part, name in shape.get("required", ())) for name, part in shape["properties"].items()]
     for name, schema, required in parts:
@@ -140,9 +141,9 @@ def _statuses(document: Document, *, api: str) -> dict[str, set[int]]:
     for operation in operations:
         for status, reply in operation["responses"].items():
             for content in reply.get("content", {}).values():
-                members = content["schema"].get("properties", {})
-                for name in (members.get("code") or members.get("error") or {}).get("enum", ()):
-                    found[name].add(int(status))
+                for member, rule in content["schema"].get("dependentSchemas", {}).items():
+                    for name in rule["properties"][member]["enum"]:
+                        found[name].add(int(status))
     return found
 
 

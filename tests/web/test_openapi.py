@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -29,7 +30,7 @@ from amo_callback.web.apis import make_apis
 from amo_callback.web.public.api import error_actions
 from amo_callback.web.route import Unmatched
 from tests.openapi_conformance import Conformance, conformance_of
-from tests.service import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer, Running
+from tests.service import ADMIN_KEY, API_KEY, BASE, HOST, READ_KEY, Answer, Running
 from tests.web.phone import WITH_USERS
 
 TOKEN_KEY = "o" * 40
@@ -80,12 +81,11 @@ async def test_openapi_operations_are_the_served_routes(app: Running) -> None:
         for route in api.make_app().router.routes()
         if not isinstance(route.resource, Unmatched)
     }
-    servers = {"The private API, which also serves this document.": "private", "The public API.": "public"}
-    documented = {
-        (servers[server["description"]], method, path)
-        for method, path, operation in _operations(await _document(app))
-        for server in operation["servers"]
-    }
+    operations = [*_operations(await _document(app))]
+    apis = {"private": ["private"], "public": ["public"], "common": ["private", "public"]}
+    listed = [(api, method, path) for method, path, one in operations for tag in one["tags"] for api in apis[tag]]
+    documented = set(listed)
+    assert len(documented) == len(listed)
     assert documented <= served
     gets = {(api, method.replace("GET", "HEAD"), path) for api, method, path in documented}
     assert served - documented <= gets
@@ -107,18 +107,121 @@ async def test_openapi_without_jwt_settings_omits_user_routes(app: Running, run:
 
 
 async def test_openapi_operations_have_unique_id_summary_and_scope(app: Running) -> None:
-    """Each operation has a unique `operationId` for client generators, a summary and its scope."""
+    """Each operation has a unique `operationId` that can name a method, a summary and its scope."""
     operations = list(_operations(await _document(app)))
     assert len({operation["operationId"] for _, _, operation in operations}) == len(operations)
     for _, _, operation in operations:
+        assert re.fullmatch("[a-z]+(_[a-z0-9]+)*", operation["operationId"])
         assert operation["summary"].endswith((".", ";"))
         needs_key = operation["security"] == [{"apiKey": []}]
         assert needs_key is (operation.get("x-scope") in set(Scope))
         assert ("401" in operation["responses"]) is (operation["security"] != [])
 
 
-async def test_openapi_examples_validate_against_schemas(app: Running) -> None:
-    """Every example in the document validates against its schema."""
+async def test_openapi_names_server_only_for_public_operations(app: Running) -> None:
+    """The address that a client's user sets is used for each operation of the listener that serves the document."""
+    document = await _document(app)
+    public = {"url": app.settings.amo.redirect_uri.removesuffix(f"{BASE}/callback"), "description": "The public API."}
+    assert [server["url"] for server in document["servers"]] == ["/"]
+    for _, path, operation in _operations(document):
+        assert operation.get("servers") == ([public] if operation["tags"] == ["public"] else None), path
+
+
+async def test_openapi_references_have_no_siblings(app: Running) -> None:
+    """A `$ref` stands alone, because client generators reject or ignore its siblings."""
+    references = [part for part in _parts(await _document(app)) if "$ref" in part]
+    assert len(references) > 100
+    assert [part for part in references if len(part) > 1] == []
+
+
+async def test_openapi_members_are_not_only_null(app: Running) -> None:
+    """No schema accepts only `null`, for which client generators have no type."""
+    document = await _document(app)
+    members = [
+        one
+        for part in _parts(document)
+        if isinstance(part.get("properties"), dict)
+        for one in part["properties"].values()
+    ]
+    assert len(members) > 100
+    nothing = ({"type": "null"}, {"const": None}, {"enum": [None]})
+    assert [one for one in members if any(null.items() <= one.items() for null in nothing)] == []
+
+
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """Yield all objects in a JSON value."""
+    if isinstance(part, dict):
+        yield part
+    for one in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from _parts(one)
+
+
+async def test_openapi_schemas_have_plain_unique_names(app: Running) -> None:
+    """A schema's name is the name of a class, and a title, which replaces the name in some clients, is unique."""
+    schemas = (await _document(app))["components"]["schemas"]
+    titles = [schema.get("title", name) for name, schema in schemas.items()]
+    assert {"AppStatusSuccess", "ImportEntry", "Problem"} <= set(schemas)
+    assert len(titles) == len(set(titles))
+    for name in (*schemas, *titles):
+        assert re.fullmatch("[A-Z][A-Za-z]+", name)
+        assert not name.endswith("Shape")
+
+
+async def test_openapi_responses_may_have_more_members(app: Running) -> None:
+    """Each object in a response allows additional members, without which a generated Go client rejects new ones."""
+    document = await _document(app)
+    schemas = document["components"]["schemas"]
+    waiting = [operation["responses"] for _, _, operation in _operations(document)]
+    seen: set[str] = set()
+    while waiting:
+        names = {part["$ref"].rpartition("/")[2] for part in _parts(waiting.pop()) if "$ref" in part} - seen
+        seen |= names
+        waiting += [schemas[name] for name in names]
+    assert {"Problem", "Failure", "TokenAnswer", "RecordedEvent", "AppStatus"} <= seen
+    assert {
+        name for name in seen if "properties" in schemas[name] and not schemas[name]["additionalProperties"]
+    } == set()
+
+
+ENTRY = {"access_token": "opaque", "domain": HOST, "account_id": "77", "user_id": "5", "expires_in": 3600}
+ACCEPTED: list[dict[str, Any]] = [
+    {},
+    {"account_id": 77, "user_id": 5},
+    {"expires_in": None, "expires_at": time.time() + 3600},
+    {"expires_in": 1.5, "expires_at": None, "owner": {"id": [1]}},
+    {"refresh_token": "", "unknown": [None]},
+    {"refresh_token": "def502"},
+]
+REFUSED: list[dict[str, Any]] = [
+    {"access_token": ""},
+    {"access_token": "\u00e9"},
+    {"access_token": None},
+    {"domain": None},
+    {"domain": "a" * 254},
+    {"account_id": "7 7"},
+    {"account_id": True},
+    {"user_id": -1},
+    {"user_id": 2**63},
+    {"expires_in": "3600"},
+    {"expires_in": -1},
+    {"expires_at": "1" * 65},
+    {"refresh_token": 1},
+]
+
+
+@pytest.mark.parametrize("change", [*ACCEPTED, *REFUSED])
+async def test_import_of_entry_is_accepted_as_documented(app: Running, change: dict[str, Any]) -> None:
+    """The schema of an entry of an import accepts what the service accepts, and rejects what it rejects."""
+    components = (await _document(app))["components"]
+    body = {"connections": [{**ENTRY, **change}]}
+    schema = {"$ref": "#/components/schemas/ImportBody", "components": components}
+    assert jsonschema_rs.Draft202012Validator(schema).is_valid(body) is (change in ACCEPTED)
+    answer = await app.private("/connections/import", key=ADMIN_KEY, method="POST", json=body)
+    assert (answer.status == 200) is (change in ACCEPTED), answer.text
+
+
+async def test_openapi_examples_and_defaults_validate_against_schemas(app: Running) -> None:
+    """Every example and default in the document validates against its schema."""
     document = await _document(app)
     seen = 0
     for name, schema in document["components"]["schemas"].items():
@@ -126,12 +229,15 @@ async def test_openapi_examples_validate_against_schemas(app: Running) -> None:
         for example in schema.get("examples", []):
             assert validator.is_valid(example), name
             seen += 1
+    for part in [part for part in _parts(document) if "default" in part]:
+        assert jsonschema_rs.Draft202012Validator(part).is_valid(part["default"]), part
+        seen += 1
     for _, _, operation in _operations(document):
         for parameter in operation["parameters"]:
             if "example" in parameter:
                 assert jsonschema_rs.Draft202012Validator(parameter["schema"]).is_valid(parameter["example"])
                 seen += 1
-    assert seen > 5
+    assert seen > 10
 
 
 async def test_openapi_operations_require_documented_scope(app: Running) -> None:
@@ -153,7 +259,7 @@ async def test_private_routes_on_public_listener_are_404(app: Running) -> None:
     """A private route is 404 on the public listener with any key, and 401 without a key unless it is open."""
     asked = 0
     for method, path, operation in _operations(await _document(app)):
-        if len(operation["servers"]) > 1 or operation["tags"] != ["private"]:
+        if operation["tags"] != ["private"]:
             continue
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
         answer = await app.public(_filled_path(path), method=method, headers=headers)
@@ -209,7 +315,7 @@ def test_not_yet_error_is_answered_as_its_cause() -> None:
 def test_conformance_check_finds_operation_by_path_template() -> None:
     """The value of a path parameter is not part of the operation's path."""
     document = {
-        "paths": {"/a/{id}/b": {"get": {"operationId": "x", "tags": ["private"], "servers": [{}]}}},
+        "paths": {"/a/{id}/b": {"get": {"operationId": "x", "tags": ["private"]}}},
         "components": {"schemas": {}},
     }
     known = Conformance(document)

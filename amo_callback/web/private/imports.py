@@ -6,13 +6,13 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PlainValidator
 from pydantic_core import from_json
 
 from amo_callback.errors import InvalidRequest, NotYet, RetryableError
 from amo_callback.identity import Scope
 from amo_callback.transfer.importer import ImportPlan, ImportRules, apply, make_plan
-from amo_callback.transfer.json_format import JsonReader
+from amo_callback.transfer.json_format import ImportEntry, JsonReader
 from amo_callback.web.parsing import Body, invalid
 from amo_callback.web.route import Route, shape
 
@@ -27,6 +27,16 @@ _TOO_MANY = f"send at most {MAX_CONNECTIONS:,} connections per request"
 _MAX_PROBLEMS = 20
 
 
+def _object(value: object) -> object:
+    if not isinstance(value, dict):
+        raise ValueError("not an object")  # noqa: TRY004 -- pydantic reports a ValueError
+    return value
+
+
+# The reader validates the objects, because it reports the errors of all of them.
+_Entry = Annotated[dict[str, Any], PlainValidator(_object, json_schema_input_type=ImportEntry)]
+
+
 class ImportBody(Body):
     """Connections in the format of `amo-callback connections import`."""
 
@@ -36,7 +46,7 @@ class ImportBody(Body):
     max_size: ClassVar[int] = 1024 * 1024
     seconds: ClassVar[float] = 60.0
 
-    connections: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_CONNECTIONS)] = Field(repr=False)
+    connections: Annotated[list[_Entry], Field(min_length=1, max_length=MAX_CONNECTIONS)] = Field(repr=False)
     replace: bool = False
     """Whether to replace an existing connection's tokens if they differ."""
 

@@ -59,7 +59,7 @@ class TokenRequest(Body):
     )
 
     wanted: ClassVar[str] = "required exactly once: grant_type=refresh_token, and refresh_token, a connection's name"
-    media: ClassVar[tuple[str, ...]] = ("application/x-www-form-urlencoded", "application/json")
+    media: ClassVar[str] = "application/x-www-form-urlencoded"
 
     grant_type: Annotated[str, Field(json_schema_extra={"const": _GRANT_TYPE})]
     refresh_token: Annotated[str, Field(min_length=1, max_length=512, repr=False)]

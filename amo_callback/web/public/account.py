@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
@@ -26,7 +26,7 @@ from amo_callback.errors import (
 from amo_callback.grant import MAX_CODE, MAX_STATE, GrantStatus
 from amo_callback.model import Status
 from amo_callback.oauth.redemption import RedeemRequest
-from amo_callback.web.parsing import Body, read_known_query
+from amo_callback.web.parsing import Body, read_known_query, schema_of_texts
 from amo_callback.web.public.api import (
     NOT_CONNECTED,
     AppStatus,
@@ -36,13 +36,12 @@ from amo_callback.web.public.api import (
     failure_reply,
     head_route,
 )
-from amo_callback.web.route import Jwt, Route
+from amo_callback.web.route import Jwt, Route, shape
 
 if TYPE_CHECKING:
     from typing import Any
 
     from aiohttp import web
-    from pydantic.config import JsonDict
 
     from amo_callback.web.route import Call
 
@@ -65,7 +64,6 @@ class HookQuery(BaseModel):
     """An alternative name for `client_uuid`."""
 
 
-_STRING: JsonDict = {"type": "string"}
 _Code = Annotated[str, Field(min_length=1, max_length=MAX_CODE)]
 _State = Annotated[str, Field(max_length=MAX_STATE)]
 _Verifier = Annotated[str, Field(max_length=1024)]
@@ -74,13 +72,9 @@ _Verifier = Annotated[str, Field(max_length=1024)]
 class ExchangeBody(Body):
     """The code from the deep link, or the state and verifier of an authorization request whose link was lost."""
 
+    # Client generators take `anyOf` for a choice between classes, and ignore `if`.
     model_config = ConfigDict(
-        json_schema_extra={
-            "anyOf": [
-                {"required": ["code"], "properties": {"code": _STRING}},
-                {"required": ["state", "code_verifier"], "properties": {"state": _STRING, "code_verifier": _STRING}},
-            ]
-        }
+        json_schema_extra={"if": schema_of_texts("code"), "else": schema_of_texts("state", "code_verifier")}
     )
 
     wanted: ClassVar[str] = (
@@ -184,7 +178,16 @@ async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
     return app_status(connection, call.services.core.clock.now())
 
 
-async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Response:
+@shape
+class HookReceived:
+    """The response to AMO's hook."""
+
+    success: Literal[True] = True
+    message: str
+    """A human-readable message."""
+
+
+async def hook_disconnect(call: Call[None, None]) -> HookReceived | web.Response:
     """Receive AMO's hook for a disabled integration, and schedule introspection of the account's connections."""
     try:
         hook = read_known_query(call.request, HookQuery)
@@ -198,7 +201,7 @@ async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Respons
         await call.services.lifecycle.integration_disabled(hook.account_id)
     except StoreUnavailable as error:
         return failure(503, error.code, "Temporarily unavailable: try again later.")
-    return Success(data=None, message="The account's connections are being checked.")
+    return HookReceived(message="The account's connections are being checked.")
 
 
 ROUTES = (
@@ -239,7 +242,7 @@ ROUTES = (
         "/hooks/disconnect",
         hook_disconnect,
         unparsed_query=HookQuery,
-        answer=Success[None],
+        answer=HookReceived,
         replies={403: failure_reply(403, PkceMismatch.code), 503: failure_reply(503, StoreUnavailable.code)},
     ),
     head_route("/hooks/disconnect"),  # HEAD must not start a check
