@@ -183,6 +183,8 @@ class HookReceived:
     """The response to AMO's hook."""
 
     success: Literal[True] = True
+    data: AppStatus | None = None  # the envelope's member; client generators have no type for `null` alone
+    """Always `null`."""
     message: str
     """A human-readable message."""
 
