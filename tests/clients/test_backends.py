@@ -78,6 +78,9 @@ async def _answers(app: Running) -> list[tuple[str, Any]]:
     await app.private(f"/connections/{ACCOUNT}/thaw", method="POST", key=ADMIN_KEY)
     app.amo.spend(grant_type="refresh_token", refresh_token=app.amo.fake.ledger.issued[-1])
     await ask("POST", "/connections/{id}/refresh", rejected)
+    form = {"grant_type": "refresh_token", "client_secret": API_KEY}
+    for name in (ACCOUNT, "account:1"):
+        await ask("POST", "/oauth/token", {**form, "refresh_token": name})
     app.clock.advance(5000)  # a younger token is fresh for any `min_ttl`
     await ask("GET", "/connections/{id}/token", query="?min_ttl=86400")
     return found
@@ -255,7 +258,10 @@ async def test_curl_examples_return_access_token(app: Running, gate: Gate, tmp_p
         here = command.replace("/run/amo-callback/private.sock", gate.environment["SOCKET"])
         ended = await run_program("sh", "-c", here, environment=gate.environment, folder=tmp_path)
         assert f'"account_id":"{app.amo.account.id}"' in ended.out, ended.err
-    assert gate.requests == ["token 200", "token 200"]
+    command = dict(blocks_of(DOCUMENT, "shell"))["oauth"]
+    ended = await run_program("sh", "-c", command, environment=gate.environment, folder=tmp_path)
+    assert '"refresh_token": "account:31920194"' in ended.out, ended.err
+    assert gate.requests == ["token 200"] * 3
 
 
 async def test_demo_shows_situations_of_document(tmp_path: Path) -> None:
