@@ -72,15 +72,15 @@ async def _answers(app: Running) -> list[tuple[str, Any]]:
     token = await ask("GET", "/connections/{id}/token")
     token = await ask("POST", "/connections/{id}/refresh", {"rejected_access_token": token["access_token"]})
     del (await ask("GET", "/events"))["items"][1:]  # the example shows only the newest
+    form = {"grant_type": "refresh_token", "client_secret": API_KEY}
+    for name in (ACCOUNT, "account:1"):
+        await ask("POST", "/oauth/token", {**form, "refresh_token": name})
     rejected = {"rejected_access_token": token["access_token"]}
     await app.private(f"/connections/{ACCOUNT}/freeze", method="POST", key=ADMIN_KEY)
     await ask("POST", "/connections/{id}/refresh", rejected)
     await app.private(f"/connections/{ACCOUNT}/thaw", method="POST", key=ADMIN_KEY)
     app.amo.spend(grant_type="refresh_token", refresh_token=app.amo.fake.ledger.issued[-1])
     await ask("POST", "/connections/{id}/refresh", rejected)
-    form = {"grant_type": "refresh_token", "client_secret": API_KEY}
-    for name in (ACCOUNT, "account:1"):
-        await ask("POST", "/oauth/token", {**form, "refresh_token": name})
     app.clock.advance(5000)  # a younger token is fresh for any `min_ttl`
     await ask("GET", "/connections/{id}/token", query="?min_ttl=86400")
     return found
